@@ -1,0 +1,45 @@
+"""Train music tokenizers, and the language models on top of them, in JAX.
+
+>>> import bandtok_jax, numpy
+>>> codec = bandtok_jax.create("bandtok:tiny", seed=0)       # or bandtok_jax.load("runs/tokenizer", vocoder="runs/vocoder")
+>>> codes = codec.encode(numpy.zeros(44_100, numpy.float32), 44_100)
+>>> codes.shape, codec.decode(codes, samples=44_100).shape
+((11, 16), (44100,))
+"""
+
+from bandtok_jax.version import VERSION as __version__
+
+__all__ = ["__version__", "create", "load"]
+
+
+def load(path, vocoder=None, language_model=None):
+    """A trained codec, see `bandtok_jax.codec.Codec`.
+
+    Args:
+      path: run folder of a tokenizer (`bandtok train`), or an export folder (`bandtok export`).
+      vocoder: run or export folder; in place of the vocoder in `path`, if that has one.
+      language_model: run or export folder; likewise.
+
+    Raises:
+      ValueError, FileNotFoundError: a folder or file is missing, holds another model or another size, or the stages do
+        not belong together.
+    """
+    # Imported here, so that `import bandtok_jax` is quick and leaves jax alone.
+    from bandtok_jax.interchange import model_folder
+
+    return model_folder.load(path, vocoder=vocoder, language_model=language_model)
+
+
+def create(name, seed=0):
+    """A codec with random weights.
+
+    Args:
+      name: of a tokenizer's configuration with its variant, such as "bandtok:tiny".
+      seed: of the weights.
+
+    Raises:
+      ValueError: there is no such configuration.
+    """
+    from bandtok_jax.interchange import model_folder
+
+    return model_folder.create(name, seed=seed)

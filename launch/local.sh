@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# All stages on one machine: records, tokenizer, vocoder, tokens, language model, export, new music, report.
+#   bash launch/local.sh --music DIR [--output runs/mine] [--size tiny|small|base] [--tracks tracks.csv]
+#                        [--prompt TEXT] [--config.KEY=VALUE ...]
+# DIR is a folder of sound files, or `synthetic` for the music that comes with the package.
+# Every stage goes on where it stopped: start the same command again after an interruption.
+# --config.KEY=VALUE goes to all three trainings; name one of them by --tokenizer.KEY=, --vocoder.KEY= or
+# --language-model.KEY= instead.
+set -euo pipefail
+
+music="" output="runs/local" size="tiny" tracks=() prompt="slow minor piano with drums" seconds=10 offsets=4
+tokenizer=() vocoder=() language_model=()
+usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+  flag="${1%%=*}"
+  case "$1" in
+    --config.*=*) tokenizer+=("$1") vocoder+=("$1") language_model+=("$1"); shift; continue ;;
+    --tokenizer.*=*) tokenizer+=("--config.${1#--tokenizer.}"); shift; continue ;;
+    --vocoder.*=*) vocoder+=("--config.${1#--vocoder.}"); shift; continue ;;
+    --language-model.*=*) language_model+=("--config.${1#--language-model.}"); shift; continue ;;
+    --*=*) value="${1#*=}"; shift ;;
+    --*) [ $# -ge 2 ] || usage; value="$2"; shift 2 ;;
+    *) usage ;;
+  esac
+  case "$flag" in
+    --music) music="$value" ;;
+    --output) output="$value" ;;
+    --size) size="$value" ;;
+    --tracks) tracks=(--tracks "$value") ;;
+    --prompt) prompt="$value" ;;
+    --seconds) seconds="$value" ;;
+    --offsets) offsets="$value" ;;
+    *) usage ;;
+  esac
+done
+[ -n "$music" ] || usage
+absolute() { case "$1" in /*|synthetic*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+music="$(absolute "$music")" output="$(absolute "$output")"
+[ ${#tracks[@]} -eq 0 ] || tracks[1]="$(absolute "${tracks[1]}")"
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+step() { echo; echo "== $*"; }
+
+step "1/6 records: $music"
+bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"}
+step "2/6 tokenizer: sound to a grid of codes"
+bandtok train --config="bandtok:$size" --workdir="$output/tokenizer" --config.data.sources="$output/data" \
+  ${tokenizer[@]+"${tokenizer[@]}"}
+step "3/6 vocoder: mel pictures to sound"
+bandtok train --config="vocos:$size" --workdir="$output/vocoder" --config.data.sources="$output/data" \
+  ${vocoder[@]+"${vocoder[@]}"}
+step "4/6 tokens of the whole corpus"
+bandtok tokenize --model="$output/tokenizer" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
+step "5/6 language model over the grid"
+bandtok train --config="language_model:$size" --workdir="$output/language_model" \
+  --config.data.tokens="$output/tokens" ${language_model[@]+"${language_model[@]}"}
+step "6/6 export, new music, report"
+bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
+bandtok generate --model="$output/model" --prompt "$prompt" --seconds "$seconds" --seed 1 -o "$output/generated.wav"
+python -m bandtok_jax.evaluation.report --runs "$output" --data "$output/data" --output "$output/report.html"
