@@ -1,0 +1,1 @@
+"""Sound without learned parameters: reading, writing, resampling, spectra, loudness."""

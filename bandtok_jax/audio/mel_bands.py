@@ -1,0 +1,107 @@
+"""Mel filters as plain NumPy: which band hears which frequency."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+PADDINGS = ("same", "center", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class MelDefinition:
+    """Everything that decides a log-mel picture. The default is BigVGAN v2's 44.1 kHz, 128-band, hop-512 mel.
+
+    Attributes:
+      scale: "slaney" (linear below 1 kHz, as librosa's default) or "htk".
+      area_norm: every triangle has the same area (Slaney), else the same height 1.
+      padding: "same" mirrors (fft - hop) / 2 samples at both ends, T = S // hop; "center" mirrors fft / 2,
+        T = S // hop + 1; "none" adds nothing, T = (S - fft) // hop + 1.
+      floor: mel values below it are raised to it before the logarithm.
+      epsilon: added to the squared magnitude, so that its root has a gradient at silence.
+    """
+
+    sample_rate_hz: int = 44_100
+    fft_samples: int = 2048
+    hop_samples: int = 512
+    mels: int = 128
+    low_hz: float = 0.0
+    high_hz: float = 22_050.0
+    scale: str = "slaney"
+    area_norm: bool = True
+    padding: str = "same"
+    floor: float = 1e-5
+    epsilon: float = 1e-9
+
+    def __post_init__(self):
+        if not 0 <= self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
+            raise ValueError(
+                f"a mel from {self.low_hz} to {self.high_hz} Hz at {self.sample_rate_hz} Hz:"
+                f" 0 <= low_hz < high_hz <= {self.sample_rate_hz / 2} is needed; set high_hz to half the sample rate"
+            )
+        if self.scale not in ("slaney", "htk"):
+            raise ValueError(f"mel scale {self.scale!r}; use 'slaney' or 'htk'")
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding {self.padding!r}; use one of {', '.join(PADDINGS)}")
+        if not 0 < self.hop_samples <= self.fft_samples:
+            raise ValueError(f"a hop of {self.hop_samples} samples; use 1 to fft_samples = {self.fft_samples}")
+
+
+# MelTok's recipe, written there with torchaudio. Its magnitude has no epsilon; ours is far below the floor's square.
+MELTOK = MelDefinition(
+    fft_samples=1024,
+    hop_samples=256,
+    mels=96,
+    scale="htk",
+    area_norm=False,
+    padding="center",
+    floor=1e-7,
+    epsilon=1e-18,
+)
+
+# Slaney's Auditory Toolbox: 200/3 Hz a mel up to 1 kHz, then 27 mels for every factor of 6.4.
+SLANEY_HZ_PER_MEL, SLANEY_KNEE_HZ, SLANEY_LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
+
+
+def hz_to_mel(hz, scale: str) -> np.ndarray:
+    """Frequencies in Hz as mels of a scale."""
+    hz = np.asarray(hz, np.float64)
+    if scale == "htk":
+        return 2595 * np.log10(1 + hz / 700)
+    above = np.log(np.maximum(hz, SLANEY_KNEE_HZ) / SLANEY_KNEE_HZ) / SLANEY_LOG_STEP
+    return np.minimum(hz, SLANEY_KNEE_HZ) / SLANEY_HZ_PER_MEL + above
+
+
+def mel_to_hz(mel, scale: str) -> np.ndarray:
+    """The inverse of `hz_to_mel`."""
+    mel = np.asarray(mel, np.float64)
+    if scale == "htk":
+        return 700 * (10 ** (mel / 2595) - 1)
+    knee = SLANEY_KNEE_HZ / SLANEY_HZ_PER_MEL
+    return SLANEY_HZ_PER_MEL * np.minimum(mel, knee) * np.exp(SLANEY_LOG_STEP * np.maximum(mel - knee, 0))
+
+
+def _corners_hz(definition: MelDefinition) -> np.ndarray:
+    """The `[M + 2]` frequencies between which the triangles stand."""
+    low, high = hz_to_mel([definition.low_hz, definition.high_hz], definition.scale)
+    return mel_to_hz(np.linspace(low, high, definition.mels + 2), definition.scale)
+
+
+def band_edges_hz(definition: MelDefinition) -> np.ndarray:
+    """Lower and upper edge of every filter, `[M, 2]`; neighbours overlap by half."""
+    corners = _corners_hz(definition)
+    return np.stack([corners[:-2], corners[2:]], axis=1)
+
+
+@functools.cache
+def mel_filterbank(definition: MelDefinition) -> np.ndarray:
+    """The filters as a float64 matrix `[bins, M]` that multiplies a magnitude spectrum `[T, bins]` from the right."""
+    corners = _corners_hz(definition)
+    bins_hz = np.fft.rfftfreq(definition.fft_samples, 1 / definition.sample_rate_hz)[:, None]
+    rising = (bins_hz - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - bins_hz) / (corners[2:] - corners[1:-1])
+    filters = np.maximum(0, np.minimum(rising, falling))
+    if definition.area_norm:
+        filters *= 2 / (corners[2:] - corners[:-2])
+    filters.flags.writeable = False  # The cache hands the same array to everybody.
+    return filters

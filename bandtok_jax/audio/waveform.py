@@ -1,0 +1,219 @@
+"""Sound as numbers: reading, writing, resampling and checking. NumPy only, so that data workers can use it.
+
+Everywhere audio is float32 `[C, S]` (channels, samples) with full scale at 1.0.
+"""
+
+from collections.abc import Iterator
+import math
+import os
+
+import numpy as np
+import soundfile
+import soxr
+
+LOWEST_RATE_HZ = 8_000
+HIGHEST_RATE_HZ = 192_000
+MOST_CHANNELS = 8
+INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writing it again changes nothing.
+READ_BLOCK_SAMPLES = 1 << 18
+# soundfile hands libsndfile one buffer; very long Vorbis buffers overflow its stack (libsndfile 1.0 to 1.2).
+WRITE_BLOCK_SAMPLES = 1 << 16
+SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
+
+
+def _open(path) -> soundfile.SoundFile:
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: no such file; check the path")
+    try:
+        return soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error) -> ValueError:
+    reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
+    return ValueError(f"{path}: cannot be read as sound ({reason}); give a whole wav, flac, ogg or mp3 file")
+
+
+def probe(path) -> tuple[int, int, int]:
+    """`(sample_rate_hz, channels, samples)` from the header alone; a damaged file may hold fewer samples."""
+    with _open(path) as file:
+        return file.samplerate, file.channels, file.frames
+
+
+def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
+    """Yields the file as float32 `[C, <=block_samples]`, never holding more than one block.
+
+    Raises:
+      ValueError: the file is missing, is no sound, or is damaged (possibly after some good blocks).
+    """
+    with _open(path) as file:
+        while True:
+            try:
+                block = file.read(block_samples, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise _unreadable(path, error) from error
+            if not len(block):
+                return
+            yield np.ascontiguousarray(block.T)
+
+
+def read(path) -> tuple[np.ndarray, int]:
+    """A whole file as `(audio float32 [C, S], sample_rate_hz)`."""
+    sample_rate_hz, channels, _ = probe(path)
+    # By blocks, because the sample count in a damaged header may ask for more memory than there is.
+    parts = list(blocks(path, READ_BLOCK_SAMPLES))
+    return np.concatenate(parts or [np.zeros((channels, 0), np.float32)], axis=1), sample_rate_hz
+
+
+class Writer:
+    """Writes sound block by block: 16 bit for .wav and .flac, compressed for .ogg and .mp3.
+
+    Args:
+      path: its ending chooses the format.
+      sample_rate_hz: rate of the blocks.
+      channels: channels of every block.
+
+    What lies beyond full scale is clipped, never wrapped, and counted in `clipped_samples`.
+    """
+
+    def __init__(self, path, sample_rate_hz: int, channels: int):
+        ending = os.path.splitext(path)[1].lower()
+        if ending not in SUBTYPES:
+            raise ValueError(f"{path}: cannot write {ending or 'a file without ending'}; use {', '.join(SUBTYPES)}")
+        self.clipped_samples = 0
+        self._channels = channels
+        self._integers = SUBTYPES[ending] == "PCM_16"
+        try:
+            self._file = soundfile.SoundFile(path, "w", int(sample_rate_hz), channels, SUBTYPES[ending])
+        except soundfile.LibsndfileError as error:
+            reason = error.error_string.strip().rstrip(".")
+            raise ValueError(
+                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz there ({reason});"
+                " choose an existing folder, or .wav"
+            ) from error
+
+    def write(self, block: np.ndarray) -> None:
+        """Appends a block `[S]` or `[C, S]`."""
+        block = np.atleast_2d(np.asarray(block, np.float32))
+        if block.shape[0] != self._channels:
+            raise ValueError(f"a block with {block.shape[0]} channels for a file with {self._channels}; pass [C, S]")
+        if not np.isfinite(block).all():
+            raise ValueError("the sound to write holds NaN or infinity; find the step that made it")
+        self.clipped_samples += int(np.count_nonzero(np.abs(block) > 1))
+        if self._integers:
+            frames = np.clip(np.rint(block.T * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
+        else:
+            frames = np.clip(block.T, -1, 1)
+        for start in range(0, len(frames), WRITE_BLOCK_SAMPLES):
+            self._file.write(frames[start : start + WRITE_BLOCK_SAMPLES])
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def write(path, audio: np.ndarray, sample_rate_hz: int) -> int:
+    """Writes `[S]` or `[C, S]` (see `Writer`) and returns how many samples were clipped."""
+    audio = np.atleast_2d(audio)
+    with Writer(path, sample_rate_hz, audio.shape[0]) as writer:
+        writer.write(audio)
+    return writer.clipped_samples
+
+
+class Resampler:
+    """Changes the sample rate of a stream, block by block; the block sizes do not change the result.
+
+    After the last block the output has `ceil(samples * to_hz / from_hz)` samples.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int, channels: int):
+        for rate_hz in (from_hz, to_hz):
+            check_rate(rate_hz)
+        self._from_hz, self._to_hz, self._channels = int(from_hz), int(to_hz), channels
+        self._received = self._sent = 0
+        # soxr has no stream of one rate to itself, and needs none.
+        self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32")
+
+    def push(self, block: np.ndarray, last: bool = False) -> np.ndarray:
+        """Takes `[C, S]` (S may be 0) and returns what is ready, `[C, any]`; `last` empties the stream."""
+        block = np.asarray(block, np.float32)
+        if self._stream is None:
+            return block
+        self._received += block.shape[1]
+        wanted = math.ceil(self._received * self._to_hz / self._from_hz)
+        if last:
+            # soxr rounds its length to the nearest sample; enough silence makes sure of the last one.
+            silence = np.zeros((self._channels, math.ceil(self._from_hz / self._to_hz)), np.float32)
+            block = np.concatenate([block, silence], axis=1)
+        ready = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._channels).T
+        ready = ready[:, : wanted - self._sent]
+        self._sent += ready.shape[1]
+        return np.ascontiguousarray(ready)
+
+
+def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """`[..., S]` at `from_hz` to float32 `[..., ceil(S * to_hz / from_hz)]` at `to_hz`."""
+    flat = np.asarray(audio, np.float32).reshape(-1, audio.shape[-1])
+    resampled = Resampler(from_hz, to_hz, flat.shape[0]).push(flat, last=True)
+    return resampled.reshape(*audio.shape[:-1], resampled.shape[-1])
+
+
+def mono(audio: np.ndarray) -> np.ndarray:
+    """The mean of the channels, `[C, S]` to `[S]`."""
+    return audio.mean(axis=0, dtype=np.float32)
+
+
+def check_rate(sample_rate_hz) -> None:
+    """Raises ValueError unless the sample rate is a whole number within the limits."""
+    if not LOWEST_RATE_HZ <= sample_rate_hz <= HIGHEST_RATE_HZ or int(sample_rate_hz) != sample_rate_hz:
+        raise ValueError(
+            f"a sample rate of {sample_rate_hz} Hz; whole numbers from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz work:"
+            " state the rate of the recording in Hz, or resample it first"
+        )
+
+
+def check(audio, sample_rate_hz) -> np.ndarray:
+    """A user's sound as float32 `[C, S]`.
+
+    Args:
+      audio: `[S]` or `[C, S]`, floating point with full scale at 1.0, or int16.
+      sample_rate_hz: from 8000 to 192000.
+
+    Raises:
+      ValueError: in one line, what is wrong and what to do.
+    """
+    check_rate(sample_rate_hz)
+    audio = np.asarray(audio)
+    if audio.ndim not in (1, 2):
+        raise ValueError(
+            f"audio with {audio.ndim} dimensions; pass [samples] or [channels, samples], one sound at a time"
+        )
+    audio = np.atleast_2d(audio)
+    channels, samples = audio.shape
+    if not audio.size:
+        raise ValueError(f"audio of {channels} channels with {samples} samples holds no sound; give at least 1 of each")
+    if channels > MOST_CHANNELS:
+        raise ValueError(
+            f"audio with {channels} channels of {samples} samples, where {MOST_CHANNELS} channels are the limit:"
+            " is it transposed? Then pass audio.T, else mix it down"
+        )
+    if audio.dtype == np.int16:
+        return audio.astype(np.float32) / INT16_SCALE
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise ValueError(f"audio of type {audio.dtype}; pass floating point with full scale at 1.0, or int16")
+    with np.errstate(over="ignore"):
+        audio = np.ascontiguousarray(audio, np.float32)
+    bad = ~np.isfinite(audio)
+    if bad.any():
+        first = np.flatnonzero(bad.any(axis=0))[0]
+        raise ValueError(
+            f"audio with {np.count_nonzero(bad)} samples that are NaN or infinite, the first at sample {first};"
+            " cut them out, or numpy.nan_to_num them"
+        )
+    return audio
