@@ -1,0 +1,166 @@
+"""Sound files to `.bt` files and back, from file to file in bounded memory."""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from bandtok_jax.audio import spectral, waveform
+from bandtok_jax.audio.windows import windows
+from bandtok_jax.codec import Codec
+from bandtok_jax.generation import pieces
+from bandtok_jax.interchange import container
+
+BLOCK_SAMPLES = 1 << 16
+COMPARISON_SAMPLES = 1 << 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far a reconstruction is from its original: levels in dB below full scale, log-mel distance in nats."""
+
+    samples: int
+    original_level_db: float
+    reconstruction_level_db: float
+    mel_distance: float
+    clipped_samples: int
+
+
+def encode(codec: Codec, source: str, target: str) -> container.Header:
+    """Encodes a sound file to a `.bt` file; returns what the file says about itself."""
+    with _naming(source), container.Writer(target, codec.header) as writer:
+        sound = _Counted(_listen(codec, source))
+        for codes in codec.encode_stream(sound):
+            writer.write(codes)
+        return writer.finish(sound.samples)
+
+
+def decode(codec: Codec, source: str, target: str) -> tuple[container.Header, int]:
+    """Decodes a `.bt` file to a sound file; returns the file's header and how many samples were clipped.
+
+    Raises:
+      ValueError: the file is damaged, foreign, or was made with another tokenizer.
+    """
+    reader = container.Reader(source)
+    header, own = reader.header, codec.header
+    if dataclasses.replace(header, samples=0, columns=0) != own:
+        raise ValueError(
+            f"{source} was made by the model {header.weight_hash[:12]} ({header.rows} rows of {header.codebook_size} codes), "
+            f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
+        )
+    blocks = codec.decode_stream(reader.blocks(), samples=header.samples)
+    with waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
+        for audio in _progress(blocks, header.samples, codec.sample_rate_hz):
+            writer.write(audio)
+    return header, writer.clipped_samples
+
+
+def reconstruct(codec: Codec, source: str, target: str) -> Comparison:
+    """Sound to codes to sound, and how far the result is from the original."""
+    size = COMPARISON_SAMPLES
+    mel = jax.jit(lambda audio: spectral.log_mel(audio, codec.mel))
+    squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
+    with _naming(source), waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
+        heard, compared = itertools.tee(_listen(codec, source))
+        made = codec.decode_stream(codec.encode_stream(heard))
+        # The original comes first in the pair: its end is the end, not that of its last whole column.
+        for (original, count), (copy, _) in zip(windows(compared, size, 0, 0, 0.0), windows(made, size, 0, 0, 0.0)):
+            copy = np.where(np.arange(size) < count, copy, np.float32(0))
+            writer.write(copy[:count])
+            squares += [np.square(x, dtype=np.float64).sum() for x in (original, copy)]
+            whole = max(1, (count - codec.mel.fft_samples) // codec.mel.hop_samples + 1)
+            distance += float(np.abs(np.asarray(mel(original)) - np.asarray(mel(copy)))[:whole].mean(axis=1).sum())
+            frames, samples = frames + whole, samples + count
+    levels = 10 * np.log10(np.maximum(squares / samples, 1e-12))
+    return Comparison(samples, float(levels[0]), float(levels[1]), distance / frames, writer.clipped_samples)
+
+
+def generate(
+    codec: Codec,
+    target: str,
+    *,
+    prompt: str | None = None,
+    seconds: float = 10.0,
+    seed: int = 0,
+    beginning: str | None = None,
+    count: int = 1,
+    **sampling,
+) -> Iterator[tuple[str, int, int]]:
+    """Writes new pieces, as sound or, where `target` ends with .bt, as codes.
+
+    Args:
+      beginning: a sound file that the pieces begin with and go on from.
+      count: number of pieces; from two on their names are numbered.
+      sampling: see `bandtok_jax.generation.pieces.generate`.
+
+    Yields:
+      (path, columns, clipped samples) of each piece when it is written.
+    """
+    if count < 1:
+        raise ValueError(f"{count} pieces: ask for at least 1")
+    stem, ending = os.path.splitext(target)
+    if ending not in (".bt", *waveform.SUBTYPES):
+        raise ValueError(
+            f"{target}: cannot write {ending or 'a file without ending'}; use .bt, {', '.join(waveform.SUBTYPES)}"
+        )
+    codec.require("language_model")
+    if ending != ".bt":
+        codec.require("vocoder")
+    prefix = None
+    if beginning:
+        with _naming(beginning):
+            prefix = np.concatenate(list(codec.encode_stream(_listen(codec, beginning))))
+    columns = math.ceil(seconds * codec.columns_per_second) + (0 if prefix is None else len(prefix))
+    with tqdm(total=columns, unit="column", disable=None, leave=False) as bar:
+        report = lambda done: bar.update(done - bar.n)
+        made = pieces.generate(codec, [prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
+    for number, codes in enumerate(made):
+        path = target if count == 1 else f"{stem}-{number + 1}{ending}"
+        clipped = 0
+        if ending == ".bt":
+            container.write(path, codes, codec.header, len(codes) * codec.samples_per_column)
+        else:
+            clipped = waveform.write(path, codec.decode(codes), codec.sample_rate_hz)
+        yield path, len(codes), clipped
+
+
+class _Counted:
+    """Passes blocks on and counts their samples."""
+
+    def __init__(self, blocks: Iterable[np.ndarray]):
+        self._blocks, self.samples = blocks, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._blocks:
+            self.samples += len(block)
+            yield block
+
+
+def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
+    sample_rate_hz, _, samples = waveform.probe(path)
+    expected = math.ceil(samples * codec.sample_rate_hz / sample_rate_hz)
+    sound = codec.listen(waveform.blocks(path, BLOCK_SAMPLES), sample_rate_hz)
+    return _progress(sound, expected, codec.sample_rate_hz)
+
+
+def _progress(blocks: Iterable[np.ndarray], samples: int, sample_rate_hz: int) -> Iterator[np.ndarray]:
+    """Passes blocks on and draws, on a terminal, how many seconds of sound are done and how long the rest takes."""
+    with tqdm(total=round(samples / sample_rate_hz, 1), unit="s", unit_scale=True, disable=None, leave=False) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block) / sample_rate_hz)
+
+
+@contextlib.contextmanager
+def _naming(path: str):
+    """Says in which file the sound is that an error is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Experiments as data: one file a system, `get_config(variant)` in each."""

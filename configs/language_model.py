@@ -1,0 +1,63 @@
+"""The language model over the grid of tokens: a decoder-only transformer with 2-D RoPE.
+
+    bandtok tokenize --model=runs/tokenizer --data=data/music --output=data/tokens --offsets=4
+    bandtok train --config=language_model:tiny --workdir=runs/lm --config.data.tokens=data/tokens
+
+Published (Cheng et al. 2026, arXiv 2605.15831) is the 2-D RoPE over time and band, and that the model generates from text; the
+challenge it entered allows 500 million parameters. Sizes, text conditioning and schedules are our choices. The codebook
+sizes are those of the same variants of `bandtok`.
+
+  tiny   two CPU cores, minutes: 5 million parameters
+  small  one GPU, a day: 130 million
+  base   several GPUs or TPUs: 409 million in 24 layers, 17 million in the embeddings, and 17 million in the text encoder
+"""
+
+from bandtok_jax.configs import defaults
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    config = defaults.get_config()
+    config.task = "language_model"
+    config.best_metric = "cross_entropy"
+    config.loss = ConfigDict({"condition_dropout": 0.1})
+    shapes = {
+        "tiny": dict(codebook_size=1024, width=256, layers=4, heads=4, feed_forward=704, text_width=128, text_layers=1),
+        "small": dict(
+            codebook_size=4096, width=768, layers=12, heads=12, feed_forward=2048, text_width=384, text_layers=4
+        ),
+        "base": dict(
+            codebook_size=8192, width=1024, layers=24, heads=16, feed_forward=2816, text_width=512, text_layers=4
+        ),
+    }
+    if variant not in shapes:
+        raise ValueError(f"language_model has no variant {variant!r}; choose one of {', '.join(shapes)}")
+    config.model = ConfigDict(
+        {
+            "rows": 16,
+            **shapes[variant],
+            "rope": "2d",
+            "row_embedding": False,
+            "text": "bytes",
+            "attention": "auto",
+            "remat": False,
+            "scan_layers": False,
+        }
+    )
+    config.optimizer.beta2 = 0.95  # as most language models
+    config.optimizer.weight_decay = 0.1
+    if variant == "tiny":
+        config.total_steps, config.batch_size = 300, 4
+        config.data.columns = 32
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.average_decay = 0.99
+    else:
+        config.total_steps, config.batch_size = 200_000, 64
+        config.dtype = "bfloat16"
+        config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
+        config.evaluation_batches = 16
+        config.data.columns, config.data.workers = 108, 4  # ten seconds
+        config.optimizer.warmup_steps = 2000
+        config.optimizer.average_decay = 0.9999
+        config.model.remat = config.model.scan_layers = variant == "base"
+    return config.lock()

@@ -1,0 +1,1 @@
+"""From music on disk to batches; NumPy only."""

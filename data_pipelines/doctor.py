@@ -1,0 +1,127 @@
+"""What the model will hear from a prepared folder (`bandtok doctor --data DIR`): every record is read once and
+checked.
+"""
+
+import json
+import os
+
+from array_record.python import array_record_module
+from bandtok_jax.data_pipelines import examples, records
+from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
+import numpy as np
+
+
+def _check_shard(directory, shard):
+    """Reads a shard with ArrayRecord's own reader, which checks every checksum; -> counts over its records."""
+    path = os.path.join(directory, shard["file"])
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{path} is missing, though the manifest names it; "
+            "make the folder again with  bandtok prepare ... --overwrite"
+        )
+    counts = {"records": 0, "samples": 0, "values": 0, "clipped": 0, "silent_records": 0}
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+        for number in range(reader.num_records()):
+            data = reader.read([number])[0]
+            record, shape, begin = examples.decode_head(data)
+            audio = np.abs(np.frombuffer(data, "<i2", offset=begin).astype(np.int32))
+            counts["records"] += 1
+            counts["samples"] += shape[0]
+            counts["values"] += audio.size
+            counts["clipped"] += int(np.count_nonzero(audio >= CLIPPED_LEVEL * 32_768))
+            counts["silent_records"] += bool(audio.max() < SILENCE_PEAK * 32_768)
+        reader.close()
+    except (ValueError, IndexError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0][:120]}); "
+            "make the folder again with  bandtok prepare ... --overwrite"
+        ) from None
+    if counts["records"] != shard["records"]:
+        raise ValueError(
+            f"{path} holds {counts['records']} records where the manifest names {shard['records']}; "
+            "make the folder again with  bandtok prepare ... --overwrite"
+        )
+    return counts
+
+
+def inspect(directory, clip_samples=65_536):
+    """-> the manifest's facts, what reading every record showed, and what a crop of `clip_samples` will be.
+
+    Raises: FileNotFoundError, ValueError: missing, empty or damaged data, with the cure.
+    """
+    manifest = records.read_manifest(directory)
+    if not any(split["records"] for split in manifest["splits"].values()):
+        raise ValueError(
+            f"{directory} is empty; make it again with  bandtok prepare MUSIC --output {directory} --overwrite"
+        )
+    with open(os.path.join(directory, records.TRACKS)) as file:
+        tracks = [json.loads(line) for line in file]
+    read = {}
+    for name, split in manifest["splits"].items():
+        counts = [_check_shard(directory, shard) for shard in split["shards"]]
+        total = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
+        read[name] = {
+            "records": total.get("records", 0),
+            "silent_records": total.get("silent_records", 0),
+            "clipped_share": total["clipped"] / total["values"] if counts else 0.0,
+            "crops_without_overlap": total.get("samples", 0) // clip_samples,
+        }
+    lufs = [track["lufs"] for track in tracks]
+    shortest = min(track["seconds"] for track in tracks)
+    return {
+        **{key: value for key, value in manifest.items() if key not in ("fingerprint", "version")},
+        "read": read,
+        "lufs_range": [min(lufs), float(np.median(lufs)), max(lufs)],
+        "crop": {
+            "samples": clip_samples,
+            "seconds": clip_samples / manifest["sample_rate_hz"],
+            "sample_rate_hz": manifest["sample_rate_hz"],
+            "shortest_track_seconds": shortest,
+            "padded": bool(shortest < clip_samples / manifest["sample_rate_hz"]),
+        },
+    }
+
+
+def _line(groups):
+    return ", ".join(f"{value}: {group['tracks']} tracks, {group['hours']:.2f} h" for value, group in groups.items())
+
+
+def report(found):
+    """The dict of `inspect` as text to read."""
+    lines = []
+    for name, split in found["splits"].items():
+        read = found["read"][name]
+        lines.append(
+            f"{name:<12}{split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records "
+            f"in {len(split['shards'])} shards, all readable; {read['silent_records']} silent, "
+            f"{read['clipped_share']:.4%} of the samples clipped, {read['crops_without_overlap']} crops side by side"
+        )
+    crop, (quiet, median, loud) = found["crop"], found["lufs_range"]
+    lines += [
+        f"{'crop':<12}{crop['samples']} samples at {crop['sample_rate_hz']} Hz, {crop['seconds']:.2f} s, mono, "
+        f"from records of {found['clip_seconds']:g} s"
+        + (
+            f"; tracks shorter than that (the shortest {crop['shortest_track_seconds']:.1f} s) are padded with silence"
+            if crop["padded"]
+            else ""
+        ),
+        f"{'files':<12}" + _line({f"{rate} Hz": group for rate, group in found["sample_rates_hz"].items()}),
+        f"{'channels':<12}" + _line(found["channel_counts"]),
+        f"{'loudness':<12}{quiet:.1f} to {loud:.1f} LUFS, median {median:.1f}; tracks from each level up: "
+        + ", ".join(f"{edge}: {count}" for edge, count in found["loudness_lufs"].items()),
+        f"{'bandwidth':<12}tracks by kHz: "
+        + ", ".join(f"{edge}: {count}" for edge, count in found["bandwidth_khz"].items())
+        + f"; full band: {found['full_band'].get('True', {}).get('hours', 0):.2f} h",
+        f"{'domains':<12}" + _line(found["domains"]),
+        f"{'licences':<12}" + _line(found["licences"]),
+    ]
+    lines += [f"{'left out':<12}{len(found['left_out'])} files"] + [
+        f"{'':<12}{entry['track']}: {entry['reason']}" for entry in found["left_out"]
+    ]
+    if found["other_files"]:
+        lines.append(
+            f"{'not music':<12}" + ", ".join(f"{count} x {ending}" for ending, count in found["other_files"].items())
+        )
+    lines += [f"{'note':<12}{note}" for note in found["notes"]]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""Batches for training and evaluation; the state of a training stream is one integer.
+
+The state counts examples over all hosts, as `grain.experimental.ElasticIterator` does it, so a run goes on exactly where
+it stopped with any number of hosts and workers. Here the element that Grain's threads and workers fetch is a whole
+batch: its crops are written in place, which halves the work of a crop, and nothing experimental is needed.
+"""
+
+from absl import flags
+from bandtok_jax.data_pipelines import mixture, sources
+from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop
+import grain
+import numpy as np
+
+THREADS = 2  # reading and cropping leave Python's lock mostly free; more threads than cores gain nothing
+BATCHES_AHEAD = 4
+
+
+class HostBatches:
+    """This host's share of every global batch, by number: what an example is depends on its position alone."""
+
+    def __init__(self, stream, crop, seed, batch_size, process_index, process_count, start):
+        self._stream, self._crop, self._seed = stream, crop, seed
+        self._batch_size, self._start = batch_size, start
+        self._share = slice(process_index, batch_size, process_count)
+
+    def __len__(self):
+        return 1 << 40
+
+    def __getitem__(self, number):
+        first = self._start + number * self._batch_size
+        index = np.arange(first, first + self._batch_size)[self._share]
+        generators = [np.random.Generator(np.random.Philox(key=(self._seed, position))) for position in index.tolist()]
+        batch = self._crop.batch([self._stream[position] for position in index.tolist()], generators)
+        return batch | {"index": index}
+
+
+class TrainIterator:
+    """Endless iterator of batches, each this host's share: {name: [B, ...]}. `position` counts the examples given out on
+    all hosts.
+    """
+
+    def __init__(self, batches, batch_size, workers, start):
+        self._batch_size, self.position = batch_size, start
+        if workers and not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read a flag of their own, in scripts without absl too
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+        if workers:
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
+        self._iterator = iter(dataset)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = next(self._iterator)
+        self.position += self._batch_size
+        return batch
+
+    def close(self):
+        """Ends threads and workers; `position` stays."""
+        self._iterator.close()
+        self._iterator = iter(())  # grain's iterator complains when it outlives the interpreter (0.2.18)
+
+
+def _open(data, split):
+    """-> [(source, weight)] and the crop that makes examples of their records."""
+    if data["tokens"]:
+        return sources.open_tokens(data["tokens"], split), TokenCrop(data["columns"])
+    opened = sources.open_audio(
+        data["sources"], split, sample_rate_hz=data["sample_rate_hz"], clip_samples=data["clip_samples"]
+    )
+    return opened, AudioCrop(
+        data["clip_samples"],
+        data["sample_rate_hz"],
+        tuple(data["gain_db"]),
+        data["phase_rotation"],
+        data["loudness_lufs"],
+    )
+
+
+def create(data, *, split, batch_size, seed, process_index=0, process_count=1, start=0):
+    """The endless stream of a split in batches.
+
+    Args: data: the group `data` of a config; batch_size: over all hosts; start: a `position` to go on from.
+    """
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {process_count} processes; "
+            f"make it a multiple of {process_count}"
+        )
+    weighted, crop = _open(data, split)
+    if not data["tokens"] and data["balance_full_band"]:
+        weighted = sources.balance_full_band(weighted)
+    stream = mixture.stream(weighted, seed)
+    batches = HostBatches(stream, crop, seed, batch_size, process_index, process_count, int(start))
+    return TrainIterator(batches, batch_size, data["workers"], int(start))
+
+
+class EvaluationBatches:
+    """List-like: `len()`, `[i]` and iteration give the same batches at every call; made when they are asked for."""
+
+    def __init__(self, weighted, crop, batch_size, count):
+        self._sources = [source for source, _ in weighted]
+        self._crop = crop
+        self._pairs = mixture.spread(weighted, batch_size, count)
+
+    def __len__(self):
+        return len(self._pairs)
+
+    def __getitem__(self, number):
+        pairs = self._pairs[number]  # IndexError ends a for loop
+        places = [place for _, _, place in pairs]
+        batch = self._crop.batch([self._sources[source][record] for source, record, _ in pairs], places=places)
+        return batch | {"index": np.array([record for _, record, _ in pairs])}
+
+
+def evaluation_batches(data, *, split="validation", batch_size, count):
+    """`count` batches from records spread evenly over a split, not augmented: the first crop of each, and where there
+    are fewer records than that, further crops spread evenly over them."""
+    return EvaluationBatches(*_open(data, split), batch_size, count)

@@ -1,0 +1,97 @@
+"""One track, from wherever it lies, to what is known about it and to its records, with bounded memory."""
+
+import re
+
+from bandtok_jax.data_pipelines import tfds_sources, tracks
+from bandtok_jax.data_pipelines.measurement import Measurement
+from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
+import numpy as np
+import soundfile
+
+from bandtok_jax.audio import waveform
+
+SHORTEST_SECONDS = 1.6  # a shorter track, and a shorter rest of a track, is left out: one default crop is 1.49 s
+BLOCK_SAMPLES = 1 << 18
+# libsndfile reads a cut WAV or AIFF file without complaint, but its log tells; a recorder that never knew the length
+# writes a huge one.
+TRUNCATED = re.compile(r"^\s*(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+OPEN_ENDED_BYTES = 0x7FFF_0000
+
+
+def _blocks(track, settings):
+    """-> (sample_rate_hz, channels, blocks float32 [C, S], caption)."""
+    if track.example >= 0:
+        if track.path == tracks.SYNTHETIC:
+            rate = settings["sample_rate_hz"]
+            record = SyntheticMusic(track.split, rate, tracks.SYNTHETIC_SECONDS)[track.example]
+            audio, caption = waveform.check(record["audio"].T, rate), record["caption"]
+        else:
+            audio, rate, caption = tfds_sources.read(track.path, track.example)
+        firsts = range(0, audio.shape[1], BLOCK_SAMPLES)
+        return rate, len(audio), (audio[:, first : first + BLOCK_SAMPLES] for first in firsts), caption
+    rate, channels, _ = waveform.probe(track.path)
+    with soundfile.SoundFile(track.path) as file:
+        lengths = TRUNCATED.search(file.extra_info)
+    if lengths and int(lengths[2]) < int(lengths[1]) < OPEN_ENDED_BYTES:
+        raise ValueError(f"truncated: its header promises {lengths[1]} bytes of sound, {lengths[2]} are there")
+    return rate, channels, waveform.blocks(track.path, BLOCK_SAMPLES), ""
+
+
+def hear(track, settings, spool):
+    """Reads a track once: measures it and writes its samples to `spool` as the records will hold them, int16 [S, C]."""
+    rate, channels, blocks, caption = _blocks(track, settings)
+    waveform.check_rate(rate)
+    if channels > waveform.MOST_CHANNELS:
+        raise ValueError(f"{channels} channels where {waveform.MOST_CHANNELS} are the limit")
+    kept = settings["channels"] or min(channels, 2)
+    measurement = Measurement(rate, channels)
+    resampler = waveform.Resampler(rate, settings["sample_rate_hz"], kept)
+
+    def store(block, last=False):
+        samples = resampler.push(block, last).T * np.float32(waveform.INT16_SCALE)
+        spool.write(np.clip(np.rint(samples), -32_768, 32_767).astype("<i2").tobytes())
+
+    for block in blocks:
+        measurement.push(block)
+        if kept < channels:
+            block = waveform.mono(block)[None].repeat(kept, axis=0)
+        elif kept > channels:
+            block = block.repeat(kept, axis=0)
+        store(block)
+    facts = measurement.result(SHORTEST_SECONDS)
+    store(np.zeros((kept, 0), np.float32), last=True)
+    return {
+        "track": track.name,
+        "split": track.split,
+        "domain": track.domain,
+        "licence": track.licence,
+        "caption": track.caption or caption,
+        "sample_rate_hz": rate,
+        "channels": channels,
+        **facts,
+    }, kept
+
+
+def cut(facts, spool, channels, settings):
+    """Yields the records of one track; the rest at its end is one too where it is long enough."""
+    rate = settings["sample_rate_hz"]
+    length, shortest = round(settings["clip_seconds"] * rate), round(SHORTEST_SECONDS * rate)
+    spool.seek(0)
+    start = 0
+    while True:
+        audio = np.frombuffer(spool.read(2 * channels * length), "<i2").reshape(-1, channels)
+        if len(audio) < (shortest if start else 1):
+            return
+        yield {
+            "audio": audio,
+            "sample_rate_hz": rate,
+            "track": facts["track"],
+            "start": start,
+            "domain": facts["domain"],
+            "full_band": facts["full_band"],
+            "lufs": facts["lufs"],
+            "mono_lufs": facts["lufs"] if facts["mono_lufs"] is None else facts["mono_lufs"],
+            "caption": facts["caption"],
+            "licence": facts["licence"],
+        }
+        start += length

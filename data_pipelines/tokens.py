@@ -1,0 +1,254 @@
+"""Token records: the grids of whole pieces, as a tokenizer made them, for the language model.
+
+A record is one piece (a track, or a shifted copy of one): four bytes with the length of a JSON head, the head, the codes
+`[T, F]` as uint16, and where there is one an embedding of its text `[L, E]` as float32. Shards are ArrayRecord files of one split.
+"""
+
+import glob
+import json
+import os
+import struct
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+import numpy as np
+
+MANIFEST = "token_manifest.json"
+HEADER = "token_header.json"  # while the folder is being written
+WRITER_OPTIONS = "group_size:1,uncompressed"
+VERSION = 1
+LARGEST_CODEBOOK = 2**16
+FACTS = ("codebook_size", "rows", "columns_per_second", "row_kind", "tokenizer", "weight_hash", "samples_per_column")
+
+
+def encode(record):
+    """{'codes': [T, F], 'track', 'offset_samples', 'caption', 'samples', perhaps 'embedding': [L, E]} -> bytes."""
+    codes, embedding = np.asarray(record["codes"]), record.get("embedding")
+    head = {name: record[name] for name in ("track", "offset_samples", "caption", "samples")} | {"shape": codes.shape}
+    body = codes.astype("<u2").tobytes()
+    if embedding is not None:
+        head["embedding_shape"] = np.shape(embedding)
+        body += np.asarray(embedding, "<f4").tobytes()
+    head = json.dumps(head).encode()
+    return struct.pack("<I", len(head)) + head + body
+
+
+def decode(data):
+    """Bytes -> the record, codes as int32."""
+    end = 4 + struct.unpack_from("<I", data)[0]
+    record = json.loads(data[4:end])
+    shape, embedding_shape = record.pop("shape"), record.pop("embedding_shape", None)
+    count = int(np.prod(shape))
+    record["codes"] = np.frombuffer(data, "<u2", count, end).reshape(shape).astype(np.int32)
+    if embedding_shape is not None:
+        record["embedding"] = np.frombuffer(data, "<f4", offset=end + 2 * count).reshape(embedding_shape)
+    return record
+
+
+def _write_json(path, value):
+    with open(path + ".new", "w") as file:
+        json.dump(value, file, indent=1)
+    os.replace(path + ".new", path)
+
+
+class TokenWriter:
+    """Writes a folder of token records, one shard a call; what an interrupted run has finished stays finished.
+
+        writer = TokenWriter(directory, codebook_size=1024, rows=16, ...)
+        for number, pieces in enumerate(groups):
+            if not writer.has("train", number):
+                writer.write("train", number, (record for piece in pieces))
+        writer.finish()
+
+    Args:
+      facts: what the tokenizer says of its codes: `FACTS`. Further ones, such as how the pieces were chosen, are kept too,
+        and a folder that was begun with others is refused.
+    Raises:
+      ValueError: the folder holds other tokens, or the codebook is too large.
+    """
+
+    def __init__(self, directory, **facts):
+        missing = [name for name in FACTS if name not in facts]
+        assert not missing, missing
+        if facts["codebook_size"] > LARGEST_CODEBOOK:
+            raise ValueError(
+                f"the codebook has {facts['codebook_size']} codes; token records hold up to {LARGEST_CODEBOOK}"
+            )
+        self.directory, self.facts = os.fspath(directory), {"version": VERSION, **facts}
+        os.makedirs(self.directory, exist_ok=True)
+        for name in (MANIFEST, HEADER):
+            path = os.path.join(self.directory, name)
+            if os.path.exists(path):
+                self._compare(_read_json(path), path)
+                return
+        if os.listdir(self.directory):
+            raise ValueError(f"{directory} is not empty and holds no tokens: give an empty or a new folder")
+        _write_json(os.path.join(self.directory, HEADER), self.facts)
+
+    def _compare(self, found, path):
+        for name, value in self.facts.items():
+            value = json.loads(json.dumps(value))
+            if found.get(name) != value:
+                raise ValueError(
+                    f"{path} was written with {name} {found.get(name)!r}, and this is {value!r}: give a new folder, or delete that one"
+                )
+
+    def _path(self, split, number):
+        return os.path.join(self.directory, f"tokens-{split}-{number:05d}.array_record")
+
+    @property
+    def finished(self):
+        """Whether the whole folder is written."""
+        return os.path.exists(os.path.join(self.directory, MANIFEST))
+
+    def has(self, split, number):
+        """Whether this shard is written."""
+        return os.path.exists(self._path(split, number))
+
+    def write(self, split, number, records):
+        """Writes one shard from an iterable of records; it gets its name when it is complete."""
+        path = self._path(split, number)
+        writer = ArrayRecordWriter(path + ".new", WRITER_OPTIONS)
+        try:
+            for record in records:
+                self._check(record)
+                writer.write(encode(record))
+        finally:
+            writer.close()
+        os.replace(path + ".new", path)
+
+    def _check(self, record):
+        codes, size, rows = np.asarray(record["codes"]), self.facts["codebook_size"], self.facts["rows"]
+        if codes.ndim != 2 or codes.shape[1] != rows or not len(codes):
+            raise ValueError(
+                f"{record['track']}: the codes have shape {codes.shape}; token records need [columns, {rows}]"
+            )
+        if codes.min() < 0 or codes.max() >= size:
+            raise ValueError(
+                f"{record['track']}: codes in {codes.min()}..{codes.max()}, outside the codebook 0..{size - 1}"
+            )
+
+    def finish(self):
+        """Counts what there is and writes the manifest, which makes the folder readable. Returns it."""
+        splits = {}
+        for path in sorted(glob.glob(os.path.join(self.directory, "tokens-*-?????.array_record"))):
+            split = os.path.basename(path).split("-", 1)[1].rsplit("-", 1)[0]
+            shard = _Shard(path)
+            count = {"file": os.path.basename(path), "pieces": len(shard)}
+            count["columns"] = sum(len(shard[number]["codes"]) for number in range(len(shard)))
+            splits.setdefault(split, {"pieces": 0, "columns": 0, "shards": []})
+            splits[split]["shards"].append(count)
+            for name in ("pieces", "columns"):
+                splits[split][name] += count[name]
+        result = {**self.facts, "splits": splits}
+        _write_json(os.path.join(self.directory, MANIFEST), result)
+        header = os.path.join(self.directory, HEADER)
+        if os.path.exists(header):
+            os.remove(header)
+        return result
+
+
+def _read_json(path):
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the folder and make it again with  bandtok tokenize"
+        ) from None
+
+
+def manifest(directory):
+    """What a folder of token records holds.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such folder, it is not finished, or it is something else.
+    """
+    directory = os.fspath(directory)
+    cure = f"make it with  bandtok tokenize --model=RUN --data=DIR --output={directory}"
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(f"no tokens at {directory}: there is no such folder; {cure}")
+    path = os.path.join(directory, MANIFEST)
+    if not os.path.exists(path):
+        begun = os.path.exists(os.path.join(directory, HEADER))
+        what = "its writing was interrupted; run the same command again" if begun else f"it has no {MANIFEST}; {cure}"
+        raise FileNotFoundError(f"no tokens in {directory}: {what}")
+    found = _read_json(path)
+    if not isinstance(found, dict) or found.get("version") != VERSION or "splits" not in found:
+        raise ValueError(f"{path} is no manifest of token records, version {VERSION}; {cure}")
+    return found
+
+
+class _Shard:
+    """The records of one file, of which there must be `pieces`."""
+
+    def __init__(self, path, pieces=None):
+        try:
+            self._reader = ArrayRecordReader(path)
+            if pieces not in (None, len(self)):
+                raise ValueError(f"it holds {len(self)} pieces, not {pieces}")
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); delete the folder and run  bandtok tokenize  again"
+            ) from None
+
+    def __len__(self):
+        return self._reader.num_records()
+
+    def __getitem__(self, number):
+        return decode(self._reader.read([number])[0])
+
+
+class TokenSource:
+    """Random access to the records of one split: {'codes': int32 [T, F], 'track', 'offset_samples', 'caption', 'samples', ...}.
+
+    Raises:
+      FileNotFoundError, ValueError: no tokens, no such split, missing or damaged files; each with the cure.
+    """
+
+    def __init__(self, directory, split):
+        self.directory, self.manifest = os.fspath(directory), manifest(directory)
+        splits = self.manifest["splits"]
+        if not splits.get(split, {}).get("pieces"):
+            has = ", ".join(f"{name} ({info['pieces']} pieces)" for name, info in splits.items()) or "no tokens at all"
+            raise ValueError(
+                f"{directory} has nothing in the split {split!r}, but {has}; tokenize data that has this split"
+            )
+        shards = splits[split]["shards"]
+        self._files = [(os.path.join(self.directory, shard["file"]), shard["pieces"]) for shard in shards]
+        self._ends = np.cumsum([shard["pieces"] for shard in shards])
+        for path, _ in self._files:
+            if not os.path.exists(path):
+                raise FileNotFoundError(
+                    f"{path} is missing, though the manifest names it; delete the folder and run  bandtok tokenize  again"
+                )
+        self._open = {}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_open": {}}  # files are opened again where they are used
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, index):
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        if number not in self._open:
+            self._open[number] = _Shard(*self._files[number])
+        return self._open[number][index - int(self._ends[number]) + self._files[number][1]]
+
+
+def row_unigrams(source, codebook_size, smoothing=0.5):
+    """How often each code comes in each row of all grids of a source: natural logarithms, float32 `[F, K]`.
+
+    smoothing: is added to every count, so that an unseen code has a probability too (Krichevsky and Trofimov 1981: 1/2).
+    """
+    counts = None
+    for number in range(len(source)):
+        codes = source[number]["codes"]
+        if counts is None:
+            counts = np.full((codes.shape[1], codebook_size), smoothing, np.float64)
+        for row, column in enumerate(codes.T):
+            counts[row] += np.bincount(column, minlength=codebook_size)
+    return np.log(counts / counts.sum(1, keepdims=True)).astype(np.float32)

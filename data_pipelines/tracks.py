@@ -1,0 +1,172 @@
+"""Which tracks there are: folders, single files, TFDS data sets and the embedded music, what a CSV says about them,
+and the split of each.
+"""
+
+from collections import Counter
+import csv
+from dataclasses import dataclass, replace
+import hashlib
+import os
+
+from bandtok_jax.data_pipelines import tfds_sources
+import soundfile
+
+ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".aif", ".mp3", ".oga", ".opus"}
+SPLITS = ("train", "validation", "test")
+SYNTHETIC = "synthetic"
+# 20 minutes: enough for the smallest models, made in half a minute on two cores.
+SYNTHETIC_PIECES, SYNTHETIC_SECONDS = 100, 12.0
+
+
+@dataclass(frozen=True)
+class Track:
+    """One track before it was read. `bytes` and `changed_ns` notice another file under the same name."""
+
+    name: str
+    path: str
+    split: str = ""
+    caption: str = ""
+    domain: str = ""
+    licence: str = ""
+    bytes: int = 0
+    changed_ns: int = 0
+    example: int = -1  # number inside a shard of TFDS (path is the shard) or of the embedded music (path is SYNTHETIC)
+
+
+def split_by_hash(name, validation_share):
+    """The split of a track from its name alone, so more tracks never move it."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "validation" if share < validation_share else "train"
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synthetic(count, validation_share):
+    """The embedded music as tracks; captions come with the sound."""
+    if not count.isdigit() or not int(count):
+        raise ValueError(f"synthetic:{count}: write synthetic or synthetic:PIECES with a whole number above 0")
+    validation = min(int(count) - 1, max(1, round(int(count) * validation_share))) if validation_share else 0
+    facts = {"path": SYNTHETIC, "domain": SYNTHETIC, "licence": "CC0-1.0"}
+    facts["bytes"] = int(SYNTHETIC_SECONDS * 32_000)  # about as costly as a compressed file of that size
+    for split, pieces in (("train", int(count) - validation), ("validation", validation)):
+        for number in range(pieces):
+            yield Track(name=f"{SYNTHETIC}/{split}/{number:06d}", split=split, example=number, **facts)
+
+
+def _files(source, others):
+    """-> [(name, path)] of one folder or file; names are relative to the folder, with forward slashes."""
+    if os.path.isfile(source):
+        return [(os.path.basename(source), source)]
+    if not os.path.isdir(source):
+        raise FileNotFoundError(
+            f"no music at {source}: there is no such file or folder; give a folder, a file, tfds:NAME or synthetic"
+        )
+    found = []
+    for folder, _, names in os.walk(source):
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if ending in ENDINGS:
+                path = os.path.join(folder, name)
+                found.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
+            else:
+                others[ending or "no ending"] += 1
+    return sorted(found)
+
+
+def _read_csv(path):
+    """-> {file: row}; columns file (required), split, licence, caption, domain, kind."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"--tracks={path}: there is no such file; leave it out to split by a hash of each track's name"
+        )
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not rows[0].get("file"):
+        raise ValueError(
+            f"--tracks={path}: no column 'file' with content; the columns are file, split, licence, caption, domain"
+        )
+    for line, row in enumerate(rows, 2):
+        if (row.get("split") or SPLITS[0]) not in SPLITS:
+            raise ValueError(
+                f"--tracks={path}: line {line} has the split {row['split']!r}; write {', '.join(SPLITS)} or nothing"
+            )
+    return {os.path.normpath(row["file"]).replace(os.sep, "/"): row for row in rows if row["file"]}
+
+
+def _describe(track, row):
+    """What a row of the CSV says about a track."""
+    caption = row.get("caption") or row.get("kind") or ""
+    return replace(
+        track,
+        split=row.get("split") or track.split,
+        caption=caption,
+        domain=row.get("domain") or track.domain,
+        licence=row.get("licence") or "",
+    )
+
+
+def _found(source, validation_share, tfds_dir, others):
+    """Yields the tracks of one source, as they are without a CSV."""
+    kind, _, argument = source.partition(":")
+    if kind == SYNTHETIC:
+        yield from _synthetic(argument or str(SYNTHETIC_PIECES), validation_share)
+    elif kind == "tfds":
+        for track in tfds_sources.tracks(argument, tfds_dir):
+            yield Track(**{**track, "split": track["split"] or split_by_hash(track["name"], validation_share)})
+    else:
+        for name, path in _files(source, others):
+            status = os.stat(path)
+            yield Track(
+                name=name,
+                path=os.path.abspath(path),
+                split=split_by_hash(name, validation_share),
+                domain="music",
+                bytes=status.st_size,
+                changed_ns=status.st_mtime_ns,
+            )
+
+
+def _without_copies(tracks, left_out):
+    """The tracks without empty files and second copies, which go to `left_out`."""
+    sizes = Counter(track.bytes for track in tracks if track.example < 0)
+    kept, first = [], {}
+    for track in tracks:
+        reason = "" if track.bytes else "zero bytes"
+        # Only files of one size can be copies: no other file is read here.
+        if track.example < 0 and track.bytes and sizes[track.bytes] > 1:
+            original = first.setdefault(_sha256(track.path), track.name)
+            reason = "" if original == track.name else f"the same content as {original}"
+        if reason:
+            left_out.append({"track": track.name, "reason": reason})
+        else:
+            kept.append(track)
+    return kept
+
+
+def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
+    """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}).
+
+    Left out here: second copies of the same content, empty files, and what the CSV names but nobody has.
+    """
+    tracks, others, used = {}, Counter(), set()
+    rows = _read_csv(csv_path) if csv_path else {}
+    beside = os.path.dirname(os.path.abspath(csv_path)) if csv_path else ""
+    for source in map(os.fspath, sources):
+        for track in _found(source, validation_share, tfds_dir, others):
+            keys = [track.name, os.path.basename(track.path)]
+            if track.name in tracks and tracks[track.name].path != track.path:  # the same name in two folders
+                name = f"{os.path.basename(os.path.abspath(source))}/{track.name}"
+                track = replace(track, name=name, split=split_by_hash(name, validation_share))
+            if csv_path and track.example < 0:
+                keys.insert(0, os.path.relpath(track.path, beside).replace(os.sep, "/"))
+            key = next((key for key in keys if key in rows), None)
+            if key:
+                used.add(key)
+                track = _describe(track, rows[key])
+            tracks[track.name] = track
+    reason = f"named in {os.path.basename(csv_path or '')}, but no such file in the sources"
+    left_out = [{"track": key, "reason": reason} for key in rows if key not in used]
+    return _without_copies([tracks[name] for name in sorted(tracks)], left_out), left_out, dict(others)

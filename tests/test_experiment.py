@@ -1,0 +1,65 @@
+"""Configurations: found by name, changed by dotted keys, stored and read again."""
+
+import pytest
+
+from bandtok_jax import experiment
+
+
+@pytest.mark.parametrize("name", experiment.shipped())
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_every_shipped_configuration_has_the_keys_of_the_contract(name, variant):
+    config = experiment.load_config(f"{name}:{variant}")
+    for key in ("task", "seed", "total_steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every",
+                "data", "model", "loss", "optimizer", "mesh", "tokenizer", "vocoder"):  # fmt: skip
+        assert key in config, key
+    assert config.is_locked and "tokens" in config.data
+    if variant == "tiny":
+        assert config.data.sources == "synthetic"
+
+
+def test_a_file_and_a_name_are_the_same_configuration(request):
+    path = request.config.rootpath / "configs" / "bandtok.py"
+    assert experiment.load_config(f"{path}:tiny").to_dict() == experiment.load_config("bandtok:tiny").to_dict()
+
+
+def test_dotted_keys_are_set_with_their_types():
+    config = experiment.load_config(
+        "bandtok:tiny",
+        {"batch_size": "4", "optimizer.learning_rate": "1", "data.sources": "a=2,b", "model.channels": "(8, 16)",
+         "data.phase_rotation": "true", "data.loudness_lufs": "None"},
+    )  # fmt: skip
+    assert config.batch_size == 4 and config.optimizer.learning_rate == 1.0 and config.data.sources == "a=2,b"
+    assert tuple(config.model.channels) == (8, 16) and config.data.phase_rotation is True
+    assert config.data.loudness_lufs is None
+
+
+@pytest.mark.parametrize(
+    "name, overrides, message",
+    [
+        ("bandtok:tiny", {"batchsize": "4"}, "no key 'batchsize'.*did you mean 'batch_size'"),
+        ("bandtok:tiny", {"optimizer.learning_rte": "1"}, "config.optimizer.*did you mean 'learning_rate'"),
+        ("bandtok:tiny", {"batch_size": "many"}, "config.batch_size cannot be 'many'"),
+        ("bandtok:tiny", {"batch_size": "1.5"}, "type of 16|type of 8"),
+        ("bandtok:tiny", {"optimizer": "1"}, "is a group"),
+        ("bandtok:tny", {}, "no variant 'tny'"),
+        ("bandtock:tiny", {}, "did you mean 'bandtok'"),
+        ("nowhere/bandtok.py:tiny", {}, "no configuration file"),
+    ],
+)
+def test_mistakes_name_the_near_miss(name, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.load_config(name, overrides)
+
+
+def test_a_stored_configuration_comes_back(tmp_path):
+    config = experiment.load_config("bandtok:tiny")
+    experiment.write_config(config, tmp_path)
+    again = experiment.load_config(str(tmp_path), {"total_steps": "7"})
+    assert again.total_steps == 7 and experiment.plain(again.model) == experiment.plain(config.model)
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        experiment.read_config(tmp_path / "empty")
+
+
+def test_a_difference_is_named_down_to_its_key():
+    old, new = {"model": {"codes": 1024, "patch": 8}}, {"model": {"codes": 512, "patch": 8}}
+    assert experiment.difference(old, new) == "model.codes was 1024 and is now 512"

@@ -1,0 +1,256 @@
+"""From records to batches: every example by its position alone, mixed by weight, cropped and augmented as asked."""
+
+from collections import Counter
+
+from bandtok_jax.data_pipelines import iterator, mixture, sources
+from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop, caption_bytes, rotate_phase
+from bandtok_jax.data_pipelines.prepare import prepare
+from bandtok_jax.data_pipelines.records import RecordSource
+import grain
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+import soundfile
+
+from bandtok_jax.audio import loudness
+
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve training tracks and three validation tracks of 4 s in records of 2 s; four of the first reach above 19
+    kHz.
+    """
+    music = tmp_path_factory.mktemp("music")
+    rows = ["file,split,caption"]
+    rng = np.random.default_rng(0)
+    for number in range(15):
+        rate = 44_100 if number < 4 else RATE
+        soundfile.write(music / f"{number:02}.wav", 0.1 * rng.standard_normal((4 * rate, 2)), rate)
+        rows.append(f"{number:02}.wav,{'train' if number < 12 else 'validation'},track {number}")
+    (music / "tracks.csv").write_text("\n".join(rows))
+    output = tmp_path_factory.mktemp("records")
+    prepare(
+        [music], output, tracks=music / "tracks.csv", sample_rate_hz=RATE, clip_seconds=2.0, workers=1, progress=False
+    )
+    return str(output)
+
+
+def config(folder, **changes):
+    return ConfigDict(
+        {
+            "sources": folder,
+            "tokens": "",
+            "clip_samples": 4000,
+            "sample_rate_hz": RATE,
+            "gain_db": (-6.0, 3.0),
+            "phase_rotation": True,
+            "loudness_lufs": -16.0,
+            "balance_full_band": False,
+            "workers": 0,
+            "columns": 0,
+        }
+        | changes
+    )
+
+
+def take(data, batches, batch_size=4, **options):
+    stream = iterator.create(data, split="train", batch_size=batch_size, seed=5, **options)
+    taken = [next(stream) for _ in range(batches)]
+    position = stream.position
+    stream.close()
+    return taken, position
+
+
+def by_index(batches):
+    """{index: everything of that example as bytes}."""
+    return {
+        int(index): tuple(batch[name][row].tobytes() for name in sorted(batch))
+        for batch in batches
+        for row, index in enumerate(batch["index"])
+    }
+
+
+def test_batches_have_the_promised_form(folder):
+    (first, second), position = take(config(folder), 2)
+    assert {name: (value.shape, value.dtype) for name, value in first.items()} == {
+        "audio": ((4, 4000), np.float32),
+        "caption": ((4, 128), np.uint8),
+        "index": ((4,), np.int64),
+    }
+    assert list(first["index"]) + list(second["index"]) == list(range(8)) and position == 8
+    assert first["caption"][0].tobytes().rstrip(b"\0").decode().startswith("track ")
+
+
+def test_start_goes_on_exactly(folder):
+    straight, _ = take(config(folder), 6)
+    resumed, position = take(config(folder), 3, start=12)
+    assert by_index(resumed) == by_index(straight[3:]) and position == 24
+
+
+def test_processes_and_workers_change_nothing(folder):
+    straight, _ = take(config(folder), 4)
+    halves = [take(config(folder), 4, process_index=process, process_count=2) for process in range(2)]
+    for number in range(4):  # batch by batch, the two hosts hold together what the one holds
+        assert by_index([half[0][number] for half in halves]) == by_index([straight[number]])
+    assert halves[0][1] == halves[1][1] == 16
+    workers, position = take(config(folder, workers=2), 4)
+    assert by_index(workers) == by_index(straight) and position == 16
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error(folder):
+    with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3 processes; make it a multiple of 3"):
+        iterator.create(config(folder), split="train", batch_size=4, seed=0, process_count=3)
+
+
+def test_every_pass_holds_every_training_record_and_none_other(folder):
+    source = RecordSource(folder, "train", lazy=True)
+    passes = mixture.Passes(source, (3, 0))
+    tracks = [
+        [(passes[index]["track"], passes[index]["start"]) for index in range(number * 24, number * 24 + 24)]
+        for number in range(3)
+    ]
+    for one in tracks:
+        assert len(set(one)) == 24 and max(track for track, _ in one) == "11.wav"
+    assert tracks[0] != tracks[1] != tracks[2]
+
+
+def test_weights_and_balance(folder):
+    weighted = sources.open_audio(f"{folder}=3,synthetic", "train", sample_rate_hz=RATE, clip_samples=4000)
+    assert [weight for _, weight in weighted] == [3, 1]
+    stream = mixture.stream(weighted, seed=0)
+    captions = [stream[index]["caption"] for index in range(40)]
+    assert sum(caption.startswith("track") for caption in captions) == 30
+    balanced = sources.balance_full_band(sources.open_audio(folder, "train", sample_rate_hz=RATE, clip_samples=4000))
+    stream = mixture.stream(balanced, seed=0)
+    tracks = Counter(int(stream[index]["caption"].split()[1]) for index in range(32))
+    assert sum(count for track, count in tracks.items() if track < 4) == 16
+
+
+@pytest.mark.parametrize(
+    "text, message", [("", "is empty"), ("synthetic=0", "above 0"), ("synthetic=much", "write NAME or NAME=NUMBER")]
+)
+def test_wrong_sources_name_the_cure(text, message):
+    with pytest.raises(ValueError, match=message):
+        sources.open_audio(text, "train", sample_rate_hz=RATE, clip_samples=4000)
+    with pytest.raises(FileNotFoundError, match="bandtok prepare"):
+        sources.open_audio("nowhere", "train", sample_rate_hz=RATE, clip_samples=4000)
+
+
+def test_evaluation_hears_every_track_and_repeats_itself(folder):
+    data = config(folder)
+    batches = iterator.evaluation_batches(data, batch_size=3, count=2)
+    assert len(batches) == 2
+    tracks = [row.tobytes().rstrip(b"\0") for batch in batches for row in batch["caption"]]
+    assert set(tracks) == {b"track 12", b"track 13", b"track 14"}
+    for first, again in zip(
+        batches,
+        iterator.evaluation_batches(config(folder, gain_db=(0.0, 0.0), phase_rotation=False), batch_size=3, count=2),
+    ):
+        assert {name: value.tobytes() for name, value in first.items()} == {
+            name: value.tobytes() for name, value in again.items()
+        }
+    wrapped = list(iterator.evaluation_batches(data, batch_size=4, count=5))  # 20 of 6 records
+    assert (
+        all(len(set(batch["index"])) == 4 for batch in wrapped)
+        and len({index for batch in wrapped for index in batch["index"]}) == 6
+    )
+
+
+def record(audio, **facts):
+    return {"audio": audio, "sample_rate_hz": RATE, "caption": "", "mono_lufs": -20.0} | facts
+
+
+def test_a_crop_is_the_mean_of_the_channels():
+    audio = np.random.default_rng(0).integers(-32_768, 32_767, (9000, 2)).astype(np.int16)
+    got = AudioCrop(4000, RATE).batch([record(audio)])["audio"][0]
+    np.testing.assert_allclose(got, audio[:4000].astype(np.float64).mean(axis=1) / 32_768, atol=1e-7)
+    ramp = record(np.arange(9000, dtype=np.int16)[:, None])
+    generators = [np.random.default_rng(seed) for seed in range(40)]
+    starts = set((AudioCrop(4000, RATE).batch([ramp] * 40, generators)["audio"][:, 0] * 32_768).astype(int))
+    assert len(starts) > 30 and max(starts) <= 5000 and min(starts) >= 0
+
+
+def test_only_short_records_are_padded():
+    audio = np.full((1500, 1), 8192, np.int16)
+    got = AudioCrop(4000, RATE).batch([record(audio)], [np.random.default_rng(0)])["audio"][0]
+    assert (got[:1500] == 0.25).all() and not got[1500:].any() and len(got) == 4000
+
+
+def test_another_sample_rate_is_resampled():
+    t = np.arange(3 * 16_000) / 16_000
+    audio = np.round(8000 * np.sin(2 * np.pi * 440 * t))[:, None].astype(np.int16)
+    got = AudioCrop(8000, RATE).batch([record(audio, sample_rate_hz=16_000)])["audio"][0]
+    wanted = 8000 / 32_768 * np.sin(2 * np.pi * 440 * np.arange(8000) / RATE)
+    assert len(got) == 8000
+    np.testing.assert_allclose(got[200:-200], wanted[200:-200], atol=1e-3)
+
+
+def test_loudness_is_brought_to_the_target_and_never_clips():
+    audio = (0.05 * np.random.default_rng(0).standard_normal((6 * RATE, 1)) * 32_768).astype(np.int16)
+    lufs = loudness.integrated_lufs(audio.T / np.float32(32_768), RATE)
+    got = AudioCrop(5 * RATE, RATE, loudness_lufs=-16.0).batch([record(audio, mono_lufs=lufs)])["audio"][0]
+    assert loudness.integrated_lufs(got[None], RATE) == pytest.approx(-16, abs=0.1)
+    loud = AudioCrop(5 * RATE, RATE, loudness_lufs=-3.0).batch([record(audio, mono_lufs=lufs)])["audio"][0]
+    assert np.max(np.abs(loud)) == pytest.approx(1, abs=1e-6)
+
+
+def test_gain_lies_in_its_range():
+    audio = np.full((4000, 1), 1000, np.int16)
+    generators = [np.random.default_rng(seed) for seed in range(200)]
+    crops = AudioCrop(4000, RATE, gain_db=(-6, 3)).batch([record(audio)] * 200, generators)["audio"]
+    gains = 20 * np.log10(crops[:, 0] * 32.768)
+    assert -6 <= min(gains) < -5.5 and 2.5 < max(gains) <= 3
+
+
+def test_phase_rotation_keeps_every_magnitude():
+    audio = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    turned = rotate_phase(audio, np.pi / 2)
+    np.testing.assert_allclose(np.abs(np.fft.rfft(turned))[:-1], np.abs(np.fft.rfft(audio))[:-1], atol=1e-3)
+    np.testing.assert_allclose(rotate_phase(audio - audio.mean(), np.pi)[10:], -(audio - audio.mean())[10:], atol=2e-3)
+    assert np.corrcoef(audio, turned)[0, 1] < 0.1
+
+
+def test_captions_are_cut_between_characters():
+    assert bytes(caption_bytes("ä" * 100)).decode().rstrip("\0") == "ä" * 64
+    assert bytes(caption_bytes("x" + "ä" * 100)).rstrip(b"\0").decode() == "x" + "ä" * 63
+
+
+def test_token_crops(monkeypatch):
+    pieces = [
+        {
+            "codes": np.arange(columns * 3, dtype=np.int32).reshape(columns, 3),
+            "track": str(columns),
+            "offset_samples": 0,
+            "caption": f"piece {columns}",
+            "samples": columns,
+        }
+        for columns in (5, 8, 20)
+    ]
+    monkeypatch.setattr(sources, "open_tokens", lambda directory, split: [(pieces, 1.0)])
+    data = config("", tokens="folder", columns=8)
+    batches, position = take(data, 12, batch_size=2)
+    assert position == 24
+    seen = set()
+    for batch in batches:
+        assert batch["codes"].shape == (2, 8, 3) and batch["codes"].dtype == np.int32
+        for codes, columns, ended, start, caption in zip(
+            *(batch[name] for name in ("codes", "columns", "ended", "start", "caption"))
+        ):
+            length = int(caption.tobytes().rstrip(b"\0").split()[1])
+            piece = next(piece["codes"] for piece in pieces if len(piece["codes"]) == length)
+            assert columns == min(8, length) and ended == (start + 8 >= length) and not codes[columns:].any()
+            np.testing.assert_array_equal(codes[:columns], piece[start : start + columns])
+            seen.add((length, int(start)))
+    assert len({start for length, start in seen if length == 20}) > 3
+    assert take(data, 1, batch_size=2, start=22)[0][0]["codes"].tolist() == batches[11]["codes"].tolist()
+    evaluation = iterator.evaluation_batches(data, batch_size=3, count=1)[0]
+    assert evaluation["start"].tolist() == [0, 0, 0] and sorted(evaluation["columns"]) == [5, 8, 8]
+    example = TokenCrop(4).batch([{**pieces[0], "embedding": np.ones((7, 2), np.float16)}])
+    assert example["embedding"].shape == (1, 7, 2) and example["embedding"].dtype == np.float32
+
+
+def test_the_stream_is_one_grain_can_drive(folder):
+    stream = mixture.stream(sources.open_audio(folder, "train", sample_rate_hz=RATE, clip_samples=4000), seed=0)
+    assert isinstance(stream, grain.MapDataset) and len(stream) > 1e15 and stream[10**9]["audio"].shape == (16_000, 2)

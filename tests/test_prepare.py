@@ -1,0 +1,230 @@
+"""Music on disk to records: exact, complete about what it leaves out, restartable, readable by TFDS."""
+
+from concurrent.futures import ThreadPoolExecutor
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+from bandtok_jax.data_pipelines import doctor, reading
+from bandtok_jax.data_pipelines import prepare as prepare_module
+from bandtok_jax.data_pipelines.records import RecordSource
+import numpy as np
+import pytest
+import soundfile
+import tensorflow_datasets as tfds
+
+from tests.music_files import RATE, make_music, reasons, run, sound
+
+
+@pytest.fixture
+def music(tmp_path):
+    return make_music(tmp_path / "music")
+
+
+def test_records_hold_the_samples_of_the_files(music, tmp_path):
+    manifest = run(music, output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
+    source = RecordSource(tmp_path / "out", "train")
+    by_track = {}
+    for index in range(len(source)):
+        record = source[index]
+        assert record["start"] == sum(map(len, by_track.get(record["track"], []))) and record["sample_rate_hz"] == RATE
+        by_track.setdefault(record["track"], []).append(record["audio"])
+    assert [len(by_track[name]) for name in ("a.flac", "b.wav", "live/c.ogg")] == [1, 3, 4]  # rests of 1 s are left out
+    for name, tail in (("a.flac", 8000), ("b.wav", 8000)):
+        file = soundfile.read(music / name, dtype="int16", always_2d=True)[0]
+        np.testing.assert_array_equal(np.concatenate(by_track[name]), file[: len(file) - tail])
+    assert manifest["splits"]["train"]["records"] == len(source) == 8
+    assert manifest["splits"]["train"]["hours"] == pytest.approx(18 / 3600, abs=1e-4)
+    assert manifest["sample_rates_hz"].keys() == {"8000", "16000"} and not manifest["left_out"]
+    assert "no validation tracks" in manifest["notes"][0]
+
+
+def test_tfds_reads_every_field(music, tmp_path):
+    run(music, output=tmp_path / "out", validation_share=0)
+    builder = tfds.builder_from_directory(tmp_path / "out")
+    theirs, ours = builder.as_data_source("train"), RecordSource(tmp_path / "out", "train")
+    assert len(theirs) == len(ours) == 4
+    for index in range(4):
+        a, b = theirs[index], ours[index]
+        np.testing.assert_array_equal(a.pop("audio"), b.pop("audio"))
+        assert {name: value.decode() if isinstance(value, bytes) else value for name, value in a.items()} == b
+
+
+def test_a_last_piece_of_1_6_seconds_is_kept(tmp_path):
+    for seconds, records in ((3.6, 2), (3.5, 1)):
+        soundfile.write(tmp_path / "x.wav", sound(0, seconds), RATE)
+        assert (
+            run(tmp_path / "x.wav", output=tmp_path / f"out{seconds}", clip_seconds=2.0, validation_share=0)["splits"][
+                "train"
+            ]["records"]
+            == records
+        )
+
+
+def test_bad_files_are_listed_and_skipped(music, tmp_path):
+    good = sound(5, 3.0)
+    bad = {"text.wav": b"this is no sound", "zero.flac": b"", "cover.wav": b"RIFF"}
+    for name, content in bad.items():
+        (music / name).write_bytes(content)
+    for name, audio in {
+        "silent": 0 * good,
+        "constant": 0 * good + 0.5,
+        "short": good[:4000],
+        "nothing": good[:0],
+        "nan": np.where(np.arange(len(good))[:, None] == 9000, np.nan, good),
+    }.items():
+        soundfile.write(music / f"{name}.wav", audio, RATE, "FLOAT")
+    soundfile.write(music / "cut.flac", sound(6, 5.0), RATE)
+    (music / "cut.flac").write_bytes((music / "cut.flac").read_bytes()[:-9000])
+    soundfile.write(music / "cut.wav", sound(7, 5.0), RATE)
+    (music / "cut.wav").write_bytes((music / "cut.wav").read_bytes()[:-30_000])
+    (music / "copy.flac").write_bytes((music / "a.flac").read_bytes())
+    (music / "notes.txt").write_text("no music")
+    manifest = run(music, output=tmp_path / "out", validation_share=0)
+    found = reasons(manifest)
+    assert found.keys() == {
+        *bad,
+        "silent.wav",
+        "constant.wav",
+        "short.wav",
+        "nothing.wav",
+        "nan.wav",
+        "cut.flac",
+        "cut.wav",
+        "copy.flac",
+    }
+    for name, word in {
+        "text.wav": "cannot be read",
+        "zero.flac": "zero bytes",
+        "silent.wav": "silent",
+        "constant.wav": "DC",
+        "short.wav": "too short",
+        "nan.wav": "NaN",
+        "nothing.wav": "no samples",
+        "copy.flac": "same content as a.flac",
+        "cut.wav": "truncated",
+    }.items():
+        assert word in found[name], (name, found[name])
+    assert manifest["splits"]["train"]["tracks"] == 3 and manifest["other_files"] == {".txt": 1}
+    assert "text.wav: cannot be read" in doctor.report(doctor.inspect(tmp_path / "out"))
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "music").mkdir()
+    with pytest.raises(ValueError, match="no music in .*give wav, flac"):
+        run(tmp_path / "music", output=tmp_path / "out")
+    (tmp_path / "music" / "text.wav").write_text("no sound")
+    with pytest.raises(ValueError, match="1 files left out, the first, text.wav, because"):
+        run(tmp_path / "music", output=tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="give a folder, a file, tfds:NAME"):
+        run(tmp_path / "nowhere", output=tmp_path / "out")
+    with pytest.raises(ValueError, match="clip_seconds 0.5"):
+        run(tmp_path / "music", output=tmp_path / "out", clip_seconds=0.5)
+
+
+def test_the_same_command_again_does_nothing_and_another_asks(music, tmp_path):
+    first = run(music, output=tmp_path / "out")
+    changed = os.stat(tmp_path / "out" / "manifest.json").st_mtime_ns
+    assert (
+        run(music, output=tmp_path / "out") == first
+        and os.stat(tmp_path / "out" / "manifest.json").st_mtime_ns == changed
+    )
+    with pytest.raises(ValueError, match="--overwrite"):
+        run(music, output=tmp_path / "out", clip_seconds=3.0)
+    assert run(music, output=tmp_path / "out", clip_seconds=3.0, overwrite=True)["clip_seconds"] == 3.0
+    assert not (tmp_path / "out" / ".prepare").exists()
+
+
+def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(tmp_path):
+    music, out = tmp_path / "music", tmp_path / "out"
+    music.mkdir()
+    for number in range(24):
+        soundfile.write(music / f"{number:02}.wav", sound(number, 8.0, 2), RATE)
+    code = (
+        "from bandtok_jax.data_pipelines.prepare import prepare\n"
+        f"if __name__ == '__main__': "
+        f"prepare([{str(music)!r}], {str(out)!r}, sample_rate_hz=22050, workers=2, progress=False)\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / "run.py"])
+    journal = out / ".prepare" / "journal.jsonl"
+    while not journal.exists() or len(journal.read_text().splitlines()) < 4:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    with journal.open("a") as file:
+        file.write('{"task": 15, "rec')  # a line cut in the middle
+    with pytest.raises(ValueError, match="interrupted run"):
+        run(music, output=out, sample_rate_hz=16_000)
+    done = {path: path.stat().st_mtime_ns for path in (out / ".prepare").glob("*.array_record")}
+    assert len(done) >= 3
+    kept = next(iter(json.loads(line)["task"] for line in journal.read_text().splitlines()[1:2]))
+    kept = out / ".prepare" / f"task-{kept:05d}.array_record"
+    written = done[kept], kept.stat().st_ino
+    interrupted = run(music, output=out, sample_rate_hz=22_050)
+    assert written in {(path.stat().st_mtime_ns, path.stat().st_ino) for path in out.glob("music-*")}  # not made again
+    whole = run(music, output=tmp_path / "whole", sample_rate_hz=22_050)
+    assert interrupted == whole
+    for split in whole["splits"]:
+        a, b = RecordSource(out, split), RecordSource(tmp_path / "whole", split)
+        for index in range(len(b)):
+            np.testing.assert_array_equal(a[index].pop("audio"), b[index].pop("audio"))
+
+
+def test_memory_is_bounded_by_the_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SPOOL_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "BLOCK_SAMPLES", 1 << 14)
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", RATE, 1) as file:
+        for seed in range(8):
+            file.write(sound(seed, 60.0))
+    tracemalloc.start()
+    manifest = run(tmp_path / "long.wav", output=tmp_path / "out", validation_share=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert manifest["splits"]["train"]["records"] == 80 and peak < 6e6  # the samples alone are 15 MB in float32
+
+
+def test_doctor_finds_missing_and_damaged_data(music, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder; make it with  bandtok prepare"):
+        doctor.inspect(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no manifest.json"):
+        doctor.inspect(tmp_path / "empty")
+    run(music, output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
+    found = doctor.inspect(tmp_path / "out", clip_samples=20_000)
+    assert found["read"]["train"] == {
+        "records": 8,
+        "silent_records": 0,
+        "clipped_share": 0.0,
+        "crops_without_overlap": 8 * 16_000 // 20_000,
+    }
+    assert found["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(found)
+    with pytest.raises(ValueError, match="nothing in the split 'validation'"):
+        RecordSource(tmp_path / "out", "validation")
+    shard = Path(tmp_path / "out" / "music-train.array_record-00000-of-00003")
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 255
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged .*--overwrite"):
+        doctor.inspect(tmp_path / "out")
+    shard.write_bytes(content[:4000])
+    with pytest.raises(ValueError, match="bandtok doctor"):
+        RecordSource(tmp_path / "out", "train")[0]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        doctor.inspect(tmp_path / "out")
+
+
+def test_threads_may_share_a_source(music, tmp_path):
+    run(music, output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
+    source = RecordSource(tmp_path / "out", "train")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: source[index % 8]["audio"].sum(), range(64)))
+    assert found == [source[index % 8]["audio"].sum() for index in range(64)]

@@ -1,0 +1,147 @@
+"""Token records: what is written is read, an interruption costs nothing, and foreign folders are named."""
+
+import json
+import pickle
+
+from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.tokens import HEADER, MANIFEST, TokenSource, TokenWriter, manifest, row_unigrams
+import numpy as np
+import pytest
+
+FACTS = dict(
+    codebook_size=300, rows=3, columns_per_second=10.77, row_kind="band", tokenizer="run", weight_hash="abc",
+    samples_per_column=4096,
+)  # fmt: skip
+
+
+def piece(number, columns=5, **more):
+    codes = np.random.default_rng(number).integers(0, 300, (columns, 3))
+    return {
+        "codes": codes,
+        "track": f"t{number}",
+        "offset_samples": 7,
+        "caption": "é",
+        "samples": columns * 4096,
+        **more,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards of training pieces, one of validation pieces."""
+    writer = TokenWriter(tmp_path / "tokens", **FACTS)
+    writer.write("train", 0, [piece(0), piece(1, 9)])
+    writer.write("train", 1, [piece(2, 30, embedding=np.ones((2, 4)))])
+    writer.write("validation", 0, [piece(3)])
+    writer.finish()
+    return tmp_path / "tokens"
+
+
+def test_reads_what_was_written(folder):
+    source = pickle.loads(pickle.dumps(TokenSource(folder, "train")))
+    assert len(source) == 3
+    for number, columns in enumerate((5, 9, 30)):
+        record = source[number]
+        np.testing.assert_array_equal(record["codes"], piece(number, columns)["codes"])
+        assert record["codes"].dtype == np.int32
+        assert (record["track"], record["offset_samples"], record["caption"]) == (f"t{number}", 7, "é")
+        assert record["samples"] == columns * 4096
+    np.testing.assert_array_equal(source[2]["embedding"], np.ones((2, 4), np.float32))
+    splits = manifest(folder)["splits"]
+    assert {name: (info["pieces"], info["columns"]) for name, info in splits.items()} == {
+        "train": (3, 44),
+        "validation": (1, 5),
+    }
+    with pytest.raises(IndexError):
+        source[3]
+
+
+def test_an_interrupted_writer_goes_on(tmp_path):
+    writer = TokenWriter(tmp_path, **FACTS)
+    writer.write("train", 0, [piece(0)])
+
+    def broken():
+        yield piece(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.write("train", 1, broken())
+    with pytest.raises(FileNotFoundError, match="interrupted; run the same command again"):
+        manifest(tmp_path)
+    again = TokenWriter(tmp_path, **FACTS)
+    assert again.has("train", 0) and not again.has("train", 1) and not again.finished
+    again.write("train", 1, [piece(1)])
+    again.finish()
+    assert again.finished and not (tmp_path / HEADER).exists()
+    assert [TokenSource(tmp_path, "train")[i]["track"] for i in range(2)] == ["t0", "t1"]
+    with pytest.raises(ValueError, match="weight_hash 'abc', and this is 'other'"):
+        TokenWriter(tmp_path, **{**FACTS, "weight_hash": "other"})
+
+
+def test_names_what_is_wrong_with_a_folder(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder; make it with  bandtok tokenize"):
+        TokenSource(tmp_path / "nowhere", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"it has no {MANIFEST}"):
+        TokenSource(tmp_path / "empty", "train")
+    with pytest.raises(ValueError, match=r"nothing in the split 'test', but train \(3 pieces\)"):
+        TokenSource(folder, "test")
+    (tmp_path / "empty" / MANIFEST).write_text(json.dumps({"splits": {}}))
+    with pytest.raises(ValueError, match="no manifest of token records"):
+        manifest(tmp_path / "empty")
+    (tmp_path / "empty" / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        manifest(tmp_path / "empty")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("hello")
+    with pytest.raises(ValueError, match="give an empty or a new folder"):
+        TokenWriter(tmp_path / "other", **FACTS)
+    (folder / "tokens-train-00001.array_record").write_bytes(b"no records")
+    with pytest.raises(ValueError, match="cannot be read"):
+        TokenSource(folder, "train")[2]
+    (folder / "tokens-train-00001.array_record").unlink()
+    with pytest.raises(FileNotFoundError, match="is missing, though the manifest names it"):
+        TokenSource(folder, "train")
+
+
+def test_refuses_codes_that_do_not_fit(tmp_path):
+    writer = TokenWriter(tmp_path / "a", **FACTS)
+    with pytest.raises(ValueError, match=r"outside the codebook 0\.\.299"):
+        writer.write("train", 0, [{**piece(0), "codes": np.full((2, 3), 300)}])
+    with pytest.raises(ValueError, match=r"need \[columns, 3\]"):
+        writer.write("train", 0, [{**piece(0), "codes": np.zeros((2, 4))}])
+    assert not writer.has("train", 0)
+    with pytest.raises(ValueError, match="up to 65536"):
+        TokenWriter(tmp_path / "b", **{**FACTS, "codebook_size": 70_000})
+
+
+def test_row_unigrams(folder):
+    source = TokenSource(folder, "train")
+    codes = np.concatenate([source[i]["codes"] for i in range(3)])
+    table = row_unigrams(source, 300, smoothing=0.5)
+    assert table.shape == (3, 300)
+    np.testing.assert_allclose(np.exp(table).sum(1), 1, rtol=1e-5)
+    code = codes[0, 1]
+    expected = ((codes[:, 1] == code).sum() + 0.5) / (len(codes) + 150)
+    np.testing.assert_allclose(table[1, code], np.log(expected), rtol=1e-5)
+
+
+def test_batches(folder):
+    data = dict(tokens=str(folder), columns=8, workers=0)
+    (folder / "x").mkdir()
+    writer = TokenWriter(folder / "x" / "plain", **FACTS)
+    writer.write("train", 0, [piece(0), piece(1, 9), piece(2, 30)])
+    writer.finish()
+    stream = iterator.create({**data, "tokens": str(folder / "x" / "plain")}, split="train", batch_size=6, seed=0)
+    batch = next(stream)
+    stream.close()
+    assert batch["codes"].shape == (6, 8, 3) and batch["caption"].shape == (6, 128)
+    originals = {5: piece(0), 9: piece(1, 9), 30: piece(2, 30)}
+    for codes, columns, start, ended in zip(*(batch[name] for name in ("codes", "columns", "start", "ended"))):
+        same = [
+            (original["codes"][start : start + columns] == codes[:columns]).all() and ended == (start + 8 >= length)
+            for length, original in originals.items()
+            if len(original["codes"][start : start + columns]) == columns
+        ]
+        assert any(same)
+        assert (codes[columns:] == 0).all()

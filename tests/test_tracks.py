@@ -1,0 +1,152 @@
+"""Which tracks there are, what is said and measured about them, and TFDS data sets without TensorFlow."""
+
+import json
+import struct
+import sys
+
+from bandtok_jax.data_pipelines.measurement import LoudnessMeter, Measurement
+from bandtok_jax.data_pipelines.records import RecordSource
+from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
+from bandtok_jax.data_pipelines.tracks import split_by_hash
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from bandtok_jax.audio import loudness
+from tests.music_files import RATE, make_music, reasons, run, sound
+
+
+@pytest.fixture
+def music(tmp_path):
+    return make_music(tmp_path / "music")
+
+
+def test_the_csv_decides(music, tmp_path):
+    (music / "tracks.csv").write_text(
+        "file,split,licence,kind,caption,domain\na.flac,validation,CC0-1.0,jazz,,\n"
+        "live/c.ogg,train,CC-BY-4.0,rock,loud guitars,live\n"
+        "gone.wav,train,,,,\n"
+    )
+    manifest = run(music, output=tmp_path / "out", tracks=music / "tracks.csv", validation_share=0)
+    validation, train = RecordSource(tmp_path / "out", "validation"), RecordSource(tmp_path / "out", "train")
+    assert {validation[i]["track"] for i in range(len(validation))} == {"a.flac"} and validation[0]["caption"] == "jazz"
+    rock = next(record for record in map(train.__getitem__, range(len(train))) if record["track"] == "live/c.ogg")
+    assert (rock["caption"], rock["domain"], rock["licence"]) == ("loud guitars", "live", "CC-BY-4.0")
+    assert "no such file" in reasons(manifest)["gone.wav"] and manifest["licences"]["CC0-1.0"]["tracks"] == 1
+    (music / "tracks.csv").write_text("file,split\na.flac,valid\n")
+    with pytest.raises(ValueError, match="line 2 has the split 'valid'; write train, validation"):
+        run(music, output=tmp_path / "out2", tracks=music / "tracks.csv")
+    (music / "tracks.csv").write_text("name\na.flac\n")
+    with pytest.raises(ValueError, match="no column 'file'"):
+        run(music, output=tmp_path / "out2", tracks=music / "tracks.csv")
+
+
+def test_more_tracks_move_none(tmp_path):
+    names = [f"track {number}.wav" for number in range(2000)]
+    share = np.mean([split_by_hash(name, 0.1) == "validation" for name in names])
+    assert 0.08 < share < 0.12
+    assert all(split_by_hash(name, 0.2) == "validation" for name in names if split_by_hash(name, 0.1) == "validation")
+
+
+def test_streamed_loudness_equals_the_whole(tmp_path):
+    for seconds, channels in ((0.3, 1), (2.05, 2), (7.3, 2)):
+        audio = sound(3, seconds, channels, 44_100).T * np.linspace(0.01, 1, int(seconds * 44_100), dtype=np.float32)
+        meter = LoudnessMeter(44_100, channels)
+        for first in range(0, audio.shape[1], 9999):
+            meter.push(audio[:, first : first + 9999])
+        assert meter.lufs() == pytest.approx(loudness.integrated_lufs(audio, 44_100), abs=0.01)
+
+
+@pytest.mark.parametrize("cut_hz", [16_000, 19_500])
+def test_bandwidth_is_where_the_spectrum_ends(cut_hz):
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(3 * 44_100))
+    spectrum[3 * cut_hz :] = 0
+    measurement = Measurement(44_100, 1)
+    measurement.push((0.2 * np.fft.irfft(spectrum))[None].astype(np.float32))
+    facts = measurement.result(1.6)
+    assert facts["bandwidth_hz"] == pytest.approx(cut_hz, abs=60) and facts["full_band"] == (cut_hz > 19_000)
+
+
+def _write_tfds(folder, kind):
+    """A data set as TFDS lays it out, with the feature that its GTZAN has (int64 without encoding) or a tensor of
+    bytes.
+    """
+    folder.mkdir(parents=True)
+    audio = [np.round(sound(seed, 2.0)[:, 0] * 32_768).astype(np.int16) for seed in range(3)]
+    if kind == "tensor":
+        features = tfds.features.FeaturesDict(
+            {
+                "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
+                "sample_rate": tfds.features.Scalar(np.int64),
+            }
+        )
+        from array_record.python import array_record_module
+
+        writer = array_record_module.ArrayRecordWriter(
+            str(folder / "gtzan-train.array_record-00000-of-00001"), "group_size:1"
+        )
+        for samples in audio:
+            writer.write(features.serialize_example({"audio": samples, "sample_rate": RATE}))
+        writer.close()
+        template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name="gtzan", filetype_suffix="array_record")
+        split = tfds.core.SplitInfo(name="train", shard_lengths=[3], num_bytes=0, filename_template=template)
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=features, split_infos=[split], filename_template=template, check_data=False
+        )
+        return audio
+    label = {
+        "pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel",
+        "classLabel": {"numClasses": "2"},
+    }
+    feature = {
+        "pythonClassName": "tensorflow_datasets.core.features.audio_feature.Audio",
+        "audio": {
+            "shape": {"dimensions": ["-1"]},
+            "dtype": "int64",
+            "fileFormat": "wav",
+            "sampleRate": str(RATE),
+            "encoding": "none",
+        },
+    }
+    (folder / "features.json").write_text(
+        json.dumps({"featuresDict": {"features": {"audio": feature, "label": label}}})
+    )
+    (folder / "label.labels.txt").write_text("blues\njazz\n")
+    (folder / "dataset_info.json").write_text(
+        json.dumps({"name": "gtzan", "fileFormat": "tfrecord", "splits": [{"name": "train", "shardLengths": ["3"]}]})
+    )
+    with open(folder / "gtzan-train.tfrecord-00000-of-00001", "wb") as file:
+        for samples in audio:
+            example = tf_example_pb2.Example()
+            example.features.feature["audio"].int64_list.value.extend(samples.tolist())
+            example.features.feature["label"].int64_list.value.append(1)
+            data = example.SerializeToString()
+            file.write(struct.pack("<Q", len(data)) + b"crc4" + data + b"crc4")
+    return audio
+
+
+@pytest.mark.parametrize("kind", ["audio", "tensor"])
+def test_a_prepared_tfds_data_set_needs_no_tensorflow(tmp_path, kind):
+    audio = _write_tfds(tmp_path / "tfds" / "gtzan" / "1.0.0", kind)
+    run("tfds:gtzan", output=tmp_path / "out", tfds_dir=tmp_path / "tfds", validation_share=0)
+    source = RecordSource(tmp_path / "out", "train")
+    for index, samples in enumerate(audio):
+        np.testing.assert_array_equal(source[index]["audio"][:, 0], samples)
+        assert source[index]["domain"] == "gtzan" and source[index]["caption"] == ("jazz" if kind == "audio" else "")
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(FileNotFoundError, match="tfds build nsynth"):
+        run("tfds:nsynth", output=tmp_path / "out2", tfds_dir=tmp_path / "tfds")
+
+
+def test_embedded_music_can_be_prepared(tmp_path):
+    manifest = run("synthetic:3", output=tmp_path / "out")
+    train, validation = RecordSource(tmp_path / "out", "train"), RecordSource(tmp_path / "out", "validation")
+    assert (len(train), len(validation)) == (4, 2) and manifest["domains"] == {
+        "synthetic": {"tracks": 3, "hours": 0.01}
+    }
+    piece = SyntheticMusic("train", RATE, 12.0)[1]
+    np.testing.assert_array_equal(np.concatenate([train[2]["audio"], train[3]["audio"]]), piece["audio"])
+    assert train[2]["caption"] == piece["caption"] and -22 < train[2]["lufs"] < -10
+    with pytest.raises(ValueError, match="synthetic:PIECES"):
+        run("synthetic:many", output=tmp_path / "out2")
