@@ -1,0 +1,31 @@
+"""Rotary position embeddings over one axis or two (Su et al. 2021, arXiv 2104.09864).
+
+A head of width H is H / 2 pairs of numbers, number i with number i + H / 2, and each pair turns by an angle of its own. In one
+dimension all pairs turn by the place in the sequence. In two, the first half of the pairs turns by the column of the grid and
+the second half by its row, so that the attention sees how far apart two tokens are in time and in frequency.
+"""
+
+import jax
+import jax.numpy as jnp
+
+COLUMN_BASE = 10_000.0  # Su et al.
+ROW_BASE = 100.0  # our choice: a grid has tens of rows, and angles with a longer period than that would tell nothing
+
+
+def angles(positions: jax.Array, pairs: int, base: float = COLUMN_BASE) -> jax.Array:
+    """Integer positions `[...]` -> angles `[..., pairs]`, at least float32: bfloat16 has no room for a thousand turns."""
+    dtype = jnp.promote_types(jnp.result_type(float), jnp.float32)
+    frequencies = base ** (-jnp.arange(pairs, dtype=dtype) / pairs)
+    return positions[..., None].astype(dtype) * frequencies
+
+
+def grid_angles(columns: jax.Array, rows: jax.Array, pairs: int) -> jax.Array:
+    """Positions in the grid, `[...]` each -> angles `[..., pairs]`: half of them by the column, half by the row."""
+    return jnp.concatenate([angles(columns, pairs // 2), angles(rows, pairs - pairs // 2, ROW_BASE)], axis=-1)
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Turns the heads `x [B, L, N, H]` by `angles [L, H / 2]`; computed in the precision of the angles."""
+    cosine, sine = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, angles.dtype)), 2, axis=-1)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)

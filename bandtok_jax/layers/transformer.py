@@ -1,0 +1,192 @@
+"""The blocks of a transformer: RMSNorm before every branch, attention with normalised queries and keys, SwiGLU, no biases."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from bandtok_jax.layers import rope
+from bandtok_jax.layers.attention import attention, cached_attention, store
+
+NORM_EPSILON = 1e-6
+# Decoding a batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for so few rows (jax 0.10). A
+# barrier keeps it from turning the product round again.
+FEW_ROWS = 16
+GATE_BLOCK = 64  # so many gates, then as many values that they open: both come from one product, in pieces that shards hold whole
+STANDARD_DEVIATION = 0.02  # of the weights at the start (GPT-2)
+
+
+class Linear(nnx.Module):
+    """`[..., inputs] -> [..., outputs]` without a bias; the kernel is `[outputs, inputs]`: so XLA on CPUs is fastest (jax 0.10)."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, dtype=jnp.float32, rngs):
+        self.dtype = dtype
+        draw = jax.random.truncated_normal(rngs.params(), -2, 2, (outputs, inputs))
+        self.kernel = nnx.Param(STANDARD_DEVIATION * scale * draw)
+
+    def __call__(self, x):
+        return _product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    """`[..., I]` and `[O, I]` -> `[..., O]`."""
+    rows = math.prod(x.shape[:-1])
+    if 1 < rows <= FEW_ROWS:
+        product = jnp.einsum("oi,ri->or", kernel, x.reshape(rows, -1))
+        return jax.lax.optimization_barrier(product).T.reshape(*x.shape[:-1], -1)
+    return jnp.einsum("...i,oi->...o", x, kernel)
+
+
+def _product_backward(saved, gradient):
+    """The gradients, by products for which XLA on CPUs transposes the smaller factor only, and once (jax 0.10).
+
+    The barrier keeps it from computing the gradient anew, element by element, for each of the two products.
+    """
+    x, kernel = saved
+    gradient = jax.lax.optimization_barrier(gradient)
+    if kernel.shape[1] < kernel.shape[0]:
+        kernel_gradient = jnp.einsum("...i,...o->io", x, gradient).T
+    else:
+        kernel_gradient = jnp.einsum("...o,...i->oi", gradient, x)
+    return jnp.einsum("...o,oi->...i", gradient, kernel), kernel_gradient
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
+class RMSNorm(nnx.Module):
+    """Divides by the root of the mean square over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, width: int, *, rngs):
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x):
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + NORM_EPSILON) * self.scale).astype(
+            x.dtype
+        )
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, *, scale: float, **options):
+        self.block = math.gcd(hidden, GATE_BLOCK)
+        self.gate_up = Linear(width, 2 * hidden, **options)
+        self.down = Linear(hidden, width, scale=scale, **options)
+
+    def __call__(self, x):
+        both = self.gate_up(x)
+        gate, up = jnp.split(both.reshape(*x.shape[:-1], -1, 2 * self.block), 2, axis=-1)
+        return self.down((jax.nn.silu(gate) * up).reshape(*x.shape[:-1], -1))
+
+
+class Attention(nnx.Module):
+    """What the two kinds of attention share: queries and keys of unit mean square (qk-norm), the heads, the way out."""
+
+    def __init__(self, width: int, heads: int, *, scale: float, kernel: str = "auto", rngs, **options):
+        if width % (2 * heads):
+            raise ValueError(
+                f"width {width} does not give {heads} heads of an even width: make it a multiple of {2 * heads}"
+            )
+        self.heads, self.implementation = heads, kernel
+        self.out = Linear(width, width, scale=scale, rngs=rngs, **options)
+        self.query_norm = RMSNorm(width // heads, rngs=rngs)
+        self.key_norm = RMSNorm(width // heads, rngs=rngs)
+
+    def attend(self, query, key, value, **how):
+        """Attention (see `attention`) and the projection of its result: `[B, L, D]`."""
+        return self.out(_join(attention(query, key, value, implementation=self.implementation, **how)))
+
+    def attend_cached(self, query, cache, place):
+        """The same for one token and a cache that is filled up to and with `place`."""
+        return self.out(_join(cached_attention(query, cache, place)))
+
+    def _heads(self, x, count: int):
+        """A projection `[B, L, N * count * H]` -> `count` arrays `[B, L, N, H]`. Heads come first, so tensor parallelism cuts
+        between heads."""
+        return jnp.split(x.reshape(*x.shape[:-1], self.heads, -1), count, axis=-1)
+
+
+class SelfAttention(Attention):
+    """Attention of a sequence to itself, with rotary positions."""
+
+    def __init__(self, width: int, heads: int, *, scale: float, kernel: str, **options):
+        super().__init__(width, heads, scale=scale, kernel=kernel, **options)
+        self.query_key_value = Linear(width, 3 * width, **options)
+
+    def project(self, x, angles):
+        """`x [B, L, D]` -> queries, keys and values, each `[B, L, N, H]`, turned by `angles [L, H / 2]`."""
+        query, key, value = self._heads(self.query_key_value(x), 3)
+        return rope.rotate(self.query_norm(query), angles), rope.rotate(self.key_norm(key), angles), value
+
+
+class ContextAttention(Attention):
+    """Attention of a sequence to a context, which has no order here."""
+
+    def __init__(self, width: int, heads: int, *, scale: float, **options):
+        super().__init__(width, heads, scale=scale, kernel="xla", **options)
+        self.query = Linear(width, width, **options)
+        self.key_value = Linear(width, 2 * width, **options)
+
+    def read(self, context):
+        """The keys and values `[B, M, N, H]` of a context `[B, M, D]`."""
+        key, value = self._heads(self.key_value(context), 2)
+        return self.key_norm(key), value
+
+    def __call__(self, x, context, mask):
+        """`x [B, L, D]`, `context` as `read` gives it, `mask` bool `[B, M]` -> `[B, L, D]`."""
+        (query,) = self._heads(self.query(x), 1)
+        return self.attend(self.query_norm(query), *context, mask=mask)
+
+
+def _join(heads):
+    """`[B, L, N, H]` -> `[B, L, D]`."""
+    return heads.reshape(*heads.shape[:-2], -1)
+
+
+class Block(nnx.Module):
+    """One layer: self-attention, attention to a context where there is one, SwiGLU."""
+
+    def __init__(self, width, heads, feed_forward, *, layers, context=False, kernel="auto", rngs, **options):
+        # Branches that add to the stream start smaller in a deeper network (GPT-2).
+        options |= {"scale": (layers * (3 if context else 2)) ** -0.5, "rngs": rngs}
+        self.attention_norm = RMSNorm(width, rngs=rngs)
+        self.attention = SelfAttention(width, heads, kernel=kernel, **options)
+        if context:
+            self.context_norm = RMSNorm(width, rngs=rngs)
+            self.context_attention = ContextAttention(width, heads, **options)
+        self.feed_forward_norm = RMSNorm(width, rngs=rngs)
+        self.feed_forward = SwiGLU(width, feed_forward, **options)
+
+    def __call__(self, x, angles, *, causal, mask=None, context=None, context_mask=None):
+        """`x [B, L, D]`, `angles [L, H / 2]`, `mask` bool `[B, L]`, `context [B, M, D]`, its mask `[B, M]`.
+
+        Returns:
+          `[B, L, D]`, and the keys and values for a cache, `[B, L, N, H]` each.
+        """
+        query, key, value = self.attention.project(self.attention_norm(x), angles)
+        x = x + self.attention.attend(query, key, value, causal=causal, mask=mask)
+        return self._rest(x, self.read_context(context), context_mask), (key, value)
+
+    def decode(self, x, angles, cache, place, context=None, context_mask=None):
+        """One token `x [B, 1, D]`; `context` as `read_context` gives it.
+
+        Returns:
+          `[B, 1, D]`, and the cache with this token at `place`.
+        """
+        query, key, value = self.attention.project(self.attention_norm(x), angles)
+        cache = store(cache, key, value, place)
+        x = x + self.attention.attend_cached(query, cache, place)
+        return self._rest(x, context, context_mask), cache
+
+    def read_context(self, context):
+        """The keys and values of a context `[B, M, D]`."""
+        return None if context is None else self.context_attention.read(context)
+
+    def _rest(self, x, context, mask):
+        if context is not None:
+            x = x + self.context_attention(self.context_norm(x), context, mask)
+        return x + self.feed_forward(self.feed_forward_norm(x))

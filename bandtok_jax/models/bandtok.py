@@ -1,0 +1,151 @@
+"""BandTok's tokenizer: the mel-spectrogram as a picture, one token per mel band and column, one codebook for all.
+
+Cheng et al. 2026 (arXiv 2605.15831) name the parts; the network's layout is our choice, after VQGAN (arXiv 2012.09841)
+and the Cosmos image tokenizer, without what would make a token depend on the length of the piece: normalisation runs
+over channels only, and there is no attention.
+
+Letters: B batch, T mel frames (or columns of the grid), M mel bins, F rows of the grid, C channels, D width of a code.
+"""
+
+from collections.abc import Sequence
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from bandtok_jax.layers.image import ChannelNorm, Downsample, ResidualBlock, Upsample, patchify, unpatchify
+from bandtok_jax.layers.quantization import Codebook
+
+# Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
+LOG_MEL_CENTRE, LOG_MEL_SCALE = -5.0, 3.0
+
+
+class BandTok(nnx.Module):
+    """Encoder, codebook and decoder.
+
+    Args:
+      mels: M, mel bins of the picture.
+      patch: side of the square patches that become the first channels.
+      channels: of each resolution, from fine to coarse; every further entry halves both axes.
+      blocks: residual blocks at each resolution.
+      middle_blocks: residual blocks more at the coarsest resolution, on each side of the codebook.
+      codes: K, size of the codebook.
+      code_width: D, width of a code.
+      normalise_codes: look-up on the unit sphere.
+      code_gradient: "straight_through" or "rotation".
+      row_embedding: whether encoder and decoder are told which band they look at; the codebook is not.
+    """
+
+    def __init__(
+        self,
+        *,
+        mels: int = 128,
+        patch: int = 2,
+        channels: Sequence[int] = (128, 256, 512),
+        blocks: int = 2,
+        middle_blocks: int = 2,
+        codes: int = 8192,
+        code_width: int = 64,
+        normalise_codes: bool = False,
+        code_gradient: str = "straight_through",
+        row_embedding: bool = True,
+        activation: str = "silu",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.frames_per_column = patch * 2 ** (len(channels) - 1)
+        if mels % self.frames_per_column:
+            raise ValueError(f"mels is {mels}; it must be a multiple of the cell's side {self.frames_per_column}")
+        self.rows, self.codebook_size = mels // self.frames_per_column, codes
+        self.mels, self._patch, self._dtype = mels, patch, dtype
+
+        shape = dict(activation=activation, dtype=dtype, rngs=rngs)
+        conv = lambda i, o, k: nnx.Conv(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
+        finest, coarsest = channels[0], channels[-1]
+        self.encoder_in = conv(patch**2, finest, 3)
+        self.encoder_blocks, width = nnx.List(), finest
+        for level, level_width in enumerate(channels):
+            if level:
+                self.encoder_blocks.append(Downsample(width, dtype=dtype, rngs=rngs))
+            for _ in range(blocks + middle_blocks * (level == len(channels) - 1)):
+                self.encoder_blocks.append(ResidualBlock(width, level_width, **shape))
+                width = level_width
+        self.encoder_norm, self.encoder_out = ChannelNorm(width, rngs=rngs), conv(width, code_width, 1)
+
+        self.codebook = Codebook(codes, code_width, normalise=normalise_codes, gradient=code_gradient, rngs=rngs)
+
+        self.decoder_in, self.decoder_blocks, width = conv(code_width, coarsest, 3), nnx.List(), coarsest
+        for level, level_width in reversed(list(enumerate(channels))):
+            for _ in range(blocks + middle_blocks * (level == len(channels) - 1)):
+                self.decoder_blocks.append(ResidualBlock(width, level_width, **shape))
+                width = level_width
+            if level:
+                self.decoder_blocks.append(Upsample(width, dtype=dtype, rngs=rngs))
+        self.decoder_norm, self.decoder_out = ChannelNorm(width, rngs=rngs), conv(width, patch**2, 3)
+
+        embedding = lambda rows, width: (
+            nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width))) if row_embedding else None
+        )
+        self.encoder_rows, self.decoder_rows = embedding(mels // patch, finest), embedding(self.rows, coarsest)
+
+    @property
+    def encoder_context_frames(self) -> int:
+        """Mel frames per side, beyond its own, that one column of codes depends on."""
+        stride, radius = self._patch, self._patch  # the first convolution reaches one patch to each side
+        for block in self.encoder_blocks:
+            radius += stride * (ResidualBlock.RADIUS if isinstance(block, ResidualBlock) else 1)
+            stride *= 2 if isinstance(block, Downsample) else 1
+        return radius
+
+    @property
+    def decoder_context_columns(self) -> int:
+        """Columns of codes per side, beyond its own, that the frames of one column depend on."""
+        stride, radius = self.frames_per_column, self.frames_per_column
+        for block in self.decoder_blocks:
+            stride //= 2 if isinstance(block, Upsample) else 1
+            radius += stride * (ResidualBlock.RADIUS if isinstance(block, ResidualBlock) else 1)
+        return math.ceil((radius + stride) / self.frames_per_column)
+
+    def latents(self, log_mel: jax.Array) -> jax.Array:
+        """What the codebook quantizes; `[B, T, M] -> [B, T/8, F, D]`. T must be a multiple of `frames_per_column`."""
+        if log_mel.shape[1] % self.frames_per_column or log_mel.shape[2] != self.mels:
+            raise ValueError(
+                f"log_mel is {log_mel.shape}; it must be [B, T, {self.mels}], T a multiple of {self.frames_per_column}"
+            )
+        picture = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE).astype(_compute(self._dtype, log_mel))
+        x = self.encoder_in(patchify(picture[..., None], self._patch))
+        if self.encoder_rows is not None:
+            x = x + self.encoder_rows[...].astype(x.dtype)
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_out(self.encoder_norm(x))
+
+    def picture(self, quantized: jax.Array) -> jax.Array:
+        """The decoder; `[B, T, F, D] -> log-mel [B, 8T, M]`, in float32 or wider."""
+        x = self.decoder_in(quantized.astype(_compute(self._dtype, quantized)))
+        if self.decoder_rows is not None:
+            x = x + self.decoder_rows[...].astype(x.dtype)
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = self.decoder_out(jax.nn.silu(self.decoder_norm(x)))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
+
+    def encode(self, log_mel: jax.Array) -> jax.Array:
+        """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`."""
+        return self.codebook.nearest(self.latents(log_mel))
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end."""
+        return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(1e-5))
+
+    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+        """Reconstruction `[B, T, M]`, codes `[B, T/8, F]`, and what training needs (see `Codebook`)."""
+        quantized, codes, training = self.codebook(self.latents(log_mel))
+        return self.picture(quantized), codes, training
+
+
+def _compute(dtype, x: jax.Array):
+    """The dtype to compute in: as configured, but never narrower than a float64 input that a test asks for."""
+    return jnp.float64 if x.dtype == jnp.float64 else dtype

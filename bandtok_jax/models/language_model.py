@@ -1,0 +1,201 @@
+"""A decoder-only transformer over the flattened grid of tokens (sizes and numerics: our choices; rows and columns as in
+BandTok, Cheng et al. 2026, arXiv 2605.15831).
+
+The sequence is `begin`, then the grid `[T, F]` column by column, the lowest row first; `end` follows the last column. Place 0 is
+`begin`, and code n stands at place n + 1, in column n // F + 1 and row n % F: so `begin` stands in the last row of column 0, right
+before the first code. Positions are relative, so a crop is numbered like a whole piece.
+
+Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, and nothing up to the padded vocabulary. END and the codes are the only
+outputs; all other logits are -inf.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from bandtok_jax.layers import rope
+from bandtok_jax.layers.attention import empty_cache, store
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm
+from bandtok_jax.models.text import TextEncoder
+
+VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
+
+
+class LanguageModel(nnx.Module):
+    """Logits for the next token of a grid, with or without text.
+
+    Args:
+      rows: F of the grid; codebook_size: K of its codes.
+      width, layers, heads, feed_forward: of the transformer.
+      rope: "2d" turns half of each head by the column and half by the row, "1d" all of it by the place in the sequence.
+      row_embedding: also add a learned vector for the row.
+      text: "bytes" reads captions with an encoder of its own, "embedding" takes embeddings made elsewhere, "none" neither.
+      text_width: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
+      attention: the kernel, see `bandtok_jax.layers.attention`.
+      remat: compute the layers again in the backward pass instead of keeping their insides.
+      scan_layers: one compiled layer for all, their weights stacked: compiles faster; slower on CPUs.
+      dtype: of the computation; softmax, norms, angles and logits are at least float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        codebook_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        feed_forward: int,
+        rope: str = "2d",
+        row_embedding: bool = False,
+        text: str = "bytes",
+        text_width: int = 256,
+        text_layers: int = 2,
+        attention: str = "auto",
+        remat: bool = False,
+        scan_layers: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if rope not in ("1d", "2d") or text not in ("bytes", "embedding", "none"):
+            raise ValueError(
+                f'rope is {rope!r} and text is {text!r}: choose "1d" or "2d", and "bytes", "embedding" or "none"'
+            )
+        self.rows, self.codebook_size, self.rope, self.text = rows, codebook_size, rope, text
+        self.dtype, self.heads, self.pairs, self.remat, self.scan_layers = (
+            dtype,
+            heads,
+            width // heads // 2,
+            remat,
+            scan_layers,
+        )
+        vocabulary = padded_vocabulary(codebook_size)
+
+        def draw(*shape):
+            return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), shape))
+
+        def block(rngs):
+            return Block(
+                width,
+                heads,
+                feed_forward,
+                layers=layers,
+                context=text != "none",
+                kernel=attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.embedding = draw(vocabulary, width)
+        if row_embedding:
+            self.row_embedding = draw(rows, width)
+        if text == "bytes":
+            self.text_encoder = TextEncoder(
+                width=text_width,
+                layers=text_layers,
+                heads=max(1, text_width // 64),
+                feed_forward=4 * text_width,
+                output_width=width,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        elif text == "embedding":
+            self.text_projection = Linear(text_width, width, dtype=dtype, rngs=rngs)
+        if text != "none":
+            self.null_text = draw(width)
+        if scan_layers:
+            graph, _ = nnx.split(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
+            keys = jax.random.split(rngs.params(), layers)
+            self.blocks = nnx.merge(graph, jax.vmap(lambda key: nnx.state(block(nnx.Rngs(key))))(keys))
+        else:
+            self.blocks = nnx.List(block(rngs) for _ in range(layers))
+        self.norm = RMSNorm(width, rngs=rngs)
+        self.head = Linear(width, vocabulary, dtype=dtype, rngs=rngs)
+
+    def __call__(self, codes: jax.Array, context=None, context_mask=None) -> jax.Array:
+        """`codes [B, T, F]` -> logits `[B, T * F + 1, V]`: for code n at place n, and what follows the last one."""
+        tokens = jnp.concatenate([self.begin(codes.shape[0])[:, None], codes.reshape(codes.shape[0], -1)], axis=1)
+        places = jnp.arange(tokens.shape[1])
+        x, angles = self._embed(tokens, places), self._angles(places)
+
+        def layer(x, state):
+            return nnx.merge(graph, state)(x, angles, causal=True, context=context, context_mask=context_mask)[0], None
+
+        layer = jax.checkpoint(layer) if self.remat else layer
+        if self.scan_layers:
+            graph, stacked = nnx.split(self.blocks)
+            x, _ = jax.lax.scan(layer, x, stacked)
+        else:
+            for block in self.blocks:
+                graph, state = nnx.split(block)
+                x, _ = layer(x, state)
+        return self._logits(x)
+
+    def context(self, *, caption=None, embedding=None, drop=None):
+        """What to attend to: `[B, M, D]` and its mask `[B, M]`; the learned null text where there is no text.
+
+        Args:
+          caption: bytes `[B, M]`, zero padded, for text="bytes".
+          embedding: `[B, M, E]`, zeros where there is nothing, for text="embedding".
+          drop: bool `[B]`, examples whose text is to be ignored.
+        """
+        if self.text == "bytes":
+            context, mask = self.text_encoder(caption)
+        else:
+            context, mask = self.text_projection(embedding), jnp.any(embedding != 0, axis=-1)
+        absent = ~mask.any(axis=1) if drop is None else drop | ~mask.any(axis=1)
+        first = jnp.arange(mask.shape[1]) == 0
+        null = self.null_text[...].astype(context.dtype)
+        return jnp.where(absent[:, None, None], null, context), jnp.where(absent[:, None], first, mask)
+
+    def read_context(self, context: jax.Array) -> tuple:
+        """Keys and values of a context for every layer, for `prefill` and `decode`."""
+        return tuple(block.read_context(context) for block in self.blocks)
+
+    def prefill(self, tokens: jax.Array, cache: tuple, context=None, context_mask=None) -> tuple:
+        """`cache`, one for every layer, with the sequence `[B, L]` from place 0 on."""
+        places = jnp.arange(tokens.shape[1])
+        x, angles, new = self._embed(tokens, places), self._angles(places), []
+        for block, layer in zip(self.blocks, cache):
+            x, kept = block(x, angles, causal=True, context=context, context_mask=context_mask)
+            new.append(store(layer, *kept, 0))
+        return tuple(new)
+
+    def decode(self, token: jax.Array, place: jax.Array, cache: tuple, context=None, context_mask=None):
+        """One step: `token [B]` at `place` (a number), the cache up to there -> logits `[B, V]` and the cache with it."""
+        places = place[None]
+        x, angles, new = self._embed(token[:, None], places), self._angles(places), []
+        for number, (block, layer) in enumerate(zip(self.blocks, cache)):
+            x, layer = block.decode(x, angles, layer, place, context[number] if context else None, context_mask)
+            new.append(layer)
+        return self._logits(x)[:, 0], tuple(new)
+
+    def empty_cache(self, batch: int, length: int) -> tuple:
+        """Room for `length` tokens in every layer."""
+        width = 2 * self.pairs
+        return tuple(empty_cache(batch, length, self.heads, width, self.dtype) for _ in self.blocks)
+
+    def begin(self, batch: int) -> jax.Array:
+        """The token that every sequence begins with, `[batch]`."""
+        return jnp.full(batch, self.codebook_size + 1, jnp.int32)
+
+    def _embed(self, tokens, places):
+        x = self.embedding[...].astype(self.dtype)[tokens]
+        if hasattr(self, "row_embedding"):
+            x = x + self.row_embedding[...].astype(self.dtype)[(places - 1) % self.rows]
+        return x
+
+    def _angles(self, places):
+        if self.rope == "1d":
+            return rope.angles(places, self.pairs)
+        return rope.grid_angles((places - 1) // self.rows + 1, (places - 1) % self.rows, self.pairs)
+
+    def _logits(self, x):
+        logits = self.head(self.norm(x))
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return jnp.where(jnp.arange(logits.shape[-1]) <= self.codebook_size, logits, -jnp.inf)
+
+
+def padded_vocabulary(codebook_size: int) -> int:
+    """Codes, END and BEGIN, rounded up."""
+    return -(-(codebook_size + 2) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,0 +1,57 @@
+"""Multi-scale PatchGAN: the critics of a mel picture.
+
+Isola et al. 2017 (arXiv 1611.07004) for the patches, Wang et al. 2018 (pix2pixHD, arXiv 1711.11585) for the scales. No
+batch normalisation: a critic's word on one picture must not depend on its neighbours in the batch.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from bandtok_jax.models.bandtok import LOG_MEL_CENTRE, LOG_MEL_SCALE
+
+
+class PatchDiscriminator(nnx.Module):
+    """4x4 convolutions: `width`, 2 and 4 times that at stride 2, 8 times and the verdict at stride 1."""
+
+    def __init__(self, width: int, *, dtype=jnp.float32, rngs):
+        sizes, strides = (1, width, 2 * width, 4 * width, 8 * width, 1), (2, 2, 2, 1, 1)
+        self.layers = nnx.List(
+            [
+                nnx.Conv(i, o, (4, 4), strides=s, padding="SAME", dtype=dtype, rngs=rngs)
+                for i, o, s in zip(sizes[:-1], sizes[1:], strides)
+            ]
+        )
+
+    def __call__(self, picture: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        features = []
+        for layer in self.layers[:-1]:
+            picture = jax.nn.leaky_relu(layer(picture), 0.2)
+            features.append(picture)
+        return self.layers[-1](picture)[..., 0], features
+
+
+class MultiScalePatchGAN(nnx.Module):
+    """The same critic, with weights of its own, at full, half, quarter, ... resolution.
+
+    Args:
+      width: channels of the first layer (64 in pix2pixHD).
+      scales: how many resolutions (3 in pix2pixHD).
+    """
+
+    def __init__(self, *, width: int = 64, scales: int = 3, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.discriminators = nnx.List([PatchDiscriminator(width, dtype=dtype, rngs=rngs) for _ in range(scales)])
+
+    def __call__(self, log_mel: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+        """`[B, T, M]` to one map of verdicts a scale and its list of features."""
+        picture = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE)[..., None]
+        logits, features = [], []
+        for scale, discriminator in enumerate(self.discriminators):
+            if scale:  # 3x3 mean at stride 2, as pix2pixHD
+                picture = nnx.avg_pool(
+                    picture, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), count_include_pad=False
+                )
+            verdict, maps = discriminator(picture)
+            logits.append(verdict.astype(jnp.promote_types(verdict.dtype, jnp.float32)))
+            features.append(maps)
+        return logits, features

@@ -1,0 +1,136 @@
+"""Vocos: log-mel frames to sound through ConvNeXt blocks and one inverse STFT (Siuzdak, arXiv 2306.00814).
+
+All layers work at the frame rate and look at a limited number of frames; the normalisations are over channels only.
+So sound can be decoded in pieces that equal the whole: see `Vocos.decode`.
+"""
+
+import functools
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandtok_jax.audio.spectral import MelDefinition, istft, mel_filterbank
+from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution
+
+NORM_EPSILON = 1e-6  # Vocos, models.py
+# Our choice: natural log magnitudes between -11.5 and 2.5 to between -2.2 and 2.5.
+LOG_MEL_OFFSET, LOG_MEL_SCALE = 5.0, 3.0
+
+
+class Vocos(nnx.Module):
+    """`[B, T, M]` natural-log mel magnitudes to `[B, T * hop_samples]` sound.
+
+    Args:
+      mel: what the input is; its STFT with padding "same" is the one that is inverted.
+      width, hidden, blocks: of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
+      taps: length of the filters over time.
+      envelope: the trunk says what to add to the spectral envelope that the mel itself states, and the phases start at
+        random: the untrained network is a noise vocoder. False starts from nothing, as published. Our choice: with it
+        a handful of steps do what takes thousands without.
+      depthwise: "shifts" or "grouped", see `DepthwiseConvolution`.
+      dtype: of the trunk; the spectrum and its inverse are at least float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        mel: MelDefinition = MelDefinition(),
+        width: int = 512,
+        hidden: int = 1536,
+        blocks: int = 8,
+        taps: int = 7,
+        envelope: bool = True,
+        depthwise: str = "shifts",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if mel.padding != "same" or mel.fft_samples % mel.hop_samples:
+            raise ValueError(
+                f'the mel has padding "{mel.padding}", {mel.fft_samples} fft_samples and {mel.hop_samples} hop_samples: '
+                'Vocos needs padding "same" and a whole number of hops in fft_samples'
+            )
+        self.mel, self.taps, self.envelope = mel, taps, envelope
+        self.embed = Convolution(mel.mels, width, (taps,), dtype=dtype, rngs=rngs)
+        self.embed_norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            ConvNextBlock(width, hidden, taps=taps, layer_scale=1 / blocks, depthwise=depthwise, dtype=dtype, rngs=rngs)
+            for _ in range(blocks)
+        )
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(width, mel.fft_samples + 2, kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
+        if envelope:
+            self.head.bias = nnx.Param(_noise_vocoder(mel, rngs))
+
+    @property
+    def receptive_field_frames(self) -> int:
+        """Frames on either side that a frame's samples depend on: all filters, and the overlap of the inverse STFT."""
+        overlap_samples = (self.mel.fft_samples - self.mel.hop_samples) // 2
+        return (self.taps // 2) * (1 + len(self.blocks)) + math.ceil(overlap_samples / self.mel.hop_samples)
+
+    def __call__(self, log_mel: jax.Array) -> jax.Array:
+        """`[B, T, M]` -> `[B, T * hop_samples]`; zeros outside the given frames."""
+        x = self.embed_norm(self.embed((log_mel + LOG_MEL_OFFSET) / LOG_MEL_SCALE))
+        for block in self.blocks:
+            x = block(x)
+        x = self.head(self.norm(x))
+        log_magnitude, phase = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+        if self.envelope:
+            log_magnitude = log_magnitude + log_mel @ spectral_envelope(self.mel)[0].astype(log_magnitude.dtype)
+        # No sound within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit
+        # of 100 is for 1024 samples; a full-scale sine reaches 512 with 2048.)
+        magnitude = jnp.exp(jnp.minimum(log_magnitude, math.log(self.mel.fft_samples / 2)))
+        spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
+        return istft(spectrum, self.mel.fft_samples, self.mel.hop_samples, padding="same")
+
+    def decode(self, log_mel: jax.Array) -> jax.Array:
+        """`[B, R + T + R, M]` -> `[B, T * hop_samples]`: the inner frames, R = `receptive_field_frames` on either side.
+
+        What a frame sounds like is settled by its R neighbours on both sides, so pieces decoded with their true
+        neighbours and put in a row are the whole. Outside of a file the neighbours are frames of silence.
+        """
+        context = self.receptive_field_frames * self.mel.hop_samples
+        return self(log_mel)[:, context:-context]
+
+
+class ConvNextBlock(nnx.Module):
+    """Filter over time, LayerNorm, width -> hidden -> width, scaled and added, `[B, T, D]` (Liu et al., arXiv 2201.03545)."""
+
+    def __init__(
+        self, width: int, hidden: int, *, taps: int, layer_scale: float, depthwise: str, dtype, rngs: nnx.Rngs
+    ):
+        linear = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConvolution(width, taps, implementation=depthwise, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.expand = nnx.Linear(width, hidden, **linear)
+        self.contract = nnx.Linear(hidden, width, **linear)
+        self.scale = nnx.Param(jnp.full(width, layer_scale, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # The tanh form of GELU is within 5e-4 of the published erf form and much faster on CPU.
+        y = self.contract(jax.nn.gelu(self.expand(self.norm(self.depthwise(x)))))
+        return x + self.scale[...].astype(y.dtype) * y
+
+
+@functools.cache
+def spectral_envelope(mel: MelDefinition) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix `[M, bins]` and vector `[bins]`: `log_mel @ matrix + vector` is a smooth log magnitude that has this mel.
+
+    A band states the mean magnitude under its filter; between the bands' centres it is interpolated.
+    """
+    filters = mel_filterbank(mel)
+    bins, area = np.arange(len(filters)), filters.sum(0)
+    centres = (bins @ filters) / area
+    matrix = np.stack([np.interp(bins, centres, band) for band in np.eye(mel.mels)])
+    return matrix, -np.log(area) @ matrix
+
+
+def _noise_vocoder(mel: MelDefinition, rngs: nnx.Rngs) -> jax.Array:
+    """The head's bias with which an untrained network makes noise that has the given mel, `[2 * bins]`."""
+    log_magnitude = spectral_envelope(mel)[1]
+    # Frames of unrelated phase add up to the power hop / fft of what frames of one sound would add up to.
+    log_magnitude = log_magnitude + 0.5 * math.log(mel.fft_samples / mel.hop_samples)
+    phase = jax.random.uniform(rngs.params(), log_magnitude.shape, minval=-math.pi, maxval=math.pi)
+    return jnp.concatenate([jnp.asarray(log_magnitude, phase.dtype), phase])

@@ -1,0 +1,116 @@
+"""The critics of sound: multi-period and complex multi-band multi-resolution STFT discriminators.
+
+Multi-period: Kong et al. (HiFi-GAN, arXiv 2010.05646). STFT: Kumar et al. (DAC, arXiv 2306.06546); sizes as in
+descript-audio-codec, model/discriminator.py, which weight-normalises every convolution.
+"""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from bandtok_jax.audio.spectral import stft
+from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
+
+SLOPE = 0.1  # of the leaky rectifiers
+PEAK = 0.8  # every sound is scaled to it: a critic shall not judge loudness
+BAND_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # fractions of the Nyquist frequency
+
+
+class WaveformDiscriminators(nnx.Module):
+    """All critics of a sound, `[B, S]` -> `(logits, features)`: one entry per critic, period critics first.
+
+    Args:
+      periods: of the multi-period critics; () for none.
+      period_channels: of their layers; all but the last stride by 3.
+      windows: lengths in samples of the STFT critics; () for none.
+      spectrum_channels: of all their layers.
+      normalisation: "none" or "weight", see `Convolution`.
+      dtype: of the convolutions; the STFT and the logits are at least float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        periods: Sequence[int] = (2, 3, 5, 7, 11),
+        period_channels: Sequence[int] = (32, 128, 512, 1024, 1024),
+        windows: Sequence[int] = (2048, 1024, 512),
+        spectrum_channels: int = 32,
+        normalisation: str = "none",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        settings = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
+        self.periods = nnx.List([PeriodDiscriminator(period, period_channels, **settings) for period in periods])
+        self.spectra = nnx.List([SpectrumDiscriminator(window, spectrum_channels, **settings) for window in windows])
+
+    def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+        audio = audio - audio.mean(-1, keepdims=True)
+        audio = PEAK * audio / (jnp.abs(audio).max(-1, keepdims=True) + 1e-9)
+        verdicts = [critic(audio) for critic in (*self.periods, *self.spectra)]
+        logits = [verdict.astype(jnp.promote_types(verdict.dtype, jnp.float32)) for verdict, _ in verdicts]
+        return logits, [features for _, features in verdicts]
+
+
+class PeriodDiscriminator(nnx.Module):
+    """Looks at every `period`-th sample: `[B, S]` -> `([B, period, patches], features)`.
+
+    The published (5, 1) convolutions over a picture `[S / period, period]` are convolutions over time of `period`
+    independent rows, and are computed so.
+    """
+
+    def __init__(self, period: int, channels: Sequence[int], **settings):
+        self.period = period
+        strides = [3] * (len(channels) - 1) + [1]
+        self.layers = nnx.List(
+            [
+                Convolution(i, o, (5,), stride=(stride,), initializer=fan_in_uniform, **settings)
+                for i, o, stride in zip((1, *channels), channels, strides)
+            ]
+        )
+        self.verdict = Convolution(channels[-1], 1, (3,), initializer=fan_in_uniform, **settings)
+
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        batch, samples = audio.shape
+        audio = jnp.pad(audio, ((0, 0), (0, -samples % self.period)), mode="reflect")
+        x = audio.reshape(batch, -1, self.period).swapaxes(1, 2).reshape(batch * self.period, -1, 1)
+        features = []
+        for layer in self.layers:
+            x = jax.nn.leaky_relu(layer(x), SLOPE)
+            features.append(x)
+        return self.verdict(x).reshape(batch, self.period, -1), features
+
+
+class SpectrumDiscriminator(nnx.Module):
+    """Looks at real and imaginary parts of an STFT, each band with layers of its own: `[B, S]` -> `([B, T, bins], features)`."""
+
+    def __init__(self, window: int, channels: int, **settings):
+        self.window = window
+        self.edges = [int(fraction * (window // 2 + 1)) for fraction in BAND_EDGES]
+        settings["initializer"] = fan_in_uniform
+
+        def band():
+            wide = [Convolution(channels, channels, (3, 9), stride=(1, 2), **settings) for _ in range(3)]
+            return nnx.List(
+                [
+                    Convolution(2, channels, (3, 9), **settings),
+                    *wide,
+                    Convolution(channels, channels, (3, 3), **settings),
+                ]
+            )
+
+        self.bands = nnx.List([band() for _ in self.edges[1:]])
+        self.verdict = Convolution(channels, 1, (3, 3), **settings)
+
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        spectrum = stft(audio, self.window, self.window // 4, padding="same")
+        picture = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+        features, ends = [], []
+        for layers, low, high in zip(self.bands, self.edges[:-1], self.edges[1:]):
+            x = picture[:, :, low:high]
+            for layer in layers:
+                x = jax.nn.leaky_relu(layer(x), SLOPE)
+                features.append(x)
+            ends.append(x)
+        return self.verdict(jnp.concatenate(ends, axis=2))[..., 0], features

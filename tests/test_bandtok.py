@@ -1,0 +1,102 @@
+"""The tokenizer network: shapes, size, receptive field, and that a token never depends on the length of the piece."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandtok_jax.layers.image import patchify, unpatchify
+from bandtok_jax.models.bandtok import BandTok
+from bandtok_jax.models.network import Network
+from bandtok_jax.models.patchgan import MultiScalePatchGAN
+
+SHAPES = {
+    "one patch a cell": dict(patch=8, channels=(8,), blocks=1, middle_blocks=1),
+    "two halvings": dict(patch=2, channels=(8, 8, 8), blocks=1, middle_blocks=0),
+}
+
+
+def _network(**shape):
+    network = Network(lambda rngs: BandTok(mels=32, codes=32, code_width=4, rngs=rngs, **shape))
+    module = BandTok(mels=32, codes=32, code_width=4, rngs=nnx.Rngs(0), **shape)
+    return network, *network.init(jax.random.key(0)), module
+
+
+def _picture(frames, seed=0):
+    return jax.random.normal(jax.random.key(seed), (1, frames, 32)) * 3 - 5
+
+
+def test_patches_can_be_put_together_again():
+    image = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    np.testing.assert_array_equal(unpatchify(patchify(image, 4), 4), image)
+    np.testing.assert_array_equal(patchify(image, 4)[1, 1, 2].reshape(4, 4, 3), image[1, 4:8, 8:12])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_encoder_sees_no_further_than_it_says(name):
+    network, parameters, buffers, module = _network(**SHAPES[name])
+    frames, column = 256, 16
+    latents = lambda x: network.apply(parameters, buffers, x, method="latents")[0, column].sum()
+    seen = np.flatnonzero(np.abs(jax.grad(latents)(_picture(frames))).sum((0, 2)))
+    first, last = column * 8 - seen[0], seen[-1] - (column * 8 + 7)
+    assert 0 < max(first, last) <= module.encoder_context_frames
+    # The bound is not idle: what it costs is computed for every chunk.
+    assert max(first, last) >= module.encoder_context_frames - 16
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_decoder_sees_no_further_than_it_says(name):
+    network, parameters, buffers, module = _network(**SHAPES[name])
+    columns, column = 33, 16
+    quantized = jax.random.normal(jax.random.key(1), (1, columns, 4, 4))
+    frames = slice(column * 8, column * 8 + 8)
+    part = lambda z: network.apply(parameters, buffers, z, method="picture")[0, frames].sum()
+    seen = np.flatnonzero(np.abs(jax.grad(part)(quantized)).sum((0, 2, 3)))
+    reach = max(column - seen[0], seen[-1] - column)
+    assert module.decoder_context_columns - 2 <= reach <= module.decoder_context_columns
+
+
+def test_a_longer_piece_has_the_same_latents_where_both_see_the_same():
+    network, parameters, buffers, module = _network(**SHAPES["two halvings"])
+    long = _picture(192)
+    context = -(-module.encoder_context_frames // 8)
+    latents = lambda x: network.apply(parameters, buffers, x, method="latents")
+    np.testing.assert_allclose(latents(long[:, :128])[:, : 16 - context], latents(long)[:, : 16 - context], atol=1e-5)
+
+
+def test_base_is_the_published_grid():
+    """10 s of 44.1 kHz sound: 16 bands, one shared codebook of 8192, 4096 samples a column."""
+    network = Network(lambda rngs: BandTok(rngs=rngs))
+    parameters, buffers = jax.eval_shape(network.init, jax.random.key(0))
+    codes = jax.eval_shape(
+        lambda p, b, x: network.apply(p, b, x, method="encode"), parameters, buffers, jnp.zeros((1, 864, 128))
+    )
+    assert codes.shape == (1, 108, 16) and codes.dtype == jnp.int32
+    assert buffers["codebook"]["vectors"].shape == (8192, 64)
+    assert sum(x.size for x in jax.tree.leaves(parameters)) == pytest.approx(47.3e6, rel=0.01)
+
+
+def test_decoded_picture_is_never_below_the_floor_of_the_front_end():
+    network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
+    codes = jax.random.randint(jax.random.key(0), (2, 5, 4), 0, 32)
+    picture = network.apply(parameters, buffers, codes, method="decode")
+    assert picture.shape == (2, 40, 32) and float(picture.min()) >= np.log(1e-5) - 1e-5
+
+
+def test_a_picture_of_another_size_is_refused():
+    network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
+    with pytest.raises(ValueError, match="multiple of 8"):
+        network.apply(parameters, buffers, jnp.zeros((1, 30, 32)), method="encode")
+
+
+def test_a_critic_judges_each_picture_by_itself():
+    network = Network(lambda rngs: MultiScalePatchGAN(width=4, scales=3, rngs=rngs))
+    parameters, buffers = network.init(jax.random.key(0))
+    pictures = jnp.concatenate([_picture(64, seed) for seed in range(3)])
+    together, features = network.apply(parameters, buffers, pictures)
+    alone, _ = network.apply(parameters, buffers, pictures[1:2])
+    assert [logits.shape for logits in together] == [(3, 8, 4), (3, 4, 2), (3, 2, 1)]
+    assert [len(maps) for maps in features] == [4, 4, 4]
+    for one, other in zip(together, alone):
+        np.testing.assert_allclose(one[1:2], other, atol=1e-5)

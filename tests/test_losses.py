@@ -1,0 +1,89 @@
+"""Distances and games between sounds, against NumPy, SciPy and librosa."""
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import pytest
+import scipy.signal
+
+from bandtok_jax.losses import adversarial, spectral
+
+RATE_HZ = 44100
+
+
+@pytest.fixture(scope="module")
+def sounds():
+    """A plucked chord, and the same with noise; `[2, 8192]` both."""
+    random = np.random.default_rng(0)
+    time = np.arange(8192) / RATE_HZ
+    chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220.0, 277.2, 329.6)) * np.exp(-8 * time) * 0.2
+    real = np.stack([chord, np.roll(chord, 2000)]).astype(np.float32)
+    return real, (real + 0.01 * random.standard_normal(real.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("window", [64, 512])
+def test_stft_distance_equals_scipy(sounds, window):
+    def magnitudes(x):
+        x = np.round(np.clip(x, -1, 1) * 32767) / 32767
+        x = np.pad(x, ((0, 0), (window // 2, window // 2)), mode="reflect")
+        _, _, z = scipy.signal.stft(x, nperseg=window, noverlap=window * 3 // 4, boundary=None, padded=False)
+        return np.abs(z) * window / 2  # SciPy divides by the sum of the window
+
+    a, b = map(magnitudes, sounds)
+    power = np.abs(np.log10(np.maximum(a, 1e-5) ** 2) - np.log10(np.maximum(b, 1e-5) ** 2)).mean()
+    expected = power + np.abs(a - b).mean()
+    assert spectral.stft_distance(*sounds, window) == pytest.approx(expected, rel=1e-3)
+
+
+def test_silence_is_exact_and_has_a_finite_gradient():
+    silence, whisper = jnp.zeros((1, 1024)), jnp.full((1, 1024), 1e-5)
+    assert spectral.stft_distance(silence, whisper, 64) == 0  # both round to nothing
+    assert spectral.stft_distance(silence, whisper, 64, rounded=False) > 0
+
+    def loss(fake, real):
+        return spectral.multi_resolution_stft(real, fake, (64,)) + spectral.log_mel_l1(real, fake)
+
+    assert jnp.isfinite(jax.jit(jax.grad(loss))(silence, 1000 * whisper)).all()
+
+
+def test_rounding_passes_the_gradient(sounds):
+    files = np.round(sounds[0] * 32767).astype(np.int16)
+    np.testing.assert_allclose(spectral.round_to_16_bits(sounds[0]), files / 32767, atol=1e-7)
+    assert jax.grad(lambda x: spectral.round_to_16_bits(x).sum())(jnp.full(3, 0.1)).tolist() == [1.0] * 3
+
+
+def test_multi_scale_mel_equals_librosa(sounds):
+    scales = ((128, 20), (512, 80))
+    expected = []
+    for window, mels in scales:
+        mel = lambda x: np.log(
+            np.maximum(
+                1e-5,
+                librosa.feature.melspectrogram(
+                    y=x, sr=RATE_HZ, n_fft=window, hop_length=window // 4, n_mels=mels, power=1.0, pad_mode="reflect"
+                ),
+            )
+        )
+        expected.append(np.abs(mel(sounds[0]) - mel(sounds[1])).mean())
+    # The magnitudes here hold an epsilon of 1e-9, which lifts what is near silence.
+    assert spectral.multi_scale_mel(*sounds, scales) == pytest.approx(np.mean(expected), rel=0.03)
+
+
+def test_adversarial_losses():
+    real, fake = [jnp.array([2.0, 0.5]), jnp.array([1.0])], [jnp.array([-2.0, 0.5]), jnp.array([0.0])]
+    hinge = ((0 + 0.5) / 2 + (0 + 1.5) / 2 + 0 + 1) / 2
+    squares = ((1 + 0.25) / 2 + (4 + 0.25) / 2 + 0 + 0) / 2
+    assert adversarial.discriminator_loss(real, fake, "hinge") == pytest.approx(hinge)
+    assert adversarial.discriminator_loss(real, fake, "least_squares") == pytest.approx(squares)
+    assert adversarial.generator_loss(fake, "hinge") == pytest.approx((0.75 + 0) / 2)
+    assert adversarial.generator_loss(fake, "least_squares") == pytest.approx(((9 + 0.25) / 2 + 1) / 2)
+    with pytest.raises(ValueError, match="least_squares"):
+        adversarial.generator_loss(fake, "wasserstein")
+
+
+def test_feature_matching_moves_the_fake_side_only():
+    real, fake = [[jnp.ones((2, 3)), jnp.zeros(4)]], [[jnp.zeros((2, 3)), jnp.zeros(4)]]
+    assert adversarial.feature_matching(real, fake) == 0.5
+    to_real, to_fake = jax.grad(adversarial.feature_matching, argnums=(0, 1))(real, fake)
+    assert not to_real[0][0].any() and to_fake[0][0].all()

@@ -1,0 +1,120 @@
+"""The codebook: look-up, moving averages, restarts, k-means, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandtok_jax.layers import quantization
+from bandtok_jax.layers.quantization import Codebook, update_codebook
+from bandtok_jax.models.network import Network
+
+
+def _codebook(**options):
+    network = Network(lambda rngs: Codebook(16, 4, rngs=rngs, **options))
+    return network, *network.init(jax.random.key(0))
+
+
+def _latents(shape=(3, 5, 4), seed=1):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_look_up_finds_the_nearest_vector(normalise):
+    network, parameters, buffers = _codebook(normalise=normalise)
+    latents = _latents()
+    codes = network.apply(parameters, buffers, latents, method="nearest")
+    z = np.asarray(latents)
+    if normalise:
+        z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    distances = np.linalg.norm(z[..., None, :] - np.asarray(buffers["vectors"]), axis=-1)
+    np.testing.assert_array_equal(codes, distances.argmin(-1))
+
+
+def test_statistics_are_counts_and_sums_of_what_chose_each_code():
+    network, parameters, buffers = _codebook()
+    latents = _latents()
+    _, codes, training = network.apply(parameters, buffers, latents)
+    counts, sums = np.zeros(16), np.zeros((16, 4))
+    for code, vector in zip(np.ravel(codes), np.reshape(latents, (-1, 4))):
+        counts[code] += 1
+        sums[code] += vector
+    np.testing.assert_allclose(training["counts"], counts)
+    np.testing.assert_allclose(training["sums"], sums, atol=1e-5)
+
+
+def test_moving_average_moves_the_vector_to_the_mean_of_its_vectors():
+    buffers = {"vectors": jnp.ones((2, 3)), "counts": jnp.full(2, 4.0), "sums": jnp.full((2, 3), 4.0)}
+    counts, sums = jnp.array([2.0, 6.0]), jnp.array([[6.0] * 3, [12.0] * 3])
+    new, restarted = update_codebook(buffers, counts, sums, jnp.zeros((2, 3)), decay=0.75)
+    assert restarted == 0
+    np.testing.assert_allclose(new["counts"], [3.5, 4.5])
+    np.testing.assert_allclose(new["vectors"], [[4.5 / 3.5] * 3, [6.0 / 4.5] * 3], rtol=1e-4)
+
+
+def test_a_dead_code_restarts_and_stays_where_it_restarted():
+    buffers = {"vectors": jnp.zeros((4, 2)), "counts": jnp.array([10.0, 10.0, 10.0, 0.01]), "sums": jnp.zeros((4, 2))}
+    candidates = jnp.arange(8.0).reshape(4, 2) + 1
+    new, restarted = update_codebook(buffers, jnp.zeros(4), jnp.zeros((4, 2)), candidates)
+    assert restarted == 1
+    np.testing.assert_allclose(new["vectors"][3], candidates[3], rtol=1e-4)
+    # One more step in which nothing chooses it: sums that were left behind would pull it back to the origin.
+    later, _ = update_codebook(new, jnp.zeros(4), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    np.testing.assert_allclose(later["vectors"][3], candidates[3], rtol=1e-3)
+
+
+def test_candidates_do_not_depend_on_the_order_of_the_batch():
+    latents, index, key = _latents((6, 5, 4)), jnp.array([7, 3, 11, 2, 5, 1]), jax.random.key(3)
+    turned = jnp.array([2, 0, 5, 1, 3, 4])
+    one = quantization.draw_candidates(latents, index, key, 16)
+    other = quantization.draw_candidates(latents[turned], index[turned], key, 16)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_straight_through_copies_the_gradient():
+    network, parameters, buffers = _codebook()
+    latents, direction = _latents(), _latents(seed=2)
+    gradient = jax.grad(lambda z: (network.apply(parameters, buffers, z)[0] * direction).sum())(latents)
+    np.testing.assert_allclose(gradient, direction, rtol=1e-6)
+
+
+def test_rotation_trick_keeps_the_value_and_the_angle():
+    network, parameters, buffers = _codebook(gradient="rotation")
+    latents, direction = _latents((4,)), _latents((4,), seed=2)
+    quantized, codes, _ = network.apply(parameters, buffers, latents)
+    np.testing.assert_array_equal(quantized, buffers["vectors"][codes])
+    gradient = jax.grad(lambda z: (network.apply(parameters, buffers, z)[0] * direction).sum())(latents)
+    # The transposed rotation keeps the angle between gradient and code: with code q and latent z,
+    # cos(gradient at q, q) = cos(gradient at z, z); lengths change by |q| / |z|.
+    cosine = lambda a, b: float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
+    assert cosine(gradient, latents) == pytest.approx(cosine(direction, quantized), abs=1e-5)
+    ratio = float(jnp.linalg.norm(quantized) / jnp.linalg.norm(latents))
+    assert float(jnp.linalg.norm(gradient) / jnp.linalg.norm(direction)) == pytest.approx(ratio, rel=1e-4)
+
+
+def test_k_means_finds_separate_clouds():
+    centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    vectors = jnp.asarray(np.repeat(centres, 50, 0) + 0.1 * np.random.default_rng(0).normal(size=(200, 2)))
+    errors = []
+    for seed in range(5):
+        found, _ = quantization.k_means(vectors, 4, jax.random.key(seed), 20)
+        errors.append(np.linalg.norm(np.asarray(found)[:, None] - centres, axis=-1).min(0).max())
+    assert min(errors) < 0.1
+
+
+def test_a_collapsed_codebook_recovers_use():
+    """All vectors at one place: restarts spread them over the data again."""
+    network, parameters, buffers = _codebook()
+    buffers = {**buffers, "vectors": jnp.full((16, 4), 9.0), "sums": jnp.full((16, 4), 9.0)}
+    buffers["vectors"] = buffers["vectors"].at[0].set(0.0)
+    buffers["sums"] = buffers["sums"].at[0].set(0.0)
+    latents = _latents((64, 4))
+
+    def step(number, buffers):
+        training = network.apply(parameters, buffers, latents)[2]
+        candidates = quantization.draw_candidates(latents[None], number[None], jax.random.key(number), 16)
+        return update_codebook(buffers, training["counts"], training["sums"], candidates, decay=0.9)[0]
+
+    buffers = jax.jit(lambda buffers: jax.lax.fori_loop(0, 400, step, buffers))(buffers)
+    codes = network.apply(parameters, buffers, latents, method="nearest")
+    assert len(np.unique(codes)) == 16
