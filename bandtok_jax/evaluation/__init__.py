@@ -1,0 +1,1 @@
+"""Distances, token statistics, pictures and reports."""

@@ -1,0 +1,68 @@
+"""Pictures of what the models hear and write."""
+
+import numpy as np
+
+
+def mel_picture(path, pictures: dict[str, np.ndarray], *, hop_seconds: float | None = None) -> None:
+    """Draws log-mels `[T, M]` one below the other, on one colour scale, low bands at the bottom.
+
+    Args:
+      path: of the PNG or SVG file, or a file object.
+      pictures: title -> log-mel in nats.
+      hop_seconds: seconds a frame, for the time axis; frames where it is None.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only pictures need it
+
+    low = max(min(picture.min() for picture in pictures.values()), -11.6)
+    high = max(picture.max() for picture in pictures.values())
+    figure = Figure(figsize=(9, 0.6 + 2.2 * len(pictures)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(pictures), 1, sharex=True))
+    for axis, (title, picture) in zip(axes, pictures.items()):
+        T, M = picture.shape
+        end = T * (hop_seconds or 1.0)
+        drawn = axis.imshow(
+            picture.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, end, 0, M)
+        )
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_ylabel("mel bin")
+    axes[-1].set_xlabel("seconds" if hop_seconds else "frames")
+    figure.colorbar(drawn, ax=list(axes), label="log-mel (nats)", shrink=0.8)
+    figure.savefig(path, dpi=100)
+
+
+def token_grid(path, codes: np.ndarray, row_edges_hz: np.ndarray, columns_per_second: float) -> None:
+    """Draws a grid of codes `[T, F]`, time to the right, with the band edges of the rows in Hz.
+
+    A code is a name, not a number: equal colours mean equal codes, and near colours mean nothing.
+    """
+    from matplotlib.figure import Figure
+
+    T, F = codes.shape
+    # A fixed shuffle of the codes, so that neighbours in the codebook do not look alike.
+    colours = np.random.default_rng(0).permutation(int(codes.max()) + 1)[codes]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(
+        colours.T, origin="lower", aspect="auto", cmap="nipy_spectral", interpolation="nearest",
+        extent=(0, T / columns_per_second, 0, F),
+    )  # fmt: skip
+    axis.set_yticks(np.arange(F) + 0.5, [f"{low:.0f}–{high:.0f}" for low, high in row_edges_hz], fontsize=7)
+    axis.set_ylabel("band of the row (Hz)")
+    axis.set_xlabel("seconds")
+    figure.savefig(path, dpi=100)
+
+
+def curves(path, lines: dict[str, tuple[list[float], list[float]]], *, title: str, label: str) -> None:
+    """Draws `name -> (steps, values)` as one chart of a run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    for name, (steps, values) in lines.items():
+        axis.plot(steps, values, label=name, linewidth=1.2, marker="." if len(steps) < 30 else None)
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_xlabel("step")
+    axis.set_ylabel(label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)

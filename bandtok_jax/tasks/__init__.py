@@ -1,0 +1,89 @@
+"""What one training step computes: pure functions, one class a task.
+
+A task has
+  `init(key, batch_spec) -> state`, a plain dict `{'step', 'model', ...}` of players (see `player.py`);
+  `warm_start(state, frozen, batches, key) -> state`, what must look at data before step 0 (k-means);
+  `train_step(state, frozen, batch, key, **phase(step)) -> (state, metrics)` and `eval_step(state, frozen, batch) -> metrics`;
+  `summaries(state, frozen, batch) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M])}`;
+  `combine(totals, batches)`, evaluation metrics from summed `eval_step`s, and `warnings` about them;
+  `load_frozen() -> frozen`, the weights of earlier stages, an argument of every step and never a constant of it;
+  `network`, the model that is exported, and `SHARDING`, an ordered table regex -> PartitionSpec of its weights.
+"""
+
+import functools
+import importlib
+
+_CLASSES = {
+    "mel_tokenizer": "MelTokenizer",
+    "vocoder": "Vocoder",
+    "language_model": "LanguageModel",
+}
+
+
+class Task:
+    """What the tasks share, and the answers they give unless they know better."""
+
+    start_batches = 1  # how many batches `warm_start` wants to see
+
+    def __init__(self, config, read_stages=None):
+        self.config, self._read_stages = config, read_stages
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The stage (network and weights) that `config.tokenizer` names.
+
+        Raises:
+          ValueError: the folder holds no tokenizer, or no weights.
+        """
+        stages = self._read_stages(self.config.tokenizer)
+        if "tokenizer" not in stages:
+            raise ValueError(
+                f"config.tokenizer {self.config.tokenizer} holds no tokenizer: give the tokenizer's run or an export"
+            )
+        return stages["tokenizer"]
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Weight hash of the tokenizer whose pictures or codes are learned from; "" if it is none in particular."""
+        return self.tokenizer.weight_hash if self.config.tokenizer else ""
+
+    @property
+    def seconds_per_example(self) -> float:
+        """Seconds of sound in one example."""
+        return self.config.data.clip_samples / self.config.data.sample_rate_hz
+
+    def load_frozen(self):
+        return {}
+
+    def warm_start(self, state, frozen, batches, key):
+        return state
+
+    def phase(self, step: int) -> dict[str, bool]:
+        """Keyword arguments of `train_step` that change in the course of a run; each set of values is compiled once."""
+        return {}
+
+    def combine(self, totals: dict, batches: int) -> dict:
+        """Evaluation metrics from the sums of what `eval_step` gave for each of `batches` batches."""
+        return {name: value / batches for name, value in totals.items()}
+
+    def warnings(self, scores: dict[str, float]) -> list[str]:
+        """What a person should be told about these evaluation metrics."""
+        return []
+
+    def summaries(self, state, frozen, batch):
+        return {}
+
+
+def create(config, read_stages=None):
+    """The task that `config.task` names.
+
+    Args:
+      read_stages: reads a run or export folder into `{name: stage}`; for tasks that build on earlier stages.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    if config.task not in _CLASSES:
+        raise ValueError(f"task is {config.task!r}; it must be one of {', '.join(sorted(_CLASSES))}")
+    module = importlib.import_module(f"{__name__}.{config.task}")
+    return getattr(module, _CLASSES[config.task])(config, read_stages)

@@ -1,0 +1,158 @@
+"""Training of a language model over grids of tokens: cross-entropy of the next token, with text or without.
+
+All sums run over what is there: padding after a piece counts nowhere, and a piece that ends inside the crop is followed by the
+end token. Losses are in nats per code.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from bandtok_jax.data_pipelines import tokens
+from bandtok_jax.models import language_model
+from bandtok_jax.models.network import Network
+from bandtok_jax.tasks import Task, player
+
+
+class LanguageModel(Task):
+    """The task `language_model`; see `bandtok_jax.tasks` for the methods."""
+
+    def __init__(self, config, read_stages=None):
+        super().__init__(config, read_stages)
+        self.settings = {**config.model, "dtype": jnp.dtype(config.dtype)}
+        self.network = Network(lambda rngs: language_model.LanguageModel(**self.settings, rngs=rngs))
+        self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
+
+    @property
+    def SHARDING(self):
+        layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
+        return (
+            (r"text_encoder/|text_projection/|null_text|row_embedding|scale", P()),
+            (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, "tensor", "fsdp")),
+            (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
+            (r"embedding|head/kernel", P("tensor", "fsdp")),
+        )
+
+    @functools.cached_property
+    def _manifest(self) -> dict:
+        """What is known of the tokens that the model learns."""
+        if not self.config.data.tokens:
+            raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
+        return tokens.manifest(self.config.data.tokens)
+
+    @property
+    def tokenizer_hash(self) -> str:
+        return self._manifest["weight_hash"]
+
+    @property
+    def seconds_per_example(self) -> float:
+        return self.config.data.columns / self._manifest["columns_per_second"]
+
+    def load_frozen(self):
+        """How often each code comes in each row of the training pieces: what any model has to beat."""
+        data, model = self.config.data, self.config.model
+        for name in ("rows", "codebook_size"):
+            if self._manifest[name] != model[name]:
+                raise ValueError(
+                    f"model.{name} is {model[name]}, and the tokens in {data.tokens} have {self._manifest[name]}: "
+                    f"set --config.model.{name}={self._manifest[name]}"
+                )
+        return {"row_unigrams": tokens.row_unigrams(tokens.TokenSource(data.tokens, "train"), model.codebook_size)}
+
+    def init(self, key, batch_spec=None):
+        average = self.config.optimizer.average_decay > 0
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "model": player.create_player(self.network, key, self.optimizer, average),
+        }
+
+    def train_step(self, state, frozen, batch, key):
+        settings, model = self.config.optimizer, state["model"]
+        # Micro-batches are of unequal weight, so each divides by its share of the whole batch's codes.
+        share = _count(batch) / settings.accumulation_steps
+
+        def micro_step(micro_batch):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
+            drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.condition_dropout))(keys)
+
+            def loss(parameters):
+                codes, ends, _ = self._losses(parameters, micro_batch, drop)
+                terms = {"cross_entropy": codes.sum() / share, "end_cross_entropy": ends.sum() / share}
+                return terms["cross_entropy"] + terms["end_cross_entropy"], terms
+
+            (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(model["parameters"])
+            return (gradients, {"loss": value, **terms}), {}
+
+        (gradients, metrics), _ = player.accumulate(micro_step, batch, settings.accumulation_steps)
+        model, norm = player.update_player(model, gradients, self.optimizer, settings.average_decay, state["step"])
+        return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
+
+    def eval_step(self, state, frozen, batch):
+        """Sums over the batch, from which `combine` makes means: of the losses of each row, and of the decisions to end."""
+        parameters = player.evaluation_parameters(state["model"])
+        codes, ends, decisions = self._losses(parameters, batch, jnp.zeros(batch["codes"].shape[0], bool))
+        rows = jnp.arange(batch["codes"].shape[-1])
+        valid = _valid(batch)
+        unigrams = jnp.where(valid[..., None], -frozen["row_unigrams"][rows, batch["codes"]], 0)
+        return {
+            "row_cross_entropy": codes.sum((0, 1)),
+            "row_unigram_cross_entropy": unigrams.sum((0, 1)),
+            "columns": valid.sum().astype(codes.dtype),
+            "end_cross_entropy": ends.sum(),
+            "ends": batch["ended"].sum().astype(codes.dtype),
+            "right_decisions": decisions.sum().astype(codes.dtype),
+        }
+
+    def combine(self, totals, batches: int):
+        """Evaluation metrics: cross-entropy beside that of the unigrams of each row, and how often "go on or end" is right."""
+        by_row, columns = totals["row_cross_entropy"] / totals["columns"], totals["columns"]
+        unigram = (totals["row_unigram_cross_entropy"] / columns).mean()
+        metrics = {
+            "loss": by_row.mean() + totals["end_cross_entropy"] / (columns * len(by_row)),
+            "cross_entropy": by_row.mean(),
+            "unigram_cross_entropy": unigram,
+            "unigram_gap": by_row.mean() - unigram,
+            "end_accuracy": totals["right_decisions"] / (columns + totals["ends"]),
+        }
+        return metrics | {f"row_cross_entropy/{row:02d}": value for row, value in enumerate(by_row)}
+
+    def warnings(self, scores):
+        if scores["unigram_gap"] < 0:
+            return []
+        return ["the language model predicts no better than the frequencies of the codes in each row"]
+
+    def _losses(self, parameters, batch, drop):
+        """Cross-entropy in nats, zero where nothing is: of the codes `[B, T, F]`, and of the ends `[B, T + 1]`; and where, before a
+        column or an end, the model was right about which of the two comes, bool `[B, T + 1]`."""
+        codes, columns = batch["codes"], batch["columns"][:, None]
+        kind, end = self.settings["text"], self.settings["codebook_size"]
+        text = ()
+        if kind != "none":
+            given = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}[kind]
+            text = self.network.apply(parameters, {}, **given, drop=drop, method="context")
+        logits = self.network.apply(parameters, {}, codes, *text)
+
+        batch_size, length, rows = codes.shape
+        before_column = jnp.arange(length + 1)
+        ends = (before_column == columns) & batch["ended"][:, None]
+        targets = jnp.pad(codes.reshape(batch_size, -1), ((0, 0), (0, 1)))
+        targets = targets.at[:, ::rows].set(jnp.where(ends, end, targets[:, ::rows]))
+        # Compared, not gathered: the gradient of a gather is a scatter into an array as large as the logits.
+        chosen = jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0).sum(-1)
+        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        code_losses = jnp.where(_valid(batch)[..., None], losses[:, :-1].reshape(codes.shape), 0)
+        end_losses = jnp.where(ends, losses[:, ::rows], 0)
+        right = (logits[:, ::rows].argmax(-1) == end) == ends
+        return code_losses, end_losses, right & (ends | (before_column < columns))
+
+
+def _valid(batch):
+    """Which columns are there, `[B, T]`."""
+    return jnp.arange(batch["codes"].shape[1]) < batch["columns"][:, None]
+
+
+def _count(batch):
+    """How many codes are there."""
+    return jnp.maximum(batch["columns"].sum(), 1) * batch["codes"].shape[2]

@@ -1,0 +1,185 @@
+"""Training of a tokenizer of mel pictures (BandTok): reconstruction, commitment, PatchGAN, feature matching.
+
+Both players take their gradients at the same old weights (the discriminator judges the very pictures that the
+generator is updated with), so the generator runs once a step and micro-batches add up exactly.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from bandtok_jax.audio.spectral import MelDefinition, log_mel
+from bandtok_jax.layers import quantization
+from bandtok_jax.losses import adversarial
+from bandtok_jax.models.bandtok import BandTok
+from bandtok_jax.models.network import Network
+from bandtok_jax.models.patchgan import MultiScalePatchGAN
+from bandtok_jax.tasks import Task, player
+
+
+class MelTokenizer(Task):
+    """The task `mel_tokenizer`; see `bandtok_jax.tasks` for the methods."""
+
+    SHARDING = (
+        (r"coder_blocks/\d+/.*conv.*/kernel", P(None, None, "fsdp", "tensor")),
+        (r"discriminators/\d+/layers/[1-3]/kernel", P(None, None, "fsdp", "tensor")),
+        (r"coder_(in|out)/kernel|layers/[04]/kernel|shortcut/kernel", P()),
+        (r"bias|scale|coder_rows", P()),
+        (r"codebook/(vectors|sums|counts)", P()),
+    )
+
+    def __init__(self, config, read_stages=None):
+        super().__init__(config, read_stages)
+        self.mel = MelDefinition(**config.mel)
+        dtype = jnp.dtype(config.dtype)
+        self.network = Network(lambda rngs: BandTok(**config.model, dtype=dtype, rngs=rngs))
+        self.discriminator = Network(lambda rngs: MultiScalePatchGAN(**config.discriminator, dtype=dtype, rngs=rngs))
+        self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
+        self.discriminator_optimizer = player.create_optimizer(config.discriminator_optimizer, config.total_steps)
+
+    def init(self, key, batch_spec=None):
+        model_key, discriminator_key = jax.random.split(key)
+        average = self.config.optimizer.average_decay > 0
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "model": player.create_player(self.network, model_key, self.optimizer, average),
+            "discriminator": player.create_player(self.discriminator, discriminator_key, self.discriminator_optimizer),
+        }
+
+    @property
+    def start_batches(self):
+        return self.config.codebook.start_batches
+
+    def warm_start(self, state, frozen, batches, key):
+        """Starts the codebook at the k-means centres of the encoder's first latents."""
+        model = state["model"]
+        encode = jax.jit(lambda p, b, x: self.network.apply(p, b, log_mel(x, self.mel), method="latents"))
+        latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
+        if self.config.model.get("normalise_codes", False):
+            latents = latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
+        per_batch = latents.shape[0] // len(batches) * latents.shape[1] * latents.shape[2]
+        flat = latents.reshape(-1, latents.shape[-1])
+        codes = self.config.model.codes
+        vectors, counts = jax.jit(quantization.k_means, static_argnums=1)(flat, codes, key)
+        counts = jnp.maximum(counts * (per_batch / flat.shape[0]), 1e-3)
+        codebook = {"vectors": vectors, "counts": counts, "sums": vectors * counts[:, None]}
+        return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
+
+    def phase(self, step):
+        return player.game_phase(self.config.loss, step)
+
+    def train_step(self, state, frozen, batch, key, playing=True, judged=True):
+        weights, step = self.config.loss, state["step"]
+        model, discriminator = state["model"], state["discriminator"]
+
+        def judge(parameters, picture):
+            return self.discriminator.apply(parameters, discriminator["buffers"], picture)
+
+        def generator_loss(parameters, picture):
+            reconstruction, codes, training = self.network.apply(parameters, model["buffers"], picture)
+            terms = {
+                "reconstruction": jnp.abs(reconstruction - picture).mean(),
+                "commitment": training["commitment"],
+            }
+            if judged:
+                fake_logits, fake_features = judge(discriminator["parameters"], reconstruction)
+                _, real_features = judge(discriminator["parameters"], picture)
+                terms["adversarial"] = adversarial.generator_loss(fake_logits, weights.adversarial_kind)
+                terms["feature_matching"] = adversarial.feature_matching(real_features, fake_features)
+            return sum(weights[name] * value for name, value in terms.items()), (reconstruction, training, terms)
+
+        def discriminator_loss(parameters, real, fake):
+            real_logits, fake_logits = judge(parameters, real)[0], judge(parameters, fake)[0]
+            return adversarial.discriminator_loss(real_logits, fake_logits, weights.adversarial_kind)
+
+        def micro_step(micro_batch):
+            picture = log_mel(micro_batch["audio"], self.mel)
+            (loss, (fake, training, terms)), gradients = jax.value_and_grad(generator_loss, has_aux=True)(
+                model["parameters"], picture
+            )
+            metrics, critic_gradients = {"loss": loss, **terms}, {}
+            if playing:
+                metrics["discriminator_loss"], critic_gradients = jax.value_and_grad(discriminator_loss)(
+                    discriminator["parameters"], picture, jax.lax.stop_gradient(fake)
+                )
+            counts = {name: training[name] for name in ("counts", "sums")}
+            return (gradients, critic_gradients, counts, metrics), training["latents"]
+
+        steps = self.config.optimizer.accumulation_steps
+        (gradients, critic_gradients, totals, metrics), latents = player.accumulate(micro_step, batch, steps)
+        counts, sums = totals["counts"] * steps, totals["sums"] * steps
+
+        new_model, norm = player.update_player(
+            model, gradients, self.optimizer, self.config.optimizer.average_decay, step
+        )
+        if playing:
+            discriminator, metrics["discriminator_gradient_norm"] = player.update_player(
+                discriminator, critic_gradients, self.discriminator_optimizer, 0.0, step
+            )
+        settings = self.config.codebook
+        candidates = quantization.draw_candidates(latents, batch["index"], key, counts.shape[0])
+        codebook, restarted = quantization.update_codebook(
+            model["buffers"]["codebook"],
+            counts,
+            sums,
+            candidates,
+            decay=settings.decay,
+            restart_share=settings.restart_share,
+            normalise=self.config.model.get("normalise_codes", False),
+        )
+        new_model["buffers"] = {**model["buffers"], "codebook": codebook}
+        share = codebook["counts"] / codebook["counts"].sum()
+        metrics |= {
+            "gradient_norm": norm,
+            "codebook_perplexity": jnp.exp(-(share * jnp.log(share + 1e-10)).sum()),
+            "codes_restarted": restarted.astype(norm.dtype),
+        }
+        return {"step": step + 1, "model": new_model, "discriminator": discriminator}, metrics
+
+    def eval_step(self, state, frozen, batch):
+        """Mean absolute error of the log-mel in nats, and the histogram of codes, row by row."""
+        model = state["model"]
+        picture = log_mel(batch["audio"], self.mel)
+        reconstruction, codes, training = self.network.apply(
+            player.evaluation_parameters(model), model["buffers"], picture
+        )
+        one_hot = jax.nn.one_hot(codes, self.config.model.codes, dtype=picture.dtype)
+        return {
+            "mel_distance": jnp.abs(reconstruction - picture).mean(),
+            "commitment": training["commitment"],
+            "row_histogram": one_hot.sum((0, 1)),
+        }
+
+    def combine(self, totals, batches: int):
+        """Evaluation metrics from the sums of `eval_step` over `batches` batches: codebook health among them."""
+        histogram = totals.pop("row_histogram")
+        metrics = {name: value / batches for name, value in totals.items()}
+        pooled = histogram.sum(0)
+        metrics["codebook_use"] = (pooled > 0).mean()
+        metrics["codebook_perplexity"] = _perplexity(pooled)
+        for row, counts in enumerate(histogram):
+            metrics[f"row_perplexity/{row:02d}"] = _perplexity(counts)
+        return metrics
+
+    def warnings(self, scores):
+        use = scores["codebook_use"]
+        tokens = self.config.evaluation_batches * self.config.batch_size * self.config.data.clip_samples / 4096 * 16
+        # With few tokens even a healthy codebook is not seen whole: at most tokens / K of it.
+        if use < 0.5 * min(1.0, tokens / self.config.model.codes):
+            return [f"the codebook collapses: only {use:.0%} of its codes are in use"]
+        return []
+
+    def summaries(self, state, frozen, batch):
+        model = state["model"]
+        picture = log_mel(batch["audio"], self.mel)
+        reconstruction, codes, _ = self.network.apply(player.evaluation_parameters(model), model["buffers"], picture)
+        pictures = {}
+        for i in range(min(2, picture.shape[0])):
+            pictures[f"{i}/original"] = ("image", picture[i])
+            pictures[f"{i}/reconstruction"] = ("image", reconstruction[i])
+        return pictures
+
+
+def _perplexity(counts):
+    share = counts / counts.sum()
+    return jnp.exp(-(share * jnp.log(share + 1e-10)).sum())

@@ -1,0 +1,119 @@
+"""One network in training: its weights, what belongs to them, and the optimizer's memory of them.
+
+A player is a plain dict `{'parameters', 'buffers', 'optimizer', 'average'}`. A GAN task has two.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bandtok_jax.models.network import Network, Tree
+
+Player = dict[str, Tree]
+
+
+def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the step, as the `optimizer` group of a config says."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    final, rest = peak * settings.final_fraction, max(total_steps - warmup, 1)
+    if settings.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_fraction)
+    elif settings.schedule == "exponential":
+        decay = optax.exponential_decay(peak, rest, decay_rate=settings.final_fraction, end_value=final)
+    elif settings.schedule == "constant":
+        decay = optax.constant_schedule(peak)
+    else:
+        raise ValueError(
+            f"optimizer.schedule is {settings.schedule!r}; it must be 'cosine', 'exponential' or 'constant'"
+        )
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
+
+
+def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation:
+    """AdamW with clipping by the global norm; `settings` is the `optimizer` group of a config.
+
+    Weight decay leaves vectors alone: biases, scales and norms.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(settings.gradient_clip_norm),
+        optax.adamw(
+            learning_rate_schedule(settings, total_steps),
+            b1=settings.beta1,
+            b2=settings.beta2,
+            weight_decay=settings.weight_decay,
+            mask=lambda parameters: jax.tree.map(lambda x: x.ndim > 1, parameters),
+        ),
+    )
+
+
+def create_player(
+    network: Network, key: jax.Array, optimizer: optax.GradientTransformation, average: bool = False
+) -> Player:
+    """A player with fresh weights; `average` says whether it keeps an average of them."""
+    parameters, buffers = network.init(key)
+    return {
+        "parameters": parameters,
+        "buffers": buffers,
+        "optimizer": optimizer.init(parameters),
+        "average": jax.tree.map(jnp.copy, parameters) if average else {},
+    }
+
+
+def update_player(
+    player: Player,
+    gradients: Tree,
+    optimizer: optax.GradientTransformation,
+    average_decay: float,
+    step: jax.Array,
+) -> tuple[Player, jax.Array]:
+    """One optimizer step; returns the player and the norm of the gradients before clipping."""
+    updates, memory = optimizer.update(gradients, player["optimizer"], player["parameters"])
+    parameters = optax.apply_updates(player["parameters"], updates)
+    average = player["average"]
+    if average:
+        # A short memory at first, so that the average does not carry the random start with it.
+        decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
+        average = jax.tree.map(lambda a, p: (a + (1.0 - decay) * (p - a)).astype(a.dtype), average, parameters)
+    updated = {**player, "parameters": parameters, "optimizer": memory, "average": average}
+    return updated, optax.global_norm(gradients)
+
+
+def evaluation_parameters(player: Player) -> Tree:
+    """The weights to evaluate and export: the average where there is one."""
+    return player["average"] or player["parameters"]
+
+
+def game_phase(loss, step: int) -> dict[str, bool]:
+    """When the players of a GAN meet, by the `loss` group of a config.
+
+    `playing`: the discriminator learns. `judged`: the generator hears its opinion; later, where only the generator came
+    from another run. Known before compilation: XLA runs the convolutions of a conditional 13 times slower on a CPU.
+    """
+    playing = step >= loss.adversarial_start
+    return {"playing": playing, "judged": playing and step >= loss.adversarial_start + loss.discriminator_warmup}
+
+
+def accumulate(function, batch: Tree, steps: int) -> tuple[Tree, Tree]:
+    """Runs `function(micro_batch) -> (means, rows)` over `steps` micro-batches, one after the other.
+
+    Args:
+      batch: arrays with a leading axis B, a multiple of `steps`.
+
+    Returns:
+      The mean of `means` over the micro-batches, and `rows` (arrays with a leading axis B) in the batch's order: what
+      one call on the whole batch gives, up to rounding, with the memory of a micro-batch.
+    """
+    if steps == 1:
+        return function(batch)
+    # Micro-batch i takes examples i, i + steps, ...: each spans all the devices that the batch is sharded over.
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, steps, *x.shape[1:]), 0, 1), batch)
+    abstract, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+
+    def add(total, micro_batch):
+        means, rows = function(micro_batch)
+        return jax.tree.map(jnp.add, total, means), rows
+
+    total, rows = jax.lax.scan(add, zeros, split)
+    rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
+    return jax.tree.map(lambda x: x / steps, total), rows

@@ -1,0 +1,195 @@
+"""Checkpoints of a run, and weights for those who only want to use it. All of Orbax is in this file.
+
+A checkpoint `RUN/checkpoints/STEP/` holds three parts: `weights` (parameters, buffers and average of the model that is
+exported), `training` (the rest of the state: optimizers, the other player, the step) and `data` (the position).
+"""
+
+import logging
+import pathlib
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from bandtok_jax.training import sharding
+
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+_WEIGHTS = ("parameters", "buffers", "average")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      run: the run folder.
+      keep: how many of the latest stay; the best one by `best_metric` stays as well.
+      best_metric: name of the evaluation metric whose lowest value marks the best.
+    """
+
+    def __init__(self, run, *, keep: int, best_metric: str):
+        self._folder = pathlib.Path(run).absolute() / "checkpoints"
+        self._best_metric = best_metric
+        policies, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
+        self._orbax = ocp.training.Checkpointer(
+            self._folder,
+            # The loop decides when to save, and Orbax's default would save whenever it is idle.
+            save_decision_policy=policies.SpecificStepsPolicy(steps=()),
+            preservation_policy=keeping.AnyPreservationPolicy(
+                [
+                    keeping.LatestN(keep),
+                    keeping.BestN(
+                        get_metric_fn=lambda metrics: metrics[best_metric],
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        newest = self._orbax.latest
+        return None if newest is None else newest.step
+
+    def save(self, step: int, state, position: int, metrics: dict[str, float] | None = None) -> None:
+        """Starts to save; the state is copied before this returns, the writing goes on beside the training.
+
+        Raises:
+          OSError: this save, or the one before that was still under way, could not be written.
+        """
+        weights, training = _split(state)
+        metrics = {self._best_metric: metrics[self._best_metric]} if metrics else None
+        parts = {"weights": weights, "training": training, "data": {"position": np.asarray(position)}}
+        with _explained(self._folder):
+            self._orbax.wait()
+            self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=False, metrics=metrics)
+
+    def restore(self, abstract_state, step: int | None = None):
+        """`(state, position)` of a step, laid out as the shardings of `abstract_state` say.
+
+        Raises:
+          ValueError: the checkpoint belongs to another model.
+        """
+        step = self.latest if step is None else step
+        weights, training = _split(abstract_state)
+        parts = {"weights": weights, "training": training, "data": {"position": np.asarray(0)}}
+        try:
+            loaded = self._orbax.load_checkpointables(step, parts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._folder / str(step)} belongs to another model or another size: give the run's own config, or "
+                f"another --workdir ({str(error).strip().splitlines()[0]})"
+            ) from error
+        return _join(loaded["weights"], loaded["training"]), int(loaded["data"]["position"])
+
+    def close(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        with _explained(self._folder):
+            self._orbax.wait()
+            self._orbax.close()
+
+
+def load_weights(run, step: int | None = None) -> dict:
+    """`{'model': {'parameters', 'buffers'}, 'step': int}` of a run, as NumPy arrays; the average where there is one.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint (or not the one of `step`).
+    """
+    weights = _load_part(run, step, "weights")
+    model = {"parameters": weights["average"] or weights["parameters"], "buffers": weights["buffers"]}
+    return {"model": model, "step": saved_steps(run)[-1] if step is None else step}
+
+
+def _load_part(run, step: int | None, part: str):
+    folder, steps = pathlib.Path(run).absolute() / "checkpoints", saved_steps(run)
+    if not steps or step not in (None, *steps):
+        wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        raise FileNotFoundError(f"{folder} does not hold {wanted}: train the run first, or give a run that has one")
+    step = steps[-1] if step is None else step
+    with ocp.training.Checkpointer(folder) as orbax:
+        metadata = orbax.checkpointables_metadata(step).metadata[part]
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+        return jax.tree.map(np.asarray, orbax.load_checkpointables(step, {part: abstract})[part])
+
+
+def load_start(run, state):
+    """`state` with the weights of another run in place of its own; the optimizers start afresh.
+
+    Args:
+      run: a run folder; its discriminator comes along.
+      state: a fresh state, on the host.
+
+    Raises:
+      ValueError: the weights belong to another model or another size.
+    """
+    started = with_weights(state, "model", load_weights(run)["model"], run)
+    if "discriminator" in state:
+        started = with_weights(started, "discriminator", _load_part(run, None, "training")["discriminator"], run)
+    return started
+
+
+def with_weights(state, player: str, weights, origin):
+    """`state` with `{'parameters', 'buffers'}` given to one of its players, whose average follows.
+
+    Raises:
+      ValueError: a leaf is missing, left over or of another size.
+    """
+    old, new = dict(state[player]), {}
+    for part in ("parameters", "buffers"):
+        shapes = lambda tree: {
+            sharding.path_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        expected, found = shapes(old[part]), shapes(weights[part])
+        for name in [*expected, *found]:
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"{origin}: {name} of the {player} is {found.get(name, 'missing')}, this config has "
+                    f"{expected.get(name, 'none')}: start from a run of the same model and size"
+                )
+        new[part] = weights[part]
+    if old.get("average"):
+        new["average"] = jax.tree.map(np.copy, weights["parameters"])
+    return {**state, player: {**old, **new}}
+
+
+def saved_steps(run) -> list[int]:
+    """Steps of the whole checkpoints of a run, oldest first."""
+    folder = pathlib.Path(run) / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+
+
+def _split(state):
+    weights = {name: state["model"][name] for name in _WEIGHTS}
+    rest = {name: tree for name, tree in state["model"].items() if name not in _WEIGHTS}
+    return weights, {**state, "model": rest}
+
+
+def _join(weights, training):
+    return {**training, "model": {**training["model"], **weights}}
+
+
+class _explained:
+    """Turns what Orbax raises when it cannot write into one line that says so."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception):
+            whole = saved_steps(self._folder.parent)
+            kept = f"the checkpoint of step {whole[-1]} is intact" if whole else "no checkpoint was written"
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise OSError(
+                f"could not save to {self._folder}: {reason}; {kept}; free some space and start again"
+            ) from error

@@ -1,0 +1,149 @@
+"""What a run tells the world: metrics.jsonl, TensorBoard, samples, a progress bar, and Weights & Biases if asked."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+from tqdm import tqdm
+
+from bandtok_jax.audio import waveform
+from bandtok_jax.evaluation import plots
+
+
+class Reporter:
+    """Writes the reports of one run; does nothing on other processes than the first.
+
+    Args:
+      run: the run folder.
+      config: its configuration.
+      step: the step the run starts at; lines of metrics.jsonl beyond it come from a life that was lost, and go.
+      active: False on all processes but one.
+    """
+
+    def __init__(self, run, config, step: int, *, active: bool = True):
+        self._active, self._folder = active, pathlib.Path(run)
+        self._progress = tqdm(
+            total=config.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=not active, mininterval=1.0
+        )
+        self._wandb = None
+        if not active:
+            return
+        from tensorboardX import SummaryWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        metrics = self._folder / "metrics.jsonl"
+        _cut_back(metrics, step)
+        self._metrics = metrics.open("a", buffering=1)
+        # A queue without a limit: where its writer dies of a full disk, a limited one would stop the training for ever.
+        self._tensorboard = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=step if step else None, max_queue=0
+        )
+        if config.wandb_project:
+            self._wandb = _start_wandb(config, self._folder)
+
+    def scalars(self, step: int, group: str, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl, `{"step": step, "GROUP/name": value, ...}`, and the same to the other writers."""
+        if not self._active:
+            return
+        named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
+        # JSON has no NaN: null says that there was no number.
+        finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+        for name, value in named.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(named, step=step)
+
+    def summaries(self, step: int, items: dict[str, tuple]) -> None:
+        """Sounds and mel pictures, to samples/STEP/; pictures whose names differ in the last part share one file."""
+        if not self._active:
+            return
+        folder, pictures = self._folder / "samples" / str(step), {}
+        for name, (kind, *value) in items.items():
+            if kind == "audio":
+                audio, rate = np.asarray(value[0], np.float32), int(value[1])
+                path = folder / f"{name.replace('/', '_')}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                waveform.write(path, audio, rate)
+                self._tensorboard.add_audio(name, audio, step, sample_rate=rate)
+                if self._wandb:
+                    import wandb
+
+                    self._wandb.log({name: wandb.Audio(audio, sample_rate=rate)}, step=step)
+            else:
+                group, _, title = name.rpartition("/")
+                pictures.setdefault(group, {})[title] = np.asarray(value[0])
+        for group, panels in pictures.items():
+            path = folder / f"{group.replace('/', '_')}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plots.mel_picture(path, panels)
+            image = _pixels(path)
+            self._tensorboard.add_image(group, image, step, dataformats="HWC")
+            if self._wandb:
+                import wandb
+
+                self._wandb.log({group: wandb.Image(image)}, step=step)
+
+    def progress(self, step: int, text: str) -> None:
+        """Moves the bar to `step`; it knows the time that is left."""
+        self._progress.set_postfix_str(text, refresh=False)
+        self._progress.update(step - self._progress.n)
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        if self._active:
+            self._progress.write(text)
+
+    def close(self) -> None:
+        self._progress.close()
+        if self._active:
+            self._metrics.close()
+            try:
+                self._tensorboard.close()
+            except OSError as error:  # must not hide why the run ended
+                print(f"{self._folder / 'tensorboard'} is incomplete: {error}")
+            if self._wandb:
+                self._wandb.finish()
+
+
+def read_metrics(run) -> list[dict]:
+    """The lines of a run's metrics.jsonl; a last line that was cut off in the middle of writing is left out."""
+    path = pathlib.Path(run) / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def _cut_back(path: pathlib.Path, step: int) -> None:
+    lines = [line for line in read_metrics(path.parent) if line["step"] <= step] if step else []
+    if path.exists():
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _pixels(path) -> np.ndarray:
+    from matplotlib import image
+
+    return (image.imread(path)[..., :3] * 255).astype(np.uint8)
+
+
+def _start_wandb(config, folder: pathlib.Path):
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "config.wandb_project is set but wandb is not installed: pip install 'bandtok-jax[wandb]'"
+        ) from None
+    # The same id after a restart, so that one run stays one curve.
+    return wandb.init(
+        project=config.wandb_project,
+        name=folder.name,
+        id=folder.name,
+        resume="allow",
+        config=config.to_dict(),
+        dir=folder,
+    )

@@ -1,0 +1,102 @@
+"""The mesh, and one ordered table a task that says where every weight lives on it.
+
+A table is a tuple of `(regex, PartitionSpec)`; the first rule whose regex is found in the path of a leaf, such as
+`decoder_blocks/0/conv_in/kernel`, decides. Moments and averages repeat the path of their parameter, so the same table
+covers them. Four checks are loud: a leaf no rule matches, a rule that matches nothing, a spec longer than the rank, a
+dimension that its axes do not divide.
+"""
+
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+AXES = ("data", "fsdp", "tensor")
+
+# Leaves with fewer elements stay whole on every device: cutting them costs more messages than it saves memory (our choice).
+WHOLE_BELOW_ELEMENTS = 2**14
+
+
+def create_mesh(settings, devices=None) -> Mesh:
+    """A mesh over `('data', 'fsdp', 'tensor')`; -1 in `settings` (the `mesh` group of a config) means all that are left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [settings[axis] for axis in AXES]
+    if sizes.count(-1) > 1:
+        raise ValueError(f"mesh is {dict(zip(AXES, sizes))}; only one axis can be -1")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices) or known < 1:
+        raise ValueError(
+            f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices and there are {len(devices)}: "
+            "set one axis of config.mesh to -1"
+        )
+    # Auto, not the Explicit default: explicit shardings reject convolutions (jax 0.10).
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples are spread over everything that is not tensor parallel."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> None:
+    """Raises a ValueError where the mesh or the micro-batches do not divide the batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shards * accumulation_steps):
+        raise ValueError(
+            f"batch_size {batch_size} is not a multiple of {shards} data shards (mesh data x fsdp) times "
+            f"{accumulation_steps} accumulation steps: set --config.batch_size to a multiple of "
+            f"{shards * accumulation_steps}"
+        )
+
+
+def path_name(path) -> str:
+    """`a/b/0/c` for the key path of a leaf."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def shardings(tree, table, mesh: Mesh):
+    """A NamedSharding for every leaf of `tree` (arrays or shapes).
+
+    Raises:
+      ValueError: one of the four checks failed; the message names path, shape and rule.
+    """
+    used = set()
+
+    def sharding(path, leaf):
+        name = path_name(path)
+        if leaf.ndim == 0:  # steps and counts
+            return NamedSharding(mesh, P())
+        rule = next((rule for rule in table if re.search(rule[0], name)), None)
+        if rule is None:
+            raise ValueError(f"no sharding rule matches {name} {leaf.shape}: add one to the task's SHARDING table")
+        used.add(rule)
+        pattern, spec = rule
+        if len(spec) > leaf.ndim:
+            raise ValueError(f"sharding rule {pattern!r} -> {spec} is longer than the rank of {name} {leaf.shape}")
+        if leaf.size < WHOLE_BELOW_ELEMENTS:
+            return NamedSharding(mesh, P())
+        for dimension, axes in zip(leaf.shape, spec):
+            size = int(np.prod([mesh.shape[axis] for axis in _names(axes)]))
+            if dimension % size:
+                raise ValueError(
+                    f"{name} {leaf.shape}: the mesh axes {axes} of size {size} do not divide the dimension {dimension} "
+                    f"(rule {pattern!r})"
+                )
+        return NamedSharding(mesh, spec)
+
+    result = jax.tree_util.tree_map_with_path(sharding, tree)
+    unused = [pattern for pattern, spec in table if (pattern, spec) not in used]
+    if unused:
+        raise ValueError(f"sharding rules that match nothing: {', '.join(map(repr, unused))}: were parameters renamed?")
+    return result
+
+
+def _names(axes) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

@@ -1,0 +1,68 @@
+"""The mesh and the table of shardings: the four loud checks, and the batch."""
+
+import jax
+from jax.sharding import PartitionSpec as P
+import pytest
+
+from bandtok_jax.training import sharding
+
+
+def _mesh(data=1, fsdp=1, tensor=1):
+    """A mesh of shapes alone: the checks never touch a device."""
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+def _tree(*shape):
+    return {"layer": {"kernel": jax.ShapeDtypeStruct(shape, "float32")}}
+
+
+RULES = ((r"kernel", P("fsdp", "tensor")),)
+
+
+def test_a_large_leaf_gets_its_rule_and_a_small_one_stays_whole():
+    tree = {"a": _tree(256, 256), "b": _tree(4, 4)}
+    specs = sharding.shardings(tree, RULES, _mesh(fsdp=2, tensor=2))
+    assert specs["a"]["layer"]["kernel"].spec == P("fsdp", "tensor")
+    assert specs["b"]["layer"]["kernel"].spec == P()
+
+
+def test_moments_and_averages_follow_their_parameter():
+    optimizer = {
+        "optimizer": {"mu": _tree(256, 256)},
+        "average": _tree(256, 256),
+        "count": jax.ShapeDtypeStruct((), "int32"),
+    }
+    specs = sharding.shardings(optimizer, RULES, _mesh(fsdp=2))
+    assert specs["optimizer"]["mu"]["layer"]["kernel"].spec == P("fsdp", "tensor")
+    assert specs["count"].spec == P()
+
+
+@pytest.mark.parametrize(
+    "tree, rules, message",
+    [
+        (_tree(256, 256), ((r"bias", P()),), r"no sharding rule matches layer/kernel"),
+        (_tree(256, 256), (*RULES, (r"bias", P())), r"match nothing: 'bias'"),
+        (_tree(256 * 256), RULES, r"longer than the rank of layer/kernel"),
+        (_tree(255, 256), RULES, r"layer/kernel \(255, 256\).*do not divide the dimension 255"),
+    ],
+)
+def test_the_four_checks_name_what_is_wrong(tree, rules, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.shardings(tree, rules, _mesh(fsdp=2))
+
+
+def test_the_mesh_takes_all_devices_and_refuses_what_does_not_fit():
+    devices = jax.devices()[:1]
+    assert dict(sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices).shape) == dict(
+        data=1, fsdp=1, tensor=1
+    )
+    with pytest.raises(ValueError, match="needs 3 devices and there are 1.*-1"):
+        sharding.create_mesh({"data": 3, "fsdp": 1, "tensor": 1}, devices)
+    with pytest.raises(ValueError, match="only one axis"):
+        sharding.create_mesh({"data": -1, "fsdp": -1, "tensor": 1}, devices)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_names_the_cure():
+    sharding.check_batch(_mesh(data=2, fsdp=2), 8, 2)
+    with pytest.raises(ValueError, match=r"batch_size 12 .* multiple of 8"):
+        sharding.check_batch(_mesh(data=2, fsdp=2), 12, 2)

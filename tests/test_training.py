@@ -1,0 +1,166 @@
+"""The training loop: it learns, resumes to the bit, refuses what does not fit, and survives what goes wrong."""
+
+import json
+import resource
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from bandtok_jax import experiment, tasks
+from bandtok_jax.training import checkpoint, loop
+from bandtok_jax.training.reporting import Reporter, read_metrics
+from tests import tiny
+
+
+def _parts(run):
+    return {name: checkpoint._load_part(run, None, name) for name in ("weights", "training", "data")}
+
+
+def _same(one, other):
+    leaves = jax.tree.leaves(jax.tree.map(np.array_equal, _parts(one), _parts(other)))
+    return len(leaves) > 50 and all(leaves)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of eight steps for each task, made when it is first asked for."""
+    made = {}
+
+    def run(task):
+        if task not in made:
+            made[task] = tmp_path_factory.mktemp("runs") / task
+            loop.train(tiny.config(task, made[task].parent), made[task])
+        return made[task]
+
+    return run
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path, monkeypatch):
+    whole, run, progress = straight(task), tmp_path / task, Reporter.progress
+
+    def stop(self, step, text):
+        progress(self, step, text)
+        if step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reporter, "progress", stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny.config(task, whole.parent), run)
+    assert checkpoint.saved_steps(run) == [4]
+    monkeypatch.setattr(Reporter, "progress", progress)
+    loop.train(tiny.config(task, whole.parent), run)
+    assert _same(run, whole)
+    untimed = lambda line: {k: v for k, v in line.items() if "second" not in k and "share" not in k}
+    assert list(map(untimed, read_metrics(run))) == list(map(untimed, read_metrics(whole)))
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_one_batch_can_be_learned_by_heart(task, tmp_path):
+    config = tiny.config(task, tmp_path, total_steps=30, evaluate_every=30, log_every=10)
+    loop.train(config, tmp_path / "run", overfit_one_batch=True)
+    losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_run_folder_holds_what_the_contract_names(straight):
+    run = straight("mel_tokenizer")
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+    }
+    assert json.loads((run / "config.json").read_text())["task"] == "mel_tokenizer"
+    lines = read_metrics(run)
+    assert {0, 4, 8} <= {line["step"] for line in lines if "evaluation/mel_distance" in line}
+    assert all(name in lines[-2] for name in ("train/loss", "train/audio_seconds_per_second", "train/data_wait_share"))
+    assert (run / "samples" / "0" / "0.png").stat().st_size > 1000
+
+
+def test_a_complete_run_stops_at_once(straight):
+    run = straight("mel_tokenizer")
+    before = (run / "metrics.jsonl").read_bytes()
+    assert loop.train(tiny.config("mel_tokenizer", run.parent), run) == {}
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_size_in_the_same_folder_is_refused(straight):
+    run = straight("mel_tokenizer")
+    with pytest.raises(ValueError, match=r"model.codes was 64 and is now 32.*--workdir"):
+        loop.train(tiny.config("mel_tokenizer", run.parent, **{"model.codes": "32"}), run)
+
+
+def test_a_checkpoint_of_another_size_is_refused(straight, tmp_path):
+    config = tiny.config("mel_tokenizer", tmp_path, **{"model.code_width": "4"})
+    with pytest.raises(ValueError, match=r"decoder_in/kernel of the model is .* this config has .*same model and size"):
+        loop.train(config, tmp_path / "run", init_from=straight("mel_tokenizer"))
+
+
+def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
+    source = straight("mel_tokenizer")
+    config = tiny.config("mel_tokenizer", tmp_path, **{"optimizer.learning_rate": "0.0", "total_steps": "1"})
+    loop.train(config, tmp_path / "run", init_from=source)
+    started, given = checkpoint.load_weights(tmp_path / "run")["model"], checkpoint.load_weights(source)["model"]
+    jax.tree.map(np.testing.assert_array_equal, started["parameters"], given["parameters"])
+    critic = lambda run: _parts(run)["training"]["discriminator"]["parameters"]
+    assert jax.tree.structure(critic(source)) == jax.tree.structure(critic(tmp_path / "run"))
+
+
+def test_a_number_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(straight, tmp_path):
+    config = tiny.config(
+        "mel_tokenizer",
+        tmp_path,
+        **{"optimizer.learning_rate": "1e30", "optimizer.warmup_steps": "5", "log_every": "1"},
+    )
+    with pytest.raises(FloatingPointError, match=r"(train|evaluation)/\w+ is .* at step \d.*last good checkpoint"):
+        loop.train(config, tmp_path / "run")
+    for step in checkpoint.saved_steps(tmp_path / "run"):
+        weights = checkpoint.load_weights(tmp_path / "run", step)["model"]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+
+
+def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, monkeypatch):
+    run, progress = tmp_path / "run", Reporter.progress
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self, step, text):
+        progress(self, step, text)
+        if step == 6:  # from here on no file may grow beyond a kilobyte: the second save fails
+            while checkpoint.saved_steps(run) != [4]:
+                time.sleep(0.01)
+            self._metrics = open("/dev/null", "w")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, unlimited[1]))
+
+    monkeypatch.setattr(Reporter, "progress", fill)
+    monkeypatch.setattr(Reporter, "summaries", lambda *_: None)
+    try:
+        with pytest.raises(OSError, match=r"could not save.*checkpoint of step 4 is intact"):
+            loop.train(tiny.config("mel_tokenizer", tmp_path), run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert checkpoint.load_weights(run)["step"] == 4
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
+    outcomes = []
+    for steps in (1, 2):
+        config = tiny.config(task, tmp_path, **{"optimizer.accumulation_steps": str(steps), "dtype": "float64"})
+        made = tasks.create(config)
+        state = tiny.in_float64(made.init(jax.random.key(0)))
+        batch = tiny.batch(config)
+        outcomes.append(jax.jit(made.train_step)(state, made.load_frozen(), batch, jax.random.key(1))[0])
+    for one, other in zip(*map(jax.tree.leaves, outcomes)):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not hold a checkpoint"):
+        checkpoint.load_weights(tmp_path)
+    experiment.write_config(tiny.config("mel_tokenizer", tmp_path), tmp_path)
+    with pytest.raises(FileNotFoundError, match="train the run first"):
+        checkpoint.load_weights(tmp_path)

@@ -1,0 +1,230 @@
+"""The vocoder: decoding in pieces, critics, one training step of both players."""
+
+import functools
+from types import SimpleNamespace
+
+from bandtok_jax.configs import vocos
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bandtok_jax import tasks
+from bandtok_jax.audio.spectral import MelDefinition, log_mel
+from bandtok_jax.layers.convolution import Convolution, DepthwiseConvolution
+from bandtok_jax.losses import adversarial, spectral
+from bandtok_jax.models.network import Network
+from bandtok_jax.models.vocos import Vocos
+from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
+from bandtok_jax.training import sharding
+
+MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=16)
+SIZES = dict(width=16, hidden=32, blocks=2, taps=3)
+
+
+@pytest.fixture(scope="module")
+def vocoder():
+    network = Network(lambda rngs: Vocos(mel=MEL, **SIZES, rngs=rngs))
+    return network, *jax.jit(network.init)(jax.random.key(0))
+
+
+def noise(frames: int) -> jax.Array:
+    audio = 0.1 * np.random.default_rng(1).standard_normal((2, frames * MEL.hop_samples))
+    return log_mel(audio.astype(np.float32), MEL)
+
+
+def test_pieces_equal_the_whole(vocoder):
+    network, parameters, buffers = vocoder
+    context = network.attribute("receptive_field_frames")
+    # One filter before and one in each of two blocks, 1 frame each way; 96 samples of overlap are 2 more frames.
+    assert context == 1 + 2 * 1 + 2
+    silence = jnp.full((2, context, MEL.mels), np.log(MEL.floor))
+    frames = jnp.concatenate([silence, noise(24), silence], axis=1)
+    decode = jax.jit(lambda x: network.apply(parameters, buffers, x, method="decode"))
+    whole = decode(frames)
+    pieces = [decode(frames[:, start : start + 8 + 2 * context]) for start in (0, 8, 16)]
+    assert whole.shape == (2, 24 * MEL.hop_samples)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=1e-6)
+
+
+def test_the_receptive_field_is_no_smaller_than_stated(vocoder):
+    network, parameters, buffers = vocoder
+    frames, middle = noise(24), 12
+    apply = jax.jit(lambda x: network.apply(parameters, buffers, x))
+    difference = jnp.abs(apply(frames.at[:, middle].add(1.0)) - apply(frames)).reshape(2, 24, -1).max((0, 2))
+    touched = np.flatnonzero(difference > 1e-7)
+    context = network.attribute("receptive_field_frames")
+    assert middle - context <= touched.min() < middle < touched.max() <= middle + context
+
+
+def test_untrained_it_makes_noise_of_the_given_mel(vocoder):
+    network, parameters, buffers = vocoder
+    frames = noise(24)
+    made = log_mel(jax.jit(network.apply)(parameters, buffers, frames), MEL)
+    # Single bands of two sounds of noise differ by that much; a silent or a full-scale start is 4 to 5 nats away.
+    assert np.abs(made - frames).mean() < 0.8 and abs(np.mean(made - frames)) < 0.5
+
+
+def test_shifts_equal_the_grouped_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 4))
+    outputs = []
+    for implementation in ("shifts", "grouped"):
+        network = Network(lambda rngs: DepthwiseConvolution(4, 7, implementation=implementation, rngs=rngs))
+        outputs.append(jax.jit(lambda key: network.apply(*network.init(key), x))(jax.random.key(1)))
+    np.testing.assert_allclose(*outputs, atol=1e-6)
+
+
+def test_weight_normalisation_starts_as_the_plain_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 4))
+    outputs = []
+    for normalisation in ("none", "weight"):
+        network = Network(lambda rngs: Convolution(4, 6, (5,), stride=(3,), normalisation=normalisation, rngs=rngs))
+        parameters, buffers = jax.jit(network.init)(jax.random.key(1))
+        outputs.append(jax.jit(network.apply)(parameters, buffers, x))
+    np.testing.assert_allclose(*outputs, atol=1e-6)
+    longer = {**parameters, "kernel": 3 * parameters["kernel"]}
+    np.testing.assert_allclose(jax.jit(network.apply)(longer, buffers, x), outputs[1], atol=1e-6)
+
+
+def test_critics_ignore_loudness_and_offset():
+    network = Network(
+        lambda rngs: WaveformDiscriminators(
+            periods=(3,), period_channels=(2, 4), windows=(128,), spectrum_channels=2, rngs=rngs
+        )
+    )
+    weights = jax.jit(network.init)(jax.random.key(0))
+    audio = jax.random.normal(jax.random.key(1), (2, 1000))
+    judge = jax.jit(lambda x: network.apply(*weights, x))
+    logits, features = judge(audio)
+    assert [x.shape for x in logits] == [(2, 3, 112), (2, 31, 10)]
+    # Two layers; five bands of five layers.
+    assert [len(maps) for maps in features] == [2, 25]
+    for a, b in zip(logits, judge(0.1 * audio + 0.5)[0]):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_critics_have_the_published_size():
+    parameters, _ = jax.eval_shape(Network(lambda rngs: WaveformDiscriminators(rngs=rngs)).init, jax.random.key(0))
+    periods, spectra = (sum(x.size for x in jax.tree.leaves(parameters[name])) for name in ("periods", "spectra"))
+    layers = ((1, 32), (32, 128), (128, 512), (512, 1024), (1024, 1024))
+    assert periods == 5 * (sum(5 * i * o + o for i, o in layers) + 3 * 1024 + 1)
+    band = 27 * 2 * 32 + 32 + 3 * (27 * 32 * 32 + 32) + 9 * 32 * 32 + 32
+    assert spectra == 3 * (5 * band + 9 * 32 + 1)
+
+
+def config(**changes):
+    settings = vocos.get_config("tiny").copy_and_resolve_references().unlock()
+    settings.mel.update(dict(mels=16, hop_samples=64, fft_samples=256))
+    settings.model.update(dict(width=16, hidden=32, blocks=1))
+    settings.discriminator.update(dict(periods=(2,), period_channels=(2, 4), windows=()))
+    settings.loss.update(dict(mel_scales=((64, 8),), stft_windows=(64,), adversarial_samples=1024, adversarial=1.0))
+    settings.optimizer.warmup_steps = settings.discriminator_optimizer.warmup_steps = 0
+    settings.data.clip_samples = 2048
+    settings.update_from_flattened_dict(changes)
+    return settings
+
+
+def batch(size: int = 4) -> dict:
+    audio = 0.1 * np.random.default_rng(2).standard_normal((size, 2048))
+    return {"audio": jnp.asarray(audio), "index": np.arange(size)}
+
+
+def test_the_game_starts_at_its_step():
+    task = tasks.create(config(**{"loss.adversarial_start": 5, "loss.discriminator_warmup": 2}))
+    phases = [task.phase(step) for step in (4, 5, 7)]
+    assert [(phase["playing"], phase["judged"]) for phase in phases] == [(False, False), (True, False), (True, True)]
+
+
+def test_both_players_learn_from_exact_gradients(float64):
+    """Two micro-batches that share forward passes, beside the losses written down plainly and differentiated whole."""
+    task = tasks.create(config(dtype="float64", **{"optimizer.accumulation_steps": 2}))
+    widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x
+    first = jax.jit(lambda key: jax.tree.map(widen, task.init(key)))(jax.random.key(0))
+    sharding.shardings(first, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
+    step = jax.jit(task.train_step, static_argnames=("playing", "judged"))
+
+    second, metrics = step(first, {}, batch(), jax.random.key(1))
+    assert metrics["feature_matching"] > 0
+    for player in ("model", "discriminator"):
+        assert not _same(first[player]["parameters"], second[player]["parameters"])
+    names = ("loss", "gradient_norm", "discriminator_gradient_norm")
+    np.testing.assert_allclose([metrics[name] for name in names], _plainly(task, first), rtol=1e-9)
+    # The same types as at the start, weak ones included: otherwise the second step would be compiled anew.
+    assert jax.tree.map(lambda x: x.aval, first) == jax.tree.map(lambda x: x.aval, second) and second["step"] == 1
+
+    alone, metrics = jax.eval_shape(
+        functools.partial(task.train_step, playing=False, judged=False), first, {}, batch(), None
+    )
+    assert "adversarial" not in metrics and jax.tree.structure(alone) == jax.tree.structure(first)
+
+
+def _plainly(task, state):
+    """The generator's loss and the norms of both players' gradients."""
+    real, weights = jnp.asarray(batch()["audio"]), task.config.loss
+    judge = lambda parameters, audio: task.discriminator.apply(parameters, {}, audio[:, 512:1536])
+    make = lambda parameters: task.network.apply(parameters, {}, log_mel(real, task.mel))
+    model, critics = state["model"]["parameters"], state["discriminator"]["parameters"]
+
+    def generator_loss(parameters):
+        fake = make(parameters)
+        (_, real_features), (logits, features) = judge(critics, real), judge(critics, fake)
+        return (
+            weights.mel * spectral.multi_scale_mel(real, fake, weights.mel_scales)
+            + weights.stft * spectral.multi_resolution_stft(real, fake, weights.stft_windows)
+            + weights.adversarial * adversarial.generator_loss(logits)
+            + weights.feature_matching * adversarial.feature_matching(real_features, features)
+        )
+
+    def critic_loss(parameters):
+        return adversarial.discriminator_loss(judge(parameters, real)[0], judge(parameters, make(model))[0])
+
+    @jax.jit
+    def everything():
+        loss, slope = jax.value_and_grad(generator_loss)(model)
+        return loss, optax.global_norm(slope), optax.global_norm(jax.grad(critic_loss)(critics))
+
+    return everything()
+
+
+def test_the_tokenizers_mels_are_heard():
+    """With "mixed" a coin that belongs to the example decides, wherever in the batch it stands."""
+    # A tokenizer whose pictures are all 7.
+    network = SimpleNamespace(apply=lambda parameters, buffers, x, method: 0 * x + parameters)
+    stage = SimpleNamespace(network=network, weights={"parameters": jnp.float32(7.0), "buffers": {}})
+    examples = {"audio": batch(16)["audio"], "index": jnp.arange(16)}
+    turned = jax.tree.map(lambda x: x[::-1], examples)
+    heard = {}
+    for source in ("decoded", "mixed"):
+        task = tasks.create(config(mel_source=source, tokenizer="RUN"), lambda folder: {"tokenizer": stage})
+        hear = jax.jit(lambda frozen, examples: (task._heard(frozen, examples, jax.random.key(0)) == 7).all((1, 2)))
+        heard[source] = hear(task.load_frozen(), examples)
+        np.testing.assert_array_equal(hear(task.load_frozen(), turned), heard[source][::-1])
+    assert heard["decoded"].all() and 2 < heard["mixed"].sum() < 14
+
+
+def test_evaluation_and_summaries():
+    task = tasks.create(config())
+    state = jax.jit(task.init)(jax.random.key(0))
+    scores = jax.jit(task.eval_step)(state, {}, batch(2))
+    windows = [f"stft_distance_{window}" for window in (64, 128, 256, 512, 1024, 2048)]
+    assert set(windows) <= set(scores) and all(jnp.isfinite(value) for value in scores.values())
+    shown = task.summaries(state, {}, batch(2))
+    assert shown["1/reconstruction"][1].shape == (2048,) and shown["1/mel/original"][1].shape == (32, 16)
+
+
+@pytest.mark.parametrize(
+    "changes, cure",
+    [
+        ({"data.clip_samples": 1000}, "multiple of 64"),
+        ({"mel_source": "decoded"}, "config.tokenizer"),
+        ({"mel_source": "treu"}, "mixed"),
+    ],
+)
+def test_mistakes_are_named(changes, cure):
+    with pytest.raises(ValueError, match=cure):
+        tasks.create(config(**changes))
+
+
+def _same(a, b) -> bool:
+    return all(jnp.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

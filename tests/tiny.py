@@ -1,0 +1,106 @@
+"""Configurations and batches that are small enough for a test, one for each task."""
+
+import pathlib
+
+from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.tokens import TokenWriter
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandtok_jax import experiment
+
+TASKS = ("mel_tokenizer", "vocoder", "language_model")
+
+_COMMON = {
+    "total_steps": "8",
+    "log_every": "2",
+    "evaluate_every": "4",
+    "checkpoint_every": "4",
+    "batch_size": "4",
+    "evaluation_batches": "2",
+    "optimizer.warmup_steps": "2",
+}
+_SPECIAL = {
+    "mel_tokenizer": {
+        "data.clip_samples": "16384",
+        "model.channels": "(16,)",
+        "model.codes": "64",
+        "model.code_width": "8",
+        "loss.adversarial_start": "3",
+        "codebook.start_batches": "2",
+        "discriminator.width": "4",
+    },
+    "vocoder": {
+        "data.clip_samples": "8192",
+        "model.width": "16",
+        "model.hidden": "32",
+        "model.blocks": "1",
+        "loss.mel_scales": "((128, 20),)",
+        "loss.stft_windows": "(256,)",
+        "loss.adversarial_start": "3",
+        "discriminator.periods": "(2,)",
+        "discriminator.period_channels": "(4, 8)",
+        "discriminator.windows": "(256,)",
+        "discriminator.spectrum_channels": "2",
+    },
+    "language_model": {
+        "data.columns": "8",
+        "model.codebook_size": "64",
+        "model.rows": "4",
+        "model.width": "32",
+        "model.layers": "1",
+        "model.heads": "2",
+        "model.feed_forward": "64",
+        "model.text_width": "16",
+    },
+}
+_NAMES = {"mel_tokenizer": "bandtok:tiny", "vocoder": "vocos:tiny", "language_model": "language_model:tiny"}
+
+
+def config(task: str, folder, **overrides):
+    """A locked configuration of that task; `folder` is where it may keep data that it needs."""
+    changes = {**_COMMON, **_SPECIAL[task], **{key: str(value) for key, value in overrides.items()}}
+    if task == "language_model":
+        changes["data.tokens"] = str(_token_records(pathlib.Path(folder) / "tokens"))
+    return experiment.load_config(_NAMES[task], changes)
+
+
+def _token_records(folder: pathlib.Path) -> pathlib.Path:
+    """Pieces in which every code follows from the one a column earlier, but for some noise."""
+    if not folder.exists():
+        facts = dict(codebook_size=64, rows=4, columns_per_second=10.77, row_kind="band", samples_per_column=4096)
+        writer = TokenWriter(folder, tokenizer="a run", weight_hash="0" * 64, **facts)
+        random = np.random.default_rng(0)
+        for split, count in (("train", 16), ("validation", 8)):
+            pieces = []
+            for number in range(count):
+                first, columns = random.integers(0, 64, 4), np.arange(24)[:, None]
+                noise = random.integers(0, 64, (24, 4)) * (random.random((24, 4)) < 0.1)
+                pieces.append(
+                    {
+                        "codes": (first + 3 * columns + noise) % 64,
+                        "track": f"{split}-{number}",
+                        "offset_samples": 0,
+                        "caption": ("rising", "falling")[number % 2],
+                        "samples": 24 * 4096,
+                    }
+                )
+            writer.write(split, 0, pieces)
+        writer.finish()
+    return folder
+
+
+def batch(config):
+    """The first batch of the configuration's data, numbers alone, as JAX arrays."""
+    stream = iterator.create(config.data, split="train", batch_size=config.batch_size, seed=config.seed)
+    try:
+        found = next(stream)
+    finally:
+        stream.close()
+    return {name: jnp.asarray(value) for name, value in found.items() if value.dtype.kind in "biuf"}
+
+
+def in_float64(tree):
+    """The same tree with all its floating-point leaves in 64 bits."""
+    return jax.tree.map(lambda x: x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
