@@ -1,0 +1,314 @@
+"""The command line: verbs that parse their flags, call one function and print what it found.
+
+Whatever is slow to import is imported inside the verb that needs it, so that `bandtok --help` answers at once.
+"""
+
+import argparse
+from collections.abc import Sequence
+import errno
+import os
+import sys
+import warnings
+
+from bandtok_jax.version import VERSION
+
+_CURES = {
+    errno.ENOSPC: "free some space",
+    errno.EACCES: "choose a place you may read and write",
+    errno.EROFS: "choose a place you may write to",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EEXIST: "choose another name",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0, or 1 after a one-line error. Usage errors leave with 2."""
+    parser = _parser()
+    flags, rest = parser.parse_known_args(arguments)
+    if rest and not flags.free:
+        flags.parser.error(f"unknown arguments: {' '.join(rest)}")
+    if flags.free:
+        flags.rest = rest
+    warnings.formatwarning = lambda message, *_, **__: f"bandtok: note: {message}\n"
+    try:
+        return flags.run(flags) or 0
+    except KeyboardInterrupt:
+        print("bandtok: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        if os.environ.get("BANDTOK_DEBUG"):
+            raise
+        print(f"bandtok: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno and error.filename:
+        cure = _CURES.get(error.errno, "check the path and the disk")
+        return f"{error.filename}: {error.strerror.lower()}; {cure}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bandtok",
+        description="Train music tokenizers and language models on top of them, and use them.",
+        epilog="`bandtok VERB --help` shows an example of each verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bandtok-jax {VERSION}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(run, summary: str, example: str, free: bool = False) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            run.__name__.strip("_"),
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run, parser=added, free=free)
+        return added
+
+    p = verb(_prepare, "make training records from music", "bandtok prepare ~/music --output data/music")
+    p.add_argument("sources", nargs="+", metavar="SOURCE", help="a folder, a file, tfds:NAME, synthetic[:PIECES]")
+    p.add_argument("--output", "-o", required=True, metavar="DIR")
+    p.add_argument("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain")
+    p.add_argument(
+        "--validation-share", type=float, default=0.1, metavar="X", help="of the tracks no CSV speaks of (default 0.1)"
+    )
+    p.add_argument("--clip-seconds", type=float, default=6.0, metavar="S", help="length of a record (default 6)")
+    p.add_argument("--sample-rate", type=int, default=44_100, metavar="HZ", help="of the records (default 44100)")
+    p.add_argument("--channels", type=int, choices=(1, 2), help="of the records (default: as the file has them)")
+    p.add_argument("--tfds-dir", metavar="DIR", help="where TFDS data sets lie prepared")
+    p.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are cores and work)")
+    p.add_argument("--overwrite", action="store_true", help="begin again, whatever lies in the output folder")
+
+    p = verb(
+        _train,
+        "train one stage, or go on where it stopped",
+        "bandtok train --config=bandtok:tiny --workdir=runs/tokenizer --config.batch_size=8",
+        free=True,
+    )
+    p.add_argument(
+        "--config", required=True, metavar="NAME:VARIANT", help="shipped name, path/to/config.py:VARIANT, or run"
+    )
+    p.add_argument("--workdir", required=True, metavar="RUN", help="run folder; an existing one is taken up again")
+    p.add_argument("--init-from", metavar="RUN", help="start from the weights of another run")
+    p.add_argument("--overfit-one-batch", action="store_true", help="sanity check: learn a single batch by heart")
+    p.usage = "bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] [--overfit-one-batch]"
+
+    p = verb(
+        _tokenize,
+        "encode a whole corpus to token records",
+        "bandtok tokenize --model=runs/tokenizer --data=data/music --output=data/tokens --offsets=4",
+    )
+    _model_flags(p, decoding=False)
+    p.add_argument("--data", required=True, metavar="DIR", help="prepared records, or 'synthetic'")
+    p.add_argument("--output", "-o", required=True, metavar="DIR")
+    p.add_argument(
+        "--offsets", type=int, default=1, metavar="N", help="shifted copies of each training track (default 1)"
+    )
+    p.add_argument("--pieces", type=int, default=256, metavar="N", help="how many synthetic pieces (default 256)")
+
+    p = verb(_encode, "a sound file to codes", "bandtok encode song.flac --model=runs/tokenizer -o song.bt")
+    p.add_argument("sound", help="wav, flac, ogg, mp3 ...")
+    _model_flags(p, decoding=False)
+    p.add_argument("--output", "-o", metavar="FILE", help="default: the sound's name with .bt")
+
+    p = verb(_decode, "codes to a sound file", "bandtok decode song.bt --model=models/mine -o song.wav")
+    p.add_argument("codes", help="a .bt file")
+    _model_flags(p)
+    p.add_argument("--output", "-o", metavar="FILE", help="default: the codes' name with .wav")
+
+    p = verb(
+        _reconstruct,
+        "a sound file to codes and back, with the distance between both",
+        "bandtok reconstruct song.flac --model=models/mine -o copy.wav",
+    )
+    p.add_argument("sound", help="wav, flac, ogg, mp3 ...")
+    _model_flags(p)
+    p.add_argument("--output", "-o", required=True, metavar="FILE")
+
+    p = verb(
+        _generate,
+        "new music from a language model",
+        'bandtok generate --model=models/mine --prompt "slow dark piano" --seconds 10 -o out.wav',
+    )
+    _model_flags(p)
+    p.add_argument("--language-model", metavar="RUN", help="run or export folder, where --model holds none")
+    p.add_argument("--prompt", help="what it should sound like")
+    p.add_argument("--seconds", type=float, default=10.0, help="length of the new music (default 10)")
+    p.add_argument("--seed", type=int, default=0)
+    # Left out flags are not passed on: their defaults are those of the sampling itself.
+    p.add_argument("--temperature", type=float, help="below 1: safer, above 1: wilder")
+    p.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest codes; 0: among all")
+    p.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the likeliest codes that have the share P together"
+    )
+    p.add_argument("--guidance", type=float, metavar="W", help="how closely to follow the prompt; 1: no guidance")
+    p.add_argument(
+        "--continue", dest="beginning", metavar="SOUND", help="go on from this sound, which the output begins with"
+    )
+    p.add_argument(
+        "--count", type=int, default=1, metavar="N", help="pieces; OUT-1.wav, OUT-2.wav ... where more than one"
+    )
+    p.add_argument(
+        "--output", "-o", required=True, metavar="FILE", help=".wav, .flac, .ogg, .mp3, or .bt for the codes"
+    )
+
+    p = verb(
+        _export,
+        "bundle stages to one folder: safetensors, config and model card",
+        "bandtok export runs/tokenizer --vocoder=runs/vocoder --language-model=runs/lm -o models/mine",
+    )
+    p.add_argument("run_folder", metavar="RUN", help="run folder of the tokenizer, or an export folder")
+    p.add_argument("--vocoder", metavar="RUN")
+    p.add_argument("--language-model", metavar="RUN")
+    p.add_argument("--output", "-o", required=True, metavar="DIR")
+
+    p = verb(_doctor, "read prepared records and show what a model will hear", "bandtok doctor --data data/music")
+    p.add_argument("--data", required=True, metavar="DIR", help="prepared records")
+
+    for name in ("evaluate", "import", "plan"):
+        later = verbs.add_parser(name, help="comes with a later version")
+        later.set_defaults(run=_later, parser=later, free=True)
+    return parser
+
+
+def _model_flags(parser: argparse.ArgumentParser, decoding: bool = True) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="RUN_OR_EXPORT", help="the tokenizer's run, or an export folder"
+    )
+    if decoding:
+        parser.add_argument("--vocoder", metavar="RUN", help="run or export folder, where --model holds no vocoder")
+
+
+def _load(flags: argparse.Namespace):
+    import bandtok_jax
+
+    return bandtok_jax.load(flags.model, getattr(flags, "vocoder", None), getattr(flags, "language_model", None))
+
+
+def _train(flags):
+    overrides = _overrides(flags.rest, flags.parser)
+    from bandtok_jax import experiment
+    from bandtok_jax.training import loop
+
+    config = experiment.load_config(flags.config, overrides)
+    loop.train(config, flags.workdir, init_from=flags.init_from, overfit_one_batch=flags.overfit_one_batch)
+
+
+def _overrides(rest: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+    """`["--config.a.b=1", "--config.c", "2"]` -> `{"a.b": "1", "c": "2"}`."""
+    overrides, waiting = {}, list(rest)
+    while waiting:
+        argument = waiting.pop(0)
+        key, separator, value = argument.partition("=")
+        if not key.startswith("--config.") or not separator and not waiting:
+            parser.error(f"unknown argument {argument}; keys of the config are set by --config.KEY=VALUE")
+        overrides[key.removeprefix("--config.")] = value if separator else waiting.pop(0)
+    return overrides
+
+
+def _prepare(flags):
+    from bandtok_jax.data_pipelines import prepare
+
+    manifest = prepare.prepare(
+        flags.sources, flags.output, tracks=flags.tracks, workers=flags.workers, clip_seconds=flags.clip_seconds,
+        validation_share=flags.validation_share, sample_rate_hz=flags.sample_rate, channels=flags.channels,
+        tfds_dir=flags.tfds_dir, overwrite=flags.overwrite,
+    )  # fmt: skip
+    for name, split in manifest["splits"].items():
+        print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")
+    for entry in manifest["left_out"]:
+        print(f"left out: {entry['track']}: {entry['reason']}")
+    for note in manifest["notes"]:
+        print(f"note: {note}")
+
+
+def _doctor(flags):
+    from bandtok_jax.data_pipelines import doctor
+
+    print(doctor.report(doctor.inspect(flags.data)))
+
+
+def _tokenize(flags):
+    from bandtok_jax import corpus
+
+    manifest = corpus.tokenize(
+        _load(flags), flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces, tokenizer=flags.model
+    )
+    for split, counts in manifest["splits"].items():
+        hours = counts["columns"] / manifest["columns_per_second"] / 3600
+        print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
+
+
+def _encode(flags):
+    from bandtok_jax import files
+
+    codec, target = _load(flags), flags.output or os.path.splitext(flags.sound)[0] + ".bt"
+    header = files.encode(codec, flags.sound, target)
+    seconds = header.samples / header.sample_rate_hz
+    print(
+        f"{target}: {header.columns} columns x {header.rows} rows, {seconds:.2f} s, {os.path.getsize(target)} bytes, "
+        f"{codec.bits_per_second / 1000:.2f} kbit/s"
+    )
+
+
+def _decode(flags):
+    from bandtok_jax import files
+
+    target = flags.output or os.path.splitext(flags.codes)[0] + ".wav"
+    header, clipped = files.decode(_load(flags), flags.codes, target)
+    print(f"{target}: {header.samples / header.sample_rate_hz:.2f} s at {header.sample_rate_hz} Hz{_clipped(clipped)}")
+
+
+def _reconstruct(flags):
+    from bandtok_jax import files
+
+    codec = _load(flags)
+    found = files.reconstruct(codec, flags.sound, flags.output)
+    print(
+        f"{flags.output}: {found.samples / codec.sample_rate_hz:.2f} s; level {found.original_level_db:.1f} dB -> "
+        f"{found.reconstruction_level_db:.1f} dB; log-mel distance {found.mel_distance:.3f} nats{_clipped(found.clipped_samples)}"
+    )
+
+
+def _generate(flags):
+    from bandtok_jax import files
+
+    names = ("temperature", "top_k", "top_p", "guidance")
+    sampling = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    codec = _load(flags)
+    pieces = files.generate(
+        codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
+        count=flags.count, **sampling,
+    )  # fmt: skip
+    for path, columns, clipped in pieces:
+        print(f"{path}: {columns / codec.columns_per_second:.2f} s, {columns} columns{_clipped(clipped)}")
+
+
+def _clipped(samples: int) -> str:
+    return f"; {samples} samples clipped" if samples else ""
+
+
+def _export(flags):
+    from bandtok_jax.interchange import model_folder
+
+    codec = model_folder.export(
+        flags.run_folder, vocoder=flags.vocoder, language_model=flags.language_model, output=flags.output
+    )
+    print(f"{flags.output}: {', '.join(codec.stages)}; weight hash {codec.weight_hash[:12]}")
+
+
+def _later(flags):
+    print(f"bandtok: {flags.verb} comes with a later version", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

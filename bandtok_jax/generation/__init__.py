@@ -1,0 +1,1 @@
+"""New music from a language model over token grids."""

@@ -1,0 +1,67 @@
+"""New pieces from the language model of a codec: prompts to captions, seconds to columns."""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from bandtok_jax.data_pipelines.crops import caption_bytes
+from bandtok_jax.interchange.container import check_codes
+
+if TYPE_CHECKING:
+    from bandtok_jax.codec import Codec
+
+
+def generate(
+    codec: "Codec",
+    prompts: Sequence[str | None],
+    seconds: float = 10.0,
+    seed: int = 0,
+    *,
+    prefix: np.ndarray | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = 250,
+    top_p: float = 1.0,
+    guidance: float = 3.0,
+    report: Callable[[int], None] | None = None,
+) -> list[np.ndarray]:
+    """New pieces, all at once. The defaults are MusicGen's (arXiv 2306.05284).
+
+    Args:
+      prompts: what each piece should sound like; None where it may be anything.
+      seconds: length of the new music; any, beyond what the model saw in training too. A model may end a piece earlier.
+      seed: piece b depends on it and on b.
+      prefix: codes `[T, F]` that every piece begins with and goes on from.
+      temperature: 0 always takes the likeliest code.
+      top_k, top_p: choose among the k likeliest codes (None or 0: all), and among the likeliest that have this share together.
+      guidance: how closely to follow the prompts; 1: as the model itself would.
+      report: called with the number of finished columns now and then.
+
+    Returns:
+      Codes, int32 `[T, F]` of each piece, the prefix included.
+
+    Raises:
+      ValueError: no language model, or settings that make no sense.
+    """
+    codec.require("language_model")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{seconds} seconds of music: ask for more than 0")
+    start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
+    start = check_codes(start, codec.rows, codec.codebook_size)
+    prompted = any(prompts)
+    codes, lengths = codec.generator.generate(
+        columns=len(start) + math.ceil(seconds * codec.columns_per_second),
+        window_columns=codec.stages["language_model"].config.data.columns,
+        key=jax.random.key(seed),
+        batch=len(prompts),
+        caption=np.stack([caption_bytes(prompt or "") for prompt in prompts]) if prompted else None,
+        prefix=np.repeat(start[None], len(prompts), axis=0) if len(start) else None,
+        temperature=temperature,
+        top_k=min(top_k, codec.codebook_size) if top_k else None,
+        top_p=top_p,
+        guidance=guidance,
+        report=report,
+    )
+    return [piece[:length] for piece, length in zip(codes, lengths)]

@@ -1,0 +1,1 @@
+"""Weights and codes in the formats of other programs."""

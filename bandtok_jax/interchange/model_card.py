@@ -1,0 +1,104 @@
+"""The README.md of an export: written from what the runs recorded, so that nothing in it is made up."""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from bandtok_jax.version import VERSION
+
+if TYPE_CHECKING:
+    from bandtok_jax.codec import Codec
+
+_MANIFEST = "manifest.json"
+_TOKEN_MANIFEST = "token_manifest.json"
+
+
+def write(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card in Markdown; `facts` holds `scores` and `data` of every stage by its name."""
+    systems = ", ".join(name.replace("_", " ") for name in codec.stages)
+    lines = [
+        "---",
+        "library_name: bandtok-jax",
+        "tags: [audio, music, tokenizer, jax]",
+        "---",
+        f"# {codec.rows} x {codec.columns_per_second:.2f} tokens per second: {systems}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| sample rate | {codec.sample_rate_hz} Hz, {codec.channels} channel |",
+        f"| grid | {codec.rows} rows ({codec.row_kind}s), {codec.columns_per_second:.3f} columns per second |",
+        f"| codebook | {codec.codebook_size} codes |",
+        f"| rate | {codec.bits_per_second / 1000:.2f} kbit/s |",
+        f"| weight hash of the tokenizer | `{codec.weight_hash}` |",
+        f"| exported with | bandtok-jax {VERSION} |",
+        "",
+        "## Stages",
+        "",
+        "| stage | weights | training steps | last evaluation |",
+        "|---|---|---|---|",
+    ]
+    for name, stage in codec.stages.items():
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(stage.weights["parameters"]))
+        scores = {k: v for k, v in facts[name]["scores"].items() if v is not None and "/" not in k}
+        told = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
+        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {stage.step} | {told} |")
+    lines += ["", "## Data", ""]
+    for name in codec.stages:
+        lines += [f"- {name.replace('_', ' ')}: {told}" for told in facts[name]["data"] or ["not recorded"]]
+    lines += [
+        "",
+        "Whoever passes these weights on answers for the licences of the music they were trained on.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import bandtok_jax",
+        "",
+        'codec = bandtok_jax.load("this folder")',
+        "codes = codec.encode(audio, sample_rate_hz)  # float32 [S] or [C, S] -> int32 [T, F]",
+    ]
+    lines += ["audio = codec.decode(codes)"] * ("vocoder" in codec.stages)
+    lines += ["```", "", "```bash", "bandtok encode song.flac --model='this folder' -o song.bt"]
+    lines += ["bandtok decode song.bt --model='this folder' -o song.wav"] * ("vocoder" in codec.stages)
+    lines += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * ("language_model" in codec.stages)
+    return "\n".join([*lines, "```", ""])
+
+
+def describe_data(config) -> list[str]:
+    """One line for every source of an experiment: what it is, how much of it, under which licences."""
+    if config.data.tokens:
+        return [_describe_tokens(config.data.tokens)]
+    return [_describe_source(part.strip()) for part in config.data.sources.split(",")]
+
+
+def _describe_source(source: str) -> str:
+    folder = source.rpartition("=")[0] or source
+    if folder == "synthetic":
+        return "the embedded synthetic music, which needs no licence"
+    name, manifest = os.path.basename(os.path.normpath(folder)), _read(os.path.join(folder, _MANIFEST))
+    if not manifest:
+        return f"{name}, whose manifest was not there when this was exported"
+    train = manifest["splits"].get("train", {"tracks": 0, "hours": 0.0})
+    licences = ", ".join(f"{licence} ({group['tracks']} tracks)" for licence, group in manifest["licences"].items())
+    return f"{name}: {train['tracks']} training tracks, {train['hours']:.2f} h; licences of all tracks: {licences}"
+
+
+def _describe_tokens(folder: str) -> str:
+    manifest = _read(os.path.join(folder, _TOKEN_MANIFEST))
+    if not manifest:
+        return "token records, whose manifest was not there when this was exported"
+    train = manifest["splits"].get("train", {"pieces": 0, "columns": 0})
+    hours = train["columns"] / manifest["columns_per_second"] / 3600
+    origin = _describe_source(manifest["data"]) if "data" in manifest else "data that is not recorded"
+    return f"tokens of {train['pieces']} pieces, {hours:.2f} h with all shifted copies, from {origin}"
+
+
+def _read(path: str) -> dict:
+    if not os.path.isfile(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)

@@ -1,0 +1,166 @@
+"""Folders that hold models: runs as training leaves them, and exports, which bundle the stages of a codec.
+
+RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...       one stage
+EXPORT  config.json  model.safetensors  README.md                a tokenizer, perhaps a vocoder and a language model
+"""
+
+import json
+import os
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from bandtok_jax import experiment
+from bandtok_jax.codec import Codec
+from bandtok_jax.interchange import model_card, safetensors
+from bandtok_jax.interchange.stage import Stage, fresh
+
+EXPORT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+# The vocoder that goes with each tokenizer's config when both are made from nothing.
+VOCODER_OF = {"bandtok": "vocos"}
+
+
+def load(path: str, vocoder: str | None = None, language_model: str | None = None) -> Codec:
+    """A trained codec.
+
+    Args:
+      path: run folder of a tokenizer, or an export folder.
+      vocoder: run or export folder; in place of the one in `path`, if that has one.
+      language_model: run or export folder; likewise.
+
+    Raises:
+      ValueError: a folder or file is missing, holds another model or another size, or the stages do not belong together.
+    """
+    stages = read_stages(path)
+    if "tokenizer" not in stages:
+        raise ValueError(
+            f"{path} holds a {_list(stages)}, no tokenizer: pass the tokenizer's folder, and this one beside it"
+        )
+    for name, folder in (("vocoder", vocoder), ("language_model", language_model)):
+        if folder:
+            found = read_stages(folder)
+            if name not in found:
+                raise ValueError(f"{folder} holds a {_list(found)}, no {name.replace('_', ' ')}: pass another folder")
+            stages[name] = found[name]
+    codec = Codec(**stages)
+    for name, stage in stages.items():
+        if stage.tokenizer_hash and stage.tokenizer_hash != codec.weight_hash:
+            raise ValueError(
+                f"{stage.origin}: this {name.replace('_', ' ')} was trained on the tokenizer {stage.tokenizer_hash[:12]}, "
+                f"{stages['tokenizer'].origin} is {codec.weight_hash[:12]}: load it with its own tokenizer"
+            )
+    return codec
+
+
+def create(name: str, seed: int = 0) -> Codec:
+    """A codec with random weights.
+
+    Args:
+      name: of a tokenizer's config with its variant, such as "bandtok:tiny".
+      seed: of the weights.
+    """
+    system, _, variant = name.partition(":")
+    if system not in VOCODER_OF:
+        raise ValueError(f"{name!r} names no codec: the known ones are {', '.join(VOCODER_OF)}, as in 'bandtok:tiny'")
+    configs = [experiment.load_config(f"{part}:{variant or 'tiny'}") for part in (system, VOCODER_OF[system])]
+    keys = jax.random.split(jax.random.key(seed), len(configs))
+    return Codec(*(fresh(config, key) for config, key in zip(configs, keys)))
+
+
+def read_stages(path: str) -> dict[str, Stage]:
+    """The stages in a run or export folder by their names, each checked against its own config."""
+    path = os.fspath(path)
+    config_file = os.path.join(path, "config.json")
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
+    if not os.path.isfile(config_file):
+        raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
+    with open(config_file) as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{config_file} is no JSON ({error}): copy it again from its run or export") from error
+    stages = _read_export(path, content) if "stages" in content else [_read_run(path)]
+    return {stage.name: stage.check() for stage in stages}
+
+
+def export(run: str, *, vocoder: str | None = None, language_model: str | None = None, output: str) -> Codec:
+    """Bundles the stages of a codec into one folder that `load` reads, with a model card; returns the codec.
+
+    Args:
+      run, vocoder, language_model: as for `load`.
+      output: a folder that does not exist yet, is empty, or holds an earlier export.
+    """
+    codec = load(run, vocoder, language_model)
+    save(codec, output)
+    return codec
+
+
+def save(codec: Codec, output: str) -> None:
+    """Writes a codec as an export folder; see `export`."""
+    if os.path.isdir(output) and os.listdir(output) and not os.path.isfile(os.path.join(output, WEIGHTS_FILE)):
+        raise ValueError(f"{output} is not empty and holds no export: choose a new folder")
+    os.makedirs(output, exist_ok=True)
+    cards = {
+        name: dict(stage.card) or {"scores": _last_scores(stage.origin), "data": model_card.describe_data(stage.config)}
+        for name, stage in codec.stages.items()
+    }
+    content = {"export_version": EXPORT_VERSION, "weight_hash": codec.weight_hash, "stages": {}}
+    for name, stage in codec.stages.items():
+        facts = {"step": stage.step, "tokenizer_hash": stage.tokenizer_hash, "card": cards[name]}
+        content["stages"][name] = {"config": stage.config.to_dict(), **facts}
+    weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in codec.stages.items()}
+    safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
+    texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": model_card.write(codec, cards)}
+    for name, text in texts.items():
+        with open(os.path.join(output, name), "w") as file:
+            file.write(text)
+
+
+def _read_export(path: str, content: dict) -> list[Stage]:
+    if content.get("export_version", 0) > EXPORT_VERSION:
+        raise ValueError(f"{path} is an export of version {content['export_version']}: upgrade bandtok-jax")
+    weights_file = os.path.join(path, WEIGHTS_FILE)
+    if not os.path.isfile(weights_file):
+        raise ValueError(f"{path} holds no {WEIGHTS_FILE}: export it again")
+    weights = safetensors.load(weights_file)
+    stages = []
+    for name, facts in content["stages"].items():
+        if name not in weights:
+            raise ValueError(f"{weights_file} holds no weights of the {name.replace('_', ' ')}: export it again")
+        facts = dict(facts)
+        config = ConfigDict(facts.pop("config"), convert_dict=True).lock()
+        stages.append(Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, **facts))
+    return stages
+
+
+def _read_run(path: str) -> Stage:
+    from bandtok_jax.training import checkpoint
+
+    config = experiment.read_config(path)
+    weights = checkpoint.load_weights(path)
+    return Stage(
+        config,
+        weights["model"],
+        origin=path,
+        step=int(weights.get("step", 0)),
+        tokenizer_hash=config.get("tokenizer_hash", ""),
+    )
+
+
+def _last_scores(path: str) -> dict[str, float]:
+    """The last value of every `evaluation/...` metric of a run."""
+    scores: dict[str, float] = {}
+    metrics_file = os.path.join(path, "metrics.jsonl")
+    if os.path.isfile(metrics_file):
+        with open(metrics_file) as file:
+            for line in file:
+                found = json.loads(line)
+                scores |= {k.removeprefix("evaluation/"): v for k, v in found.items() if k.startswith("evaluation/")}
+    return scores
+
+
+def _list(stages: dict[str, Stage]) -> str:
+    return " and a ".join(name.replace("_", " ") for name in stages)

@@ -1,0 +1,71 @@
+"""Weights as one safetensors file: nested dicts of arrays, keys joined by dots."""
+
+from collections.abc import Mapping
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+Tree = Any
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """`{'a': {'b': leaf}}` -> `{'a.b': leaf}`, ordered by key."""
+    flat = {}
+    for key in sorted(tree):
+        if "." in key:
+            raise ValueError(f"the key {key!r} holds a dot, which separates the levels: rename it")
+        path = f"{prefix}{key}"
+        if isinstance(tree[key], Mapping):
+            flat.update(flatten(tree[key], f"{path}."))
+        else:
+            flat[path] = tree[key]
+    return flat
+
+
+def unflatten(flat: Mapping[str, np.ndarray]) -> Tree:
+    """The inverse of `flatten`, save for empty dicts."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def save(path: str | os.PathLike, tree: Tree, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the tree; the file appears under its name only when it is complete."""
+    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
+    partial = f"{os.fspath(path)}.partial"
+    try:
+        with open(partial, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        safetensors.numpy.save_file(flat, partial, metadata=dict(metadata or {}))
+        os.chmod(partial, mode)  # safetensors 0.8 lets nobody but the owner read its files
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def load(path: str | os.PathLike) -> Tree:
+    """Reads a tree of NumPy arrays; a damaged or foreign file is a ValueError."""
+    try:
+        return unflatten(safetensors.numpy.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): copy or export it again") from error
+
+
+def weight_hash(tree: Tree) -> str:
+    """SHA-256 over every leaf in the order of its path, with path, shape and dtype, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path, leaf in flatten(tree).items():
+        leaf = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {leaf.dtype.str} {list(leaf.shape)}\n".encode())
+        digest.update(leaf.astype(leaf.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""One trained network with what is needed to use it: its config, its weights, and where they come from."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from bandtok_jax import tasks
+from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.interchange import safetensors
+from bandtok_jax.models.network import Network
+
+# The stage of a codec that each task trains.
+STAGE_OF_TASK = {"mel_tokenizer": "tokenizer", "vocoder": "vocoder", "language_model": "language_model"}
+
+
+@dataclasses.dataclass
+class Stage:
+    """A network of a codec.
+
+    Args:
+      config: of the experiment that trained it.
+      weights: `{"parameters": tree, "buffers": tree}`, NumPy or JAX arrays.
+      origin: the folder that the weights were read from; for messages.
+      step: training steps behind the weights.
+      tokenizer_hash: weight hash of the tokenizer that the stage was trained on; "" if on none.
+      card: what an export's model card says of it, `{"scores": {name: value}, "data": [line]}`; empty for a run.
+    """
+
+    config: ConfigDict
+    weights: Mapping[str, Any]
+    origin: str = ""
+    step: int = 0
+    tokenizer_hash: str = ""
+    card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Which part of a codec it is: "tokenizer", "vocoder" or "language_model"."""
+        return STAGE_OF_TASK[self.config.task]
+
+    @functools.cached_property
+    def weight_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return safetensors.weight_hash(self.weights)
+
+    @functools.cached_property
+    def task(self):
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            # Whatever precision it was trained in: a code must not hang on a rounding that a device leaves open.
+            config.dtype = "float32"
+        return tasks.create(config)
+
+    @property
+    def network(self) -> Network:
+        return self.task.network
+
+    @property
+    def mel(self) -> MelDefinition:
+        return self.task.mel
+
+    def check(self) -> "Stage":
+        """Returns itself if the weights fit the network that the config describes.
+
+        Raises:
+          ValueError: names the first leaf that is missing, left over, or of another size.
+        """
+        parameters, buffers = self.network.shapes()
+        expected = safetensors.flatten({"parameters": parameters, "buffers": buffers})
+        found = safetensors.flatten(self.weights)
+        for path, leaf in expected.items():
+            if path not in found:
+                raise self._misfit(f"no {path}")
+            if np.shape(found[path]) != leaf.shape:
+                raise self._misfit(f"{path} of shape {list(np.shape(found[path]))} instead of {list(leaf.shape)}")
+        for path in found:
+            if path not in expected:
+                raise self._misfit(f"{path}, which this model does not know")
+        return self
+
+    def _misfit(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.origin}: the weights of the {self.name.replace('_', ' ')} have {what}: "
+            "they belong to another model or another size; pair each config.json with its own weights"
+        )
+
+
+def fresh(config: ConfigDict, key: jax.Array) -> Stage:
+    """A stage with random weights."""
+    stage = Stage(config, {}, origin="random weights")
+    # The program runs once: on CPU, LLVM's optimizations would take several times as long as they save.
+    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options = fast if jax.default_backend() == "cpu" else None
+    parameters, buffers = jax.jit(stage.network.init, compiler_options=options)(key)
+    stage.weights = {"parameters": parameters, "buffers": buffers}
+    return stage

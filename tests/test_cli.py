@@ -1,0 +1,181 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import bandtok_jax
+from bandtok_jax import cli, corpus, experiment
+from bandtok_jax.codec import Codec
+from bandtok_jax.interchange import container, model_folder, stage
+
+VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
+RATE = 44100
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return bandtok_jax.create("bandtok:tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(codec, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    model_folder.save(codec, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def composer(codec, tmp_path_factory):
+    """An export with a language model."""
+    sizes = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text_width": 16}
+    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
+    config = experiment.load_config("language_model:tiny", changes)
+    stages = codec.stages | {"language_model": stage.fresh(config, jax.random.key(0))}
+    folder = tmp_path_factory.mktemp("models") / "composer"
+    model_folder.save(Codec(**stages), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory):
+    path = tmp_path_factory.mktemp("music") / "song.flac"
+    time = np.arange(48_000) / 48_000
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * time), 48_000)
+    return str(path)
+
+
+def failure(capsys, *arguments) -> str:
+    """The one line that a user's mistake gives."""
+    assert cli.main(arguments) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("bandtok: error: ")
+    return lines[0]
+
+
+def test_importing_and_helping_leave_jax_alone():
+    code = (
+        "import sys, bandtok_jax\nfrom bandtok_jax import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'jax', 'numpy', 'ml_collections', 'soundfile', 'flax'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_names_every_verb_and_each_shows_an_example(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    overview = capsys.readouterr().out
+    for verb in VERBS:
+        assert re.search(rf"^ +{verb}\s", overview, re.MULTILINE), verb
+        if verb not in ("evaluate", "import", "plan"):
+            with pytest.raises(SystemExit, match="0"):
+                cli.main([verb, "--help"])
+            assert f"example:\n  bandtok {verb} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["sing"], ["encode"], ["encode", "a.wav", "--model=m", "--loud"], ["train", "--config=c", "--workdir=w", "x"]],
+)
+def test_usage_errors_leave_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 2 and "usage: bandtok" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "import", "plan"])
+def test_later_verbs_say_so(verb, capsys):
+    assert cli.main([verb, "--anything"]) == 2
+    assert "later version" in capsys.readouterr().err
+
+
+def test_train_overrides():
+    parser = cli._parser()
+    assert cli._overrides(["--config.a.b=1=2", "--config.c", "3"], parser) == {"a.b": "1=2", "c": "3"}
+
+
+def test_a_misspelt_config_key_names_the_near_miss(tmp_path, capsys):
+    error = failure(capsys, "train", "--config=bandtok:tiny", f"--workdir={tmp_path}", "--config.bach_size=8")
+    assert "bach_size" in error and "batch_size" in error
+
+
+def test_encode_and_decode(model, song, tmp_path, capsys):
+    codes, sound = str(tmp_path / "song.bt"), str(tmp_path / "song.wav")
+    assert cli.main(["encode", song, f"--model={model}", "-o", codes]) == 0
+    assert "11 columns x 16 rows, 1.00 s" in capsys.readouterr().out
+    found, header = container.read(codes)
+    codec = bandtok_jax.load(model)
+    audio, rate = soundfile.read(song, dtype="float32")
+    np.testing.assert_array_equal(found, codec.encode(audio, rate))
+    assert header.samples == RATE and codec.weight_hash.startswith(header.weight_hash)
+
+    assert cli.main(["decode", codes, f"--model={model}", "--output", sound]) == 0
+    decoded, rate = soundfile.read(sound, dtype="float32")
+    assert rate == RATE and decoded.shape == (RATE,)
+    expected = np.clip(codec.decode(found, samples=RATE), -1, 1 - 2**-15)
+    np.testing.assert_allclose(decoded, expected, atol=2**-15)
+
+
+def test_reconstruct(model, song, tmp_path, capsys):
+    assert cli.main(["reconstruct", song, f"--model={model}", "-o", str(tmp_path / "copy.wav")]) == 0
+    line = capsys.readouterr().out
+    assert re.search(r"1\.00 s; level -13\.\d dB -> -?\d+\.\d dB; log-mel distance \d\.\d+ nats", line), line
+    assert soundfile.info(tmp_path / "copy.wav").frames == RATE
+
+
+def test_generate(composer, song, tmp_path, capsys):
+    flags = [f"--model={composer}", "--seconds=0.5", "--top-k=0", "--temperature=0.9", "--prompt", "slow piano"]
+    assert cli.main(["generate", *flags, "--count=2", "-o", str(tmp_path / "new.wav")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{tmp_path}/new-1.wav", f"{tmp_path}/new-2.wav"]
+    assert 4096 <= soundfile.info(tmp_path / "new-1.wav").frames <= 6 * 4096
+    more = str(tmp_path / "more.bt")
+    assert cli.main(["generate", *flags, "--continue", song, "-o", more]) == 0
+    beginning = bandtok_jax.load(composer).encode(*soundfile.read(song))
+    np.testing.assert_array_equal(container.read(more)[0][: len(beginning)], beginning)
+    capsys.readouterr()
+    assert "cannot write .xyz" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/new.xyz")
+
+
+def test_tokenize(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpus, "SYNTHETIC_SECONDS", 1.0)
+    folder = str(tmp_path / "tokens")
+    assert cli.main(["tokenize", f"--model={model}", "--data=synthetic", f"--output={folder}", "--pieces=2"]) == 0
+    assert f"{folder}: train: 2 pieces, 22 columns" in capsys.readouterr().out
+    assert "folder" in failure(capsys, "tokenize", f"--model={model}", "--data=nothing", f"--output={tmp_path}/other")
+
+
+def test_mistakes_with_files(model, song, tmp_path, capsys):
+    other, codec = str(tmp_path / "other"), bandtok_jax.load(model)
+    codec.stages["tokenizer"].weights["parameters"]["encoder_in"]["bias"] += 1
+    model_folder.save(codec, other)
+    codes = str(tmp_path / "song.bt")
+    assert cli.main(["encode", song, f"--model={model}", "-o", codes]) == 0
+    capsys.readouterr()
+    assert "its own model" in failure(capsys, "decode", codes, f"--model={other}", "-o", f"{tmp_path}/a.wav")
+    assert "no .bt file" in failure(capsys, "decode", song, f"--model={model}", "-o", f"{tmp_path}/a.wav")
+    assert "no such file" in failure(capsys, "encode", f"{tmp_path}/none.wav", f"--model={model}")
+    assert "no such folder" in failure(capsys, "encode", song, "--model=nothing")
+    assert "check the path" in failure(capsys, "encode", song, f"--model={model}", "-o", f"{tmp_path}/no/song.bt")
+    assert "no language model" in failure(capsys, "generate", f"--model={model}", "-o", f"{tmp_path}/a.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    error = failure(capsys, "encode", f"{tmp_path}/empty.wav", f"--model={model}")
+    assert "empty.wav" in error and "0 samples" in error
+    bad = np.zeros(100_000, np.float32)
+    bad[70_000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", bad, RATE, subtype="FLOAT")
+    assert "NaN" in failure(capsys, "encode", f"{tmp_path}/nan.wav", f"--model={model}")
+    assert not [name for name in os.listdir(tmp_path) if "partial" in name or name in ("a.wav", "nan.bt", "empty.bt")]
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path):
+    monkeypatch.setenv("BANDTOK_DEBUG", "1")
+    with pytest.raises(ValueError, match="no such folder"):
+        cli.main(["decode", "a.bt", f"--model={tmp_path}/nothing"])

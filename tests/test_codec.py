@@ -1,0 +1,225 @@
+"""The codec: codes do not depend on chunks, blocks or length; bad input is refused; folders give back the same codes."""
+
+import doctest
+import functools
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import bandtok_jax
+from bandtok_jax import experiment
+from bandtok_jax.audio import spectral, waveform
+from bandtok_jax.codec import Codec
+from bandtok_jax.interchange import safetensors, stage
+
+RATE = 44100
+
+
+@functools.cache
+def create():
+    codec = bandtok_jax.create("bandtok:tiny", seed=1)
+    return Codec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8)
+
+
+@functools.cache
+def music(seconds=4.0):
+    """Notes with overtones, and noise: enough to use many codes."""
+    rng, time = np.random.default_rng(0), np.arange(int(seconds * RATE)) / RATE
+    notes = [np.sin(2 * np.pi * f * k * time) / k for f in (110, 277.2, 659.3) for k in range(1, 6)]
+    envelope = np.exp(-4 * (time % 0.5))
+    return (0.1 * envelope * sum(notes) + 0.05 * (1 - envelope) * rng.normal(size=len(time))).astype(np.float32)
+
+
+def test_attributes():
+    codec = create()
+    assert (codec.sample_rate_hz, codec.channels, codec.rows, codec.codebook_size) == (44100, 1, 16, 1024)
+    assert codec.row_kind == "band" and codec.samples_per_column == 4096
+    assert codec.columns_per_second == pytest.approx(10.767, abs=1e-3)
+    assert codec.bits_per_second == pytest.approx(1723, abs=1)
+    # The published geometry: lowest edge of the first to highest edge of the last of eight mel filters.
+    np.testing.assert_allclose(codec.row_edges_hz[[0, 1, 15]], [[0, 279], [248, 527], [16536, 22050]], atol=0.6)
+    assert set(codec.parameters) == {"tokenizer", "vocoder"}
+    assert codec.parameters["tokenizer"]["buffers"]["codebook"]["vectors"].shape[0] == 1024
+
+
+def test_the_documented_example():
+    assert doctest.testmod(bandtok_jax) == (0, 4)
+
+
+def test_equal_seeds_make_equal_weights():
+    config = create().stages["tokenizer"].config
+    weight_hashes = [stage.fresh(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)]
+    assert weight_hashes[0] == create().weight_hash != weight_hashes[1]
+
+
+def test_chunked_codes_are_those_of_the_whole_file():
+    codec, audio = create(), music()
+    codes = codec.encode(audio, RATE)
+    assert codes.dtype == np.int32 and codes.shape == (math.ceil(len(audio) / 4096), 16) and len(np.unique(codes)) > 20
+    context = 4  # columns of silence around the whole file, more than any receptive field
+    margins = (context * 4096, (len(codes) + context) * 4096 - len(audio))
+    tokenizer = codec.stages["tokenizer"]
+    log_mel = spectral.log_mel(np.pad(audio, margins), tokenizer.mel)[None]
+    encode = jax.jit(functools.partial(tokenizer.network.apply, method="encode"))
+    whole = encode(tokenizer.weights["parameters"], tokenizer.weights["buffers"], log_mel)[0]
+    # Two programs round differently: a code may differ where two code vectors are equally near.
+    assert (codes == np.asarray(whole)[context:-context]).mean() > 0.998
+
+
+@pytest.mark.parametrize("samples", [1, 4096, 40_000, 100_001])
+def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
+    codec, audio = create(), music()
+    prefix, whole = codec.encode(audio[:samples], RATE), codec.encode(audio, RATE)
+    reach = codec.samples_per_column * math.ceil(
+        codec.stages["tokenizer"].network.attribute("encoder_context_frames") / 8
+    )
+    settled = max(0, (samples - reach - codec.mel.fft_samples) // codec.samples_per_column)
+    np.testing.assert_array_equal(prefix[:settled], whole[:settled])
+    assert len(prefix) == math.ceil(samples / codec.samples_per_column)
+
+
+def test_streams_equal_whole_files():
+    codec, audio = create(), music()
+    codes = codec.encode(audio, RATE)
+    for size in (1000, 4096, 77_777):
+        blocks = [audio[i : i + size] for i in range(0, len(audio), size)]
+        np.testing.assert_array_equal(np.concatenate(list(codec.encode_stream(blocks))), codes)
+    sound = codec.decode(codes)
+    for size in (1, 13):
+        blocks = [codes[i : i + size] for i in range(0, len(codes), size)]
+        np.testing.assert_array_equal(np.concatenate(list(codec.decode_stream(blocks))), sound)
+
+
+def test_memory_is_bounded_by_the_chunk():
+    """However long the stream, no more of it is held than a chunk with its context and one block."""
+    codec, ahead = create(), []
+    eaten = given = 0
+
+    def endless(block):
+        nonlocal eaten
+        while True:
+            eaten += len(block)
+            yield block
+
+    for codes in itertools.islice(codec.encode_stream(endless(np.zeros(5000, np.float32))), 30):
+        given += len(codes) * codec.samples_per_column
+        ahead.append(eaten - given)
+    assert max(ahead) == max(ahead[:10]) < 10 * codec.samples_per_column
+    eaten, given, ahead = 0, 0, []
+    for audio in itertools.islice(codec.decode_stream(endless(codes[:3])), 30):
+        given += len(audio) / codec.samples_per_column
+        ahead.append(eaten - given)
+    assert max(ahead) == max(ahead[:10]) < 20
+
+
+def test_decoding_in_chunks_has_no_seams():
+    codec = create()
+    codes = codec.encode(music(), RATE)
+    whole = Codec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=len(codes))
+    np.testing.assert_allclose(codec.decode(codes), whole.decode(codes), atol=1e-4 * np.abs(whole.decode(codes)).max())
+
+
+def test_decode_lengths():
+    codec, audio = create(), music()[:50_000]
+    codes = codec.encode(audio, RATE)
+    assert codec.decode(codes).shape == (len(codes) * 4096,) and codec.decode(codes).dtype == np.float32
+    np.testing.assert_array_equal(codec.decode(codes, samples=50_000), codec.decode(codes)[:50_000])
+    assert codec.decode_mel(codes).shape == (len(codes) * 8, 128)
+    with pytest.raises(ValueError, match="pass every column"):
+        codec.decode(codes, samples=60_000)
+
+
+@pytest.mark.parametrize("rate", [8000, 48000, 192_000])
+def test_other_rates_channels_and_types(rate):
+    codec = create()
+    left = np.sin(np.arange(rate // 4) * 0.05).astype(np.float32)
+    with pytest.warns(UserWarning, match="mixed down"):
+        codes = codec.encode(np.stack([left, np.zeros_like(left)]), rate)
+    np.testing.assert_array_equal(codes, codec.encode(waveform.resample(left / 2, rate, RATE), RATE))
+    assert len(codes) == 3
+    assert codec.encode((left * 32767).astype(np.int16), rate).shape == codes.shape
+
+
+@pytest.mark.parametrize(
+    "audio, rate, words",
+    [
+        (np.array([0.0, np.nan]), 44100, "NaN"),
+        (np.zeros(0), 44100, "0 samples"),
+        (np.zeros((17, 100)), 44100, "17 channels"),
+        (np.zeros((100, 2)), 44100, "transposed"),
+        (np.zeros(100), 1, "1 Hz"),
+        (np.zeros(100), 1_000_000, "1000000 Hz"),
+    ],
+)
+def test_bad_sound(audio, rate, words):
+    with pytest.raises(ValueError, match=words):
+        create().encode(audio, rate)
+
+
+@pytest.mark.parametrize(
+    "codes, words",
+    [
+        (np.full((2, 16), 1024), "outside the codebook"),
+        (np.zeros((2, 15), int), "shape"),
+        (np.zeros((2, 16)), "not integers"),
+        (np.zeros((0, 16), int), "no codes"),
+    ],
+)
+def test_bad_codes(codes, words):
+    with pytest.raises(ValueError, match=words):
+        create().decode(codes)
+
+
+def test_missing_stages_name_the_cure():
+    codec = Codec(create().stages["tokenizer"])
+    with pytest.raises(ValueError, match="vocoder=RUN"):
+        codec.decode(np.zeros((2, 16), np.int32))
+    with pytest.raises(ValueError, match="language_model=RUN"):
+        codec.generate("a song")
+    with pytest.raises(ValueError, match="bandtok:tiny"):
+        bandtok_jax.create("bandtock:tiny")
+
+
+@functools.cache
+def composer():
+    """The codec with a small language model that knows nothing."""
+    sizes = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text_width": 16}
+    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
+    config = experiment.load_config("language_model:tiny", changes)
+    stages = create().stages
+    return Codec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
+
+
+def test_generate():
+    codec = composer()
+    codes = codec.generate("slow piano", seconds=1.1, seed=3)  # longer than what the model sees at once
+    assert codes.shape[1] == 16 and 1 <= len(codes) <= 12
+    np.testing.assert_array_equal(codec.generate("slow piano", seconds=1.1, seed=3), codes)
+    prefix = create().encode(music()[:20_000], RATE)
+    longer = codec.generate("slow piano", seconds=0.3, prefix=prefix, temperature=0.9)
+    np.testing.assert_array_equal(longer[: len(prefix)], prefix)
+    assert len(prefix) < len(longer) <= len(prefix) + 4
+    assert codec.decode(longer).shape == (4096 * len(longer),)
+    with pytest.raises(ValueError, match="more than 0"):
+        codec.generate(seconds=0)
+    with pytest.raises(ValueError, match="outside the codebook"):
+        codec.generate(prefix=prefix + 1024)
+
+
+def test_a_language_model_of_another_grid_is_refused():
+    config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
+    with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):
+        Codec(create().stages["tokenizer"], language_model=stage.Stage(config, {}))
+
+
+def test_weight_hash_sees_every_leaf_and_no_order():
+    weights = jax.tree.map(np.asarray, create().stages["tokenizer"].weights)
+    turned = {key: weights[key] for key in reversed(weights)}
+    assert safetensors.weight_hash(turned) == safetensors.weight_hash(weights) == create().weight_hash
+    weights = jax.tree.map(np.copy, weights)
+    bias = weights["parameters"]["encoder_in"]["bias"]
+    bias[0] = np.nextafter(bias[0], np.float32(1))
+    assert safetensors.weight_hash(weights) != create().weight_hash

@@ -1,0 +1,107 @@
+"""Runs and exports: what is loaded codes exactly as what was saved, and every mix-up is named."""
+
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import bandtok_jax
+from bandtok_jax import experiment
+from bandtok_jax.interchange import model_folder
+from bandtok_jax.training.checkpoint import Checkpoints
+
+AUDIO = 0.1 * np.random.default_rng(0).normal(size=30_000).astype(np.float32)
+
+
+@functools.cache
+def codec():
+    return bandtok_jax.create("bandtok:tiny", seed=3)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "export"
+    model_folder.save(codec(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training leaves it: the average differs from the parameters."""
+    folder, config = tmp_path_factory.mktemp("runs") / "tokenizer", codec().stages["tokenizer"].config
+    weights = codec().stages["tokenizer"].weights
+    spoilt = jax.tree.map(lambda x: x + 1, weights["parameters"])
+    model = {"parameters": spoilt, "buffers": weights["buffers"], "average": weights["parameters"], "optimizer": {}}
+    checkpoints = Checkpoints(folder, keep=1, best_metric="loss")
+    checkpoints.save(7, {"step": np.asarray(7), "model": model}, position=0)
+    checkpoints.close()
+    experiment.write_config(config, folder)
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 5, "evaluation/mel_distance": 0.75}\n{"step": 7, "train/loss": 2.0}\n'
+    )
+    return folder
+
+
+def test_a_run_and_its_export_give_the_same_codes(run, export, tmp_path):
+    expected = codec().encode(AUDIO, 44100)
+    from_run = bandtok_jax.load(run, vocoder=export)
+    exported = model_folder.export(run, vocoder=export, output=tmp_path / "bundle")
+    from_export = bandtok_jax.load(tmp_path / "bundle")
+    for found in (from_run, from_export):
+        np.testing.assert_array_equal(found.encode(AUDIO, 44100), expected)
+    assert exported.weight_hash == from_run.weight_hash == from_export.weight_hash == codec().weight_hash
+    np.testing.assert_array_equal(from_export.decode(expected), codec().decode(expected))
+    assert from_export.stages["tokenizer"].step == 7
+    names = safetensors.numpy.load_file(tmp_path / "bundle" / "model.safetensors")
+    assert {name.split(".")[0] for name in names} == {"tokenizer", "vocoder"}
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert codec().weight_hash in card and "mel_distance 0.75" in card and "synthetic" in card and "| 7 |" in card
+
+
+def test_an_export_of_an_export_is_the_same(export, tmp_path):
+    model_folder.export(export, output=tmp_path / "again")
+    for name in ("config.json", "README.md", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (export / name).read_bytes()
+
+
+def test_missing_and_wrong_folders(run, export, tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        bandtok_jax.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no config.json"):
+        bandtok_jax.load(tmp_path)
+    with pytest.raises(ValueError, match="holds a tokenizer, no vocoder"):
+        bandtok_jax.load(export, vocoder=run)
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        model_folder.save(codec(), tmp_path)
+    shutil.copy(export / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="no model.safetensors"):
+        bandtok_jax.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((export / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        bandtok_jax.load(tmp_path)
+    shutil.rmtree(shutil.copytree(run, tmp_path / "run") / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="train the run first"):
+        bandtok_jax.load(tmp_path / "run")
+
+
+def test_weights_of_another_size_name_the_leaf(export, tmp_path):
+    shutil.copytree(export, tmp_path / "other")
+    content = json.loads((tmp_path / "other" / "config.json").read_text())
+    content["stages"]["tokenizer"]["config"]["model"]["codes"] = 512
+    (tmp_path / "other" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"codebook.*\[1024.* instead of \[512"):
+        bandtok_jax.load(tmp_path / "other")
+
+
+def test_stages_of_different_tokenizers_are_kept_apart(export, tmp_path):
+    shutil.copytree(export, tmp_path / "other")
+    content = json.loads((tmp_path / "other" / "config.json").read_text())
+    content["stages"]["vocoder"]["tokenizer_hash"] = "0" * 64
+    (tmp_path / "other" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="trained on the tokenizer 000000000000"):
+        bandtok_jax.load(export, vocoder=tmp_path / "other")

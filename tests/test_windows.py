@@ -1,0 +1,25 @@
+"""Windows over a stream equal slices of the padded whole."""
+
+import numpy as np
+import pytest
+
+from bandtok_jax.audio.windows import windows
+
+
+@pytest.mark.parametrize("outside", [0.0, None])
+@pytest.mark.parametrize("length, size, before, after", [(1, 4, 3, 2), (8, 4, 0, 0), (23, 5, 7, 1), (100, 8, 3, 30)])
+def test_windows_equal_slices_of_the_padded_whole(length, size, before, after, outside):
+    rng = np.random.default_rng(length)
+    stream = rng.normal(size=(length, 2))
+    count = -(-length // size)
+    margin = ((before, count * size - length + after), (0, 0))
+    padded = np.pad(stream, margin, mode="edge") if outside is None else np.pad(stream, margin, constant_values=outside)
+    expected = [padded[i * size : i * size + before + size + after] for i in range(count)]
+    for cuts in ([], [length // 2], sorted(rng.integers(0, length + 1, 6)), range(1, length)):
+        found = list(windows(np.split(stream, cuts), size, before, after, outside))
+        np.testing.assert_array_equal([window for window, _ in found], expected)
+        assert [n for _, n in found] == [size] * (count - 1) + [length - (count - 1) * size]
+
+
+def test_an_empty_stream_has_no_windows():
+    assert not list(windows([], 4, 1, 1, None)) and not list(windows([np.zeros(0)], 4, 1, 1, 0.0))
