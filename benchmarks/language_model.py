@@ -1,0 +1,84 @@
+"""Tokens per second of the language model with random weights: cached decoding and training, in float32.
+
+    python benchmarks/language_model.py [--kept]
+
+The size is that of `peers_torch.py`: vocabulary 8194, width 512, feed-forward 1408, 8 layers, 8 heads, no text. Decoding makes 256
+tokens (16 columns) after a prompt of 16 (one column), with the 50 likeliest; training takes 4 x 512 tokens with AdamW.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from timing import emit, keep_freed_memory, measure
+
+from bandtok_jax import experiment, tasks
+from bandtok_jax.generation.sampling import Generator
+
+ROWS, PROMPT_COLUMNS, NEW_COLUMNS, TOP_K = 16, 1, 16, 50
+BATCH, COLUMNS = 4, 32
+SIZE = {
+    "model.codebook_size": "8192",
+    "model.width": "512",
+    "model.feed_forward": "1408",
+    "model.layers": "8",
+    "model.heads": "8",
+    "model.text": "none",
+    "optimizer.average_decay": "0",
+}
+
+
+def main():
+    if "--kept" in sys.argv:
+        keep_freed_memory()
+    task = tasks.create(experiment.load_config("language_model:tiny", SIZE))
+    state = jax.jit(task.init)(jax.random.key(0))
+    parameters = state["model"]["parameters"]
+    about = {
+        "device": jax.default_backend(),
+        "kept": "--kept" in sys.argv,
+        "millions": round(sum(x.size for x in jax.tree.leaves(parameters)) / 1e6, 2),
+    }
+    generator = Generator(task.settings, parameters)
+    for batch in (1, 8):
+        prefix = np.random.default_rng(0).integers(0, 8192, (batch, PROMPT_COLUMNS, ROWS))
+
+        def decode():
+            codes, lengths = generator.generate(
+                columns=PROMPT_COLUMNS + NEW_COLUMNS,
+                window_columns=COLUMNS,
+                key=jax.random.key(0),
+                batch=batch,
+                prefix=prefix,
+                top_k=TOP_K,
+            )
+            assert (lengths == PROMPT_COLUMNS + NEW_COLUMNS).all(), "a piece ended: its tokens were not all made"
+
+        times = measure(decode, repeats=7)
+        emit(f"language_model_decode_b{batch}", "tokens/s", **_rate(batch * NEW_COLUMNS * ROWS, times), **about)
+
+    codes = np.random.default_rng(0).integers(0, 8192, (BATCH, COLUMNS, ROWS), dtype=np.int32)
+    batch = {
+        "codes": jnp.asarray(codes),
+        "columns": jnp.full(BATCH, COLUMNS),
+        "ended": jnp.zeros(BATCH, bool),
+        "index": jnp.arange(BATCH),
+    }
+    step = jax.jit(task.train_step, donate_argnums=0)
+    holder = [state]
+
+    def train():
+        holder[0], metrics = step(holder[0], {}, batch, jax.random.key(1))
+        return metrics
+
+    times = measure(train, repeats=7)
+    emit("language_model_train", "tokens/s", **_rate(codes.size, times), **about)
+
+
+def _rate(amount: float, times: dict[str, float]) -> dict[str, float]:
+    return {"value": amount / times["value"], "low": amount / times["high"], "high": amount / times["low"]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""How good a trained tokenizer and vocoder are on the validation tracks of a prepared folder, beside simple opponents.
+
+    python benchmarks/quality.py --model=runs/tokenizer --vocoder=runs/vocoder --data=data/music [--seconds 20]
+
+Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain k-means
+of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an excerpt of every
+track, beside 60 iterations of fast Griffin-Lim from the same mel.
+"""
+
+import argparse
+
+import jax
+import numpy as np
+from timing import emit
+
+import bandtok_jax
+from bandtok_jax.audio import spectral
+from bandtok_jax.corpus import Track, read_tracks
+from bandtok_jax.evaluation.baselines import k_means_mel_distance
+from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
+
+PICTURE_FRAMES = 128
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--vocoder")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the vocoder's excerpts")
+    flags = parser.parse_args()
+    codec = bandtok_jax.load(flags.model, vocoder=flags.vocoder)
+    tracks = read_tracks(flags.data, codec.sample_rate_hz)
+    _tokenizer(codec, tracks["validation"], tracks["train"])
+    if "vocoder" in codec.stages:
+        _vocoder(codec, tracks["validation"], flags.seconds)
+
+
+def _mel(codec, audio: np.ndarray) -> np.ndarray:
+    """Log-mel of a whole track; silence follows its end, up to whole columns."""
+    samples = -(-len(audio) // codec.samples_per_column) * codec.samples_per_column
+    return np.asarray(spectral.log_mel(np.pad(audio, (0, samples - len(audio))), codec.stages["tokenizer"].mel))
+
+
+def _tokenizer(codec, validation: list[Track], train: list[Track]) -> None:
+    errors, seen = {}, np.zeros(codec.codebook_size, bool)
+    cells = {"train": [], "validation": []}
+    for track in validation:
+        log_mel = _mel(codec, audio := np.concatenate(list(track.mono())))
+        codes = codec.encode(audio, codec.sample_rate_hz)
+        seen[codes] = True
+        errors[track.name] = (np.abs(codec.decode_mel(codes) - log_mel).mean(), len(log_mel))
+        cells["validation"].append(_pictures(log_mel))
+        emit("tokenizer_mel_error", "nats", *[errors[track.name][0]] * 3, track=track.name)
+    for track in train:
+        cells["train"].append(_pictures(_mel(codec, np.concatenate(list(track.mono()))))[::4])
+    baseline = k_means_mel_distance(
+        *(np.concatenate(cells[split]) for split in ("train", "validation")),
+        codes=codec.codebook_size,
+        cell=codec.samples_per_column // codec.mel.hop_samples,
+    )
+    frames = sum(count for _, count in errors.values())
+    ours = sum(error * count for error, count in errors.values()) / frames
+    emit("tokenizer_mel_error", "nats", *[ours] * 3, track="all")
+    for name, value in baseline.items():
+        emit(f"{name}_mel_error", "nats", *[value] * 3, track="all")
+    emit("tokenizer_over_k_means", "ratio", *[ours / baseline["k_means"]] * 3)
+    emit("codebook_use", "share", *[seen.mean()] * 3)
+
+
+def _pictures(log_mel: np.ndarray) -> np.ndarray:
+    return log_mel[: len(log_mel) // PICTURE_FRAMES * PICTURE_FRAMES].reshape(-1, PICTURE_FRAMES, log_mel.shape[1])
+
+
+def _vocoder(codec, validation: list[Track], seconds: float) -> None:
+    mel, rows = codec.stages["tokenizer"].mel, []
+    for track in validation:
+        audio, samples = (
+            np.concatenate(list(track.mono())),
+            int(seconds * codec.sample_rate_hz) // mel.hop_samples * mel.hop_samples,
+        )
+        start = max(0, (len(audio) - samples) // 2)
+        excerpt = audio[start : start + samples]
+        excerpt = excerpt[: len(excerpt) // mel.hop_samples * mel.hop_samples]
+        log_mel = np.asarray(spectral.log_mel(excerpt, mel))
+        opponents = {
+            "vocoder": codec.vocode(log_mel),
+            "griffin_lim": np.asarray(spectral.griffin_lim(log_mel, mel, iterations=60, key=jax.random.key(0))),
+        }
+        distances = {
+            opponent: [float(stft_distance(excerpt, sound[: len(excerpt)], window)) for window in DISTANCE_WINDOWS]
+            for opponent, sound in opponents.items()
+        }
+        rows.append(distances)
+    for number, window in enumerate(DISTANCE_WINDOWS):
+        means = {opponent: np.mean([row[opponent][number] for row in rows]) for opponent in rows[0]}
+        for opponent, value in means.items():
+            emit(f"{opponent}_stft_distance", "", *[value] * 3, window=window)
+        emit("vocoder_over_griffin_lim", "ratio", *[means["vocoder"] / means["griffin_lim"]] * 3, window=window)
+
+
+if __name__ == "__main__":
+    main()

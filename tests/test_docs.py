@@ -1,0 +1,46 @@
+"""What README and docs tell people to type exists, and their Python runs."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from bandtok_jax import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _blocks(language):
+    return [(page, text) for page in PAGES for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
+
+
+@pytest.mark.parametrize("page, text", _blocks("bash"), ids=lambda value: getattr(value, "name", "block"))
+def test_every_command_is_understood(page, text):
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        if words[0] == "bash":
+            assert (ROOT / words[1]).is_file(), line
+        elif words[0] == "python":
+            assert words[1] == "-m" or (ROOT / words[1]).is_file(), line
+        elif words[0] == "bandtok":
+            _, rest = cli._parser().parse_known_args(words[1:])
+            assert all(word.startswith("--config.") for word in rest), line
+        else:
+            assert words[0] == "pip", line
+
+
+@pytest.mark.parametrize("page, text", _blocks("python"), ids=lambda value: getattr(value, "name", "block"))
+def test_the_python_runs(page, text, monkeypatch):
+    import numpy as np
+
+    import bandtok_jax
+
+    # A page may load a model that the reader has trained: one with random weights stands in for it.
+    monkeypatch.setattr(bandtok_jax, "load", lambda path, **_: bandtok_jax.create("bandtok:tiny"))
+    names = {"audio": np.zeros(48000, np.float32)}
+    exec(text, names)
+    assert names["codes"].shape == (11, 16)
