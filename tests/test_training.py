@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+import bandtok_jax
 from bandtok_jax import experiment, tasks
+from bandtok_jax.interchange import model_folder
 from bandtok_jax.training import checkpoint, loop
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
@@ -108,6 +110,27 @@ def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, started["parameters"], given["parameters"])
     critic = lambda run: _parts(run)["training"]["discriminator"]["parameters"]
     assert jax.tree.structure(critic(source)) == jax.tree.structure(critic(tmp_path / "run"))
+
+
+def test_fine_tuning_from_an_export_trains_the_critic_first(straight, tmp_path):
+    codec = bandtok_jax.load(straight("mel_tokenizer"))
+    model_folder.save(codec, tmp_path / "export")
+    changes = {"optimizer.learning_rate": "0.0", "total_steps": "1", "loss.discriminator_warmup": "5"}
+    config = tiny.config("mel_tokenizer", tmp_path, **changes)
+    loop.train(config, tmp_path / "run", init_from=tmp_path / "export")
+    started = bandtok_jax.load(tmp_path / "run")
+    assert started.stages["tokenizer"].config.loss.discriminator_warmup == 5
+    same = lambda one, other: np.testing.assert_array_equal(one, other)
+    jax.tree.map(same, started.parameters["tokenizer"]["parameters"], codec.parameters["tokenizer"]["parameters"])
+    with pytest.raises(ValueError, match="holds no vocoder: start from a run or export that has one"):
+        loop.train(tiny.config("vocoder", tmp_path), tmp_path / "other", init_from=tmp_path / "export")
+
+
+def test_a_step_of_a_run_can_be_named(straight):
+    run = straight("mel_tokenizer")
+    first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in checkpoint.saved_steps(run))
+    assert [codec.stages["tokenizer"].step for codec in (first, last)] == [4, 8]
+    assert last.weight_hash == bandtok_jax.load(run).weight_hash != first.weight_hash
 
 
 def test_a_number_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(straight, tmp_path):

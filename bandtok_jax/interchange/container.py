@@ -3,7 +3,8 @@
 Layout (little-endian, 64 bytes of header, then the payload):
 
     magic 7 | version 1 | header bytes 1 | row kind 1 | rows 2 | codebook size 4 | sample rate 4 | samples per column 4
-    | samples 8 | columns 8 | first 16 bytes of the tokenizer's weight hash | CRC-32 of the payload 4 | CRC-32 of the header 4
+    | samples 8 | columns 8 | first 16 bytes of the tokenizer's weight hash | CRC-32 of the payload 4
+    | CRC-32 of the header 4
 
 The payload holds the codes column by column, lowest row first, each in ceil(log2 K) bits, most significant bit first;
 the last byte is filled up with zeros. A reader checks both sums before it hands out the first code.

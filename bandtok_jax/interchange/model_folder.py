@@ -1,6 +1,7 @@
 """Folders that hold models: runs as training leaves them, and exports, which bundle the stages of a codec.
 
-RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...       one stage
+RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...       one stage: RUN means its latest checkpoint, and
+                                                                 RUN/checkpoints/STEP means that one
 EXPORT  config.json  model.safetensors  README.md                a tokenizer, perhaps a vocoder and a language model
 """
 
@@ -31,7 +32,7 @@ def load(path: str, vocoder: str | None = None, language_model: str | None = Non
       language_model: run or export folder; likewise.
 
     Raises:
-      ValueError: a folder or file is missing, holds another model or another size, or the stages do not belong together.
+      ValueError: a folder or file is missing, holds another model or size, or the stages do not belong together.
     """
     stages = read_stages(path)
     if "tokenizer" not in stages:
@@ -48,7 +49,8 @@ def load(path: str, vocoder: str | None = None, language_model: str | None = Non
     for name, stage in stages.items():
         if stage.tokenizer_hash and stage.tokenizer_hash != codec.weight_hash:
             raise ValueError(
-                f"{stage.origin}: this {name.replace('_', ' ')} was trained on the tokenizer {stage.tokenizer_hash[:12]}, "
+                f"{stage.origin}: this {name.replace('_', ' ')} was trained on the tokenizer "
+                f"{stage.tokenizer_hash[:12]}, "
                 f"{stages['tokenizer'].origin} is {codec.weight_hash[:12]}: load it with its own tokenizer"
             )
     return codec
@@ -71,7 +73,7 @@ def create(name: str, seed: int = 0) -> Codec:
 
 def read_stages(path: str) -> dict[str, Stage]:
     """The stages in a run or export folder by their names, each checked against its own config."""
-    path = os.fspath(path)
+    path, step = _split_step(os.fspath(path))
     config_file = os.path.join(path, "config.json")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
@@ -82,7 +84,7 @@ def read_stages(path: str) -> dict[str, Stage]:
             content = json.load(file)
         except ValueError as error:
             raise ValueError(f"{config_file} is no JSON ({error}): copy it again from its run or export") from error
-    stages = _read_export(path, content) if "stages" in content else [_read_run(path)]
+    stages = _read_export(path, content) if "stages" in content else [_read_run(path, step)]
     return {stage.name: stage.check() for stage in stages}
 
 
@@ -136,11 +138,18 @@ def _read_export(path: str, content: dict) -> list[Stage]:
     return stages
 
 
-def _read_run(path: str) -> Stage:
+def _split_step(path: str) -> tuple[str, int | None]:
+    """`RUN/checkpoints/STEP` -> the run and the step; any other folder as it is."""
+    folder, step = os.path.split(path.rstrip(os.sep))
+    run, checkpoints = os.path.split(folder)
+    return (run, int(step)) if checkpoints == "checkpoints" and step.isdigit() else (path, None)
+
+
+def _read_run(path: str, step: int | None) -> Stage:
     from bandtok_jax.training import checkpoint
 
     config = experiment.read_config(path)
-    weights = checkpoint.load_weights(path)
+    weights = checkpoint.load_weights(path, step)
     return Stage(
         config,
         weights["model"],

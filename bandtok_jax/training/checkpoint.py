@@ -55,6 +55,12 @@ class Checkpoints:
         newest = self._orbax.latest
         return None if newest is None else newest.step
 
+    @property
+    def best(self) -> int | None:
+        """Step of the whole checkpoint with the lowest value of the best metric, of those that were evaluated."""
+        values = {found.step: found.metrics[self._best_metric] for found in self._orbax.checkpoints if found.metrics}
+        return min(values, key=values.get, default=None)
+
     def save(self, step: int, state, position: int, metrics: dict[str, float] | None = None) -> None:
         """Starts to save; the state is copied before this returns, the writing goes on beside the training.
 
@@ -86,7 +92,7 @@ class Checkpoints:
             ) from error
         return _join(loaded["weights"], loaded["training"]), int(loaded["data"]["position"])
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for what is being written.
 
         Raises:
@@ -94,6 +100,11 @@ class Checkpoints:
         """
         with _explained(self._folder):
             self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits, as `wait` does, and lets go of the folder."""
+        self.wait()
+        with _explained(self._folder):
             self._orbax.close()
 
 

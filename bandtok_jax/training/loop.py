@@ -13,8 +13,9 @@ import numpy as np
 from bandtok_jax import experiment, tasks
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.interchange import model_folder
+from bandtok_jax.interchange.stage import STAGE_OF_TASK
 from bandtok_jax.training import sharding
-from bandtok_jax.training.checkpoint import Checkpoints, load_start, saved_steps
+from bandtok_jax.training.checkpoint import Checkpoints, load_start, saved_steps, with_weights
 from bandtok_jax.training.reporting import Reporter
 
 # Keys that may change when a run is taken up again; all others say what the run is.
@@ -85,7 +86,7 @@ def train(config, workdir, *, init_from: str | None = None, overfit_one_batch: b
                 )
             )
         if first_step == 0 and init_from:
-            state = jax.device_put(load_start(init_from, jax.device_get(state)), layout)
+            state = jax.device_put(_start_from(init_from, config.task, jax.device_get(state)), layout)
         elif first_step == 0:
             starts = (
                 [first_batch] if overfit_one_batch else [first_batch, *_take(config, task.start_batches - 1, process)]
@@ -166,6 +167,9 @@ def train(config, workdir, *, init_from: str | None = None, overfit_one_batch: b
                     evaluated = step % config.evaluate_every == 0 or last
                     checkpoints.save(step, state, step * config.batch_size, dict(scores) if evaluated else None)
                     clock.restart()
+            checkpoints.wait()
+            if checkpoints.best not in (None, checkpoints.latest):
+                reporter.say(f"the best {config.best_metric} is that of {workdir}/checkpoints/{checkpoints.best}")
             return dict(scores)
         finally:
             reporter.close()
@@ -198,6 +202,16 @@ def _settle(config, workdir: pathlib.Path, init_from, *, resumed: bool):
     return config.lock()
 
 
+def _start_from(origin: str, task: str, state):
+    """A fresh state with the weights of a run, its discriminator included, or of an export, which holds none."""
+    if saved_steps(origin):
+        return load_start(origin, state)
+    stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
+    if name not in stages:
+        raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
+    return with_weights(state, "model", stages[name].weights, origin)
+
+
 def _record_tokenizer(config, task):
     """The configuration with the weight hash of the tokenizer that the task builds on.
 
@@ -206,8 +220,8 @@ def _record_tokenizer(config, task):
     """
     if config.tokenizer_hash not in ("", task.tokenizer_hash):
         raise ValueError(
-            f"the run was started on the tokenizer {config.tokenizer_hash[:12]}, and now it is {task.tokenizer_hash[:12]}: "
-            "give the same tokenizer, or another --workdir"
+            f"the run was started on the tokenizer {config.tokenizer_hash[:12]}, "
+            f"and now it is {task.tokenizer_hash[:12]}: give the same tokenizer, or another --workdir"
         )
     with config.unlocked():
         config.tokenizer_hash = task.tokenizer_hash

@@ -15,12 +15,12 @@ import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
 
-# Leaves with fewer elements stay whole on every device: cutting them costs more messages than it saves memory (our choice).
+# Smaller leaves stay whole on every device: cutting them costs more messages than it saves memory (our choice).
 WHOLE_BELOW_ELEMENTS = 2**14
 
 
 def create_mesh(settings, devices=None) -> Mesh:
-    """A mesh over `('data', 'fsdp', 'tensor')`; -1 in `settings` (the `mesh` group of a config) means all that are left.
+    """A mesh over `('data', 'fsdp', 'tensor')`; -1 in `settings` (the `mesh` group of a config) means all left.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
