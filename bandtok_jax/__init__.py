@@ -1,7 +1,7 @@
 """Train music tokenizers, and the language models on top of them, in JAX.
 
 >>> import bandtok_jax, numpy
->>> codec = bandtok_jax.create("bandtok:tiny", seed=0)       # or bandtok_jax.load("runs/tokenizer", vocoder="runs/vocoder")
+>>> codec = bandtok_jax.create("bandtok:tiny", seed=0)  # or bandtok_jax.load("runs/tokenizer", vocoder="runs/vocoder")
 >>> codes = codec.encode(numpy.zeros(44_100, numpy.float32), 44_100)
 >>> codes.shape, codec.decode(codes, samples=44_100).shape
 ((11, 16), (44100,))

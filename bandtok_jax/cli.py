@@ -99,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, metavar="RUN", help="run folder; an existing one is taken up again")
     p.add_argument("--init-from", metavar="RUN", help="start from the weights of another run")
     p.add_argument("--overfit-one-batch", action="store_true", help="sanity check: learn a single batch by heart")
-    p.usage = "bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] [--overfit-one-batch]"
+    p.usage = (
+        "bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] "
+        "[--overfit-one-batch]"
+    )
 
     p = verb(
         _tokenize,
@@ -274,7 +277,8 @@ def _reconstruct(flags):
     found = files.reconstruct(codec, flags.sound, flags.output)
     print(
         f"{flags.output}: {found.samples / codec.sample_rate_hz:.2f} s; level {found.original_level_db:.1f} dB -> "
-        f"{found.reconstruction_level_db:.1f} dB; log-mel distance {found.mel_distance:.3f} nats{_clipped(found.clipped_samples)}"
+        f"{found.reconstruction_level_db:.1f} dB; log-mel distance {found.mel_distance:.3f} nats"
+        f"{_clipped(found.clipped_samples)}"
     )
 
 

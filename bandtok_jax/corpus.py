@@ -1,4 +1,4 @@
-"""A whole corpus as token records (`bandtok tokenize`): whole tracks, several shifted copies of each, taken up again where it stopped."""
+"""A corpus as token records (`bandtok tokenize`): several shifted copies of each whole track; can be resumed."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -66,7 +66,8 @@ def tokenize(
     """
     if not 1 <= offsets <= codec.samples_per_column or pieces < 1:
         raise ValueError(
-            f"offsets {offsets}, pieces {pieces}: give 1 to {codec.samples_per_column} shifted copies and at least 1 piece"
+            f"offsets {offsets}, pieces {pieces}: "
+            f"give 1 to {codec.samples_per_column} shifted copies and at least 1 piece"
         )
     splits = read_tracks(data, codec.sample_rate_hz, pieces)
     writer = TokenWriter(

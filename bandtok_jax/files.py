@@ -51,7 +51,8 @@ def decode(codec: Codec, source: str, target: str) -> tuple[container.Header, in
     header, own = reader.header, codec.header
     if dataclasses.replace(header, samples=0, columns=0) != own:
         raise ValueError(
-            f"{source} was made by the model {header.weight_hash[:12]} ({header.rows} rows of {header.codebook_size} codes), "
+            f"{source} was made by the model {header.weight_hash[:12]} "
+            f"({header.rows} rows of {header.codebook_size} codes), "
             f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
         )
     blocks = codec.decode_stream(reader.blocks(), samples=header.samples)

@@ -2,8 +2,9 @@
 
     python benchmarks/language_model.py [--kept]
 
-The size is that of `peers_torch.py`: vocabulary 8194, width 512, feed-forward 1408, 8 layers, 8 heads, no text. Decoding makes 256
-tokens (16 columns) after a prompt of 16 (one column), with the 50 likeliest; training takes 4 x 512 tokens with AdamW.
+The size is that of `peers_torch.py`: vocabulary 8194, width 512, feed-forward 1408, 8 layers, 8 heads, no text.
+Decoding makes 256 tokens (16 columns) after a prompt of 16 (one column), with the 50 likeliest; training takes 4 x 512
+tokens with AdamW.
 """
 
 import sys

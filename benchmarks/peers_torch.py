@@ -736,7 +736,7 @@ def memory_bandwidth():
 
     a = torch.ones(2**28)  # 1 GiB
     b = torch.zeros_like(a)
-    seconds, watch = repeat(lambda: b.copy_(a), warmup=2, runs=15)
+    seconds, watch = repeat(lambda: b.copy_(a), warmup=2, runs=15)  # noqa: F821
     emit("memory_copy_1GiB", "GB/s", 2 * a.numel() * 4 / 1e9, seconds, watch, counted="bytes read + bytes written")
     del a, b
     for name, rows, cols in (("memory_matvec_1GiB", 16384, 16384), ("memory_matvec_128MiB", 8192, 4096)):

@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py --model=runs/tokenizer --vocoder=runs/vocoder --data=data/music [--seconds 20]
 
-Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain k-means
-of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an excerpt of every
-track, beside 60 iterations of fast Griffin-Lim from the same mel.
+Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain
+k-means of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an
+excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel.
 """
 
 import argparse

@@ -3,13 +3,13 @@
     bandtok tokenize --model=runs/tokenizer --data=data/music --output=data/tokens --offsets=4
     bandtok train --config=language_model:tiny --workdir=runs/lm --config.data.tokens=data/tokens
 
-Published (Cheng et al. 2026, arXiv 2605.15831) is the 2-D RoPE over time and band, and that the model generates from text; the
-challenge it entered allows 500 million parameters. Sizes, text conditioning and schedules are our choices. The codebook
-sizes are those of the same variants of `bandtok`.
+Published (Cheng et al. 2026, arXiv 2605.15831) is the 2-D RoPE over time and band, and that the model generates from
+text; the challenge it entered allows 500 million parameters. Sizes, text conditioning and schedules are our choices.
+The codebook sizes are those of the same variants of `bandtok`.
 
   tiny   two CPU cores, minutes: 5 million parameters
   small  one GPU, a day: 130 million
-  base   several GPUs or TPUs: 409 million in 24 layers, 17 million in the embeddings, and 17 million in the text encoder
+  base   several GPUs or TPUs: 409 million in 24 layers, 17 million in the embeddings and 17 million in the text encoder
 """
 
 from bandtok_jax.configs import defaults

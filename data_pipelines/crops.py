@@ -1,4 +1,4 @@
-"""Records -> a batch of training examples: crops at random places, mixed down to mono, at the wanted loudness, augmented.
+"""Records -> a batch of training examples: crops at random places, mixed to mono, at the wanted loudness, augmented.
 
 Everything random about an example comes from a generator of its own, so it does not depend on the rest of the batch.
 """
@@ -22,7 +22,7 @@ def caption_bytes(text):
 
 
 def mix_down(audio, start, out):
-    """Fills `out` float32 `[S]`, full scale at 1, with the mean of the channels of `audio` int16 `[any, C]` from `start` on.
+    """Fills `out` float32 `[S]`, full scale at 1, with the channel mean of `audio` int16 `[any, C]` from `start` on.
 
     -> how many samples there were. In stretches, so that stored sound goes from the file straight into `out`: large
     arrays for every step in between would cost more in page faults than the arithmetic does.

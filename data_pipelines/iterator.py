@@ -1,8 +1,8 @@
 """Batches for training and evaluation; the state of a training stream is one integer.
 
-The state counts examples over all hosts, as `grain.experimental.ElasticIterator` does it, so a run goes on exactly where
-it stopped with any number of hosts and workers. Here the element that Grain's threads and workers fetch is a whole
-batch: its crops are written in place, which halves the work of a crop, and nothing experimental is needed.
+The state counts examples over all hosts, as `grain.experimental.ElasticIterator` does it, so a run goes on exactly
+where it stopped with any number of hosts and workers. Here the element that Grain's threads and workers fetch is a
+whole batch: its crops are written in place, which halves the work of a crop, and nothing experimental is needed.
 """
 
 from absl import flags
@@ -35,8 +35,9 @@ class HostBatches:
 
 
 class TrainIterator:
-    """Endless iterator of batches, each this host's share: {name: [B, ...]}. `position` counts the examples given out on
-    all hosts.
+    """Endless iterator of batches, each this host's share: {name: [B, ...]}.
+
+    `position` counts the examples given out on all hosts.
     """
 
     def __init__(self, batches, batch_size, workers, start):

@@ -1,7 +1,8 @@
 """Token records: the grids of whole pieces, as a tokenizer made them, for the language model.
 
-A record is one piece (a track, or a shifted copy of one): four bytes with the length of a JSON head, the head, the codes
-`[T, F]` as uint16, and where there is one an embedding of its text `[L, E]` as float32. Shards are ArrayRecord files of one split.
+A record is one piece (a track, or a shifted copy of one): four bytes with the length of a JSON head, the head, the
+codes `[T, F]` as uint16, and where there is one an embedding of its text `[L, E]` as float32. Shards are ArrayRecord
+files of one split.
 """
 
 import glob
@@ -60,8 +61,8 @@ class TokenWriter:
         writer.finish()
 
     Args:
-      facts: what the tokenizer says of its codes: `FACTS`. Further ones, such as how the pieces were chosen, are kept too,
-        and a folder that was begun with others is refused.
+      facts: what the tokenizer says of its codes: `FACTS`. Further ones, such as how the pieces were chosen, are kept
+        too, and a folder that was begun with others is refused.
     Raises:
       ValueError: the folder holds other tokens, or the codebook is too large.
     """
@@ -89,7 +90,8 @@ class TokenWriter:
             value = json.loads(json.dumps(value))
             if found.get(name) != value:
                 raise ValueError(
-                    f"{path} was written with {name} {found.get(name)!r}, and this is {value!r}: give a new folder, or delete that one"
+                    f"{path} was written with {name} {found.get(name)!r}, and this is {value!r}: "
+                    "give a new folder, or delete that one"
                 )
 
     def _path(self, split, number):
@@ -199,7 +201,9 @@ class _Shard:
 
 
 class TokenSource:
-    """Random access to the records of one split: {'codes': int32 [T, F], 'track', 'offset_samples', 'caption', 'samples', ...}.
+    """Random access to the records of one split.
+
+    Each is {'codes': int32 [T, F], 'track', 'offset_samples', 'caption', 'samples', ...}.
 
     Raises:
       FileNotFoundError, ValueError: no tokens, no such split, missing or damaged files; each with the cure.
@@ -219,7 +223,8 @@ class TokenSource:
         for path, _ in self._files:
             if not os.path.exists(path):
                 raise FileNotFoundError(
-                    f"{path} is missing, though the manifest names it; delete the folder and run  bandtok tokenize  again"
+                    f"{path} is missing, though the manifest names it; "
+                    "delete the folder and run  bandtok tokenize  again"
                 )
         self._open = {}
 
@@ -242,7 +247,7 @@ class TokenSource:
 def row_unigrams(source, codebook_size, smoothing=0.5):
     """How often each code comes in each row of all grids of a source: natural logarithms, float32 `[F, K]`.
 
-    smoothing: is added to every count, so that an unseen code has a probability too (Krichevsky and Trofimov 1981: 1/2).
+    smoothing: added to every count, so that an unseen code has a probability too (Krichevsky and Trofimov 1981: 1/2).
     """
     counts = None
     for number in range(len(source)):

@@ -1,4 +1,4 @@
-"""The codec: codes do not depend on chunks, blocks or length; bad input is refused; folders give back the same codes."""
+"""The codec: codes do not depend on chunks, blocks or length; bad input is refused; folders return the same codes."""
 
 import doctest
 import functools

@@ -1,4 +1,4 @@
-"""The language model: its parts beside second implementations, its cache beside the full forward pass, and that it learns."""
+"""The language model: parts beside second implementations, cache beside the full forward pass, and that it learns."""
 
 import functools
 
@@ -19,7 +19,8 @@ from bandtok_jax.training import sharding
 
 ROWS, CODES = 3, 20
 SETTINGS = dict(
-    rows=ROWS, codebook_size=CODES, width=32, layers=2, heads=2, feed_forward=48, text="bytes", text_width=16, text_layers=1
+    rows=ROWS, codebook_size=CODES, width=32, layers=2, heads=2, feed_forward=48, text="bytes", text_width=16,
+    text_layers=1,
 )  # fmt: skip
 
 
@@ -256,7 +257,7 @@ def test_refuses_what_makes_no_sense():
 
 @pytest.fixture(scope="module")
 def markov(tmp_path_factory):
-    """Pieces in which the next code of a row follows from the last one nine times out of ten: unigrams know nothing of it."""
+    """Pieces in which a row's next code follows from the last one nine times in ten: unigrams know nothing of it."""
     folder, random = tmp_path_factory.mktemp("tokens") / "markov", np.random.default_rng(0)
     follows = np.stack([random.permutation(CODES) for _ in range(ROWS)])
 
@@ -268,8 +269,8 @@ def markov(tmp_path_factory):
         return dict(codes=codes, track=str(number), offset_samples=0, caption="slow", samples=1)
 
     writer = TokenWriter(
-        folder, codebook_size=CODES, rows=ROWS, columns_per_second=10.77, row_kind="band", tokenizer="", weight_hash="x",
-        samples_per_column=4096,
+        folder, codebook_size=CODES, rows=ROWS, columns_per_second=10.77, row_kind="band", tokenizer="",
+        weight_hash="x", samples_per_column=4096,
     )  # fmt: skip
     writer.write("train", 0, map(piece, range(40)))
     writer.write("validation", 0, map(piece, range(8)))
@@ -278,7 +279,8 @@ def markov(tmp_path_factory):
 
 
 def task_of(folder, **changes):
-    changes = {"model.rows": ROWS, "model.codebook_size": CODES, "model.width": 64, "model.layers": 2, "model.heads": 2} | {
+    changes = {
+        "model.rows": ROWS, "model.codebook_size": CODES, "model.width": 64, "model.layers": 2, "model.heads": 2,
         "model.feed_forward": 128, "model.text_width": 16, "data.columns": 12, "data.tokens": folder, "batch_size": 16,
         "total_steps": 120, "optimizer.warmup_steps": 5, "optimizer.learning_rate": 0.005, **changes,
     }  # fmt: skip

@@ -65,7 +65,7 @@ def integrated_lufs(audio: np.ndarray, sample_rate_hz: int) -> float:
 
 
 def gated_lufs(mean_power: np.ndarray) -> float:
-    """The loudness of the weighted power of all blocks of 0.4 s, `[blocks]`, after both gates; -inf where none passes."""
+    """The loudness of the weighted power of blocks of 0.4 s, `[blocks]`, after both gates; -inf where none passes."""
     mean_power = mean_power[mean_power > _power(ABSOLUTE_GATE_LUFS)]
     if not mean_power.size:
         return -np.inf

@@ -178,7 +178,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 table {{ border-collapse: collapse; }} td, th {{ border: 1px solid #ccc; padding: .3rem .7rem; text-align: left; }}
-img {{ max-width: 100%; display: block; margin: .7rem 0; }} audio {{ width: 24rem; max-width: 100%; }} p {{ margin: .4rem 0; }}
+img {{ max-width: 100%; display: block; margin: .7rem 0; }} audio {{ width: 24rem; max-width: 100%; }}
+p {{ margin: .4rem 0; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>

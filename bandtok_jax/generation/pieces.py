@@ -35,7 +35,7 @@ def generate(
       seed: piece b depends on it and on b.
       prefix: codes `[T, F]` that every piece begins with and goes on from.
       temperature: 0 always takes the likeliest code.
-      top_k, top_p: choose among the k likeliest codes (None or 0: all), and among the likeliest that have this share together.
+      top_k, top_p: choose among the k likeliest codes (None, 0: all), and among the likeliest with this share together.
       guidance: how closely to follow the prompts; 1: as the model itself would.
       report: called with the number of finished columns now and then.
 

@@ -1,8 +1,8 @@
 """New grids of tokens from a language model, with a cache of keys and values.
 
-The cache has one fixed shape. A compiled loop on the device makes many tokens a call and looks at the smallest of a few static
-lengths ("spans") that holds what is filled, so a piece of any duration needs a handful of compiled programs. Where the window is
-full, its newer half is read again as a new beginning (positions are relative), and so on without end.
+The cache has one fixed shape. A compiled loop on the device makes many tokens a call and looks at the smallest of a few
+static lengths ("spans") that holds what is filled, so a piece of any duration needs a handful of compiled programs.
+Where the window is full, its newer half is read again as a new beginning (positions are relative), and so on forever.
 """
 
 from collections.abc import Callable, Mapping
@@ -94,8 +94,8 @@ class Generator:
             span = next(s for s in spans if s >= place + rows)
             count = min((span - place) // rows, window_columns - seen, columns - done)
             new, token, stopped, cache = _advance(
-                self._parameters, cache, token, place, (done - seen) * rows, count * rows, jnp.asarray(ended), text, key,
-                numbers, span=span, **how,
+                self._parameters, cache, token, place, (done - seen) * rows, count * rows, jnp.asarray(ended), text,
+                key, numbers, span=span, **how,
             )  # fmt: skip
             codes[:, done : done + count] = np.asarray(new)[:, : count * rows].reshape(batch, count, rows)
             stopped = np.asarray(stopped)
@@ -162,7 +162,7 @@ def sample(logits, keys, *, temperature, top_p=1.0, top_k: int | None = None, nu
     """One token for each row of `logits [B, V]`, with a key for each.
 
     Args:
-      top_k, nucleus: static; `top_p` counts only if `nucleus`. Both: first the k likeliest, then the nucleus among them.
+      top_k, nucleus: static; `top_p` counts only if `nucleus`. Both: first the k likeliest, then the nucleus of them.
     """
     # The first of the top k is the same, but taking it makes XLA sort the whole vocabulary on CPUs (jax 0.10).
     likeliest = jnp.argmax(logits, axis=-1)
@@ -187,7 +187,7 @@ def _advance(
     """`count` more tokens after `token [B]`, which stands at `place`.
 
     Returns:
-      The tokens `[B, span]`, of which `count` count; the last one; at which of them a piece ended `[B]`, or -1; the cache.
+      The tokens `[B, span]`, of which `count` count; the last one; at which a piece ended `[B]`, or -1; the cache.
     """
     model = network.settings
     rows, end = model["rows"], model["codebook_size"]

@@ -35,7 +35,7 @@ def attention(query, key, value, *, causal: bool = False, mask=None, implementat
 
     Args:
       query: `[B, L, N, H]`; key, value: `[B, M, N, H]`.
-      causal: a query sees the keys up to its own place; needs L = M, and takes no mask: padding on the right is never seen.
+      causal: a query sees the keys up to its own place; needs L = M, and takes no mask: right padding is never seen.
       mask: bool `[B, M]`, the keys that count; at least one in each row.
       implementation: one of `IMPLEMENTATIONS`.
 
@@ -62,7 +62,8 @@ def attention(query, key, value, *, causal: bool = False, mask=None, implementat
 def empty_cache(batch: int, length: int, heads: int, head_width: int, dtype) -> tuple[jax.Array, jax.Array]:
     """Room for the keys and the values of a sequence, `[B * N, S, H]` each.
 
-    The products of `cached_attention` take these very arrays; with four axes XLA copies the cache for every token on CPUs (jax 0.10).
+    The products of `cached_attention` take these very arrays; with four axes XLA on CPUs copies the cache for every
+    token (jax 0.10).
     """
     return tuple(jnp.zeros((batch * heads, length, head_width), dtype) for _ in range(2))
 
@@ -85,7 +86,7 @@ def cached_attention(query, cache, place) -> jax.Array:
 
 
 def _causal(query, key, value):
-    """Causal attention for XLA: a block of queries never touches the keys after its end, and scores stay small enough for caches.
+    """Causal attention for XLA: a block of queries never touches the keys after its end, and scores fit into caches.
 
     On CPUs 2.3 times as fast, forward and backward, as `jax.nn.dot_product_attention` (4 x 513 x 8 x 64, jax 0.10).
     """

@@ -37,7 +37,7 @@ class ChannelNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """norm, activation, conv 3x3, twice; a 1x1 shortcut where the channels change (the VQGAN block without GroupNorm)."""
+    """norm, activation, conv 3x3, twice; a 1x1 shortcut where channels change (the VQGAN block without GroupNorm)."""
 
     RADIUS = 2  # positions per side that one block sees
 

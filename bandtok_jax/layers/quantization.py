@@ -129,7 +129,7 @@ def draw_candidates(latents: jax.Array, index: jax.Array, key: jax.Array, codes:
 
 
 def k_means(vectors: jax.Array, codes: int, key: jax.Array, iterations: int = 20) -> tuple[jax.Array, jax.Array]:
-    """Lloyd's algorithm from random vectors; `[N, D] -> ([K, D], counts [K])`. An empty cluster takes a random vector."""
+    """Lloyd's algorithm from random vectors; `[N, D] -> ([K, D], counts [K])`. Empty clusters take random vectors."""
     choose = lambda k: vectors[jax.random.choice(k, vectors.shape[0], (codes,), replace=vectors.shape[0] < codes)]
 
     def iterate(step, carry):
@@ -149,7 +149,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _rotated(latents: jax.Array, quantized: jax.Array) -> jax.Array:
-    """`quantized` in value; its gradient reaches `latents` through the rotation and scaling that map one to the other."""
+    """`quantized` in value; its gradient reaches `latents` through the rotation and scaling from one to the other."""
     norm = lambda x: jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)
     e, q = jax.lax.stop_gradient(_unit(latents)), jax.lax.stop_gradient(_unit(quantized))
     middle = jax.lax.stop_gradient(_unit(e + q))

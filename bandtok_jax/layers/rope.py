@@ -1,8 +1,8 @@
 """Rotary position embeddings over one axis or two (Su et al. 2021, arXiv 2104.09864).
 
-A head of width H is H / 2 pairs of numbers, number i with number i + H / 2, and each pair turns by an angle of its own. In one
-dimension all pairs turn by the place in the sequence. In two, the first half of the pairs turns by the column of the grid and
-the second half by its row, so that the attention sees how far apart two tokens are in time and in frequency.
+A head of width H is H / 2 pairs of numbers, number i with number i + H / 2, and each pair turns by an angle of its own.
+In one dimension all pairs turn by the place in the sequence. In two, the first half of the pairs turns by the column of
+the grid and the second half by its row, so that attention sees how far apart two tokens are in time and frequency.
 """
 
 import jax
@@ -13,7 +13,7 @@ ROW_BASE = 100.0  # our choice: a grid has tens of rows, and angles with a longe
 
 
 def angles(positions: jax.Array, pairs: int, base: float = COLUMN_BASE) -> jax.Array:
-    """Integer positions `[...]` -> angles `[..., pairs]`, at least float32: bfloat16 has no room for a thousand turns."""
+    """Integer positions `[...]` -> angles `[..., pairs]`, at least float32: bfloat16 cannot hold a thousand turns."""
     dtype = jnp.promote_types(jnp.result_type(float), jnp.float32)
     frequencies = base ** (-jnp.arange(pairs, dtype=dtype) / pairs)
     return positions[..., None].astype(dtype) * frequencies

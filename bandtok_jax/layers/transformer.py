@@ -1,4 +1,4 @@
-"""The blocks of a transformer: RMSNorm before every branch, attention with normalised queries and keys, SwiGLU, no biases."""
+"""Transformer blocks: RMSNorm before every branch, attention with normalised queries and keys, SwiGLU, no biases."""
 
 import math
 
@@ -10,15 +10,16 @@ from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention, cached_attention, store
 
 NORM_EPSILON = 1e-6
-# Decoding a batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for so few rows (jax 0.10). A
-# barrier keeps it from turning the product round again.
+# Decoding a batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for so few rows
+# (jax 0.10). A barrier keeps it from turning the product round again.
 FEW_ROWS = 16
-GATE_BLOCK = 64  # so many gates, then as many values that they open: both come from one product, in pieces that shards hold whole
+# So many gates, then as many values that they open: both come from one product, in pieces that shards hold whole.
+GATE_BLOCK = 64
 STANDARD_DEVIATION = 0.02  # of the weights at the start (GPT-2)
 
 
 class Linear(nnx.Module):
-    """`[..., inputs] -> [..., outputs]` without a bias; the kernel is `[outputs, inputs]`: so XLA on CPUs is fastest (jax 0.10)."""
+    """`[..., inputs] -> [..., outputs]`, no bias; kernel `[outputs, inputs]`: so XLA on CPUs is fastest (jax 0.10)."""
 
     def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, dtype=jnp.float32, rngs):
         self.dtype = dtype
@@ -105,8 +106,10 @@ class Attention(nnx.Module):
         return self.out(_join(cached_attention(query, cache, place)))
 
     def _heads(self, x, count: int):
-        """A projection `[B, L, N * count * H]` -> `count` arrays `[B, L, N, H]`. Heads come first, so tensor parallelism cuts
-        between heads."""
+        """A projection `[B, L, N * count * H]` -> `count` arrays `[B, L, N, H]`.
+
+        Heads come first, so tensor parallelism cuts between heads.
+        """
         return jnp.split(x.reshape(*x.shape[:-1], self.heads, -1), count, axis=-1)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel, stft
 
-# descript-audio-codec, conf/final/44khz.yml: window lengths and mel bands of the multi-scale mel loss; hop = window / 4.
+# descript-audio-codec, conf/final/44khz.yml: windows and mel bands of the multi-scale mel loss; hop = window / 4.
 DAC_MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 DISTANCE_WINDOWS = (64, 128, 256, 512, 1024, 2048)
 # Below a magnitude of 1e-5 nothing counts (MelTok test_distance.py; DAC nn/loss.py).

@@ -1,12 +1,12 @@
 """A decoder-only transformer over the flattened grid of tokens (sizes and numerics: our choices; rows and columns as in
 BandTok, Cheng et al. 2026, arXiv 2605.15831).
 
-The sequence is `begin`, then the grid `[T, F]` column by column, the lowest row first; `end` follows the last column. Place 0 is
-`begin`, and code n stands at place n + 1, in column n // F + 1 and row n % F: so `begin` stands in the last row of column 0, right
-before the first code. Positions are relative, so a crop is numbered like a whole piece.
+The sequence is `begin`, then the grid `[T, F]` column by column, the lowest row first; `end` follows the last column.
+Place 0 is `begin`, and code n stands at place n + 1, in column n // F + 1 and row n % F: so `begin` stands in the last
+row of column 0, right before the first code. Positions are relative, so a crop is numbered like a whole piece.
 
-Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, and nothing up to the padded vocabulary. END and the codes are the only
-outputs; all other logits are -inf.
+Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, and nothing up to the padded vocabulary. END and the codes are the
+only outputs; all other logits are -inf.
 """
 
 from flax import nnx
@@ -29,7 +29,7 @@ class LanguageModel(nnx.Module):
       width, layers, heads, feed_forward: of the transformer.
       rope: "2d" turns half of each head by the column and half by the row, "1d" all of it by the place in the sequence.
       row_embedding: also add a learned vector for the row.
-      text: "bytes" reads captions with an encoder of its own, "embedding" takes embeddings made elsewhere, "none" neither.
+      text: "bytes" reads captions with its own encoder, "embedding" takes embeddings made elsewhere, "none" neither.
       text_width: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the layers again in the backward pass instead of keeping their insides.
@@ -162,7 +162,7 @@ class LanguageModel(nnx.Module):
         return tuple(new)
 
     def decode(self, token: jax.Array, place: jax.Array, cache: tuple, context=None, context_mask=None):
-        """One step: `token [B]` at `place` (a number), the cache up to there -> logits `[B, V]` and the cache with it."""
+        """One step: `token [B]` at `place` (a number), cache up to there -> logits `[B, V]` and the cache with it."""
         places = place[None]
         x, angles, new = self._embed(token[:, None], places), self._angles(places), []
         for number, (block, layer) in enumerate(zip(self.blocks, cache)):

@@ -11,7 +11,7 @@ BYTES = 256
 
 
 class TextEncoder(nnx.Module):
-    """Bytes `[B, L]`, zeros after the text -> `[B, L, output_width]` and the mask of the bytes that are text, `[B, L]`."""
+    """Bytes `[B, L]`, zeros after the text -> `[B, L, output_width]` and the mask of the text bytes, `[B, L]`."""
 
     def __init__(self, *, width, layers, heads, feed_forward, output_width, dtype=jnp.float32, rngs):
         self.dtype, self.pairs = dtype, width // heads // 2

@@ -49,8 +49,8 @@ class Vocos(nnx.Module):
     ):
         if mel.padding != "same" or mel.fft_samples % mel.hop_samples:
             raise ValueError(
-                f'the mel has padding "{mel.padding}", {mel.fft_samples} fft_samples and {mel.hop_samples} hop_samples: '
-                'Vocos needs padding "same" and a whole number of hops in fft_samples'
+                f'the mel has padding "{mel.padding}", {mel.fft_samples} fft_samples and {mel.hop_samples} '
+                'hop_samples: Vocos needs padding "same" and a whole number of hops in fft_samples'
             )
         self.mel, self.taps, self.envelope = mel, taps, envelope
         self.embed = Convolution(mel.mels, width, (taps,), dtype=dtype, rngs=rngs)
@@ -96,7 +96,7 @@ class Vocos(nnx.Module):
 
 
 class ConvNextBlock(nnx.Module):
-    """Filter over time, LayerNorm, width -> hidden -> width, scaled and added, `[B, T, D]` (Liu et al., arXiv 2201.03545)."""
+    """Time filter, LayerNorm, width -> hidden -> width, scaled, added; `[B, T, D]` (Liu et al., arXiv 2201.03545)."""
 
     def __init__(
         self, width: int, hidden: int, *, taps: int, layer_scale: float, depthwise: str, dtype, rngs: nnx.Rngs

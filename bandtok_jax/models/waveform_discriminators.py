@@ -83,7 +83,7 @@ class PeriodDiscriminator(nnx.Module):
 
 
 class SpectrumDiscriminator(nnx.Module):
-    """Looks at real and imaginary parts of an STFT, each band with layers of its own: `[B, S]` -> `([B, T, bins], features)`."""
+    """On real and imaginary parts of an STFT, each band with its own layers: `[B, S]` -> `([B, T, bins], features)`."""
 
     def __init__(self, window: int, channels: int, **settings):
         self.window = window

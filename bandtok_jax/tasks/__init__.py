@@ -3,7 +3,8 @@
 A task has
   `init(key, batch_spec) -> state`, a plain dict `{'step', 'model', ...}` of players (see `player.py`);
   `warm_start(state, frozen, batches, key) -> state`, what must look at data before step 0 (k-means);
-  `train_step(state, frozen, batch, key, **phase(step)) -> (state, metrics)` and `eval_step(state, frozen, batch) -> metrics`;
+  `train_step(state, frozen, batch, key, **phase(step)) -> (state, metrics)`;
+  `eval_step(state, frozen, batch) -> metrics`;
   `summaries(state, frozen, batch) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M])}`;
   `combine(totals, batches)`, evaluation metrics from summed `eval_step`s, and `warnings` about them;
   `load_frozen() -> frozen`, the weights of earlier stages, an argument of every step and never a constant of it;

@@ -1,7 +1,7 @@
 """Training of a language model over grids of tokens: cross-entropy of the next token, with text or without.
 
-All sums run over what is there: padding after a piece counts nowhere, and a piece that ends inside the crop is followed by the
-end token. Losses are in nats per code.
+All sums run over what is there: padding after a piece counts nowhere, and a piece that ends inside the crop is followed
+by the end token. Losses are in nats per code.
 """
 
 import functools
@@ -90,7 +90,7 @@ class LanguageModel(Task):
         return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
 
     def eval_step(self, state, frozen, batch):
-        """Sums over the batch, from which `combine` makes means: of the losses of each row, and of the decisions to end."""
+        """Sums over the batch, from which `combine` makes means: of the losses of each row and the decisions to end."""
         parameters = player.evaluation_parameters(state["model"])
         codes, ends, decisions = self._losses(parameters, batch, jnp.zeros(batch["codes"].shape[0], bool))
         rows = jnp.arange(batch["codes"].shape[-1])
@@ -106,7 +106,7 @@ class LanguageModel(Task):
         }
 
     def combine(self, totals, batches: int):
-        """Evaluation metrics: cross-entropy beside that of the unigrams of each row, and how often "go on or end" is right."""
+        """Evaluation: cross-entropy beside that of the unigrams of each row, and how often "go on or end" is right."""
         by_row, columns = totals["row_cross_entropy"] / totals["columns"], totals["columns"]
         unigram = (totals["row_unigram_cross_entropy"] / columns).mean()
         metrics = {
@@ -124,8 +124,8 @@ class LanguageModel(Task):
         return ["the language model predicts no better than the frequencies of the codes in each row"]
 
     def _losses(self, parameters, batch, drop):
-        """Cross-entropy in nats, zero where nothing is: of the codes `[B, T, F]`, and of the ends `[B, T + 1]`; and where, before a
-        column or an end, the model was right about which of the two comes, bool `[B, T + 1]`."""
+        """Cross-entropy in nats, zero where nothing is: of the codes `[B, T, F]`, and of the ends `[B, T + 1]`; and
+        where, before a column or an end, the model was right about which of the two comes, bool `[B, T + 1]`."""
         codes, columns = batch["codes"], batch["columns"][:, None]
         kind, end = self.settings["text"], self.settings["codebook_size"]
         text = ()

@@ -40,7 +40,8 @@ class Vocoder(Task):
             raise ValueError(f"mel_source is {config.mel_source!r}: set it to one of {', '.join(MEL_SOURCES)}")
         if config.mel_source != "true" and not config.tokenizer:
             raise ValueError(
-                f"mel_source {config.mel_source!r} needs a tokenizer: set --config.tokenizer to its run or export folder"
+                f"mel_source {config.mel_source!r} needs a tokenizer: "
+                "set --config.tokenizer to its run or export folder"
             )
         if config.data.clip_samples % self.mel.hop_samples:
             raise ValueError(
@@ -128,7 +129,7 @@ class Vocoder(Task):
         return sum(settings[name] * value for name, value in terms.items()), terms
 
     def _play(self, discriminator, real, fake):
-        """What the critics say: the generator's terms and their slope over its sound, the critics' loss and gradients."""
+        """What the critics say: the generator's terms, their slope over its sound, the critics' loss and gradients."""
         settings = self.config.loss
         judged_samples = settings.adversarial_samples or real.shape[-1]
         start = (real.shape[-1] - judged_samples) // 2
