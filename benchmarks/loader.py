@@ -8,9 +8,10 @@ Repeat --data for several folders. With 0 workers two threads of the training pr
 import argparse
 import time
 
-from bandtok_jax.data_pipelines import iterator, records
 import numpy as np
 from timing import emit, keep_freed_memory, spread
+
+from bandtok_jax.data_pipelines import iterator, records
 
 CROP_SAMPLES, BATCH = 65_536, 8
 BLOCKS, BATCHES_A_BLOCK = 7, 100

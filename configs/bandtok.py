@@ -10,8 +10,9 @@ weights and schedules are our choices.
   base   the paper's scale: K = 8192, about 47 M parameters
 """
 
-from bandtok_jax.configs import defaults
 from ml_collections import ConfigDict
+
+from bandtok_jax.configs import defaults
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:

@@ -12,8 +12,9 @@ The codebook sizes are those of the same variants of `bandtok`.
   base   several GPUs or TPUs: 409 million in 24 layers, 17 million in the embeddings and 17 million in the text encoder
 """
 
-from bandtok_jax.configs import defaults
 from ml_collections import ConfigDict
+
+from bandtok_jax.configs import defaults
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:

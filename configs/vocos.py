@@ -16,8 +16,9 @@ rest are our choices: it is the distance that the vocoder is judged by, and reac
   base   the published size, 14 million parameters and 42 million in its critics
 """
 
-from bandtok_jax.configs import defaults
 from ml_collections import ConfigDict
+
+from bandtok_jax.configs import defaults
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:

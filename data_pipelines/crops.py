@@ -5,10 +5,10 @@ Everything random about an example comes from a generator of its own, so it does
 
 from dataclasses import dataclass
 
-from bandtok_jax.data_pipelines.synthetic import Piece
 import numpy as np
 
 from bandtok_jax.audio import waveform
+from bandtok_jax.data_pipelines.synthetic import Piece
 
 CAPTION_BYTES = 128
 INT16_SCALE = 32_768

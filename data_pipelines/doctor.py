@@ -6,9 +6,10 @@ import json
 import os
 
 from array_record.python import array_record_module
+import numpy as np
+
 from bandtok_jax.data_pipelines import examples, records
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
-import numpy as np
 
 
 def _check_shard(directory, shard):

@@ -6,10 +6,11 @@ whole batch: its crops are written in place, which halves the work of a crop, an
 """
 
 from absl import flags
-from bandtok_jax.data_pipelines import mixture, sources
-from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop
 import grain
 import numpy as np
+
+from bandtok_jax.data_pipelines import mixture, sources
+from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop
 
 THREADS = 2  # reading and cropping leave Python's lock mostly free; more threads than cores gain nothing
 BATCHES_AHEAD = 4

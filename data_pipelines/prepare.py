@@ -21,11 +21,11 @@ import tempfile
 import threading
 
 from array_record.python import array_record_module
-from bandtok_jax.data_pipelines import examples, reading, records, shards, summary
-from bandtok_jax.data_pipelines import tracks as find_tracks
 from tqdm import tqdm
 
 from bandtok_jax.audio import waveform
+from bandtok_jax.data_pipelines import examples, reading, records, shards, summary
+from bandtok_jax.data_pipelines import tracks as find_tracks
 
 TASK_BYTES = 64 << 20  # of source files; what one interruption can cost
 LEAST_TASKS = 16  # so that every worker has something to do

@@ -2,13 +2,13 @@
 
 import re
 
-from bandtok_jax.data_pipelines import tfds_sources, tracks
-from bandtok_jax.data_pipelines.measurement import Measurement
-from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 import numpy as np
 import soundfile
 
 from bandtok_jax.audio import waveform
+from bandtok_jax.data_pipelines import tfds_sources, tracks
+from bandtok_jax.data_pipelines.measurement import Measurement
+from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
 SHORTEST_SECONDS = 1.6  # a shorter track, and a shorter rest of a track, is left out: one default crop is 1.49 s
 BLOCK_SAMPLES = 1 << 18

@@ -3,8 +3,9 @@
 import json
 import os
 
-from bandtok_jax.data_pipelines import examples, shards
 import numpy as np
+
+from bandtok_jax.data_pipelines import examples, shards
 
 NAME = "music"
 MANIFEST = "manifest.json"

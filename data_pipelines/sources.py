@@ -3,10 +3,11 @@
 import json
 import os
 
+import numpy as np
+
 from bandtok_jax.data_pipelines.records import TRACKS, RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenSource
-import numpy as np
 
 PIECE_SECONDS = 6.0
 

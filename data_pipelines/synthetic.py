@@ -7,9 +7,10 @@ control by text can be measured.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bandtok_jax.data_pipelines import instruments
 from bandtok_jax.data_pipelines.instruments import PALETTE
-import numpy as np
 
 PIECES = 2**30  # of each split: more than any training hears
 KEYS = "C C# D Eb E F F# G Ab A Bb B".split()

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import hashlib
 import os
 
-from bandtok_jax.data_pipelines import tfds_sources
 import soundfile
+
+from bandtok_jax.data_pipelines import tfds_sources
 
 ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".aif", ".mp3", ".oga", ".opus"}
 SPLITS = ("train", "validation", "test")

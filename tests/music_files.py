@@ -1,8 +1,9 @@
 """A little music on disk, and its preparation, for the tests that need both."""
 
-from bandtok_jax.data_pipelines.prepare import prepare
 import numpy as np
 import soundfile
+
+from bandtok_jax.data_pipelines.prepare import prepare
 
 RATE = 8000
 

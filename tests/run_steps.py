@@ -14,9 +14,8 @@ def main(task_name: str, devices: str, folder: str, output: str, dtype: str = "f
     import numpy as np
 
     jax.config.update("jax_enable_x64", dtype == "float64")
-    from bandtok_jax.data_pipelines import iterator
-
     from bandtok_jax import tasks
+    from bandtok_jax.data_pipelines import iterator
     from bandtok_jax.training import sharding
     from tests import tiny
 

@@ -4,14 +4,14 @@ import functools
 import json
 
 from array_record.python.array_record_module import ArrayRecordWriter
-from bandtok_jax.data_pipelines import examples, records, shards
-from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, manifest
 import numpy as np
 import pytest
 
 import bandtok_jax
 from bandtok_jax import corpus
 from bandtok_jax.codec import Codec
+from bandtok_jax.data_pipelines import examples, records, shards
+from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, manifest
 
 RATE, RECORD = 44100, 20_000
 

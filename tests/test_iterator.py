@@ -2,10 +2,6 @@
 
 from collections import Counter
 
-from bandtok_jax.data_pipelines import iterator, mixture, sources
-from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop, caption_bytes, rotate_phase
-from bandtok_jax.data_pipelines.prepare import prepare
-from bandtok_jax.data_pipelines.records import RecordSource
 import grain
 from ml_collections import ConfigDict
 import numpy as np
@@ -13,6 +9,10 @@ import pytest
 import soundfile
 
 from bandtok_jax.audio import loudness
+from bandtok_jax.data_pipelines import iterator, mixture, sources
+from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop, caption_bytes, rotate_phase
+from bandtok_jax.data_pipelines.prepare import prepare
+from bandtok_jax.data_pipelines.records import RecordSource
 
 RATE = 8000
 

@@ -2,14 +2,14 @@
 
 import functools
 
-from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.data_pipelines.tokens import TokenWriter
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bandtok_jax import experiment, tasks
+from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.tokens import TokenWriter
 from bandtok_jax.generation import sampling
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention

@@ -10,14 +10,14 @@ import sys
 import time
 import tracemalloc
 
-from bandtok_jax.data_pipelines import doctor, reading
-from bandtok_jax.data_pipelines import prepare as prepare_module
-from bandtok_jax.data_pipelines.records import RecordSource
 import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
+from bandtok_jax.data_pipelines import doctor, reading
+from bandtok_jax.data_pipelines import prepare as prepare_module
+from bandtok_jax.data_pipelines.records import RecordSource
 from tests.music_files import RATE, make_music, reasons, run, sound
 
 

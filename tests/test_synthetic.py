@@ -1,10 +1,11 @@
 """The embedded music: the same everywhere, band-limited, musical, and what its caption says."""
 
-from bandtok_jax.data_pipelines import instruments, synthetic
-from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 import librosa
 import numpy as np
 import pytest
+
+from bandtok_jax.data_pipelines import instruments, synthetic
+from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
 
 def test_a_piece_is_fixed_by_seed_split_and_index():

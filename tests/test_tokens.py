@@ -3,10 +3,11 @@
 import json
 import pickle
 
-from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.data_pipelines.tokens import HEADER, MANIFEST, TokenSource, TokenWriter, manifest, row_unigrams
 import numpy as np
 import pytest
+
+from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.tokens import HEADER, MANIFEST, TokenSource, TokenWriter, manifest, row_unigrams
 
 FACTS = dict(
     codebook_size=300, rows=3, columns_per_second=10.77, row_kind="band", tokenizer="run", weight_hash="abc",

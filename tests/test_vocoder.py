@@ -3,7 +3,6 @@
 import functools
 from types import SimpleNamespace
 
-from bandtok_jax.configs import vocos
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from bandtok_jax import tasks
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
+from bandtok_jax.configs import vocos
 from bandtok_jax.layers.convolution import Convolution, DepthwiseConvolution
 from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models.network import Network

@@ -2,13 +2,13 @@
 
 import pathlib
 
-from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.data_pipelines.tokens import TokenWriter
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax import experiment
+from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.tokens import TokenWriter
 
 TASKS = ("mel_tokenizer", "vocoder", "language_model")
 
@@ -58,9 +58,14 @@ _SPECIAL = {
 _NAMES = {"mel_tokenizer": "bandtok:tiny", "vocoder": "vocos:tiny", "language_model": "language_model:tiny"}
 
 
+def settings(task: str, **overrides) -> dict[str, str]:
+    """Values of the keys that make a task small."""
+    return {**_COMMON, **_SPECIAL[task], **{key: str(value) for key, value in overrides.items()}}
+
+
 def config(task: str, folder, **overrides):
     """A locked configuration of that task; `folder` is where it may keep data that it needs."""
-    changes = {**_COMMON, **_SPECIAL[task], **{key: str(value) for key, value in overrides.items()}}
+    changes = settings(task, **overrides)
     if task == "language_model":
         changes["data.tokens"] = str(_token_records(pathlib.Path(folder) / "tokens"))
     return experiment.load_config(_NAMES[task], changes)

@@ -12,6 +12,7 @@ import io
 import pathlib
 
 import jax
+import librosa
 import numpy as np
 import soundfile
 
@@ -40,19 +41,22 @@ def write_report(runs, data: str, output, generated=()) -> list[tuple[str, str, 
     codec = bandtok_jax.load(runs / "model")
     metrics = {name: read_metrics(runs / name) for name in STAGES}
     table = _table(metrics, _mel_baseline(codec, data))
-    body = [_table_html(table), "<h2>Training</h2>", *_curve_html(metrics), "<h2>Validation pieces</h2>"]
+    body = ["<h2>Training</h2>", *_curve_html(metrics), "<h2>Validation pieces</h2>"]
     for number, audio in enumerate(_pieces(codec, data)):
         body += [f"<h3>Piece {number + 1}</h3>", *_piece_html(codec, audio)]
     body.append("<h2>New music</h2>")
     for path in map(pathlib.Path, generated):
         audio, rate = waveform.read(path)
+        table.append(_sound_row(path.name, audio))
         log_mel = np.asarray(spectral.log_mel(audio.mean(0), codec.stages["tokenizer"].mel))
         body += [
             _player(path.name, audio.mean(0), rate),
             _picture(lambda f: plots.mel_picture(f, {path.name: log_mel})),
         ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_PAGE.format(title=html.escape(f"bandtok_jax: {runs.name}"), body="\n".join(body)))
+    output.write_text(
+        _PAGE.format(title=html.escape(f"bandtok_jax: {runs.name}"), body="\n".join([_table_html(table), *body]))
+    )
     return table
 
 
@@ -106,6 +110,16 @@ def _table(metrics, baseline) -> list[tuple[str, str, str]]:
             f"{_last(language_model, 'evaluation/unigram_cross_entropy'):.3f} unigram of each row",
         ),
     ]
+
+
+def _sound_row(name: str, audio: np.ndarray) -> tuple[str, str, str]:
+    """Is it neither silence, nor clipped, nor noise? Flatness is the mean over frames of 2048 samples (librosa)."""
+    level = 10 * np.log10(np.mean(audio**2) + 1e-12)
+    flatness = librosa.feature.spectral_flatness(y=audio.mean(0)).mean()
+    noise = librosa.feature.spectral_flatness(y=np.random.default_rng(0).normal(size=audio.shape[-1])).mean()
+    clipped = int((np.abs(audio) >= 32767 / 32768).sum())
+    measured = f"{level:.1f} dB, {clipped} samples, {flatness:.3f}"
+    return f"{name}: level, clipped, flatness", measured, f"flatness {noise:.2f} of white noise"
 
 
 def _table_html(table) -> str:
