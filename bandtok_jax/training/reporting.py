@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import uuid
 
 import numpy as np
 from tqdm import tqdm
@@ -138,11 +139,15 @@ def _start_wandb(config, folder: pathlib.Path):
         raise ValueError(
             "config.wandb_project is set but wandb is not installed: pip install 'bandtok-jax[wandb]'"
         ) from None
-    # The same id after a restart, so that one run stays one curve.
+    # The same id after a restart, so that one run stays one curve, and another one for another run of the same name.
+    identity = folder / "wandb" / "id"
+    if not identity.exists():
+        identity.parent.mkdir(parents=True, exist_ok=True)
+        identity.write_text(uuid.uuid4().hex[:8])
     return wandb.init(
         project=config.wandb_project,
         name=folder.name,
-        id=folder.name,
+        id=identity.read_text(),
         resume="allow",
         config=config.to_dict(),
         dir=folder,
