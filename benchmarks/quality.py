@@ -1,10 +1,13 @@
-"""How good a trained tokenizer and vocoder are on the validation tracks of a prepared folder, beside simple opponents.
+"""How good trained stages are on the validation tracks of a prepared folder, beside simple opponents.
 
     python benchmarks/quality.py --model=runs/tokenizer --vocoder=runs/vocoder --data=data/music [--seconds 20]
+    python benchmarks/quality.py --language-model=runs/lm
 
 Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain
 k-means of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an
-excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel.
+excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel. Language model: nats per token on
+all of the validation tokens that it was trained beside, cut into windows of the length of its training, each predicted
+from its own beginning; beside the unigrams of each row of the training tokens.
 """
 
 import argparse
@@ -16,19 +19,28 @@ from timing import emit
 import bandtok_jax
 from bandtok_jax.audio import spectral
 from bandtok_jax.corpus import Track, read_tracks
+from bandtok_jax.data_pipelines.crops import TokenCrop
+from bandtok_jax.data_pipelines.tokens import TokenSource
 from bandtok_jax.evaluation.baselines import k_means_mel_distance
+from bandtok_jax.interchange.model_folder import read_stages
 from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
 
 PICTURE_FRAMES = 128
+WINDOWS = 8  # in a batch
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model")
     parser.add_argument("--vocoder")
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data")
+    parser.add_argument("--language-model")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the vocoder's excerpts")
     flags = parser.parse_args()
+    if flags.language_model:
+        _language_model(flags.language_model)
+    if not flags.model:
+        return
     codec = bandtok_jax.load(flags.model, vocoder=flags.vocoder)
     tracks = read_tracks(flags.data, codec.sample_rate_hz)
     _tokenizer(codec, tracks["validation"], tracks["train"])
@@ -97,6 +109,33 @@ def _vocoder(codec, validation: list[Track], seconds: float) -> None:
         for opponent, value in means.items():
             emit(f"{opponent}_stft_distance", "", *[value] * 3, window=window)
         emit("vocoder_over_griffin_lim", "ratio", *[means["vocoder"] / means["griffin_lim"]] * 3, window=window)
+
+
+def _language_model(run: str) -> None:
+    stage = read_stages(run)["language_model"]
+    columns, source = stage.config.data.columns, TokenSource(stage.config.data.tokens, "validation")
+    windows = []
+    for record in map(source.__getitem__, range(len(source))):
+        for start in range(0, len(record["codes"]), columns):
+            codes = record["codes"][start : start + columns]
+            windows.append({**record, "codes": codes, "last": start + columns >= len(record["codes"])})
+    task, totals = stage.task, None
+    step, frozen = jax.jit(task.eval_step), task.load_frozen()
+    state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
+    empty = {**windows[0], "codes": windows[0]["codes"][:0], "last": False}
+    for first in range(0, len(windows), WINDOWS):
+        records = (windows[first : first + WINDOWS] + [empty] * WINDOWS)[:WINDOWS]
+        batch = TokenCrop(columns).batch(records, places=np.zeros(WINDOWS))
+        found = step(state, frozen, batch | {"ended": np.array([record["last"] for record in records])})
+        totals = found if totals is None else jax.tree.map(np.add, totals, found)
+    scores = task.combine(jax.device_get(totals), 1)
+    about = {
+        "rope": stage.config.model.rope,
+        "step": stage.step,
+        "tokens": int(totals["columns"]) * task.settings["rows"],
+    }
+    for name in ("cross_entropy", "unigram_cross_entropy", "unigram_gap", "end_accuracy"):
+        emit(f"language_model_{name}", "nats" if "end" not in name else "share", *[float(scores[name])] * 3, **about)
 
 
 if __name__ == "__main__":
