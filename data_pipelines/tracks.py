@@ -147,6 +147,16 @@ def _without_copies(tracks, left_out):
     return kept
 
 
+def _free_name(track, taken):
+    """The track's name; where another file has it, with as many of the folders above before it as make it different."""
+    name, above = track.name, os.path.dirname(track.path)
+    above = above.removesuffix(os.path.dirname(name)).rstrip(os.sep)  # of the source
+    while name in taken and taken[name].path != track.path:
+        above, folder = os.path.split(above)
+        name = f"{folder or 'other'}/{name}"
+    return name
+
+
 def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
     """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}).
 
@@ -158,9 +168,8 @@ def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
     for source in map(os.fspath, sources):
         for track in _found(source, validation_share, tfds_dir, others):
             keys = [track.name, os.path.basename(track.path)]
-            if track.name in tracks and tracks[track.name].path != track.path:  # the same name in two folders
-                name = f"{os.path.basename(os.path.abspath(source))}/{track.name}"
-                track = replace(track, name=name, split=split_by_hash(name, validation_share))
+            # The split stays that of the name within the source: it must not hang on which other sources there are.
+            track = replace(track, name=_free_name(track, tracks))
             if csv_path and track.example < 0:
                 keys.insert(0, os.path.relpath(track.path, beside).replace(os.sep, "/"))
             key = next((key for key in keys if key in rows), None)

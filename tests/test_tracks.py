@@ -13,7 +13,7 @@ from bandtok_jax.audio import loudness
 from bandtok_jax.data_pipelines.measurement import LoudnessMeter, Measurement
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
-from bandtok_jax.data_pipelines.tracks import split_by_hash
+from bandtok_jax.data_pipelines.tracks import find, split_by_hash
 from tests.music_files import RATE, make_music, reasons, run, sound
 
 
@@ -47,6 +47,19 @@ def test_more_tracks_move_none(tmp_path):
     share = np.mean([split_by_hash(name, 0.1) == "validation" for name in names])
     assert 0.08 < share < 0.12
     assert all(split_by_hash(name, 0.2) == "validation" for name in names if split_by_hash(name, 0.1) == "validation")
+
+
+def test_files_of_one_name_are_all_kept_and_keep_their_split(tmp_path):
+    folders = [tmp_path / f"cd{disc}" / "audio" for disc in (1, 2, 3)]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        for track in range(20):
+            (folder / f"{track:02d}.wav").write_bytes(bytes([number, track]) * (number + 1))
+    tracks, left_out, _ = find(folders)
+    assert len(tracks) == 60 and not left_out and len({track.name for track in tracks}) == 60
+    alone = {track.path: track.split for folder in folders for track in find([folder])[0]}
+    assert {track.path: track.split for track in tracks} == alone
+    assert {track.path: track.split for track in find(folders[::-1])[0]} == alone
 
 
 def test_streamed_loudness_equals_the_whole(tmp_path):
