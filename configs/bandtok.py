@@ -29,7 +29,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "feature_matching": 1.0,
             "adversarial_kind": "hinge",
             "adversarial_start": 0,
-            "discriminator_warmup": 0,
+            "discriminator_warmup": 1000,  # steps it learns alone, where a run starts from an export
         }
     )
     config.discriminator_optimizer = defaults.optimizer()

@@ -38,7 +38,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "adversarial_kind": "hinge",
             "adversarial_start": 0,
             "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all
-            "discriminator_warmup": 0,
+            "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
         }
     )
     config.optimizer.beta1 = 0.8

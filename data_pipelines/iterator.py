@@ -100,12 +100,14 @@ def create(data, *, split, batch_size, seed, process_index=0, process_count=1, s
 
 
 class EvaluationBatches:
-    """List-like: `len()`, `[i]` and iteration give the same batches at every call; made when they are asked for."""
+    """List-like: `len()`, `[i]` and iteration give the same batches, each this host's share, at every call; made when
+    they are asked for."""
 
-    def __init__(self, weighted, crop, batch_size, count):
+    def __init__(self, weighted, crop, batch_size, count, process_index, process_count):
         self._sources = [source for source, _ in weighted]
         self._crop = crop
-        self._pairs = mixture.spread(weighted, batch_size, count)
+        share = slice(process_index, batch_size, process_count)
+        self._pairs = [pairs[share] for pairs in mixture.spread(weighted, batch_size, count)]
 
     def __len__(self):
         return len(self._pairs)
@@ -117,7 +119,7 @@ class EvaluationBatches:
         return batch | {"index": np.array([record for _, record, _ in pairs])}
 
 
-def evaluation_batches(data, *, split="validation", batch_size, count):
+def evaluation_batches(data, *, split="validation", batch_size, count, process_index=0, process_count=1):
     """`count` batches from records spread evenly over a split, not augmented: the first crop of each, and where there
     are fewer records than that, further crops spread evenly over them."""
-    return EvaluationBatches(*_open(data, split), batch_size, count)
+    return EvaluationBatches(*_open(data, split), batch_size, count, process_index, process_count)

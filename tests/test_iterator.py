@@ -158,6 +158,15 @@ def test_evaluation_hears_every_track_and_repeats_itself(folder):
     )
 
 
+def test_hosts_share_the_evaluation(folder):
+    data, share = config(folder), dict(batch_size=4, count=2)
+    whole = iterator.evaluation_batches(data, **share)
+    hosts = [iterator.evaluation_batches(data, **share, process_index=i, process_count=2) for i in range(2)]
+    for number, batch in enumerate(whole):
+        parts = [host[number]["audio"] for host in hosts]
+        np.testing.assert_array_equal(np.stack(parts, axis=1).reshape(batch["audio"].shape), batch["audio"])
+
+
 def record(audio, **facts):
     return {"audio": audio, "sample_rate_hz": RATE, "caption": "", "mono_lufs": -20.0} | facts
 

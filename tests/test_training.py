@@ -126,6 +126,24 @@ def test_fine_tuning_from_an_export_trains_the_critic_first(straight, tmp_path):
         loop.train(tiny.config("vocoder", tmp_path), tmp_path / "other", init_from=tmp_path / "export")
 
 
+def test_a_step_to_start_from_brings_its_critic(straight):
+    run = straight("mel_tokenizer")
+    state = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))
+    fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    started = loop._start_from(run / "checkpoints" / "4", "mel_tokenizer", fresh)["discriminator"]["parameters"]
+    expected = checkpoint._load_part(run, 4, "training")["discriminator"]["parameters"]
+    jax.tree.map(np.testing.assert_array_equal, started, expected)
+
+
+def test_the_critics_wait_only_where_a_run_starts_without_them(straight, tmp_path):
+    run = straight("mel_tokenizer")
+    config = tiny.config("mel_tokenizer", run.parent, **{"loss.discriminator_warmup": "7"})
+    assert loop._settle(config, tmp_path, None, resumed=False).loss.discriminator_warmup == 0
+    assert loop._settle(config, tmp_path, run, resumed=False).loss.discriminator_warmup == 0
+    assert loop._settle(config, tmp_path, "an/export", resumed=False).loss.discriminator_warmup == 7
+    assert loop._settle(config, run, None, resumed=True).loss.discriminator_warmup == 0  # as the run was started
+
+
 def test_a_step_of_a_run_can_be_named(straight):
     run = straight("mel_tokenizer")
     first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in checkpoint.saved_steps(run))

@@ -73,7 +73,7 @@ def create(name: str, seed: int = 0) -> Codec:
 
 def read_stages(path: str) -> dict[str, Stage]:
     """The stages in a run or export folder by their names, each checked against its own config."""
-    path, step = _split_step(os.fspath(path))
+    path, step = split_step(path)
     config_file = os.path.join(path, "config.json")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
@@ -138,8 +138,9 @@ def _read_export(path: str, content: dict) -> list[Stage]:
     return stages
 
 
-def _split_step(path: str) -> tuple[str, int | None]:
+def split_step(path: str) -> tuple[str, int | None]:
     """`RUN/checkpoints/STEP` -> the run and the step; any other folder as it is."""
+    path = os.fspath(path)
     folder, step = os.path.split(path.rstrip(os.sep))
     run, checkpoints = os.path.split(folder)
     return (run, int(step)) if checkpoints == "checkpoints" and step.isdigit() else (path, None)

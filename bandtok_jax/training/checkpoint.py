@@ -131,19 +131,20 @@ def _load_part(run, step: int | None, part: str):
         return jax.tree.map(np.asarray, orbax.load_checkpointables(step, {part: abstract})[part])
 
 
-def load_start(run, state):
+def load_start(run, state, step: int | None = None):
     """`state` with the weights of another run in place of its own; the optimizers start afresh.
 
     Args:
       run: a run folder; its discriminator comes along.
       state: a fresh state, on the host.
+      step: of the checkpoint; the latest where it is None.
 
     Raises:
       ValueError: the weights belong to another model or another size.
     """
-    started = with_weights(state, "model", load_weights(run)["model"], run)
+    started = with_weights(state, "model", load_weights(run, step)["model"], run)
     if "discriminator" in state:
-        started = with_weights(started, "discriminator", _load_part(run, None, "training")["discriminator"], run)
+        started = with_weights(started, "discriminator", _load_part(run, step, "training")["discriminator"], run)
     return started
 
 

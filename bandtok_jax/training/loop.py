@@ -18,6 +18,8 @@ from bandtok_jax.training import sharding
 from bandtok_jax.training.checkpoint import Checkpoints, load_start, saved_steps, with_weights
 from bandtok_jax.training.reporting import Reporter
 
+STEPS_AHEAD = 2  # that the loop may hand to the device before it waits; else time for data would hide behind steps
+
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
     "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
@@ -82,7 +84,11 @@ def train(config, workdir, *, init_from: str | None = None, overfit_one_batch: b
         else:
             evaluation = list(
                 iterator.evaluation_batches(
-                    config.data, split="validation", batch_size=config.batch_size, count=config.evaluation_batches
+                    config.data,
+                    split="validation",
+                    batch_size=config.batch_size,
+                    count=config.evaluation_batches,
+                    **process,
                 )
             )
         if first_step == 0 and init_from:
@@ -149,6 +155,8 @@ def train(config, workdir, *, init_from: str | None = None, overfit_one_batch: b
                 state, metrics = train_step(state, frozen, batch, step - 1)
                 pending.append((step, metrics))
                 last = step == config.total_steps
+                if len(pending) > STEPS_AHEAD:
+                    jax.block_until_ready(pending[-1 - STEPS_AHEAD][1])
                 if not last and not overfit_one_batch:
                     with clock.waiting():
                         batch = put(next(batches))
@@ -184,8 +192,12 @@ def _settle(config, workdir: pathlib.Path, init_from, *, resumed: bool):
       ValueError: they differ in what makes a run what it is.
     """
     config = config.copy_and_resolve_references()
+    if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
+        config.loss.discriminator_warmup = 0  # both players start together, or both are there
     if resumed:
         stored = experiment.read_config(workdir)
+        if "discriminator_warmup" in config.loss:
+            config.loss.discriminator_warmup = stored.loss.discriminator_warmup
         for name in stored:
             # Through JSON, tuples become lists: compare what is written.
             if name not in _MAY_CHANGE and experiment.plain(stored[name]) != experiment.plain(config.get(name)):
@@ -195,21 +207,23 @@ def _settle(config, workdir: pathlib.Path, init_from, *, resumed: bool):
                     "give the same configuration, or another --workdir"
                 )
         config.tokenizer_hash = stored.get("tokenizer_hash", "")
-        if "discriminator_warmup" in stored.loss:
-            config.loss.discriminator_warmup = stored.loss.discriminator_warmup
-    elif "discriminator_warmup" in config.loss and (not init_from or saved_steps(init_from)):
-        config.loss.discriminator_warmup = 0  # both players start together, or both are there
     return config.lock()
 
 
 def _start_from(origin: str, task: str, state):
     """A fresh state with the weights of a run, its discriminator included, or of an export, which holds none."""
-    if saved_steps(origin):
-        return load_start(origin, state)
+    if _has_discriminator(origin):
+        run, step = model_folder.split_step(origin)
+        return load_start(run, state, step)
     stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
     if name not in stages:
         raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
     return with_weights(state, "model", stages[name].weights, origin)
+
+
+def _has_discriminator(origin: str) -> bool:
+    """Whether these weights to start from are a run's, or one of its steps: an export has the generator alone."""
+    return bool(saved_steps(model_folder.split_step(origin)[0]))
 
 
 def _record_tokenizer(config, task):
