@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.best_metric = "loss"  # of the evaluation; the checkpoint with its lowest value is kept
     config.tokenizer = ""  # run or export folder of an earlier stage, where the task needs one
     config.tokenizer_hash = ""  # of its weights; written by the run
-    config.vocoder = ""
+    config.vocoder = ""  # of a tokenizer: what its samples are played by
+    config.vocoder_hash = ""
     config.wandb_project = ""  # set: also log to Weights & Biases
 
     config.data = ConfigDict()

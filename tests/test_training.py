@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 import bandtok_jax
 from bandtok_jax import experiment, tasks
@@ -80,7 +81,25 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
     lines = read_metrics(run)
     assert {0, 4, 8} <= {line["step"] for line in lines if "evaluation/mel_distance" in line}
     assert all(name in lines[-2] for name in ("train/loss", "train/audio_seconds_per_second", "train/data_wait_share"))
-    assert (run / "samples" / "0" / "0.png").stat().st_size > 1000
+    assert (run / "samples" / "0" / "0_mel.png").stat().st_size > 1000
+    for name in ("0_original.wav", "0_reconstruction.wav"):
+        audio, rate = soundfile.read(run / "samples" / "8" / name)
+        assert rate == 44100 and len(audio) == 16384 and np.isfinite(audio).all() and audio.std() > 1e-3
+
+
+def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
+    vocoder = straight("vocoder")
+    made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_stages)
+    state, batch = jax.jit(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    frozen = made.load_frozen()
+    shown = made.summaries(state, frozen, batch)
+    apply = made.vocoder.network.apply
+    expected = apply(*(frozen["vocoder"][n] for n in ("parameters", "buffers")), shown["1/mel/reconstruction"][1][None])
+    np.testing.assert_allclose(shown["1/reconstruction"][1], expected[0], rtol=1e-4, atol=1e-5)
+    assert loop._record_stages(made.config, made).vocoder_hash == made.vocoder.weight_hash
+    with pytest.raises(ValueError, match="holds no vocoder: give the vocoder's run"):
+        wrong = tiny.config("mel_tokenizer", tmp_path, vocoder=str(straight("mel_tokenizer")))
+        tasks.create(wrong, model_folder.read_stages).load_frozen()
 
 
 def test_a_complete_run_stops_at_once(straight):

@@ -27,6 +27,7 @@ from bandtok_jax.audio.mel_bands import (
 CHUNK_FRAMES = 128
 # On a CPU the filters are applied in groups, each to the bins that it touches: a dense product is 94 % zeros.
 MEL_GROUPS = 8
+LOG_MEL_UNIT = "log-mel (nats)"  # for pictures
 GRIFFIN_LIM_MOMENTUM = 0.99  # Perraudin et al. 2013, as in librosa.
 NONNEGATIVE_STEPS = 64  # our choice
 

@@ -2,13 +2,18 @@
 
 import numpy as np
 
+from bandtok_jax.audio.spectral import LOG_MEL_UNIT
 
-def mel_picture(path, pictures: dict[str, np.ndarray], *, hop_seconds: float | None = None) -> None:
-    """Draws log-mels `[T, M]` one below the other, on one colour scale, low bands at the bottom.
+
+def panels(
+    path, pictures: dict[str, np.ndarray], *, unit: str = LOG_MEL_UNIT, hop_seconds: float | None = None
+) -> None:
+    """Draws pictures `[T, M]` such as log-mels one below the other, on one colour scale, low bands at the bottom.
 
     Args:
       path: of the PNG or SVG file, or a file object.
-      pictures: title -> log-mel in nats.
+      pictures: title -> values.
+      unit: of the values.
       hop_seconds: seconds a frame, for the time axis; frames where it is None.
     """
     from matplotlib.figure import Figure  # slow to import, and only pictures need it
@@ -24,9 +29,9 @@ def mel_picture(path, pictures: dict[str, np.ndarray], *, hop_seconds: float | N
             picture.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, end, 0, M)
         )
         axis.set_title(title, fontsize=9, loc="left")
-        axis.set_ylabel("mel bin")
+        axis.set_ylabel("mel bin" if unit == LOG_MEL_UNIT else "row")
     axes[-1].set_xlabel("seconds" if hop_seconds else "frames")
-    figure.colorbar(drawn, ax=list(axes), label="log-mel (nats)", shrink=0.8)
+    figure.colorbar(drawn, ax=list(axes), label=unit, shrink=0.8)
     figure.savefig(path, dpi=100)
 
 

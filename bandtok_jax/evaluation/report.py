@@ -51,7 +51,7 @@ def write_report(runs, data: str, output, generated=()) -> list[tuple[str, str, 
         log_mel = np.asarray(spectral.log_mel(audio.mean(0), codec.stages["tokenizer"].mel))
         body += [
             _player(path.name, audio.mean(0), rate),
-            _picture(lambda f: plots.mel_picture(f, {path.name: log_mel})),
+            _picture(lambda f: plots.panels(f, {path.name: log_mel})),
         ]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(
@@ -170,7 +170,7 @@ def _piece_html(codec, audio: np.ndarray) -> list[str]:
     seconds = mel.hop_samples / rate
     return [
         *(_player(name, sound, rate) for name, sound in sounds.items()),
-        _picture(lambda f: plots.mel_picture(f, pictures, hop_seconds=seconds)),
+        _picture(lambda f: plots.panels(f, pictures, hop_seconds=seconds)),
         _picture(lambda f: plots.token_grid(f, codes, codec.row_edges_hz, codec.columns_per_second)),
     ]
 

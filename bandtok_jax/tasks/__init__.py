@@ -5,7 +5,7 @@ A task has
   `warm_start(state, frozen, batches, key) -> state`, what must look at data before step 0 (k-means);
   `train_step(state, frozen, batch, key, **phase(step)) -> (state, metrics)`;
   `eval_step(state, frozen, batch) -> metrics`;
-  `summaries(state, frozen, batch) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M])}`;
+  `summaries(state, frozen, batch) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M], unit)}`;
   `combine(totals, batches)`, evaluation metrics from summed `eval_step`s, and `warnings` about them;
   `load_frozen() -> frozen`, the weights of earlier stages, an argument of every step and never a constant of it;
   `network`, the model that is exported, and `SHARDING`, an ordered table regex -> PartitionSpec of its weights.
@@ -31,17 +31,22 @@ class Task:
 
     @functools.cached_property
     def tokenizer(self):
-        """The stage (network and weights) that `config.tokenizer` names.
+        """The stage (network and weights) that `config.tokenizer` names."""
+        return self._stage("tokenizer")
 
-        Raises:
-          ValueError: the folder holds no tokenizer, or no weights.
-        """
-        stages = self._read_stages(self.config.tokenizer)
-        if "tokenizer" not in stages:
+    @functools.cached_property
+    def vocoder(self):
+        """The stage that `config.vocoder` names."""
+        return self._stage("vocoder")
+
+    def _stage(self, name: str):
+        """Raises ValueError where the folder holds no such stage, or no weights."""
+        stages = self._read_stages(self.config[name])
+        if name not in stages:
             raise ValueError(
-                f"config.tokenizer {self.config.tokenizer} holds no tokenizer: give the tokenizer's run or an export"
+                f"config.{name} {self.config[name]} holds no {name}: give the {name}'s run, or an export with one"
             )
-        return stages["tokenizer"]
+        return stages[name]
 
     @property
     def tokenizer_hash(self) -> str:

@@ -4,17 +4,21 @@ Both players take their gradients at the same old weights (the discriminator jud
 generator is updated with), so the generator runs once a step and micro-batches add up exactly.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from bandtok_jax.audio.spectral import MelDefinition, log_mel
+from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
 from bandtok_jax.layers import quantization
 from bandtok_jax.losses import adversarial
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
 from bandtok_jax.tasks import Task, player
+
+EXAMPLES_SHOWN, GRIFFIN_LIM_ROUNDS = 2, 16  # of the samples; our choice
 
 
 class MelTokenizer(Task):
@@ -162,22 +166,55 @@ class MelTokenizer(Task):
         return metrics
 
     def warnings(self, scores):
-        use = scores["codebook_use"]
-        tokens = self.config.evaluation_batches * self.config.batch_size * self.config.data.clip_samples / 4096 * 16
+        use, columns = scores["codebook_use"], self.config.data.clip_samples / self.mel.hop_samples
+        columns /= self.network.attribute("frames_per_column")
+        tokens = self.config.evaluation_batches * self.config.batch_size * columns * self.network.attribute("rows")
         # With few tokens even a healthy codebook is not seen whole: at most tokens / K of it.
         if use < 0.5 * min(1.0, tokens / self.config.model.codes):
             return [f"the codebook collapses: only {use:.0%} of its codes are in use"]
         return []
 
+    def load_frozen(self):
+        """The vocoder that the samples are played by, where the config names one."""
+        if not self.config.vocoder:
+            return {}
+        if self.vocoder.mel != self.mel:
+            raise ValueError(
+                f"config.vocoder hears {self.vocoder.mel}, this tokenizer writes {self.mel}: give one of the same mel"
+            )
+        return {"vocoder": dict(self.vocoder.weights)}
+
     def summaries(self, state, frozen, batch):
-        model = state["model"]
-        picture = log_mel(batch["audio"], self.mel)
-        reconstruction, codes, _ = self.network.apply(player.evaluation_parameters(model), model["buffers"], picture)
-        pictures = {}
-        for i in range(min(2, picture.shape[0])):
-            pictures[f"{i}/original"] = ("image", picture[i])
-            pictures[f"{i}/reconstruction"] = ("image", reconstruction[i])
-        return pictures
+        """Sound and mel of the first two examples, and of what the tokenizer keeps of them.
+
+        The reconstruction is played by `config.vocoder`, or by Griffin-Lim where there is none.
+        """
+        shown = {}
+        originals = batch["audio"][:EXAMPLES_SHOWN]
+        pictures = jax.jit(log_mel, static_argnums=1)(originals, self.mel)
+        reconstructions, sounds = self._show(state["model"], frozen, pictures)
+        for i in range(len(originals)):
+            shown[f"{i}/original"] = ("audio", originals[i], self.mel.sample_rate_hz)
+            shown[f"{i}/reconstruction"] = ("audio", sounds[i], self.mel.sample_rate_hz)
+            shown[f"{i}/mel/original"] = ("image", pictures[i], LOG_MEL_UNIT)
+            shown[f"{i}/mel/reconstruction"] = ("image", reconstructions[i], LOG_MEL_UNIT)
+        return shown
+
+    @functools.cached_property
+    def _show(self):
+        """Pictures `[B, T, M]` -> their reconstructions, and these as sound `[B, S]`."""
+
+        def show(model, frozen, pictures):
+            parameters = player.evaluation_parameters(model)
+            reconstructions, _, _ = self.network.apply(parameters, model["buffers"], pictures)
+            if "vocoder" in frozen:
+                weights = frozen["vocoder"]
+                apply = self.vocoder.network.apply
+                return reconstructions, apply(weights["parameters"], weights["buffers"], reconstructions)
+            play = lambda picture: griffin_lim(picture, self.mel, GRIFFIN_LIM_ROUNDS)
+            return reconstructions, jax.vmap(play)(reconstructions)
+
+        return jax.jit(show)
 
 
 def _perplexity(counts):

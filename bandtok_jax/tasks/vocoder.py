@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from bandtok_jax.audio.spectral import MelDefinition, log_mel
+from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.vocos import Vocos
@@ -184,5 +184,5 @@ class Vocoder(Task):
         for i in range(min(2, len(batch["audio"]))):
             for name, audio in sounds.items():
                 shown[f"{i}/{name}"] = ("audio", audio[i], self.mel.sample_rate_hz)
-                shown[f"{i}/mel/{name}"] = ("image", log_mel(audio[i], self.mel))
+                shown[f"{i}/mel/{name}"] = ("image", log_mel(audio[i], self.mel), LOG_MEL_UNIT)
         return shown

@@ -23,7 +23,7 @@ STEPS_AHEAD = 2  # that the loop may hand to the device before it waits; else ti
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
     "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
-    "wandb_project", "mesh", "data", "tokenizer_hash",
+    "wandb_project", "mesh", "data", "tokenizer_hash", "vocoder", "vocoder_hash",
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def train(config, workdir, *, init_from: str | None = None, overfit_one_batch: b
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric)
     config = _settle(config, workdir, init_from, resumed=checkpoints.latest is not None)
     task = tasks.create(config, model_folder.read_stages)
-    config = _record_tokenizer(config, task)
+    config = _record_stages(config, task)
     key = jax.random.key(config.seed)
     batch_layout, whole = sharding.batch_sharding(mesh), NamedSharding(mesh, P())
 
@@ -226,8 +226,8 @@ def _has_discriminator(origin: str) -> bool:
     return bool(saved_steps(model_folder.split_step(origin)[0]))
 
 
-def _record_tokenizer(config, task):
-    """The configuration with the weight hash of the tokenizer that the task builds on.
+def _record_stages(config, task):
+    """The configuration with the weight hashes of the stages that the task builds on.
 
     Raises:
       ValueError: the run was started on another one.
@@ -239,6 +239,7 @@ def _record_tokenizer(config, task):
         )
     with config.unlocked():
         config.tokenizer_hash = task.tokenizer_hash
+        config.vocoder_hash = task.vocoder.weight_hash if config.vocoder else ""
     return config
 
 

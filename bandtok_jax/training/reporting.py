@@ -74,11 +74,11 @@ class Reporter:
                     self._wandb.log({name: wandb.Audio(audio, sample_rate=rate)}, step=step)
             else:
                 group, _, title = name.rpartition("/")
-                pictures.setdefault(group, {})[title] = np.asarray(value[0])
-        for group, panels in pictures.items():
+                pictures.setdefault((group, value[1]), {})[title] = np.asarray(value[0])
+        for (group, unit), panels in pictures.items():
             path = folder / f"{group.replace('/', '_')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            plots.mel_picture(path, panels)
+            plots.panels(path, panels, unit=unit)
             image = _pixels(path)
             self._tensorboard.add_image(group, image, step, dataformats="HWC")
             if self._wandb:
