@@ -46,7 +46,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.total_steps, config.batch_size = 800, 8
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
-        config.discriminator = ConfigDict({"width": 8, "scales": 2})
+        config.discriminator = ConfigDict(
+            {"width": 8, "scales": 2, "normalisation": "none"}
+        )  # too few steps to need it
         config.loss.adversarial_start = 650
         # Few steps: the codebook must follow the encoder faster than in a long run.
         config.codebook.decay, config.codebook.restart_share = 0.95, 0.2
@@ -55,7 +57,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.dtype = "bfloat16"
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
         config.data.clip_samples, config.data.workers = 65536, 8
-        config.discriminator = ConfigDict({"width": 64 if variant == "base" else 32, "scales": 3})
+        width = 64 if variant == "base" else 32
+        config.discriminator = ConfigDict({"width": width, "scales": 3, "normalisation": "group"})
         config.loss.adversarial_start = 10_000
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 2e-4
     return config.lock()

@@ -58,7 +58,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "period_channels": (32, 128, 512, 1024, 1024),
             "windows": (2048, 1024, 512),
             "spectrum_channels": 32,
-            "normalisation": "none",
+            "normalisation": "weight",
         }
     )
     if variant == "tiny":
@@ -70,6 +70,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.discriminator.update(
             {"periods": (2, 3, 5), "period_channels": (4, 16, 64, 128, 128), "windows": (1024,), "spectrum_channels": 8}
         )
+        config.discriminator.normalisation = "none"  # too few steps to need it
         config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
         config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
     else:

@@ -10,6 +10,7 @@ from bandtok_jax.layers.image import patchify, unpatchify
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
+from bandtok_jax.training import sharding
 
 SHAPES = {
     "one patch a cell": dict(patch=8, channels=(8,), blocks=1, middle_blocks=1),
@@ -90,8 +91,9 @@ def test_a_picture_of_another_size_is_refused():
         network.apply(parameters, buffers, jnp.zeros((1, 30, 32)), method="encode")
 
 
-def test_a_critic_judges_each_picture_by_itself():
-    network = Network(lambda rngs: MultiScalePatchGAN(width=4, scales=3, rngs=rngs))
+@pytest.mark.parametrize("normalisation", ["none", "group"])
+def test_a_critic_judges_each_picture_by_itself(normalisation):
+    network = Network(lambda rngs: MultiScalePatchGAN(width=4, scales=3, normalisation=normalisation, rngs=rngs))
     parameters, buffers = network.init(jax.random.key(0))
     pictures = jnp.concatenate([_picture(64, seed) for seed in range(3)])
     together, features = network.apply(parameters, buffers, pictures)
@@ -100,3 +102,5 @@ def test_a_critic_judges_each_picture_by_itself():
     assert [len(maps) for maps in features] == [4, 4, 4]
     for one, other in zip(together, alone):
         np.testing.assert_allclose(one[1:2], other, atol=1e-5)
+    names = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    assert any("norms" in name for name in names) == (normalisation == "group")
