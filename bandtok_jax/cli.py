@@ -266,6 +266,8 @@ def _decode(flags):
     from bandtok_jax import files
 
     target = flags.output or os.path.splitext(flags.codes)[0] + ".wav"
+    if not flags.output and os.path.exists(target):
+        raise ValueError(f"{target} exists, perhaps as the original: say where to write with -o FILE")
     header, clipped = files.decode(_load(flags), flags.codes, target)
     print(f"{target}: {header.samples / header.sample_rate_hz:.2f} s at {header.sample_rate_hz} Hz{_clipped(clipped)}")
 

@@ -33,7 +33,12 @@ class Comparison:
 
 
 def encode(codec: Codec, source: str, target: str) -> container.Header:
-    """Encodes a sound file to a `.bt` file; returns what the file says about itself."""
+    """Encodes a sound file to a `.bt` file; returns what the file says about itself.
+
+    Raises:
+      ValueError: the source is no sound, or is the target.
+    """
+    _refuse_overwriting(source, target)
     with _naming(source), container.Writer(target, codec.header) as writer:
         sound = _Counted(_listen(codec, source))
         for codes in codec.encode_stream(sound):
@@ -63,7 +68,12 @@ def decode(codec: Codec, source: str, target: str) -> tuple[container.Header, in
 
 
 def reconstruct(codec: Codec, source: str, target: str) -> Comparison:
-    """Sound to codes to sound, and how far the result is from the original."""
+    """Sound to codes to sound, and how far the result is from the original.
+
+    Raises:
+      ValueError: the source is no sound, or is the target.
+    """
+    _refuse_overwriting(source, target)
     size = COMPARISON_SAMPLES
     mel = jax.jit(lambda audio: spectral.log_mel(audio, codec.mel))
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
@@ -110,6 +120,8 @@ def generate(
         raise ValueError(
             f"{target}: cannot write {ending or 'a file without ending'}; use .bt, {', '.join(waveform.SUBTYPES)}"
         )
+    if beginning and count == 1:
+        _refuse_overwriting(beginning, target)
     codec.require("language_model")
     if ending != ".bt":
         codec.require("vocoder")
@@ -156,6 +168,11 @@ def _progress(blocks: Iterable[np.ndarray], samples: int, sample_rate_hz: int) -
         for block in blocks:
             yield block
             bar.update(len(block) / sample_rate_hz)
+
+
+def _refuse_overwriting(source: str, target: str) -> None:
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+        raise ValueError(f"{target} is the original itself, which would be lost: write to another file")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Sound in and out, loudness and spectra, against librosa, pyloudnorm and closed forms."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,30 @@ def test_clipping_is_counted_and_never_wraps(tmp_path):
         waveform.write(path, np.array([np.nan]), RATE_HZ)
     with pytest.raises(ValueError, match=r"\.wav"):
         waveform.write(tmp_path / "sound.xyz", np.zeros(9), RATE_HZ)
+
+
+@pytest.mark.parametrize("ending", list(waveform.SUBTYPES))
+def test_an_error_leaves_the_older_file(tmp_path, ending):
+    path = tmp_path / f"sound{ending}"
+    path.write_bytes(b"older")
+    with pytest.raises(ValueError, match="NaN"):
+        with waveform.Writer(path, RATE_HZ, 1) as writer:
+            writer.write(sounds()[:1])
+            writer.write(np.array([np.nan]))
+    with pytest.raises(ValueError, match=f"sound{ending}: cannot write 2000 channels"):
+        waveform.Writer(path, RATE_HZ, 2_000)
+    assert path.read_bytes() == b"older" and os.listdir(tmp_path) == [path.name]
+    (tmp_path / f"link{ending}").symlink_to(path)
+    waveform.write(tmp_path / f"link{ending}", sounds()[0], RATE_HZ)
+    assert (tmp_path / f"link{ending}").is_symlink() and waveform.probe(path)[2] > 0
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "folder.wav").mkdir()
+    for path in (tmp_path / "none" / "sound.wav", tmp_path / "folder.wav"):
+        with pytest.raises(OSError) as error:
+            waveform.write(path, sounds()[0], RATE_HZ)
+        assert error.value.filename == str(path)
 
 
 def test_files_that_are_no_sound(tmp_path):

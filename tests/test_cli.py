@@ -175,6 +175,21 @@ def test_mistakes_with_files(model, song, tmp_path, capsys):
     assert not [name for name in os.listdir(tmp_path) if "partial" in name or name in ("a.wav", "nan.bt", "empty.bt")]
 
 
+def test_no_mistake_costs_a_file(model, song, tmp_path, capsys):
+    own, keep, codes = (str(tmp_path / name) for name in ("own.wav", "keep.wav", "own.bt"))
+    soundfile.write(own, np.full(9_000, 0.1), RATE)
+    soundfile.write(keep, np.full(9_000, np.nan), RATE, subtype="FLOAT")
+    assert cli.main(["encode", own, f"--model={model}"]) == 0
+    before = {path: open(path, "rb").read() for path in (own, keep, codes)}
+    capsys.readouterr()
+    assert "the original itself" in failure(capsys, "reconstruct", own, f"--model={model}", "-o", own)
+    assert "the original itself" in failure(capsys, "encode", own, f"--model={model}", "-o", own)
+    assert "no such file" in failure(capsys, "reconstruct", f"{tmp_path}/no.wav", f"--model={model}", "-o", keep)
+    assert "NaN" in failure(capsys, "reconstruct", keep, f"--model={model}", "-o", own)
+    assert "-o FILE" in failure(capsys, "decode", codes, f"--model={model}")
+    assert {path: open(path, "rb").read() for path in before} == before and len(os.listdir(tmp_path)) == 3
+
+
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setenv("BANDTOK_DEBUG", "1")
     with pytest.raises(ValueError, match="no such folder"):

@@ -106,6 +106,9 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         container.write(tmp_path / "a.bt", random_codes(2, 5, 1000), HEADER, 4096)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError) as missing:
+        container.Writer(tmp_path / "none" / "a.bt", HEADER)
+    assert missing.value.filename == str(tmp_path / "none" / "a.bt")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from bandtok_jax import partial_file
+
 LOWEST_RATE_HZ = 8_000
 HIGHEST_RATE_HZ = 192_000
 MOST_CHANNELS = 8
@@ -69,12 +71,19 @@ def read(path) -> tuple[np.ndarray, int]:
 class Writer:
     """Writes sound block by block: 16 bit for .wav and .flac, compressed for .ogg and .mp3.
 
+    The file appears under its name only when `close` has been called. Use as a context manager: an exception leaves
+    what was there before.
+
     Args:
       path: its ending chooses the format.
       sample_rate_hz: rate of the blocks.
       channels: channels of every block.
 
     What lies beyond full scale is clipped, never wrapped, and counted in `clipped_samples`.
+
+    Raises:
+      ValueError: another ending, or a format that cannot hold this rate or number of channels.
+      OSError: naming `path`, which cannot be written.
     """
 
     def __init__(self, path, sample_rate_hz: int, channels: int):
@@ -84,13 +93,17 @@ class Writer:
         self.clipped_samples = 0
         self._channels = channels
         self._integers = SUBTYPES[ending] == "PCM_16"
+        self._path, self._partial = path, partial_file.begin(path)
         try:
-            self._file = soundfile.SoundFile(path, "w", int(sample_rate_hz), channels, SUBTYPES[ending])
-        except soundfile.LibsndfileError as error:
-            reason = error.error_string.strip().rstrip(".")
+            # The format is named, because the name of the partial file does not tell it.
+            self._file = soundfile.SoundFile(
+                self._partial, "w", int(sample_rate_hz), channels, SUBTYPES[ending], format=ending[1:].upper()
+            )
+        except (soundfile.LibsndfileError, ValueError) as error:
+            os.remove(self._partial)
+            reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
             raise ValueError(
-                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz there ({reason});"
-                " choose an existing folder, or .wav"
+                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz ({reason}); choose .wav"
             ) from error
 
     def write(self, block: np.ndarray) -> None:
@@ -109,13 +122,22 @@ class Writer:
             self._file.write(frames[start : start + WRITE_BLOCK_SAMPLES])
 
     def close(self) -> None:
+        """Completes the file and gives it its name."""
         self._file.close()
+        partial_file.finish(self._partial, self._path)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self.close()
+            else:
+                self._file.close()
+        finally:
+            if os.path.exists(self._partial):
+                os.remove(self._partial)
 
 
 def write(path, audio: np.ndarray, sample_rate_hz: int) -> int:

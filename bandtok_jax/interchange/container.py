@@ -18,6 +18,8 @@ import zlib
 
 import numpy as np
 
+from bandtok_jax import partial_file
+
 # The first byte is no ASCII and the line ends differ, so that a transfer as text shows (the PNG specification's idea).
 MAGIC = b"\x89BT\r\n\x1a\n"
 VERSION = 1
@@ -72,6 +74,10 @@ class Writer:
     """Writes codes as they come; the file appears under its name only when `finish` has been called.
 
     Use as a context manager: leaving it without `finish` (an exception, an interruption) leaves no file behind.
+
+    Raises:
+      ValueError: an impossible header.
+      OSError: naming `path`, which cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, header: Header):
@@ -79,7 +85,7 @@ class Writer:
         if problem:
             raise ValueError(f"{path}: {problem}")
         self._path, self._header = os.fspath(path), header
-        self._partial = f"{self._path}.partial-{os.getpid()}"
+        self._partial = partial_file.begin(self._path)
         self._file = open(self._partial, "wb")
         self._file.write(bytes(HEADER_BYTES))
         self._rest = np.zeros(0, np.uint32)
@@ -105,7 +111,7 @@ class Writer:
         self._file.seek(0)
         self._file.write(_encode_header(header, self._checksum))
         self._file.close()
-        os.replace(self._partial, self._path)
+        partial_file.finish(self._partial, self._path)
         return header
 
     def _put(self, flat: np.ndarray) -> None:

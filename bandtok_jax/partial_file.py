@@ -1,0 +1,29 @@
+"""Files that appear under their name only when they are whole; until then an older file of that name stays."""
+
+import errno
+import os
+
+
+def begin(path: str | os.PathLike) -> str:
+    """Makes an empty file beside `path`, to be filled, then given to `finish` or deleted; returns its name.
+
+    Raises:
+      OSError: naming `path`: it is a folder, or neither it nor its folder may be written.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    # A link stays one: what it points to is replaced.
+    partial = f"{os.path.realpath(path)}.partial-{os.getpid()}"
+    try:
+        open(partial, "wb").close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    return partial
+
+
+def finish(partial: str, path: str | os.PathLike) -> None:
+    """Gives the whole file `partial` its name, in place of what had it."""
+    os.replace(partial, os.path.realpath(path))
