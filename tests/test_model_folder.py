@@ -42,6 +42,7 @@ def run(tmp_path_factory):
     experiment.write_config(config, folder)
     (folder / "metrics.jsonl").write_text(
         '{"step": 5, "evaluation/mel_distance": 0.75}\n{"step": 7, "train/loss": 2.0}\n'
+        '{"step": 9, "evaluation/mel_distance": 0.25}\n{"step": 11, "evalu'  # later than the checkpoint, and cut off
     )
     return folder
 

@@ -106,7 +106,7 @@ def save(codec: Codec, output: str) -> None:
         raise ValueError(f"{output} is not empty and holds no export: choose a new folder")
     os.makedirs(output, exist_ok=True)
     cards = {
-        name: dict(stage.card) or {"scores": _last_scores(stage.origin), "data": model_card.describe_data(stage.config)}
+        name: dict(stage.card) or {"scores": _last_scores(stage), "data": model_card.describe_data(stage.config)}
         for name, stage in codec.stages.items()
     }
     content = {"export_version": EXPORT_VERSION, "weight_hash": codec.weight_hash, "stages": {}}
@@ -160,15 +160,14 @@ def _read_run(path: str, step: int | None) -> Stage:
     )
 
 
-def _last_scores(path: str) -> dict[str, float]:
-    """The last value of every `evaluation/...` metric of a run."""
+def _last_scores(stage: Stage) -> dict[str, float]:
+    """The last value of every `evaluation/...` metric of a run up to the step of its stage."""
+    from bandtok_jax.training import reporting
+
     scores: dict[str, float] = {}
-    metrics_file = os.path.join(path, "metrics.jsonl")
-    if os.path.isfile(metrics_file):
-        with open(metrics_file) as file:
-            for line in file:
-                found = json.loads(line)
-                scores |= {k.removeprefix("evaluation/"): v for k, v in found.items() if k.startswith("evaluation/")}
+    for line in reporting.read_metrics(split_step(stage.origin)[0]):
+        if line["step"] <= stage.step:
+            scores |= {k.removeprefix("evaluation/"): v for k, v in line.items() if k.startswith("evaluation/")}
     return scores
 
 
