@@ -90,6 +90,15 @@ def test_missing_and_wrong_folders(run, export, tmp_path):
         bandtok_jax.load(tmp_path / "run")
 
 
+def test_a_task_that_is_not_known_is_named(export, tmp_path):
+    shutil.copytree(export, tmp_path / "other")
+    content = json.loads((tmp_path / "other" / "config.json").read_text())
+    content["stages"]["tokenizer"]["config"]["task"] = "singer"
+    (tmp_path / "other" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="other: the task .* is 'singer'; it must be one of mel_tokenizer"):
+        bandtok_jax.load(tmp_path / "other")
+
+
 def test_weights_of_another_size_name_the_leaf(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     content = json.loads((tmp_path / "other" / "config.json").read_text())

@@ -40,8 +40,18 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Which part of a codec it is: "tokenizer", "vocoder" or "language_model"."""
-        return STAGE_OF_TASK[self.config.task]
+        """Which part of a codec it is: "tokenizer", "vocoder" or "language_model".
+
+        Raises:
+          ValueError: no stage of a codec is trained by the task that the config names.
+        """
+        task = self.config.get("task")
+        if task not in STAGE_OF_TASK:
+            raise ValueError(
+                f"{self.origin}: the task in config.json is {task!r}; it must be one of {', '.join(STAGE_OF_TASK)}: "
+                "copy config.json again from its run or export, or upgrade bandtok-jax"
+            )
+        return STAGE_OF_TASK[task]
 
     @functools.cached_property
     def weight_hash(self) -> str:
