@@ -1,6 +1,7 @@
 """The training loop: it learns, resumes to the bit, refuses what does not fit, and survives what goes wrong."""
 
 import json
+import os
 import resource
 import time
 
@@ -119,6 +120,30 @@ def test_a_checkpoint_of_another_size_is_refused(straight, tmp_path):
     config = tiny.config("mel_tokenizer", tmp_path, **{"model.code_width": "4"})
     with pytest.raises(ValueError, match=r"decoder_in/kernel of the model is .* this config has .*same model and size"):
         loop.train(config, tmp_path / "run", init_from=straight("mel_tokenizer"))
+
+
+def _small_state(width):
+    model = {"parameters": {"kernel": np.ones((width, 300))}, "buffers": {}, "average": {}, "optimizer": {}}
+    return {"step": np.asarray(0), "model": model}
+
+
+@pytest.mark.parametrize("name", ["the largest file", "_METADATA"])
+def test_a_damaged_checkpoint_says_so_in_a_line(name, tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2, best_metric="loss")
+    for step in (4, 8):
+        checkpoints.save(step, _small_state(200), position=0)
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=r"8 belongs to another model or another size.*\(200, 300\).*\(100, 300\)"):
+        checkpoints.restore(_small_state(100))
+    files = [path for path in (tmp_path / "checkpoints" / "8" / "weights").rglob("*") if path.is_file()]
+    damaged = max((path for path in files if name in (path.name, "the largest file")), key=lambda p: p.stat().st_size)
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    for read in (lambda: checkpoint.load_weights(tmp_path), lambda: checkpoints.restore(_small_state(200))):
+        with pytest.raises(ValueError, match=r"checkpoints/8 cannot be read: it is damaged.*checkpoints/4 ") as error:
+            read()
+        assert len(str(error.value)) < 400 + 2 * len(str(tmp_path)) and error.value.__cause__ is not None
+    checkpoints.close()
+    assert checkpoint.load_weights(tmp_path, 4)["step"] == 4
 
 
 def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):

@@ -4,6 +4,7 @@ A checkpoint `RUN/checkpoints/STEP/` holds three parts: `weights` (parameters, b
 exported), `training` (the rest of the state: optimizers, the other player, the step) and `data` (the position).
 """
 
+import contextlib
 import logging
 import pathlib
 
@@ -78,18 +79,27 @@ class Checkpoints:
         """`(state, position)` of a step, laid out as the shardings of `abstract_state` say.
 
         Raises:
-          ValueError: the checkpoint belongs to another model.
+          ValueError: the checkpoint belongs to another model or another size, or is damaged.
         """
         step = self.latest if step is None else step
         weights, training = _split(abstract_state)
         parts = {"weights": weights, "training": training, "data": {"position": np.asarray(0)}}
-        try:
+        with _reading(self._folder, step, "move it away to go on from"):
+            saved = self._orbax.checkpointables_metadata(step).metadata
+            for part in parts:
+                if saved[part] is None:
+                    raise ValueError(f"the description of its {part} is missing or cut off")
+            found, expected = ({part: _shapes(tree[part]) for part in parts} for tree in (saved, parts))
+        for part in parts:
+            for name in [*expected[part], *found[part]]:
+                if expected[part].get(name) != found[part].get(name):
+                    raise ValueError(
+                        f"{self._folder / str(step)} belongs to another model or another size: give the run's own "
+                        f"config, or another --workdir ({name} is {found[part].get(name, 'missing')}, this config has "
+                        f"{expected[part].get(name, 'none')})"
+                    )
+        with _reading(self._folder, step, "move it away to go on from"):
             loaded = self._orbax.load_checkpointables(step, parts)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self._folder / str(step)} belongs to another model or another size: give the run's own config, or "
-                f"another --workdir ({str(error).strip().splitlines()[0]})"
-            ) from error
         return _join(loaded["weights"], loaded["training"]), int(loaded["data"]["position"])
 
     def wait(self) -> None:
@@ -113,6 +123,7 @@ def load_weights(run, step: int | None = None) -> dict:
 
     Raises:
       FileNotFoundError: the run has no checkpoint (or not the one of `step`).
+      ValueError: the checkpoint is damaged.
     """
     weights = _load_part(run, step, "weights")
     model = {"parameters": weights["average"] or weights["parameters"], "buffers": weights["buffers"]}
@@ -125,7 +136,7 @@ def _load_part(run, step: int | None, part: str):
         wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
         raise FileNotFoundError(f"{folder} does not hold {wanted}: train the run first, or give a run that has one")
     step = steps[-1] if step is None else step
-    with ocp.training.Checkpointer(folder) as orbax:
+    with ocp.training.Checkpointer(folder) as orbax, _reading(folder, step, "use"):
         metadata = orbax.checkpointables_metadata(step).metadata[part]
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
         return jax.tree.map(np.asarray, orbax.load_checkpointables(step, {part: abstract})[part])
@@ -140,7 +151,7 @@ def load_start(run, state, step: int | None = None):
       step: of the checkpoint; the latest where it is None.
 
     Raises:
-      ValueError: the weights belong to another model or another size.
+      ValueError: the weights belong to another model or another size, or are damaged.
     """
     started = with_weights(state, "model", load_weights(run, step)["model"], run)
     if "discriminator" in state:
@@ -156,10 +167,7 @@ def with_weights(state, player: str, weights, origin):
     """
     old, new = dict(state[player]), {}
     for part in ("parameters", "buffers"):
-        shapes = lambda tree: {
-            sharding.path_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        expected, found = shapes(old[part]), shapes(weights[part])
+        expected, found = _shapes(old[part]), _shapes(weights[part])
         for name in [*expected, *found]:
             if expected.get(name) != found.get(name):
                 raise ValueError(
@@ -188,6 +196,48 @@ def _join(weights, training):
     return {**training, "model": {**training["model"], **weights}}
 
 
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf by its path; of arrays, or of what only describes them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says in one short line: Orbax lists all arrays and all of its handlers."""
+    while error.__cause__:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path, step: int, cure: str):
+    """Turns what Orbax raises when it cannot read a checkpoint into one line that says so.
+
+    Args:
+      folder: `RUN/checkpoints`.
+      cure: what to do; the path of an earlier checkpoint, where there is one, stands behind it.
+
+    Raises:
+      ValueError: the checkpoint is damaged.
+    """
+    levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    # A damaged checkpoint can show as any of these; PermissionError and the like say themselves what to do.
+    except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
+        del levels["asyncio"]  # it reports each array that was not read when it is collected, perhaps much later
+        earlier = [saved for saved in saved_steps(folder.parent) if saved < step]
+        cure = f"{cure} an earlier checkpoint, {folder / str(earlier[-1])}" if earlier else "no earlier one is left"
+        raise ValueError(
+            f"{folder / str(step)} cannot be read: it is damaged, or of another version; {cure} ({_reason(error)})"
+        ) from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 class _explained:
     """Turns what Orbax raises when it cannot write into one line that says so."""
 
@@ -201,7 +251,6 @@ class _explained:
         if isinstance(error, Exception):
             whole = saved_steps(self._folder.parent)
             kept = f"the checkpoint of step {whole[-1]} is intact" if whole else "no checkpoint was written"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise OSError(
-                f"could not save to {self._folder}: {reason}; {kept}; free some space and start again"
+                f"could not save to {self._folder}: {_reason(error)}; {kept}; free some space and start again"
             ) from error
