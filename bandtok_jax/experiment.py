@@ -9,26 +9,41 @@ import difflib
 import importlib
 import importlib.util
 import json
+import math
 import pathlib
 import pkgutil
+import traceback
 
 from ml_collections import ConfigDict
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST_SEED = 2**32 - 1  # JAX cuts off the higher bits
+
+# The least value of the numbers that no experiment can run below, where its configuration has them.
+_LEAST_COUNT = {
+    "seed": 0, "total_steps": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "evaluation_batches": 1,
+    "checkpoint_every": 1, "keep_checkpoints": 1, "codebook.start_batches": 1, "data.sample_rate_hz": 1,
+    "data.clip_samples": 1, "data.columns": 0, "data.workers": 0, "optimizer.accumulation_steps": 1,
+    "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
+}  # fmt: skip
+_RATES = ("optimizer.learning_rate", "discriminator_optimizer.learning_rate")
 
 
 def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     """The locked configuration of that name, with dotted `overrides` such as `{"optimizer.learning_rate": "1e-4"}`.
 
     Raises:
-      ValueError: no such configuration, key or type; the message names the nearest one there is.
+      ValueError: no such configuration, key or type, where the message names the nearest one there is; a value that
+        nothing can run with; or a configuration file that does not run.
     """
     path, _, variant = str(name).partition(":")
     if pathlib.Path(path).is_dir():
         config = read_config(path)
     else:
-        module = _module(path)
-        config = module.get_config(variant) if variant else module.get_config()
+        config = _from_file(path, variant) if path.endswith(".py") else _shipped(path, variant)
     for key, text in (overrides or {}).items():
         _override(config, key, text)
+    _check(config)
     return config.lock()
 
 
@@ -73,19 +88,65 @@ def shipped() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "defaults")
 
 
-def _module(path: str):
-    if path.endswith(".py"):
-        if not pathlib.Path(path).is_file():
-            raise ValueError(f"there is no configuration file {path}; shipped are {', '.join(shipped())}")
-        specification = importlib.util.spec_from_file_location("bandtok_jax_config_file", path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        return module
-    if path not in shipped():
+def _shipped(name: str, variant: str) -> ConfigDict:
+    if name not in shipped():
         raise ValueError(
-            f"there is no configuration {path!r}{_near(path, shipped())}; shipped are {', '.join(shipped())}"
+            f"there is no configuration {name!r}{_near(name, shipped())}; shipped are {', '.join(shipped())}"
         )
-    return importlib.import_module(f"bandtok_jax.configs.{path}")
+    module = importlib.import_module(f"bandtok_jax.configs.{name}")
+    return module.get_config(*_given(variant))
+
+
+def _from_file(path: str, variant: str) -> ConfigDict:
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"there is no configuration file {path}; shipped are {', '.join(shipped())}")
+    specification = importlib.util.spec_from_file_location("bandtok_jax_config_file", path)
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ValueError(f"{path} has no get_config: define  def get_config(variant)  that returns a ConfigDict")
+        config = module.get_config(*_given(variant))
+    except ValueError:
+        raise
+    except Exception as error:
+        # Whatever its author got wrong, the place in the file is what helps.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == specification.origin]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config of {path} returns a {type(config).__name__}: let it return a ConfigDict")
+    return config
+
+
+def _given(variant: str) -> tuple[str, ...]:
+    """The arguments of `get_config`: without a variant, its own default holds."""
+    return (variant,) if variant else ()
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises a ValueError where a value is one that nothing can run with; keys that are not there need no check."""
+    for key, least in _LEAST_COUNT.items():
+        value = _find(config, key)
+        if value is not None and not (isinstance(value, int) and value >= least):
+            raise ValueError(f"config.{key} is {value!r}: set it to a whole number of at least {least}")
+    for key in _RATES:
+        value = _find(config, key)
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise ValueError(f"config.{key} is {value!r}: set it to a finite number of at least 0")
+    if (config.get("seed") or 0) > LARGEST_SEED:
+        raise ValueError(f"config.seed is {config.seed}: set it to a whole number of at most {LARGEST_SEED}")
+    if config.get("dtype", DTYPES[0]) not in DTYPES:
+        raise ValueError(f"config.dtype is {config.dtype!r}: set it to one of {', '.join(DTYPES)}")
+
+
+def _find(config: ConfigDict, key: str):
+    """The value of a dotted key, or None."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, ConfigDict) else None
+    return config
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bandtok_jax import experiment, tasks
 from bandtok_jax.layers.image import patchify, unpatchify
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
@@ -83,6 +84,12 @@ def test_decoded_picture_is_never_below_the_floor_of_the_front_end():
     codes = jax.random.randint(jax.random.key(0), (2, 5, 4), 0, 32)
     picture = network.apply(parameters, buffers, codes, method="decode")
     assert picture.shape == (2, 40, 32) and float(picture.min()) >= np.log(1e-5) - 1e-5
+
+
+def test_a_clip_that_is_no_whole_number_of_columns_is_refused():
+    config = experiment.load_config("bandtok:tiny", {"data.clip_samples": "30000"})
+    with pytest.raises(ValueError, match="data.clip_samples 30000 .* multiple of 4096"):
+        tasks.create(config)
 
 
 def test_a_picture_of_another_size_is_refused():

@@ -44,11 +44,37 @@ def test_dotted_keys_are_set_with_their_types():
         ("bandtok:tny", {}, "no variant 'tny'"),
         ("bandtock:tiny", {}, "did you mean 'bandtok'"),
         ("nowhere/bandtok.py:tiny", {}, "no configuration file"),
+        ("bandtok:tiny", {"dtype": "float17"}, "config.dtype is 'float17': set it to one of float32, bfloat16"),
+        ("bandtok:tiny", {"log_every": "0"}, "config.log_every is 0: set it to a whole number of at least 1"),
+        ("bandtok:tiny", {"batch_size": "-2"}, "config.batch_size is -2"),
+        ("bandtok:tiny", {"evaluation_batches": "0"}, "config.evaluation_batches is 0"),
+        ("bandtok:tiny", {"optimizer.accumulation_steps": "0"}, "config.optimizer.accumulation_steps is 0"),
+        ("bandtok:tiny", {"seed": "-1"}, "config.seed is -1: .* at least 0"),
+        ("bandtok:tiny", {"seed": "4294967296"}, "config.seed is 4294967296: .* at most 4294967295"),
+        ("bandtok:tiny", {"optimizer.learning_rate": "-1e-3"}, "config.optimizer.learning_rate is -0.001"),
+        ("vocos:tiny", {"discriminator_optimizer.learning_rate": "1e999"}, "learning_rate is inf: .* finite"),
     ],
 )
 def test_mistakes_name_the_near_miss(name, overrides, message):
     with pytest.raises(ValueError, match=message):
         experiment.load_config(name, overrides)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x = 1", "has no get_config: define"),
+        ("\ndef get_config(", r"my.py, line 2: SyntaxError"),
+        ("import nothing_of_that_name", r"my.py, line 1: ModuleNotFoundError: No module named"),
+        ("def get_config():\n    return {}", "line .*: TypeError: .*takes 0 positional arguments"),
+        ("def get_config(variant):\n    return {}", "returns a dict: let it return a ConfigDict"),
+        ("def get_config(variant):\n    return missing", r"my.py, line 2: NameError: name 'missing'"),
+    ],
+)
+def test_mistakes_in_a_file_name_the_line(text, message, tmp_path):
+    (tmp_path / "my.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        experiment.load_config(f"{tmp_path}/my.py:tiny")
 
 
 def test_a_stored_configuration_comes_back(tmp_path):

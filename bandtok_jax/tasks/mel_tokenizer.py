@@ -37,6 +37,12 @@ class MelTokenizer(Task):
         self.mel = MelDefinition(**config.mel)
         dtype = jnp.dtype(config.dtype)
         self.network = Network(lambda rngs: BandTok(**config.model, dtype=dtype, rngs=rngs))
+        column_samples = self.mel.hop_samples * self.network.attribute("frames_per_column")
+        if config.data.clip_samples % column_samples:
+            raise ValueError(
+                f"data.clip_samples {config.data.clip_samples} is not a whole number of columns of codes: "
+                f"set it to a multiple of {column_samples}"
+            )
         self.discriminator = Network(lambda rngs: MultiScalePatchGAN(**config.discriminator, dtype=dtype, rngs=rngs))
         self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
         self.discriminator_optimizer = player.create_optimizer(config.discriminator_optimizer, config.total_steps)
