@@ -6,6 +6,7 @@ Whatever is slow to import is imported inside the verb that needs it, so that `b
 import argparse
 from collections.abc import Sequence
 import errno
+import math
 import os
 import sys
 import warnings
@@ -289,6 +290,9 @@ def _generate(flags):
 
     names = ("temperature", "top_k", "top_p", "guidance")
     sampling = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    for name, value in {"seconds": flags.seconds, **sampling}.items():
+        if not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: give a finite number")
     codec = _load(flags)
     pieces = files.generate(
         codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
