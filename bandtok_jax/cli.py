@@ -62,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bandtok-jax {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(run, summary: str, example: str, free: bool = False) -> argparse.ArgumentParser:
+    def verb(run, summary: str, example: str, free: bool = False, name: str = "") -> argparse.ArgumentParser:
         added = verbs.add_parser(
-            run.__name__.strip("_"),
+            name or run.__name__.strip("_"),
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example:\n  {example}",
@@ -177,9 +177,13 @@ def _parser() -> argparse.ArgumentParser:
     p = verb(_doctor, "read prepared records and show what a model will hear", "bandtok doctor --data data/music")
     p.add_argument("--data", required=True, metavar="DIR", help="prepared records")
 
-    for name in ("evaluate", "import", "plan"):
-        later = verbs.add_parser(name, help="comes with a later version")
-        later.set_defaults(run=_later, parser=later, free=True)
+    for name, purpose, example in (
+        ("evaluate", "measure a codec on prepared records", "--model=models/mine --data=data/music"),
+        ("import", "make an export of weights that other software has trained", "weights.safetensors -o models/theirs"),
+        ("plan", "say how much memory and time a training will take", "--config=bandtok:base --config.batch_size=64"),
+    ):
+        p = verb(_later, purpose, f"bandtok {name} {example}", free=True, name=name)
+        p.description = f"This verb comes with a later version. It will {purpose}, and be used as below."
     return parser
 
 
@@ -316,8 +320,7 @@ def _export(flags):
 
 
 def _later(flags):
-    print(f"bandtok: {flags.verb} comes with a later version", file=sys.stderr)
-    return 2
+    raise ValueError(f"{flags.verb} comes with a later version: see  bandtok {flags.verb} --help")
 
 
 if __name__ == "__main__":
