@@ -5,10 +5,12 @@ import dataclasses
 import math
 import os
 from typing import Any
+import zipfile
 
 import numpy as np
 from tqdm import tqdm
 
+from bandtok_jax.audio import loudness
 from bandtok_jax.audio.waveform import INT16_SCALE
 from bandtok_jax.codec import Codec
 from bandtok_jax.data_pipelines.records import RecordSource, read_manifest
@@ -42,14 +44,19 @@ class Track:
 
     def gain(self, target_lufs: float | None) -> float:
         """The factor that brings the mix-down to a loudness, as in training: never so far that it would clip."""
-        if target_lufs is None:
-            return 1.0
         peak = max(int(np.abs(block.astype(np.int32)).max(initial=0)) for block in self.blocks())
-        return min(10 ** ((target_lufs - self.lufs) / 20), INT16_SCALE / max(peak, 1))
+        return loudness.gain_to(target_lufs, self.lufs, peak / INT16_SCALE)
 
 
 def tokenize(
-    codec: Codec, data: str, output: str, *, offsets: int = 1, pieces: int = 256, tokenizer: str = ""
+    codec: Codec,
+    data: str,
+    output: str,
+    *,
+    offsets: int = 1,
+    pieces: int = 256,
+    tokenizer: str = "",
+    embeddings: str | None = None,
 ) -> dict[str, Any]:
     """Writes token records of every split and returns their manifest; run again after an interruption, it goes on.
 
@@ -60,6 +67,8 @@ def tokenize(
       offsets: N copies of each training track; copy i begins i / N of a column later, so that its codes differ.
       pieces: how many synthetic training pieces.
       tokenizer: where the codec came from, for the manifest.
+      embeddings: an .npz file with an embedding of its text, float `[L, E]` or `[E]`, for each track by its name; made
+        by any encoder. Tracks that are not in it have no text.
 
     Raises:
       ValueError, FileNotFoundError: wrong arguments, no data, or other tokens in `output`.
@@ -70,6 +79,7 @@ def tokenize(
             f"give 1 to {codec.samples_per_column} shifted copies and at least 1 piece"
         )
     splits = read_tracks(data, codec.sample_rate_hz, pieces)
+    texts = read_embeddings(embeddings, {track.name for tracks in splits.values() for track in tracks})
     writer = TokenWriter(
         output,
         codebook_size=codec.codebook_size,
@@ -81,6 +91,7 @@ def tokenize(
         samples_per_column=codec.samples_per_column,
         data=os.fspath(data),
         offsets=offsets,
+        embeddings=embeddings and os.fspath(embeddings),
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
     if writer.finished:
@@ -94,11 +105,38 @@ def tokenize(
                 if writer.has(split, number):
                     bar.update(sum(track.samples / track.sample_rate_hz for track in shard) * copies[split])
                 else:
-                    writer.write(split, number, _pieces(codec, shard, copies[split], bar))
+                    writer.write(split, number, _pieces(codec, shard, copies[split], texts, bar))
     return writer.finish()
 
 
-def _pieces(codec: Codec, tracks: list[Track], copies: int, bar: tqdm) -> Iterator[dict[str, Any]]:
+def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
+    """Embeddings of texts by the names of their tracks, all `[L, E]` of one L: zeros follow a shorter one.
+
+    Raises:
+      ValueError: the file is damaged, its arrays do not fit together, or it names none of the tracks.
+    """
+    if not path:
+        return {}
+    try:
+        with np.load(path) as file:
+            found = {name: np.atleast_2d(np.asarray(file[name], np.float32)) for name in file.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no .npz file of arrays ({error}): write it with numpy.savez") from error
+    if not names & found.keys():
+        raise ValueError(
+            f"{path} names none of the tracks, such as {min(names)!r}: use the names in the data's manifest"
+        )
+    widths = {array.shape[-1] for array in found.values() if array.ndim == 2}
+    if len(widths) != 1 or not all(array.ndim == 2 and np.isfinite(array).all() for array in found.values()):
+        raise ValueError(f"{path}: the embeddings must be finite and all [L, E] of one E: {sorted(widths)} were found")
+    longest = max(len(array) for array in found.values())
+    padded = {name: np.pad(array, ((0, longest - len(array)), (0, 0))) for name, array in found.items()}
+    return {name: padded.get(name, np.zeros((longest, *widths), np.float32)) for name in names}
+
+
+def _pieces(
+    codec: Codec, tracks: list[Track], copies: int, texts: dict[str, np.ndarray], bar: tqdm
+) -> Iterator[dict[str, Any]]:
     """The token records of some tracks, copy by copy."""
     target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
     for track in tracks:
@@ -117,6 +155,7 @@ def _pieces(codec: Codec, tracks: list[Track], copies: int, bar: tqdm) -> Iterat
                     "offset_samples": offset,
                     "caption": track.caption,
                     "samples": samples,
+                    "embedding": texts.get(track.name),
                 }
 
 

@@ -50,7 +50,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if variant == "tiny":
         config.total_steps, config.batch_size = 300, 4
         config.data.columns = 32
-        config.optimizer.learning_rate = 1e-3
+        config.optimizer.learning_rate = 3e-3
         config.optimizer.average_decay = 0.99
     else:
         config.total_steps, config.batch_size = 200_000, 64

@@ -4,14 +4,16 @@ import functools
 import json
 
 from array_record.python.array_record_module import ArrayRecordWriter
+import jax
 import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import corpus
+from bandtok_jax import corpus, experiment, tasks
 from bandtok_jax.codec import Codec
-from bandtok_jax.data_pipelines import examples, records, shards
+from bandtok_jax.data_pipelines import examples, iterator, records, shards
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, manifest
+from bandtok_jax.interchange.stage import Stage
 
 RATE, RECORD = 44100, 20_000
 
@@ -127,3 +129,47 @@ def test_mistakes(data, tmp_path):
         corpus.tokenize(codec(), data, tmp_path / "a", offsets=0)
     with pytest.raises(FileNotFoundError, match="bandtok prepare"):
         corpus.tokenize(codec(), str(tmp_path / "nothing"), tmp_path / "b")
+
+
+def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
+    given = {"long": np.ones((3, 6), np.float32), "last": np.full(6, 2.0)}
+    np.savez(tmp_path / "texts.npz", **given)
+    corpus.tokenize(codec(), data, tmp_path / "tokens", embeddings=tmp_path / "texts.npz")
+    source = TokenSource(tmp_path / "tokens", "train")
+    by_track = {source[i]["track"]: source[i]["embedding"] for i in range(len(source))}
+    np.testing.assert_array_equal(by_track["long"], given["long"])
+    assert by_track["gap"].shape == (3, 6) and not by_track["gap"].any()
+
+    small = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text": "embedding", "text_width": 6}
+    changes = {f"model.{name}": str(value) for name, value in small.items()}
+    changes |= {"data.tokens": str(tmp_path / "tokens"), "data.columns": "8", "batch_size": "2"}
+    task = tasks.create(experiment.load_config("language_model:tiny", changes))
+    stream = iterator.create(task.config.data, split="train", batch_size=2, seed=0)
+    batch = {name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"}
+    stream.close()
+    state, metrics = jax.jit(task.train_step)(
+        task.init(jax.random.key(0)), task.load_frozen(), batch, jax.random.key(1)
+    )
+    assert np.isfinite(metrics["loss"])
+
+    weights = {name: state["model"][name] for name in ("parameters", "buffers")}
+    full = Codec(codec().stages["tokenizer"], language_model=Stage(task.config, weights))
+    heard = [full.generate(seconds=0.5, embedding=embedding) for embedding in (given["long"], -9 * given["long"])]
+    assert heard[0].shape[1] == 16 and not np.array_equal(heard[0], heard[1])
+    with pytest.raises(ValueError, match="learned from embeddings"):
+        full.generate("slow", seconds=0.5)
+    wrong = tasks.create(experiment.load_config("language_model:tiny", changes | {"model.text_width": "8"}))
+    with pytest.raises(ValueError, match="embeddings of width 6: set --config.model.text_width"):
+        wrong.load_frozen()
+
+
+def test_embeddings_that_do_not_fit_are_named(tmp_path):
+    (tmp_path / "no.npz").write_text("no")
+    with pytest.raises(ValueError, match="no .npz file"):
+        corpus.read_embeddings(tmp_path / "no.npz", {"a"})
+    np.savez(tmp_path / "other.npz", b=np.ones((2, 3)))
+    with pytest.raises(ValueError, match="names none of the tracks, such as 'a'"):
+        corpus.read_embeddings(tmp_path / "other.npz", {"a"})
+    np.savez(tmp_path / "two.npz", a=np.ones((2, 3)), b=np.ones((2, 4)))
+    with pytest.raises(ValueError, match="all .L, E. of one E"):
+        corpus.read_embeddings(tmp_path / "two.npz", {"a"})

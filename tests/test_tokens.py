@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.tokens import HEADER, MANIFEST, TokenSource, TokenWriter, manifest, row_unigrams
 
 FACTS = dict(
@@ -146,3 +147,10 @@ def test_batches(folder):
         ]
         assert any(same)
         assert (codes[columns:] == 0).all()
+
+
+def test_an_end_is_as_frequent_before_a_column_as_in_whole_pieces():
+    record, crop = {"codes": np.zeros((130, 2), int), "caption": ""}, TokenCrop(32)
+    batch = crop.batch([record] * 8000, [np.random.default_rng(number) for number in range(8000)])
+    assert batch["ended"].sum() / batch["columns"].sum() == pytest.approx(1 / 130, rel=0.2)
+    assert set(batch["start"]) == set(range(130)) and set(batch["columns"]) == set(range(1, 33))

@@ -13,7 +13,8 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import experiment, tasks
 from bandtok_jax.interchange import model_folder
-from bandtok_jax.training import checkpoint, loop
+from bandtok_jax.tasks import player
+from bandtok_jax.training import checkpoint, loop, sharding
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
 
@@ -241,6 +242,32 @@ def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
         outcomes.append(jax.jit(made.train_step)(state, made.load_frozen(), batch, jax.random.key(1))[0])
     for one, other in zip(*map(jax.tree.leaves, outcomes)):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        made = tasks.create(tiny.config(task, tmp_path, dtype=dtype))
+        state, batch = jax.jit(made.init)(jax.random.key(0)), tiny.batch(made.config)
+        state, metrics = jax.jit(made.train_step)(state, made.load_frozen(), batch, jax.random.key(1))
+        assert {x.dtype for x in jax.tree.leaves(state) if x.dtype.kind == "f"} == {np.dtype("float32")}
+        assert metrics["loss"].dtype == np.float32
+        losses[dtype] = float(metrics["loss"])
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_weights_decay_and_scales_do_not(tmp_path):
+    for stacked in ("true", "false"):
+        made = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))
+        parameters, _ = made.network.shapes()
+        decays = {
+            sharding.path_name(path): player._decays(path, leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
+        }
+        assert not any(decays[name] for name in decays if name.endswith("scale"))
+        assert all(decays[name] for name in decays if name.endswith(("kernel", "embedding")))
 
 
 def test_missing_checkpoints_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """Loudness after ITU-R BS.1770-4, the LUFS of broadcasting. NumPy and SciPy only."""
 
 import functools
+import math
 
 import numpy as np
 import scipy.signal
@@ -84,3 +85,13 @@ def normalise(audio: np.ndarray, sample_rate_hz: int, target_lufs: float, peak_l
         return audio
     gain = 10 ** ((target_lufs - lufs) / 20)
     return (audio * min(gain, peak_limit / np.abs(audio).max())).astype(np.float32)
+
+
+def gain_to(target_lufs: float | None, lufs: float, peak: float) -> float:
+    """The factor that brings a sound of that loudness and peak to another loudness, never so far that it would clip.
+
+    1 where there is no target, or silence, whose loudness is not finite.
+    """
+    if target_lufs is None or not math.isfinite(lufs):
+        return 1.0
+    return min(10 ** ((target_lufs - lufs) / 20), 1 / max(peak, 1e-9))

@@ -20,6 +20,7 @@ def generate(
     seconds: float = 10.0,
     seed: int = 0,
     *,
+    embedding: np.ndarray | None = None,
     prefix: np.ndarray | None = None,
     temperature: float = 1.0,
     top_k: int | None = 250,
@@ -33,6 +34,8 @@ def generate(
       prompts: what each piece should sound like; None where it may be anything.
       seconds: length of the new music; any, beyond what the model saw in training too. A model may end a piece earlier.
       seed: piece b depends on it and on b.
+      embedding: of the text of all pieces, float `[L, E]` or `[E]`, in place of prompts, where the model learned from
+        embeddings.
       prefix: codes `[T, F]` that every piece begins with and goes on from.
       temperature: 0 always takes the likeliest code.
       top_k, top_p: choose among the k likeliest codes (None, 0: all), and among the likeliest with this share together.
@@ -51,12 +54,17 @@ def generate(
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)
     prompted = any(prompts)
+    if prompted and codec.stages["language_model"].config.model.text == "embedding":
+        raise ValueError("this language model learned from embeddings: give the embedding of the prompt in its place")
+    if embedding is not None:
+        embedding = np.repeat(np.atleast_2d(np.asarray(embedding, np.float32))[None], len(prompts), axis=0)
     codes, lengths = codec.generator.generate(
         columns=len(start) + math.ceil(seconds * codec.columns_per_second),
         window_columns=codec.stages["language_model"].config.data.columns,
         key=jax.random.key(seed),
         batch=len(prompts),
         caption=np.stack([caption_bytes(prompt or "") for prompt in prompts]) if prompted else None,
+        embedding=embedding,
         prefix=np.repeat(start[None], len(prompts), axis=0) if len(start) else None,
         temperature=temperature,
         top_k=min(top_k, codec.codebook_size) if top_k else None,

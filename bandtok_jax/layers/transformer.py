@@ -1,5 +1,6 @@
 """Transformer blocks: RMSNorm before every branch, attention with normalised queries and keys, SwiGLU, no biases."""
 
+import functools
 import math
 
 from flax import nnx
@@ -19,34 +20,37 @@ STANDARD_DEVIATION = 0.02  # of the weights at the start (GPT-2)
 
 
 class Linear(nnx.Module):
-    """`[..., inputs] -> [..., outputs]`, no bias; kernel `[outputs, inputs]`: so XLA on CPUs is fastest (jax 0.10)."""
+    """`[..., inputs] -> [..., outputs]`, no bias; kernel `[outputs, inputs]`: so XLA on CPUs is fastest (jax 0.10).
 
-    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, dtype=jnp.float32, rngs):
-        self.dtype = dtype
+    `wide`: the result is at least float32 and never rounded to `dtype`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, wide: bool = False, dtype=jnp.float32, rngs):
+        self.dtype, self.result_dtype = dtype, jnp.promote_types(dtype, jnp.float32) if wide else dtype
         draw = jax.random.truncated_normal(rngs.params(), -2, 2, (outputs, inputs))
         self.kernel = nnx.Param(STANDARD_DEVIATION * scale * draw)
 
     def __call__(self, x):
-        return _product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return _product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.result_dtype)
 
 
-@jax.custom_vjp
-def _product(x, kernel):
-    """`[..., I]` and `[O, I]` -> `[..., O]`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, kernel, dtype):
+    """`[..., I]` and `[O, I]` -> `[..., O]` of `dtype`."""
     rows = math.prod(x.shape[:-1])
     if 1 < rows <= FEW_ROWS:
-        product = jnp.einsum("oi,ri->or", kernel, x.reshape(rows, -1))
+        product = jnp.einsum("oi,ri->or", kernel, x.reshape(rows, -1), preferred_element_type=dtype)
         return jax.lax.optimization_barrier(product).T.reshape(*x.shape[:-1], -1)
-    return jnp.einsum("...i,oi->...o", x, kernel)
+    return jnp.einsum("...i,oi->...o", x, kernel, preferred_element_type=dtype)
 
 
-def _product_backward(saved, gradient):
+def _product_backward(dtype, saved, gradient):
     """The gradients, by products for which XLA on CPUs transposes the smaller factor only, and once (jax 0.10).
 
     The barrier keeps it from computing the gradient anew, element by element, for each of the two products.
     """
     x, kernel = saved
-    gradient = jax.lax.optimization_barrier(gradient)
+    gradient = jax.lax.optimization_barrier(gradient.astype(x.dtype))
     if kernel.shape[1] < kernel.shape[0]:
         kernel_gradient = jnp.einsum("...i,...o->io", x, gradient).T
     else:
@@ -54,7 +58,7 @@ def _product_backward(saved, gradient):
     return jnp.einsum("...o,oi->...i", gradient, kernel), kernel_gradient
 
 
-_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+_product.defvjp(lambda x, kernel, dtype: (_product(x, kernel, dtype), (x, kernel)), _product_backward)
 
 
 class RMSNorm(nnx.Module):

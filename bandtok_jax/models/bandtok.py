@@ -61,7 +61,7 @@ class BandTok(nnx.Module):
         self.mels, self._patch, self._dtype = mels, patch, dtype
 
         shape = dict(activation=activation, dtype=dtype, rngs=rngs)
-        conv = lambda i, o, k: nnx.Conv(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
+        conv = lambda i, o, k, dtype=dtype: nnx.Conv(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
         finest, coarsest = channels[0], channels[-1]
         self.encoder_in = conv(patch**2, finest, 3)
         self.encoder_blocks, width = nnx.List(), finest
@@ -82,7 +82,8 @@ class BandTok(nnx.Module):
                 width = level_width
             if level:
                 self.decoder_blocks.append(Upsample(width, dtype=dtype, rngs=rngs))
-        self.decoder_norm, self.decoder_out = ChannelNorm(width, rngs=rngs), conv(width, patch**2, 3)
+        self.decoder_norm = ChannelNorm(width, rngs=rngs)
+        self.decoder_out = conv(width, patch**2, 3, jnp.promote_types(dtype, jnp.float32))  # 16 bits round nats to 0.02
 
         embedding = lambda rows, width: (
             nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width))) if row_embedding else None
@@ -129,7 +130,6 @@ class BandTok(nnx.Module):
         for block in self.decoder_blocks:
             x = block(x)
         x = self.decoder_out(jax.nn.silu(self.decoder_norm(x)))
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
 
     def encode(self, log_mel: jax.Array) -> jax.Array:

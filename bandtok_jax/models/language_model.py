@@ -110,7 +110,7 @@ class LanguageModel(nnx.Module):
         else:
             self.blocks = nnx.List(block(rngs) for _ in range(layers))
         self.norm = RMSNorm(width, rngs=rngs)
-        self.head = Linear(width, vocabulary, dtype=dtype, rngs=rngs)
+        self.head = Linear(width, vocabulary, wide=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, codes: jax.Array, context=None, context_mask=None) -> jax.Array:
         """`codes [B, T, F]` -> logits `[B, T * F + 1, V]`: for code n at place n, and what follows the last one."""
@@ -192,7 +192,6 @@ class LanguageModel(nnx.Module):
 
     def _logits(self, x):
         logits = self.head(self.norm(x))
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return jnp.where(jnp.arange(logits.shape[-1]) <= self.codebook_size, logits, -jnp.inf)
 
 

@@ -60,7 +60,9 @@ class Vocos(nnx.Module):
             for _ in range(blocks)
         )
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(width, mel.fft_samples + 2, kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
+        # In 16 bits a phase beyond 2 would move in steps of 0.016.
+        wide = jnp.promote_types(dtype, jnp.float32)
+        self.head = nnx.Linear(width, mel.fft_samples + 2, kernel_init=TRUNCATED_NORMAL, dtype=wide, rngs=rngs)
         if envelope:
             self.head.bias = nnx.Param(_noise_vocoder(mel, rngs))
 
@@ -76,7 +78,7 @@ class Vocos(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = self.head(self.norm(x))
-        log_magnitude, phase = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+        log_magnitude, phase = jnp.split(x, 2, axis=-1)
         if self.envelope:
             log_magnitude = log_magnitude + log_mel @ spectral_envelope(self.mel)[0].astype(log_magnitude.dtype)
         # No sound within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from bandtok_jax.data_pipelines import tokens
 from bandtok_jax.models import language_model
@@ -59,7 +60,24 @@ class LanguageModel(Task):
                     f"model.{name} is {model[name]}, and the tokens in {data.tokens} have {self._manifest[name]}: "
                     f"set --config.model.{name}={self._manifest[name]}"
                 )
-        return {"row_unigrams": tokens.row_unigrams(tokens.TokenSource(data.tokens, "train"), model.codebook_size)}
+        source = tokens.TokenSource(data.tokens, "train")
+        if model.text == "embedding" and (width := np.shape(source[0].get("embedding"))[-1:]) != (model.text_width,):
+            found = f"embeddings of width {width[0]}" if width else "no embeddings"
+            raise ValueError(
+                f'model.text is "embedding" of width {model.text_width}, and the tokens in {data.tokens} have {found}: '
+                "set --config.model.text_width to theirs, or make tokens with  bandtok tokenize --embeddings=FILE"
+            )
+        return {"row_unigrams": tokens.row_unigrams(source, model.codebook_size)}
+
+    def summaries(self, state, frozen, batch):
+        """How surprised the model is by every code of the first two examples, row by row."""
+        examples = {name: value[:2] for name, value in batch.items()}
+        losses = self._surprise(player.evaluation_parameters(state["model"]), examples)
+        return {f"{i}/surprise": ("image", losses[i], "nats per token") for i in range(len(losses))}
+
+    @functools.cached_property
+    def _surprise(self):
+        return jax.jit(lambda p, batch: self._losses(p, batch, jnp.zeros(len(batch["codes"]), bool))[0])
 
     def init(self, key, batch_spec=None):
         average = self.config.optimizer.average_decay > 0

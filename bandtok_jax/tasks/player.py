@@ -32,7 +32,7 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
 def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation:
     """AdamW with clipping by the global norm; `settings` is the `optimizer` group of a config.
 
-    Weight decay leaves vectors alone: biases, scales and norms.
+    Weight decay leaves vectors alone: biases, scales and norms, those of stacked layers too.
     """
     return optax.chain(
         optax.clip_by_global_norm(settings.gradient_clip_norm),
@@ -41,9 +41,13 @@ def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation
             b1=settings.beta1,
             b2=settings.beta2,
             weight_decay=settings.weight_decay,
-            mask=lambda parameters: jax.tree.map(lambda x: x.ndim > 1, parameters),
+            mask=lambda parameters: jax.tree_util.tree_map_with_path(_decays, parameters),
         ),
     )
+
+
+def _decays(path, x) -> bool:
+    return x.ndim > 1 and path[-1].key not in ("bias", "scale", "gain")
 
 
 def create_player(
