@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--offsets", type=int, default=1, metavar="N", help="shifted copies of each training track (default 1)"
     )
+    p.add_argument(
+        "--embeddings", metavar="NPZ", help="embeddings of the texts of the tracks, [L, E] each, by the tracks' names"
+    )
     p.add_argument("--pieces", type=int, default=256, metavar="N", help="how many synthetic pieces (default 256)")
 
     p = verb(_encode, "a sound file to codes", "bandtok encode song.flac --model=runs/tokenizer -o song.bt")
@@ -145,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_flags(p)
     p.add_argument("--language-model", metavar="RUN", help="run or export folder, where --model holds none")
     p.add_argument("--prompt", help="what it should sound like")
+    p.add_argument("--embedding", metavar="NPY", help="in place of --prompt, where the model learned from embeddings")
     p.add_argument("--seconds", type=float, default=10.0, help="length of the new music (default 10)")
     p.add_argument("--seed", type=int, default=0)
     # Left out flags are not passed on: their defaults are those of the sampling itself.
@@ -248,8 +252,9 @@ def _tokenize(flags):
     from bandtok_jax import corpus
 
     manifest = corpus.tokenize(
-        _load(flags), flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces, tokenizer=flags.model
-    )
+        _load(flags), flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces, tokenizer=flags.model,
+        embeddings=flags.embeddings,
+    )  # fmt: skip
     for split, counts in manifest["splits"].items():
         hours = counts["columns"] / manifest["columns_per_second"] / 3600
         print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
@@ -297,6 +302,10 @@ def _generate(flags):
     for name, value in {"seconds": flags.seconds, **sampling}.items():
         if not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} is {value}: give a finite number")
+    if flags.embedding:
+        import numpy as np
+
+        sampling["embedding"] = np.load(flags.embedding)
     codec = _load(flags)
     pieces = files.generate(
         codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,

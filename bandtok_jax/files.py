@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from bandtok_jax.audio import spectral, waveform
+from bandtok_jax.audio import loudness, spectral, waveform
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.generation import pieces
@@ -125,10 +125,15 @@ def generate(
     codec.require("language_model")
     if ending != ".bt":
         codec.require("vocoder")
-    prefix = None
+    prefix, gain = None, 1.0
     if beginning:
         with _naming(beginning):
-            prefix = np.concatenate(list(codec.encode_stream(_listen(codec, beginning))))
+            # The language model knows pieces at the loudness that they were tokenized at; the result gets its own back.
+            sound = np.concatenate(list(_listen(codec, beginning)))
+            lufs = loudness.integrated_lufs(sound[None], codec.sample_rate_hz)
+            target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
+            gain = loudness.gain_to(target_lufs, lufs, float(np.abs(sound).max()))
+            prefix = np.concatenate(list(codec.encode_stream([sound * np.float32(gain)])))
     columns = math.ceil(seconds * codec.columns_per_second) + (0 if prefix is None else len(prefix))
     with tqdm(total=columns, unit="column", disable=None, leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
@@ -139,7 +144,7 @@ def generate(
         if ending == ".bt":
             container.write(path, codes, codec.header, len(codes) * codec.samples_per_column)
         else:
-            clipped = waveform.write(path, codec.decode(codes), codec.sample_rate_hz)
+            clipped = waveform.write(path, codec.decode(codes) / np.float32(gain), codec.sample_rate_hz)
         yield path, len(codes), clipped
 
 
