@@ -163,7 +163,8 @@ def prepare(
       tracks: CSV with the columns file, split, licence, caption, domain; tracks not in it are split by a hash of their
         name.
       workers: processes; None: as many as there are cores and work.
-      clip_seconds: length of a record. validation_share: of the tracks that no CSV speaks of.
+      clip_seconds: length of a record.
+      validation_share: of the tracks that no CSV speaks of; above 0, at least one of two or more.
       sample_rate_hz, channels: of the records; channels None: one or two, as the file has them.
     Returns: the manifest.
     Raises: ValueError, FileNotFoundError: nothing readable, a wrong argument, or other data in `output`; each with the
@@ -178,7 +179,7 @@ def prepare(
     if workers is not None and workers < 1:
         raise ValueError(f"workers {workers}: give at least 1, or leave it out")
     waveform.check_rate(sample_rate_hz)
-    found, left_out, others = find_tracks.find(
+    found, left_out, others, note = find_tracks.find(
         sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir
     )
     if not found:
@@ -222,7 +223,8 @@ def prepare(
             f"{len(left_out)} files left out{_first_reason(left_out)}"
         )
     splits = [task[0].split for task in tasks]
-    return summary.finish(output, folder, lines, splits, left_out, others, {**settings, "fingerprint": fingerprint})
+    settings["fingerprint"] = fingerprint
+    return summary.finish(output, folder, lines, splits, left_out, others, note, settings)
 
 
 def _first_reason(left_out):

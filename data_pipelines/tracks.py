@@ -34,10 +34,14 @@ class Track:
     example: int = -1  # number inside a shard of TFDS (path is the shard) or of the embedded music (path is SYNTHETIC)
 
 
+def _hash(name):
+    """A number in [0, 1) from a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
 def split_by_hash(name, validation_share):
     """The split of a track from its name alone, so more tracks never move it."""
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "validation" if share < validation_share else "train"
+    return "validation" if _hash(name) < validation_share else "train"
 
 
 def _sha256(path):
@@ -110,20 +114,19 @@ def _describe(track, row):
 
 
 def _found(source, validation_share, tfds_dir, others):
-    """Yields the tracks of one source, as they are without a CSV."""
+    """Yields the tracks of one source, as they are without a CSV; split "" where the hash of the name decides."""
     kind, _, argument = source.partition(":")
     if kind == SYNTHETIC:
         yield from _synthetic(argument or str(SYNTHETIC_PIECES), validation_share)
     elif kind == "tfds":
         for track in tfds_sources.tracks(argument, tfds_dir):
-            yield Track(**{**track, "split": track["split"] or split_by_hash(track["name"], validation_share)})
+            yield Track(**track)
     else:
         for name, path in _files(source, others):
             status = os.stat(path)
             yield Track(
                 name=name,
                 path=os.path.abspath(path),
-                split=split_by_hash(name, validation_share),
                 domain="music",
                 bytes=status.st_size,
                 changed_ns=status.st_mtime_ns,
@@ -157,17 +160,35 @@ def _free_name(track, taken):
     return name
 
 
-def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
-    """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}).
+def _with_validation(tracks, hashes):
+    """-> (the tracks with one in validation where there was none, a note that says so).
 
-    Left out here: second copies of the same content, empty files, and what the CSV names but nobody has.
+    Only tracks in `hashes` {name: hash} are moved, the lowest hash first, and never the only one to train on.
     """
-    tracks, others, used = {}, Counter(), set()
+    splits = Counter(track.split for track in tracks)
+    free = [track for track in tracks if track.name in hashes]
+    if splits["validation"] or splits["train"] < 2 or not free:
+        return tracks, ""
+    lowest = min(free, key=lambda track: hashes[track.name])
+    note = (
+        f"{lowest.name} is the validation track: so few tracks had none by their hashes; "
+        "when tracks are added, another may take its place"
+    )
+    return [replace(track, split="validation") if track is lowest else track for track in tracks], note
+
+
+def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
+    """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, note on validation).
+
+    Left out here: second copies of the same content, empty files, and what the CSV names but nobody has. The note is ""
+    where the hashes and the CSV alone gave the splits.
+    """
+    tracks, others, used, hashes = {}, Counter(), set(), {}
     rows = _read_csv(csv_path) if csv_path else {}
     beside = os.path.dirname(os.path.abspath(csv_path)) if csv_path else ""
     for source in map(os.fspath, sources):
         for track in _found(source, validation_share, tfds_dir, others):
-            keys = [track.name, os.path.basename(track.path)]
+            own_name, keys = track.name, [track.name, os.path.basename(track.path)]
             # The split stays that of the name within the source: it must not hang on which other sources there are.
             track = replace(track, name=_free_name(track, tracks))
             if csv_path and track.example < 0:
@@ -176,7 +197,13 @@ def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
             if key:
                 used.add(key)
                 track = _describe(track, rows[key])
+            if not track.split:
+                hashes[track.name] = _hash(own_name)
+                track = replace(track, split=split_by_hash(own_name, validation_share))
             tracks[track.name] = track
     reason = f"named in {os.path.basename(csv_path or '')}, but no such file in the sources"
     left_out = [{"track": key, "reason": reason} for key in rows if key not in used]
-    return _without_copies([tracks[name] for name in sorted(tracks)], left_out), left_out, dict(others)
+    kept, note = _without_copies([tracks[name] for name in sorted(tracks)], left_out), ""
+    if validation_share:
+        kept, note = _with_validation(kept, hashes)
+    return kept, left_out, dict(others), note

@@ -42,6 +42,22 @@ def test_the_csv_decides(music, tmp_path):
         run(music, output=tmp_path / "out2", tracks=music / "tracks.csv")
 
 
+def test_a_few_tracks_have_one_for_validation(music, tmp_path):
+    manifest = run(music, output=tmp_path / "out")
+    validation = RecordSource(tmp_path / "out", "validation")
+    assert {validation[i]["track"] for i in range(len(validation))} == {"a.flac"}  # of the lowest hash
+    assert manifest["splits"]["train"]["tracks"] == 2 and "a.flac is the validation track" in manifest["notes"][0]
+    splits = lambda *sources, **options: {track.name: track.split for track in find(sources, **options)[0]}
+    assert set(splits(music, validation_share=0).values()) == {"train"} == set(splits(music / "b.wav").values())
+    (tmp_path / "tracks.csv").write_text("file,split\na.flac,train\n")
+    assert splits(music, csv_path=tmp_path / "tracks.csv")["a.flac"] == "train"
+    assert list(splits(music, csv_path=tmp_path / "tracks.csv").values()).count("validation") == 1
+    (tmp_path / "tracks.csv").write_text("file,split\na.flac,train\nb.wav,train\nlive/c.ogg,test\n")
+    assert "validation" not in splits(music, csv_path=tmp_path / "tracks.csv").values()
+    (tmp_path / "tracks.csv").write_text("file,split\nb.wav,validation\n")
+    assert list(splits(music, csv_path=tmp_path / "tracks.csv").values()) == ["train", "validation", "train"]
+
+
 def test_more_tracks_move_none(tmp_path):
     names = [f"track {number}.wav" for number in range(2000)]
     share = np.mean([split_by_hash(name, 0.1) == "validation" for name in names])
@@ -55,7 +71,7 @@ def test_files_of_one_name_are_all_kept_and_keep_their_split(tmp_path):
         folder.mkdir(parents=True)
         for track in range(20):
             (folder / f"{track:02d}.wav").write_bytes(bytes([number, track]) * (number + 1))
-    tracks, left_out, _ = find(folders)
+    tracks, left_out, _, _ = find(folders)
     assert len(tracks) == 60 and not left_out and len({track.name for track in tracks}) == 60
     alone = {track.path: track.split for folder in folders for track in find([folder])[0]}
     assert {track.path: track.split for track in tracks} == alone
