@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # All stages on one machine: records, tokenizer, vocoder, tokens, language model, export, new music, report.
 #   bash launch/local.sh --music DIR [--output runs/mine] [--size tiny|small|base] [--tracks tracks.csv]
-#                        [--prompt TEXT] [--config.KEY=VALUE ...]
+#                        [--validation-share X] [--prompt TEXT] [--config.KEY=VALUE ...]
 # DIR is a folder of sound files, or `synthetic` for the music that comes with the package.
 # Every stage goes on where it stopped: start the same command again after an interruption.
 # --config.KEY=VALUE goes to all three trainings; name one of them by --tokenizer.KEY=, --vocoder.KEY= or
 # --language-model.KEY= instead.
 set -euo pipefail
 
-music="" output="runs/local" size="tiny" tracks=() prompt="slow minor piano with drums" seconds=10 offsets=4
+music="" output="runs/local" size="tiny" tracks=() share=() prompt="slow minor piano with drums" seconds=10 offsets=4
 tokenizer=() vocoder=() language_model=()
 usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
@@ -27,6 +27,7 @@ while [ $# -gt 0 ]; do
     --output) output="$value" ;;
     --size) size="$value" ;;
     --tracks) tracks=(--tracks "$value") ;;
+    --validation-share) share=(--validation-share "$value") ;;
     --prompt) prompt="$value" ;;
     --seconds) seconds="$value" ;;
     --offsets) offsets="$value" ;;
@@ -43,7 +44,7 @@ source launch/environment.sh
 step() { echo; echo "== $*"; }
 
 step "1/6 records: $music"
-bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"}
+bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"} ${share[@]+"${share[@]}"}
 step "2/6 tokenizer: sound to a grid of codes"
 bandtok train --config="bandtok:$size" --workdir="$output/tokenizer" --config.data.sources="$output/data" \
   ${tokenizer[@]+"${tokenizer[@]}"}

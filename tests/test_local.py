@@ -17,6 +17,12 @@ def _flags(stage: str, task: str, **changes) -> list[str]:
     return [f"--{stage}.{key}={value}" for key, value in tiny.settings(task, total_steps=2, **changes).items()]
 
 
+def test_the_share_for_validation_reaches_prepare(tmp_path):
+    command = ["bash", str(ROOT / "launch" / "local.sh"), "--music", "synthetic:2", "--output", str(tmp_path / "all")]
+    run = subprocess.run([*command, "--validation-share", "2.5"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1 and "validation_share 2.5: give a share" in run.stderr
+
+
 def test_every_stage_from_one_command(tmp_path):
     command = [
         *("bash", str(ROOT / "launch" / "local.sh"), "--music", "synthetic:6", "--output", str(tmp_path / "all")),
