@@ -61,6 +61,26 @@ def _synthetic(count, validation_share):
             yield Track(name=f"{SYNTHETIC}/{split}/{number:06d}", split=split, example=number, **facts)
 
 
+def _folders(source):
+    """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last."""
+    waiting, visited = [source], set()
+    while waiting:
+        for folder, below, names in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            if real in visited:
+                below.clear()
+                continue
+            visited.add(real)
+            below.sort()
+            waiting += [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
+            yield folder, names
+
+
+def _printable(name):
+    """A file's name with the bytes that are no UTF-8 as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _files(source, others):
     """-> [(name, path)] of one folder or file; names are relative to the folder, with forward slashes."""
     if os.path.isfile(source):
@@ -70,14 +90,14 @@ def _files(source, others):
             f"no music at {source}: there is no such file or folder; give a folder, a file, tfds:NAME or synthetic"
         )
     found = []
-    for folder, _, names in os.walk(source):
+    for folder, names in _folders(source):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if ending in ENDINGS:
                 path = os.path.join(folder, name)
                 found.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
             else:
-                others[ending or "no ending"] += 1
+                others[_printable(ending) or "no ending"] += 1
     return sorted(found)
 
 
@@ -88,7 +108,12 @@ def _read_csv(path):
             f"--tracks={path}: there is no such file; leave it out to split by a hash of each track's name"
         )
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        try:
+            rows = list(csv.DictReader(file))
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"--tracks={path}: it is not UTF-8; save it as UTF-8 (spreadsheets call that 'CSV UTF-8')"
+            ) from None
     if not rows or not rows[0].get("file"):
         raise ValueError(
             f"--tracks={path}: no column 'file' with content; the columns are file, split, licence, caption, domain"
@@ -113,7 +138,7 @@ def _describe(track, row):
     )
 
 
-def _found(source, validation_share, tfds_dir, others):
+def _found(source, validation_share, tfds_dir, left_out, others):
     """Yields the tracks of one source, as they are without a CSV; split "" where the hash of the name decides."""
     kind, _, argument = source.partition(":")
     if kind == SYNTHETIC:
@@ -123,7 +148,16 @@ def _found(source, validation_share, tfds_dir, others):
             yield Track(**track)
     else:
         for name, path in _files(source, others):
-            status = os.stat(path)
+            try:
+                os.path.abspath(path).encode()
+                status = os.stat(path)
+            except UnicodeEncodeError:
+                left_out.append({"track": _printable(name), "reason": "its path is not UTF-8; rename it"})
+                continue
+            except OSError as error:
+                reason = "a link to nothing" if os.path.islink(path) else f"cannot be read ({error.strerror})"
+                left_out.append({"track": name, "reason": reason})
+                continue
             yield Track(
                 name=name,
                 path=os.path.abspath(path),
@@ -141,8 +175,11 @@ def _without_copies(tracks, left_out):
         reason = "" if track.bytes else "zero bytes"
         # Only files of one size can be copies: no other file is read here.
         if track.example < 0 and track.bytes and sizes[track.bytes] > 1:
-            original = first.setdefault(_sha256(track.path), track.name)
-            reason = "" if original == track.name else f"the same content as {original}"
+            try:
+                original = first.setdefault(_sha256(track.path), track.name)
+                reason = "" if original == track.name else f"the same content as {original}"
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror})"
         if reason:
             left_out.append({"track": track.name, "reason": reason})
         else:
@@ -180,14 +217,14 @@ def _with_validation(tracks, hashes):
 def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
     """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, note on validation).
 
-    Left out here: second copies of the same content, empty files, and what the CSV names but nobody has. The note is ""
-    where the hashes and the CSV alone gave the splits.
+    Left out here: second copies of the same content, empty files, files whose link or name is broken, and what the CSV
+    names but nobody has. The note is "" where the hashes and the CSV alone gave the splits.
     """
-    tracks, others, used, hashes = {}, Counter(), set(), {}
+    tracks, left_out, others, used, hashes = {}, [], Counter(), set(), {}
     rows = _read_csv(csv_path) if csv_path else {}
     beside = os.path.dirname(os.path.abspath(csv_path)) if csv_path else ""
     for source in map(os.fspath, sources):
-        for track in _found(source, validation_share, tfds_dir, others):
+        for track in _found(source, validation_share, tfds_dir, left_out, others):
             own_name, keys = track.name, [track.name, os.path.basename(track.path)]
             # The split stays that of the name within the source: it must not hang on which other sources there are.
             track = replace(track, name=_free_name(track, tracks))
@@ -202,8 +239,8 @@ def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
                 track = replace(track, split=split_by_hash(own_name, validation_share))
             tracks[track.name] = track
     reason = f"named in {os.path.basename(csv_path or '')}, but no such file in the sources"
-    left_out = [{"track": key, "reason": reason} for key in rows if key not in used]
+    left_out += [{"track": key, "reason": reason} for key in rows if key not in used]
     kept, note = _without_copies([tracks[name] for name in sorted(tracks)], left_out), ""
     if validation_share:
         kept, note = _with_validation(kept, hashes)
-    return kept, left_out, dict(others), note
+    return kept, left_out, dict(sorted(others.items())), note

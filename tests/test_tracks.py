@@ -1,6 +1,7 @@
 """Which tracks there are, what is said and measured about them, and TFDS data sets without TensorFlow."""
 
 import json
+import os
 import struct
 import sys
 
@@ -40,6 +41,9 @@ def test_the_csv_decides(music, tmp_path):
     (music / "tracks.csv").write_text("name\na.flac\n")
     with pytest.raises(ValueError, match="no column 'file'"):
         run(music, output=tmp_path / "out2", tracks=music / "tracks.csv")
+    (music / "tracks.csv").write_text("file\ncaf\u00e9.wav\n", encoding="latin-1")
+    with pytest.raises(ValueError, match="tracks.csv: it is not UTF-8; save it as UTF-8"):
+        run(music, output=tmp_path / "out2", tracks=music / "tracks.csv")
 
 
 def test_a_few_tracks_have_one_for_validation(music, tmp_path):
@@ -56,6 +60,26 @@ def test_a_few_tracks_have_one_for_validation(music, tmp_path):
     assert "validation" not in splits(music, csv_path=tmp_path / "tracks.csv").values()
     (tmp_path / "tracks.csv").write_text("file,split\nb.wav,validation\n")
     assert list(splits(music, csv_path=tmp_path / "tracks.csv").values()) == ["train", "validation", "train"]
+
+
+def test_links_are_followed_once_and_broken_names_left_out(tmp_path):
+    music, elsewhere = tmp_path / "music", tmp_path / "elsewhere"
+    for number, path in enumerate((music / "real" / "a.wav", elsewhere / "b.wav", elsewhere / "below" / "c.wav")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]))
+    (music / "a link").symlink_to(music / "real")
+    (music / "more").symlink_to(elsewhere)
+    (elsewhere / "below" / "round").symlink_to(music)
+    (music / "gone.wav").symlink_to(tmp_path / "nothing.wav")
+    for name in (b"caf\xe9.wav", b"notes.\xe9"):
+        open(os.path.join(os.fsencode(music), name), "wb").close()
+    tracks, left_out, others, _ = find([music])
+    assert [track.name for track in tracks] == ["more/b.wav", "more/below/c.wav", "real/a.wav"]
+    assert {entry["track"]: entry["reason"] for entry in left_out} == {
+        "gone.wav": "a link to nothing",
+        "caf\\xe9.wav": "its path is not UTF-8; rename it",
+    }
+    assert others == {".\\xe9": 1}
 
 
 def test_more_tracks_move_none(tmp_path):
