@@ -238,6 +238,8 @@ def _prepare(flags):
         print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")
     for entry in manifest["left_out"]:
         print(f"left out: {entry['track']}: {entry['reason']}")
+    if manifest["other_files"]:
+        print("not read: " + ", ".join(f"{count} x {ending}" for ending, count in manifest["other_files"].items()))
     for note in manifest["notes"]:
         print(f"note: {note}")
 

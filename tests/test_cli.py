@@ -171,6 +171,15 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
     assert levels[1] == pytest.approx(0.01 * levels[0], rel=0.02)
 
 
+def test_prepare_says_what_it_did_not_read(tmp_path, capsys):
+    (tmp_path / "music").mkdir()
+    for name in ("a.m4a", "README"):
+        (tmp_path / "music" / name).write_text("no sound")
+    soundfile.write(tmp_path / "music" / "b.wav", np.sin(np.arange(2 * RATE)), RATE)
+    assert cli.main(["prepare", str(tmp_path / "music"), "--workers=1", "-o", str(tmp_path / "out")]) == 0
+    assert "\nnot read: 1 x .m4a, 1 x no ending\n" in capsys.readouterr().out
+
+
 def test_tokenize(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(corpus, "SYNTHETIC_SECONDS", 1.0)
     folder = str(tmp_path / "tokens")
