@@ -141,7 +141,7 @@ class Codec:
           float32 `[S]` at the codec's rate.
 
         Raises:
-          ValueError: codes that this codec cannot have made, or no vocoder.
+          ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
         """
         return np.concatenate(list(self.decode_stream([codes], seed, samples=samples)))
 
@@ -186,6 +186,8 @@ class Codec:
         """Blocks of codes `[any, F]` to blocks of sound `[S]`; memory is bounded. See `decode`."""
         del seed
         self.require("vocoder")
+        if samples is not None and samples < 0:
+            raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
         return self._vocode_stream(self._mel_stream(blocks), samples)
 
     def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options) -> np.ndarray:

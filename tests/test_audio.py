@@ -135,6 +135,9 @@ def test_check_accepts_what_is_sound():
         (np.zeros(9, np.int32), RATE_HZ, "int32"),
         (np.zeros(9), 1, "1 Hz"),
         (np.zeros(9), 1_000_000, "192000"),
+        (np.zeros(9), "44100", "'44100', which is no number"),
+        (np.zeros(9), None, "None, which is no number"),
+        (np.array([0, -32_768.0]), RATE_HZ, r"peak of 32768, .* int16 scaled\? Then divide it by 32768"),
     ],
 )
 def test_check_names_the_cure(audio, rate_hz, words):

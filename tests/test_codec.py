@@ -130,6 +130,8 @@ def test_decode_lengths():
     assert codec.decode_mel(codes).shape == (len(codes) * 8, 128)
     with pytest.raises(ValueError, match="pass every column"):
         codec.decode(codes, samples=60_000)
+    with pytest.raises(ValueError, match="-5 samples asked for"):
+        codec.decode(codes, samples=-5)
 
 
 @pytest.mark.parametrize("rate", [8000, 48000, 192_000])

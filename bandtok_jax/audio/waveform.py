@@ -16,6 +16,7 @@ from bandtok_jax import partial_file
 LOWEST_RATE_HZ = 8_000
 HIGHEST_RATE_HZ = 192_000
 MOST_CHANNELS = 8
+HIGHEST_PEAK = 100  # our choice: 40 dB above full scale is no recording, but integers that were made floating point
 INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writing it again changes nothing.
 READ_BLOCK_SAMPLES = 1 << 18
 # soundfile hands libsndfile one buffer; very long Vorbis buffers overflow its stack (libsndfile 1.0 to 1.2).
@@ -193,7 +194,13 @@ def mono(audio: np.ndarray) -> np.ndarray:
 
 def check_rate(sample_rate_hz) -> None:
     """Raises ValueError unless the sample rate is a whole number within the limits."""
-    if not LOWEST_RATE_HZ <= sample_rate_hz <= HIGHEST_RATE_HZ or int(sample_rate_hz) != sample_rate_hz:
+    try:
+        possible = LOWEST_RATE_HZ <= sample_rate_hz <= HIGHEST_RATE_HZ and int(sample_rate_hz) == sample_rate_hz
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"a sample rate of {sample_rate_hz!r}, which is no number: state the rate of the recording in Hz, as 44100"
+        ) from None
+    if not possible:
         raise ValueError(
             f"a sample rate of {sample_rate_hz} Hz; whole numbers from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz work:"
             " state the rate of the recording in Hz, or resample it first"
@@ -237,5 +244,11 @@ def check(audio, sample_rate_hz) -> np.ndarray:
         raise ValueError(
             f"audio with {np.count_nonzero(bad)} samples that are NaN or infinite, the first at sample {first};"
             " cut them out, or numpy.nan_to_num them"
+        )
+    peak = max(audio.max(), -audio.min())
+    if peak > HIGHEST_PEAK:
+        raise ValueError(
+            f"audio with a peak of {peak:g}, where full scale is 1.0 and {HIGHEST_PEAK} the limit:"
+            f" is it int16 scaled? Then divide it by {INT16_SCALE}"
         )
     return audio
