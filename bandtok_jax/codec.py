@@ -202,7 +202,8 @@ class Codec:
         """Raises ValueError with the cure unless the codec has the stage of that name."""
         if name not in self.stages:
             raise ValueError(
-                f"this codec has no {name.replace('_', ' ')}: load it with bandtok_jax.load(path, {name}=RUN)"
+                f"this codec has no {name.replace('_', ' ')}: load it with bandtok_jax.load(path, {name}=RUN) "
+                f"in Python, with --{name.replace('_', '-')}=RUN on the command line"
             )
 
     @functools.cached_property
