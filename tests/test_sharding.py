@@ -1,5 +1,9 @@
 """The mesh and the table of shardings: the four loud checks, and the batch."""
 
+import os
+import subprocess
+import sys
+
 import jax
 from jax.sharding import PartitionSpec as P
 import pytest
@@ -66,3 +70,25 @@ def test_a_batch_that_the_mesh_does_not_divide_names_the_cure():
     sharding.check_batch(_mesh(data=2, fsdp=2), 8, 2)
     with pytest.raises(ValueError, match=r"batch_size 12 .* multiple of 8"):
         sharding.check_batch(_mesh(data=2, fsdp=2), 12, 2)
+
+
+def test_the_tpu_kernel_of_attention_is_cut_by_devices():
+    program = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from bandtok_jax.layers.attention import attention
+from bandtok_jax.training import sharding
+
+def loss(x):
+    return attention(x, x, x, causal=True, implementation="splash").astype(jnp.float32).sum()
+
+for axes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 1, "tensor": -1}):
+    mesh = sharding.create_mesh(axes)
+    with jax.set_mesh(mesh):
+        x = jax.ShapeDtypeStruct((4, 200, 8, 64), jnp.bfloat16, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+        text = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+    print(text.count("tpu_custom_call"))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.stdout.split() == ["3", "3"], run.stderr[-2000:]  # forward, and backward for queries and for keys

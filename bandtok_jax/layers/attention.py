@@ -7,6 +7,7 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 QUERY_BLOCK, MOST_BLOCKS = 160, 8  # of XLA's causal attention; smaller ones save little and compile long (our choice)
@@ -104,12 +105,22 @@ def _causal(query, key, value):
 
 
 def _splash(query, key, value):
-    """Causal attention by the TPU kernel that skips the masked blocks."""
+    """Causal attention by the TPU kernel that skips the masked blocks; each device takes its examples and heads."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    length, heads, width = query.shape[1:]
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
-    kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
-    query = query * jnp.asarray(width**-0.5, query.dtype)  # the kernel does not scale
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
+    def attend(query, key, value):
+        length, heads, width = query.shape[1:]
+        mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
+        kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
+        query = query * jnp.asarray(width**-0.5, query.dtype)  # the kernel does not scale
+        heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+        return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return attend(query, key, value)
+    # The compiler cannot cut a kernel into parts by itself.
+    batch, heads = query.shape[0], query.shape[2]
+    batch_axes = ("data", "fsdp") if batch % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    layout = P(batch_axes, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
+    return jax.shard_map(attend, in_specs=layout, out_specs=layout, check_vma=False)(query, key, value)
