@@ -125,7 +125,7 @@ def _language_model(run: str) -> None:
     empty = {**windows[0], "codes": windows[0]["codes"][:0], "last": False}
     for first in range(0, len(windows), WINDOWS):
         records = (windows[first : first + WINDOWS] + [empty] * WINDOWS)[:WINDOWS]
-        batch = TokenCrop(columns).batch(records, places=np.zeros(WINDOWS))
+        batch = TokenCrop(columns).batch(records)
         found = step(state, frozen, batch | {"ended": np.array([record["last"] for record in records])})
         totals = found if totals is None else jax.tree.map(np.add, totals, found)
     scores = task.combine(jax.device_get(totals), 1)
