@@ -45,10 +45,10 @@ def train(config, workdir, *, init_from: str | None = None, overfit_one_batch: b
     workdir = pathlib.Path(workdir)
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric)
-    config = _settle(config, workdir, init_from, resumed=checkpoints.latest is not None)
+    config = _settle(config, workdir, init_from, resumed=bool(saved_steps(workdir)))
     task = tasks.create(config, model_folder.read_stages)
     config = _record_stages(config, task)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric)
     key = jax.random.key(config.seed)
     batch_layout, whole = sharding.batch_sharding(mesh), NamedSharding(mesh, P())
 
