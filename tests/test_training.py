@@ -65,7 +65,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
 
 @pytest.mark.parametrize("task", tiny.TASKS)
 def test_one_batch_can_be_learned_by_heart(task, tmp_path):
-    config = tiny.config(task, tmp_path, total_steps=30, evaluate_every=30, log_every=10)
+    config = tiny.config(task, tmp_path, total_steps=45, evaluate_every=45, log_every=5)
     loop.train(config, tmp_path / "run", overfit_one_batch=True)
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
     assert losses[-1] < 0.9 * losses[0]
