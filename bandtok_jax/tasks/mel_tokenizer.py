@@ -16,12 +16,13 @@ from bandtok_jax.losses import adversarial
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
-from bandtok_jax.tasks import Task, player
+from bandtok_jax.tasks import player
+from bandtok_jax.tasks.game import Game
 
 EXAMPLES_SHOWN, GRIFFIN_LIM_ROUNDS = 2, 16  # of the samples; our choice
 
 
-class MelTokenizer(Task):
+class MelTokenizer(Game):
     """The task `mel_tokenizer`; see `bandtok_jax.tasks` for the methods."""
 
     SHARDING = (
@@ -36,25 +37,16 @@ class MelTokenizer(Task):
         super().__init__(config, read_stages)
         self.mel = MelDefinition(**config.mel)
         dtype = jnp.dtype(config.dtype)
-        self.network = Network(lambda rngs: BandTok(**config.model, dtype=dtype, rngs=rngs))
+        self.set_players(
+            Network(lambda rngs: BandTok(**config.model, dtype=dtype, rngs=rngs)),
+            Network(lambda rngs: MultiScalePatchGAN(**config.discriminator, dtype=dtype, rngs=rngs)),
+        )
         column_samples = self.mel.hop_samples * self.network.attribute("frames_per_column")
         if config.data.clip_samples % column_samples:
             raise ValueError(
                 f"data.clip_samples {config.data.clip_samples} is not a whole number of columns of codes: "
                 f"set it to a multiple of {column_samples}"
             )
-        self.discriminator = Network(lambda rngs: MultiScalePatchGAN(**config.discriminator, dtype=dtype, rngs=rngs))
-        self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
-        self.discriminator_optimizer = player.create_optimizer(config.discriminator_optimizer, config.total_steps)
-
-    def init(self, key, batch_spec=None):
-        model_key, discriminator_key = jax.random.split(key)
-        average = self.config.optimizer.average_decay > 0
-        return {
-            "step": jnp.zeros((), jnp.int32),
-            "model": player.create_player(self.network, model_key, self.optimizer, average),
-            "discriminator": player.create_player(self.discriminator, discriminator_key, self.discriminator_optimizer),
-        }
 
     @property
     def start_batches(self):
@@ -74,9 +66,6 @@ class MelTokenizer(Task):
         counts = jnp.maximum(counts * (per_batch / flat.shape[0]), 1e-3)
         codebook = {"vectors": vectors, "counts": counts, "sums": vectors * counts[:, None]}
         return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
-
-    def phase(self, step):
-        return player.game_phase(self.config.loss, step)
 
     def train_step(self, state, frozen, batch, key, playing=True, judged=True):
         weights, step = self.config.loss, state["step"]

@@ -87,16 +87,6 @@ def evaluation_parameters(player: Player) -> Tree:
     return player["average"] or player["parameters"]
 
 
-def game_phase(loss, step: int) -> dict[str, bool]:
-    """When the players of a GAN meet, by the `loss` group of a config.
-
-    `playing`: the discriminator learns. `judged`: the generator hears its opinion; later, where only the generator came
-    from another run. Known before compilation: XLA runs the convolutions of a conditional 13 times slower on a CPU.
-    """
-    playing = step >= loss.adversarial_start
-    return {"playing": playing, "judged": playing and step >= loss.adversarial_start + loss.discriminator_warmup}
-
-
 def accumulate(function, batch: Tree, steps: int) -> tuple[Tree, Tree]:
     """Runs `function(micro_batch) -> (means, rows)` over `steps` micro-batches, one after the other.
 

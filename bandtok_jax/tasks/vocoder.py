@@ -15,12 +15,13 @@ from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
-from bandtok_jax.tasks import Task, player
+from bandtok_jax.tasks import player
+from bandtok_jax.tasks.game import Game
 
 MEL_SOURCES = ("true", "decoded", "mixed")
 
 
-class Vocoder(Task):
+class Vocoder(Game):
     """The task `vocoder`; see `bandtok_jax.tasks` for the methods."""
 
     SHARDING = (
@@ -49,27 +50,13 @@ class Vocoder(Task):
                 f"set it to a multiple of {self.mel.hop_samples}"
             )
         dtype = jnp.dtype(config.dtype)
-        self.network = Network(lambda rngs: Vocos(mel=self.mel, **config.model, dtype=dtype, rngs=rngs))
-        self.discriminator = Network(
-            lambda rngs: WaveformDiscriminators(**config.discriminator, dtype=dtype, rngs=rngs)
+        self.set_players(
+            Network(lambda rngs: Vocos(mel=self.mel, **config.model, dtype=dtype, rngs=rngs)),
+            Network(lambda rngs: WaveformDiscriminators(**config.discriminator, dtype=dtype, rngs=rngs)),
         )
-        self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
-        self.discriminator_optimizer = player.create_optimizer(config.discriminator_optimizer, config.total_steps)
-
-    def init(self, key, batch_spec=None):
-        model_key, discriminator_key = jax.random.split(key)
-        average = self.config.optimizer.average_decay > 0
-        return {
-            "step": jnp.zeros((), jnp.int32),
-            "model": player.create_player(self.network, model_key, self.optimizer, average),
-            "discriminator": player.create_player(self.discriminator, discriminator_key, self.discriminator_optimizer),
-        }
 
     def load_frozen(self):
         return {} if self.config.mel_source == "true" else {"tokenizer": dict(self.tokenizer.weights)}
-
-    def phase(self, step):
-        return player.game_phase(self.config.loss, step)
 
     def train_step(self, state, frozen, batch, key, playing=True, judged=True):
         settings, step = self.config.loss, state["step"]
