@@ -91,13 +91,11 @@ class Checkpoints:
                     raise ValueError(f"the description of its {part} is missing or cut off")
             found, expected = ({part: _shapes(tree[part]) for part in parts} for tree in (saved, parts))
         for part in parts:
-            for name in [*expected[part], *found[part]]:
-                if expected[part].get(name) != found[part].get(name):
-                    raise ValueError(
-                        f"{self._folder / str(step)} belongs to another model or another size: give the run's own "
-                        f"config, or another --workdir ({name} is {found[part].get(name, 'missing')}, this config has "
-                        f"{expected[part].get(name, 'none')})"
-                    )
+            if misfit := _misfit(expected[part], found[part]):
+                raise ValueError(
+                    f"{self._folder / str(step)} belongs to another model or another size: give the run's own "
+                    f"config, or another --workdir ({misfit})"
+                )
         with _reading(self._folder, step, "move it away to go on from"):
             loaded = self._orbax.load_checkpointables(step, parts)
         return _join(loaded["weights"], loaded["training"]), int(loaded["data"]["position"])
@@ -167,13 +165,8 @@ def with_weights(state, player: str, weights, origin):
     """
     old, new = dict(state[player]), {}
     for part in ("parameters", "buffers"):
-        expected, found = _shapes(old[part]), _shapes(weights[part])
-        for name in [*expected, *found]:
-            if expected.get(name) != found.get(name):
-                raise ValueError(
-                    f"{origin}: {name} of the {player} is {found.get(name, 'missing')}, this config has "
-                    f"{expected.get(name, 'none')}: start from a run of the same model and size"
-                )
+        if misfit := _misfit(_shapes(old[part]), _shapes(weights[part]), f" of the {player}"):
+            raise ValueError(f"{origin}: {misfit}: start from a run of the same model and size")
         new[part] = weights[part]
     if old.get("average"):
         new["average"] = jax.tree.map(np.copy, weights["parameters"])
@@ -200,6 +193,14 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     """Shape of every leaf by its path; of arrays, or of what only describes them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {sharding.path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _misfit(expected: dict, found: dict, owner: str = "") -> str:
+    """The first leaf whose shapes differ, in words; "" if there is none."""
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            return f"{name}{owner} is {found.get(name, 'missing')}, this config has {expected.get(name, 'none')}"
+    return ""
 
 
 def _reason(error: BaseException) -> str:
