@@ -39,9 +39,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "small": dict(patch=2, channels=(64, 128, 256), blocks=2, middle_blocks=2, codes=4096, code_width=64),
         "base": dict(patch=2, channels=(128, 256, 512), blocks=2, middle_blocks=2, codes=8192, code_width=64),
     }
-    if variant not in shapes:
-        raise ValueError(f"bandtok has no variant {variant!r}; choose one of {', '.join(shapes)}")
-    config.model = ConfigDict(shapes[variant])
+    config.model = ConfigDict(defaults.choose(shapes, "bandtok", variant))
     if variant == "tiny":
         config.total_steps, config.batch_size = 800, 8
         config.data.clip_samples = 32768

@@ -43,6 +43,13 @@ def get_config() -> ConfigDict:
     return config
 
 
+def choose(shapes: dict, name: str, variant: str):
+    """What `shapes` has for a variant of the configuration `name`; a ValueError lists those that there are."""
+    if variant not in shapes:
+        raise ValueError(f"{name} has no variant {variant!r}; choose one of {', '.join(shapes)}")
+    return shapes[variant]
+
+
 def optimizer() -> ConfigDict:
     """AdamW with a linear warm-up and a cosine decay."""
     return ConfigDict(

@@ -31,12 +31,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             codebook_size=8192, width=1024, layers=24, heads=16, feed_forward=2816, text_width=512, text_layers=4
         ),
     }
-    if variant not in shapes:
-        raise ValueError(f"language_model has no variant {variant!r}; choose one of {', '.join(shapes)}")
     config.model = ConfigDict(
         {
             "rows": 16,
-            **shapes[variant],
+            **defaults.choose(shapes, "language_model", variant),
             "rope": "2d",
             "row_embedding": False,
             "text": "bytes",

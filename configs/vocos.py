@@ -49,9 +49,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "small": dict(width=384, hidden=1152, blocks=8),
         "base": dict(width=512, hidden=1536, blocks=8),
     }
-    if variant not in shapes:
-        raise ValueError(f"vocos has no variant {variant!r}; choose one of {', '.join(shapes)}")
-    config.model = ConfigDict(shapes[variant])
+    config.model = ConfigDict(defaults.choose(shapes, "vocos", variant))
     config.discriminator = ConfigDict(
         {
             "periods": (2, 3, 5, 7, 11),

@@ -3,8 +3,6 @@
 import json
 import os
 
-import numpy as np
-
 from bandtok_jax.data_pipelines import examples, shards
 
 NAME = "music"
@@ -61,25 +59,22 @@ class RecordSource:
                     f"{path} is missing, though the manifest names it; "
                     "make the folder again with  bandtok prepare ... --overwrite"
                 )
-        self._ends = np.cumsum([shard["records"] for shard in self._files])
+        self._places = shards.Places([shard["records"] for shard in self._files])
         self._open, self._heads = {}, {}
 
     def __getstate__(self):
         return {**self.__dict__, "_open": {}, "_heads": {}}  # maps are opened again where they are used
 
     def __len__(self):
-        return int(self._ends[-1])
+        return len(self._places)
 
     def __getitem__(self, index):
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        file = self._files[number]
+        number, position = self._places[index]
         if number not in self._open:
+            file = self._files[number]
             self._open[number] = shards.Shard(os.path.join(self.directory, file["file"]), file["records"])
-        shard, position = self._open[number], index - int(self._ends[number]) + file["records"]
-        record, shape, begin = self._heads.get(index) or self._read_head(index, shard, position)
+        shard = self._open[number]
+        record, shape, begin = self._heads.get(int(index)) or self._read_head(int(index), shard, position)
         audio = shards.StoredAudio(shard, position, shape, begin)
         return {"audio": audio if self.lazy else audio[:], **record}
 

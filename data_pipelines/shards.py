@@ -13,6 +13,23 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 BLOCK_BYTES, BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 65_536, 24, 40
 
 
+class Places:
+    """Where the records of several shards lie: `Places([3, 5])[4]` is `(1, 1)`, shard 1 and record 1 of it."""
+
+    def __init__(self, counts):
+        self._ends = np.cumsum(counts)
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, index):
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+
 class Shard:
     """Random access to any bytes of any record of one ArrayRecord file on a local disk."""
 

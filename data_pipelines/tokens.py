@@ -13,9 +13,10 @@ import struct
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import numpy as np
 
+from bandtok_jax.data_pipelines import shards
+
 MANIFEST = "token_manifest.json"
 HEADER = "token_header.json"  # while the folder is being written
-WRITER_OPTIONS = "group_size:1,uncompressed"
 VERSION = 1
 LARGEST_CODEBOOK = 2**16
 FACTS = ("codebook_size", "rows", "columns_per_second", "row_kind", "tokenizer", "weight_hash", "samples_per_column")
@@ -109,7 +110,7 @@ class TokenWriter:
     def write(self, split, number, records):
         """Writes one shard from an iterable of records; it gets its name when it is complete."""
         path = self._path(split, number)
-        writer = ArrayRecordWriter(path + ".new", WRITER_OPTIONS)
+        writer = ArrayRecordWriter(path + ".new", shards.WRITER_OPTIONS)
         try:
             for record in records:
                 self._check(record)
@@ -217,9 +218,9 @@ class TokenSource:
             raise ValueError(
                 f"{directory} has nothing in the split {split!r}, but {has}; tokenize data that has this split"
             )
-        shards = splits[split]["shards"]
-        self._files = [(os.path.join(self.directory, shard["file"]), shard["pieces"]) for shard in shards]
-        self._ends = np.cumsum([shard["pieces"] for shard in shards])
+        files = splits[split]["shards"]
+        self._files = [(os.path.join(self.directory, file["file"]), file["pieces"]) for file in files]
+        self._places = shards.Places([file["pieces"] for file in files])
         for path, _ in self._files:
             if not os.path.exists(path):
                 raise FileNotFoundError(
@@ -232,16 +233,13 @@ class TokenSource:
         return {**self.__dict__, "_open": {}}  # files are opened again where they are used
 
     def __len__(self):
-        return int(self._ends[-1])
+        return len(self._places)
 
     def __getitem__(self, index):
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number, position = self._places[index]
         if number not in self._open:
             self._open[number] = _Shard(*self._files[number])
-        return self._open[number][index - int(self._ends[number]) + self._files[number][1]]
+        return self._open[number][position]
 
 
 def row_unigrams(source, codebook_size, smoothing=0.5):

@@ -344,4 +344,6 @@ def test_names_tokens_that_do_not_fit(markov):
 def test_every_weight_has_a_place(variant):
     task = tasks.create(experiment.load_config(f"language_model:{variant}"))
     mesh = sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    sharding.shardings(jax.eval_shape(lambda: task.init(jax.random.key(0))), task.SHARDING, mesh)
+    state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    places = sharding.shardings(state, task.SHARDING, mesh)
+    assert jax.tree.structure(places) == jax.tree.structure(state)
