@@ -5,9 +5,10 @@
 
 Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain
 k-means of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an
-excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel. Language model: nats per token on
-all of the validation tokens that it was trained beside, cut into windows of the length of its training, each predicted
-from its own beginning; beside the unigrams of each row of the training tokens.
+excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel; and from the tokenizer's codes, the
+same vocoder. Language model: nats per token on all of the validation tokens that it was trained beside, cut into
+windows of the length of its training, each predicted from its own beginning; beside the unigrams of each row of the
+training tokens.
 """
 
 import argparse
@@ -98,6 +99,7 @@ def _vocoder(codec, validation: list[Track], seconds: float) -> None:
         opponents = {
             "vocoder": codec.vocode(log_mel),
             "griffin_lim": np.asarray(spectral.griffin_lim(log_mel, mel, iterations=60, key=jax.random.key(0))),
+            "vocoder_from_codes": codec.decode(codec.encode(excerpt, codec.sample_rate_hz)),
         }
         distances = {
             opponent: [float(stft_distance(excerpt, sound[: len(excerpt)], window)) for window in DISTANCE_WINDOWS]
