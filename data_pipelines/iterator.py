@@ -16,13 +16,19 @@ THREADS = 2  # reading and cropping leave Python's lock mostly free; more thread
 BATCHES_AHEAD = 4
 
 
+def share(batch_size, process_index, process_count):
+    """Which rows of a global batch a process holds: in order, so that the batch is the same for any number of them."""
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
 class HostBatches:
     """This host's share of every global batch, by number: what an example is depends on its position alone."""
 
     def __init__(self, stream, crop, seed, batch_size, process_index, process_count, start):
         self._stream, self._crop, self._seed = stream, crop, seed
         self._batch_size, self._start = batch_size, start
-        self._share = slice(process_index, batch_size, process_count)
+        self._share = share(batch_size, process_index, process_count)
 
     def __len__(self):
         return 1 << 40
@@ -106,8 +112,8 @@ class EvaluationBatches:
     def __init__(self, weighted, crop, batch_size, count, process_index, process_count):
         self._sources = [source for source, _ in weighted]
         self._crop = crop
-        share = slice(process_index, batch_size, process_count)
-        self._pairs = [pairs[share] for pairs in mixture.spread(weighted, batch_size, count)]
+        rows = share(batch_size, process_index, process_count)
+        self._pairs = [pairs[rows] for pairs in mixture.spread(weighted, batch_size, count)]
 
     def __len__(self):
         return len(self._pairs)
