@@ -1,4 +1,4 @@
-"""The machine types of accelerators.yaml, and how many chips and hosts a name such as `v5e:4x4` asks for."""
+"""The machine types of accelerators.yaml: how many chips and hosts `v5e:4x4` asks for, and what others call it."""
 
 import dataclasses
 import difflib
@@ -26,7 +26,37 @@ class Accelerators:
 
     @property
     def hosts(self) -> int:
+        if self.facts["kind"] == "gpu" and "x" in self.topology:
+            return int(self.topology.split("x")[0])
         return max(1, -(-self.chips // self.facts["chips_per_host"]))
+
+    @property
+    def chips_on_host(self) -> int:
+        """Of each host that is asked for: fewer than `chips_per_host` where the others are left to somebody else."""
+        return self.chips // self.hosts
+
+    @property
+    def slice_name(self) -> str:
+        """What Cloud TPU and xpk call these TPUs, such as v5litepod-16."""
+        return f"{self.facts['slice_name']}-{self.chips * self.facts['counted_per_chip']}"
+
+    @property
+    def machine_type(self) -> str:
+        """Of the nodes of a GKE node pool."""
+        return self.facts["machine_type"].format(chips=self.chips_on_host)
+
+    def check_shape(self) -> "Accelerators":
+        """Raises ValueError where no machine has this shape."""
+        if self.facts["kind"] == "tpu":
+            if self.topology not in self.facts["topologies"]:
+                shapes = ", ".join(self.facts["topologies"])
+                raise ValueError(f"{self.name} has no slice of shape {self.topology!r}: choose one of {shapes}")
+        elif self.topology.count("x") > 1 or self.chips % self.hosts or self.chips_on_host > 8:
+            raise ValueError(
+                f"{self.name}:{self.topology} is no number of hosts and GPUs: write HOSTSxGPUS, 8 GPUs a host at most, "
+                f"such as {self.name}:2x8"
+            )
+        return self
 
 
 def read() -> dict[str, dict]:
