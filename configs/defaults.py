@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.tokenizer_hash = ""  # of its weights; written by the run
     config.vocoder = ""  # of a tokenizer: what its samples are played by
     config.vocoder_hash = ""
+    config.data_hash = ""  # of the manifests of the data; written by the run
     config.wandb_project = ""  # set: also log to Weights & Biases
 
     config.data = ConfigDict()
@@ -34,6 +35,7 @@ def get_config() -> ConfigDict:
     config.data.loudness_lufs = -16.0  # DAC's code; None leaves the loudness as it is
     config.data.balance_full_band = False
     config.data.workers = 0
+    config.data.damaged = "fail"  # or "skip": leave out records that cannot be read, and warn of every file once
 
     config.model = ConfigDict()
     config.loss = ConfigDict()

@@ -8,6 +8,8 @@ import struct
 
 import numpy as np
 
+from bandtok_jax.data_pipelines.shards import read_varint
+
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 1, 2, 3  # fields of tf.train.Feature
 FIELDS = {
     "sample_rate_hz": INT64_LIST,
@@ -79,19 +81,9 @@ def encode(record):
     return _message(1, fields)
 
 
-def _read_varint(data, at):
-    number = shift = 0
-    while True:
-        byte = data[at]
-        number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return number, at
-
-
 def _open_message(data, at):
     """Skips one tag: -> field, where its payload begins, its size."""
-    size, begin = _read_varint(data, at + 1)
+    size, begin = read_varint(data, at + 1)
     return data[at] >> 3, begin, size
 
 
@@ -111,7 +103,7 @@ def decode_head(data):
         if kind == INT64_LIST:
             numbers = []
             while at < end:
-                number, at = _read_varint(data, at)
+                number, at = read_varint(data, at)
                 numbers.append(number)
             if name == "audio/shape":
                 shape = tuple(numbers)

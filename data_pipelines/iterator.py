@@ -5,6 +5,8 @@ where it stopped with any number of hosts and workers. Here the element that Gra
 whole batch: its crops are written in place, which halves the work of a crop, and nothing experimental is needed.
 """
 
+import warnings
+
 from absl import flags
 import grain
 import numpy as np
@@ -37,8 +39,28 @@ class HostBatches:
         first = self._start + number * self._batch_size
         index = np.arange(first, first + self._batch_size)[self._share]
         generators = [np.random.Generator(np.random.Philox(key=(self._seed, position))) for position in index.tolist()]
-        batch = self._crop.batch([self._stream[position] for position in index.tolist()], generators)
-        return batch | {"index": index}
+        records = [self._stream[position] for position in index.tolist()]
+        return self._crop.batch(records, generators) | {"index": index, **_damaged(records)}
+
+
+def _damaged(records):
+    """What was found damaged on the way to some records. It travels with the batch: workers have no one to tell."""
+    found = sorted({finding for record in records for finding in record.get("damaged", ())})
+    return {"damaged": tuple(found)} if found else {}
+
+
+class _Notes:
+    """Warns of every damaged file once."""
+
+    def __init__(self):
+        self._known = set()
+
+    def take(self, batch):
+        """-> the batch without what was found damaged."""
+        for finding in set(batch.pop("damaged", ())) - self._known:
+            self._known.add(finding)
+            warnings.warn(f"{finding}: left out, with others in its place", stacklevel=3)
+        return batch
 
 
 class TrainIterator:
@@ -48,7 +70,7 @@ class TrainIterator:
     """
 
     def __init__(self, batches, batch_size, workers, start):
-        self._batch_size, self.position = batch_size, start
+        self._batch_size, self.position, self._notes = batch_size, start, _Notes()
         if workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read a flag of their own, in scripts without absl too
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
@@ -63,12 +85,20 @@ class TrainIterator:
     def __next__(self):
         batch = next(self._iterator)
         self.position += self._batch_size
-        return batch
+        return self._notes.take(batch)
 
     def close(self):
         """Ends threads and workers; `position` stays."""
         self._iterator.close()
         self._iterator = iter(())  # grain's iterator complains when it outlives the interpreter (0.2.18)
+
+
+def _skips(data):
+    """Whether damaged records are left out, by the group `data` of a config; those of older runs do not say."""
+    choices = {"fail": False, "skip": True}
+    if (choice := data.get("damaged", "fail")) not in choices:
+        raise ValueError(f"config.data.damaged is {choice!r}: set it to one of {', '.join(choices)}")
+    return choices[choice]
 
 
 def _open(data, split):
@@ -100,7 +130,7 @@ def create(data, *, split, batch_size, seed, process_index=0, process_count=1, s
     weighted, crop = _open(data, split)
     if not data["tokens"] and data["balance_full_band"]:
         weighted = sources.balance_full_band(weighted)
-    stream = mixture.stream(weighted, seed)
+    stream = mixture.stream(weighted, seed, _skips(data))
     batches = HostBatches(stream, crop, seed, batch_size, process_index, process_count, int(start))
     return TrainIterator(batches, batch_size, data["workers"], int(start))
 
@@ -109,9 +139,9 @@ class EvaluationBatches:
     """List-like: `len()`, `[i]` and iteration give the same batches, each this host's share, at every call; made when
     they are asked for."""
 
-    def __init__(self, weighted, crop, batch_size, count, process_index, process_count):
+    def __init__(self, weighted, crop, skip, batch_size, count, process_index, process_count):
         self._sources = [source for source, _ in weighted]
-        self._crop = crop
+        self._crop, self._skip, self._notes = crop, skip, _Notes()
         rows = share(batch_size, process_index, process_count)
         self._pairs = [pairs[rows] for pairs in mixture.spread(weighted, batch_size, count)]
 
@@ -121,11 +151,15 @@ class EvaluationBatches:
     def __getitem__(self, number):
         pairs = self._pairs[number]  # IndexError ends a for loop
         places = [place for _, _, place in pairs]
-        batch = self._crop.batch([self._sources[source][record] for source, record, _ in pairs], places=places)
-        return batch | {"index": np.array([record for _, record, _ in pairs])}
+        records = [
+            mixture.read(self._sources[source], record, (source, record) if self._skip else None)
+            for source, record, _ in pairs
+        ]
+        batch = self._crop.batch(records, places=places) | {"index": np.array([record for _, record, _ in pairs])}
+        return self._notes.take(batch | _damaged(records))
 
 
 def evaluation_batches(data, *, split="validation", batch_size, count, process_index=0, process_count=1):
     """`count` batches from records spread evenly over a split, not augmented: the first crop of each, and where there
     are fewer records than that, further crops spread evenly over them."""
-    return EvaluationBatches(*_open(data, split), batch_size, count, process_index, process_count)
+    return EvaluationBatches(*_open(data, split), _skips(data), batch_size, count, process_index, process_count)

@@ -6,7 +6,10 @@ import grain
 from grain.experimental import index_shuffle
 import numpy as np
 
+from bandtok_jax.data_pipelines import shards
+
 LONGEST_TABLE = 1 << 20  # records
+MOST_DRAWS = 64  # in place of one record; with half of all damaged, one record in 10^19 would find none
 
 
 @lru_cache(maxsize=16)
@@ -15,15 +18,37 @@ def _order(records, seed, number):
     return np.random.default_rng((*seed, number)).permutation(records)
 
 
+def read(source, number, key=None):
+    """Record `number` of a source. With a `key`, where its shard is damaged, one that is drawn by the key from the
+    same source, with what was found to be damaged under 'damaged'.
+    """
+    damaged, generator = [], None
+    while True:
+        try:
+            record = source[number]
+        except shards.Damaged as error:
+            if key is None:
+                raise
+            damaged.append(error.finding)
+            if len(damaged) == MOST_DRAWS:
+                raise ValueError(f"{MOST_DRAWS} records in a row cannot be read, the last because {error}") from None
+            generator = generator or np.random.default_rng(key)
+            number = int(generator.integers(len(source)))
+        else:
+            return {**record, "damaged": tuple(damaged)} if damaged else record
+
+
 class Passes:
     """Shuffled passes over a source without end: random access, every record once in each pass.
+
+    Args: skip: give another record in place of one that cannot be read; all others stay where they are.
 
     Grain's own shuffle needs up to 0.4 ms an example where a source is short (grain 0.2.18, 159 records), more than
     the crop itself; it is used for sources too long for a table.
     """
 
-    def __init__(self, source, seed):
-        self.source, self.seed = source, seed
+    def __init__(self, source, seed, skip=False):
+        self.source, self.seed, self.skip = source, seed, skip
 
     def __len__(self):
         return 1 << 60
@@ -33,16 +58,19 @@ class Passes:
         number, position = divmod(index, records)
         if records > LONGEST_TABLE:
             seed = int(np.random.SeedSequence((*self.seed, number)).generate_state(1)[0])
-            return self.source[index_shuffle(position, max_index=records - 1, seed=seed, rounds=4)]
-        return self.source[int(_order(records, self.seed, number)[position])]
+            chosen = index_shuffle(position, max_index=records - 1, seed=seed, rounds=4)
+        else:
+            chosen = int(_order(records, self.seed, number)[position])
+        return read(self.source, chosen, (*self.seed, index) if self.skip else None)
 
 
-def stream(weighted, seed):
+def stream(weighted, seed, skip=False):
     """[(source, weight)] -> endless `grain.MapDataset` of records by their position in the stream.
 
     Every source is already the wanted split: shuffling and repeating come after, so no held-out record can slip in.
     """
-    parts = [grain.MapDataset.source(Passes(source, (seed, number))) for number, (source, _) in enumerate(weighted)]
+    passes = [Passes(source, (seed, number), skip) for number, (source, _) in enumerate(weighted)]
+    parts = [grain.MapDataset.source(one) for one in passes]
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weight for _, weight in weighted])
 
 

@@ -1,7 +1,11 @@
 """Prepared folders of audio records: their manifest and random access to their records."""
 
+import functools
 import json
 import os
+import struct
+
+import numpy as np
 
 from bandtok_jax.data_pipelines import examples, shards
 
@@ -10,6 +14,7 @@ MANIFEST = "manifest.json"
 TRACKS = "tracks.jsonl"  # one line for every track, in the order of its records
 HEAD_BYTES = 4096  # normally holds all fields but the samples
 MOST_HEADS = 50_000  # kept in memory, about 1 kB each
+CURE = "make the folder again with  bandtok prepare ... --overwrite, or leave it out with --config.data.damaged=skip"
 
 
 def read_manifest(directory):
@@ -51,38 +56,32 @@ class RecordSource:
                 "prepare it with more tracks, with --tracks=CSV, "
                 "or with a larger --validation-share"
             )
-        self._files = splits[split]["shards"]
-        for shard in self._files:
-            path = os.path.join(self.directory, shard["file"])
-            if not os.path.exists(path):
-                raise FileNotFoundError(
-                    f"{path} is missing, though the manifest names it; "
-                    "make the folder again with  bandtok prepare ... --overwrite"
-                )
-        self._places = shards.Places([shard["records"] for shard in self._files])
-        self._open, self._heads = {}, {}
+        files = {shard["file"]: shard["records"] for shard in splits[split]["shards"]}
+        self._shards = shards.Shards(self.directory, files, functools.partial(shards.Shard, cure=CURE), CURE)
+        self._heads = {}
 
     def __getstate__(self):
-        return {**self.__dict__, "_open": {}, "_heads": {}}  # maps are opened again where they are used
+        return {**self.__dict__, "_heads": {}}
 
     def __len__(self):
-        return len(self._places)
+        return len(self._shards)
 
     def __getitem__(self, index):
-        number, position = self._places[index]
-        if number not in self._open:
-            file = self._files[number]
-            self._open[number] = shards.Shard(os.path.join(self.directory, file["file"]), file["records"])
-        shard = self._open[number]
+        shard, position = self._shards[index]
         record, shape, begin = self._heads.get(int(index)) or self._read_head(int(index), shard, position)
         audio = shards.StoredAudio(shard, position, shape, begin)
         return {"audio": audio if self.lazy else audio[:], **record}
 
     def _read_head(self, index, shard, position):
         try:
-            head = examples.decode_head(shard.read(position, 0, HEAD_BYTES).tobytes())
-        except IndexError:  # a caption longer than the head
-            head = examples.decode_head(shard.read(position, 0, 1 << 62).tobytes())
+            try:
+                head = examples.decode_head(shard.head(position, HEAD_BYTES))
+            except IndexError:  # a caption longer than the head
+                head = examples.decode_head(shard.head(position, shard.size(position)))
+        except (LookupError, ValueError, struct.error) as error:
+            raise error if isinstance(error, shards.Damaged) else shard.damaged(f"record {position}: {error}") from None
+        if head[2] + 2 * int(np.prod(head[1])) != shard.size(position):
+            raise shard.damaged(f"record {position} has another length than it says")
         if len(self._heads) < MOST_HEADS:
             self._heads[index] = head
         return head

@@ -2,84 +2,195 @@
 
 A crop needs a fraction of a record, so a shard is mapped into memory and only the bytes of the crop are touched: a
 file written with `group_size:1,uncompressed` holds every record as one chunk in 64 KiB blocks that each begin with 24
-bytes of header (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md).
+bytes of header (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md). A footer lists the
+chunks, and the last block says where it lies (array_record 0.8, cpp/layout.proto).
 """
 
+import os
 import struct
 
 import numpy as np
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
 BLOCK_BYTES, BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 65_536, 24, 40
+PAYLOAD_BYTES = BLOCK_BYTES - BLOCK_HEADER_BYTES
+MAGIC = 0x71930E704FDAE05E  # of the last block
+_FIRST_CHUNK = CHUNK_HEADER_BYTES  # in the payload; before it lies the signature of the file
 
 
-class Places:
-    """Where the records of several shards lie: `Places([3, 5])[4]` is `(1, 1)`, shard 1 and record 1 of it."""
+class Damaged(ValueError):
+    """A shard that is not as it was written; its arguments are its path, what is wrong with it, and the cure."""
 
-    def __init__(self, counts):
-        self._ends = np.cumsum(counts)
+    @property
+    def finding(self):
+        """What is wrong, without the cure."""
+        return "{} is damaged ({})".format(*self.args)
 
-    def __len__(self):
-        return int(self._ends[-1])
+    def __str__(self):
+        return f"{self.finding}; {self.args[2]}"
 
-    def __getitem__(self, index):
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+def read_varint(data, at):
+    """-> the number that begins at `at`, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = int(data[at])
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at
+
+
+def _numbers(data, at, end):
+    """{field: number} of a message of numbers alone."""
+    fields = {}
+    while at < end:
+        tag, at = read_varint(data, at)
+        fields[tag >> 3], at = read_varint(data, at)
+    return fields
+
+
+def _payload_position(position):
+    """A position in the file, without the headers of the blocks before it."""
+    block, rest = divmod(position, BLOCK_BYTES)
+    return block * PAYLOAD_BYTES + max(0, rest - BLOCK_HEADER_BYTES)
+
+
+def _file_position(position):
+    block, rest = divmod(position, PAYLOAD_BYTES)
+    return block * BLOCK_BYTES + BLOCK_HEADER_BYTES + rest
 
 
 class Shard:
-    """Random access to any bytes of any record of one ArrayRecord file on a local disk."""
+    """Random access to any bytes of any record of one ArrayRecord file on a local disk.
 
-    def __init__(self, path, records):
+    Args: records: how many there must be; cure: what to do where the file is damaged.
+    Raises: Damaged.
+    """
+
+    def __init__(self, path, records, cure):
+        self.path, self._cure = path, cure
         try:
             self._bytes = np.asarray(np.memmap(path, np.uint8, mode="r"))
             self._begins, self._sizes = self._find_records(records)
-        except (OSError, ValueError, struct.error) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); run  bandtok doctor  on its folder, then  bandtok prepare  again"
-            ) from None
+        except (OSError, ValueError, LookupError, struct.error) as error:
+            raise self.damaged(error) from None
+
+    def damaged(self, reason):
+        """The error to raise where a record turns out not to be as it was written."""
+        return Damaged(self.path, str(reason), self._cure)
 
     def _span(self, first, last):
-        """Payload bytes `[first, last)`: the file without the headers of its blocks, the touched blocks only."""
-        payload = BLOCK_BYTES - BLOCK_HEADER_BYTES
-        block, end = first // payload, -(-last // payload)
-        if end * BLOCK_BYTES > len(self._bytes) or first < 0:
+        """Payload bytes `[first, last)`: the file without the headers of its blocks; no other bytes are touched."""
+        begin, end = _file_position(first), _file_position(last - 1) + 1
+        if not 0 <= begin < end <= len(self._bytes):
             raise ValueError("the file is shorter than its records")
-        blocks = self._bytes[block * BLOCK_BYTES : end * BLOCK_BYTES].reshape(-1, BLOCK_BYTES)
-        if len(blocks) == 1:
-            return blocks[0, BLOCK_HEADER_BYTES + first - block * payload : BLOCK_HEADER_BYTES + last - block * payload]
-        joined = np.empty(last - first, np.uint8)
-        filled = 0
-        for number, row in enumerate(blocks):
-            piece = row[BLOCK_HEADER_BYTES + (first - block * payload if number == 0 else 0) :][: len(joined) - filled]
+        stored = self._bytes[begin:end]
+        if begin // BLOCK_BYTES == (end - 1) // BLOCK_BYTES:
+            return stored
+        joined, filled, at = np.empty(last - first, np.uint8), 0, 0
+        while at < len(stored):
+            piece = stored[at : at + BLOCK_BYTES - (begin + at) % BLOCK_BYTES]
             joined[filled : filled + len(piece)] = piece
-            filled += len(piece)
+            filled, at = filled + len(piece), at + len(piece) + BLOCK_HEADER_BYTES
         return joined
 
+    def _messages(self, at):
+        """The records of the chunk at a payload position: [(data, where it begins, where it ends)]."""
+        header = self._span(at, at + CHUNK_HEADER_BYTES).tobytes()
+        (stored,), count = struct.unpack_from("<8xQ", header), int.from_bytes(header[25:32], "little")
+        if header[24:25] != b"r" or not 1 < stored < len(self._bytes):
+            raise ValueError("no chunk of records lies where it should")
+        data = self._span(at + CHUNK_HEADER_BYTES, at + CHUNK_HEADER_BYTES + stored).tobytes()
+        length, at = read_varint(data, 1)  # of the sizes; before it, a byte for the compression
+        begin, sizes = at + length, []
+        while at < begin:
+            size, at = read_varint(data, at)
+            sizes.append(size)
+        if data[0] or len(sizes) != count or begin + sum(sizes) != stored:
+            raise ValueError(f"it was not written with {WRITER_OPTIONS}")
+        ends = (begin + np.cumsum(sizes)).tolist()
+        return [(data, end - size, end) for end, size in zip(ends, sizes)]
+
     def _find_records(self, records):
-        begins, sizes, at = np.empty(records, np.int64), np.empty(records, np.int64), 0
-        found = 0
-        while found < records:
-            header = self._span(at, at + CHUNK_HEADER_BYTES).tobytes()
-            stored, decoded = struct.unpack_from("<8xQ16xQ", header)
-            if header[24:25] == b"r":  # a chunk of records, as opposed to the signature at the start
-                if header[25] != 1 or decoded > stored:
-                    raise ValueError(f"it was not written with {WRITER_OPTIONS}")
-                begins[found], sizes[found] = at + CHUNK_HEADER_BYTES + stored - decoded, decoded
-                found += 1
-            at += CHUNK_HEADER_BYTES + stored
+        """-> for each record, where it begins in the payload and how long it is."""
+        if not len(self._bytes) or len(self._bytes) % BLOCK_BYTES:
+            raise ValueError("its end is missing")
+        end = _numbers(*self._messages(_payload_position(len(self._bytes) - BLOCK_BYTES))[0])
+        if end.get(2) != MAGIC:
+            raise ValueError("its end is missing")
+        footer = _payload_position(end[1])
+        chunks = [_numbers(*message) for message in self._messages(footer)[1:]]  # the first describes the footer
+        if len(chunks) != records:
+            raise ValueError(f"it holds {len(chunks)} records, not {records}")
+        sizes = np.array([chunk[2] for chunk in chunks], np.int64)
+        starts = np.array([_payload_position(chunk[1]) for chunk in chunks] + [footer], np.int64)
+        begins = starts[1:] - sizes  # a chunk ends with its record, and the next one follows
+        if not ((begins - starts[:-1] > CHUNK_HEADER_BYTES) & (begins - starts[:-1] < 2 * CHUNK_HEADER_BYTES)).all():
+            raise ValueError(f"it was not written with {WRITER_OPTIONS}")
         return begins, sizes
+
+    def head(self, record, size):
+        """The first `size` bytes of a record, checked to lie where the footer says."""
+        begin, end = int(self._begins[record]), int(self._begins[record] + self._sizes[record])
+        start = int(self._begins[record - 1] + self._sizes[record - 1]) if record else _FIRST_CHUNK
+        data = self._span(start, min(begin + size, end)).tobytes()
+        stored, kind, decoded = struct.unpack_from("<8xQ8xcxxxxxxxQ", data)
+        if kind != b"r" or decoded != end - begin or start + CHUNK_HEADER_BYTES + stored != end:
+            raise self.damaged(f"record {record} is not where it should be")
+        return data[begin - start :]
 
     def read(self, record, first, last):
         """Bytes `[first, last)` of a record, uint8."""
         begin = int(self._begins[record])
         return self._span(begin + first, begin + min(last, int(self._sizes[record])))
 
+    def size(self, record):
+        """Bytes of a record."""
+        return int(self._sizes[record])
+
     def __len__(self):
         return len(self._begins)
+
+
+class Shards:
+    """Random access over the shards of one split, which are opened where and when they are needed.
+
+    Args: files: {file name: records}; open_shard: (path, records) -> anything, or raises Damaged; cure: where one is
+    missing.
+    Raises: FileNotFoundError: a file is missing.
+    """
+
+    def __init__(self, directory, files, open_shard, cure):
+        self._paths = [os.path.join(directory, name) for name in files]
+        self._counts, self._ends = list(files.values()), np.cumsum(list(files.values()))
+        self._open_shard, self._opened = open_shard, {}
+        missing = sorted(files.keys() - set(os.listdir(directory)))
+        if missing:
+            path = os.path.join(directory, missing[0])
+            raise FileNotFoundError(f"{path} is missing, though the manifest names it; {cure}")
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": {}}
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, index):
+        """-> (the shard that record `index` lies in, its number there)."""
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        if number not in self._opened:
+            try:
+                self._opened[number] = self._open_shard(self._paths[number], self._counts[number])
+            except Damaged as error:
+                self._opened[number] = error  # found once is enough
+        shard = self._opened[number]
+        if isinstance(shard, Damaged):
+            raise Damaged(*shard.args)  # a new one: the old would gather a traceback each time
+        return shard, index - int(self._ends[number]) + self._counts[number]
 
 
 class StoredAudio:

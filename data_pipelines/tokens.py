@@ -19,6 +19,8 @@ MANIFEST = "token_manifest.json"
 HEADER = "token_header.json"  # while the folder is being written
 VERSION = 1
 LARGEST_CODEBOOK = 2**16
+UNIGRAM_PIECES = 20_000  # some 1,000 h of music; our choice
+CURE = "delete the folder and run  bandtok tokenize  again, or leave it out with --config.data.damaged=skip"
 FACTS = ("codebook_size", "rows", "columns_per_second", "row_kind", "tokenizer", "weight_hash", "samples_per_column")
 
 
@@ -185,20 +187,25 @@ class _Shard:
     """The records of one file, of which there must be `pieces`."""
 
     def __init__(self, path, pieces=None):
+        self.path = path
         try:
             self._reader = ArrayRecordReader(path)
             if pieces not in (None, len(self)):
                 raise ValueError(f"it holds {len(self)} pieces, not {pieces}")
         except (ValueError, RuntimeError, OSError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); delete the folder and run  bandtok tokenize  again"
-            ) from None
+            raise self._damaged(error) from None
+
+    def _damaged(self, error):
+        return shards.Damaged(self.path, str(error).splitlines()[0][:120], CURE)
 
     def __len__(self):
         return self._reader.num_records()
 
     def __getitem__(self, number):
-        return decode(self._reader.read([number])[0])
+        try:
+            return decode(self._reader.read([number])[0])
+        except (ValueError, LookupError, RuntimeError, struct.error) as error:
+            raise self._damaged(error) from None
 
 
 class TokenSource:
@@ -218,40 +225,36 @@ class TokenSource:
             raise ValueError(
                 f"{directory} has nothing in the split {split!r}, but {has}; tokenize data that has this split"
             )
-        files = splits[split]["shards"]
-        self._files = [(os.path.join(self.directory, file["file"]), file["pieces"]) for file in files]
-        self._places = shards.Places([file["pieces"] for file in files])
-        for path, _ in self._files:
-            if not os.path.exists(path):
-                raise FileNotFoundError(
-                    f"{path} is missing, though the manifest names it; "
-                    "delete the folder and run  bandtok tokenize  again"
-                )
-        self._open = {}
-
-    def __getstate__(self):
-        return {**self.__dict__, "_open": {}}  # files are opened again where they are used
+        files = {shard["file"]: shard["pieces"] for shard in splits[split]["shards"]}
+        self._shards = shards.Shards(self.directory, files, _Shard, CURE)
 
     def __len__(self):
-        return len(self._places)
+        return len(self._shards)
 
     def __getitem__(self, index):
-        number, position = self._places[index]
-        if number not in self._open:
-            self._open[number] = _Shard(*self._files[number])
-        return self._open[number][position]
+        shard, position = self._shards[index]
+        return shard[position]
 
 
 def row_unigrams(source, codebook_size, smoothing=0.5):
-    """How often each code comes in each row of all grids of a source: natural logarithms, float32 `[F, K]`.
+    """How often each code comes in each row of the grids of a source: natural logarithms, float32 `[F, K]`.
+
+    Of a large source, UNIGRAM_PIECES spread evenly over it. Pieces that cannot be read are left out here: what becomes
+    of them is for those to say who train on them.
 
     smoothing: added to every count, so that an unseen code has a probability too (Krichevsky and Trofimov 1981: 1/2).
     """
-    counts = None
-    for number in range(len(source)):
-        codes = source[number]["codes"]
+    counts, damaged = None, None
+    for number in np.linspace(0, len(source) - 1, min(len(source), UNIGRAM_PIECES)).round().astype(int):
+        try:
+            codes = source[number]["codes"]
+        except shards.Damaged as error:
+            damaged = error
+            continue
         if counts is None:
             counts = np.full((codes.shape[1], codebook_size), smoothing, np.float64)
         for row, column in enumerate(codes.T):
             counts[row] += np.bincount(column, minlength=codebook_size)
+    if counts is None:
+        raise damaged
     return np.log(counts / counts.sum(1, keepdims=True)).astype(np.float32)
