@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes the environment .venv in the source tree and installs the package into it; to be sourced.
 #   source launch/environment.sh [EXTRAS]      EXTRAS such as "test" or "test,eval"
 # Installs only when setup.cfg, pyproject.toml or EXTRAS changed since the last time, so that it needs no network then.

@@ -97,7 +97,9 @@ def _check_arguments(kind: str, arguments: list[str]) -> str:
     if not arguments:
         raise ValueError("nothing to train: give the arguments of `bandtok train` after --")
     train, rest = cli._parser().parse_known_args(["train", *arguments])
-    experiment.load_config(train.config, cli._overrides(rest, train.parser))
+    overrides = cli._overrides(rest, train.parser)
+    if "://" not in train.config:  # one's own configuration may lie in the bucket
+        experiment.load_config(train.config, overrides)
     if kind != "slurm" and not re.match(r"(gs|s3)://[\w.-]+/.", train.workdir):
         raise ValueError(
             f"--workdir={train.workdir} is gone with the container that wrote it: give a folder of a bucket, such as "
