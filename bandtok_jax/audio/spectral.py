@@ -22,6 +22,7 @@ from bandtok_jax.audio.mel_bands import (
 from bandtok_jax.audio.mel_bands import (
     band_edges_hz as band_edges_hz,
 )
+from bandtok_jax.platforms import platform
 
 # On a CPU long sounds go through in chunks that stay in the cache: half the time of one pass over 60 s (measured).
 CHUNK_FRAMES = 128
@@ -112,7 +113,7 @@ def mel_spectrogram(audio, definition: MelDefinition = MelDefinition(), method: 
         return _apply_filters(jnp.sqrt(re**2 + im**2 + definition.epsilon), definition)
 
     frames = _count_frames(audio, fft, hop)
-    if jax.default_backend() != "cpu" or frames <= 2 * CHUNK_FRAMES:
+    if platform() != "cpu" or frames <= 2 * CHUNK_FRAMES:
         return mel(audio)
     chunks = -(-frames // CHUNK_FRAMES)
     chunk_samples = (CHUNK_FRAMES - 1) * hop + fft
@@ -262,7 +263,7 @@ def _use_matmul(method: str | None) -> bool:
     if method not in (None, "fft", "matmul"):
         raise ValueError(f"method {method!r}; use 'fft', 'matmul' or None")
     # A TPU has no FFT unit, but a matrix unit.
-    return (method or ("matmul" if jax.default_backend() == "tpu" else "fft")) == "matmul"
+    return (method or ("matmul" if platform() == "tpu" else "fft")) == "matmul"
 
 
 def _cosines(fft_samples: int, dtype):
@@ -298,7 +299,7 @@ def _inverse_transform(spectrum, fft_samples: int, method: str | None):
 
 def _apply_filters(magnitudes, definition: MelDefinition):
     filters = mel_filterbank(definition).astype(magnitudes.dtype)
-    groups = np.array_split(filters, MEL_GROUPS if jax.default_backend() == "cpu" else 1, axis=1)
+    groups = np.array_split(filters, MEL_GROUPS if platform() == "cpu" else 1, axis=1)
     return jnp.concatenate([_apply_group(magnitudes, group) for group in groups if group.size], axis=-1)
 
 

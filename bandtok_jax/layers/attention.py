@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from bandtok_jax.platforms import platform
+
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 QUERY_BLOCK, MOST_BLOCKS = 160, 8  # of XLA's causal attention; smaller ones save little and compile long (our choice)
 KERNEL_BLOCK = 128  # the fused kernels want a sequence of whole blocks; cuDNN's needs an even length, splash's this one
@@ -17,16 +19,16 @@ KERNEL_BLOCK = 128  # the fused kernels want a sequence of whole blocks; cuDNN's
 def choose(implementation: str, query: jax.Array) -> str:
     """What "auto" stands for: cuDNN's kernel for 16-bit numbers on NVIDIA GPUs, splash attention on TPUs, else XLA.
 
-    Name one to compile for a platform that is not the one at hand.
+    The platform is that which the program is made for (`platforms.made_for`).
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention is {implementation!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     if implementation != "auto":
         return implementation
-    platform, short = jax.default_backend(), query.dtype in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and short and query.shape[1] > 1 and "nvidia" in jax.devices()[0].device_kind.lower():
+    target, short = platform(), query.dtype in (jnp.bfloat16, jnp.float16)
+    if target == "gpu" and short and query.shape[1] > 1 and "nvidia" in jax.devices()[0].device_kind.lower():
         return "cudnn"
-    if platform == "tpu" and importlib.util.find_spec("jax.experimental.pallas.ops.tpu.splash_attention"):
+    if target == "tpu" and importlib.util.find_spec("jax.experimental.pallas.ops.tpu.splash_attention"):
         return "splash"
     return "xla"
 

@@ -8,11 +8,16 @@ A task has
   `summaries(state, frozen, batch) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M], unit)}`;
   `combine(totals, batches)`, evaluation metrics from summed `eval_step`s, and `warnings` about them;
   `load_frozen() -> frozen`, the weights of earlier stages, an argument of every step and never a constant of it;
+  `batch_spec()` and `frozen_spec()`, what a batch and `frozen` look like, to compile a step where no data is;
   `network`, the model that is exported, and `SHARDING`, an ordered table regex -> PartitionSpec of its weights.
 """
 
 import functools
 import importlib
+
+import jax
+
+from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
 
 _CLASSES = {
     "mel_tokenizer": "MelTokenizer",
@@ -27,7 +32,7 @@ class Task:
     start_batches = 1  # how many batches `warm_start` wants to see
 
     def __init__(self, config, read_stages=None):
-        self.config, self._read_stages = config, read_stages
+        self.config, self.read_stages = config, read_stages
 
     @functools.cached_property
     def tokenizer(self):
@@ -41,7 +46,7 @@ class Task:
 
     def _stage(self, name: str):
         """Raises ValueError where the folder holds no such stage, or no weights."""
-        stages = self._read_stages(self.config[name])
+        stages = self.read_stages(self.config[name])
         if name not in stages:
             raise ValueError(
                 f"config.{name} {self.config[name]} holds no {name}: give the {name}'s run, or an export with one"
@@ -58,8 +63,23 @@ class Task:
         """Seconds of sound in one example."""
         return self.config.data.clip_samples / self.config.data.sample_rate_hz
 
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and types of a whole batch, as `data_pipelines` gives it."""
+        clips = {"audio": ((self.config.data.clip_samples,), "float32"), "caption": ((CAPTION_BYTES,), "uint8")}
+        return self._batch_spec(clips)
+
+    def _batch_spec(self, examples: dict) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of a batch of examples of these `{name: (shape, type)}`, and their global index."""
+        examples = examples | {"index": ((), jax.dtypes.canonicalize_dtype("int64"))}
+        size = self.config.batch_size
+        return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in examples.items()}
+
     def load_frozen(self):
         return {}
+
+    def frozen_spec(self):
+        """Shapes and types of `load_frozen()`."""
+        return jax.eval_shape(self.load_frozen)
 
     def warm_start(self, state, frozen, batches, key):
         return state

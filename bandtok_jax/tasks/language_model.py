@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from bandtok_jax.data_pipelines import tokens
+from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
 from bandtok_jax.models import language_model
 from bandtok_jax.models.network import Network
 from bandtok_jax.tasks import Task, player
@@ -36,12 +37,16 @@ class LanguageModel(Task):
             (r"embedding|head/kernel", P("tensor", "fsdp")),
         )
 
+    @property
+    def _folder(self) -> str:
+        if not self.config.data.tokens:
+            raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
+        return self.config.data.tokens
+
     @functools.cached_property
     def _manifest(self) -> dict:
         """What is known of the tokens that the model learns."""
-        if not self.config.data.tokens:
-            raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
-        return tokens.manifest(self.config.data.tokens)
+        return tokens.manifest(self._folder)
 
     @property
     def tokenizer_hash(self) -> str:
@@ -53,21 +58,45 @@ class LanguageModel(Task):
 
     def load_frozen(self):
         """How often each code comes in each row of the training pieces: what any model has to beat."""
-        data, model = self.config.data, self.config.model
+        model = self.config.model
         for name in ("rows", "codebook_size"):
             if self._manifest[name] != model[name]:
                 raise ValueError(
-                    f"model.{name} is {model[name]}, and the tokens in {data.tokens} have {self._manifest[name]}: "
+                    f"model.{name} is {model[name]}, and the tokens in {self._folder} have {self._manifest[name]}: "
                     f"set --config.model.{name}={self._manifest[name]}"
                 )
-        source = tokens.TokenSource(data.tokens, "train")
-        if model.text == "embedding" and (width := np.shape(source[0].get("embedding"))[-1:]) != (model.text_width,):
-            found = f"embeddings of width {width[0]}" if width else "no embeddings"
+        if model.text == "embedding":
+            self._embedding_shape()
+        return {"row_unigrams": tokens.row_unigrams(tokens.TokenSource(self._folder, "train"), model.codebook_size)}
+
+    def frozen_spec(self):
+        model = self.config.model
+        return {"row_unigrams": jax.ShapeDtypeStruct((model.rows, model.codebook_size), jnp.float32)}
+
+    def batch_spec(self):
+        """Of captions as bytes no data is needed; how many embeddings a text has, only the tokens know."""
+        examples = {
+            "codes": ((self.config.data.columns, self.config.model.rows), "int32"),
+            "columns": ((), "int32"),
+            "ended": ((), "bool"),
+            "start": ((), "int32"),
+            "caption": ((CAPTION_BYTES,), "uint8"),
+        }
+        if self.config.model.text == "embedding":
+            examples["embedding"] = (self._embedding_shape(), "float32")
+        return self._batch_spec(examples)
+
+    def _embedding_shape(self) -> tuple[int, int]:
+        """Of the text of an example: how many embeddings of which width."""
+        width, record = self.config.model.text_width, tokens.TokenSource(self._folder, "train")[0]
+        shape = np.shape(record.get("embedding"))
+        if shape[-1:] != (width,):
+            found = f"embeddings of width {shape[-1]}" if shape else "no embeddings"
             raise ValueError(
-                f'model.text is "embedding" of width {model.text_width}, and the tokens in {data.tokens} have {found}: '
+                f'model.text is "embedding" of width {width}, and the tokens in {self._folder} have {found}: '
                 "set --config.model.text_width to theirs, or make tokens with  bandtok tokenize --embeddings=FILE"
             )
-        return {"row_unigrams": tokens.row_unigrams(source, model.codebook_size)}
+        return shape
 
     def summaries(self, state, frozen, batch):
         """How surprised the model is by every code of the first two examples, row by row."""

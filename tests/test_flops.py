@@ -1,0 +1,104 @@
+"""Model FLOPs: against a formula, against XLA's own count, and the same however a step is computed."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bandtok_jax import experiment, tasks
+from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
+from bandtok_jax.layers import attention
+from bandtok_jax.platforms import made_for
+from bandtok_jax.training import flops
+from tests import tiny
+
+LATE = 10**9  # a step at which all players play
+
+# An example with sizes that differ from each other, so that no two terms can be taken for one another.
+SIZES = dict(width=64, layers=3, heads=2, feed_forward=96, codebook_size=300, rows=4, text_width=32, text_layers=2)
+
+
+def _language_model(columns=8, **changes):
+    settings = {f"model.{name}": str(value) for name, value in SIZES.items()}
+    settings |= {"data.columns": str(columns), "batch_size": "4"}
+    settings |= {key: str(value) for key, value in changes.items()}
+    return tasks.create(experiment.load_config("language_model:tiny", settings))
+
+
+def _formula(config, pairs: float) -> float:
+    """Six times weights times vectors that pass through them, and 12 D for each pair of a query and a key."""
+    model = config.model
+    tokens, D, vocabulary = config.data.columns * model.rows + 1, model.width, 512
+    main = 4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward  # self-attention, out of and into the text, feed-forward
+    total = 6 * tokens * (model.layers * main + vocabulary * D) + 12 * D * pairs * model.layers
+    total += model.layers * (6 * CAPTION_BYTES * 2 * D**2 + 12 * D * tokens * CAPTION_BYTES)
+    E = model.text_width
+    total += 6 * CAPTION_BYTES * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
+    total += model.text_layers * 12 * E * CAPTION_BYTES**2
+    return config.batch_size * total
+
+
+def _touched(tokens: int) -> float:
+    """Pairs of a query and a key in the blocks of XLA's causal attention."""
+    block = -(-tokens // min(attention.MOST_BLOCKS, -(-tokens // attention.QUERY_BLOCK)))
+    ends = [min(first + block, tokens) for first in range(0, tokens, block)]
+    return sum(end * (end - first) for first, end in zip([0, *ends], ends))
+
+
+@pytest.mark.parametrize("columns", [8, 100])
+def test_a_language_model_has_the_flops_of_the_formula(columns):
+    task = _language_model(columns)
+    tokens = columns * SIZES["rows"] + 1
+    assert flops.training_flops(task, 4) == pytest.approx(_formula(task.config, _touched(tokens)), rel=1e-6)
+
+
+def test_for_long_sequences_of_a_wide_model_half_the_square_counts():
+    task = tasks.create(experiment.load_config("language_model:base", {"model.layers": "2", "batch_size": "4"}))
+    half = _formula(task.config, 1729 * 1730 / 2) + 6 * 4 * 1729 * (8448 - 512) * 1024
+    assert flops.training_flops(task, 4) == pytest.approx(half, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model.remat": True}, {"model.scan_layers": True}, {"optimizer.accumulation_steps": 2}, {"dtype": "bfloat16"}],
+)
+def test_how_a_step_is_computed_changes_nothing(changes):
+    assert flops.training_flops(_language_model(**changes), 4) == flops.training_flops(_language_model(), 4)
+
+
+# XLA also counts operations element by element, which weigh little in wide networks only.
+LEAST_SHARE = {"mel_tokenizer": 0.93, "vocoder": 0.87, "language_model": 0.9}
+WIDER = {"mel_tokenizer": {"model.channels": "(64,)"}, "vocoder": {"model.width": 192, "model.hidden": 768}}
+
+
+@pytest.mark.parametrize("task_name", tiny.TASKS)
+def test_xla_counts_the_same(task_name, tmp_path):
+    widened = WIDER.get(task_name)
+    task = tasks.create(tiny.config(task_name, tmp_path, **widened)) if widened else _language_model()
+    phase = task.phase(LATE)
+    with made_for("gpu"):
+        state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+        step = jax.jit(lambda *arguments: task.train_step(*arguments, jax.random.key(0), **phase))
+        theirs = step.lower(state, task.frozen_spec(), task.batch_spec()).cost_analysis()["flops"]
+    share = flops.training_flops(task, task.config.batch_size, **phase) / theirs
+    assert LEAST_SHARE[task_name] < share < 1, share
+
+
+def test_the_critics_of_a_game_count_where_they_play(tmp_path):
+    task = tasks.create(tiny.config("mel_tokenizer", tmp_path))
+    alone, together = (flops.training_flops(task, 4, **task.phase(step)) for step in (0, LATE))
+    assert 0 < alone < together
+    assert flops.training_flops(task, 8, **task.phase(0)) == 2 * alone
+
+
+def test_padding_and_gaps_are_no_work():
+    assert flops.products(5, 3, 5, before=1) == 13  # 15 less one at either end
+    assert flops.products(5, 3, 9, before=0, image_step=2) == 13  # its gradient by the input sees the same pairs
+    assert flops.products(8, 3, 4, stride=2, before=0) == 11
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def step(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: x @ x, x)
+
+    with pytest.raises(ValueError, match="loop of unknown length"):
+        flops.count(jax.make_jaxpr(step)(jnp.zeros((4, 4))).jaxpr)
