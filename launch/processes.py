@@ -9,6 +9,7 @@ The exit code is that of the first process that failed; else 42 ("start me again
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import os
 import re
 import signal
@@ -49,40 +50,37 @@ def run(command: Sequence[str], variables: list[dict[str, str]], *, grace_second
       grace_seconds: from a SIGTERM to SIGKILL.
       linger_seconds: what the others have left when one has failed. They wait for it in vain.
     """
-    children, readers = [], []
-    for number, own in enumerate(variables):
-        number = own.get("JAX_PROCESS_ID", str(number))
-        options = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        # A session of its own: Ctrl-C in a terminal comes once, through here, as SIGTERM.
-        child = subprocess.Popen(list(command), env={**os.environ, **own}, start_new_session=True, **options)
-        children.append(child)
-        readers.append(threading.Thread(target=_prefix, args=(child.stdout, f"[{number}] ".encode())))
-        readers[-1].start()
-
-    deadline = [float("inf")]
+    children, readers, deadline = [], [], [float("inf")]
 
     def stop(*_):
         deadline[0] = min(deadline[0], time.monotonic() + grace_seconds)
-        _signal(children, signal.SIGTERM)
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     failed = None
     try:
-        while any(child.poll() is None for child in children):
-            if failed is None:
-                failed = next((child.returncode for child in children if _has_failed(child.returncode)), None)
-                if failed is not None:
-                    deadline[0] = min(deadline[0], time.monotonic() + linger_seconds)
+        for number, own in enumerate(variables):
+            options = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            # A group of its own: Ctrl-C in a terminal comes once, through here, and workers can be ended with it.
+            child = subprocess.Popen(list(command), env={**os.environ, **own}, start_new_session=True, **options)
+            children.append(child)
+            prefix = f"[{own.get('JAX_PROCESS_ID', number)}] ".encode()
+            readers.append(threading.Thread(target=_prefix, args=(child.stdout, prefix)))
+            readers[-1].start()
+        while None in (codes := [child.poll() for child in children]):
+            if failed is None and (failed := next(filter(_has_failed, codes), None)) is not None:
+                deadline[0] = min(deadline[0], time.monotonic() + linger_seconds)
             if time.monotonic() > deadline[0]:
-                _signal(children, signal.SIGKILL)
+                _kill(children)
             time.sleep(_POLL_SECONDS)
     finally:
-        _signal(children, signal.SIGKILL)
+        _kill(children)
         for number, handler in previous.items():
             signal.signal(number, handler)
         for reader in readers:
             reader.join()
-    codes = [child.returncode for child in children]
     failed = failed or next(filter(_has_failed, codes), 0)
     if failed:
         return failed if failed > 0 else 128 - failed  # killed by a signal: as a shell says it
@@ -93,10 +91,11 @@ def _has_failed(code: int | None) -> bool:
     return code not in (None, 0, RESTART_EXIT_CODE)
 
 
-def _signal(children, number) -> None:
+def _kill(children) -> None:
+    """Ends the processes, and what they started and left behind."""
     for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _prefix(stream, prefix: bytes) -> None:

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# base-lm: trains on TPUs v5litepod-256, a queued resource of Cloud TPU that is asked for anew whenever it is preempted.
+# To be left running (tmux, a small machine). Stopped and started again, it takes up what it finds: the training runs in
+# a container on the hosts of the TPU and does not end with this script.
+set -euo pipefail
+name=base-lm
+where=(--project=p --zone=us-central1-a)
+wanted=(--accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite --spot)
+# Starts the container on a host, unless it is there already.
+start='sudo docker inspect bandtok >/dev/null 2>&1 || { sudo gcloud auth configure-docker us-docker.pkg.dev --quiet && sudo docker run --detach --name=bandtok --privileged --net=host --shm-size=16g --stop-timeout=120 us-docker.pkg.dev/p/images/bandtok:1 bash -c '"'"'export JAX_PLATFORMS=tpu,cpu && export JAX_COMPILATION_CACHE_DIR=/buckets/mine/runs/lm/compiled && mkdir -p /buckets/mine && gcsfuse --implicit-dirs --rename-dir-limit=200000 mine /buckets/mine && python -m bandtok_jax.launch.check_flags --accelerators=v5e:16x16 && exec bandtok train --config=language_model:base --workdir=/buckets/mine/runs/lm --config.data.tokens=/buckets/mine/tokens'"'"'; }'
+max_restarts=100 poll_seconds="${POLL_SECONDS:-30}"
+
+say() { echo "$(date -u +%H:%M:%S) $*" >&2; }
+state() { gcloud compute tpus queued-resources list "${where[@]}" --filter="name~/$name\$" --format="value(state.state)"; }
+create() { gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" "${wanted[@]}" --quiet; }
+delete() { gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; }
+on_hosts() { gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet --command="$1"; }
+
+restarts=0 failed_starts=0
+again() {
+  restarts=$((restarts + 1))
+  if [ "$restarts" -gt "$max_restarts" ]; then
+    say "more than $max_restarts restarts: deleting $name"
+    delete
+    exit 1
+  fi
+}
+# Of the exit codes of all hosts: complete, error (of ours, of docker, no such program), or again (42, killed, aborted).
+verdict() {
+  local found=complete code
+  for code in $1; do
+    case "$code" in
+      0) ;;
+      1 | 2 | 125 | 126 | 127) found=error; break ;;
+      *) found=again ;;
+    esac
+  done
+  echo "$found"
+}
+
+say "logs: gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=0 --command='sudo docker logs --follow bandtok'"
+say "to end it, and its price: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
+while true; do
+  state="$(state)"
+  case "$state" in
+    "")
+      say "asking for ${wanted[*]}"
+      create ;;
+    ACTIVE)
+      if ! on_hosts "$start"; then
+        failed_starts=$((failed_starts + 1))
+        if [ "$failed_starts" -ge 5 ]; then
+          say "the container does not start, five times in a row: deleting $name"
+          delete
+          exit 1
+        fi
+        sleep "$poll_seconds"
+        continue
+      fi
+      failed_starts=0
+      say "training"
+      if ! codes="$(on_hosts 'sudo docker wait bandtok')"; then
+        say "the connection is lost; looking again"
+        sleep "$poll_seconds"
+        continue
+      fi
+      # shellcheck disable=SC2086  # one word a host
+      say "the hosts left with" $codes
+      case "$(verdict "$codes")" in
+        complete)
+          say "complete: deleting $name"
+          delete
+          exit 0 ;;
+        error)
+          on_hosts 'sudo docker logs --tail=20 bandtok' || true
+          say "an error that no restart cures, see above: deleting $name"
+          delete
+          exit 1 ;;
+        again)
+          again
+          on_hosts 'sudo docker rm --force bandtok' || true ;;
+      esac ;;
+    SUSPENDED | FAILED)
+      say "$state: asking for another one"
+      again
+      delete ;;
+    *)
+      say "$state"
+      sleep "$poll_seconds" ;;
+  esac
+done
+# written to launched/base-lm.tpu-vm.sh, then: bash launched/base-lm.tpu-vm.sh
