@@ -100,9 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, metavar="RUN", help="run folder; an existing one is taken up again")
     p.add_argument("--init-from", metavar="RUN", help="start from the weights of another run")
     p.add_argument("--overfit-one-batch", action="store_true", help="sanity check: learn a single batch by heart")
+    p.add_argument("--accept-changed-data", action="store_true", help="go on though the data is not what it was")
+    p.add_argument("--profile-steps", type=_steps, default=range(0), metavar="A:B", help="profile steps A to B - 1")
+    p.add_argument(
+        "--start-timeout", type=float, default=300, metavar="S", help="how long to wait for other processes (300)"
+    )
     p.usage = (
         "bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] "
-        "[--overfit-one-batch]"
+        "[--overfit-one-batch] [--accept-changed-data] [--profile-steps=A:B] [--start-timeout=S]"
     )
 
     p = verb(
@@ -208,10 +213,26 @@ def _load(flags: argparse.Namespace):
 def _train(flags):
     overrides = _overrides(flags.rest, flags.parser)
     from bandtok_jax import experiment
-    from bandtok_jax.training import loop
+    from bandtok_jax.training import distributed, loop
 
     config = experiment.load_config(flags.config, overrides)
-    loop.train(config, flags.workdir, init_from=flags.init_from, overfit_one_batch=flags.overfit_one_batch)
+    distributed.start(flags.start_timeout)
+    try:
+        loop.train(
+            config, flags.workdir, init_from=flags.init_from, overfit_one_batch=flags.overfit_one_batch,
+            accept_changed_data=flags.accept_changed_data, profile_steps=flags.profile_steps,
+        )  # fmt: skip
+    except distributed.Preempted as notice:
+        print(f"bandtok: preempted: {notice}; the same command goes on", file=sys.stderr)
+        return distributed.RESTART_EXIT_CODE
+
+
+def _steps(text: str) -> range:
+    """`100:105` -> those steps; argparse turns a ValueError into a usage error."""
+    first, last = map(int, text.split(":"))
+    if not 0 < first < last:
+        raise ValueError
+    return range(first, last)
 
 
 def _overrides(rest: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
@@ -251,12 +272,18 @@ def _doctor(flags):
 
 
 def _tokenize(flags):
-    from bandtok_jax import corpus
+    import jax
 
+    from bandtok_jax import corpus
+    from bandtok_jax.training import distributed
+
+    distributed.start()
     manifest = corpus.tokenize(
         _load(flags), flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces, tokenizer=flags.model,
         embeddings=flags.embeddings,
     )  # fmt: skip
+    if jax.process_index() > 0:
+        return  # process 0 speaks for all
     for split, counts in manifest["splits"].items():
         hours = counts["columns"] / manifest["columns_per_second"] / 3600
         print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")

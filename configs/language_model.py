@@ -41,6 +41,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "attention": "auto",
             "remat": False,
             "scan_layers": False,
+            "sequence_sharding": False,
         }
     )
     config.optimizer.beta2 = 0.95  # as most language models

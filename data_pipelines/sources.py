@@ -1,10 +1,12 @@
 """What a config calls its data -> random-access sources of records, each with its weight in the mixture."""
 
+import hashlib
 import json
 import os
 
 import numpy as np
 
+from bandtok_jax.data_pipelines import records, tokens
 from bandtok_jax.data_pipelines.records import TRACKS, RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenSource
@@ -57,6 +59,18 @@ def open_audio(text, split, *, sample_rate_hz, clip_samples):
         )
         for name, weight in parse_weights(text)
     ]
+
+
+def fingerprint(data):
+    """A hash of what a config's `data` is made of, by its manifests: the same records give the same one anywhere."""
+    if data["tokens"]:
+        parts = [tokens.manifest(data["tokens"])]
+    else:
+        parts = [
+            [weight, name if name == "synthetic" else records.read_manifest(name)]
+            for name, weight in parse_weights(data["sources"])
+        ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def open_tokens(directory, split):

@@ -16,6 +16,7 @@ from bandtok_jax import experiment, tasks
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.tasks import player
 from bandtok_jax.training import checkpoint, loop, sharding
+from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
 
@@ -99,7 +100,7 @@ def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
     apply = made.vocoder.network.apply
     expected = apply(*(frozen["vocoder"][n] for n in ("parameters", "buffers")), shown["1/mel/reconstruction"][1][None])
     np.testing.assert_allclose(shown["1/reconstruction"][1], expected[0], rtol=1e-4, atol=1e-5)
-    assert loop._record_stages(made.config, made).vocoder_hash == made.vocoder.weight_hash
+    assert states.record_stages(made.config, made).vocoder_hash == made.vocoder.weight_hash
     with pytest.raises(ValueError, match="holds no vocoder: give the vocoder's run"):
         wrong = tiny.config("mel_tokenizer", tmp_path, vocoder=str(straight("mel_tokenizer")))
         tasks.create(wrong, model_folder.read_stages).load_frozen()
@@ -174,9 +175,9 @@ def test_fine_tuning_from_an_export_trains_the_critic_first(straight, tmp_path):
 
 def test_a_step_to_start_from_brings_its_critic(straight):
     run = straight("mel_tokenizer")
-    state = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))
-    fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
-    started = loop._start_from(run / "checkpoints" / "4", "mel_tokenizer", fresh)["discriminator"]["parameters"]
+    shapes = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))
+    fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    started = states._start_from(run / "checkpoints" / "4", "mel_tokenizer", fresh)["discriminator"]["parameters"]
     expected = checkpoint._load_part(run, 4, "training")["discriminator"]["parameters"]
     jax.tree.map(np.testing.assert_array_equal, started, expected)
 
@@ -184,10 +185,10 @@ def test_a_step_to_start_from_brings_its_critic(straight):
 def test_the_critics_wait_only_where_a_run_starts_without_them(straight, tmp_path):
     run = straight("mel_tokenizer")
     config = tiny.config("mel_tokenizer", run.parent, **{"loss.discriminator_warmup": "7"})
-    assert loop._settle(config, tmp_path, None, resumed=False).loss.discriminator_warmup == 0
-    assert loop._settle(config, tmp_path, run, resumed=False).loss.discriminator_warmup == 0
-    assert loop._settle(config, tmp_path, "an/export", resumed=False).loss.discriminator_warmup == 7
-    assert loop._settle(config, run, None, resumed=True).loss.discriminator_warmup == 0  # as the run was started
+    assert states.settle(config, tmp_path, None, resumed=False).loss.discriminator_warmup == 0
+    assert states.settle(config, tmp_path, run, resumed=False).loss.discriminator_warmup == 0
+    assert states.settle(config, tmp_path, "an/export", resumed=False).loss.discriminator_warmup == 7
+    assert states.settle(config, run, None, resumed=True).loss.discriminator_warmup == 0  # as the run was started
 
 
 def test_a_step_of_a_run_can_be_named(straight):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import empty_cache, store
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, place_sequence
 from bandtok_jax.models.text import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
@@ -34,6 +34,7 @@ class LanguageModel(nnx.Module):
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the layers again in the backward pass instead of keeping their insides.
       scan_layers: one compiled layer for all, their weights stacked: compiles faster; slower on CPUs.
+      sequence_sharding: between the layers, cut the sequence along the mesh's axis "tensor" too: for long pieces.
       dtype: of the computation; softmax, norms, angles and logits are at least float32.
     """
 
@@ -54,6 +55,7 @@ class LanguageModel(nnx.Module):
         attention: str = "auto",
         remat: bool = False,
         scan_layers: bool = False,
+        sequence_sharding: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -69,6 +71,7 @@ class LanguageModel(nnx.Module):
             remat,
             scan_layers,
         )
+        self.sequence_sharding = sequence_sharding
         vocabulary = padded_vocabulary(codebook_size)
 
         def draw(*shape):
@@ -119,6 +122,7 @@ class LanguageModel(nnx.Module):
         x, angles = self._embed(tokens, places), self._angles(places)
 
         def layer(x, state):
+            x = place_sequence(x, self.sequence_sharding)
             return nnx.merge(graph, state)(x, angles, causal=True, context=context, context_mask=context_mask)[0], None
 
         layer = jax.checkpoint(layer) if self.remat else layer

@@ -5,18 +5,26 @@ exported), `training` (the rest of the state: optimizers, the other player, the 
 """
 
 import contextlib
+import json
 import logging
+import os
 import pathlib
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bandtok_jax.training import sharding
+from bandtok_jax.training import distributed, sharding
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 _WEIGHTS = ("parameters", "buffers", "average")
+_SEAL = "sizes.json"  # in the folder of a checkpoint: the size of each of its files when it was whole
+_SET_ASIDE = "damaged-"
+
+
+class Damaged(ValueError):
+    """A checkpoint that cannot be read."""
 
 
 class Checkpoints:
@@ -29,8 +37,11 @@ class Checkpoints:
     """
 
     def __init__(self, run, *, keep: int, best_metric: str):
-        self._folder = pathlib.Path(run).absolute() / "checkpoints"
-        self._best_metric = best_metric
+        self.run, self._folder = run, pathlib.Path(run).absolute() / "checkpoints"
+        self._keep, self._best_metric, self._unsealed = keep, best_metric, None
+        self._open()
+
+    def _open(self):
         policies, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
             self._folder,
@@ -38,9 +49,9 @@ class Checkpoints:
             save_decision_policy=policies.SpecificStepsPolicy(steps=()),
             preservation_policy=keeping.AnyPreservationPolicy(
                 [
-                    keeping.LatestN(keep),
+                    keeping.LatestN(self._keep),
                     keeping.BestN(
-                        get_metric_fn=lambda metrics: metrics[best_metric],
+                        get_metric_fn=lambda metrics: metrics[self._best_metric],
                         reverse=True,
                         n=1,
                         keep_checkpoints_without_metrics=False,
@@ -71,17 +82,24 @@ class Checkpoints:
         weights, training = _split(state)
         metrics = {self._best_metric: metrics[self._best_metric]} if metrics else None
         parts = {"weights": weights, "training": training, "data": {"position": np.asarray(position)}}
+        self.wait()
         with _explained(self._folder):
-            self._orbax.wait()
             self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=False, metrics=metrics)
+            self._unsealed = step
 
     def restore(self, abstract_state, step: int | None = None):
         """`(state, position)` of a step, laid out as the shardings of `abstract_state` say.
 
         Raises:
-          ValueError: the checkpoint belongs to another model or another size, or is damaged.
+          Damaged: it cannot be read.
+          ValueError: it belongs to another model or another size.
         """
         step = self.latest if step is None else step
+        # One process looks and all hear of it: a file that only some of them read would leave the others waiting.
+        broken = _broken_seal(self._folder / str(step)) if jax.process_index() == 0 else ""
+        with _reading(self._folder, step, "move it away to go on from"):
+            if distributed.agree(int(bool(broken))):
+                raise ValueError(broken or "a file of it has another size than when it was written")
         weights, training = _split(abstract_state)
         parts = {"weights": weights, "training": training, "data": {"position": np.asarray(0)}}
         with _reading(self._folder, step, "move it away to go on from"):
@@ -106,8 +124,22 @@ class Checkpoints:
         Raises:
           OSError: it could not be written.
         """
+        step, self._unsealed = self._unsealed, None
         with _explained(self._folder):
             self._orbax.wait()
+            if step is not None and jax.process_index() == 0:
+                _seal(self._folder / str(step))
+
+    def set_aside(self, step: int) -> None:
+        """Renames a checkpoint, so that it is none any more."""
+        self._orbax.close()
+        if jax.process_index() == 0:
+            target = self._folder / f"{_SET_ASIDE}{step}"
+            while target.exists():
+                target = target.with_name(target.name + "x")
+            (self._folder / str(step)).rename(target)
+        distributed.barrier(f"checkpoint {step} set aside")
+        self._open()
 
     def close(self) -> None:
         """Waits, as `wait` does, and lets go of the folder."""
@@ -179,6 +211,28 @@ def saved_steps(run) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
 
 
+def _seal(folder: pathlib.Path) -> None:
+    """Notes the sizes of the files of a whole checkpoint, so that one that was cut off later shows."""
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    part = folder / f"{_SEAL}.new"
+    part.write_text(json.dumps(sizes, indent=1))
+    os.replace(part, folder / _SEAL)
+
+
+def _broken_seal(folder: pathlib.Path) -> str:
+    """Which file of a checkpoint is missing or has another size than when it was written; "" if none is."""
+    try:
+        sizes = json.loads((folder / _SEAL).read_text())
+    except (FileNotFoundError, ValueError):
+        return ""  # it was written just before the program was killed; reading it will tell
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{name} is {'missing' if found is None else f'{found} bytes long'} and had {size} bytes"
+    return ""
+
+
 def _split(state):
     weights = {name: state["model"][name] for name in _WEIGHTS}
     rest = {name: tree for name, tree in state["model"].items() if name not in _WEIGHTS}
@@ -219,7 +273,7 @@ def _reading(folder: pathlib.Path, step: int, cure: str):
       cure: what to do; the path of an earlier checkpoint, where there is one, stands behind it.
 
     Raises:
-      ValueError: the checkpoint is damaged.
+      Damaged: it cannot.
     """
     levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
     for name in levels:
@@ -231,7 +285,7 @@ def _reading(folder: pathlib.Path, step: int, cure: str):
         del levels["asyncio"]  # it reports each array that was not read when it is collected, perhaps much later
         earlier = [saved for saved in saved_steps(folder.parent) if saved < step]
         cure = f"{cure} an earlier checkpoint, {folder / str(earlier[-1])}" if earlier else "no earlier one is left"
-        raise ValueError(
+        raise Damaged(
             f"{folder / str(step)} cannot be read: it is damaged, or of another version; {cure} ({_reason(error)})"
         ) from error
     finally:

@@ -1,7 +1,5 @@
 """The steps of a task as programs for a mesh: where its state lives, and what is compiled."""
 
-import functools
-
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -46,14 +44,12 @@ class Program:
         """The random key of a purpose."""
         return jax.random.fold_in(jax.random.key(self.seed), purpose)
 
-    @functools.cache
     def train_step(self, **phase):
         """`(state, frozen, batch) -> (state, metrics)`, jitted, for one phase of the training; the state is donated."""
 
         def run(state, frozen, batch):
-            return self.task.train_step(
-                state, frozen, batch, jax.random.fold_in(self.key(TRAIN), state["step"]), **phase
-            )
+            key = jax.random.fold_in(self.key(TRAIN), state["step"])
+            return self.task.train_step(state, frozen, batch, key, **phase)
 
         return jax.jit(
             run,
@@ -62,7 +58,6 @@ class Program:
             donate_argnums=0,
         )
 
-    @functools.cached_property
     def eval_step(self):
         """`(state, frozen, batch) -> metrics`, jitted."""
         return jax.jit(
@@ -70,6 +65,40 @@ class Program:
             in_shardings=(self.layout, self.whole, self.batch_layout),
             out_shardings=self.whole,
         )
+
+    def compile(self, step, *arguments):
+        """A step as a program for these arguments.
+
+        Raises:
+          ValueError: it leaves a large part of the state whole on every device of a mesh that should share it.
+        """
+        compiled = step.lower(*arguments).compile()
+        if isinstance(compiled.output_shardings, tuple):
+            sharding.check_spread(self.abstract, compiled.output_shardings[0], self.mesh)
+        return compiled
+
+    def share(self, batch_size: int) -> dict[str, int]:
+        """Which rows of a global batch this process reads, for `iterator.create`: those that its devices hold.
+
+        Processes that are parts of one tensor-parallel group read the same.
+        """
+        places = self.batch_layout.addressable_devices_indices_map((batch_size,)).values()
+        rows = {row for (place,) in places for row in range(*place.indices(batch_size))}
+        if max(rows) - min(rows) + 1 != len(rows) or min(rows) % len(rows):
+            raise ValueError(
+                f"the rows {min(rows)} to {max(rows)} of a batch lie on this process with gaps: "
+                "let mesh.data times mesh.fsdp be a multiple or a divisor of the number of processes"
+            )
+        return {"process_index": min(rows) // len(rows), "process_count": batch_size // len(rows)}
+
+    def gather(self, tree):
+        """The same tree with its arrays on the host, whole, on every process."""
+        leaves, structure = jax.tree.flatten(tree)
+        arrays = {number: leaf for number, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+        if jax.process_count() > 1:
+            arrays = jax.jit(lambda x: x, out_shardings=self.whole)(arrays)
+        arrays = jax.device_get(arrays)
+        return jax.tree.unflatten(structure, [arrays.get(number, leaf) for number, leaf in enumerate(leaves)])
 
     def put(self, batch):
         """This process's rows of a global batch to its devices; text stays behind."""

@@ -5,6 +5,7 @@ import math
 import pathlib
 import uuid
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ class Reporter:
         self._progress = tqdm(
             total=config.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=not active, mininterval=1.0
         )
-        self._wandb = None
+        self._wandb, self._profiling = None, False
         if not active:
             return
         from tensorboardX import SummaryWriter
@@ -86,6 +87,19 @@ class Reporter:
 
                 self._wandb.log({group: wandb.Image(image)}, step=step)
 
+    def profile(self, step: int, steps: range) -> None:
+        """Begins a profile before the first of these steps and ends it after the last; each process writes its own."""
+        if step == steps.start and steps:
+            jax.profiler.start_trace(str(self._folder / "profile"))
+            self._profiling = True
+        elif self._profiling and step not in steps:
+            self._end_profile()
+
+    def _end_profile(self) -> None:
+        jax.profiler.stop_trace()
+        self._profiling = False
+        self.say(f"profile: {self._folder / 'profile'}")
+
     def progress(self, step: int, text: str) -> None:
         """Moves the bar to `step`; it knows the time that is left."""
         self._progress.set_postfix_str(text, refresh=False)
@@ -97,6 +111,8 @@ class Reporter:
             self._progress.write(text)
 
     def close(self) -> None:
+        if self._profiling:
+            self._end_profile()
         self._progress.close()
         if self._active:
             self._metrics.close()

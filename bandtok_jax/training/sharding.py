@@ -17,6 +17,8 @@ AXES = ("data", "fsdp", "tensor")
 
 # Smaller leaves stay whole on every device: cutting them costs more messages than it saves memory (our choice).
 WHOLE_BELOW_ELEMENTS = 2**14
+# A larger leaf that every device of a mesh holds whole is a mistake (our choice: 16 MiB in float32).
+SPREAD_FROM_ELEMENTS = 2**22
 
 
 def create_mesh(settings, devices=None) -> Mesh:
@@ -96,6 +98,53 @@ def shardings(tree, table, mesh: Mesh):
     if unused:
         raise ValueError(f"sharding rules that match nothing: {', '.join(map(repr, unused))}: were parameters renamed?")
     return result
+
+
+def check_spread(tree, places, mesh: Mesh) -> None:
+    """Raises a ValueError that names the large leaves which each device holds whole, though the mesh is to share them.
+
+    Args:
+      tree: arrays or shapes; places: their shardings, as the compiler left them.
+    """
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return
+    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places))
+    whole = [
+        f"{path_name(path)} {leaf.shape}"
+        for (path, leaf), place in leaves
+        if leaf.size >= SPREAD_FROM_ELEMENTS and place.is_fully_replicated
+    ]
+    if whole:
+        raise ValueError(
+            f"every device holds the whole of {', '.join(whole[:5])}{' and others' if len(whole) > 5 else ''}: "
+            "give them a rule with fsdp or tensor in the task's SHARDING table"
+        )
+
+
+def parameters(state):
+    """The parameters alone of every player of a state."""
+    players = {name: player["parameters"] for name, player in state.items() if name != "step"}
+    return players["model"] if len(players) == 1 else players
+
+
+def table(tree, places) -> str:
+    """Parameters, shapes, specs and bytes per device as text; a line for all that differ in a number of their path."""
+    rows: dict[tuple, list] = {}
+    for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places)):
+        name = re.sub(r"(?<=/)\d+(?=/)", "*", path_name(path))
+        local = int(np.prod(place.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        row = rows.setdefault((name, leaf.shape, str(place.spec).removeprefix("PartitionSpec")), [0, 0, 0])
+        for column, value in enumerate((1, leaf.size, local)):
+            row[column] += value
+    lines = [("parameter", "shape", "spec", "parameters", "bytes per device")]
+    for (name, shape, spec), (count, size, local) in rows.items():
+        times = f" x {count}" if count > 1 else ""
+        lines.append((name + times, "x".join(map(str, shape)) or "1", spec, f"{size:,}", f"{local:,}"))
+    totals = [sum(row[column] for row in rows.values()) for column in (1, 2)]
+    lines.append(("together", "", "", *(f"{total:,}" for total in totals)))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    align = "<<<>>"
+    return "\n".join("  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, align, widths)).rstrip() for line in lines)
 
 
 def _names(axes) -> tuple[str, ...]:

@@ -1,0 +1,241 @@
+"""Many processes that train as one: finding each other, agreeing, and leaving together.
+
+One process for every host of TPUs and for every GPU. A cluster shows itself in the environment: Cloud TPU, SLURM,
+Kubernetes and Open MPI as jax detects them, or anything else that sets `JAX_COORDINATOR_ADDRESS` (host:port of process
+0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. On Kubernetes, `JOB_COMPLETION_INDEX` serves as the last one.
+"""
+
+import contextlib
+import dataclasses
+import ipaddress
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+START_TIMEOUT_SECONDS = 300
+RESTART_EXIT_CODE = 42  # "please start me again"; what xpk takes it for by default
+_RETRY_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The processes of a training; several_hosts: whether they are known to run on more than one machine."""
+
+    kind: str
+    coordinator: str
+    count: int
+    process: int
+    several_hosts: bool = False
+
+
+def detect(environment=os.environ) -> Cluster | None:
+    """The cluster that this process is part of; None where it is alone.
+
+    Raises:
+      ValueError: the variables that name a cluster are incomplete or make no sense.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, process = (environment.get(name) for name in names)
+    process = process or environment.get("JOB_COMPLETION_INDEX")
+    if count is not None:
+        if not address or process is None or not (count.isdigit() and process.isdigit()):
+            raise ValueError(f"{', '.join(names)} are {address!r}, {count!r}, {process!r}: set all three of them")
+        found = Cluster("plain", address, int(count), int(process), "KUBERNETES_SERVICE_HOST" in environment)
+    else:
+        found = _ask_jax(environment)
+    if found is None or found.count == 1:
+        return None
+    if not found.process < found.count:
+        raise ValueError(f"this is process {found.process} of {found.count}: they are numbered from 0")
+    return found
+
+
+def _ask_jax(environment) -> Cluster | None:
+    # jax has no public name for what `jax.distributed.initialize` detects (0.10 to 0.12).
+    from jax._src.clusters import ClusterEnv
+
+    kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+    kind = next((kind for kind in kinds if kind.is_env_present()), None)
+    if kind is None or kind.get_process_count() == 1:
+        return None
+    port = environment.get("JAX_COORDINATOR_PORT")
+    coordinator = kind.get_coordinator_address(timeout_secs=START_TIMEOUT_SECONDS, override_coordinator_port=port)
+    count = kind.get_process_count()
+    several_hosts = {
+        "slurm": int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES") or 1) > 1,
+        "ompi": int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", count)) < count,
+    }.get(kind.name, True)
+    return Cluster(kind.name, coordinator, count, kind.get_process_id(), several_hosts)
+
+
+def start(timeout_seconds: int = START_TIMEOUT_SECONDS) -> None:
+    """Joins the cluster, if there is one. To be called before anything asks jax for its devices.
+
+    Raises:
+      ValueError: the coordinator cannot be reached by others, or processes are missing; the message names them.
+    """
+    cluster = detect()
+    if cluster is None or jax.distributed.is_initialized():
+        return
+    _check_address(cluster)
+    roll_call(cluster, timeout_seconds)
+    jax.distributed.initialize(
+        cluster.coordinator, cluster.count, cluster.process, initialization_timeout=timeout_seconds
+    )
+
+
+def _check_address(cluster: Cluster) -> None:
+    host, _, port = cluster.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"the coordinator's address is {cluster.coordinator!r}: give it as HOST:PORT")
+    if cluster.several_hosts and _is_loopback(host):
+        raise ValueError(
+            f"the coordinator {host} is an address of each machine alone (127.x), and there are several: "
+            "set JAX_COORDINATOR_ADDRESS=HOST:PORT to an address of process 0 that all of them reach"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host.strip("[]"), None)}
+    except socket.gaierror:
+        return False  # the roll call says that it cannot be reached
+    return any(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def roll_call(cluster: Cluster, timeout_seconds: float) -> None:
+    """Returns when all processes are there. XLA's own start ends the program without a word of who is missing.
+
+    Raises:
+      ValueError: not all came in time, or two go by one number.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    if cluster.process == 0:
+        verdict = _take_the_roll(cluster, deadline)
+    else:
+        verdict = _answer_the_roll(cluster, deadline)
+    if verdict:
+        raise ValueError(verdict)
+
+
+def _take_the_roll(cluster: Cluster, deadline: float) -> str:
+    port, here, verdict = int(cluster.coordinator.rpartition(":")[2]), {0: (socket.gethostname(), None)}, ""
+    family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    try:
+        server = socket.create_server(("", port), **family)
+    except OSError as error:
+        return f"process 0 cannot listen at port {port} ({error.strerror}): set JAX_COORDINATOR_ADDRESS to a free one"
+    with contextlib.ExitStack() as open_sockets:
+        open_sockets.enter_context(server)
+        while len(here) < cluster.count and not verdict:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection = open_sockets.enter_context(server.accept()[0])
+                connection.settimeout(max(deadline - time.monotonic(), 0.01))
+                caller = json.loads(connection.makefile().readline())
+            except TimeoutError:
+                missing = sorted(set(range(cluster.count)) - here.keys())
+                verdict = (
+                    f"{len(missing)} of {cluster.count} processes did not come to {cluster.coordinator} in time: "
+                    f"{_ranges(missing)}; look at their logs, and see that they reach that address"
+                )
+                break
+            except (OSError, ValueError):
+                continue  # something else knocked
+            number, host = caller["process"], caller["host"]
+            if number in here or caller["count"] != cluster.count:
+                verdict = (
+                    f"process {number} of {caller['count']} on {host} does not fit: {cluster.count} are expected"
+                    + (f", and {number} is on {here[number][0]}" if number in here else "")
+                )
+            here[number] = (host, connection)
+        for _, connection in here.values():
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    connection.sendall(json.dumps({"verdict": verdict}).encode() + b"\n")
+    return verdict
+
+
+def _answer_the_roll(cluster: Cluster, deadline: float) -> str:
+    host, _, port = cluster.coordinator.rpartition(":")
+    hint = ""
+    while True:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            if _is_loopback(host):
+                hint = "; that is this machine itself (127.x): is process 0 on another one?"
+            return f"process {cluster.process} of {cluster.count} cannot reach process 0 at {cluster.coordinator}{hint}"
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=remaining) as connection:
+                about = {"process": cluster.process, "count": cluster.count, "host": socket.gethostname()}
+                connection.sendall(json.dumps(about).encode() + b"\n")
+                # Process 0 answers when its own time is up, which began about when ours did.
+                connection.settimeout(remaining + 10)
+                answer = connection.makefile().readline()
+                if answer:
+                    return json.loads(answer)["verdict"]
+        except (OSError, ValueError):
+            pass
+        time.sleep(_RETRY_SECONDS)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`[1, 2, 3, 7]` -> "1-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def agree(number: int) -> int:
+    """What process 0 says, on all of them: files may not look the same everywhere at once."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class Preempted(Exception):
+    """The machine is taken away; all is saved, and the same command goes on."""
+
+
+class Preemption:
+    """Hears SIGTERM, on whichever process it comes, and lets all stop at the same step.
+
+    with Preemption() as preemption:
+        ...
+        if preemption.reached(step): save, and leave
+    """
+
+    def __enter__(self):
+        self._told, self._previous = False, None
+        # With many processes jax's service hears the signal, tells the others and fixes the step.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def _hear(self, *_):
+        self._told = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and leave after this step; all processes ask after every step, and get one answer."""
+        if jax.process_count() == 1:
+            return self._told
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def __exit__(self, *_):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)

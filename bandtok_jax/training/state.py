@@ -1,0 +1,136 @@
+"""Where the state of a run comes from: its own last checkpoint, the weights of another run, or a fresh start."""
+
+import pathlib
+
+import jax
+
+from bandtok_jax import experiment
+from bandtok_jax.data_pipelines import iterator, sources
+from bandtok_jax.interchange import model_folder
+from bandtok_jax.interchange.stage import STAGE_OF_TASK
+from bandtok_jax.training import distributed
+from bandtok_jax.training.checkpoint import Damaged, load_start, saved_steps, with_weights
+from bandtok_jax.training.program import WARM_START
+
+# Keys that may change when a run is taken up again; all others say what the run is.
+_MAY_CHANGE = (
+    "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
+    "wandb_project", "mesh", "data", "data_hash", "tokenizer_hash", "vocoder", "vocoder_hash",
+)  # fmt: skip
+
+
+def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_changed_data: bool = False):
+    """The configuration to run with, checked against the one that is stored in the run folder.
+
+    Raises:
+      ValueError: they differ in what makes a run what it is, or the data is not what it was.
+    """
+    config = config.copy_and_resolve_references()
+    if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
+        config.loss.discriminator_warmup = 0  # both players start together, or both are there
+    config.data_hash = sources.fingerprint(config.data)
+    if resumed:
+        stored = experiment.read_config(workdir)
+        if "discriminator_warmup" in config.loss:
+            config.loss.discriminator_warmup = stored.loss.discriminator_warmup
+        for name in stored:
+            # Through JSON, tuples become lists: compare what is written.
+            if name not in _MAY_CHANGE and experiment.plain(stored[name]) != experiment.plain(config.get(name)):
+                raise ValueError(
+                    f"{workdir} is a run of another configuration: "
+                    f"{experiment.difference(stored[name], config.get(name), name)}; "
+                    "give the same configuration, or another --workdir"
+                )
+        if stored.get("data_hash", "") not in ("", config.data_hash) and not accept_changed_data:
+            raise ValueError(
+                f"the data has changed since {workdir} was last trained ({config.data.tokens or config.data.sources}): "
+                "its examples would not be the ones that follow; give the same data, or --accept-changed-data"
+            )
+        config.tokenizer_hash = stored.get("tokenizer_hash", "")
+    return config.lock()
+
+
+def record_stages(config, task):
+    """The configuration with the weight hashes of the stages that the task builds on.
+
+    Raises:
+      ValueError: the run was started on another one.
+    """
+    if config.tokenizer_hash not in ("", task.tokenizer_hash):
+        raise ValueError(
+            f"the run was started on the tokenizer {config.tokenizer_hash[:12]}, "
+            f"and now it is {task.tokenizer_hash[:12]}: give the same tokenizer, or another --workdir"
+        )
+    with config.unlocked():
+        config.tokenizer_hash = task.tokenizer_hash
+        config.vocoder_hash = task.vocoder.weight_hash if config.vocoder else ""
+    return config
+
+
+def restore(program, checkpoints, say=print):
+    """`(state, position)` of the newest checkpoint that is whole; `(None, 0)` where there is none at all.
+
+    A damaged one is named by `say`, set aside, and the one before is taken.
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged, or they belong to another model.
+    """
+    if (latest := distributed.agree(-1 if checkpoints.latest is None else checkpoints.latest)) < 0:
+        return None, 0
+    while True:
+        try:
+            return checkpoints.restore(program.targets(), latest)
+        except Damaged as error:
+            earlier = [step for step in saved_steps(checkpoints.run) if step < latest]
+            if not earlier:
+                raise
+            say(f"{error}; going on from step {earlier[-1]}")
+            checkpoints.set_aside(latest)
+            latest = earlier[-1]
+
+
+def begin(program, config, frozen, first_batch, init_from, share: dict, *, alone: bool):
+    """The state before the first step: with the weights of another run, or as the task warms up on its first batches.
+
+    Args:
+      share: which rows of a batch this process reads, see `iterator.create`.
+      alone: there is no other batch than the first one.
+    """
+    state = program.init()
+    if init_from:
+        state = _start_from(init_from, config.task, state)
+    else:
+        wanted = 1 if alone else program.task.start_batches
+        starts = [first_batch, *_take(config, wanted - 1, share)]
+        starts = [program.put(batch) for batch in starts]
+        state = program.task.warm_start(state, frozen, starts, program.key(WARM_START))
+    # Weights from a file lie on the host; what was computed may lie elsewhere than the layout says.
+    place = lambda leaf, sharding: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding)
+    return jax.jit(lambda x: x, out_shardings=program.layout)(jax.tree.map(place, state, program.layout))
+
+
+def _start_from(origin: str, task: str, state):
+    """A fresh state with the weights of a run, its discriminator included, or of an export, which holds none."""
+    if _has_discriminator(origin):
+        run, step = model_folder.split_step(origin)
+        return load_start(run, state, step)
+    stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
+    if name not in stages:
+        raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
+    return with_weights(state, "model", stages[name].weights, origin)
+
+
+def _has_discriminator(origin: str) -> bool:
+    """Whether these weights to start from are a run's, or one of its steps: an export has the generator alone."""
+    return bool(saved_steps(model_folder.split_step(origin)[0]))
+
+
+def _take(config, count: int, share: dict):
+    """The first `count` batches after the first one, from a stream of their own."""
+    stream = iterator.create(
+        config.data, split="train", batch_size=config.batch_size, seed=config.seed, **share, start=config.batch_size
+    )
+    try:
+        return [next(stream) for _ in range(count)]
+    finally:
+        stream.close()

@@ -1,0 +1,53 @@
+"""Trainings of tests in processes of their own, with as many devices and as many of them as a test asks for."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from bandtok_jax.training import checkpoint
+from bandtok_jax.training.reporting import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(task, run, folder, *, processes=1, devices=1, **changes) -> list[subprocess.Popen]:
+    """The processes of one training; `devices` of each."""
+    command = [sys.executable, "-m", "tests.run_training", task, str(run), str(folder)]
+    command += [f"{key}={value}" for key, value in changes.items()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    if processes > 1:
+        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{_free_port()}"
+        environment["JAX_NUM_PROCESSES"] = str(processes)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [
+        subprocess.Popen(command, cwd=ROOT, env={**environment, "JAX_PROCESS_ID": str(number)}, **pipes)
+        for number in range(processes)
+    ]
+
+
+def train(task, run, folder, *, expect=0, **how) -> list[str]:
+    """Runs a training to its end; what its processes printed."""
+    started = start(task, run, folder, **how)
+    printed = [process.communicate()[0] for process in started]
+    codes = [process.returncode for process in started]
+    assert codes == [expect] * len(codes), f"{codes}\n" + "\n".join(text[-3000:] for text in printed)
+    return printed
+
+
+def losses(run) -> dict[int, float]:
+    """The loss of every step that was logged."""
+    return {line["step"]: line["train/loss"] for line in read_metrics(run) if "train/loss" in line}
+
+
+def parts(run, step=None) -> dict:
+    """All that a checkpoint holds, on the host."""
+    return {name: checkpoint._load_part(run, step, name) for name in ("weights", "training", "data")}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,138 @@
+"""Finding the other processes: who they are, what is refused, and who is missing."""
+
+import concurrent.futures
+import os
+import signal
+import socket
+
+import pytest
+
+from bandtok_jax.training import distributed
+from tests import processes
+
+SLURM = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_NODELIST": "node[003-004]",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_NODES": "2",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+PLAIN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+KUBERNETES = {**PLAIN, "KUBERNETES_SERVICE_HOST": "10.1.1.1", "JOB_COMPLETION_INDEX": "2"}
+KUBERNETES.pop("JAX_PROCESS_ID")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in {**SLURM, **OPEN_MPI, **KUBERNETES, **PLAIN}:
+        monkeypatch.delenv(name, raising=False)
+
+    def put(variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, None),
+        (PLAIN, ("plain", "10.0.0.1:1234", 4, 3, False)),
+        (KUBERNETES, ("plain", "10.0.0.1:1234", 4, 2, True)),
+        (SLURM, ("slurm", f"node003:{12 + 65535 - 2**12 + 1}", 8, 5, True)),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, ("slurm", f"node003:{12 + 65535 - 2**12 + 1}", 8, 5, False)),
+        ({**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        (OPEN_MPI, ("ompi", f"10.96.0.1:{(1531576320 // 2**12) % 2**12 + 65535 - 2**12 + 1}", 4, 3, True)),
+    ],
+)
+def test_clusters_are_known_by_their_environment(environment, variables, expected):
+    environment(variables)
+    found = distributed.detect()
+    assert found == (expected and distributed.Cluster(*expected))
+
+
+def test_an_incomplete_environment_names_what_is_missing(environment):
+    environment({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "2"})
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID are '10.0.0.1:1234', '2', None: set all three"):
+        distributed.detect()
+    environment({"JAX_PROCESS_ID": "2"})
+    with pytest.raises(ValueError, match="process 2 of 2: they are numbered from 0"):
+        distributed.detect()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.1.1"])
+def test_a_coordinator_that_others_cannot_reach_is_refused(environment, host):
+    environment({**KUBERNETES, "JAX_COORDINATOR_ADDRESS": f"{host}:1234"})
+    with pytest.raises(ValueError, match=rf"coordinator {host} .*127.x.*set JAX_COORDINATOR_ADDRESS"):
+        distributed.start(1)
+
+
+def _roll_call(numbers, count, seconds, address):
+    """What each of these processes hears at the roll call: an error's text, or "" when all are there."""
+
+    def answer(number):
+        try:
+            distributed.roll_call(distributed.Cluster("plain", address, count, number), seconds)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(len(numbers)) as pool:
+        return list(pool.map(answer, numbers))
+
+
+@pytest.fixture
+def address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_the_roll_call_ends_when_all_are_there(address):
+    assert _roll_call([2, 0, 1], 3, 30, address) == ["", "", ""]
+    assert _roll_call([1, 0], 2, 30, address) == ["", ""]  # the port is free again at once
+
+
+def test_the_missing_are_named_to_all_who_came(address):
+    heard = _roll_call([0, 4], 8, 1, address)
+    assert heard[0] == heard[1] and f"6 of 8 processes did not come to {address} in time: 1-3, 5-7" in heard[0]
+
+
+def test_two_of_one_number_are_refused(address):
+    for text in _roll_call([0, 1, 1], 3, 20, address)[:1]:
+        assert "process 1 of 3" in text and "1 is on" in text
+
+
+def test_who_never_reaches_process_0_says_so(address):
+    (text,) = _roll_call([1], 2, 0.5, address)
+    assert f"process 1 of 2 cannot reach process 0 at {address}; that is this machine itself (127.x)" in text
+
+
+def test_a_signal_is_heard_and_then_left_to_others():
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.Preemption() as preemption:
+        assert not preemption.reached(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.reached(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_processes_and_a_mesh_train_as_one(tmp_path):
+    steps = {"total_steps": 4, "log_every": 1, "evaluate_every": 4, "dtype": "float64"}
+    mesh = {f"mesh.{axis}": 2 for axis in ("data", "fsdp", "tensor")}
+    processes.train("language_model", tmp_path / "one", tmp_path, **steps)
+    printed = processes.train("language_model", tmp_path / "two", tmp_path, processes=2, devices=4, **steps, **mesh)
+    one, two = (processes.losses(tmp_path / run) for run in ("one", "two"))
+    assert list(one) == list(two) == [1, 2, 3, 4]
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    assert "('tensor', 'fsdp')" in printed[0]  # the table, on one process alone
+    assert "parameters" not in printed[1]
