@@ -72,6 +72,7 @@ class Codec:
         self._frames_per_column: int = tokenizer.network.attribute("frames_per_column")
         # On the device once; every call passes them as arguments, so that no program holds them as constants.
         self._weights = {name: jax.device_put(stage.weights) for name, stage in self.stages.items()}
+        self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
 
     @property
     def columns_per_second(self) -> float:
@@ -172,12 +173,20 @@ class Codec:
             raise ValueError("the sound has 0 samples: give a recording")
         yield resampler.push(np.zeros((1, 0), np.float32), last=True)[0]
 
-    def encode_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`; memory is bounded."""
+    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
+        """Mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`; memory is bounded.
+
+        device: where to compute, if not on jax's default device; one such stream on each makes use of them all.
+        """
         size = self._chunk_columns * self.samples_per_column
         before, after = self._context_samples
+        weights = self._weights["tokenizer"]
+        if device is not None:
+            if device not in self._copies:
+                self._copies[device] = jax.device_put(weights, device)
+            weights = self._copies[device]
         for window, samples in windows(blocks, size, before, after, outside=0.0):
-            codes = self._encode_chunk(self._weights["tokenizer"], window)
+            codes = self._encode_chunk(weights, window)
             yield np.asarray(codes)[: math.ceil(samples / self.samples_per_column)]
 
     def decode_stream(

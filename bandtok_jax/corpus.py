@@ -1,51 +1,44 @@
-"""A corpus as token records (`bandtok tokenize`): several shifted copies of each whole track; can be resumed."""
+"""A corpus as token records (`bandtok tokenize`): several shifted copies of each whole track, made by all hosts and
+devices, taken up again after an interruption.
 
+The tracks are cut into shards that depend on the corpus alone. Process i of N makes the shards i, i + N, i + 2 N ...
+and each of its devices codes one track at a time, by the program that one device would run; so the codes, and the
+files down to the byte, are the same on any number of hosts and devices.
+"""
+
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import itertools
 import math
 import os
+import queue
+import time
 from typing import Any
 import zipfile
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from bandtok_jax.audio import loudness
-from bandtok_jax.audio.waveform import INT16_SCALE
 from bandtok_jax.codec import Codec
-from bandtok_jax.data_pipelines.records import RecordSource, read_manifest
-from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenWriter, manifest
+from bandtok_jax.data_pipelines.whole_tracks import Track, read_tracks
 
-TRACKS_A_SHARD = 16  # what an interruption can cost; our choice
-SYNTHETIC_SECONDS = 12.0  # of one piece: longer than what a tiny language model sees at once; our choice
-SYNTHETIC_VALIDATION_SHARE = 8  # one validation piece for so many training pieces
+TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
+MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
+POLL_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Track:
-    """Consecutive records of one track without a gap; `records` are their numbers in `source`."""
+class _Shard:
+    """What one file of token records will hold: so many copies of each track."""
 
-    source: Any
-    records: range
-    name: str
-    caption: str
-    sample_rate_hz: int
-    samples: int
-    lufs: float
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """The sound, int16 `[S, C]` a record."""
-        return (np.asarray(self.source[number]["audio"]) for number in self.records)
-
-    def mono(self) -> Iterator[np.ndarray]:
-        """The sound mixed down, float32 `[S]` a record, full scale at 1."""
-        return (block.mean(axis=1, dtype=np.float32) / np.float32(INT16_SCALE) for block in self.blocks())
-
-    def gain(self, target_lufs: float | None) -> float:
-        """The factor that brings the mix-down to a loudness, as in training: never so far that it would clip."""
-        peak = max(int(np.abs(block.astype(np.int32)).max(initial=0)) for block in self.blocks())
-        return loudness.gain_to(target_lufs, self.lufs, peak / INT16_SCALE)
+    split: str
+    number: int
+    tracks: list[Track]
+    copies: int
 
 
 def tokenize(
@@ -57,8 +50,13 @@ def tokenize(
     pieces: int = 256,
     tokenizer: str = "",
     embeddings: str | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
 ) -> dict[str, Any]:
     """Writes token records of every split and returns their manifest; run again after an interruption, it goes on.
+
+    All processes call it together, and write to one folder that all of them see; the number of processes may be
+    another one when it is taken up again.
 
     Args:
       codec: whose tokenizer makes the codes. The sound is brought to the loudness that it was trained at.
@@ -69,6 +67,7 @@ def tokenize(
       tokenizer: where the codec came from, for the manifest.
       embeddings: an .npz file with an embedding of its text, float `[L, E]` or `[E]`, for each track by its name; made
         by any encoder. Tracks that are not in it have no text.
+      process_index, process_count: by default, as jax counts them.
 
     Raises:
       ValueError, FileNotFoundError: wrong arguments, no data, or other tokens in `output`.
@@ -78,10 +77,12 @@ def tokenize(
             f"offsets {offsets}, pieces {pieces}: "
             f"give 1 to {codec.samples_per_column} shifted copies and at least 1 piece"
         )
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
     splits = read_tracks(data, codec.sample_rate_hz, pieces)
     texts = read_embeddings(embeddings, {track.name for tracks in splits.values() for track in tracks})
-    writer = TokenWriter(
-        output,
+    shards = [shard for split, tracks in splits.items() for shard in _shards(split, tracks, offsets)]
+    facts = dict(
         codebook_size=codec.codebook_size,
         rows=codec.rows,
         columns_per_second=codec.columns_per_second,
@@ -94,19 +95,80 @@ def tokenize(
         embeddings=embeddings and os.fspath(embeddings),
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
-    if writer.finished:
-        return manifest(output)
-    copies = {split: offsets if split == "train" else 1 for split in splits}
-    seconds = sum(t.samples / t.sample_rate_hz * copies[split] for split, tracks in splits.items() for t in tracks)
-    with tqdm(total=round(seconds, 1), unit="s", unit_scale=True, desc="tokenize", disable=None) as bar:
-        for split, tracks in splits.items():
-            for number, first in enumerate(range(0, len(tracks), TRACKS_A_SHARD)):
-                shard = tracks[first : first + TRACKS_A_SHARD]
-                if writer.has(split, number):
-                    bar.update(sum(track.samples / track.sample_rate_hz for track in shard) * copies[split])
-                else:
-                    writer.write(split, number, _pieces(codec, shard, copies[split], texts, bar))
-    return writer.finish()
+    writer = TokenWriter(output, **facts)
+    if not writer.finished:
+        _write(codec, writer, shards[process_index::process_count], texts, progress=process_index == 0)
+        expected = [(shard.split, shard.number) for shard in shards]
+        # Not by jax's barrier, in which processes must meet within seconds: here the last may come an hour later.
+        if process_index == 0:
+            _wait(lambda: all(writer.has(*shard) for shard in expected))
+            writer.finish(expected)
+        else:
+            _wait(lambda: writer.finished)
+    return manifest(output)
+
+
+def _wait(arrived) -> None:
+    """Returns when the other processes have done their part; jax ends this one where another one died."""
+    while jax.process_count() > 1 and not arrived():
+        time.sleep(POLL_SECONDS)
+
+
+def _shards(split: str, tracks: list[Track], offsets: int) -> Iterator[_Shard]:
+    length = max(TRACKS_A_SHARD, math.ceil(len(tracks) / MOST_SHARDS))
+    for number, first in enumerate(range(0, len(tracks), length)):
+        yield _Shard(split, number, tracks[first : first + length], offsets if split == "train" else 1)
+
+
+def _write(
+    codec: Codec, writer: TokenWriter, shards: list[_Shard], texts: dict[str, np.ndarray], *, progress: bool
+) -> None:
+    """Writes those of the shards that are not there yet, in their order, with all devices of this process."""
+    devices: queue.SimpleQueue = queue.SimpleQueue()
+    for device in jax.local_devices():
+        devices.put(device)
+
+    def code(task):
+        shard, track = task
+        device = devices.get()
+        try:
+            return list(_pieces(codec, track, shard.copies, texts, device))
+        finally:
+            devices.put(device)
+
+    seconds = {id(shard): shard.copies * sum(track.seconds for track in shard.tracks) for shard in shards}
+    missing = [shard for shard in shards if not writer.has(shard.split, shard.number)]
+    total = round(sum(seconds.values()), 1)
+    with (
+        tqdm(total=total, unit="s", unit_scale=True, desc="tokenize", disable=None if progress else True) as bar,
+        ThreadPoolExecutor(devices.qsize()) as pool,
+    ):
+        bar.update(total - sum(seconds[id(shard)] for shard in missing))
+        tasks = ((shard, track) for shard in missing for track in shard.tracks)
+        done = _in_order(pool, code, tasks, ahead=2 * devices.qsize())
+        for shard in missing:
+            records = itertools.chain.from_iterable(itertools.islice(done, len(shard.tracks)))
+            writer.write(shard.split, shard.number, _counted(records, bar, codec))
+
+
+def _in_order(pool, function, tasks, ahead: int) -> Iterator[Any]:
+    """`function` of each task, in their order, computed in the pool while no more than `ahead` wait to be taken."""
+    waiting: deque = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _counted(records, bar: tqdm, codec: Codec) -> Iterator[dict[str, Any]]:
+    for record in records:
+        yield record
+        bar.update(record["samples"] / codec.sample_rate_hz)
 
 
 def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
@@ -135,28 +197,25 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
 
 
 def _pieces(
-    codec: Codec, tracks: list[Track], copies: int, texts: dict[str, np.ndarray], bar: tqdm
+    codec: Codec, track: Track, copies: int, texts: dict[str, np.ndarray], device: jax.Device
 ) -> Iterator[dict[str, Any]]:
-    """The token records of some tracks, copy by copy."""
-    target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
-    for track in tracks:
-        gain = np.float32(track.gain(target_lufs))
-        for copy in range(copies):
-            offset = copy * codec.samples_per_column // copies
-            # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
-            mono = (block[None] * gain for block in track.mono())
-            codes = list(codec.encode_stream(_cut(codec.listen(mono, track.sample_rate_hz), offset)))
-            bar.update(track.samples / track.sample_rate_hz)
-            samples = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz) - offset
-            if codes:
-                yield {
-                    "codes": np.concatenate(codes),
-                    "track": track.name,
-                    "offset_samples": offset,
-                    "caption": track.caption,
-                    "samples": samples,
-                    "embedding": texts.get(track.name),
-                }
+    """The token records of a track, copy by copy."""
+    gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
+    heard = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
+    for copy in range(copies):
+        offset = copy * codec.samples_per_column // copies
+        # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
+        mono = (block[None] * gain for block in track.mono())
+        codes = list(codec.encode_stream(_cut(codec.listen(mono, track.sample_rate_hz), offset), device))
+        if codes:
+            yield {
+                "codes": np.concatenate(codes),
+                "track": track.name,
+                "offset_samples": offset,
+                "caption": track.caption,
+                "samples": heard - offset,
+                "embedding": texts.get(track.name),
+            }
 
 
 def _cut(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
@@ -164,33 +223,3 @@ def _cut(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
     for block in blocks:
         yield block[samples:]
         samples = max(0, samples - len(block))
-
-
-def read_tracks(data: str, sample_rate_hz: int, pieces: int = 1) -> dict[str, list[Track]]:
-    """The tracks of each split of a folder of audio records, or of "synthetic" with so many training pieces."""
-    if data == "synthetic":
-        counts = {"train": pieces, "validation": max(1, pieces // SYNTHETIC_VALIDATION_SHARE)}
-        sources = {split: SyntheticMusic(split, sample_rate_hz, SYNTHETIC_SECONDS, lazy=True) for split in counts}
-        return {split: _tracks(source, counts[split]) for split, source in sources.items()}
-    filled = [name for name, split in read_manifest(data)["splits"].items() if split["records"]]
-    if not filled:
-        raise ValueError(f"{data} holds no records: prepare it again with more music")
-    sources = {split: RecordSource(data, split, lazy=True) for split in filled}
-    return {split: _tracks(source, len(source)) for split, source in sources.items()}
-
-
-def _tracks(source, count: int) -> list[Track]:
-    """Joins records that follow each other in one track; where a part is missing, a new piece begins."""
-    tracks: list[Track] = []
-    end = 0
-    for number in range(count):
-        record = source[number]
-        samples, last = len(record["audio"]), tracks[-1] if tracks else None
-        if last and last.name == record["track"] and record["start"] == end:
-            joined = range(last.records.start, number + 1)
-            tracks[-1] = dataclasses.replace(last, records=joined, samples=last.samples + samples)
-        else:
-            facts = (record["track"], record["caption"], record["sample_rate_hz"], samples, record["mono_lufs"])
-            tracks.append(Track(source, range(number, number + 1), *facts))
-        end = record["start"] + samples
-    return tracks

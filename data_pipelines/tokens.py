@@ -8,6 +8,7 @@ files of one split.
 import glob
 import json
 import os
+import socket
 import struct
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -17,6 +18,7 @@ from bandtok_jax.data_pipelines import shards
 
 MANIFEST = "token_manifest.json"
 HEADER = "token_header.json"  # while the folder is being written
+COUNTS = ".counts.json"  # of a whole shard, until there is a manifest
 VERSION = 1
 LARGEST_CODEBOOK = 2**16
 UNIGRAM_PIECES = 20_000  # some 1,000 h of music; our choice
@@ -48,10 +50,16 @@ def decode(data):
     return record
 
 
+def _passing_name(path):
+    """For what is being written; other processes may write the same: at the start, or having outlived their run."""
+    return f"{path}.{socket.gethostname()}-{os.getpid()}.new"
+
+
 def _write_json(path, value):
-    with open(path + ".new", "w") as file:
+    passing = _passing_name(path)
+    with open(passing, "w") as file:
         json.dump(value, file, indent=1)
-    os.replace(path + ".new", path)
+    os.replace(passing, path)
 
 
 class TokenWriter:
@@ -84,7 +92,7 @@ class TokenWriter:
             if os.path.exists(path):
                 self._compare(_read_json(path), path)
                 return
-        if os.listdir(self.directory):
+        if any(not name.endswith(".new") for name in os.listdir(self.directory)):
             raise ValueError(f"{directory} is not empty and holds no tokens: give an empty or a new folder")
         _write_json(os.path.join(self.directory, HEADER), self.facts)
 
@@ -97,8 +105,8 @@ class TokenWriter:
                     "give a new folder, or delete that one"
                 )
 
-    def _path(self, split, number):
-        return os.path.join(self.directory, f"tokens-{split}-{number:05d}.array_record")
+    def _path(self, split, number, ending=".array_record"):
+        return os.path.join(self.directory, f"tokens-{split}-{number:05d}{ending}")
 
     @property
     def finished(self):
@@ -107,19 +115,23 @@ class TokenWriter:
 
     def has(self, split, number):
         """Whether this shard is written."""
-        return os.path.exists(self._path(split, number))
+        return os.path.exists(self._path(split, number, COUNTS)) or self.finished
 
     def write(self, split, number, records):
-        """Writes one shard from an iterable of records; it gets its name when it is complete."""
-        path = self._path(split, number)
-        writer = ArrayRecordWriter(path + ".new", shards.WRITER_OPTIONS)
+        """Writes one shard from an iterable of records; it counts when it is complete, and what it holds is noted."""
+        path, columns, pieces = self._path(split, number), 0, 0
+        passing = _passing_name(path)
+        writer = ArrayRecordWriter(passing, shards.WRITER_OPTIONS)
         try:
             for record in records:
                 self._check(record)
                 writer.write(encode(record))
+                pieces, columns = pieces + 1, columns + len(record["codes"])
         finally:
             writer.close()
-        os.replace(path + ".new", path)
+        os.replace(passing, path)
+        counts = {"file": os.path.basename(path), "pieces": pieces, "columns": columns}
+        _write_json(self._path(split, number, COUNTS), counts)
 
     def _check(self, record):
         codes, size, rows = np.asarray(record["codes"]), self.facts["codebook_size"], self.facts["rows"]
@@ -132,23 +144,31 @@ class TokenWriter:
                 f"{record['track']}: codes in {codes.min()}..{codes.max()}, outside the codebook 0..{size - 1}"
             )
 
-    def finish(self):
-        """Counts what there is and writes the manifest, which makes the folder readable. Returns it."""
+    def finish(self, expected=None):
+        """Writes the manifest, which makes the folder readable, and returns it.
+
+        expected: [(split, number)] of the shards that there must be, in their order; by default, those that there are.
+        No one may still be writing here.
+        """
+        if expected is None:
+            names = sorted(os.path.basename(path) for path in glob.glob(os.path.join(self.directory, f"*{COUNTS}")))
+            expected = [tuple(name.removesuffix(COUNTS).split("-", 1)[1].rsplit("-", 1)) for name in names]
+            expected = [(split, int(number)) for split, number in expected]
+        missing = [self._path(*shard) for shard in expected if not self.has(*shard)]
+        if missing:
+            raise ValueError(f"{len(missing)} shards are missing, such as {missing[0]}: run the same command again")
         splits = {}
-        for path in sorted(glob.glob(os.path.join(self.directory, "tokens-*-?????.array_record"))):
-            split = os.path.basename(path).split("-", 1)[1].rsplit("-", 1)[0]
-            shard = _Shard(path)
-            count = {"file": os.path.basename(path), "pieces": len(shard)}
-            count["columns"] = sum(len(shard[number]["codes"]) for number in range(len(shard)))
-            splits.setdefault(split, {"pieces": 0, "columns": 0, "shards": []})
-            splits[split]["shards"].append(count)
+        for split, number in expected:
+            counts = _read_json(self._path(split, number, COUNTS))
+            total = splits.setdefault(split, {"pieces": 0, "columns": 0, "shards": []})
+            total["shards"].append(counts)
             for name in ("pieces", "columns"):
-                splits[split][name] += count[name]
+                total[name] += counts[name]
         result = {**self.facts, "splits": splits}
         _write_json(os.path.join(self.directory, MANIFEST), result)
-        header = os.path.join(self.directory, HEADER)
-        if os.path.exists(header):
-            os.remove(header)
+        for pattern in (HEADER, f"tokens-*{COUNTS}", "*.new"):
+            for path in glob.glob(os.path.join(glob.escape(self.directory), pattern)):
+                os.remove(path)
         return result
 
 

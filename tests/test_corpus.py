@@ -11,11 +11,12 @@ import pytest
 import bandtok_jax
 from bandtok_jax import corpus, experiment, tasks
 from bandtok_jax.codec import Codec
-from bandtok_jax.data_pipelines import examples, iterator, records, shards
-from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, manifest
+from bandtok_jax.data_pipelines import examples, iterator, records, shards, whole_tracks
+from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
 from bandtok_jax.interchange.stage import Stage
 
 RATE, RECORD = 44100, 20_000
+write = TokenWriter.write
 
 
 @functools.cache
@@ -30,35 +31,25 @@ def sound(name: str, samples: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A prepared folder: "long" lies in three records, and in "gap" one between two others was left out."""
+    """A prepared folder; "long" lies in three records."""
     folder = tmp_path_factory.mktemp("data")
-    layout = {
-        "train": [("long", 0, 45_000), ("gap", 0, 20_000), ("gap", 40_000, 20_000)],
-        "validation": [("last", 0, 9_000)],
-    }
-    splits = {}
+    layout = {"train": [("long", 45_000), ("short", 20_000), ("little", 12_000)], "validation": [("last", 9_000)]}
+    splits, lines = {}, []
     for split, tracks in layout.items():
-        parts = [
-            (n, at, sound(n, s)[at - start : at - start + RECORD])
-            for n, start, s in tracks
-            for at in range(start, start + s, RECORD)
-        ]
-        writer = ArrayRecordWriter(str(folder / split), shards.WRITER_OPTIONS)
-        for name, start, audio in parts:
-            facts = {
-                "domain": "music",
-                "full_band": True,
-                "lufs": -20.0,
-                "mono_lufs": -20.0,
-                "licence": "",
-                "caption": f"a {name}",
-            }
-            writer.write(
-                examples.encode({"audio": audio, "sample_rate_hz": RATE, "track": name, "start": start, **facts})
-            )
+        writer, count = ArrayRecordWriter(str(folder / split), shards.WRITER_OPTIONS), 0
+        for name, samples in tracks:
+            facts = {"lufs": -20.0, "mono_lufs": -20.0, "caption": f"a {name}", "track": name}
+            more = {"domain": "music", "full_band": True, "licence": "", "sample_rate_hz": RATE}
+            starts = range(0, samples, RECORD)
+            for start in starts:
+                audio = sound(name, samples)[start : start + RECORD]
+                writer.write(examples.encode({"audio": audio, "start": start, **facts, **more}))
+            lines.append({**facts, "split": split, "seconds": samples / RATE, "records": len(starts)})
+            count += len(starts)
         writer.close()
-        splits[split] = {"records": len(parts), "shards": [{"file": split, "records": len(parts)}]}
-    (folder / records.MANIFEST).write_text(json.dumps({"splits": splits}))
+        splits[split] = {"records": count, "shards": [{"file": split, "records": count}]}
+    (folder / records.MANIFEST).write_text(json.dumps({"sample_rate_hz": RATE, "splits": splits}))
+    (folder / records.TRACKS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -78,8 +69,8 @@ def test_whole_tracks_and_shifted_copies(data, tmp_path):
         for piece in (train[i] for i in range(6))
     ]
     assert found == [
-        ("long", 0, 45_000, 11), ("long", 2048, 42_952, 11), ("gap", 0, 20_000, 5), ("gap", 2048, 17_952, 5),
-        ("gap", 0, 20_000, 5), ("gap", 2048, 17_952, 5),
+        ("long", 0, 45_000, 11), ("long", 2048, 42_952, 11), ("short", 0, 20_000, 5), ("short", 2048, 17_952, 5),
+        ("little", 0, 12_000, 3), ("little", 2048, 9_952, 3),
     ]  # fmt: skip
     # The sum of the two channels rounds differently here and there: a few codes may be the second nearest.
     assert (train[0]["codes"] == expected("long", 45_000)).mean() > 0.98
@@ -93,28 +84,59 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     whole = corpus.tokenize(codec(), data, tmp_path / "whole")
     coded, encode_stream = [], Codec.encode_stream
 
-    def interrupted(self, blocks):
+    def interrupted(self, blocks, device):
         coded.append(1)
         if len(coded) == 3:
             raise KeyboardInterrupt
-        return encode_stream(self, blocks)
+        return encode_stream(self, blocks, device)
 
     monkeypatch.setattr(Codec, "encode_stream", interrupted)
     with pytest.raises(KeyboardInterrupt):
         corpus.tokenize(codec(), data, tmp_path / "tokens")
     with pytest.raises(FileNotFoundError, match="interrupted"):
         manifest(tmp_path / "tokens")
+    done = len(list((tmp_path / "tokens").glob("*.counts.json")))
+    coded[:] = [1] * 3  # past the interruption
     again = corpus.tokenize(codec(), data, tmp_path / "tokens")
-    assert len(coded) == 3 + 2 and again == whole
-    for name in [shard["file"] for split in whole["splits"].values() for shard in split["shards"]]:
-        assert (tmp_path / "tokens" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert done == 2 and len(coded) == 3 + 4 - done and again == whole
+    assert same_files(tmp_path / "tokens", tmp_path / "whole")
     assert corpus.tokenize(codec(), data, tmp_path / "tokens") == whole and len(coded) == 5
     with pytest.raises(ValueError, match="offsets"):
         corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
 
 
+def same_files(folder, other):
+    """Whether two folders hold the same files with the same content."""
+    found, wanted = ({path.name: path.read_bytes() for path in one.iterdir()} for one in (folder, other))
+    return found == wanted
+
+
+def test_processes_divide_the_shards_and_may_become_others(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "TRACKS_A_SHARD", 1)
+    corpus.tokenize(codec(), data, tmp_path / "whole")
+    written = []
+    monkeypatch.setattr(TokenWriter, "write", lambda self, *shard: (written.append(shard[:2]), write(self, *shard)))
+    share = functools.partial(corpus.tokenize, codec(), data, tmp_path / "tokens")
+    with pytest.raises(ValueError, match="2 shards are missing, such as .*tokens-train-00001"):
+        share(process_index=0, process_count=2)
+    assert written == [("train", 0), ("train", 2)]
+    with pytest.raises(FileNotFoundError, match="interrupted"):
+        share(process_index=2, process_count=3)
+    assert len(written) == 2  # there was nothing left for it
+    with pytest.raises(FileNotFoundError, match="interrupted"):
+        share(process_index=1, process_count=3)
+    share(process_index=0, process_count=3)
+    assert sorted(written) == [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    assert same_files(tmp_path / "tokens", tmp_path / "whole")
+
+
+def test_large_corpora_have_larger_shards():
+    shards = list(corpus._shards("train", list(range(100_000)), 2))
+    assert len(shards) == 4000 and [track for shard in shards for track in shard.tracks] == list(range(100_000))
+
+
 def test_synthetic_music(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "SYNTHETIC_SECONDS", 1.0)
+    monkeypatch.setattr(whole_tracks, "SYNTHETIC_SECONDS", 1.0)
     result = corpus.tokenize(codec(), "synthetic", tmp_path / "tokens", pieces=2)
     assert {name: (split["pieces"], split["columns"]) for name, split in result["splits"].items()} == {
         "train": (2, 22),
@@ -138,7 +160,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     source = TokenSource(tmp_path / "tokens", "train")
     by_track = {source[i]["track"]: source[i]["embedding"] for i in range(len(source))}
     np.testing.assert_array_equal(by_track["long"], given["long"])
-    assert by_track["gap"].shape == (3, 6) and not by_track["gap"].any()
+    assert by_track["short"].shape == (3, 6) and not by_track["short"].any()
 
     small = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text": "embedding", "text_width": 6}
     changes = {f"model.{name}": str(value) for name, value in small.items()}
