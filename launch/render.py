@@ -162,7 +162,7 @@ def gke(job: Job) -> tuple[str, str, list[str]]:
         run=_kubernetes(f"{job.check} &&\nexec {run}"),
         **{name: _yaml(value) for name, value in values.items()},
     )
-    return f"{job.name}.jobset.yaml", text, ["kubectl", "apply", f"--namespace={options['namespace']}", "-f"]
+    return f"{job.name}.jobset.yaml", text, ["kubectl", "create", f"--namespace={options['namespace']}", "-f"]
 
 
 def xpk(job: Job) -> tuple[str, str, list[str]]:

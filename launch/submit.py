@@ -66,7 +66,7 @@ def create(flags: argparse.Namespace, arguments: list[str]) -> render.Job:
     for word in [*arguments, *map(str, options.values()), *flags.env]:
         if "\n" in word or "\0" in word:
             raise ValueError(f"{word!r}: a value with a line break cannot be passed on")
-    if flags.max_restarts < 0 or flags.grace_seconds < 1 or options.get("cpus_per_process", 1) < 1:
+    if options.get("max_restarts", 0) < 0 or flags.grace_seconds < 1 or options.get("cpus_per_process", 1) < 1:
         raise ValueError("--max-restarts, --grace-seconds or --cpus-per-process is too small: give 0, 1, 1 or more")
     machines = accelerators.parse(flags.accelerators).check_shape()
     if flags.kind == "slurm" and machines.facts["kind"] != "gpu":
@@ -139,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         added.add_argument("--name", required=True, help="of the job")
         added.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="variable; may be repeated")
-        added.add_argument("--max-restarts", type=int, default=100, metavar="N", help="(default 100)")
+        if name != "skypilot":  # which does not count them
+            added.add_argument("--max-restarts", type=int, default=100, metavar="N", help="(default 100)")
         added.add_argument("--grace-seconds", type=int, default=120, metavar="S", help="to save after SIGTERM (120)")
         added.add_argument("--dry-run", action="store_true", help="print the script or manifest, do nothing")
         added.add_argument("--skip-check", action="store_true", help="submit without trying the XLA flags here")
