@@ -63,7 +63,8 @@ def create(flags: argparse.Namespace, arguments: list[str]) -> render.Job:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", flags.name):
         raise ValueError(f"--name={flags.name}: give up to 40 of a-z, 0-9 and -, beginning with a letter")
     options = vars(flags)
-    for word in [*arguments, *map(str, options.values()), *flags.env]:
+    lists = [word for value in options.values() if isinstance(value, list) for word in value]
+    for word in [*arguments, *map(str, options.values()), *lists]:
         if "\n" in word or "\0" in word:
             raise ValueError(f"{word!r}: a value with a line break cannot be passed on")
     if options.get("max_restarts", 0) < 0 or flags.grace_seconds < 1 or options.get("cpus_per_process", 1) < 1:
@@ -98,8 +99,11 @@ def _check_arguments(kind: str, arguments: list[str]) -> str:
         raise ValueError("nothing to train: give the arguments of `bandtok train` after --")
     train, rest = cli._parser().parse_known_args(["train", *arguments])
     overrides = cli._overrides(rest, train.parser)
-    if "://" not in train.config:  # one's own configuration may lie in the bucket
+    if "://" not in train.config:
         experiment.load_config(train.config, overrides)
+        name = train.config.partition(":")[0]
+        if kind != "slurm" and (name.endswith(".py") or pathlib.Path(name).is_dir()):
+            raise ValueError(f"--config={train.config} is not in the image: put it into the bucket, as gs://BUCKET/...")
     if kind != "slurm" and not re.match(r"(gs|s3)://[\w.-]+/.", train.workdir):
         raise ValueError(
             f"--workdir={train.workdir} is gone with the container that wrote it: give a folder of a bucket, such as "

@@ -243,6 +243,7 @@ MISTAKES = {
     "xpk is for TPUs here": ("xpk", "--accelerators=h100:8", *PROJECT, "--cluster=c", IMAGE),
     "write NAME=VALUE": ("slurm", "--accelerators=h100:8", "--env=A B=1"),
     "a value with a line break": ("slurm", "--accelerators=h100:8", "--partition=a\n#SBATCH --uid=0"),
+    "'--x\\nrm': a value with a line break": ("slurm", "--accelerators=h100:8", "--sbatch=--x\nrm"),
     "--name=Base_LM: give up to 40 of": ("slurm", "--accelerators=h100:8", "--name=Base_LM"),
 }
 
@@ -263,6 +264,7 @@ def test_a_mistake_is_one_line(message, capsys):
         ("slurm", ["--config=language_model:base", "--workdir=gs://mine/run"], "give a folder that all its nodes see"),
         ("gke", ["--config=language_model:base", "--workdir=/tmp/run"], "is gone with the container"),
         ("gke", ["--config=language_model:base", "--workdir=s3://mine/run"], "no bucket of Google's"),
+        ("gke", [f"--config={ROOT}/configs/vocos.py:base", "--workdir=gs://mine/run"], "is not in the image"),
         ("slurm", ["--config=language_model:base", "--workdir=r", "--config.batch_sise=8"], "batch_size"),
         ("slurm", ["--config=language_modl:base", "--workdir=r"], "language_model"),
     ],
