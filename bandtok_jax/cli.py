@@ -87,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--tfds-dir", metavar="DIR", help="where TFDS data sets lie prepared")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are cores and work)")
     p.add_argument("--overwrite", action="store_true", help="begin again, whatever lies in the output folder")
+    p.add_argument(
+        "--runner", choices=("local", "beam"), default="local",
+        help="beam: Apache Beam does the work, on this machine or on many (pip install 'bandtok-jax[beam]')",
+    )  # fmt: skip
+    p.add_argument(
+        "--runner-option", action="append", default=[], metavar="OPTION",
+        help="for Beam; as often as need be, such as --runner-option=--runner=DataflowRunner",
+    )  # fmt: skip
 
     p = verb(
         _train,
@@ -253,7 +261,7 @@ def _prepare(flags):
     manifest = prepare.prepare(
         flags.sources, flags.output, tracks=flags.tracks, workers=flags.workers, clip_seconds=flags.clip_seconds,
         validation_share=flags.validation_share, sample_rate_hz=flags.sample_rate, channels=flags.channels,
-        tfds_dir=flags.tfds_dir, overwrite=flags.overwrite,
+        tfds_dir=flags.tfds_dir, overwrite=flags.overwrite, runner=flags.runner, runner_options=flags.runner_option,
     )  # fmt: skip
     for name, split in manifest["splits"].items():
         print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")

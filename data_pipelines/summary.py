@@ -3,27 +3,24 @@ is and what was left out.
 """
 
 from collections import Counter
-import glob
 import json
 import os
-import shutil
+import re
+import tempfile
 
-from bandtok_jax.data_pipelines import examples, records
+from bandtok_jax import storage
+from bandtok_jax.data_pipelines import examples, records, shard_tasks
 
+TFDS_METADATA = ("dataset_info.json", "features.json")
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def remove(output):
     """Deletes a prepared data set and nothing else; the manifest first, so that no half of it passes for whole."""
-    for pattern in (
-        records.MANIFEST,
-        records.TRACKS,
-        "dataset_info.json",
-        "features.json",
-        f"{records.NAME}-*.array_record-*",
-    ):
-        for path in glob.glob(os.path.join(glob.escape(output), pattern)):
-            os.remove(path)
+    storage.remove(os.path.join(output, records.MANIFEST))
+    shards = [name for name in storage.names(output) if re.fullmatch(rf"{records.NAME}-\w+\.array_record-.*", name)]
+    paths = [os.path.join(output, name) for name in (records.TRACKS, *TFDS_METADATA, *shards)]
+    storage.for_each(storage.remove, paths)
 
 
 def _histogram(values, width):
@@ -84,57 +81,59 @@ def manifest(lines, splits, shards, left_out, others, validation_note, settings)
     }
 
 
-def _write_json(path, content):
-    with open(path + ".new", "w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
-
-
 def _write_tfds_metadata(output, shards):
     import tensorflow_datasets as tfds  # seconds to import, needed here alone
 
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=output, dataset_name=records.NAME, filetype_suffix="array_record", template=TEMPLATE
-    )
-    splits = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[shard["records"] for shard in of_split],
-            filename_template=template,
-            num_bytes=sum(os.path.getsize(os.path.join(output, shard["file"])) for shard in of_split),
+    files = [shard["file"] for of_split in shards.values() for shard in of_split]
+    sizes = dict(zip(files, storage.for_each(storage.size, [os.path.join(output, file) for file in files])))
+    # TFDS knows fewer kinds of buckets: it writes where empty files have the names of the shards.
+    with tempfile.TemporaryDirectory() as folder:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=records.NAME, filetype_suffix="array_record", template=TEMPLATE
         )
-        for split, of_split in shards.items()
-        if of_split
-    ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=output,
-        features=examples.tfds_features(),
-        split_infos=splits,
-        filename_template=template,
-        description="Music as short records of int16 samples.",
-        check_data=False,
-    )
+        splits = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard["records"] for shard in of_split],
+                filename_template=template,
+                num_bytes=sum(sizes[shard["file"]] for shard in of_split),
+            )
+            for split, of_split in shards.items()
+            if of_split
+        ]
+        for file in files:
+            open(os.path.join(folder, file), "wb").close()
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features=examples.tfds_features(),
+            split_infos=splits,
+            filename_template=template,
+            description="Music as short records of int16 samples.",
+            check_data=False,
+        )
+        for name in TFDS_METADATA:
+            storage.write_text(os.path.join(output, name), storage.read_text(os.path.join(folder, name)))
 
 
 def finish(output, folder, lines, splits, left_out, others, validation_note, settings):
     """Every step can be repeated, so an interruption in here costs nothing. -> the manifest."""
     shards = {split: [] for split in splits}
     full = [(line, split) for line, split in zip(lines, splits) if line["records"]]
-    totals = Counter(split for _, split in full)
+    totals, moves = Counter(split for _, split in full), {}
     for line, split in full:
         name = f"{records.NAME}-{split}.array_record-{len(shards[split]):05d}-of-{totals[split]:05d}"
-        part = os.path.join(folder, f"task-{line['task']:05d}.array_record")
-        if os.path.exists(part):
-            os.replace(part, os.path.join(output, name))
+        moves[shard_tasks.shard_path(folder, line["task"])] = os.path.join(output, name)
         shards[split].append({"file": name, "records": line["records"]})
-    _write_json(
+    there = set(storage.names(folder))  # the rest has been moved before an interruption
+    storage.for_each(
+        lambda path: storage.move(path, moves[path]), [path for path in moves if os.path.basename(path) in there]
+    )
+    storage.write_text(
         os.path.join(output, records.TRACKS),
         "".join(json.dumps(track) + "\n" for line in lines for track in line["tracks"]),
     )
     _write_tfds_metadata(output, shards)
     result = manifest(lines, splits, shards, left_out, others, validation_note, settings)
-    _write_json(os.path.join(output, records.MANIFEST), json.dumps(result, indent=1))
-    shutil.rmtree(folder)
+    storage.write_text(os.path.join(output, records.MANIFEST), json.dumps(result, indent=1))
+    storage.remove(folder)
     return result

@@ -1,0 +1,99 @@
+"""The work of `bandtok prepare` as tasks that any process on any machine can do: each makes one shard.
+
+The tasks depend on the music alone. A shard gets its name when it is whole, and only then what it holds is written
+beside it; so whatever happens, a shard is either whole and known or made again.
+"""
+
+import errno
+import json
+import os
+import tempfile
+
+from array_record.python import array_record_module
+
+from bandtok_jax import storage
+from bandtok_jax.data_pipelines import examples, reading, shards
+
+TASK_BYTES = 64 << 20  # of source files; what one interruption can cost
+LEAST_TASKS = 16  # so that every worker has something to do
+MOST_TASKS = 1 << 14  # in a larger corpus the shards grow; our choice
+SPOOL_BYTES = 64 << 20  # a longer track waits on disk while it is measured
+WORKING_FOLDER, FINGERPRINT = ".prepare", "fingerprint"
+
+
+def cut(tracks):
+    """-> lists of tracks: neighbours of the same split together, at most TASK_BYTES of files, at least LEAST_TASKS
+    where there are as many tracks, at most about MOST_TASKS.
+    """
+    total = sum(track.bytes for track in tracks)
+    limit = max(min(TASK_BYTES, total // LEAST_TASKS + 1), total // MOST_TASKS)
+    tasks, size = [], 0
+    for track in sorted(tracks, key=lambda track: (track.split, track.name)):
+        if not tasks or tasks[-1][-1].split != track.split or size + track.bytes > limit:
+            tasks.append([])
+            size = 0
+        tasks[-1].append(track)
+        size += track.bytes
+    return tasks
+
+
+def shard_path(folder, number):
+    return os.path.join(folder, f"task-{number:05d}.array_record")
+
+
+def _write_shard(tracks, settings, spool_folder, path):
+    """Writes the records of these tracks to `path`; -> what is to be said about them."""
+    done = {"records": 0, "tracks": [], "left_out": []}
+    writer = array_record_module.ArrayRecordWriter(path, shards.WRITER_OPTIONS)
+    for track in tracks:
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=spool_folder) as spool:
+            try:
+                facts, channels = reading.hear(track, settings, spool)
+            except (ValueError, OSError) as error:
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    raise  # no fault of the track
+                done["left_out"].append({"track": track.name, "reason": str(error).removeprefix(f"{track.path}: ")})
+                continue
+            before = done["records"]
+            for record in reading.cut(facts, spool, channels, settings):
+                writer.write(examples.encode(record))
+                done["records"] += 1
+            done["tracks"].append({**facts, "records": done["records"] - before})
+    writer.close()
+    return done
+
+
+def run(number, tracks, settings, folder):
+    """Makes one shard; -> what is said about it in the working folder, too."""
+    path = shard_path(folder, number)
+    try:
+        with storage.written(path) as passing:
+            done = _write_shard(tracks, settings, os.path.dirname(passing), passing)
+        done = {"task": number, **done}
+        storage.write_text(path + ".json", json.dumps(done))
+    except (OSError, RuntimeError) as error:  # ArrayRecord names a full disk in a RuntimeError
+        raise OSError(f"{folder} cannot be written ({error}); make room there, and the same command goes on") from None
+    return done
+
+
+def begin(folder, fingerprint):
+    """-> {task number: what is said about it} of what an interrupted run has finished, none if there was none."""
+    path = os.path.join(folder, FINGERPRINT)
+    storage.make_folder(folder)
+    if storage.exists(path) and storage.read_text(path) != fingerprint:
+        raise ValueError(
+            f"{folder} is of an interrupted run with other music or settings; "
+            "repeat that command, or begin again with --overwrite"
+        )
+    storage.write_text(path, fingerprint)
+    for name in storage.names(folder):
+        if name.endswith(".new"):
+            storage.remove(os.path.join(folder, name))
+    return finished(folder)
+
+
+def finished(folder):
+    """-> {task number: what is said about it} of the tasks that are done."""
+    paths = [os.path.join(folder, name) for name in storage.names(folder) if name.endswith(".json")]
+    lines = map(json.loads, storage.for_each(storage.read_text, paths))
+    return {line["task"]: line for line in lines}
