@@ -28,18 +28,24 @@ def create_mesh(settings, devices=None) -> Mesh:
       ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(settings, len(devices))
+    # Auto, not the Explicit default: explicit shardings reject convolutions (jax 0.10).
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(settings, devices: int) -> tuple[int, int, int]:
+    """The sizes of `AXES` on so many devices; see `create_mesh`."""
     sizes = [settings[axis] for axis in AXES]
     if sizes.count(-1) > 1:
         raise ValueError(f"mesh is {dict(zip(AXES, sizes))}; only one axis can be -1")
     known = int(np.prod([size for size in sizes if size != -1]))
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != len(devices) or known < 1:
+    sizes = tuple(devices // known if size == -1 else size for size in sizes)
+    if int(np.prod(sizes)) != devices or known < 1:
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices and there are {len(devices)}: "
+            f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices and there are {devices}: "
             "set one axis of config.mesh to -1"
         )
-    # Auto, not the Explicit default: explicit shardings reject convolutions (jax 0.10).
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return sizes
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
