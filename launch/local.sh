@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # All stages on one machine: records, tokenizer, vocoder, tokens, language model, export, new music, report.
 #   bash launch/local.sh --music DIR [--output runs/mine] [--size tiny|small|base] [--tracks tracks.csv]
-#                        [--validation-share X] [--prompt TEXT] [--config.KEY=VALUE ...]
+#                        [--validation-share X] [--prompt TEXT] [--dry-run] [--config.KEY=VALUE ...]
 # DIR is a folder of sound files, or `synthetic` for the music that comes with the package.
 # Every stage goes on where it stopped: start the same command again after an interruption.
 # --config.KEY=VALUE goes to all three trainings; name one of them by --tokenizer.KEY=, --vocoder.KEY= or
-# --language-model.KEY= instead.
+# --language-model.KEY= instead. --dry-run only prints what would be run.
 set -euo pipefail
 
-music="" output="runs/local" size="tiny" tracks=() share=() prompt="slow minor piano with drums" seconds=10 offsets=4
+dry="" music="" output="runs/local" size="tiny" tracks=() share=() prompt="slow minor piano with drums" seconds=10 offsets=4
 tokenizer=() vocoder=() language_model=()
 usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
@@ -18,6 +18,7 @@ while [ $# -gt 0 ]; do
     --tokenizer.*=*) tokenizer+=("--config.${1#--tokenizer.}"); shift; continue ;;
     --vocoder.*=*) vocoder+=("--config.${1#--vocoder.}"); shift; continue ;;
     --language-model.*=*) language_model+=("--config.${1#--language-model.}"); shift; continue ;;
+    --dry-run) dry=yes; shift; continue ;;
     --*=*) value="${1#*=}"; shift ;;
     --*) [ $# -ge 2 ] || usage; value="$2"; shift 2 ;;
     *) usage ;;
@@ -40,23 +41,24 @@ music="$(absolute "$music")" output="$(absolute "$output")"
 [ ${#tracks[@]} -eq 0 ] || tracks[1]="$(absolute "${tracks[1]}")"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/environment.sh
+[ -n "$dry" ] || source launch/environment.sh
 step() { echo; echo "== $*"; }
+run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 
 step "1/6 records: $music"
-bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"} ${share[@]+"${share[@]}"}
+run bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"} ${share[@]+"${share[@]}"}
 step "2/6 tokenizer: sound to a grid of codes"
-bandtok train --config="bandtok:$size" --workdir="$output/tokenizer" --config.data.sources="$output/data" \
+run bandtok train --config="bandtok:$size" --workdir="$output/tokenizer" --config.data.sources="$output/data" \
   ${tokenizer[@]+"${tokenizer[@]}"}
 step "3/6 vocoder: mel pictures to sound"
-bandtok train --config="vocos:$size" --workdir="$output/vocoder" --config.data.sources="$output/data" \
+run bandtok train --config="vocos:$size" --workdir="$output/vocoder" --config.data.sources="$output/data" \
   ${vocoder[@]+"${vocoder[@]}"}
 step "4/6 tokens of the whole corpus"
-bandtok tokenize --model="$output/tokenizer" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
+run bandtok tokenize --model="$output/tokenizer" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
 step "5/6 language model over the grid"
-bandtok train --config="language_model:$size" --workdir="$output/language_model" \
+run bandtok train --config="language_model:$size" --workdir="$output/language_model" \
   --config.data.tokens="$output/tokens" ${language_model[@]+"${language_model[@]}"}
 step "6/6 export, new music, report"
-bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
-bandtok generate --model="$output/model" --prompt "$prompt" --seconds "$seconds" --seed 1 -o "$output/generated.wav"
-python -m bandtok_jax.evaluation.report --runs "$output" --data "$output/data" --output "$output/report.html"
+run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
+run bandtok generate --model="$output/model" --prompt "$prompt" --seconds "$seconds" --seed 1 -o "$output/generated.wav"
+run python -m bandtok_jax.evaluation.report --runs "$output" --data "$output/data" --output "$output/report.html"

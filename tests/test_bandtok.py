@@ -11,6 +11,7 @@ from bandtok_jax.layers.image import patchify, unpatchify
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
+from bandtok_jax.platforms import jit_once
 from bandtok_jax.training import sharding
 
 SHAPES = {
@@ -22,7 +23,7 @@ SHAPES = {
 def _network(**shape):
     network = Network(lambda rngs: BandTok(mels=32, codes=32, code_width=4, rngs=rngs, **shape))
     module = BandTok(mels=32, codes=32, code_width=4, rngs=nnx.Rngs(0), **shape)
-    return network, *network.init(jax.random.key(0)), module
+    return network, *jit_once(network.init)(jax.random.key(0)), module
 
 
 def _picture(frames, seed=0):
@@ -101,7 +102,7 @@ def test_a_picture_of_another_size_is_refused():
 @pytest.mark.parametrize("normalisation", ["none", "group"])
 def test_a_critic_judges_each_picture_by_itself(normalisation):
     network = Network(lambda rngs: MultiScalePatchGAN(width=4, scales=3, normalisation=normalisation, rngs=rngs))
-    parameters, buffers = network.init(jax.random.key(0))
+    parameters, buffers = jit_once(network.init)(jax.random.key(0))
     pictures = jnp.concatenate([_picture(64, seed) for seed in range(3)])
     together, features = network.apply(parameters, buffers, pictures)
     alone, _ = network.apply(parameters, buffers, pictures[1:2])

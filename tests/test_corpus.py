@@ -14,6 +14,7 @@ from bandtok_jax.codec import Codec
 from bandtok_jax.data_pipelines import examples, iterator, records, shards, whole_tracks
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
 from bandtok_jax.interchange.stage import Stage
+from bandtok_jax.platforms import jit_once
 
 RATE, RECORD = 44100, 20_000
 write = TokenWriter.write
@@ -170,7 +171,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     batch = {name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"}
     stream.close()
     state, metrics = jax.jit(task.train_step)(
-        task.init(jax.random.key(0)), task.load_frozen(), batch, jax.random.key(1)
+        jit_once(task.init)(jax.random.key(0)), task.load_frozen(), batch, jax.random.key(1)
     )
     assert np.isfinite(metrics["loss"])
 

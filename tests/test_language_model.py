@@ -15,6 +15,7 @@ from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.models.language_model import LanguageModel
 from bandtok_jax.models.network import Network
+from bandtok_jax.platforms import jit_once
 from bandtok_jax.training import sharding
 
 ROWS, CODES = 3, 20
@@ -31,7 +32,7 @@ def network(**changes):
 @functools.cache
 def weights():
     """Weights with a say: at their start all logits are nearly the same."""
-    parameters, _ = jax.jit(network().init)(jax.random.key(0))
+    parameters, _ = jit_once(network().init)(jax.random.key(0))
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
 
 
@@ -296,7 +297,7 @@ def batches(task, count):
 
 def test_learns_more_than_the_unigrams(markov):
     task = task_of(markov)
-    frozen, state = task.load_frozen(), jax.jit(task.init)(jax.random.key(0))
+    frozen, state = task.load_frozen(), jit_once(task.init)(jax.random.key(0))
     step = jax.jit(task.train_step, donate_argnums=0)
     for number, batch in enumerate(batches(task, 120)):
         state, metrics = step(state, frozen, batch, jax.random.key(number))
@@ -314,7 +315,7 @@ def test_learns_more_than_the_unigrams(markov):
 def test_the_loss_counts_what_is_there_and_adds_up(markov):
     small = {"model.layers": 1}
     whole, parts = task_of(markov, **small), task_of(markov, **small, **{"optimizer.accumulation_steps": 2})
-    state = jax.jit(whole.init)(jax.random.key(0))
+    state = jit_once(whole.init)(jax.random.key(0))
     batch = batches(whole, 1)[0]
     padding = np.arange(12) >= batch["columns"][:, None]
     assert padding.any() and batch["ended"].any()

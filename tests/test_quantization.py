@@ -8,11 +8,12 @@ import pytest
 from bandtok_jax.layers import quantization
 from bandtok_jax.layers.quantization import Codebook, update_codebook
 from bandtok_jax.models.network import Network
+from bandtok_jax.platforms import jit_once
 
 
 def _codebook(**options):
     network = Network(lambda rngs: Codebook(16, 4, rngs=rngs, **options))
-    return network, *network.init(jax.random.key(0))
+    return network, *jit_once(network.init)(jax.random.key(0))
 
 
 def _latents(shape=(3, 5, 4), seed=1):

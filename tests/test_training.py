@@ -14,6 +14,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import experiment, tasks
 from bandtok_jax.interchange import model_folder
+from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
 from bandtok_jax.training import checkpoint, loop, sharding
 from bandtok_jax.training import state as states
@@ -94,7 +95,7 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = straight("vocoder")
     made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_stages)
-    state, batch = jax.jit(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     frozen = made.load_frozen()
     shown = made.summaries(state, frozen, batch)
     apply = made.vocoder.network.apply
@@ -239,7 +240,7 @@ def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
     for steps in (1, 2):
         config = tiny.config(task, tmp_path, **{"optimizer.accumulation_steps": str(steps), "dtype": "float64"})
         made = tasks.create(config)
-        state = tiny.in_float64(made.init(jax.random.key(0)))
+        state = jit_once(lambda key: tiny.in_float64(made.init(key)))(jax.random.key(0))
         batch = tiny.batch(config)
         outcomes.append(jax.jit(made.train_step)(state, made.load_frozen(), batch, jax.random.key(1))[0])
     for one, other in zip(*map(jax.tree.leaves, outcomes)):
@@ -251,7 +252,7 @@ def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
         made = tasks.create(tiny.config(task, tmp_path, dtype=dtype))
-        state, batch = jax.jit(made.init)(jax.random.key(0)), tiny.batch(made.config)
+        state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
         train_step = jax.jit(functools.partial(made.train_step, **made.phase(0)))
         state, metrics = train_step(state, made.load_frozen(), batch, jax.random.key(1))
         assert {x.dtype for x in jax.tree.leaves(state) if x.dtype.kind == "f"} == {np.dtype("float32")}

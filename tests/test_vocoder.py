@@ -17,6 +17,7 @@ from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
+from bandtok_jax.platforms import jit_once
 from bandtok_jax.training import sharding
 
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=16)
@@ -26,7 +27,7 @@ SIZES = dict(width=16, hidden=32, blocks=2, taps=3)
 @pytest.fixture(scope="module")
 def vocoder():
     network = Network(lambda rngs: Vocos(mel=MEL, **SIZES, rngs=rngs))
-    return network, *jax.jit(network.init)(jax.random.key(0))
+    return network, *jit_once(network.init)(jax.random.key(0))
 
 
 def noise(frames: int) -> jax.Array:
@@ -80,7 +81,7 @@ def test_weight_normalisation_starts_as_the_plain_convolution():
     outputs = []
     for normalisation in ("none", "weight"):
         network = Network(lambda rngs: Convolution(4, 6, (5,), stride=(3,), normalisation=normalisation, rngs=rngs))
-        parameters, buffers = jax.jit(network.init)(jax.random.key(1))
+        parameters, buffers = jit_once(network.init)(jax.random.key(1))
         outputs.append(jax.jit(network.apply)(parameters, buffers, x))
     np.testing.assert_allclose(*outputs, atol=1e-6)
     longer = {**parameters, "kernel": 3 * parameters["kernel"]}
@@ -93,7 +94,7 @@ def test_critics_ignore_loudness_and_offset():
             periods=(3,), period_channels=(2, 4), windows=(128,), spectrum_channels=2, rngs=rngs
         )
     )
-    weights = jax.jit(network.init)(jax.random.key(0))
+    weights = jit_once(network.init)(jax.random.key(0))
     audio = jax.random.normal(jax.random.key(1), (2, 1000))
     judge = jax.jit(lambda x: network.apply(*weights, x))
     logits, features = judge(audio)
@@ -140,7 +141,7 @@ def test_both_players_learn_from_exact_gradients(float64):
     """Two micro-batches that share forward passes, beside the losses written down plainly and differentiated whole."""
     task = tasks.create(config(dtype="float64", **{"optimizer.accumulation_steps": 2}))
     widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x
-    first = jax.jit(lambda key: jax.tree.map(widen, task.init(key)))(jax.random.key(0))
+    first = jit_once(lambda key: jax.tree.map(widen, task.init(key)))(jax.random.key(0))
     sharding.shardings(first, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
     step = jax.jit(task.train_step, static_argnames=("playing", "judged"))
 
@@ -205,7 +206,7 @@ def test_the_tokenizers_mels_are_heard():
 
 def test_evaluation_and_summaries():
     task = tasks.create(config())
-    state = jax.jit(task.init)(jax.random.key(0))
+    state = jit_once(task.init)(jax.random.key(0))
     scores = jax.jit(task.eval_step)(state, {}, batch(2))
     windows = [f"stft_distance_{window}" for window in (64, 128, 256, 512, 1024, 2048)]
     assert set(windows) <= set(scores) and all(jnp.isfinite(value) for value in scores.values())

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from bandtok_jax import tasks
+from bandtok_jax import platforms, tasks
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.interchange import safetensors
 from bandtok_jax.models.network import Network
@@ -103,9 +103,6 @@ class Stage:
 def fresh(config: ConfigDict, key: jax.Array) -> Stage:
     """A stage with random weights."""
     stage = Stage(config, {}, origin="random weights")
-    # The program runs once: on CPU, LLVM's optimizations would take several times as long as they save.
-    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    options = fast if jax.default_backend() == "cpu" else None
-    parameters, buffers = jax.jit(stage.network.init, compiler_options=options)(key)
+    parameters, buffers = platforms.jit_once(stage.network.init)(key)
     stage.weights = {"parameters": parameters, "buffers": buffers}
     return stage

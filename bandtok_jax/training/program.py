@@ -4,6 +4,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bandtok_jax import platforms
 from bandtok_jax.training import sharding
 
 # What a random number is for, behind the seed and before the step.
@@ -32,7 +33,7 @@ class Program:
 
     def init(self):
         """A fresh state, made where it lives: it never lies whole on one device."""
-        return jax.jit(self._init, out_shardings=self.layout)()
+        return platforms.jit_once(self._init, out_shardings=self.layout)()
 
     def targets(self):
         """Shape, type and place of every leaf of the state, for a checkpoint to be restored to."""
