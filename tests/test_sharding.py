@@ -55,6 +55,33 @@ def test_the_four_checks_name_what_is_wrong(tree, rules, message):
         sharding.shardings(tree, rules, _mesh(fsdp=2))
 
 
+def test_a_large_leaf_that_stayed_whole_is_named():
+    tree, mesh = {"model": _tree(2048, 2048), "small": _tree(256, 256)}, _mesh(fsdp=2)
+    whole, cut = (jax.sharding.NamedSharding(mesh, spec) for spec in (P(), P("fsdp")))
+    sharding.check_spread(tree, jax.tree.map(lambda _: cut, tree), mesh)
+    with pytest.raises(ValueError, match=r"holds the whole of model/layer/kernel \(2048, 2048\): give them a rule"):
+        sharding.check_spread(tree, jax.tree.map(lambda _: whole, tree), mesh)
+    sharding.check_spread(tree, jax.tree.map(lambda _: whole, tree), _mesh(data=2))  # nothing is to be shared there
+
+
+def test_the_table_shows_what_each_device_holds():
+    tree = {"blocks": {"0": _tree(256, 64), "1": _tree(256, 64)}, "scale": jax.ShapeDtypeStruct((64,), "float32")}
+    places = sharding.shardings(tree, (*RULES, (r"scale", P())), _mesh(fsdp=2, tensor=4))
+    lines = sharding.table(tree, places).splitlines()
+    assert lines[1].split() == [
+        "blocks/*/layer/kernel",
+        "x",
+        "2",
+        "256x64",
+        "P('fsdp',",
+        "'tensor')",
+        "32,768",
+        "16,384",
+    ]
+    assert lines[2].split() == ["scale", "64", "P()", "64", "256"]
+    assert lines[3].split() == ["together", "32,832", "16,640"]
+
+
 def test_the_mesh_takes_all_devices_and_refuses_what_does_not_fit():
     devices = jax.devices()[:1]
     assert dict(sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices).shape) == dict(

@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import resource
+import shutil
+import signal
 import time
 
 import jax
@@ -16,7 +18,7 @@ from bandtok_jax import experiment, tasks
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
-from bandtok_jax.training import checkpoint, loop, sharding
+from bandtok_jax.training import checkpoint, distributed, loop, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
@@ -148,6 +150,60 @@ def test_a_damaged_checkpoint_says_so_in_a_line(name, tmp_path):
         assert len(str(error.value)) < 400 + 2 * len(str(tmp_path)) and error.value.__cause__ is not None
     checkpoints.close()
     assert checkpoint.load_weights(tmp_path, 4)["step"] == 4
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_truncated_checkpoint_is_set_aside_for_the_one_before(sealed, straight, tmp_path, capsys):
+    whole = straight("language_model")
+    run = shutil.copytree(whole, tmp_path / "run")
+    newest = run / "checkpoints" / "8"
+    if not sealed:  # as if it had been killed right after the last byte
+        (newest / "sizes.json").unlink()
+    damaged = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    loop.train(tiny.config("language_model", whole.parent), run)
+    assert "checkpoints/8 cannot be read: it is damaged" in (printed := capsys.readouterr().out)
+    assert "going on from step 4" in printed and (run / "checkpoints" / "damaged-8").is_dir()
+    assert _same(run, whole)
+
+
+def test_changed_data_is_refused_unless_it_is_accepted(straight, tmp_path):
+    whole = straight("language_model")
+    run, tokens = tmp_path / "run", tmp_path / "tokens"
+    shutil.copytree(whole, run)
+    shutil.copytree(whole.parent / "tokens", tokens)
+    config = tiny.config("language_model", tmp_path)
+    assert loop.train(config, run) == {}  # elsewhere, but the same
+    manifest = json.loads((tokens / "token_manifest.json").read_text())
+    (tokens / "token_manifest.json").write_text(json.dumps(manifest | {"offsets": 3}))
+    with pytest.raises(ValueError, match=r"the data has changed.*tokens\).*--accept-changed-data"):
+        loop.train(config, run)
+    assert loop.train(config, run, accept_changed_data=True) == {}
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypatch):
+    whole, run, progress = straight("language_model"), tmp_path / "run", Reporter.progress
+
+    def signal_at_two(self, step, text):
+        progress(self, step, text)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reporter, "progress", signal_at_two)
+    with pytest.raises(distributed.Preempted, match="saved step 3 of 8"):
+        loop.train(tiny.config("language_model", whole.parent), run)
+    assert checkpoint.saved_steps(run) == [3]
+    monkeypatch.setattr(Reporter, "progress", progress)
+    loop.train(tiny.config("language_model", whole.parent), run)
+    assert _same(run, whole)
+
+
+def test_time_is_booked_and_a_profile_is_written(tmp_path):
+    loop.train(tiny.config("language_model", tmp_path), tmp_path / "run", profile_steps=range(3, 5))
+    (shares,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "time/step_share" in line]
+    values = [value for name, value in shares.items() if name.startswith("time/")]
+    assert len(values) == 6 and sum(values) == pytest.approx(1) and min(values) >= 0
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):

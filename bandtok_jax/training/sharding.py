@@ -139,7 +139,7 @@ def table(tree, places) -> str:
     for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places)):
         name = re.sub(r"(?<=/)\d+(?=/)", "*", path_name(path))
         local = int(np.prod(place.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
-        row = rows.setdefault((name, leaf.shape, str(place.spec).removeprefix("PartitionSpec")), [0, 0, 0])
+        row = rows.setdefault((name, leaf.shape, str(place.spec).replace("PartitionSpec", "P")), [0, 0, 0])
         for column, value in enumerate((1, leaf.size, local)):
             row[column] += value
     lines = [("parameter", "shape", "spec", "parameters", "bytes per device")]
