@@ -18,7 +18,7 @@ from bandtok_jax import experiment, tasks
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
-from bandtok_jax.training import checkpoint, distributed, loop, sharding
+from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
@@ -198,11 +198,15 @@ def test_a_signal_saves_and_the_same_command_goes_on(straight, tmp_path, monkeyp
     assert _same(run, whole)
 
 
-def test_time_is_booked_and_a_profile_is_written(tmp_path):
+def test_time_is_booked_and_a_profile_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(goodput, "peak_flops", lambda: 1e12)
     loop.train(tiny.config("language_model", tmp_path), tmp_path / "run", profile_steps=range(3, 5))
     (shares,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "time/step_share" in line]
     values = [value for name, value in shares.items() if name.startswith("time/")]
     assert len(values) == 6 and sum(values) == pytest.approx(1) and min(values) >= 0
+    (rates,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "train/mfu" in line]
+    per_step = rates["train/mfu"] * 1e12 * rates["train/seconds_per_step"]
+    assert per_step == pytest.approx(flops.training_flops(tasks.create(tiny.config("language_model", tmp_path)), 4))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 

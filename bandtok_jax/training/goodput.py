@@ -1,6 +1,7 @@
 """What the time of a training goes into, and how much of the hardware it uses."""
 
 import contextlib
+import re
 import time
 
 import jax
@@ -62,8 +63,8 @@ class Stopwatch:
 
 def peak_flops(device=None) -> float | None:
     """Published dense bfloat16 FLOP/s of a device (by default of those at hand); None where it is not known."""
-    name = (device or jax.devices()[0]).device_kind.lower()
+    name = (device or jax.devices()[0]).device_kind
     for facts in accelerators.read().values():
-        if any(known.lower() in name for known in facts.get("device_kinds", ())):
+        if any(re.search(rf"\b{words}\b", name) for words in facts["device_kinds"]):
             return facts["bfloat16_tflops"] * 1e12
     return None

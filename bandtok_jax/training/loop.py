@@ -1,6 +1,7 @@
 """The one training loop: it knows tasks, not models."""
 
 import collections
+import functools
 import pathlib
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from bandtok_jax import experiment, tasks
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.interchange import model_folder
-from bandtok_jax.training import distributed, goodput, sharding
+from bandtok_jax.training import distributed, flops, goodput, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.checkpoint import Checkpoints, saved_steps
 from bandtok_jax.training.program import Program
@@ -84,7 +85,7 @@ def train(
 
         # ---- train ----------------------------------------------------------------------------------------------
         reporter = Reporter(workdir, config, first_step, active=first_process)
-        pending, scores, compiled = collections.deque(), {}, {}
+        pending, scores, compiled, peak = collections.deque(), {}, {}, goodput.peak_flops()
         batch = program.put(first_batch)
 
         def run(make, *arguments, **phase):
@@ -93,6 +94,8 @@ def train(
                 with stopwatch.during("compile"):
                     compiled[name] = program.compile(make(**phase), *arguments)
             return compiled[name](*arguments)
+
+        phase_flops = functools.cache(functools.partial(flops.training_flops, task, config.batch_size))
 
         def evaluate(step):
             totals = None
@@ -137,6 +140,9 @@ def train(
                 if step % config.log_every == 0 or last or stopped:
                     steps, means = len(pending), flush()
                     means |= stopwatch.rates(steps, config.batch_size * task.seconds_per_example)
+                    if peak:
+                        rate = phase_flops(**task.phase(step - 1)) / means["seconds_per_step"] / mesh.size
+                        means |= {"model_tflops_per_second_and_device": rate / 1e12, "mfu": rate / peak}
                     reporter.scalars(step, "train", means)
                     reporter.progress(step, f"loss {means['loss']:.4f}")
                     stopwatch.restart()
