@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb(_prepare, "make training records from music", "bandtok prepare ~/music --output data/music")
     p.add_argument("sources", nargs="+", metavar="SOURCE", help="a folder, a file, tfds:NAME, synthetic[:PIECES]")
-    p.add_argument("--output", "-o", required=True, metavar="DIR")
+    p.add_argument("--output", "-o", required=True, metavar="DIR", help="a folder, or gs://BUCKET/FOLDER")
     p.add_argument("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain")
     p.add_argument(
         "--validation-share", type=float, default=0.1, metavar="X", help="of the tracks no CSV speaks of (default 0.1)"
@@ -120,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb(
         _tokenize,
-        "encode a whole corpus to token records",
+        "encode a whole corpus to token records, on all hosts and devices",
         "bandtok tokenize --model=runs/tokenizer --data=data/music --output=data/tokens --offsets=4",
     )
     _model_flags(p, decoding=False)
     p.add_argument("--data", required=True, metavar="DIR", help="prepared records, or 'synthetic'")
-    p.add_argument("--output", "-o", required=True, metavar="DIR")
+    p.add_argument("--output", "-o", required=True, metavar="DIR", help="which all processes see; may be in a bucket")
     p.add_argument(
         "--offsets", type=int, default=1, metavar="N", help="shifted copies of each training track (default 1)"
     )
@@ -194,10 +194,31 @@ def _parser() -> argparse.ArgumentParser:
     p = verb(_doctor, "read prepared records and show what a model will hear", "bandtok doctor --data data/music")
     p.add_argument("--data", required=True, metavar="DIR", help="prepared records")
 
+    p = verb(
+        _plan,
+        "say how much memory and time a training will take on TPUs or GPUs, without any",
+        "bandtok plan --config=language_model:base --topology=v5e:4x4 --config.batch_size=128",
+        free=True,
+    )
+    p.add_argument("--config", required=True, metavar="NAME:VARIANT", help="as for bandtok train")
+    p.add_argument(
+        "--topology", required=True, metavar="TYPE:SHAPE", help="v5e:4x4, v5p:4x4x4, h100:2x8 (hosts x GPUs)"
+    )
+    p.add_argument(
+        "--weak-scaling", action="store_true", help="a table of 1 to 256 chips, with as many examples a chip"
+    )
+    p.add_argument(
+        "--quick", action="store_true", help="compile with less effort: in a fraction of the time, for more memory"
+    )
+    p.add_argument("--json", action="store_true", help="print numbers for programs")
+    p.usage = (
+        "bandtok plan --config=NAME:VARIANT --topology=TYPE:SHAPE [--config.KEY=VALUE ...] [--weak-scaling] "
+        "[--quick] [--json]"
+    )
+
     for name, purpose, example in (
         ("evaluate", "measure a codec on prepared records", "--model=models/mine --data=data/music"),
         ("import", "make an export of weights that other software has trained", "weights.safetensors -o models/theirs"),
-        ("plan", "say how much memory and time a training will take", "--config=bandtok:base --config.batch_size=64"),
     ):
         p = verb(_later, purpose, f"bandtok {name} {example}", free=True, name=name)
         p.description = f"This verb comes with a later version. It will {purpose}, and be used as below."
@@ -224,6 +245,8 @@ def _train(flags):
     from bandtok_jax.training import distributed, loop
 
     config = experiment.load_config(flags.config, overrides)
+    if "://" in flags.workdir:
+        raise ValueError(f"--workdir={flags.workdir}: a run folder lies on a disk; data and tokens may be in a bucket")
     distributed.start(flags.start_timeout)
     try:
         loop.train(
@@ -233,6 +256,34 @@ def _train(flags):
     except distributed.Preempted as notice:
         print(f"bandtok: preempted: {notice}; the same command goes on", file=sys.stderr)
         return distributed.RESTART_EXIT_CODE
+
+
+def _plan(flags):
+    overrides = _overrides(flags.rest, flags.parser)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a plan runs nothing, and must not wait for accelerators that others use
+    from bandtok_jax import experiment
+    from bandtok_jax.launch import accelerators
+    from bandtok_jax.training import plan, plan_search, plan_text
+
+    config = experiment.load_config(flags.config, overrides)
+    machines = accelerators.parse(flags.topology).check_shape()
+    say = lambda what: print(f"bandtok: {what} ...", file=sys.stderr, flush=True)
+    if flags.weak_scaling:
+        plans = plan_search.weak_scaling(config, machines, say, quick=flags.quick)
+        print(plan_text.as_json(plans) if flags.json else plan_text.table(plans))
+        return None
+    say("compiling takes minutes" if machines.facts["kind"] == "tpu" else "tracing")
+    found = plan.plan(config, machines, quick=flags.quick)
+    print(plan_text.as_json([found]) if flags.json else plan_text.text(found, flags.config), flush=True)
+    if found.fits:
+        return None
+    changes, cured = plan_search.cure(config, machines, found, say, quick=flags.quick)
+    if cured is None:
+        tried = f" (tried up to {plan_search.as_flags(changes)})" if changes else ""
+        raise ValueError(f"it does not fit, nor with less memory for each example{tried}: take more or larger chips")
+    print(f"\nit fits with {plan_search.as_flags(changes)}:\n")
+    print(plan_text.as_json([cured]) if flags.json else plan_text.text(cured, flags.config))
+    return 1
 
 
 def _steps(text: str) -> range:

@@ -17,7 +17,7 @@ from bandtok_jax.codec import Codec
 from bandtok_jax.interchange import container, model_folder, stage
 
 VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
-LATER = ("evaluate", "import", "plan")
+LATER = ("evaluate", "import")
 RATE = 44100
 
 

@@ -102,3 +102,10 @@ def test_a_loop_of_unknown_length_is_refused():
 
     with pytest.raises(ValueError, match="loop of unknown length"):
         flops.count(jax.make_jaxpr(step)(jnp.zeros((4, 4))).jaxpr)
+
+
+def test_what_is_computed_again_counts_where_it_is_asked_for():
+    """A forward pass is a third of a step, and the layers most of it."""
+    task, plain = _language_model(**{"model.remat": True}), _language_model()
+    again, once = (flops.training_flops(t, 4, again=True) for t in (task, plain))
+    assert 1.1 * once < again < 4 / 3 * once

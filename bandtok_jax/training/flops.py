@@ -18,14 +18,15 @@ from bandtok_jax import tasks
 from bandtok_jax.platforms import made_for
 
 
-def training_flops(task, batch_size: int, **phase) -> float:
+def training_flops(task, batch_size: int, *, again: bool = False, **phase) -> float:
     """Model FLOPs of one step on the whole batch, all players together.
 
     Args:
       batch_size: over all devices and micro-batches.
+      again: also what `model.remat` computes a second time, which is no model FLOP but takes its time.
       phase: as `task.phase(step)` says; each phase of a game has a count of its own.
     """
-    task = _as_counted(task, batch_size)
+    task = _as_counted(task, batch_size, again)
     state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     with made_for("gpu"):  # on CPUs and TPUs spectra are computed in other ways, with more arithmetic
         traced = jax.make_jaxpr(
@@ -35,13 +36,13 @@ def training_flops(task, batch_size: int, **phase) -> float:
     return count(needed)
 
 
-def _as_counted(task, batch_size: int):
+def _as_counted(task, batch_size: int, again: bool):
     """The same task without what a count must not depend on."""
     config = task.config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size, config.optimizer.accumulation_steps = batch_size, 1
         if "attention" in config.model:
-            config.model.attention, config.model.remat = "xla", False
+            config.model.attention, config.model.remat = "xla", config.model.remat and again
     return tasks.create(config.lock(), task.read_stages)
 
 
