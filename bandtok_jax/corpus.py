@@ -28,7 +28,7 @@ from bandtok_jax.data_pipelines.whole_tracks import Track, read_tracks
 
 TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
 MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
-POLL_SECONDS = 2.0
+POLL_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def tokenize(
         expected = [(shard.split, shard.number) for shard in shards]
         # Not by jax's barrier, in which processes must meet within seconds: here the last may come an hour later.
         if process_index == 0:
-            _wait(lambda: all(writer.has(*shard) for shard in expected))
+            _wait(lambda: not writer.missing(expected))
             writer.finish(expected)
         else:
             _wait(lambda: writer.finished)
@@ -137,7 +137,8 @@ def _write(
             devices.put(device)
 
     seconds = {id(shard): shard.copies * sum(track.seconds for track in shard.tracks) for shard in shards}
-    missing = [shard for shard in shards if not writer.has(shard.split, shard.number)]
+    left = set(writer.missing([(shard.split, shard.number) for shard in shards]))
+    missing = [shard for shard in shards if (shard.split, shard.number) in left]
     total = round(sum(seconds.values()), 1)
     with (
         tqdm(total=total, unit="s", unit_scale=True, desc="tokenize", disable=None if progress else True) as bar,
@@ -200,6 +201,7 @@ def _pieces(
     codec: Codec, track: Track, copies: int, texts: dict[str, np.ndarray], device: jax.Device
 ) -> Iterator[dict[str, Any]]:
     """The token records of a track, copy by copy."""
+    track = track.at_hand()
     gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
     heard = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
     for copy in range(copies):

@@ -24,8 +24,13 @@ def is_remote(path) -> bool:
 
 def _open(path):
     """-> the file system of a remote path, and the path in it."""
-    # Listings are not kept: other processes write into the same folders.
-    return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
+    try:
+        # Listings are not kept: other processes write into the same folders.
+        return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
+    except ImportError as error:
+        raise ImportError(f"{path}: {error}; gs:// needs  pip install 'bandtok-jax[gcs]'") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; give a folder, or gs://BUCKET/FOLDER") from None
 
 
 def passing_name(path) -> str:
@@ -56,6 +61,13 @@ def names(folder) -> list[str]:
         return sorted(os.path.basename(path.rstrip("/")) for path in files.ls(name, detail=False))
     except FileNotFoundError:
         return []
+
+
+def find(path) -> dict[str, dict]:
+    """Whatever lies in a folder of a bucket and below it: {name from there on: facts such as "size"}; of a file, ""."""
+    files, root = _open(path)
+    found = files.find(root, detail=True)
+    return {name.removeprefix(root.rstrip("/")).lstrip("/"): found[name] for name in sorted(found)}
 
 
 def make_folder(path) -> None:
@@ -157,13 +169,16 @@ def local_copy(path):
         yield copy
 
 
-def for_each(function, paths) -> list:
-    """`function` of each path, in their order; in a bucket many at a time."""
-    paths = list(paths)
-    if not paths or not is_remote(paths[0]):
-        return [function(path) for path in paths]
+def for_each(function, items, remote: bool | None = None) -> list:
+    """`function` of each item, in their order; many at a time where it waits for a bucket.
+
+    remote: whether it does; by default, whether the first item is a path in one.
+    """
+    items = list(items)
+    if not (bool(items) and is_remote(items[0]) if remote is None else remote):
+        return [function(item) for item in items]
     with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(function, paths))
+        return list(pool.map(function, items))
 
 
 def open_bytes(path):
@@ -191,12 +206,20 @@ class RemoteBytes:
             raise OSError(f"{self._path}: {len(data)} bytes came where {last - first} were asked for; try again")
         return np.frombuffer(data, np.uint8)
 
-    @contextlib.contextmanager
-    def end_at_hand(self, length: int):
-        """Inside, slices of the last bytes cost one request together."""
+    def keep_end(self, length: int) -> None:
+        """From now on, slices of the last so many bytes cost nothing more."""
         kept = max(0, self._length - length)
-        self._end = kept, self[kept:]
-        try:
-            yield
-        finally:
-            self._end = self._length, None
+        self._end = kept, self[kept:] if length else None
+
+
+@contextlib.contextmanager
+def end_at_hand(data, length: int):
+    """Inside, slices of the last bytes of what `open_bytes` gave cost one request together."""
+    if not isinstance(data, RemoteBytes):
+        yield
+        return
+    data.keep_end(length)
+    try:
+        yield
+    finally:
+        data.keep_end(0)

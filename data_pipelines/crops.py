@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.data_pipelines.synthetic import Piece
 
 CAPTION_BYTES = 128
 INT16_SCALE = 32_768
@@ -87,8 +86,8 @@ class AudioCrop:
         samples = -(-self.clip_samples * rate // self.sample_rate_hz)  # at the record's own rate
         start = _start(max(0, len(audio) - samples), rng, place)
         gain_db = rng.uniform(*self.gain_db) if rng else 0.0
-        if isinstance(audio, Piece):
-            audio, start = audio[start : start + samples], 0  # rendered in one go
+        if getattr(audio, "one_read", False):
+            audio, start = audio[start : start + samples], 0
         if rate == self.sample_rate_hz:
             heard = mix_down(audio, start, row)
         else:

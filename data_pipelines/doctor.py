@@ -2,12 +2,12 @@
 checked.
 """
 
-import json
 import os
 
 from array_record.python import array_record_module
 import numpy as np
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import examples, records
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
 
@@ -15,24 +15,25 @@ from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
 def _check_shard(directory, shard):
     """Reads a shard with ArrayRecord's own reader, which checks every checksum; -> counts over its records."""
     path = os.path.join(directory, shard["file"])
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise FileNotFoundError(
             f"{path} is missing, though the manifest names it; "
             "make the folder again with  bandtok prepare ... --overwrite"
         )
     counts = {"records": 0, "samples": 0, "values": 0, "clipped": 0, "silent_records": 0}
     try:
-        reader = array_record_module.ArrayRecordReader(path)
-        for number in range(reader.num_records()):
-            data = reader.read([number])[0]
-            record, shape, begin = examples.decode_head(data)
-            audio = np.abs(np.frombuffer(data, "<i2", offset=begin).astype(np.int32))
-            counts["records"] += 1
-            counts["samples"] += shape[0]
-            counts["values"] += audio.size
-            counts["clipped"] += int(np.count_nonzero(audio >= CLIPPED_LEVEL * 32_768))
-            counts["silent_records"] += bool(audio.max() < SILENCE_PEAK * 32_768)
-        reader.close()
+        with storage.local_copy(path) as local:
+            reader = array_record_module.ArrayRecordReader(local)
+            for number in range(reader.num_records()):
+                data = reader.read([number])[0]
+                record, shape, begin = examples.decode_head(data)
+                audio = np.abs(np.frombuffer(data, "<i2", offset=begin).astype(np.int32))
+                counts["records"] += 1
+                counts["samples"] += shape[0]
+                counts["values"] += audio.size
+                counts["clipped"] += int(np.count_nonzero(audio >= CLIPPED_LEVEL * 32_768))
+                counts["silent_records"] += bool(audio.max() < SILENCE_PEAK * 32_768)
+            reader.close()
     except (ValueError, IndexError, RuntimeError, OSError) as error:
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0][:120]}); "
@@ -56,8 +57,7 @@ def inspect(directory, clip_samples=65_536):
         raise ValueError(
             f"{directory} is empty; make it again with  bandtok prepare MUSIC --output {directory} --overwrite"
         )
-    with open(os.path.join(directory, records.TRACKS)) as file:
-        tracks = [json.loads(line) for line in file]
+    tracks = list(records.read_tracks(directory))
     read = {}
     for name, split in manifest["splits"].items():
         counts = [_check_shard(directory, shard) for shard in split["shards"]]

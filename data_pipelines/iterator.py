@@ -5,6 +5,8 @@ where it stopped with any number of hosts and workers. Here the element that Gra
 whole batch: its crops are written in place, which halves the work of a crop, and nothing experimental is needed.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+import functools
 import warnings
 
 from absl import flags
@@ -16,6 +18,7 @@ from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop
 
 THREADS = 2  # reading and cropping leave Python's lock mostly free; more threads than cores gain nothing
 BATCHES_AHEAD = 4
+REMOTE_READS = 32  # at a time, where data lies in a bucket: an answer takes long, however short it is; our choice
 
 
 def share(batch_size, process_index, process_count):
@@ -27,8 +30,8 @@ def share(batch_size, process_index, process_count):
 class HostBatches:
     """This host's share of every global batch, by number: what an example is depends on its position alone."""
 
-    def __init__(self, stream, crop, seed, batch_size, process_index, process_count, start):
-        self._stream, self._crop, self._seed = stream, crop, seed
+    def __init__(self, stream, crop, seed, batch_size, process_index, process_count, start, remote=False):
+        self._stream, self._crop, self._seed, self._remote = stream, crop, seed, remote
         self._batch_size, self._start = batch_size, start
         self._share = share(batch_size, process_index, process_count)
 
@@ -38,9 +41,25 @@ class HostBatches:
     def __getitem__(self, number):
         first = self._start + number * self._batch_size
         index = np.arange(first, first + self._batch_size)[self._share]
-        generators = [np.random.Generator(np.random.Philox(key=(self._seed, position))) for position in index.tolist()]
-        records = [self._stream[position] for position in index.tolist()]
-        return self._crop.batch(records, generators) | {"index": index, **_damaged(records)}
+        if self._remote:
+            parts = list(_remote_reads().map(lambda position: self._batch([position]), index.tolist()))
+            damaged = [finding for part in parts for finding in part.pop("damaged", ())]
+            batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            batch |= {"damaged": tuple(damaged)} if damaged else {}
+        else:
+            batch = self._batch(index.tolist())
+        return batch | {"index": index}
+
+    def _batch(self, positions):
+        generators = [np.random.Generator(np.random.Philox(key=(self._seed, position))) for position in positions]
+        records = [self._stream[position] for position in positions]
+        return self._crop.batch(records, generators) | _damaged(records)
+
+
+@functools.cache
+def _remote_reads():
+    """Threads of this process that wait for a bucket."""
+    return ThreadPoolExecutor(REMOTE_READS)
 
 
 def _damaged(records):
@@ -131,7 +150,8 @@ def create(data, *, split, batch_size, seed, process_index=0, process_count=1, s
     if not data["tokens"] and data["balance_full_band"]:
         weighted = sources.balance_full_band(weighted)
     stream = mixture.stream(weighted, seed, _skips(data))
-    batches = HostBatches(stream, crop, seed, batch_size, process_index, process_count, int(start))
+    remote = "://" in (data["tokens"] or data["sources"])
+    batches = HostBatches(stream, crop, seed, batch_size, process_index, process_count, int(start), remote)
     return TrainIterator(batches, batch_size, data["workers"], int(start))
 
 

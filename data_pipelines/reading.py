@@ -18,28 +18,31 @@ TRUNCATED = re.compile(r"^\s*(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MUL
 OPEN_ENDED_BYTES = 0x7FFF_0000
 
 
-def _blocks(track, settings):
-    """-> (sample_rate_hz, channels, blocks float32 [C, S], caption)."""
+def _blocks(track, path, settings):
+    """-> (sample_rate_hz, channels, blocks float32 [C, S], caption); path: where the file lies on a local disk."""
     if track.example >= 0:
         if track.path == tracks.SYNTHETIC:
             rate = settings["sample_rate_hz"]
             record = SyntheticMusic(track.split, rate, tracks.SYNTHETIC_SECONDS)[track.example]
             audio, caption = waveform.check(record["audio"].T, rate), record["caption"]
         else:
-            audio, rate, caption = tfds_sources.read(track.path, track.example)
+            audio, rate, caption = tfds_sources.read(path, track.example)
         firsts = range(0, audio.shape[1], BLOCK_SAMPLES)
         return rate, len(audio), (audio[:, first : first + BLOCK_SAMPLES] for first in firsts), caption
-    rate, channels, _ = waveform.probe(track.path)
-    with soundfile.SoundFile(track.path) as file:
+    rate, channels, _ = waveform.probe(path)
+    with soundfile.SoundFile(path) as file:
         lengths = TRUNCATED.search(file.extra_info)
     if lengths and int(lengths[2]) < int(lengths[1]) < OPEN_ENDED_BYTES:
         raise ValueError(f"truncated: its header promises {lengths[1]} bytes of sound, {lengths[2]} are there")
-    return rate, channels, waveform.blocks(track.path, BLOCK_SAMPLES), ""
+    return rate, channels, waveform.blocks(path, BLOCK_SAMPLES), ""
 
 
-def hear(track, settings, spool):
-    """Reads a track once: measures it and writes its samples to `spool` as the records will hold them, int16 [S, C]."""
-    rate, channels, blocks, caption = _blocks(track, settings)
+def hear(track, path, settings, spool):
+    """Reads a track once: measures it and writes its samples to `spool` as the records will hold them, int16 [S, C].
+
+    path: where its file lies on a local disk. Raises: ValueError, OSError: the reason for leaving it out.
+    """
+    rate, channels, blocks, caption = _blocks(track, path, settings)
     waveform.check_rate(rate)
     if channels > waveform.MOST_CHANNELS:
         raise ValueError(f"{channels} channels where {waveform.MOST_CHANNELS} are the limit")

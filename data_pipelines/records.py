@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import examples, shards
 
 NAME = "music"
@@ -20,22 +21,26 @@ CURE = "make the folder again with  bandtok prepare ... --overwrite, or leave it
 def read_manifest(directory):
     """The manifest of a prepared folder, or the reason why there is none."""
     path = os.path.join(directory, MANIFEST)
-    if not os.path.isdir(directory):
+    if not storage.is_folder(directory):
         raise FileNotFoundError(
             f"no data at {directory}: there is no such folder; make it with  bandtok prepare MUSIC --output {directory}"
         )
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise FileNotFoundError(
             f"no data in {directory}: it has no {MANIFEST}; "
             f"make it, or finish it, with  bandtok prepare MUSIC --output {directory}"
         )
-    with open(path) as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); make the folder again with  bandtok prepare ... --overwrite"
-            ) from None
+    try:
+        return json.loads(storage.read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); make the folder again with  bandtok prepare ... --overwrite"
+        ) from None
+
+
+def read_tracks(directory):
+    """Yields what the manifest's folder says about every track, in the order of their records."""
+    return map(json.loads, storage.read_text(os.path.join(directory, TRACKS)).splitlines())
 
 
 class RecordSource:

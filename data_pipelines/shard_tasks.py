@@ -46,13 +46,16 @@ def _write_shard(tracks, settings, spool_folder, path):
     done = {"records": 0, "tracks": [], "left_out": []}
     writer = array_record_module.ArrayRecordWriter(path, shards.WRITER_OPTIONS)
     for track in tracks:
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=spool_folder) as spool:
+        with (
+            storage.local_copy(track.path) as source,  # not in the `try`: a failing network is no fault of the track
+            tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=spool_folder) as spool,
+        ):
             try:
-                facts, channels = reading.hear(track, settings, spool)
+                facts, channels = reading.hear(track, source, settings, spool)
             except (ValueError, OSError) as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
                     raise  # no fault of the track
-                done["left_out"].append({"track": track.name, "reason": str(error).removeprefix(f"{track.path}: ")})
+                done["left_out"].append({"track": track.name, "reason": str(error).removeprefix(f"{source}: ")})
                 continue
             before = done["records"]
             for record in reading.cut(facts, spool, channels, settings):
@@ -72,7 +75,10 @@ def run(number, tracks, settings, folder):
         done = {"task": number, **done}
         storage.write_text(path + ".json", json.dumps(done))
     except (OSError, RuntimeError) as error:  # ArrayRecord names a full disk in a RuntimeError
-        raise OSError(f"{folder} cannot be written ({error}); make room there, and the same command goes on") from None
+        raise OSError(
+            f"{folder}: task {number} failed ({error}); see to the room on the disk or to the network, and the same "
+            "command goes on"
+        ) from None
     return done
 
 

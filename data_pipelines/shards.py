@@ -1,15 +1,18 @@
 """Any bytes of any record of an ArrayRecord file, without reading the rest.
 
-A crop needs a fraction of a record, so a shard is mapped into memory and only the bytes of the crop are touched: a
-file written with `group_size:1,uncompressed` holds every record as one chunk in 64 KiB blocks that each begin with 24
-bytes of header (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md). A footer lists the
-chunks, and the last block says where it lies (array_record 0.8, cpp/layout.proto).
+A crop needs a fraction of a record, so a shard is mapped into memory and only the bytes of the crop are touched, or
+asked for where the shard lies in a bucket: a file written with `group_size:1,uncompressed` holds every record as one
+chunk in 64 KiB blocks that each begin with 24 bytes of header
+(https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md). A footer lists the chunks, and the
+last block says where it lies (array_record 0.8, cpp/layout.proto).
 """
 
 import os
 import struct
 
 import numpy as np
+
+from bandtok_jax import storage
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
 BLOCK_BYTES, BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 65_536, 24, 40
@@ -62,18 +65,21 @@ def _file_position(position):
 
 
 class Shard:
-    """Random access to any bytes of any record of one ArrayRecord file on a local disk.
+    """Random access to any bytes of any record of one ArrayRecord file.
 
     Args: records: how many there must be; cure: what to do where the file is damaged.
     Raises: Damaged.
     """
 
     def __init__(self, path, records, cure):
-        self.path, self._cure = path, cure
+        self.path, self._cure, self.remote = path, cure, storage.is_remote(path)
         try:
-            self._bytes = np.asarray(np.memmap(path, np.uint8, mode="r"))
-            self._begins, self._sizes = self._find_records(records)
+            self._bytes = storage.open_bytes(path)
+            with storage.end_at_hand(self._bytes, 2 * BLOCK_BYTES):  # a footer of some thousand records, too
+                self._begins, self._sizes = self._find_records(records)
         except (OSError, ValueError, LookupError, struct.error) as error:
+            if isinstance(error, OSError) and self.remote:
+                raise  # the network: no fault of the file
             raise self.damaged(error) from None
 
     def damaged(self, reason):
@@ -165,7 +171,7 @@ class Shards:
         self._paths = [os.path.join(directory, name) for name in files]
         self._counts, self._ends = list(files.values()), np.cumsum(list(files.values()))
         self._open_shard, self._opened = open_shard, {}
-        missing = sorted(files.keys() - set(os.listdir(directory)))
+        missing = sorted(files.keys() - set(storage.names(directory)))
         if missing:
             path = os.path.join(directory, missing[0])
             raise FileNotFoundError(f"{path} is missing, though the manifest names it; {cure}")
@@ -194,10 +200,13 @@ class Shards:
 
 
 class StoredAudio:
-    """Samples on disk as an array that is read only where it is sliced: `audio[a:b]` is int16 `[b - a, C]`."""
+    """Samples on disk as an array that is read only where it is sliced: `audio[a:b]` is int16 `[b - a, C]`.
+
+    one_read: whether one large slice costs less than several small ones.
+    """
 
     def __init__(self, shard, record, shape, begin):
-        self.shape, self.dtype = shape, np.dtype(np.int16)
+        self.shape, self.dtype, self.one_read = shape, np.dtype(np.int16), shard.remote
         self._place = shard, record, begin
 
     def __len__(self):

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
 
 import numpy as np
 
 from bandtok_jax.data_pipelines import records, tokens
-from bandtok_jax.data_pipelines.records import TRACKS, RecordSource
+from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenSource
 
@@ -81,8 +80,7 @@ def _full_band(source):
     """For every record of a source, whether its track has energy up to the top: bool [records]; None: all have."""
     if not isinstance(source, RecordSource):
         return None
-    with open(os.path.join(source.directory, TRACKS)) as file:
-        tracks = [track for track in map(json.loads, file) if track["split"] == source.split]
+    tracks = [track for track in records.read_tracks(source.directory) if track["split"] == source.split]
     return np.repeat([track["full_band"] for track in tracks], [track["records"] for track in tracks])
 
 

@@ -5,15 +5,14 @@ codes `[T, F]` as uint16, and where there is one an embedding of its text `[L, E
 files of one split.
 """
 
-import glob
 import json
 import os
-import socket
 import struct
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import numpy as np
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import shards
 
 MANIFEST = "token_manifest.json"
@@ -50,16 +49,8 @@ def decode(data):
     return record
 
 
-def _passing_name(path):
-    """For what is being written; other processes may write the same: at the start, or having outlived their run."""
-    return f"{path}.{socket.gethostname()}-{os.getpid()}.new"
-
-
 def _write_json(path, value):
-    passing = _passing_name(path)
-    with open(passing, "w") as file:
-        json.dump(value, file, indent=1)
-    os.replace(passing, path)
+    storage.write_text(path, json.dumps(value, indent=1))
 
 
 class TokenWriter:
@@ -86,13 +77,13 @@ class TokenWriter:
                 f"the codebook has {facts['codebook_size']} codes; token records hold up to {LARGEST_CODEBOOK}"
             )
         self.directory, self.facts = os.fspath(directory), {"version": VERSION, **facts}
-        os.makedirs(self.directory, exist_ok=True)
+        storage.make_folder(self.directory)
         for name in (MANIFEST, HEADER):
             path = os.path.join(self.directory, name)
-            if os.path.exists(path):
+            if storage.exists(path):
                 self._compare(_read_json(path), path)
                 return
-        if any(not name.endswith(".new") for name in os.listdir(self.directory)):
+        if any(not name.endswith(".new") for name in storage.names(self.directory)):
             raise ValueError(f"{directory} is not empty and holds no tokens: give an empty or a new folder")
         _write_json(os.path.join(self.directory, HEADER), self.facts)
 
@@ -111,25 +102,31 @@ class TokenWriter:
     @property
     def finished(self):
         """Whether the whole folder is written."""
-        return os.path.exists(os.path.join(self.directory, MANIFEST))
+        return storage.exists(os.path.join(self.directory, MANIFEST))
 
     def has(self, split, number):
         """Whether this shard is written."""
-        return os.path.exists(self._path(split, number, COUNTS)) or self.finished
+        return not self.missing([(split, number)])
+
+    def missing(self, expected):
+        """Those of some shards [(split, number)] that are not written."""
+        there = set(storage.names(self.directory))
+        if MANIFEST in there:
+            return []
+        return [shard for shard in expected if os.path.basename(self._path(*shard, COUNTS)) not in there]
 
     def write(self, split, number, records):
         """Writes one shard from an iterable of records; it counts when it is complete, and what it holds is noted."""
         path, columns, pieces = self._path(split, number), 0, 0
-        passing = _passing_name(path)
-        writer = ArrayRecordWriter(passing, shards.WRITER_OPTIONS)
-        try:
-            for record in records:
-                self._check(record)
-                writer.write(encode(record))
-                pieces, columns = pieces + 1, columns + len(record["codes"])
-        finally:
-            writer.close()
-        os.replace(passing, path)
+        with storage.written(path) as passing:
+            writer = ArrayRecordWriter(passing, shards.WRITER_OPTIONS)
+            try:
+                for record in records:
+                    self._check(record)
+                    writer.write(encode(record))
+                    pieces, columns = pieces + 1, columns + len(record["codes"])
+            finally:
+                writer.close()
         counts = {"file": os.path.basename(path), "pieces": pieces, "columns": columns}
         _write_json(self._path(split, number, COUNTS), counts)
 
@@ -151,31 +148,29 @@ class TokenWriter:
         No one may still be writing here.
         """
         if expected is None:
-            names = sorted(os.path.basename(path) for path in glob.glob(os.path.join(self.directory, f"*{COUNTS}")))
+            names = [name for name in storage.names(self.directory) if name.endswith(COUNTS)]
             expected = [tuple(name.removesuffix(COUNTS).split("-", 1)[1].rsplit("-", 1)) for name in names]
             expected = [(split, int(number)) for split, number in expected]
-        missing = [self._path(*shard) for shard in expected if not self.has(*shard)]
-        if missing:
-            raise ValueError(f"{len(missing)} shards are missing, such as {missing[0]}: run the same command again")
+        if missing := self.missing(expected):
+            example = self._path(*missing[0])
+            raise ValueError(f"{len(missing)} shards are missing, such as {example}: run the same command again")
+        found = storage.for_each(_read_json, [self._path(*shard, COUNTS) for shard in expected])
         splits = {}
-        for split, number in expected:
-            counts = _read_json(self._path(split, number, COUNTS))
+        for (split, _), counts in zip(expected, found):
             total = splits.setdefault(split, {"pieces": 0, "columns": 0, "shards": []})
             total["shards"].append(counts)
             for name in ("pieces", "columns"):
                 total[name] += counts[name]
         result = {**self.facts, "splits": splits}
         _write_json(os.path.join(self.directory, MANIFEST), result)
-        for pattern in (HEADER, f"tokens-*{COUNTS}", "*.new"):
-            for path in glob.glob(os.path.join(glob.escape(self.directory), pattern)):
-                os.remove(path)
+        rest = [name for name in storage.names(self.directory) if name == HEADER or name.endswith((COUNTS, ".new"))]
+        storage.for_each(storage.remove, [os.path.join(self.directory, name) for name in rest])
         return result
 
 
 def _read_json(path):
     try:
-        with open(path) as file:
-            return json.load(file)
+        return json.loads(storage.read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete the folder and make it again with  bandtok tokenize"
@@ -190,11 +185,11 @@ def manifest(directory):
     """
     directory = os.fspath(directory)
     cure = f"make it with  bandtok tokenize --model=RUN --data=DIR --output={directory}"
-    if not os.path.isdir(directory):
+    if not storage.is_folder(directory):
         raise FileNotFoundError(f"no tokens at {directory}: there is no such folder; {cure}")
     path = os.path.join(directory, MANIFEST)
-    if not os.path.exists(path):
-        begun = os.path.exists(os.path.join(directory, HEADER))
+    if not storage.exists(path):
+        begun = storage.exists(os.path.join(directory, HEADER))
         what = "its writing was interrupted; run the same command again" if begun else f"it has no {MANIFEST}; {cure}"
         raise FileNotFoundError(f"no tokens in {directory}: {what}")
     found = _read_json(path)
@@ -206,26 +201,18 @@ def manifest(directory):
 class _Shard:
     """The records of one file, of which there must be `pieces`."""
 
-    def __init__(self, path, pieces=None):
-        self.path = path
-        try:
-            self._reader = ArrayRecordReader(path)
-            if pieces not in (None, len(self)):
-                raise ValueError(f"it holds {len(self)} pieces, not {pieces}")
-        except (ValueError, RuntimeError, OSError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error):
-        return shards.Damaged(self.path, str(error).splitlines()[0][:120], CURE)
-
-    def __len__(self):
-        return self._reader.num_records()
+    def __init__(self, path, pieces):
+        self._shard = shards.Shard(path, pieces, CURE)
+        # On a local disk, ArrayRecord's own reader: it compares checksums, too.
+        self._reader = None if self._shard.remote else ArrayRecordReader(path)
 
     def __getitem__(self, number):
         try:
-            return decode(self._reader.read([number])[0])
+            if self._reader:
+                return decode(self._reader.read([number])[0])
+            return decode(self._shard.read(number, 0, self._shard.size(number)).tobytes())
         except (ValueError, LookupError, RuntimeError, struct.error) as error:
-            raise self._damaged(error) from None
+            raise self._shard.damaged(str(error).splitlines()[0][:120]) from None
 
 
 class TokenSource:
@@ -264,17 +251,22 @@ def row_unigrams(source, codebook_size, smoothing=0.5):
 
     smoothing: added to every count, so that an unseen code has a probability too (Krichevsky and Trofimov 1981: 1/2).
     """
-    counts, damaged = None, None
-    for number in np.linspace(0, len(source) - 1, min(len(source), UNIGRAM_PIECES)).round().astype(int):
+
+    def count(number):
         try:
             codes = source[number]["codes"]
         except shards.Damaged as error:
-            damaged = error
-            continue
-        if counts is None:
-            counts = np.full((codes.shape[1], codebook_size), smoothing, np.float64)
-        for row, column in enumerate(codes.T):
-            counts[row] += np.bincount(column, minlength=codebook_size)
-    if counts is None:
-        raise damaged
+            return error
+        return np.stack([np.bincount(row, minlength=codebook_size) for row in codes.T])
+
+    counts, found = 0.0, None
+    numbers = np.linspace(0, len(source) - 1, min(len(source), UNIGRAM_PIECES)).round().astype(int)
+    remote = storage.is_remote(getattr(source, "directory", ""))
+    for first in range(0, len(numbers), storage.REQUESTS):
+        for found in storage.for_each(count, numbers[first : first + storage.REQUESTS], remote=remote):
+            if not isinstance(found, shards.Damaged):
+                counts = counts + found
+    if isinstance(counts, float):
+        raise found
+    counts = counts + smoothing
     return np.log(counts / counts.sum(1, keepdims=True)).astype(np.float32)

@@ -10,11 +10,13 @@ import os
 
 import soundfile
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import tfds_sources
 
 ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".aif", ".mp3", ".oga", ".opus"}
 SPLITS = ("train", "validation", "test")
 SYNTHETIC = "synthetic"
+BEGINNING_BYTES = 1 << 16
 # 20 minutes: enough for the smallest models, made in half a minute on two cores.
 SYNTHETIC_PIECES, SYNTHETIC_SECONDS = 100, 12.0
 
@@ -44,8 +46,11 @@ def split_by_hash(name, validation_share):
     return "validation" if _hash(name) < validation_share else "train"
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
+def _sha256(path, size=None):
+    """Of a file, or of its first `size` bytes."""
+    if size:
+        return hashlib.sha256(storage.read_range(path, 0, size)).hexdigest()
+    with storage.local_copy(path) as local, open(local, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -79,6 +84,24 @@ def _folders(source):
 def _printable(name):
     """A file's name with the bytes that are no UTF-8 as \\xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _remote_files(source, others):
+    """The tracks of a bucket: what it says of its files comes with their names."""
+    listed = storage.find(source)
+    if not listed:
+        raise FileNotFoundError(f"no music at {source}: nothing lies there; check its name and your access")
+    for below, facts in listed.items():
+        path = os.path.join(source, below) if below else source
+        name = below or os.path.basename(source)
+        ending = os.path.splitext(name)[1].lower()
+        if ending in ENDINGS:
+            # A bucket tells of a changed file by another mark, not everywhere by a time.
+            mark = str([facts.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "created")])
+            changed = int.from_bytes(hashlib.sha256(mark.encode()).digest()[:6], "big")
+            yield Track(name=name, path=path, domain="music", bytes=facts["size"], changed_ns=changed)
+        else:
+            others[ending or "no ending"] += 1
 
 
 def _files(source, others):
@@ -146,6 +169,8 @@ def _found(source, validation_share, tfds_dir, left_out, others):
     elif kind == "tfds":
         for track in tfds_sources.tracks(argument, tfds_dir):
             yield Track(**track)
+    elif storage.is_remote(source):
+        yield from _remote_files(source, others)
     else:
         for name, path in _files(source, others):
             try:
@@ -167,14 +192,32 @@ def _found(source, validation_share, tfds_dir, left_out, others):
             )
 
 
+def _beginnings(tracks):
+    """{path: a hash of the size and the first bytes}; nothing about files that cannot be read."""
+
+    def read(path):
+        try:
+            return _sha256(path, BEGINNING_BYTES)
+        except OSError:
+            return None
+
+    hashes = {}
+    for remote in (False, True):
+        paths = [track.path for track in tracks if storage.is_remote(track.path) == remote]
+        hashes |= zip(paths, storage.for_each(read, paths))
+    return {track.path: (track.bytes, hashes[track.path]) for track in tracks}
+
+
 def _without_copies(tracks, left_out):
     """The tracks without empty files and second copies, which go to `left_out`."""
     sizes = Counter(track.bytes for track in tracks if track.example < 0)
-    kept, first = [], {}
+    alike = [track for track in tracks if track.example < 0 and track.bytes and sizes[track.bytes] > 1]
+    kept, first, beginnings = [], {}, _beginnings(alike)
+    counts = Counter(beginnings.values())
     for track in tracks:
         reason = "" if track.bytes else "zero bytes"
-        # Only files of one size can be copies: no other file is read here.
-        if track.example < 0 and track.bytes and sizes[track.bytes] > 1:
+        # Only files of one size and beginning can be copies: no other file is read to its end here.
+        if counts[beginnings.get(track.path)] > 1:
             try:
                 original = first.setdefault(_sha256(track.path), track.name)
                 reason = "" if original == track.name else f"the same content as {original}"
@@ -228,7 +271,7 @@ def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
             own_name, keys = track.name, [track.name, os.path.basename(track.path)]
             # The split stays that of the name within the source: it must not hang on which other sources there are.
             track = replace(track, name=_free_name(track, tracks))
-            if csv_path and track.example < 0:
+            if csv_path and track.example < 0 and not storage.is_remote(track.path):
                 keys.insert(0, os.path.relpath(track.path, beside).replace(os.sep, "/"))
             key = next((key for key in keys if key in rows), None)
             if key:

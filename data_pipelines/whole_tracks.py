@@ -1,16 +1,16 @@
 """Audio records put together to the tracks that they were cut from, read as they are needed."""
 
-from dataclasses import dataclass
-import json
-import os
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bandtok_jax import storage
 from bandtok_jax.audio import loudness
 from bandtok_jax.audio.waveform import INT16_SCALE
-from bandtok_jax.data_pipelines.records import TRACKS, RecordSource, read_manifest
+from bandtok_jax.data_pipelines import records
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
+MOST_RECORDS_AT_HAND = 400  # 40 minutes at 6 s each, 400 MB; our choice
 SYNTHETIC_SECONDS = 12.0  # of one piece: longer than what a tiny language model sees at once; our choice
 SYNTHETIC_VALIDATION_SHARE = 8  # one validation piece for so many training pieces
 
@@ -31,6 +31,19 @@ class Track:
     def samples(self):
         return sum(len(self.source[number]["audio"]) for number in self.records)
 
+    def at_hand(self):
+        """The same track; one of bearable length that lies in a bucket, with its sound in memory."""
+        remote = storage.is_remote(getattr(self.source, "directory", ""))
+        if not remote or len(self.records) > MOST_RECORDS_AT_HAND:
+            return self
+
+        def read(number):
+            record = self.source[number]
+            return {**record, "audio": record["audio"][:]}
+
+        found = storage.for_each(read, self.records, remote=True)
+        return replace(self, source=dict(zip(self.records, found)))
+
     def blocks(self):
         """The sound, int16 `[S, C]` a record."""
         return (np.asarray(self.source[number]["audio"]) for number in self.records)
@@ -50,25 +63,23 @@ def read_tracks(data, sample_rate_hz, pieces=1):
     if data == "synthetic":
         counts = {"train": pieces, "validation": max(1, pieces // SYNTHETIC_VALIDATION_SHARE)}
         return {split: _synthetic_tracks(split, counts[split], sample_rate_hz) for split in counts}
-    found = read_manifest(data)
-    sources = {
-        split: RecordSource(data, split, lazy=True) for split, facts in found["splits"].items() if facts["records"]
-    }
+    found = records.read_manifest(data)
+    filled = [split for split, facts in found["splits"].items() if facts["records"]]
+    sources = {split: records.RecordSource(data, split, lazy=True) for split in filled}
     if not sources:
         raise ValueError(f"{data} holds no records: prepare it again with more music")
     tracks = {split: [] for split in sources}
     ends = dict.fromkeys(sources, 0)
-    with open(os.path.join(data, TRACKS)) as file:
-        for line in map(json.loads, file):
-            split, records = line["split"], range(ends[line["split"]], ends[line["split"]] + line["records"])
-            ends[split] = records.stop
-            lufs = line["lufs"] if line["mono_lufs"] is None else line["mono_lufs"]
-            facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs)
-            tracks[split].append(Track(sources[split], records, *facts))
+    for line in records.read_tracks(data):
+        split, numbers = line["split"], range(ends[line["split"]], ends[line["split"]] + line["records"])
+        ends[split] = numbers.stop
+        lufs = line["lufs"] if line["mono_lufs"] is None else line["mono_lufs"]
+        facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs)
+        tracks[split].append(Track(sources[split], numbers, *facts))
     for split, source in sources.items():
         if ends[split] != len(source):
             raise ValueError(
-                f"{data}: {TRACKS} speaks of {ends[split]} records in {split} where there are {len(source)}: "
+                f"{data}: {records.TRACKS} speaks of {ends[split]} records in {split} where there are {len(source)}: "
                 "make the folder again with  bandtok prepare ... --overwrite"
             )
     return tracks

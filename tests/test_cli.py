@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, corpus, experiment
+from bandtok_jax import cli, experiment
 from bandtok_jax.audio import loudness
 from bandtok_jax.codec import Codec
+from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.interchange import container, model_folder, stage
 
 VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
@@ -181,7 +182,7 @@ def test_prepare_says_what_it_did_not_read(tmp_path, capsys):
 
 
 def test_tokenize(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(corpus, "SYNTHETIC_SECONDS", 1.0)
+    monkeypatch.setattr(whole_tracks, "SYNTHETIC_SECONDS", 1.0)
     folder = str(tmp_path / "tokens")
     assert cli.main(["tokenize", f"--model={model}", "--data=synthetic", f"--output={folder}", "--pieces=2"]) == 0
     assert f"{folder}: train: 2 pieces, 22 columns" in capsys.readouterr().out
