@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--embeddings", metavar="NPZ", help="embeddings of the texts of the tracks, [L, E] each, by the tracks' names"
     )
     p.add_argument("--pieces", type=int, default=256, metavar="N", help="how many synthetic pieces (default 256)")
+    p.add_argument("--skip-damaged", action="store_true", help="leave out tracks of which a record cannot be read")
 
     p = verb(_encode, "a sound file to codes", "bandtok encode song.flac --model=runs/tokenizer -o song.bt")
     p.add_argument("sound", help="wav, flac, ogg, mp3 ...")
@@ -339,13 +340,15 @@ def _tokenize(flags):
     distributed.start()
     manifest = corpus.tokenize(
         _load(flags), flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces, tokenizer=flags.model,
-        embeddings=flags.embeddings,
+        embeddings=flags.embeddings, skip_damaged=flags.skip_damaged,
     )  # fmt: skip
     if jax.process_index() > 0:
         return  # process 0 speaks for all
     for split, counts in manifest["splits"].items():
         hours = counts["columns"] / manifest["columns_per_second"] / 3600
         print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
+    for entry in manifest["left_out"]:
+        print(f"left out: {entry['track']}: {entry['reason']}")
 
 
 def _encode(flags):

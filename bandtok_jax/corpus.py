@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
-import itertools
 import math
 import os
 import queue
 import time
 from typing import Any
+import warnings
 import zipfile
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bandtok_jax.codec import Codec
+from bandtok_jax.data_pipelines.shards import Damaged
 from bandtok_jax.data_pipelines.tokens import TokenWriter, manifest
 from bandtok_jax.data_pipelines.whole_tracks import Track, read_tracks
 
@@ -50,6 +51,7 @@ def tokenize(
     pieces: int = 256,
     tokenizer: str = "",
     embeddings: str | None = None,
+    skip_damaged: bool = False,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> dict[str, Any]:
@@ -67,10 +69,11 @@ def tokenize(
       tokenizer: where the codec came from, for the manifest.
       embeddings: an .npz file with an embedding of its text, float `[L, E]` or `[E]`, for each track by its name; made
         by any encoder. Tracks that are not in it have no text.
+      skip_damaged: leave out tracks of which a record cannot be read; the manifest names them under "left_out".
       process_index, process_count: by default, as jax counts them.
 
     Raises:
-      ValueError, FileNotFoundError: wrong arguments, no data, or other tokens in `output`.
+      ValueError, FileNotFoundError: wrong arguments, no data or damaged data, or other tokens in `output`.
     """
     if not 1 <= offsets <= codec.samples_per_column or pieces < 1:
         raise ValueError(
@@ -97,7 +100,7 @@ def tokenize(
     )
     writer = TokenWriter(output, **facts)
     if not writer.finished:
-        _write(codec, writer, shards[process_index::process_count], texts, progress=process_index == 0)
+        _write(codec, writer, shards[process_index::process_count], texts, skip_damaged, progress=process_index == 0)
         expected = [(shard.split, shard.number) for shard in shards]
         # Not by jax's barrier, in which processes must meet within seconds: here the last may come an hour later.
         if process_index == 0:
@@ -121,7 +124,13 @@ def _shards(split: str, tracks: list[Track], offsets: int) -> Iterator[_Shard]:
 
 
 def _write(
-    codec: Codec, writer: TokenWriter, shards: list[_Shard], texts: dict[str, np.ndarray], *, progress: bool
+    codec: Codec,
+    writer: TokenWriter,
+    shards: list[_Shard],
+    texts: dict[str, np.ndarray],
+    skip_damaged: bool,
+    *,
+    progress: bool,
 ) -> None:
     """Writes those of the shards that are not there yet, in their order, with all devices of this process."""
     devices: queue.SimpleQueue = queue.SimpleQueue()
@@ -133,6 +142,10 @@ def _write(
         device = devices.get()
         try:
             return list(_pieces(codec, track, shard.copies, texts, device))
+        except Damaged as error:
+            if not skip_damaged:
+                raise
+            return error
         finally:
             devices.put(device)
 
@@ -147,9 +160,11 @@ def _write(
         bar.update(total - sum(seconds[id(shard)] for shard in missing))
         tasks = ((shard, track) for shard in missing for track in shard.tracks)
         done = _in_order(pool, code, tasks, ahead=2 * devices.qsize())
+        named: set[str] = set()
         for shard in missing:
-            records = itertools.chain.from_iterable(itertools.islice(done, len(shard.tracks)))
-            writer.write(shard.split, shard.number, _counted(records, bar, codec))
+            left_out: list[dict[str, str]] = []
+            records = _records(zip(shard.tracks, done), left_out, named, bar, codec.sample_rate_hz)
+            writer.write(shard.split, shard.number, records, left_out)
 
 
 def _in_order(pool, function, tasks, ahead: int) -> Iterator[Any]:
@@ -166,10 +181,18 @@ def _in_order(pool, function, tasks, ahead: int) -> Iterator[Any]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _counted(records, bar: tqdm, codec: Codec) -> Iterator[dict[str, Any]]:
-    for record in records:
-        yield record
-        bar.update(record["samples"] / codec.sample_rate_hz)
+def _records(results, left_out: list, named: set[str], bar: tqdm, sample_rate_hz: int) -> Iterator[dict[str, Any]]:
+    """The records of tracks; what could not be read goes to `left_out`, and each damaged file is named once."""
+    for track, found in results:
+        if isinstance(found, Damaged):
+            left_out.append({"track": track.name, "reason": found.finding})
+            if found.finding not in named:
+                named.add(found.finding)
+                warnings.warn(f"{found.finding}: its tracks are left out", stacklevel=2)
+            continue
+        for record in found:
+            yield record
+            bar.update(record["samples"] / sample_rate_hz)
 
 
 def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:

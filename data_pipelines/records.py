@@ -15,7 +15,10 @@ MANIFEST = "manifest.json"
 TRACKS = "tracks.jsonl"  # one line for every track, in the order of its records
 HEAD_BYTES = 4096  # normally holds all fields but the samples
 MOST_HEADS = 50_000  # kept in memory, about 1 kB each
-CURE = "make the folder again with  bandtok prepare ... --overwrite, or leave it out with --config.data.damaged=skip"
+CURE = (
+    "make the folder again with  bandtok prepare ... --overwrite, or leave it out: in training with "
+    "--config.data.damaged=skip, in bandtok tokenize with --skip-damaged"
+)
 
 
 def read_manifest(directory):

@@ -115,8 +115,11 @@ class TokenWriter:
             return []
         return [shard for shard in expected if os.path.basename(self._path(*shard, COUNTS)) not in there]
 
-    def write(self, split, number, records):
-        """Writes one shard from an iterable of records; it counts when it is complete, and what it holds is noted."""
+    def write(self, split, number, records, left_out=()):
+        """Writes one shard from an iterable of records; it counts when it is complete, and what it holds is noted.
+
+        left_out: [{"track", "reason"}] for the manifest, looked at when the records are at their end.
+        """
         path, columns, pieces = self._path(split, number), 0, 0
         with storage.written(path) as passing:
             writer = ArrayRecordWriter(passing, shards.WRITER_OPTIONS)
@@ -128,7 +131,7 @@ class TokenWriter:
             finally:
                 writer.close()
         counts = {"file": os.path.basename(path), "pieces": pieces, "columns": columns}
-        _write_json(self._path(split, number, COUNTS), counts)
+        _write_json(self._path(split, number, COUNTS), {"shard": counts, "left_out": list(left_out)})
 
     def _check(self, record):
         codes, size, rows = np.asarray(record["codes"]), self.facts["codebook_size"], self.facts["rows"]
@@ -156,12 +159,12 @@ class TokenWriter:
             raise ValueError(f"{len(missing)} shards are missing, such as {example}: run the same command again")
         found = storage.for_each(_read_json, [self._path(*shard, COUNTS) for shard in expected])
         splits = {}
-        for (split, _), counts in zip(expected, found):
+        for (split, _), counts in zip(expected, (one["shard"] for one in found)):
             total = splits.setdefault(split, {"pieces": 0, "columns": 0, "shards": []})
             total["shards"].append(counts)
             for name in ("pieces", "columns"):
                 total[name] += counts[name]
-        result = {**self.facts, "splits": splits}
+        result = {**self.facts, "splits": splits, "left_out": [entry for one in found for entry in one["left_out"]]}
         _write_json(os.path.join(self.directory, MANIFEST), result)
         rest = [name for name in storage.names(self.directory) if name == HEADER or name.endswith((COUNTS, ".new"))]
         storage.for_each(storage.remove, [os.path.join(self.directory, name) for name in rest])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import jax
@@ -129,6 +130,21 @@ def test_processes_divide_the_shards_and_may_become_others(data, tmp_path, monke
     share(process_index=0, process_count=3)
     assert sorted(written) == [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
     assert same_files(tmp_path / "tokens", tmp_path / "whole")
+
+
+def test_damaged_data_is_named_and_fatal_or_left_out(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "validation").write_bytes((data / "validation").read_bytes()[:40_000])
+    content = bytearray((data / "train").read_bytes())
+    content[65_000:140_000] = bytes(75_000)  # the second and third record of "long"
+    (folder / "train").write_bytes(content)
+    with pytest.raises(ValueError, match="train is damaged .*--skip-damaged"):
+        corpus.tokenize(codec(), folder, tmp_path / "tokens")
+    with pytest.warns(UserWarning, match="is damaged .*: its tracks are left out") as caught:
+        found = corpus.tokenize(codec(), folder, tmp_path / "tokens", skip_damaged=True)
+    assert len(caught) == 2 and [entry["track"] for entry in found["left_out"]] == ["long", "last"]
+    source = TokenSource(tmp_path / "tokens", "train")
+    assert [source[number]["track"] for number in range(len(source))] == ["short", "little"]
 
 
 def test_large_corpora_have_larger_shards():
