@@ -7,6 +7,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.layers.placement import place_examples
+
 # Vocos (github.com/gemelo-ai/vocos, models.py): every convolution and linear layer starts from this.
 TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)
 
@@ -58,7 +60,7 @@ class Convolution(nnx.Module):
             self.padding,
             dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         )
-        return y + self.bias[...].astype(self.dtype)
+        return place_examples(y + self.bias[...].astype(self.dtype))
 
 
 class DepthwiseConvolution(nnx.Module):

@@ -8,6 +8,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.layers.placement import place_examples
+
 
 def patchify(image: jax.Array, patch: int) -> jax.Array:
     """Space to depth; `[B, T, M, C] -> [B, T/p, M/p, p*p*C]`."""
@@ -21,6 +23,13 @@ def unpatchify(cells: jax.Array, patch: int) -> jax.Array:
     B, T, M, C = cells.shape
     image = cells.reshape(B, T, M, patch, patch, C // patch**2).transpose(0, 1, 3, 2, 4, 5)
     return image.reshape(B, T * patch, M * patch, C // patch**2)
+
+
+class PictureConvolution(nnx.Conv):
+    """Flax's convolution, its result placed on the mesh."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return place_examples(super().__call__(x))
 
 
 class ChannelNorm(nnx.Module):
@@ -42,7 +51,7 @@ class ResidualBlock(nnx.Module):
     RADIUS = 2  # positions per side that one block sees
 
     def __init__(self, channels: int, out_channels: int, *, activation: str = "silu", dtype=jnp.float32, rngs):
-        conv = lambda i, o, k: nnx.Conv(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
+        conv = lambda i, o, k: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
         self.norm_in, self.conv_in = ChannelNorm(channels, rngs=rngs), conv(channels, out_channels, 3)
         self.norm_out, self.conv_out = ChannelNorm(out_channels, rngs=rngs), conv(out_channels, out_channels, 3)
         self.shortcut = conv(channels, out_channels, 1) if channels != out_channels else None
@@ -58,7 +67,7 @@ class Downsample(nnx.Module):
     """Half the resolution on both axes by a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int, *, dtype=jnp.float32, rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+        self.conv = PictureConvolution(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
@@ -68,7 +77,7 @@ class Upsample(nnx.Module):
     """Twice the resolution on both axes: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int, *, dtype=jnp.float32, rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
+        self.conv = PictureConvolution(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))

@@ -6,7 +6,6 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention, cached_attention, store
@@ -153,15 +152,6 @@ class ContextAttention(Attention):
 def _join(heads):
     """`[B, L, N, H]` -> `[B, L, D]`."""
     return heads.reshape(*heads.shape[:-2], -1)
-
-
-def place_sequence(x, along_tensor: bool):
-    """`[B, L, D]` with its examples over the data shards of the mesh that is set, if one is; `along_tensor`: and with
-    its places over the axis "tensor" (Korthikanti et al. 2022, arXiv 2205.05198)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), "tensor" if along_tensor else None))
 
 
 class Block(nnx.Module):

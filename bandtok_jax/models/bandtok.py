@@ -14,7 +14,15 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.image import ChannelNorm, Downsample, ResidualBlock, Upsample, patchify, unpatchify
+from bandtok_jax.layers.image import (
+    ChannelNorm,
+    Downsample,
+    PictureConvolution,
+    ResidualBlock,
+    Upsample,
+    patchify,
+    unpatchify,
+)
 from bandtok_jax.layers.quantization import Codebook
 
 # Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
@@ -61,7 +69,7 @@ class BandTok(nnx.Module):
         self.mels, self._patch, self._dtype = mels, patch, dtype
 
         shape = dict(activation=activation, dtype=dtype, rngs=rngs)
-        conv = lambda i, o, k, dtype=dtype: nnx.Conv(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
+        conv = lambda i, o, k, dtype=dtype: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
         finest, coarsest = channels[0], channels[-1]
         self.encoder_in = conv(patch**2, finest, 3)
         self.encoder_blocks, width = nnx.List(), finest

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import empty_cache, store
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, place_sequence
+from bandtok_jax.layers.placement import place_examples
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm
 from bandtok_jax.models.text import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
@@ -122,7 +123,7 @@ class LanguageModel(nnx.Module):
         x, angles = self._embed(tokens, places), self._angles(places)
 
         def layer(x, state):
-            x = place_sequence(x, self.sequence_sharding)
+            x = place_examples(x, self.sequence_sharding)
             return nnx.merge(graph, state)(x, angles, causal=True, context=context, context_mask=context_mask)[0], None
 
         layer = jax.checkpoint(layer) if self.remat else layer

@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.layers.image import PictureConvolution
 from bandtok_jax.models.bandtok import LOG_MEL_CENTRE, LOG_MEL_SCALE
 
 GROUPS = 16  # of channels, at most; our choice
@@ -23,7 +24,7 @@ class PatchDiscriminator(nnx.Module):
         sizes, strides = (1, width, 2 * width, 4 * width, 8 * width, 1), (2, 2, 2, 1, 1)
         self.layers = nnx.List(
             [
-                nnx.Conv(i, o, (4, 4), strides=s, padding="SAME", dtype=dtype, rngs=rngs)
+                PictureConvolution(i, o, (4, 4), strides=s, padding="SAME", dtype=dtype, rngs=rngs)
                 for i, o, s in zip(sizes[:-1], sizes[1:], strides)
             ]
         )
