@@ -268,7 +268,7 @@ def test_a_loop_keeps_what_its_gradient_needs(remat, kept):
 def _found(**changes):
     facts = dict(
         machines="v5e:4x4", chips=16, mesh={"data": 16, "fsdp": 1, "tensor": 1}, batch_size=256, accumulation_steps=1,
-        phase={}, compiled=True, memory_gib=16, peak_flops=1e14, fits=False,
+        phase={}, compiled=True, quick=False, memory_gib=16, peak_flops=1e14, fits=False,
         bytes={"state": 2**30, "total": 40 * 2**30},
     )  # fmt: skip
     return plan.Plan(**facts | changes)

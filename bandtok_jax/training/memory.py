@@ -1,77 +1,97 @@
 """How much memory a step needs where it cannot be compiled: a count over the traced step.
 
-Values live from where they are made to where they are used last. What is made of one array element by element, or is
-a view of it, costs nothing but keeps that array alive: compilers fuse it into what uses it. This is an estimate; what
-the compiler for TPUs made of the shipped configurations stands beside it in docs/scaling.md.
+Arrays live from where they are made to where they are used last. What is made of one array element by element, or is a
+view of it, costs nothing but keeps that array alive: compilers fuse it into what uses it. This is an estimate; what the
+compiler for TPUs made of the shipped configurations stands beside it in docs/scaling.md.
 """
 
 import collections
+import dataclasses
 
 from jax.extend import core
 
-# Made again from their only operand wherever they are used.
+# Made again from their operands wherever they are used.
 _FUSED = {
     "convert_element_type", "broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "rev",
     "split", "copy", "optimization_barrier", "stop_gradient", "neg", "exp", "log", "logistic", "tanh", "rsqrt", "sqrt",
     "square", "integer_pow", "abs", "sign", "sin", "cos", "erf", "is_finite", "not", "mul", "add", "sub", "div", "max",
     "min", "select_n", "eq", "gt", "lt", "ge", "le", "pow",
 }  # fmt: skip
-SMALL = 16  # an operand that is so many times smaller than the result is no array of its own (our choice)
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+SMALL = 16  # an array that is so many times smaller than the result is no cost (our choice)
+
+
+@dataclasses.dataclass(eq=False)
+class _Array:
+    """bytes; the arrays that it is made of wherever it is used, if it is never kept; the last step that uses it."""
+
+    bytes: int
+    sources: tuple["_Array", ...] | None = None
+    last: int = -1
+
+    def kept(self) -> tuple["_Array", ...]:
+        return (self,) if self.sources is None else self.sources
 
 
 def peak_bytes(jaxpr) -> int:
     """Bytes of what a jaxpr makes, at its most at a time; without its inputs."""
-    sources = _sources(jaxpr)
-    last = {}
-    for number, equation in enumerate(jaxpr.eqns):
-        for variable in _variables(equation.invars):
-            last.update(dict.fromkeys(sources.get(variable, (variable,)), number))
-    for variable in _variables(jaxpr.outvars):
-        last.update(dict.fromkeys(sources.get(variable, (variable,)), len(jaxpr.eqns)))
-    for outside in (*jaxpr.invars, *jaxpr.constvars):
-        last.pop(outside, None)
-    ends = collections.defaultdict(list)
-    for variable, number in last.items():
-        ends[number].append(variable)
+    steps: list[tuple[list[_Array], int]] = []  # what each makes, and what it needs inside beside that
 
+    def use(arrays):
+        for array in arrays:
+            for source in array.kept():
+                source.last = len(steps)
+
+    def run(jaxpr, arguments) -> list[_Array]:
+        """Walks through a jaxpr whose inputs are these; calls are walked through in their place."""
+        known = dict(zip(jaxpr.invars, arguments)) | {v: _Array(_bytes(v)) for v in jaxpr.constvars}
+        read = lambda atoms: [_Array(0) if isinstance(atom, core.Literal) else known[atom] for atom in atoms]
+        for equation in jaxpr.eqns:
+            inputs, name = read(equation.invars), equation.primitive.name
+            bodies = list(_bodies(equation))
+            if name in _CALLS and bodies:
+                results = run(bodies[0], inputs)
+            else:
+                use(inputs)
+                results = [_Array(_bytes(variable)) for variable in equation.outvars]
+                if name in _FUSED:
+                    _fuse(results, inputs)
+                inside = 0 if name == "pallas_call" else max(map(peak_bytes, bodies), default=0)
+                # The results of a loop are made in place, step by step; those of other bodies are the equation's own.
+                inside = inside if name == "scan" else max(0, inside - sum(result.bytes for result in results))
+                steps.append(([result for result in results if result.sources is None], inside))
+            known.update(zip(equation.outvars, results))
+        return read(jaxpr.outvars)
+
+    use(run(jaxpr, [_Array(_bytes(variable)) for variable in jaxpr.invars]))
+    ends = collections.Counter()
+    for made, _ in steps:
+        for array in made:
+            ends[array.last] += array.bytes
     live = top = 0
-    for number, equation in enumerate(jaxpr.eqns):
-        made = sum(_bytes(variable) for variable in equation.outvars if variable in last)
-        top = max(top, live + made + _inside(equation))
-        live += made - sum(map(_bytes, ends[number]))
+    for number, (made, inside) in enumerate(steps):
+        new = sum(array.bytes for array in made)
+        top = max(top, live + new + inside)
+        live += new - ends[number] - sum(array.bytes for array in made if array.last < 0)
     return top
 
 
-def _sources(jaxpr) -> dict:
-    """For each value that costs nothing, the arrays that it is made of."""
-    sources = {}
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in _FUSED:
-            largest = max(map(_bytes, equation.outvars))
-            large = [v for v in _variables(equation.invars) if SMALL * _bytes(v) >= largest]
-            if len(large) <= 1:
-                kept = {source for v in _variables(equation.invars) for source in sources.get(v, (v,))}
-                sources.update(dict.fromkeys(equation.outvars, tuple(kept)))
-    return sources
+def _fuse(results: list[_Array], inputs: list[_Array]) -> None:
+    """Marks results as never kept, if they are made of one array that is large beside them."""
+    sources = tuple(dict.fromkeys(source for array in inputs for source in array.kept()))
+    largest = max(result.bytes for result in results)
+    if sum(SMALL * source.bytes >= largest for source in sources) <= 1:
+        for result in results:
+            result.sources = sources
 
 
-def _inside(equation) -> int:
-    """What the bodies of an equation need beside its results."""
-    if equation.primitive.name == "pallas_call":  # works in the scratchpad of a core
-        return 0
-    bodies = [
-        item.jaxpr if isinstance(item, core.ClosedJaxpr) else item
-        for value in equation.params.values()
-        for item in (value if isinstance(value, (tuple, list)) else (value,))
-        if isinstance(item, (core.ClosedJaxpr, core.Jaxpr))
-    ]
-    most = max(map(peak_bytes, bodies), default=0)
-    # The results of a loop are made in place, step by step; those of other bodies are results of the equation itself.
-    return most if equation.primitive.name == "scan" else max(0, most - sum(map(_bytes, equation.outvars)))
-
-
-def _variables(atoms):
-    return [atom for atom in atoms if not isinstance(atom, core.Literal)]
+def _bodies(equation):
+    for value in equation.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
 
 
 def _bytes(variable) -> int:

@@ -26,6 +26,9 @@ from bandtok_jax.training.program import Program
 
 GIB = 2**30
 MANY_EXAMPLES = 64  # of a traced step, so that activations outweigh all else
+# The temporaries of the language model, compiled for v5e, grow so many times as fast with the examples as the count
+# says; those of the tokenizer about as fast (docs/scaling.md).
+ACTIVATION_MARGIN = 1.5
 # Two ways in which XLA says it (libtpu 0.0.42).
 _TOO_LARGE = r"([\d.]+)([KMGT]) of ([\d.]+)G hbm|\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)G\)"
 _LATEST = 10**9  # a step of the last phase, in which all players play
@@ -36,7 +39,7 @@ class Plan:
     """What one step of one configuration takes on some machines; all numbers are per chip and step.
 
     machines, mesh, batch_size, accumulation_steps, phase: what was planned for.
-    compiled: by XLA for these chips; else a model.
+    compiled: by XLA for these chips; else a model. quick: with less effort.
     fits: whether a chip's memory holds it; problem: why not.
     bytes: {"state", "temporaries", "program", "total"}, as far as they are known.
     model_flops: that the model needs; program_flops: that are computed, some of them again to save memory;
@@ -53,6 +56,7 @@ class Plan:
     accumulation_steps: int
     phase: dict[str, bool]
     compiled: bool
+    quick: bool
     memory_gib: float
     peak_flops: float
     fits: bool = True
@@ -101,6 +105,7 @@ def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
         accumulation_steps=config.optimizer.accumulation_steps,
         phase=phase,
         compiled=tpu,
+        quick=quick and tpu,
         memory_gib=machines.facts["memory_gib"],
         peak_flops=machines.facts["bfloat16_tflops"] * 1e12,
     )
@@ -211,7 +216,8 @@ def _estimate(found: Plan, program: Program, machines: Accelerators, expected: l
     gradients = sum(_bytes_on_chip(*player) for player in _parameters(program))
     narrow = jnp.dtype(program.task.config.dtype).itemsize / 4
     copies = narrow * gradients if narrow < 1 else 0  # of the weights, in the type of the computation
-    found.bytes["temporaries"] = int(gradients + copies + examples * activation_bytes(program.task, found.phase))
+    activations = ACTIVATION_MARGIN * activation_bytes(program.task, found.phase)
+    found.bytes["temporaries"] = int(gradients + copies + examples * activations)
     found.bytes["total"] = found.bytes["state"] + found.bytes["temporaries"]
     found.fits = found.bytes["total"] <= facts["memory_gib"] * GIB
     if not found.fits:

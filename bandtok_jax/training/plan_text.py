@@ -16,7 +16,7 @@ def text(found: Plan, name: str) -> str:
     lines = [
         f"{name} on {found.machines}: {found.chips} chips, mesh {mesh}",
         f"batch_size {found.batch_size}, {examples}{micro}",
-        "compiled for these chips, not run" if found.compiled else "by a model of the step, neither compiled nor run",
+        _how(found),
     ]
     if found.phase:
         lines.append("phase of the training: " + ", ".join(name for name, on in found.phase.items() if on))
@@ -24,6 +24,12 @@ def text(found: Plan, name: str) -> str:
     if found.seconds:
         lines += ["", *_work(found), "", *_collectives(found), "", *_times(found)]
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _how(found: Plan) -> str:
+    if not found.compiled:
+        return "by a model of the step, neither compiled nor run"
+    return f"compiled for these chips{', quickly' if found.quick else ''}, not run"
 
 
 def _row(name: str, value: str, remark: str = "") -> str:
