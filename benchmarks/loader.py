@@ -11,6 +11,7 @@ import time
 import numpy as np
 from timing import emit, keep_freed_memory, spread
 
+from bandtok_jax.configs import defaults
 from bandtok_jax.data_pipelines import iterator, records
 
 CROP_SAMPLES, BATCH = 65_536, 8
@@ -19,19 +20,15 @@ BLOCKS, BATCHES_A_BLOCK = 7, 100
 
 def crops_per_second(directory, workers):
     """`[blocks]`, each the rate of one stretch of the stream, after two of warm-up."""
-    manifest = records.read_manifest(directory)
-    data = {
-        "sources": directory,
-        "tokens": "",
-        "clip_samples": CROP_SAMPLES,
-        "sample_rate_hz": manifest["sample_rate_hz"],
-        "gain_db": (0.0, 0.0),
-        "phase_rotation": False,
-        "loudness_lufs": None,
-        "balance_full_band": False,
-        "workers": workers,
-        "columns": 0,
-    }
+    data = defaults.get_config().data
+    data.update(
+        sources=directory,
+        clip_samples=CROP_SAMPLES,
+        sample_rate_hz=records.read_manifest(directory)["sample_rate_hz"],
+        gain_db=(0.0, 0.0),
+        loudness_lufs=None,
+        workers=workers,
+    )
     batches = iterator.create(data, split="train", batch_size=BATCH, seed=0)
     rates = []
     for block in range(BLOCKS + 2):
