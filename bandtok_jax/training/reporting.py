@@ -1,5 +1,6 @@
 """What a run tells the world: metrics.jsonl, TensorBoard, samples, a progress bar, and Weights & Biases if asked."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -118,8 +119,9 @@ class Reporter:
             self._metrics.close()
             try:
                 self._tensorboard.close()
-            except OSError as error:  # must not hide why the run ended
-                print(f"{self._folder / 'tensorboard'} is incomplete: {error}")
+            except OSError as error:  # must not hide why the run ended, nor must a log on the same full disk
+                with contextlib.suppress(OSError):
+                    print(f"{self._folder / 'tensorboard'} is incomplete: {error}", flush=True)
             if self._wandb:
                 self._wandb.finish()
 
