@@ -264,26 +264,26 @@ def _plan(flags):
     os.environ["JAX_PLATFORMS"] = "cpu"  # a plan runs nothing, and must not wait for accelerators that others use
     from bandtok_jax import experiment
     from bandtok_jax.launch import accelerators
-    from bandtok_jax.training import plan, plan_search, plan_text
+    from bandtok_jax.planning import plan, search, text
 
     config = experiment.load_config(flags.config, overrides)
     machines = accelerators.parse(flags.topology).check_shape()
     say = lambda what: print(f"bandtok: {what} ...", file=sys.stderr, flush=True)
     if flags.weak_scaling:
-        plans = plan_search.weak_scaling(config, machines, say, quick=flags.quick)
-        print(plan_text.as_json(plans) if flags.json else plan_text.table(plans))
+        plans = search.weak_scaling(config, machines, say, quick=flags.quick)
+        print(text.as_json(plans) if flags.json else text.table(plans))
         return None
     say("compiling takes minutes" if machines.facts["kind"] == "tpu" else "tracing")
     found = plan.plan(config, machines, quick=flags.quick)
-    print(plan_text.as_json([found]) if flags.json else plan_text.text(found, flags.config), flush=True)
+    print(text.as_json([found]) if flags.json else text.text(found, flags.config), flush=True)
     if found.fits:
         return None
-    changes, cured = plan_search.cure(config, machines, found, say, quick=flags.quick)
+    changes, cured = search.cure(config, machines, found, say, quick=flags.quick)
     if cured is None:
-        tried = f" (tried up to {plan_search.as_flags(changes)})" if changes else ""
+        tried = f" (tried up to {search.as_flags(changes)})" if changes else ""
         raise ValueError(f"it does not fit, nor with less memory for each example{tried}: take more or larger chips")
-    print(f"\nit fits with {plan_search.as_flags(changes)}:\n")
-    print(plan_text.as_json([cured]) if flags.json else plan_text.text(cured, flags.config))
+    print(f"\nit fits with {search.as_flags(changes)}:\n")
+    print(text.as_json([cured]) if flags.json else text.text(cured, flags.config))
     return 1
 
 

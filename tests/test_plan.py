@@ -13,8 +13,10 @@ import pytest
 
 from bandtok_jax import cli, tasks
 from bandtok_jax.launch import accelerators
-from bandtok_jax.training import hlo, memory, plan, plan_search, plan_text, sharding
-from bandtok_jax.training.collectives import HOP_SECONDS, Collective, Hosts, Torus, replica_groups
+from bandtok_jax.planning import hlo, memory, plan, search
+from bandtok_jax.planning import text as plan_text
+from bandtok_jax.planning.collectives import HOP_SECONDS, Collective, Hosts, Torus, replica_groups
+from bandtok_jax.training import sharding
 from tests import tiny
 
 needs_libtpu = pytest.mark.skipif(
@@ -178,7 +180,8 @@ PARALLEL = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from bandtok_jax.training import hlo, sharding
+from bandtok_jax.planning import hlo
+from bandtok_jax.training import sharding
 
 def loss(weights, x):
     x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)
@@ -299,11 +302,11 @@ def test_the_cure_is_what_costs_least_and_is_tried_out(tmp_path, monkeypatch):
         tried.append(settings)
         return _found(accumulation_steps=settings[1], fits=settings[1] > 1)
 
-    monkeypatch.setattr(plan_search, "plan", pretend)
-    changes, found = plan_search.cure(config, None, _found(), lambda what: None)
+    monkeypatch.setattr(search, "plan", pretend)
+    changes, found = search.cure(config, None, _found(), lambda what: None)
     assert found.fits and changes == {"model.remat": True, "optimizer.accumulation_steps": 4}
     assert tried == [(True, 1, 1), (True, 4, 1)]
-    changes, _ = plan_search.cure(config, None, _found(bytes={"state": 15 * 2**30}), lambda what: None)
+    changes, _ = search.cure(config, None, _found(bytes={"state": 15 * 2**30}), lambda what: None)
     assert changes["mesh.fsdp"] == 4
 
 
@@ -322,7 +325,7 @@ def test_fsdp_divides_the_state_on_gpus(tmp_path):
     config = tiny.config("language_model", tmp_path, **{"model.width": 256, "batch_size": 8, "mesh.fsdp": 8})
     machines = accelerators.parse("a100:1x8")
     spread = plan.plan(config, machines)
-    whole = plan.plan(plan_search.changed(config, {"mesh.fsdp": 1}), machines)
+    whole = plan.plan(search.changed(config, {"mesh.fsdp": 1}), machines)
     assert spread.bytes["state"] < 0.2 * whole.bytes["state"]
     assert set(spread.collectives) == {"all-reduce", "all-gather", "reduce-scatter"}
 
@@ -333,15 +336,15 @@ def test_the_weak_scaling_table_keeps_the_examples_of_a_chip(tmp_path, monkeypat
         seconds = {"step": 1.0, "collectives": 0.1}
         return _found(chips=machines.chips, mesh=mesh, batch_size=config.batch_size, fits=True, seconds=seconds)
 
-    monkeypatch.setattr(plan_search, "plan", pretend)
+    monkeypatch.setattr(search, "plan", pretend)
     config = tiny.config("language_model", tmp_path, **{"batch_size": 32, "mesh.fsdp": 2, "mesh.tensor": 4})
-    plans = plan_search.weak_scaling(config, accelerators.parse("v5p:2x2x4"), lambda what: None)
+    plans = search.weak_scaling(config, accelerators.parse("v5p:2x2x4"), lambda what: None)
     assert [found.batch_size for found in plans] == [2, 8, 32, 128, 512]
     sizes = [tuple(found.mesh.values()) for found in plans]
     assert sizes == [(1, 1, 1), (1, 1, 4), (2, 2, 4), (8, 2, 4), (32, 2, 4)]
     assert [line.split("|")[1].strip() for line in plan_text.table(plans).splitlines()[2:]] == "1 4 16 64 256".split()
     with pytest.raises(ValueError, match="multiple of 16"):
-        plan_search.weak_scaling(plan_search.changed(config, {"batch_size": 8}), accelerators.parse("v5e:4x4"), print)
+        search.weak_scaling(search.changed(config, {"batch_size": 8}), accelerators.parse("v5e:4x4"), print)
 
 
 @pytest.mark.parametrize(

@@ -26,24 +26,27 @@ def training_flops(task, batch_size: int, *, again: bool = False, **phase) -> fl
       again: also what `model.remat` computes a second time, which is no model FLOP but takes its time.
       phase: as `task.phase(step)` says; each phase of a game has a count of its own.
     """
-    task = _as_counted(task, batch_size, again)
-    state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    with made_for("gpu"):  # on CPUs and TPUs spectra are computed in other ways, with more arithmetic
-        traced = jax.make_jaxpr(
-            lambda state, frozen, batch: task.train_step(state, frozen, batch, jax.random.key(0), **phase)
-        )(state, task.frozen_spec(), task.batch_spec())
-    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+    model = task.config.model
+    changes = {"attention": "xla", "remat": model.remat and again} if "attention" in model else {}
+    jaxpr = traced_step(task, batch_size, phase, **changes)
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return count(needed)
 
 
-def _as_counted(task, batch_size: int, again: bool):
-    """The same task without what a count must not depend on."""
+def traced_step(task, batch_size: int, phase: dict[str, bool], **changes):
+    """The jaxpr of a training step as GPUs compute it, without micro-batches and with other values in config.model.
+
+    On CPUs and TPUs spectra are computed in other ways, with more arithmetic.
+    """
     config = task.config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size, config.optimizer.accumulation_steps = batch_size, 1
-        if "attention" in config.model:
-            config.model.attention, config.model.remat = "xla", config.model.remat and again
-    return tasks.create(config.lock(), task.read_stages)
+        config.model.update(changes)
+    task = tasks.create(config.lock(), task.read_stages)
+    state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    step = lambda state, frozen, batch: task.train_step(state, frozen, batch, jax.random.key(0), **phase)
+    with made_for("gpu"):
+        return jax.make_jaxpr(step)(state, task.frozen_spec(), task.batch_spec()).jaxpr
 
 
 def count(jaxpr) -> float:
@@ -70,7 +73,7 @@ def _count_equation(equation) -> float:
         return 2.5 * real * transforms * math.prod(sizes) * math.log2(math.prod(sizes))
     if name == "pallas_call":
         raise ValueError("the step calls a hand-written kernel, whose FLOPs cannot be counted: name another in config")
-    inner = [count(body) for body in _inner(parameters)]
+    inner = [count(body) for body in bodies(equation)]
     if not any(inner):
         return 0.0
     if name == "while":
@@ -80,9 +83,9 @@ def _count_equation(equation) -> float:
     return sum(inner) * (parameters["length"] if name == "scan" else 1)
 
 
-def _inner(parameters):
+def bodies(equation):
     """The jaxprs among the parameters of an equation."""
-    for value in parameters.values():
+    for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, core.ClosedJaxpr):
                 yield item.jaxpr
@@ -103,10 +106,18 @@ def _count_convolution(inputs, output, parameters) -> float:
         parameters["rhs_dilation"],
     )
     batch, features = image[numbers.lhs_spec[0]], image[numbers.lhs_spec[1]]
-    groups, batch_groups = parameters["feature_group_count"], parameters["batch_group_count"]
-    outputs = output.shape[numbers.out_spec[1]]
-    meetings = math.prod(products(*axis) for axis in axes)
-    return 2.0 * (batch // batch_groups) * (features // groups) * outputs * meetings
+    groups = parameters["feature_group_count"] * parameters["batch_group_count"]
+    return convolution_flops(batch, features, output.shape[numbers.out_spec[1]], groups, axes)
+
+
+def convolution_flops(batch: int, features: int, outputs: int, groups: int, axes) -> float:
+    """FLOPs of a convolution.
+
+    Args:
+      batch, features: of the image; outputs: features of the result; groups: of features and of the batch, multiplied.
+      axes: the arguments of `products` for each axis.
+    """
+    return 2.0 * batch * features * outputs * math.prod(products(*axis) for axis in axes) / groups
 
 
 def products(

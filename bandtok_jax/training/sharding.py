@@ -6,6 +6,7 @@ covers them. Four checks are loud: a leaf no rule matches, a rule that matches n
 dimension that its axes do not divide.
 """
 
+import math
 import re
 
 import jax
@@ -133,12 +134,20 @@ def parameters(state):
     return players["model"] if len(players) == 1 else players
 
 
+def bytes_on_device(tree, places) -> int:
+    """What one device holds of `tree` (arrays or shapes), whose shardings are `places`."""
+    return sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places))
+    )
+
+
 def table(tree, places) -> str:
     """Parameters, shapes, specs and bytes per device as text; a line for all that differ in a number of their path."""
     rows: dict[tuple, list] = {}
     for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places)):
         name = re.sub(r"(?<=/)\d+(?=/)", "*", path_name(path))
-        local = int(np.prod(place.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        local = bytes_on_device(leaf, place)
         row = rows.setdefault((name, leaf.shape, str(place.spec).replace("PartitionSpec", "P")), [0, 0, 0])
         for column, value in enumerate((1, leaf.size, local)):
             row[column] += value

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from bandtok_jax.training.plan import GIB, Plan
+from bandtok_jax.planning.plan import GIB, Plan
 
 COLLECTIVES_MATTER = 0.15  # of the step (our choice)
 

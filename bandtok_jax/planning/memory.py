@@ -10,6 +10,8 @@ import dataclasses
 
 from jax.extend import core
 
+from bandtok_jax.training.flops import bodies
+
 # Made again from their operands wherever they are used.
 _FUSED = {
     "convert_element_type", "broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "rev",
@@ -48,15 +50,15 @@ def peak_bytes(jaxpr) -> int:
         read = lambda atoms: [_Array(0) if isinstance(atom, core.Literal) else known[atom] for atom in atoms]
         for equation in jaxpr.eqns:
             inputs, name = read(equation.invars), equation.primitive.name
-            bodies = list(_bodies(equation))
-            if name in _CALLS and bodies:
-                results = run(bodies[0], inputs)
+            inner = list(bodies(equation))
+            if name in _CALLS and inner:
+                results = run(inner[0], inputs)
             else:
                 use(inputs)
                 results = [_Array(_bytes(variable)) for variable in equation.outvars]
                 if name in _FUSED:
                     _fuse(results, inputs)
-                inside = 0 if name == "pallas_call" else max(map(peak_bytes, bodies), default=0)
+                inside = 0 if name == "pallas_call" else max(map(peak_bytes, inner), default=0)
                 # The results of a loop are made in place, step by step; those of other bodies are the equation's own.
                 inside = inside if name == "scan" else max(0, inside - sum(result.bytes for result in results))
                 steps.append(([result for result in results if result.sources is None], inside))
@@ -83,15 +85,6 @@ def _fuse(results: list[_Array], inputs: list[_Array]) -> None:
     if sum(SMALL * source.bytes >= largest for source in sources) <= 1:
         for result in results:
             result.sources = sources
-
-
-def _bodies(equation):
-    for value in equation.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
 
 
 def _bytes(variable) -> int:

@@ -18,10 +18,11 @@ import numpy as np
 from bandtok_jax import tasks
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.launch.accelerators import Accelerators
+from bandtok_jax.planning import memory
+from bandtok_jax.planning.collectives import Collective, Hosts, Torus
+from bandtok_jax.planning.hlo import Program as CompiledText
 from bandtok_jax.platforms import made_for
-from bandtok_jax.training import flops, memory, sharding
-from bandtok_jax.training.collectives import Collective, Hosts, Torus
-from bandtok_jax.training.hlo import Program as CompiledText
+from bandtok_jax.training import flops, sharding
 from bandtok_jax.training.program import Program
 
 GIB = 2**30
@@ -109,10 +110,10 @@ def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
         memory_gib=machines.facts["memory_gib"],
         peak_flops=machines.facts["bfloat16_tflops"] * 1e12,
     )
-    found.bytes["state"] = _bytes_on_chip(program.abstract, program.layout)
+    found.bytes["state"] = sharding.bytes_on_device(program.abstract, program.layout)
     found.model_flops = flops.training_flops(task, config.batch_size, **phase) / machines.chips
     itemsize = jnp.dtype(config.dtype).itemsize
-    found.gradient_bytes = itemsize * sum(leaf.size for p, _ in _parameters(program) for leaf in jax.tree.leaves(p))
+    found.gradient_bytes = itemsize * sum(leaf.size for leaf in jax.tree.leaves(sharding.parameters(program.abstract)))
     if tpu:
         _compile(found, program, machines, quick)
     else:
@@ -185,9 +186,7 @@ def _compile(found: Plan, program: Program, machines: Accelerators, quick: bool)
 
 def _does_not_fit(found: Plan, message: str) -> None:
     """What XLA says when a program is too large."""
-    sizes = re.search(
-        r"([\d.]+)([KMGT]) of ([\d.]+)G hbm|\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)G\)", message
-    )
+    sizes = re.search(_TOO_LARGE, message)
     found.fits = False
     if sizes is None:
         found.problem = _first_line(message)
@@ -213,7 +212,7 @@ def _abstract_mesh(settings, chips: int) -> AbstractMesh:
 def _estimate(found: Plan, program: Program, machines: Accelerators, expected: list[Collective]) -> None:
     """State, gradients, and activations in proportion to the examples; arithmetic of the traced step."""
     facts, examples = machines.facts, found.batch_size // found.chips // found.accumulation_steps
-    gradients = sum(_bytes_on_chip(*player) for player in _parameters(program))
+    gradients = sharding.bytes_on_device(sharding.parameters(program.abstract), sharding.parameters(program.layout))
     narrow = jnp.dtype(program.task.config.dtype).itemsize / 4
     copies = narrow * gradients if narrow < 1 else 0  # of the weights, in the type of the computation
     activations = ACTIVATION_MARGIN * activation_bytes(program.task, found.phase)
@@ -234,19 +233,9 @@ def _estimate(found: Plan, program: Program, machines: Accelerators, expected: l
 
 def activation_bytes(task, phase) -> float:
     """What one example more adds to the memory of a step, by `memory.peak_bytes`."""
-
-    def peak(examples: int) -> int:
-        config = task.config.copy_and_resolve_references()
-        with config.unlocked():
-            config.batch_size, config.optimizer.accumulation_steps = examples, 1
-            if config.model.get("attention") == "auto":
-                config.model.attention = "splash"  # in place of cuDNN's, which keeps as much and needs a GPU to trace
-        copy = tasks.create(config.lock(), task.read_stages)
-        state = jax.eval_shape(lambda: copy.init(jax.random.key(0)))
-        step = lambda state, frozen, batch: copy.train_step(state, frozen, batch, jax.random.key(0), **phase)
-        with made_for("gpu"):
-            return memory.peak_bytes(jax.make_jaxpr(step)(state, copy.frozen_spec(), copy.batch_spec()).jaxpr)
-
+    # In place of cuDNN's attention, which keeps as much and needs a GPU to trace.
+    changes = {"attention": "splash"} if task.config.model.get("attention") == "auto" else {}
+    peak = lambda examples: memory.peak_bytes(flops.traced_step(task, examples, phase, **changes))
     return (peak(2 * MANY_EXAMPLES) - peak(MANY_EXAMPLES)) / MANY_EXAMPLES
 
 
@@ -278,8 +267,9 @@ def _expected_collectives(program: Program, itemsize: int) -> list[Collective]:
     """
     groups = lambda *axes: _groups(program.mesh.shape, axes)
     fsdp, found = program.mesh.shape["fsdp"], []
-    for parameters, places in _parameters(program):
+    for player in program.abstract.keys() - {"step"}:
         whole = spread = 0
+        parameters, places = (tree[player]["parameters"] for tree in (program.abstract, program.layout))
         for leaf, place in zip(jax.tree.leaves(parameters), jax.tree.leaves(places)):
             size = math.prod(place.shard_shape(leaf.shape)) * itemsize
             if "fsdp" in jax.tree.leaves(tuple(place.spec)):
@@ -295,26 +285,12 @@ def _expected_collectives(program: Program, itemsize: int) -> list[Collective]:
     return [c for c in found if c.bytes and len(c.groups[0]) > 1]
 
 
-def _parameters(program: Program):
-    """Parameters and their places, player by player."""
-    for name in program.abstract:
-        if name != "step":
-            yield program.abstract[name]["parameters"], program.layout[name]["parameters"]
-
-
 def _groups(shape, axes) -> tuple[tuple[int, ...], ...]:
     """The devices of a mesh that differ along some of its axes only."""
     names = list(shape)
     grid = np.arange(math.prod(shape.values())).reshape(tuple(shape.values()))
     order = [names.index(name) for name in (*(n for n in names if n not in axes), *axes)]
     return tuple(map(tuple, grid.transpose(order).reshape(-1, math.prod(shape[n] for n in axes)).tolist()))
-
-
-def _bytes_on_chip(tree, places) -> int:
-    return sum(
-        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places))
-    )
 
 
 def _first_line(error) -> str:

@@ -11,8 +11,8 @@ import functools
 import math
 import re
 
-from bandtok_jax.training.collectives import KINDS, Collective, replica_groups
-from bandtok_jax.training.flops import products
+from bandtok_jax.planning.collectives import KINDS, Collective, replica_groups
+from bandtok_jax.training.flops import convolution_flops
 
 # What moves no data by itself, or is counted where it begins.
 _FREE = {
@@ -278,12 +278,11 @@ def _convolution_flops(image, kernel, output, attributes: str) -> float:
     numbers = lambda name: [int(n) for n in window[name].split("x")] if name in window else [1] * len(spatial)
     before = [int(p.split("_")[0]) for p in window["pad"].split("x")] if "pad" in window else [0] * len(spatial)
     count = lambda name: int((re.search(rf"{name}=(\d+)", attributes) or (0, 1))[1])
-    meetings = 1
-    settings = zip(spatial, numbers("stride"), before, numbers("lhs_dilate"), numbers("rhs_dilate"))
-    for label, stride, pad, image_step, kernel_step in settings:
-        sizes = (shape[names.index(label)] for shape, names in zip((image, kernel, output), labels.groups()))
-        meetings *= products(*sizes, stride, pad, image_step, kernel_step)
+    sizes = [
+        [shape[names.index(label)] for label in spatial]
+        for shape, names in zip((image, kernel, output), labels.groups())
+    ]
+    axes = zip(*sizes, numbers("stride"), before, numbers("lhs_dilate"), numbers("rhs_dilate"))
     batch, features = image[labels[1].index("b")], image[labels[1].index("f")]
-    outputs = output[labels[3].index("f")]
-    groups, batch_groups = count("feature_group_count"), count("batch_group_count")
-    return 2.0 * (batch // batch_groups) * (features // groups) * outputs * meetings
+    groups = count("feature_group_count") * count("batch_group_count")
+    return convolution_flops(batch, features, output[labels[3].index("f")], groups, axes)

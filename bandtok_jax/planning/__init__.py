@@ -1,0 +1,1 @@
+"""What a training will need on machines that are not at hand."""
