@@ -56,16 +56,11 @@ class RecordSource:
     def __init__(self, directory, split, lazy=False):
         self.directory, self.split, self.lazy = os.fspath(directory), split, lazy
         self.manifest = read_manifest(self.directory)
-        splits = self.manifest["splits"]
-        if not splits.get(split, {}).get("records"):
-            has = ", ".join(f"{name} ({info['records']} records)" for name, info in splits.items())
-            raise ValueError(
-                f"{directory} has nothing in the split {split!r}, but {has}; "
-                "prepare it with more tracks, with --tracks=CSV, "
-                "or with a larger --validation-share"
-            )
-        files = {shard["file"]: shard["records"] for shard in splits[split]["shards"]}
-        self._shards = shards.Shards(self.directory, files, functools.partial(shards.Shard, cure=CURE), CURE)
+        self._shards = shards.Shards(
+            self.directory, self.manifest["splits"], split, "records",
+            open_shard=functools.partial(shards.Shard, cure=CURE), cure=CURE,
+            split_cure="prepare it with more tracks, with --tracks=CSV, or with a larger --validation-share",
+        )  # fmt: skip
         self._heads = {}
 
     def __getstate__(self):

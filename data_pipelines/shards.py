@@ -162,12 +162,21 @@ class Shard:
 class Shards:
     """Random access over the shards of one split, which are opened where and when they are needed.
 
-    Args: files: {file name: records}; open_shard: (path, records) -> anything, or raises Damaged; cure: where one is
-    missing.
-    Raises: FileNotFoundError: a file is missing.
+    Args:
+      splits: those of a manifest, {split: {unit: number, "shards": [{"file", unit: number}]}}; unit: what is counted.
+      open_shard: (path, number) -> anything, or raises Damaged.
+      cure: where a file is missing; split_cure: where the split is.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: there is nothing in the split.
     """
 
-    def __init__(self, directory, files, open_shard, cure):
+    def __init__(self, directory, splits, split, unit, *, open_shard, cure, split_cure):
+        if not splits.get(split, {}).get(unit):
+            has = ", ".join(f"{name} ({info[unit]} {unit})" for name, info in splits.items()) or "is empty"
+            raise ValueError(f"{directory} has nothing in the split {split!r}, but {has}; {split_cure}")
+        files = {shard["file"]: shard[unit] for shard in splits[split]["shards"]}
         self._paths = [os.path.join(directory, name) for name in files]
         self._counts, self._ends = list(files.values()), np.cumsum(list(files.values()))
         self._open_shard, self._opened = open_shard, {}

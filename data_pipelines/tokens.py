@@ -229,14 +229,10 @@ class TokenSource:
 
     def __init__(self, directory, split):
         self.directory, self.manifest = os.fspath(directory), manifest(directory)
-        splits = self.manifest["splits"]
-        if not splits.get(split, {}).get("pieces"):
-            has = ", ".join(f"{name} ({info['pieces']} pieces)" for name, info in splits.items()) or "no tokens at all"
-            raise ValueError(
-                f"{directory} has nothing in the split {split!r}, but {has}; tokenize data that has this split"
-            )
-        files = {shard["file"]: shard["pieces"] for shard in splits[split]["shards"]}
-        self._shards = shards.Shards(self.directory, files, _Shard, CURE)
+        self._shards = shards.Shards(
+            self.directory, self.manifest["splits"], split, "pieces",
+            open_shard=_Shard, cure=CURE, split_cure="tokenize data that has this split",
+        )  # fmt: skip
 
     def __len__(self):
         return len(self._shards)
