@@ -22,14 +22,11 @@ from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, 
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
-
-
-def _parts(run):
-    return {name: checkpoint._load_part(run, None, name) for name in ("weights", "training", "data")}
+from tests.processes import parts
 
 
 def _same(one, other):
-    leaves = jax.tree.leaves(jax.tree.map(np.array_equal, _parts(one), _parts(other)))
+    leaves = jax.tree.leaves(jax.tree.map(np.array_equal, parts(one), parts(other)))
     return len(leaves) > 50 and all(leaves)
 
 
@@ -217,7 +214,7 @@ def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
     loop.train(config, tmp_path / "run", init_from=source)
     started, given = checkpoint.load_weights(tmp_path / "run")["model"], checkpoint.load_weights(source)["model"]
     jax.tree.map(np.testing.assert_array_equal, started["parameters"], given["parameters"])
-    critic = lambda run: _parts(run)["training"]["discriminator"]["parameters"]
+    critic = lambda run: parts(run)["training"]["discriminator"]["parameters"]
     assert jax.tree.structure(critic(source)) == jax.tree.structure(critic(tmp_path / "run"))
 
 
