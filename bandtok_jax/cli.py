@@ -243,6 +243,7 @@ def _load(flags: argparse.Namespace):
 def _train(flags):
     overrides = _overrides(flags.rest, flags.parser)
     from bandtok_jax import experiment
+    from bandtok_jax.launch.processes import RESTART_EXIT_CODE
     from bandtok_jax.training import distributed, loop
 
     config = experiment.load_config(flags.config, overrides)
@@ -256,7 +257,7 @@ def _train(flags):
         )  # fmt: skip
     except distributed.Preempted as notice:
         print(f"bandtok: preempted: {notice}; the same command goes on", file=sys.stderr)
-        return distributed.RESTART_EXIT_CODE
+        return RESTART_EXIT_CODE
 
 
 def _plan(flags):

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-RESTART_EXIT_CODE = 42
+RESTART_EXIT_CODE = 42  # of a training: "please start me again"; what xpk takes it for by default
 _POLL_SECONDS = 0.1
 
 

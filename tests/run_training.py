@@ -12,6 +12,7 @@ from absl import flags
 import jax
 
 from bandtok_jax import tasks
+from bandtok_jax.launch.processes import RESTART_EXIT_CODE
 from bandtok_jax.training import distributed, loop, sharding
 from tests import tiny
 
@@ -35,7 +36,7 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
         loop.train(config, run)
     except distributed.Preempted as notice:
         print(notice)
-        return distributed.RESTART_EXIT_CODE
+        return RESTART_EXIT_CODE
     return 0
 
 

@@ -20,7 +20,6 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 START_TIMEOUT_SECONDS = 300
-RESTART_EXIT_CODE = 42  # "please start me again"; what xpk takes it for by default
 _RETRY_SECONDS = 0.2
 
 
@@ -126,7 +125,8 @@ def roll_call(cluster: Cluster, timeout_seconds: float) -> None:
 
 
 def _take_the_roll(cluster: Cluster, deadline: float) -> str:
-    port, here, verdict = int(cluster.coordinator.rpartition(":")[2]), {0: (socket.gethostname(), None)}, ""
+    port, here, verdict = int(cluster.coordinator.rpartition(":")[2]), {0: socket.gethostname()}, ""
+    callers = []
     family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
         server = socket.create_server(("", port), **family)
@@ -149,17 +149,17 @@ def _take_the_roll(cluster: Cluster, deadline: float) -> str:
                 break
             except (OSError, ValueError):
                 continue  # something else knocked
+            callers.append(connection)
             number, host = caller["process"], caller["host"]
             if number in here or caller["count"] != cluster.count:
                 verdict = (
                     f"process {number} of {caller['count']} on {host} does not fit: {cluster.count} are expected"
-                    + (f", and {number} is on {here[number][0]}" if number in here else "")
+                    + (f", and {number} is on {here[number]}" if number in here else "")
                 )
-            here[number] = (host, connection)
-        for _, connection in here.values():
-            if connection is not None:
-                with contextlib.suppress(OSError):
-                    connection.sendall(json.dumps({"verdict": verdict}).encode() + b"\n")
+            here[number] = host
+        for connection in callers:
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({"verdict": verdict}).encode() + b"\n")
     return verdict
 
 
@@ -172,17 +172,18 @@ def _answer_the_roll(cluster: Cluster, deadline: float) -> str:
             if _is_loopback(host):
                 hint = "; that is this machine itself (127.x): is process 0 on another one?"
             return f"process {cluster.process} of {cluster.count} cannot reach process 0 at {cluster.coordinator}{hint}"
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=remaining) as connection:
-                about = {"process": cluster.process, "count": cluster.count, "host": socket.gethostname()}
-                connection.sendall(json.dumps(about).encode() + b"\n")
-                # Process 0 answers when its own time is up, which began about when ours did.
-                connection.settimeout(remaining + 10)
-                answer = connection.makefile().readline()
-                if answer:
-                    return json.loads(answer)["verdict"]
-        except (OSError, ValueError):
-            pass
+        # Until process 0 listens there, nothing answers, or something else.
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.create_connection((host.strip("[]"), int(port)), timeout=remaining) as connection,
+        ):
+            about = {"process": cluster.process, "count": cluster.count, "host": socket.gethostname()}
+            connection.sendall(json.dumps(about).encode() + b"\n")
+            # Process 0 answers when its own time is up, which began about when ours did.
+            connection.settimeout(remaining + 10)
+            answer = connection.makefile().readline()
+            if answer:
+                return json.loads(answer)["verdict"]
         time.sleep(_RETRY_SECONDS)
 
 
