@@ -124,7 +124,7 @@ def generate(
         _refuse_overwriting(beginning, target)
     codec.require("language_model")
     if ending != ".bt":
-        codec.require("vocoder")
+        codec.require_sound()
     prefix, gain = None, 1.0
     if beginning:
         with _naming(beginning):
