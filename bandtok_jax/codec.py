@@ -102,6 +102,21 @@ class Codec(abc.ABC):
             weight_hash=self.weight_hash[: container.HASH_DIGITS],
         )
 
+    def check_levels(self, levels: int | None, most: int | None = None) -> int:
+        """How many rows to use where the first `levels` of at most `most` are asked for; None: all.
+
+        Raises:
+          ValueError: there are not as many, or rows are no levels.
+        """
+        most = most or self.rows
+        if levels is None:
+            return most
+        if self.row_kind != "residual":
+            raise ValueError(f"{levels} levels asked for: the rows of this model are bands, and all are needed")
+        if not 1 <= levels <= most:
+            raise ValueError(f"{levels} levels asked for: there are 1 to {most}")
+        return levels
+
     def encode(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Sound to codes.
 

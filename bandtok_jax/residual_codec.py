@@ -24,13 +24,11 @@ FIRST_OUTSIDE = -1  # where the file began is of no interest once it lies before
 
 
 class ResidualCodec(Codec):
-    """See `Codec`; it needs no vocoder, and decodes fewer rows than it has: each that is left out lowers the bitrate."""
+    """See `Codec`; it needs no vocoder, and decodes fewer rows than it has: a lower bitrate."""
 
     row_kind = "residual"
 
-    def __init__(
-        self, tokenizer: Stage, language_model: Stage | None = None, *, chunk_columns: int = CHUNK_COLUMNS
-    ):
+    def __init__(self, tokenizer: Stage, language_model: Stage | None = None, *, chunk_columns: int = CHUNK_COLUMNS):
         sample_rate_hz = tokenizer.config.data.sample_rate_hz
         super().__init__(
             tokenizer,
