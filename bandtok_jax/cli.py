@@ -138,11 +138,13 @@ def _parser() -> argparse.ArgumentParser:
     p = verb(_encode, "a sound file to codes", "bandtok encode song.flac --model=runs/tokenizer -o song.bt")
     p.add_argument("sound", help="wav, flac, ogg, mp3 ...")
     _model_flags(p, decoding=False)
+    _levels_flag(p, "keep")
     p.add_argument("--output", "-o", metavar="FILE", help="default: the sound's name with .bt")
 
     p = verb(_decode, "codes to a sound file", "bandtok decode song.bt --model=models/mine -o song.wav")
-    p.add_argument("codes", help="a .bt file")
+    p.add_argument("codes", help="a .bt file, or a .dac file of descript-audio-codec")
     _model_flags(p)
+    _levels_flag(p, "use")
     p.add_argument("--output", "-o", metavar="FILE", help="default: the codes' name with .wav")
 
     p = verb(
@@ -152,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("sound", help="wav, flac, ogg, mp3 ...")
     _model_flags(p)
+    _levels_flag(p, "use")
     p.add_argument("--output", "-o", required=True, metavar="FILE")
 
     p = verb(
@@ -217,12 +220,21 @@ def _parser() -> argparse.ArgumentParser:
         "[--quick] [--json]"
     )
 
-    for name, purpose, example in (
-        ("evaluate", "measure a codec on prepared records", "--model=models/mine --data=data/music"),
-        ("import", "make an export of weights that other software has trained", "weights.safetensors -o models/theirs"),
-    ):
-        p = verb(_later, purpose, f"bandtok {name} {example}", free=True, name=name)
-        p.description = f"This verb comes with a later version. It will {purpose}, and be used as below."
+    p = verb(
+        _import,
+        "make an export of weights that other software has trained",
+        "bandtok import weights_44khz_8kbps_0.0.1.pth --from=dac -o models/dac",
+    )
+    p.add_argument("weights", metavar="WEIGHTS", help="the file or folder of weights; nothing in it is executed")
+    p.add_argument(
+        "--from", dest="kind", required=True, choices=("dac", "dac-hf"),
+        help="dac: weights.pth of descript-audio-codec; dac-hf: DacModel of transformers, a folder with config.json",
+    )  # fmt: skip
+    p.add_argument("--output", "-o", required=True, metavar="DIR")
+
+    purpose = "measure a codec on prepared records"
+    p = verb(_later, purpose, "bandtok evaluate --model=models/mine --data=data/music", free=True, name="evaluate")
+    p.description = f"This verb comes with a later version. It will {purpose}, and be used as below."
     return parser
 
 
@@ -232,6 +244,12 @@ def _model_flags(parser: argparse.ArgumentParser, decoding: bool = True) -> None
     )
     if decoding:
         parser.add_argument("--vocoder", metavar="RUN", help="run or export folder, where --model holds no vocoder")
+
+
+def _levels_flag(parser: argparse.ArgumentParser, verb: str) -> None:
+    parser.add_argument(
+        "--levels", type=int, metavar="N", help=f"of a residual codec, {verb} the first N alone: a lower bitrate"
+    )
 
 
 def _load(flags: argparse.Namespace):
@@ -356,11 +374,12 @@ def _encode(flags):
     from bandtok_jax import files
 
     codec, target = _load(flags), flags.output or os.path.splitext(flags.sound)[0] + ".bt"
-    header = files.encode(codec, flags.sound, target)
+    header = files.encode(codec, flags.sound, target, flags.levels)
+    rate = codec.bits_per_second * header.rows / codec.rows
     seconds = header.samples / header.sample_rate_hz
     print(
         f"{target}: {header.columns} columns x {header.rows} rows, {seconds:.2f} s, {os.path.getsize(target)} bytes, "
-        f"{codec.bits_per_second / 1000:.2f} kbit/s"
+        f"{rate / 1000:.2f} kbit/s"
     )
 
 
@@ -370,15 +389,20 @@ def _decode(flags):
     target = flags.output or os.path.splitext(flags.codes)[0] + ".wav"
     if not flags.output and os.path.exists(target):
         raise ValueError(f"{target} exists, perhaps as the original: say where to write with -o FILE")
-    header, clipped = files.decode(_load(flags), flags.codes, target)
-    print(f"{target}: {header.samples / header.sample_rate_hz:.2f} s at {header.sample_rate_hz} Hz{_clipped(clipped)}")
+    codec = _load(flags)
+    if files.dac_file.is_one(flags.codes):
+        samples, rate, clipped = files.decode_dac(codec, flags.codes, target, flags.levels)
+    else:
+        header, clipped = files.decode(codec, flags.codes, target, flags.levels)
+        samples, rate = header.samples, header.sample_rate_hz
+    print(f"{target}: {samples / rate:.2f} s at {rate} Hz{_clipped(clipped)}")
 
 
 def _reconstruct(flags):
     from bandtok_jax import files
 
     codec = _load(flags)
-    found = files.reconstruct(codec, flags.sound, flags.output)
+    found = files.reconstruct(codec, flags.sound, flags.output, flags.levels)
     print(
         f"{flags.output}: {found.samples / codec.sample_rate_hz:.2f} s; level {found.original_level_db:.1f} dB -> "
         f"{found.reconstruction_level_db:.1f} dB; log-mel distance {found.mel_distance:.3f} nats"
@@ -418,6 +442,19 @@ def _export(flags):
         flags.run_folder, vocoder=flags.vocoder, language_model=flags.language_model, output=flags.output
     )
     print(f"{flags.output}: {', '.join(codec.stages)}; weight hash {codec.weight_hash[:12]}")
+
+
+def _import(flags):
+    from bandtok_jax.interchange import dac_weights, model_folder
+
+    readers = {"dac": dac_weights.read_official, "dac-hf": dac_weights.read_transformers}
+    stage = readers[flags.kind](flags.weights)
+    codec = model_folder.join({stage.name: stage})
+    model_folder.save(codec, flags.output)
+    print(
+        f"{flags.output}: {stage.name}, {codec.rows} rows of {codec.codebook_size} codes at {codec.sample_rate_hz} Hz, "
+        f"{codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
+    )
 
 
 def _later(flags):

@@ -1,14 +1,14 @@
 """A codec: sound to a grid of codes and back, in chunks of one fixed shape.
 
-Everything outside of a piece is silence, every chunk carries as much context as its network can see, and chunks start
-on a fixed grid. So one compiled program serves every length, working memory does not grow with the piece, and what a
-column of codes says does not depend on how long the piece is.
+Every chunk carries as much context as its network can see, and chunks start on a fixed grid. So one compiled program
+serves every length, working memory does not grow with the piece, and what a column of codes says does not depend on how
+long the piece is. Here stands what all codecs share; `BandCodec` and `ResidualCodec` know their networks.
 
-Letters: S samples, C channels, T columns of the grid (or mel frames), F rows of the grid, M mel bins.
+Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 """
 
+import abc
 from collections.abc import Iterable, Iterator
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -17,49 +17,47 @@ import warnings
 import jax
 import numpy as np
 
-from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.audio.windows import windows
+from bandtok_jax.audio import waveform
+from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.generation import pieces
 from bandtok_jax.generation.sampling import Generator
 from bandtok_jax.interchange import container
 from bandtok_jax.interchange.stage import Stage
 
-CHUNK_COLUMNS = 64  # our choice: the context costs little then, and a chunk of sound is still below 6 seconds
 
-
-class Codec:
+class Codec(abc.ABC):
     """A tokenizer, with what turns its codes into sound and, perhaps, a language model over its codes.
 
     Args:
       tokenizer: the network that makes the codes.
-      vocoder: the network that turns the tokenizer's mel frames into sound; without it `decode` raises.
+      vocoder: the network that turns what the tokenizer decodes into sound, where the tokenizer does not itself.
       language_model: for `generate`.
+      sample_rate_hz: of the sound that the tokenizer hears.
+      mel: by which `reconstruct` compares sounds.
+      samples_per_column: of the grid.
       chunk_columns: columns that are coded at a time; affects speed and memory alone.
     """
 
     channels = 1
-    row_kind = "band"
+    row_kind: str
+    row_edges_hz: np.ndarray | None = None
 
     def __init__(
         self,
         tokenizer: Stage,
-        vocoder: Stage | None = None,
-        language_model: Stage | None = None,
+        vocoder: Stage | None,
+        language_model: Stage | None,
         *,
-        chunk_columns: int = CHUNK_COLUMNS,
+        sample_rate_hz: int,
+        mel: MelDefinition,
+        samples_per_column: int,
+        chunk_columns: int,
     ):
-        if vocoder and vocoder.mel != tokenizer.mel:
-            raise ValueError(
-                f"the vocoder hears {vocoder.mel}, the tokenizer decodes to {tokenizer.mel}: "
-                "train the vocoder on the tokenizer's mel definition"
-            )
         given = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
         self.stages: dict[str, Stage] = {name: stage for name, stage in given.items() if stage}
-        self.mel = dataclasses.replace(tokenizer.mel, padding="none")
-        self.sample_rate_hz: int = tokenizer.mel.sample_rate_hz
+        self.sample_rate_hz, self.mel, self.samples_per_column = sample_rate_hz, mel, samples_per_column
         self.codebook_size: int = tokenizer.network.attribute("codebook_size")
         self.rows: int = tokenizer.network.attribute("rows")
-        self.samples_per_column: int = tokenizer.network.attribute("frames_per_column") * tokenizer.mel.hop_samples
         if language_model:
             for name in ("rows", "codebook_size"):
                 written, own = language_model.config.model[name], getattr(self, name)
@@ -69,7 +67,6 @@ class Codec:
                         "load it with the tokenizer that it was trained on"
                     )
         self._chunk_columns = chunk_columns
-        self._frames_per_column: int = tokenizer.network.attribute("frames_per_column")
         # On the device once; every call passes them as arguments, so that no program holds them as constants.
         self._weights = {name: jax.device_put(stage.weights) for name, stage in self.stages.items()}
         self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
@@ -82,12 +79,6 @@ class Codec:
     def bits_per_second(self) -> float:
         """Of the packed codes: every code takes ceil(log2 K) bits."""
         return self.columns_per_second * self.rows * (self.codebook_size - 1).bit_length()
-
-    @functools.cached_property
-    def row_edges_hz(self) -> np.ndarray:
-        """Lowest and highest frequency of each row's band, `[F, 2]`; neighbours overlap as mel filters do."""
-        edges = spectral.band_edges_hz(self.mel).reshape(self.rows, -1, 2)
-        return np.stack([edges[:, 0, 0], edges[:, -1, 1]], axis=-1)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -110,6 +101,21 @@ class Codec:
             samples_per_column=self.samples_per_column,
             weight_hash=self.weight_hash[: container.HASH_DIGITS],
         )
+
+    def check_levels(self, levels: int | None, most: int | None = None) -> int:
+        """How many rows to use where the first `levels` of at most `most` are asked for; None: all.
+
+        Raises:
+          ValueError: there are not as many, or rows are no levels.
+        """
+        most = most or self.rows
+        if levels is None:
+            return most
+        if self.row_kind != "residual":
+            raise ValueError(f"{levels} levels asked for: the rows of this model are bands, and all are needed")
+        if not 1 <= levels <= most:
+            raise ValueError(f"{levels} levels asked for: there are 1 to {most}")
+        return levels
 
     def encode(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Sound to codes.
@@ -134,8 +140,8 @@ class Codec:
         """Codes to sound.
 
         Args:
-          codes: integers `[T, F]`.
-          seed: for decoders that draw noise; the mel decoder and the vocoder draw none.
+          codes: integers `[T, F]`; where rows are residual levels, the first of them are enough.
+          seed: for decoders that draw noise; the present ones draw none.
           samples: length to cut the sound to; by default T whole columns.
 
         Returns:
@@ -145,19 +151,6 @@ class Codec:
           ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
         """
         return np.concatenate(list(self.decode_stream([codes], seed, samples=samples)))
-
-    def decode_mel(self, codes: np.ndarray) -> np.ndarray:
-        """Codes `[T, F]` to the natural-log mel frames that the vocoder would hear, float32 `[T * frames, M]`."""
-        return np.concatenate(list(self._mel_stream([codes])))
-
-    def vocode(self, log_mel: np.ndarray) -> np.ndarray:
-        """Natural-log mel frames `[T, M]` to sound `[T * hop]`, by the vocoder alone.
-
-        Raises:
-          ValueError: no vocoder.
-        """
-        self.require("vocoder")
-        return np.concatenate(list(self._vocode_stream([log_mel], None)))
 
     def listen(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
         """A stream of `[C, S]` blocks at any rate to `[S]` blocks at the codec's; checks every block, mixes down."""
@@ -173,39 +166,30 @@ class Codec:
             raise ValueError("the sound has 0 samples: give a recording")
         yield resampler.push(np.zeros((1, 0), np.float32), last=True)[0]
 
+    @abc.abstractmethod
     def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
         """Mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`; memory is bounded.
 
         device: where to compute, if not on jax's default device; one such stream on each makes use of them all.
         """
-        size = self._chunk_columns * self.samples_per_column
-        before, after = self._context_samples
-        weights = self._weights["tokenizer"]
-        if device is not None:
-            if device not in self._copies:
-                self._copies[device] = jax.device_put(weights, device)
-            weights = self._copies[device]
-        for window, samples in windows(blocks, size, before, after, outside=0.0):
-            codes = self._encode_chunk(weights, window)
-            yield np.asarray(codes)[: math.ceil(samples / self.samples_per_column)]
 
     def decode_stream(
         self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None
     ) -> Iterator[np.ndarray]:
         """Blocks of codes `[any, F]` to blocks of sound `[S]`; memory is bounded. See `decode`."""
         del seed
-        self.require("vocoder")
+        self.require_sound()
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
-        return self._vocode_stream(self._mel_stream(blocks), samples)
+        return self._cut(self._sound_stream(self._checked(blocks)), samples)
 
-    def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options) -> np.ndarray:
-        """One new piece as codes, int32 `[T, F]`; for the options see `bandtok_jax.generation.pieces.generate`.
+    @property
+    def makes_sound(self) -> bool:
+        """Whether `decode` has all that it needs."""
+        return True
 
-        Raises:
-          ValueError: no language model, or options that make no sense.
-        """
-        return pieces.generate(self, [prompt], seconds, seed, **options)[0]
+    def require_sound(self) -> None:
+        """Raises ValueError with the cure unless codes can be turned into sound."""
 
     def require(self, name: str) -> None:
         """Raises ValueError with the cure unless the codec has the stage of that name."""
@@ -215,78 +199,48 @@ class Codec:
                 f"in Python, with --{name.replace('_', '-')}=RUN on the command line"
             )
 
+    def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options) -> np.ndarray:
+        """One new piece as codes, int32 `[T, F]`; for the options see `bandtok_jax.generation.pieces.generate`.
+
+        Raises:
+          ValueError: no language model, or options that make no sense.
+        """
+        return pieces.generate(self, [prompt], seconds, seed, **options)[0]
+
     @functools.cached_property
     def generator(self) -> Generator:
         """The language model, ready to write."""
         return Generator(self.stages["language_model"].task.settings, self._weights["language_model"]["parameters"])
 
-    def _vocode_stream(self, frames: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-        left = math.inf if samples is None else samples
-        context = self.stages["vocoder"].network.attribute("receptive_field_frames")
-        size = self._chunk_columns * self._frames_per_column
-        silence = math.log(self.mel.floor)
-        for window, count in windows(frames, size, context, context, outside=silence):
-            audio = np.asarray(self._vocoder_chunk(self._weights["vocoder"], window))
-            audio = audio[: int(min(count * self.mel.hop_samples, left))]
-            left -= len(audio)
-            yield audio
-        if 0 < left < math.inf:
-            raise ValueError(f"the codes end {left} samples before the {samples} asked for: pass every column")
+    @abc.abstractmethod
+    def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Blocks of checked codes to blocks of sound, whole columns in all."""
 
-    def _mel_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        checked = (container.check_codes(block, self.rows, self.codebook_size) for block in blocks)
-        context = self.stages["tokenizer"].network.attribute("decoder_context_columns")
-        nothing = True
-        for window, count in windows(checked, self._chunk_columns, context, context, outside=None):
-            nothing = False
-            log_mel = self._mel_chunk(self._weights["tokenizer"], window)
-            yield np.asarray(log_mel)[: count * self._frames_per_column]
-        if nothing:
+    def _tokenizer_weights(self, device: jax.Device | None):
+        if device is None:
+            return self._weights["tokenizer"]
+        if device not in self._copies:
+            self._copies[device] = jax.device_put(self._weights["tokenizer"], device)
+        return self._copies[device]
+
+    def _checked(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The blocks, int32 `[T, f]`, all with as many rows as the first; f may be below F for residual rows."""
+        rows, columns = 0, 0
+        for block in blocks:
+            block = container.check_codes(
+                block, rows or self.rows, self.codebook_size, fewer_rows=not rows and self.row_kind == "residual"
+            )
+            rows, columns = block.shape[1], columns + len(block)
+            yield block
+        if not columns:
             raise ValueError("there are no codes to decode: at least one column is needed")
 
-    @functools.cached_property
-    def _context_columns(self) -> int:
-        """The encoder's context in whole columns, since cells must stay on their grid."""
-        return -(-self.stages["tokenizer"].network.attribute("encoder_context_frames") // self._frames_per_column)
-
-    @property
-    def _context_samples(self) -> tuple[int, int]:
-        """Samples before and after a chunk that its columns and their context look at."""
-        mel = self.stages["tokenizer"].mel
-        # How far a frame's window reaches back from the first sample of its hop, by the framing that was trained with.
-        lead = {"same": (mel.fft_samples - mel.hop_samples) // 2, "center": mel.fft_samples // 2, "none": 0}[
-            mel.padding
-        ]
-        context = self._context_columns * self.samples_per_column
-        return context + lead, context + mel.fft_samples - mel.hop_samples - lead
-
-    @functools.cached_property
-    def _encode_chunk(self):
-        network, mel = self.stages["tokenizer"].network, self.mel
-        inner = slice(self._context_columns, self._context_columns + self._chunk_columns)
-
-        def encode(weights, audio):
-            log_mel = spectral.log_mel(audio, mel)
-            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], method="encode")[0, inner]
-
-        return jax.jit(encode)
-
-    @functools.cached_property
-    def _mel_chunk(self):
-        network, frames = self.stages["tokenizer"].network, self._frames_per_column
-        context = network.attribute("decoder_context_columns")
-        inner = slice(context * frames, (context + self._chunk_columns) * frames)
-
-        def decode(weights, codes):
-            return network.apply(weights["parameters"], weights["buffers"], codes[None], method="decode")[0, inner]
-
-        return jax.jit(decode)
-
-    @functools.cached_property
-    def _vocoder_chunk(self):
-        network = self.stages["vocoder"].network
-
-        def decode(weights, log_mel):
-            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], method="decode")[0]
-
-        return jax.jit(decode)
+    def _cut(self, blocks: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
+        """The first `samples` of a stream of sound; all of it for None."""
+        left = math.inf if samples is None else samples
+        for block in blocks:
+            block = block[: int(min(len(block), left))]
+            left -= len(block)
+            yield block
+        if 0 < left < math.inf:
+            raise ValueError(f"the codes end {left} samples before the {samples} asked for: pass every column")

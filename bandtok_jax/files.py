@@ -15,7 +15,7 @@ from bandtok_jax.audio import loudness, spectral, waveform
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.generation import pieces
-from bandtok_jax.interchange import container
+from bandtok_jax.interchange import container, dac_file
 
 BLOCK_SAMPLES = 1 << 16
 COMPARISON_SAMPLES = 1 << 17
@@ -32,54 +32,86 @@ class Comparison:
     clipped_samples: int
 
 
-def encode(codec: Codec, source: str, target: str) -> container.Header:
+def encode(codec: Codec, source: str, target: str, levels: int | None = None) -> container.Header:
     """Encodes a sound file to a `.bt` file; returns what the file says about itself.
+
+    Args:
+      levels: how many rows of a residual codec to keep, for a lower bitrate; None: all.
 
     Raises:
       ValueError: the source is no sound, or is the target.
     """
     _refuse_overwriting(source, target)
-    with _naming(source), container.Writer(target, codec.header) as writer:
+    rows = codec.check_levels(levels)
+    with _naming(source), container.Writer(target, dataclasses.replace(codec.header, rows=rows)) as writer:
         sound = _Counted(_listen(codec, source))
         for codes in codec.encode_stream(sound):
-            writer.write(codes)
+            writer.write(codes[:, :rows])
         return writer.finish(sound.samples)
 
 
-def decode(codec: Codec, source: str, target: str) -> tuple[container.Header, int]:
+def decode(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[container.Header, int]:
     """Decodes a `.bt` file to a sound file; returns the file's header and how many samples were clipped.
+
+    Args:
+      levels: how many rows of a residual codec to use; None: all that the file holds.
 
     Raises:
       ValueError: the file is damaged, foreign, or was made with another tokenizer.
     """
     reader = container.Reader(source)
     header, own = reader.header, codec.header
-    if dataclasses.replace(header, samples=0, columns=0) != own:
+    rows = min(header.rows, own.rows) if codec.row_kind == "residual" else own.rows
+    if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(own, rows=rows):
         raise ValueError(
             f"{source} was made by the model {header.weight_hash[:12]} "
             f"({header.rows} rows of {header.codebook_size} codes), "
             f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
         )
-    blocks = codec.decode_stream(reader.blocks(), samples=header.samples)
+    rows = codec.check_levels(levels, header.rows)
+    blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), samples=header.samples)
     with waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
         for audio in _progress(blocks, header.samples, codec.sample_rate_hz):
             writer.write(audio)
     return header, writer.clipped_samples
 
 
-def reconstruct(codec: Codec, source: str, target: str) -> Comparison:
-    """Sound to codes to sound, and how far the result is from the original.
+def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[int, int, int]:
+    """Decodes a `.dac` file of descript-audio-codec, or makes a `.bt` file of it, by the ending of `target`.
+
+    Returns:
+      Samples, their rate in Hz, and how many were clipped.
+
+    Raises:
+      ValueError: the file is damaged, does not belong to this kind of model, or holds what a `.bt` file cannot.
+    """
+    if codec.row_kind != "residual":
+        raise ValueError(f"{source} is a .dac file, and this model's rows are bands: give an imported DAC")
+    with _naming(source):
+        found = dac_file.read(source)
+        if os.path.splitext(target)[1] != ".bt":
+            clipped = waveform.write(target, dac_file.decode(codec, found, levels), found.sample_rate_hz)
+            return found.samples, found.sample_rate_hz, clipped
+        codes, samples = dac_file.as_grid(codec, found)
+        rows = codec.check_levels(levels, codes.shape[1])
+        header = dataclasses.replace(codec.header, rows=rows)
+        container.write(target, codes[:, :rows], header, samples)
+        return samples, codec.sample_rate_hz, 0
+
+
+def reconstruct(codec: Codec, source: str, target: str, levels: int | None = None) -> Comparison:
+    """Sound to codes to sound, and how far the result is from the original; `levels` as for `decode`.
 
     Raises:
       ValueError: the source is no sound, or is the target.
     """
     _refuse_overwriting(source, target)
-    size = COMPARISON_SAMPLES
+    size, rows = COMPARISON_SAMPLES, codec.check_levels(levels)
     mel = jax.jit(lambda audio: spectral.log_mel(audio, codec.mel))
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
     with _naming(source), waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
         heard, compared = itertools.tee(_listen(codec, source))
-        made = codec.decode_stream(codec.encode_stream(heard))
+        made = codec.decode_stream(codes[:, :rows] for codes in codec.encode_stream(heard))
         # The original comes first in the pair: its end is the end, not that of its last whole column.
         for (original, count), (copy, _) in zip(windows(compared, size, 0, 0, 0.0), windows(made, size, 0, 0, 0.0)):
             copy = np.where(np.arange(size) < count, copy, np.float32(0))
@@ -124,7 +156,7 @@ def generate(
         _refuse_overwriting(beginning, target)
     codec.require("language_model")
     if ending != ".bt":
-        codec.require("vocoder")
+        codec.require_sound()
     prefix, gain = None, 1.0
     if beginning:
         with _naming(beginning):

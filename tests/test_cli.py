@@ -13,7 +13,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli, experiment
 from bandtok_jax.audio import loudness
-from bandtok_jax.codec import Codec
+from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.interchange import container, model_folder, stage
 
@@ -42,7 +42,7 @@ def composer(codec, tmp_path_factory):
     config = experiment.load_config("language_model:tiny", changes)
     stages = codec.stages | {"language_model": stage.fresh(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "composer"
-    model_folder.save(Codec(**stages), folder)
+    model_folder.save(BandCodec(**stages), folder)
     return str(folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 import bandtok_jax
 from bandtok_jax import experiment
 from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.codec import Codec
+from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.interchange import safetensors, stage
 
 RATE = 44100
@@ -21,7 +21,7 @@ RATE = 44100
 @functools.cache
 def create():
     codec = bandtok_jax.create("bandtok:tiny", seed=1)
-    return Codec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8)
+    return BandCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8)
 
 
 @functools.cache
@@ -118,7 +118,7 @@ def test_memory_is_bounded_by_the_chunk():
 def test_decoding_in_chunks_has_no_seams():
     codec = create()
     codes = codec.encode(music(), RATE)
-    whole = Codec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=len(codes))
+    whole = BandCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=len(codes))
     np.testing.assert_allclose(codec.decode(codes), whole.decode(codes), atol=1e-4 * np.abs(whole.decode(codes)).max())
 
 
@@ -176,7 +176,7 @@ def test_bad_codes(codes, words):
 
 
 def test_missing_stages_name_the_cure():
-    codec = Codec(create().stages["tokenizer"])
+    codec = BandCodec(create().stages["tokenizer"])
     with pytest.raises(ValueError, match=r"bandtok_jax.load\(path, vocoder=RUN\) .* --vocoder=RUN"):
         codec.decode(np.zeros((2, 16), np.int32))
     with pytest.raises(ValueError, match="language_model=RUN.* --language-model=RUN"):
@@ -192,7 +192,7 @@ def composer():
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
     config = experiment.load_config("language_model:tiny", changes)
     stages = create().stages
-    return Codec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
+    return BandCodec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
 
 
 def test_generate():
@@ -214,7 +214,7 @@ def test_generate():
 def test_a_language_model_of_another_grid_is_refused():
     config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):
-        Codec(create().stages["tokenizer"], language_model=stage.Stage(config, {}))
+        BandCodec(create().stages["tokenizer"], language_model=stage.Stage(config, {}))
 
 
 def test_weight_hash_sees_every_leaf_and_no_order():

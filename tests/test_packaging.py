@@ -36,4 +36,4 @@ def test_configurations_are_found_without_the_source_tree(wheel, tmp_path):
         "print(*experiment.shipped(), experiment.load_config('bandtok:tiny').task)"
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout.split() == ["bandtok", "language_model", "vocos", "mel_tokenizer"], run.stderr
+    assert run.stdout.split() == ["bandtok", "dac", "language_model", "vocos", "mel_tokenizer"], run.stderr

@@ -18,7 +18,7 @@ def test_windows_equal_slices_of_the_padded_whole(length, size, before, after, o
     for cuts in ([], [length // 2], sorted(rng.integers(0, length + 1, 6)), range(1, length)):
         found = list(windows(np.split(stream, cuts), size, before, after, outside))
         np.testing.assert_array_equal([window for window, _ in found], expected)
-        assert [n for _, n in found] == [size] * (count - 1) + [length - (count - 1) * size]
+        assert [n for _, n in found] == [min(size + after, length - i * size) for i in range(count)]
 
 
 def test_an_empty_stream_has_no_windows():

@@ -18,7 +18,8 @@ def windows(
       outside: the value beyond both ends of the stream; None repeats the first and the last item.
 
     Yields:
-      (window [before + size + after, ...], how many of its `size` central items the stream really has).
+      (window [before + size + after, ...], how many items of the stream it holds from its centre's first one on: at
+      most size + after).
     """
     whole = before + size + after
     held, waiting = None, []
@@ -31,7 +32,7 @@ def windows(
         if len(held) + sum(map(len, waiting)) >= whole:
             held, waiting = np.concatenate([held, *waiting]), []
             while len(held) >= whole:
-                yield held[:whole], size
+                yield held[:whole], size + after
                 held = held[size:]
     if held is None:
         return
@@ -39,7 +40,7 @@ def windows(
     left = len(held) - before
     while left > 0:
         held = np.concatenate([held, _beyond(held[-1:], max(whole - len(held), 0), outside)])
-        yield held[:whole], min(size, left)
+        yield held[:whole], min(size + after, left)
         held, left = held[size:], left - size
 
 

@@ -61,9 +61,9 @@ def write(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
         'codec = bandtok_jax.load("this folder")',
         "codes = codec.encode(audio, sample_rate_hz)  # float32 [S] or [C, S] -> int32 [T, F]",
     ]
-    lines += ["audio = codec.decode(codes)"] * ("vocoder" in codec.stages)
+    lines += ["audio = codec.decode(codes)"] * codec.makes_sound
     lines += ["```", "", "```bash", "bandtok encode song.flac --model='this folder' -o song.bt"]
-    lines += ["bandtok decode song.bt --model='this folder' -o song.wav"] * ("vocoder" in codec.stages)
+    lines += ["bandtok decode song.bt --model='this folder' -o song.wav"] * codec.makes_sound
     lines += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * ("language_model" in codec.stages)
     return "\n".join([*lines, "```", ""])
 

@@ -13,14 +13,16 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax import experiment
+from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.codec import Codec
 from bandtok_jax.interchange import model_card, safetensors
 from bandtok_jax.interchange.stage import Stage, fresh
+from bandtok_jax.residual_codec import ResidualCodec
 
 EXPORT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
-# The vocoder that goes with each tokenizer's config when both are made from nothing.
-VOCODER_OF = {"bandtok": "vocos"}
+# The vocoder that goes with each tokenizer's config when both are made from nothing, where it needs one.
+VOCODER_OF = {"bandtok": "vocos", "dac": None}
 
 
 def load(path: str, vocoder: str | None = None, language_model: str | None = None) -> Codec:
@@ -45,7 +47,7 @@ def load(path: str, vocoder: str | None = None, language_model: str | None = Non
             if name not in found:
                 raise ValueError(f"{folder} holds a {_list(found)}, no {name.replace('_', ' ')}: pass another folder")
             stages[name] = found[name]
-    codec = Codec(**stages)
+    codec = join(stages)
     for name, stage in stages.items():
         if stage.tokenizer_hash and stage.tokenizer_hash != codec.weight_hash:
             raise ValueError(
@@ -54,6 +56,23 @@ def load(path: str, vocoder: str | None = None, language_model: str | None = Non
                 f"{stages['tokenizer'].origin} is {codec.weight_hash[:12]}: load it with its own tokenizer"
             )
     return codec
+
+
+def join(stages: dict[str, Stage]) -> Codec:
+    """The codec that these stages make, by what its tokenizer was trained for.
+
+    Raises:
+      ValueError: the stages do not belong together.
+    """
+    stages = dict(stages)
+    if stages["tokenizer"].config.task != "waveform_codec":
+        return BandCodec(**stages)
+    if "vocoder" in stages:
+        raise ValueError(
+            f"{stages['tokenizer'].origin} makes sound itself and has no use for the vocoder "
+            f"{stages['vocoder'].origin}: load it without one"
+        )
+    return ResidualCodec(**stages)
 
 
 def create(name: str, seed: int = 0) -> Codec:
@@ -66,9 +85,10 @@ def create(name: str, seed: int = 0) -> Codec:
     system, _, variant = name.partition(":")
     if system not in VOCODER_OF:
         raise ValueError(f"{name!r} names no codec: the known ones are {', '.join(VOCODER_OF)}, as in 'bandtok:tiny'")
-    configs = [experiment.load_config(f"{part}:{variant or 'tiny'}") for part in (system, VOCODER_OF[system])]
-    keys = jax.random.split(jax.random.key(seed), len(configs))
-    return Codec(*(fresh(config, key) for config, key in zip(configs, keys)))
+    keys = jax.random.split(jax.random.key(seed))
+    parts = [part for part in (system, VOCODER_OF[system]) if part]
+    stages = [fresh(experiment.load_config(f"{part}:{variant or 'tiny'}"), key) for part, key in zip(parts, keys)]
+    return join({stage.name: stage for stage in stages})
 
 
 def read_stages(path: str) -> dict[str, Stage]:

@@ -55,8 +55,13 @@ def save(path: str | os.PathLike, tree: Tree, metadata: Mapping[str, str] | None
 
 def load(path: str | os.PathLike) -> Tree:
     """Reads a tree of NumPy arrays; a damaged or foreign file is a ValueError."""
+    return unflatten(load_flat(path))
+
+
+def load_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the arrays under the names that they have in the file; see `load`."""
     try:
-        return unflatten(safetensors.numpy.load_file(path))
+        return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): copy or export it again") from error
 

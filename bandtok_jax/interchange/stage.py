@@ -15,7 +15,12 @@ from bandtok_jax.interchange import safetensors
 from bandtok_jax.models.network import Network
 
 # The stage of a codec that each task trains.
-STAGE_OF_TASK = {"mel_tokenizer": "tokenizer", "vocoder": "vocoder", "language_model": "language_model"}
+STAGE_OF_TASK = {
+    "mel_tokenizer": "tokenizer",
+    "waveform_codec": "tokenizer",
+    "vocoder": "vocoder",
+    "language_model": "language_model",
+}
 
 
 @dataclasses.dataclass

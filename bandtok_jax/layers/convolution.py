@@ -1,4 +1,4 @@
-"""Convolutions over one or two axes, channels last, with optional weight normalisation."""
+"""Convolutions over one or two axes, and back, channels last, with optional weight normalisation."""
 
 from collections.abc import Sequence
 import math
@@ -19,6 +19,7 @@ class Convolution(nnx.Module):
     Args:
       kernel: size per axis; one number for a convolution over time, two for one over an image.
       stride: step per axis (default 1).
+      dilation: distance of the kernel's taps per axis (default 1).
       padding: "same" (zeros, so that stride 1 keeps the length) or zeros before and after, per axis.
       normalisation: "none", or "weight": kernel = g v / |v| per output channel (Salimans and Kingma, 2016).
       dtype: of the computation; the parameters are float32.
@@ -31,35 +32,83 @@ class Convolution(nnx.Module):
         kernel: Sequence[int],
         *,
         stride: Sequence[int] | None = None,
+        dilation: Sequence[int] | None = None,
         padding: str | Sequence[tuple[int, int]] = "same",
         normalisation: str = "none",
         initializer=TRUNCATED_NORMAL,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if normalisation not in ("none", "weight"):
-            raise ValueError(f'normalisation is "{normalisation}": set it to "none" or "weight"')
         self.stride = tuple(stride or (1,) * len(kernel))
+        self.dilation = tuple(dilation or (1,) * len(kernel))
         # Centred, whatever the stride (XLA's own "SAME" shifts strided windows by the length's remainder).
-        self.padding = [((k - 1) // 2, k // 2) for k in kernel] if padding == "same" else list(padding)
+        spans = [(k - 1) * d for k, d in zip(kernel, self.dilation)]
+        self.padding = [(span // 2, span - span // 2) for span in spans] if padding == "same" else list(padding)
         self.dtype = dtype
         weights = initializer(rngs.params(), (*kernel, channels_in, channels_out))
         self.kernel = nnx.Param(weights)
         self.bias = nnx.Param(jnp.zeros(channels_out))
-        self.gain = nnx.Param(_norm(weights)) if normalisation == "weight" else None
+        self.gain = _gain(weights, normalisation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        if self.gain is not None:
-            kernel = kernel * (self.gain[...] / _norm(kernel))
+        kernel = _normalised(self.kernel, self.gain)
         spatial = "HW"[-len(self.stride) :]
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             self.stride,
             self.padding,
+            rhs_dilation=self.dilation,
             dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         )
+        return place_examples(y + self.bias[...].astype(self.dtype))
+
+
+class TransposedConvolution(nnx.Module):
+    """A convolution over time that makes `stride` frames of one, `[B, T, C] -> [B, T * stride, channels_out]`.
+
+    Each frame adds its kernel of 2 * stride taps to the output, which is cut by ceil(stride / 2) at the start and
+    floor(stride / 2) at the end: PyTorch's ConvTranspose1d with padding ceil(stride / 2) and output_padding stride % 2.
+
+    The kernel is kept as `[taps, channels_out, channels_in]`, and weight normalisation has a gain per input channel, as
+    PyTorch's has for its kernels `[channels_in, channels_out, taps]`.
+
+    Args:
+      cut: False keeps both ends: `[B, (T + 1) * stride, channels_out]`.
+      normalisation, dtype: as for `Convolution`.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        *,
+        cut: bool = True,
+        normalisation: str = "none",
+        initializer=TRUNCATED_NORMAL,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.stride, self.cut, self.dtype = stride, cut, dtype
+        weights = initializer(rngs.params(), (2 * stride, channels_out, channels_in))
+        self.kernel = nnx.Param(weights)
+        self.bias = nnx.Param(jnp.zeros(channels_out))
+        self.gain = _gain(weights, normalisation)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = _normalised(self.kernel, self.gain).astype(self.dtype)
+        taps, channels_out, channels_in = kernel.shape
+        # A frame and the one before it settle `stride` outputs: a convolution with two taps, and no zeros in between.
+        both = kernel.reshape(2, self.stride, channels_out, channels_in)[::-1]
+        both = both.reshape(2, self.stride * channels_out, channels_in).swapaxes(1, 2)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), both, (1,), [(1, 1)], dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        y = y.reshape(x.shape[0], -1, channels_out)
+        if self.cut:
+            first = (self.stride + 1) // 2
+            y = y[:, first : first + x.shape[1] * self.stride]
         return place_examples(y + self.bias[...].astype(self.dtype))
 
 
@@ -114,6 +163,19 @@ def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> j
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
+def _gain(weights: jax.Array, normalisation: str) -> nnx.Param | None:
+    """The `g` with which weight normalisation changes nothing at first; None without it."""
+    if normalisation not in ("none", "weight"):
+        raise ValueError(f'normalisation is "{normalisation}": set it to "none" or "weight"')
+    return nnx.Param(_norm(weights)) if normalisation == "weight" else None
+
+
+def _normalised(kernel: nnx.Param, gain: nnx.Param | None) -> jax.Array:
+    """`g v / |v|`, or `v` where there is no `g`."""
+    kernel = kernel[...]
+    return kernel if gain is None else kernel * (gain[...] / _norm(kernel))
+
+
 def _norm(kernel: jax.Array) -> jax.Array:
-    """`|v|` per output channel, `[channels_out]`."""
+    """`|v|` per channel of the last axis."""
     return jnp.sqrt(jnp.sum(kernel**2, axis=tuple(range(kernel.ndim - 1))))

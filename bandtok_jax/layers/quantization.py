@@ -28,7 +28,7 @@ class Codebook(nnx.Module):
         if gradient not in ("straight_through", "rotation"):
             raise ValueError(f"gradient is {gradient!r}; it must be 'straight_through' or 'rotation'")
         vectors = jax.random.normal(rngs.params(), (codes, width)) / jnp.sqrt(width)
-        vectors = _unit(vectors) if normalise else vectors
+        vectors = unit(vectors) if normalise else vectors
         self.vectors = Buffer(vectors)
         self.counts = Buffer(jnp.ones(codes))
         self.sums = Buffer(jnp.copy(vectors))
@@ -71,7 +71,7 @@ class Codebook(nnx.Module):
 
     def _prepare(self, latents: jax.Array) -> jax.Array:
         latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
-        return _unit(latents) if self._normalise else latents
+        return unit(latents) if self._normalise else latents
 
 
 def update_codebook(
@@ -110,7 +110,7 @@ def update_codebook(
     total = moving_counts.sum()
     smoothed = (moving_counts + epsilon) / (total + codes * epsilon) * total
     vectors = moving_sums / smoothed[:, None]
-    vectors = _unit(vectors) if normalise else vectors
+    vectors = unit(vectors) if normalise else vectors
     return {"vectors": vectors, "counts": moving_counts, "sums": moving_sums}, dead.sum()
 
 
@@ -144,15 +144,16 @@ def k_means(vectors: jax.Array, codes: int, key: jax.Array, iterations: int = 20
     return jax.lax.fori_loop(0, iterations, iterate, start)
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
+    """`x` on the unit sphere of its last axis."""
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
 
 
 def _rotated(latents: jax.Array, quantized: jax.Array) -> jax.Array:
     """`quantized` in value; its gradient reaches `latents` through the rotation and scaling from one to the other."""
     norm = lambda x: jnp.sqrt((x**2).sum(-1, keepdims=True) + 1e-12)
-    e, q = jax.lax.stop_gradient(_unit(latents)), jax.lax.stop_gradient(_unit(quantized))
-    middle = jax.lax.stop_gradient(_unit(e + q))
+    e, q = jax.lax.stop_gradient(unit(latents)), jax.lax.stop_gradient(unit(quantized))
+    middle = jax.lax.stop_gradient(unit(e + q))
     scale = jax.lax.stop_gradient(norm(quantized) / norm(latents))
     turned = (
         latents

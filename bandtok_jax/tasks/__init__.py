@@ -22,6 +22,7 @@ from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
 _CLASSES = {
     "mel_tokenizer": "MelTokenizer",
     "vocoder": "Vocoder",
+    "waveform_codec": "WaveformCodec",
     "language_model": "LanguageModel",
 }
 

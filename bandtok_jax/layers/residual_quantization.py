@@ -1,0 +1,117 @@
+"""Residual vector quantization: every level codes what the levels before it left over.
+
+Kumar et al. 2023 (DAC, arXiv 2306.06546): factorised codes (a level compares in a few dimensions), l2-normalised
+look-up, codebooks that learn by gradient, quantizer dropout. Sizes as in descript-audio-codec, nn/quantize.py.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
+from bandtok_jax.layers.quantization import unit
+
+
+class CodeLevel(nnx.Module):
+    """One level: K vectors of `code_width`, with the linear maps into and out of their space."""
+
+    def __init__(self, width: int, codes: int, code_width: int, *, rngs: nnx.Rngs):
+        # At least float32 throughout: a code must not hang on a rounding.
+        linear = dict(initializer=fan_in_uniform, normalisation="weight", rngs=rngs)
+        self.project_in = Convolution(width, code_width, (1,), **linear)
+        self.vectors = nnx.Param(jax.random.normal(rngs.params(), (codes, code_width)))
+        self.project_out = Convolution(code_width, width, (1,), **linear)
+
+    def nearest(self, latents: jax.Array) -> jax.Array:
+        """The code whose vector has the smallest angle to each latent; `[..., code_width] -> int32 [...]`."""
+        cosines = jnp.matmul(unit(latents), unit(self.vectors[...]).T, precision="highest")
+        return jnp.argmax(cosines, axis=-1).astype(jnp.int32)
+
+    def sound_of(self, codes: jax.Array) -> jax.Array:
+        """What a level's codes stand for; int32 `[B, T] -> [B, T, D]`. The vectors are not normalised."""
+        return self.project_out(self.vectors[...][codes])
+
+    def encode(self, residual: jax.Array) -> jax.Array:
+        """`[B, T, D]` -> codes, int32 `[B, T]`."""
+        return self.nearest(self.project_in(residual))
+
+    def __call__(self, residual: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """`[B, T, D]` -> its quantized form, codes `[B, T]`, and the losses of every example `[B]`.
+
+        The losses are the commitment of the latents to their codes and the pull of the codes to the latents, both mean
+        squares over dimensions and time.
+        """
+        latents = self.project_in(residual)
+        codes = jax.lax.stop_gradient(self.nearest(latents))
+        vectors = self.vectors[...][codes]
+        commitment = jnp.mean((latents - jax.lax.stop_gradient(vectors)) ** 2, axis=(1, 2))
+        codebook = jnp.mean((jax.lax.stop_gradient(latents) - vectors) ** 2, axis=(1, 2))
+        straight_through = latents + jax.lax.stop_gradient(vectors - latents)
+        return self.project_out(straight_through), codes, commitment, codebook
+
+
+class ResidualQuantizer(nnx.Module):
+    """`rows` levels, from coarse to fine.
+
+    Args:
+      width: D, of what is quantized.
+      rows: F, number of levels.
+      codes: K, size of the codebook of each level.
+      code_width: dimensions in which a level compares.
+    """
+
+    def __init__(self, width: int, *, rows: int = 9, codes: int = 1024, code_width: int = 8, rngs: nnx.Rngs):
+        self.levels = nnx.List(CodeLevel(width, codes, code_width, rngs=rngs) for _ in range(rows))
+
+    def __call__(self, latents: jax.Array, levels: jax.Array | None = None) -> tuple[jax.Array, dict]:
+        """Quantizes for training; see `draw_levels`.
+
+        Args:
+          latents: `[B, T, D]`.
+          levels: int `[B]`, how many levels each example uses; all where it is None.
+
+        Returns:
+          `[B, T, D]` the sum of the levels in use; a dict of `codes`, int32 `[B, T, F]` of all levels, and of the
+          scalar losses `commitment` and `codebook`: sums over the levels in use, means over the examples.
+        """
+        residual = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+        total, all_codes, commitments, pulls = jnp.zeros_like(residual), [], 0.0, 0.0
+        for number, level in enumerate(self.levels):
+            quantized, codes, commitment, codebook = level(residual)
+            used = jnp.ones(len(latents)) if levels is None else number < levels
+            total = total + jnp.where(used[:, None, None], quantized, 0)
+            commitments += jnp.mean(used * commitment)
+            pulls += jnp.mean(used * codebook)
+            residual = residual - quantized
+            all_codes.append(codes)
+        return total, {"codes": jnp.stack(all_codes, axis=-1), "commitment": commitments, "codebook": pulls}
+
+    def encode(self, latents: jax.Array) -> jax.Array:
+        """`[B, T, D]` -> codes, int32 `[B, T, F]`."""
+        residual, all_codes = latents.astype(jnp.promote_types(latents.dtype, jnp.float32)), []
+        for level in self.levels:
+            all_codes.append(level.encode(residual))
+            residual = residual - level.sound_of(all_codes[-1])
+        return jnp.stack(all_codes, axis=-1)
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Codes of the first levels, int32 `[B, T, f]` with f <= F, -> `[B, T, D]`."""
+        return sum(level.sound_of(codes[..., number]) for number, level in zip(range(codes.shape[-1]), self.levels))
+
+
+def draw_levels(index: jax.Array, key: jax.Array, rows: int, dropout: float = 0.5) -> jax.Array:
+    """How many levels each example uses in a training step, int32 `[B]`.
+
+    With the probability `dropout` any number from 1 to `rows`, else all: the codec learns every bitrate at once.
+    (Published is the first half of every batch; here the example decides, wherever it stands.)
+
+    Args:
+      index: `[B]`, the global index of every example, which its random numbers are keyed by.
+    """
+
+    def draw(number):
+        coin, die = jax.random.split(jax.random.fold_in(key, number))
+        drawn = jax.random.randint(die, (), 1, rows + 1)
+        return jnp.where(jax.random.bernoulli(coin, dropout), drawn, rows)
+
+    return jax.vmap(draw)(index)

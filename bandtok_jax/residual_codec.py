@@ -1,0 +1,85 @@
+"""The codec whose rows are residual levels: one network from sound to codes and back (DAC).
+
+A file begins with its first sample and ends with its last column, which silence fills up; beyond, every layer sees
+zeros, as the network does that codes a whole file at once. So pieces of a file have the codes and the sound of the
+whole, and weights trained elsewhere have the codes that they have there.
+
+Letters: S samples, T columns of the grid, F rows.
+"""
+
+from collections.abc import Iterable, Iterator
+import functools
+import math
+
+import jax
+import numpy as np
+
+from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.audio.windows import windows
+from bandtok_jax.codec import Codec
+from bandtok_jax.interchange.stage import Stage
+
+CHUNK_COLUMNS = 256  # our choice: context makes up a fourteenth then, and a chunk is 3 seconds of 44.1 kHz
+FIRST_OUTSIDE = -1  # where the file began is of no interest once it lies before the window
+
+
+class ResidualCodec(Codec):
+    """See `Codec`; it needs no vocoder, and decodes fewer rows than it has: a lower bitrate."""
+
+    row_kind = "residual"
+
+    def __init__(self, tokenizer: Stage, language_model: Stage | None = None, *, chunk_columns: int = CHUNK_COLUMNS):
+        sample_rate_hz = tokenizer.config.data.sample_rate_hz
+        super().__init__(
+            tokenizer,
+            None,
+            language_model,
+            sample_rate_hz=sample_rate_hz,
+            mel=MelDefinition(sample_rate_hz=sample_rate_hz, high_hz=sample_rate_hz / 2, padding="none"),
+            samples_per_column=tokenizer.network.attribute("samples_per_column"),
+            chunk_columns=chunk_columns,
+        )
+
+    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
+        hop, columns = self.samples_per_column, self._chunk_columns
+        context = self.stages["tokenizer"].network.attribute("encoder_context_columns")
+        weights = self._tokenizer_weights(device)
+        cut = windows(blocks, columns * hop, context * hop, context * hop, outside=0.0)
+        for number, (window, samples) in enumerate(cut):
+            left = math.ceil(samples / hop)
+            codes = self._encode_chunk(weights, window, self._span(number, context, left))
+            yield np.asarray(codes)[:left]
+
+    def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        context = self.stages["tokenizer"].network.attribute("decoder_context_columns")
+        for number, (window, left) in enumerate(windows(blocks, self._chunk_columns, context, context, outside=None)):
+            audio = self._decode_chunk(self._weights["tokenizer"], window, self._span(number, context, left))
+            yield np.asarray(audio)[: left * self.samples_per_column]
+
+    def _span(self, number: int, context: int, left: int) -> np.ndarray:
+        """Where the file lies in the columns of chunk `number`, which has `left` columns from its centre's first on."""
+        return np.array([max(context - number * self._chunk_columns, FIRST_OUTSIDE), context + left], np.int32)
+
+    @functools.cached_property
+    def _encode_chunk(self):
+        network = self.stages["tokenizer"].network
+        context = network.attribute("encoder_context_columns")
+        inner = slice(context, context + self._chunk_columns)
+
+        def encode(weights, audio, span):
+            codes = network.apply(weights["parameters"], weights["buffers"], audio[None], span, method="encode")
+            return codes[0, inner]
+
+        return jax.jit(encode)
+
+    @functools.cached_property
+    def _decode_chunk(self):
+        network = self.stages["tokenizer"].network
+        context, hop = network.attribute("decoder_context_columns"), self.samples_per_column
+        inner = slice(context * hop, (context + self._chunk_columns) * hop)
+
+        def decode(weights, codes, span):
+            audio = network.apply(weights["parameters"], weights["buffers"], codes[None], span, method="decode")
+            return audio[0, inner]
+
+        return jax.jit(decode)

@@ -1,0 +1,102 @@
+"""DAC, the improved RVQGAN (Kumar et al. 2023, arXiv 2306.06546): a codec of sound itself, residual levels of codes.
+
+    bandtok train --config=dac:tiny --workdir=runs/dac
+
+Published are the networks of `base` and its siblings, the losses and their weights, AdamW (1e-4, betas 0.8 and 0.99,
+decay 0.999996 a step, 400,000 steps), batches of 72 crops of 0.38 s, and the data's treatment. Our losses are means
+over critics, layers and scales where the published ones are sums: the weights below say the same in our terms. `tiny`
+and `small` are our choices.
+
+  tiny         two CPU cores, minutes: 2.1 M parameters
+  small        one GPU, days: 19.3 M
+  base         44.1 kHz, 86 columns of 9 levels a second, 7.75 kbit/s ("8 kbps"): 76.7 M
+  base_16kbps  44.1 kHz, 18 levels of a narrower latent, 15.5 kbit/s
+  base_24khz   24 kHz, 75 columns of 32 levels a second, 24 kbit/s
+  base_16khz   16 kHz, 50 columns of 12 levels a second, 6 kbit/s
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from bandtok_jax.configs import defaults
+
+CLIP_SECONDS = 0.38
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    config = defaults.get_config()
+    config.task = "waveform_codec"
+    config.best_metric = "mel_distance"
+    config.loss = ConfigDict(
+        {
+            "mel": 45.6,  # 15 on the sum of 7 scales in log10: 15 * 7 / ln 10
+            "mel_scales": ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320)),
+            "commitment": 0.25,
+            "codebook": 1.0,
+            "adversarial": 8.0,  # 1 on the sum of 8 critics
+            "feature_matching": 200.0,  # 2 on the sum of their 100 activations
+            "adversarial_kind": "least_squares",  # the published code's; its paper says "hinge"
+            "adversarial_start": 0,
+            "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all
+            "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
+            "quantizer_dropout": 0.5,  # share of the examples that use fewer levels
+        }
+    )
+    full = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
+    shapes = {
+        "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),
+        "small": dict(encoder_width=32, decoder_width=768, strides=(2, 4, 8, 8), latent_width=512, rows=9),
+        "base": full,
+        "base_16kbps": {**full, "latent_width": 128, "rows": 18},
+        "base_24khz": {**full, "strides": (2, 4, 5, 8), "rows": 32},
+        "base_16khz": {**full, "strides": (2, 4, 5, 8), "rows": 12},
+    }
+    shape = defaults.choose(shapes, "dac", variant)
+    config.model = ConfigDict({**shape, "codes": 1024, "code_width": 8, "parity": False})
+    config.discriminator = ConfigDict(
+        {
+            "periods": (2, 3, 5, 7, 11),
+            "period_channels": (32, 128, 512, 1024, 1024),
+            "windows": (2048, 1024, 512),
+            "spectrum_channels": 32,
+            "normalisation": "weight",
+        }
+    )
+    config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
+    column_samples = math.prod(shape["strides"])
+    # Whole columns: the published 0.38 s are filled up with zeros to as many.
+    config.data.clip_samples = math.ceil(CLIP_SECONDS * config.data.sample_rate_hz / column_samples) * column_samples
+    config.data.gain_db = (0.0, 0.0)
+    config.data.loudness_lufs = -16.0
+    config.data.phase_rotation = True
+
+    config.optimizer.beta1 = 0.8
+    config.optimizer.warmup_steps = 0
+    config.optimizer.schedule = "exponential"
+    config.optimizer.average_decay = 0.0
+    config.discriminator_optimizer = defaults.optimizer()
+    config.discriminator_optimizer.update(config.optimizer)
+    config.optimizer.gradient_clip_norm, config.discriminator_optimizer.gradient_clip_norm = 1000.0, 10.0
+    if variant == "tiny":
+        config.total_steps, config.batch_size = 400, 8
+        config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
+        # Few and narrow critics: XLA's convolutions are slow on CPU, and take long to compile.
+        config.discriminator.update(
+            {"periods": (2, 3, 5), "period_channels": (4, 16, 64, 128, 128), "windows": (1024,), "spectrum_channels": 8}
+        )
+        config.discriminator.normalisation = "none"  # too few steps to need it
+        config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
+        config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
+    else:
+        config.total_steps, config.batch_size = 400_000, 72
+        config.log_every, config.evaluate_every, config.checkpoint_every = 100, 1000, 5000
+        config.data.workers = 8
+        config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-4
+        if variant == "small":
+            config.dtype = "bfloat16"
+            config.discriminator.period_channels = (16, 64, 256, 512, 512)
+            config.discriminator.spectrum_channels = 16
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        optimizer.final_fraction = 0.1 if variant == "tiny" else 0.999996**config.total_steps
+    return config.lock()
