@@ -28,9 +28,7 @@ class ResidualCodec(Codec):
 
     row_kind = "residual"
 
-    def __init__(
-        self, tokenizer: Stage, language_model: Stage | None = None, *, chunk_columns: int = CHUNK_COLUMNS
-    ):
+    def __init__(self, tokenizer: Stage, language_model: Stage | None = None, *, chunk_columns: int = CHUNK_COLUMNS):
         sample_rate_hz = tokenizer.config.data.sample_rate_hz
         super().__init__(
             tokenizer,
