@@ -41,6 +41,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
             "quantizer_dropout": 0.5,  # share of the examples that use fewer levels
+            "balancer_decay": 0.0,  # above 0 (EnCodec: 0.999), each loss gets its weight's share of the gradient
         }
     )
     full = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)

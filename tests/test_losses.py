@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from bandtok_jax.losses import adversarial, spectral
+from bandtok_jax.losses import adversarial, balancer, spectral
 
 RATE_HZ = 44100
 
@@ -87,3 +87,26 @@ def test_feature_matching_moves_the_fake_side_only():
     assert adversarial.feature_matching(real, fake) == 0.5
     to_real, to_fake = jax.grad(adversarial.feature_matching, argnums=(0, 1))(real, fake)
     assert not to_real[0][0].any() and to_fake[0][0].all()
+
+
+def test_the_balancer_gives_every_loss_its_share():
+    """Against its formula in NumPy, over three steps; a loss that is a thousand times as large changes nothing."""
+    random = np.random.default_rng(0)
+    shares, decay, length = {"one": 3.0, "two": 1.0}, 0.9, 0.0
+    memory, larger = balancer.start(shares), balancer.start(shares)
+    seen = {name: [] for name in shares}
+    for _ in range(3):
+        slopes = {name: random.standard_normal((4, 50)).astype(np.float32) for name in shares}
+        expected = 0.0
+        for name, slope in slopes.items():
+            seen[name].append(4 * np.linalg.norm(slope, axis=1).mean())
+            ages = decay ** np.arange(len(seen[name]))[::-1]
+            expected += shares[name] / 4 * slope / ((ages * seen[name]).sum() / ages.sum())
+        result, memory = balancer.balance(slopes, shares, memory, decay)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-7)
+        scaled, larger = balancer.balance({**slopes, "two": 1000 * slopes["two"]}, shares, larger, decay)
+        np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-7)
+        length = 4 * np.linalg.norm(result, axis=1).mean()
+    assert length == pytest.approx(np.hypot(3, 1) / 4, rel=0.2)  # gradients that are perpendicular
+    _, kept = balancer.balance({"one": slopes["one"]}, shares, memory, decay)  # one that does not play is not forgotten
+    assert kept["two"] == memory["two"]

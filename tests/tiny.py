@@ -10,7 +10,7 @@ from bandtok_jax import experiment
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.tokens import TokenWriter
 
-TASKS = ("mel_tokenizer", "vocoder", "language_model")
+TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec")
 
 _COMMON = {
     "total_steps": "8",
@@ -55,7 +55,23 @@ _SPECIAL = {
         "model.text_width": "16",
     },
 }
-_NAMES = {"mel_tokenizer": "bandtok:tiny", "vocoder": "vocos:tiny", "language_model": "language_model:tiny"}
+_SPECIAL["waveform_codec"] = {
+    "data.clip_samples": "4096",
+    "model.encoder_width": "4",
+    "model.decoder_width": "16",
+    "model.strides": "(4, 8)",
+    "model.latent_width": "16",
+    "model.rows": "3",
+    "model.codes": "16",
+    "model.code_width": "4",
+    **{key: value for key, value in _SPECIAL["vocoder"].items() if key.startswith(("loss.mel", "loss.adv", "discr"))},
+}
+_NAMES = {
+    "mel_tokenizer": "bandtok:tiny",
+    "vocoder": "vocos:tiny",
+    "language_model": "language_model:tiny",
+    "waveform_codec": "dac:tiny",
+}
 
 
 def settings(task: str, **overrides) -> dict[str, str]:

@@ -163,3 +163,9 @@ def _rotated(latents: jax.Array, quantized: jax.Array) -> jax.Array:
     turned = scale * turned
     # The value is the code itself, to the bit; only the gradient goes the long way.
     return turned + jax.lax.stop_gradient(quantized - turned)
+
+
+def perplexity(counts: jax.Array) -> jax.Array:
+    """Of how many codes a uniform draw would be as hard to guess: `[..., K]` counts -> `[...]`."""
+    share = counts / counts.sum(-1, keepdims=True)
+    return jnp.exp(-(share * jnp.log(share + 1e-10)).sum(-1))

@@ -155,9 +155,9 @@ class MelTokenizer(Game):
         metrics = {name: value / batches for name, value in totals.items()}
         pooled = histogram.sum(0)
         metrics["codebook_use"] = (pooled > 0).mean()
-        metrics["codebook_perplexity"] = _perplexity(pooled)
+        metrics["codebook_perplexity"] = quantization.perplexity(pooled)
         for row, counts in enumerate(histogram):
-            metrics[f"row_perplexity/{row:02d}"] = _perplexity(counts)
+            metrics[f"row_perplexity/{row:02d}"] = quantization.perplexity(counts)
         return metrics
 
     def warnings(self, scores):
@@ -210,8 +210,3 @@ class MelTokenizer(Game):
             return reconstructions, jax.vmap(play)(reconstructions)
 
         return jax.jit(show)
-
-
-def _perplexity(counts):
-    share = counts / counts.sum()
-    return jnp.exp(-(share * jnp.log(share + 1e-10)).sum())
