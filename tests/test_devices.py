@@ -25,9 +25,9 @@ SPECIAL = {
     "language_model": {},
 }
 # In float32 the learning rate warms up as in all shipped configurations: Adam's first steps at the full rate would turn
-# the rounding of vanishing gradients, such as the vocoder's biases have, into whole steps. The vocoder's STFT term rounds
-# sound to 16 bits, and a last bit that flips moves the bins that are nearly silent: with it, the norms of the gradients
-# differ by up to 40 %, and the losses by 9e-4 or 1.4e-3 from run to run; without it, by 2e-6.
+# the rounding of vanishing gradients, such as the vocoder's biases have, into whole steps. The vocoder's STFT term
+# rounds sound to 16 bits, and a last bit that flips moves the bins that are nearly silent: with it, the norms of the
+# gradients differ by up to 40 %, and the losses by 9e-4 or 1.4e-3 from run to run; without it, by 2e-6.
 FLOAT32 = {"dtype": "float32", "optimizer.warmup_steps": 100}
 SMOOTH = {"vocoder": {"loss.stft": "0.0"}}
 
