@@ -217,8 +217,50 @@ def _parser() -> argparse.ArgumentParser:
         "[--quick] [--json]"
     )
 
+    p = verb(
+        _evaluate,
+        "compare codecs on the same sounds: measures, intervals, a page with players",
+        "bandtok evaluate --codec=mine=models/mine --opus=24 --data=data/music --output=reports/first",
+    )
+    p.add_argument("--codec", action="append", default=[], metavar="[NAME=]MODEL", help="run or export folder; "
+                   "a run's vocoder after a plus sign: NAME=runs/tokenizer+runs/vocoder; as often as need be")  # fmt: skip
+    p.add_argument(
+        "--decoded", action="append", default=[], metavar="NAME=DIR", help="files that another codec decoded"
+    )
+    p.add_argument(
+        "--command", action="append", default=[], metavar="NAME=COMMAND",
+        help="another codec's command, with {input}, {output} and perhaps {coded}",
+    )  # fmt: skip
+    p.add_argument("--opus", action="append", default=[], type=int, metavar="KBPS", help="Opus at that rate, by ffmpeg")
+    p.add_argument(
+        "--rows", type=_numbers, default=(), metavar="N,N", help="also decode only so many rows, of residual codecs"
+    )
+    p.add_argument(
+        "--data", required=True, nargs="+", metavar="DATA", help="folders, sound files, prepared records, 'synthetic'"
+    )
+    p.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the report; one begun is finished")
+    p.add_argument("--split", choices=("train", "validation", "test"), help="of records (default validation)")
+    p.add_argument("--tracks", metavar="CSV", help="table of the files with the columns file, split, domain, caption")
+    p.add_argument("--limit-seconds", type=float, metavar="S", help="only so much, from as many files as possible")
+    p.add_argument("--piece-seconds", type=float, default=30.0, metavar="S", help="longer files are cut (default 30)")
+    p.add_argument("--sample-rate", type=int, metavar="HZ", help="compare at (default: each original's own rate)")
+    p.add_argument("--mono", action="store_true", help="mix the originals down before any codec hears them")
+    p.add_argument("--align", action="store_true", help="correct the delay that was found before measuring")
+    p.add_argument("--without", action="append", default=[], metavar="MEASURE", help="leave out, such as visqol")
+    p.add_argument(
+        "--measure", action="append", default=[], metavar="NAME=COMMAND",
+        help="a number that a command prints, with {original} and {decoded}, perhaps {caption}",
+    )  # fmt: skip
+    p.add_argument(
+        "--embedding", action="append", default=[], metavar="NAME=SOURCE",
+        help="a further Frechet distance, by an .npz file, MODULE:FUNCTION, or a command with {folder} and {output}",
+    )  # fmt: skip
+    p.add_argument(
+        "--sort-by", default="mel_distance", metavar="MEASURE", help="the worst first (default mel_distance)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="processes that measure (default: one for each core)")
+
     for name, purpose, example in (
-        ("evaluate", "measure a codec on prepared records", "--model=models/mine --data=data/music"),
         ("import", "make an export of weights that other software has trained", "weights.safetensors -o models/theirs"),
     ):
         p = verb(_later, purpose, f"bandtok {name} {example}", free=True, name=name)
@@ -286,6 +328,18 @@ def _plan(flags):
     print(f"\nit fits with {search.as_flags(changes)}:\n")
     print(text.as_json([cured]) if flags.json else text.text(cured, flags.config))
     return 1
+
+
+def _evaluate(flags):
+    from bandtok_jax.evaluation import request
+
+    for line in request.evaluate(flags):
+        print(line)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`1,3,9` -> those; argparse turns a ValueError into a usage error."""
+    return tuple(map(int, text.split(",")))
 
 
 def _steps(text: str) -> range:

@@ -71,3 +71,19 @@ def curves(path, lines: dict[str, tuple[list[float], list[float]]], *, title: st
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
+
+
+def against_bitrate(path, points: dict, *, label: str) -> None:
+    """Draws `name -> (kbit/s, summary.Mean)` with intervals; what is undefined is left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, (rate, found) in sorted(points.items(), key=lambda point: point[1][0]):
+        if found.mean is not None:
+            axis.errorbar(rate, found.mean, yerr=found.half_width or 0.0, marker="o", capsize=3, label=name)
+    axis.set_xlabel("kbit/s")
+    axis.set_ylabel(label, fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)

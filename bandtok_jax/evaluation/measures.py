@@ -1,0 +1,99 @@
+"""Every number about one decoded piece beside its original, by name. NumPy only, so that worker processes can use it.
+
+Where both sounds have two channels, the distances are still those of their mix-downs, so that mono and stereo codecs
+are treated alike; what becomes of the space is measured apart.
+"""
+
+from collections.abc import Collection
+import dataclasses
+
+import numpy as np
+
+from bandtok_jax.audio import waveform
+from bandtok_jax.evaluation import distances, frechet, perceptual, waveforms
+
+VERSION = 1  # of the definitions: results of another version are measured again
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What a number means; `better` is "lower", "higher", or "" where neither is."""
+
+    unit: str
+    better: str
+    meaning: str
+
+
+_BANDS = "log-spectral distance, root mean square over {}, window 2048, quiet below -120 dB"
+MEASURES = {
+    "mel_distance": Measure("", "lower", "DAC's mel distance: 150 and 80 bands, windows 2048 and 512"),
+    "stft_distance": Measure("", "lower", "DAC's STFT distance: windows 2048 and 512"),
+    "multi_resolution_stft": Measure("", "lower", "spectral convergence and log magnitudes (Yamamoto et al. 2020)"),
+    "mfcc_distance": Measure("nats", "lower", "Euclidean distance of 20 MFCCs"),
+    "log_spectral_distance": Measure("dB", "lower", _BANDS.format("all bins")),
+    "log_spectral_distance_above_10_khz": Measure("dB", "lower", _BANDS.format("the bins from 10 kHz up")),
+    "log_spectral_distance_above_20_khz": Measure("dB", "lower", _BANDS.format("the bins from 20 kHz up")),
+    "si_sdr": Measure("dB", "higher", "scale-invariant signal-to-distortion ratio, means taken off"),
+    "snr": Measure("dB", "higher", "signal-to-noise ratio"),
+    "mse": Measure("", "lower", "mean squared error of the samples"),
+    "loudness_error": Measure("LU", "lower", "difference of the gated loudness (ITU-R BS.1770-4)"),
+    "stereo_width_error": Measure("dB", "lower", "difference of the level of side to mid; where both are stereo"),
+    "side_stft_distance": Measure("", "lower", "DAC's STFT distance of the sides (L - R) / 2; where both are stereo"),
+    "visqol": Measure("MOS", "higher", "ViSQOL in audio mode at 48 kHz, of the mix-downs"),
+    "visqol_left": Measure("MOS", "higher", "the same of the left channels; where both are stereo"),
+    "visqol_right": Measure("MOS", "higher", "the same of the right channels; where both are stereo"),
+}
+# Facts about a piece that are no judgement of it.
+FACTS = {
+    "delay": Measure("ms", "", "how much later the decoded sound comes, by cross-correlation"),
+    "length_difference": Measure("ms", "", "how much longer the decoded file was"),
+    "bits_per_second_on_disk": Measure("bit/s", "lower", "size of what encoding writes, by the length of the sound"),
+    "encoding_speed": Measure("x", "higher", "seconds of sound encoded in a second, without compiling"),
+    "decoding_speed": Measure("x", "higher", "seconds of sound decoded in a second, without compiling"),
+}
+
+
+def measure(
+    original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int, without: Collection[str] = (), align: bool = False
+) -> tuple[dict[str, float | None], np.ndarray, np.ndarray]:
+    """Measures one piece.
+
+    Args:
+      original, decoded: `[C, S]`, of one rate and length; their channels may differ.
+      without: names of measures to leave out; "visqol" leaves out all three of its numbers.
+      align: shift the decoded sound by the delay that was found first.
+
+    Returns:
+      (name -> value, None where it is not defined; the mel embeddings of both for `frechet`, `[N, E]` each).
+    """
+    first, second = waveform.mono(original), waveform.mono(decoded)
+    delay = waveforms.delay_seconds(first, second, sample_rate_hz)
+    if align and delay:
+        decoded = waveforms.shifted(decoded, round(delay * sample_rate_hz))
+        second = waveform.mono(decoded)
+    found: dict[str, float | None] = {"delay": None if delay is None else 1000 * delay}
+    both_stereo = len(original) == len(decoded) == 2
+    groups = {
+        ("mel_distance",): lambda: [distances.mel_distance(first, second, sample_rate_hz)],
+        ("stft_distance",): lambda: [distances.stft_distance(first, second)],
+        ("multi_resolution_stft",): lambda: [distances.multi_resolution_stft(first, second)],
+        ("mfcc_distance",): lambda: [distances.mfcc_distance(first, second, sample_rate_hz)],
+        ("log_spectral_distance", "log_spectral_distance_above_10_khz", "log_spectral_distance_above_20_khz"): (
+            lambda: distances.log_spectral_distance(first, second, sample_rate_hz)
+        ),
+        ("si_sdr",): lambda: [waveforms.scale_invariant_sdr(first, second)],
+        ("snr",): lambda: [waveforms.signal_to_noise(first, second)],
+        ("mse",): lambda: [waveforms.mean_squared_error(first, second)],
+        ("loudness_error",): lambda: [waveforms.loudness_error(first, second, sample_rate_hz)],
+        ("visqol",): lambda: [perceptual.visqol(first, second, sample_rate_hz)],
+    }
+    if both_stereo:
+        groups["stereo_width_error", "side_stft_distance"] = lambda: waveforms.stereo_errors(original, decoded)
+        if "visqol" not in without:
+            groups["visqol_left", "visqol_right"] = lambda: [
+                perceptual.visqol(*pair, sample_rate_hz) for pair in zip(original, decoded)
+            ]
+    for names, compute in groups.items():
+        if not set(names) <= set(without):
+            found.update({name: value for name, value in zip(names, compute()) if name not in without})
+    return found, *(frechet.mel_embedding(x, sample_rate_hz) for x in (first, second))

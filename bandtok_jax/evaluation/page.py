@@ -1,0 +1,174 @@
+"""The page of `bandtok evaluate`: one static file beside its sounds, without anything from elsewhere."""
+
+from html import escape
+from urllib.parse import quote
+
+from bandtok_jax.evaluation import summary
+from bandtok_jax.evaluation.evaluate import ORIGINAL, sound_path
+
+
+def html(report, sort_by: str, pictures: dict[str, str]) -> str:
+    """The whole page.
+
+    Args:
+      report: a `comparison.Report`.
+      sort_by: the measure by which the pieces are sorted.
+      pictures: title -> file beside the page.
+    """
+    data = report.data
+    facts = (
+        f"{len(report.systems)} systems, {data['files']} files, {data['pieces']} pieces, "
+        f"{data['seconds'] / 60:.1f} minutes of sound"
+    )
+    body = [
+        f"<p class=facts>{facts}</p>",
+        _system_table(report),
+        "<h2>Means</h2><p>With the half width of the 95&nbsp;% interval over files; the best mean is marked. "
+        "&darr;: lower is better, &uarr;: higher.</p>",
+        _means_table(report, summary.ALL),
+    ]
+    for domain in list(report.means)[1:]:
+        body.append(f"<details><summary>{escape(domain)}</summary>{_means_table(report, domain)}</details>")
+    if pictures:
+        drawn = "".join(f'<img src="{quote(file)}" alt="{escape(_words(name))}">' for name, file in pictures.items())
+        body.append(f"<h2>Quality against bitrate</h2><div class=pictures>{drawn}</div>")
+    if report.tokens:
+        body += ["<h2>Codes</h2>", _token_table(report)]
+    arrow = {"lower": "highest", "higher": "lowest"}.get(report.measures[sort_by].better, "highest")
+    body += [
+        f"<h2>Listen</h2><p>The worst pieces first: those with the {arrow} {escape(_words(sort_by))} in the mean over "
+        "the systems.</p>",
+        _players(report, sort_by),
+        "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>",
+        "<p>The same numbers: <a href=summary.csv>summary.csv</a>, <a href=files.csv>files.csv</a>, "
+        "<a href=report.json>report.json</a>.</p>",
+    ]
+    return _PAGE.format(title=escape(report.title), body="\n".join(body))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point for small numbers, none for large ones; a dash for what is not defined."""
+    if value is None:
+        return "&ndash;"
+    size = abs(value)
+    if size and size < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}".replace("-", "&minus;")
+
+
+def _table(head: list[str], rows: list[str]) -> str:
+    return f"<div class=wide><table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _system_table(report) -> str:
+    rows = []
+    for name, facts in report.systems.items():
+        if facts["kind"] == "codec":
+            described = (
+                f"{facts['rows']} {facts['row_kind']} rows of {facts['codebook_size']} codes, "
+                f"{facts['columns_per_second']:.2f} columns a second, {facts['sample_rate_hz']} Hz"
+            )
+            rate = f"{facts['bits_per_second'] / 1000:.2f}"
+        else:
+            described = facts.get("command") or f"decoded files in {facts['path']}"
+            rate = "&ndash;"
+        rows.append(f"<tr><th>{escape(name)}</th><td class=text>{escape(described)}</td><td>{rate}</td></tr>")
+    return _table(["<th>system</th>", "<th class=text>what it is</th>", "<th>nominal kbit/s</th>"], rows)
+
+
+def _means_table(report, domain: str) -> str:
+    systems = report.means[domain]
+    rows = []
+    for name, measure in report.measures.items():
+        means = {system: found[name] for system, found in systems.items()}
+        best = summary.best(means, measure.better)
+        cells = "".join(f"<td{' class=best' if system in best else ''}>{_mean(m)}</td>" for system, m in means.items())
+        rows.append(f"<tr>{_measure_head(name, measure.unit, measure.better, measure.meaning)}{cells}</tr>")
+    if domain == summary.ALL:
+        for name, values in report.frechet.items():
+            means = {system: summary.Mean(value, None, 0, 0) for system, value in values.items()}
+            best = summary.best(means, "lower")
+            cells = "".join(
+                f"<td{' class=best' if system in best else ''}>{_mean(means[system])}</td>" for system in systems
+            )
+            rows.append(
+                f"<tr>{_measure_head(name, '', 'lower', 'Frechet distance of embeddings; see the notes')}{cells}</tr>"
+            )
+    return _table(["<th>measure</th>", *(f"<th class=number>{escape(system)}</th>" for system in systems)], rows)
+
+
+def _measure_head(name: str, unit: str, better: str, meaning: str) -> str:
+    arrow = {"lower": " &darr;", "higher": " &uarr;"}.get(better, "")
+    unit = f" <small>{escape(unit)}</small>" if unit else ""
+    return f'<th title="{escape(meaning)}">{escape(_words(name))}{unit}{arrow}</th>'
+
+
+def _mean(found: summary.Mean) -> str:
+    width = "" if found.half_width is None else f" <small>&plusmn;&nbsp;{number(found.half_width)}</small>"
+    left_out = f" <small>({found.left_out} left out)</small>" if found.left_out else ""
+    return f"{number(found.mean)}{width}{left_out}"
+
+
+def _token_table(report) -> str:
+    head = ["system", "row", "use", "entropy (bit)", "perplexity", "nominal", "entropy", "adaptive"]
+    rows = []
+    for name, tokens in report.tokens.items():
+        rates = tokens["bits_per_second"]
+        numbered = [("all in one", tokens["together"]), *((f"{i}", row) for i, row in enumerate(tokens["rows"]))]
+        for label, row in numbered:
+            whole = [f"{rates[kind] / 1000:.3f}" for kind in ("nominal", "entropy", "adaptive")]
+            cells = [
+                f"{row['use']:.1%}",
+                f"{row['entropy']:.2f}",
+                f"{row['perplexity']:.0f}",
+                *(whole if row is tokens["together"] else [""] * 3),
+            ]
+            hidden = "" if row is tokens["together"] else " class=row"
+            rows.append(
+                f"<tr{hidden}><th>{escape(name)}</th><td>{label}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+            )
+    note = (
+        "<p>Bitrates in kbit/s. Entropy: the lower bound for a coder that knows the histogram of each row beforehand; "
+        "adaptive: of a coder that learns it as it goes (Krichevsky and Trofimov), over all pieces in one stream.</p>"
+    )
+    table = _table([f"<th class={'number' if i else 'text'}>{text}</th>" for i, text in enumerate(head)], rows)
+    return f"{note}<details open><summary>all codecs and rows</summary>{table}</details>"
+
+
+def _players(report, sort_by: str) -> str:
+    names = [ORIGINAL, *report.systems]
+    rows = []
+    for piece, group in report.worst:
+        cells = []
+        for name in names:
+            value = "" if name == ORIGINAL else f"<div>{number(group[name].values.get(sort_by))}</div>"
+            source = quote(sound_path("", name, piece))
+            cells.append(f'<td>{value}<audio controls preload=none src="{source}"></audio></td>')
+        domain = f"<br><small>{escape(piece.original.domain)}</small>" if piece.original.domain else ""
+        rows.append(f"<tr><th>{escape(piece.stem)}{domain}</th>{''.join(cells)}</tr>")
+    return _table(["<th>piece</th>", *(f"<th class=number>{escape(name)}</th>" for name in names)], rows)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; color: #1d2330; }}
+h1 {{ margin-bottom: 0; }} h2 {{ margin: 2.2rem 0 .4rem; font-size: 1.25rem; }}
+.facts {{ margin-top: .1rem; }} .facts, small, .row {{ color: #667; }}
+.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; margin: .6rem 0; }}
+td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #e4e6ec; vertical-align: top; }}
+thead th {{ border-bottom: 2px solid #b8bdca; font-weight: 600; }}
+th {{ text-align: left; font-weight: 500; }} td, th.number {{ text-align: right; }}
+td {{ font-variant-numeric: tabular-nums; white-space: nowrap; }} td.text, th.text {{ text-align: left; white-space: normal; }}
+tbody tr:hover {{ background: #f6f7fa; }}
+.best {{ background: #e3f3e6; font-weight: 600; }} details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
+audio {{ width: 15rem; height: 2.2rem; display: block; margin-left: auto; }}
+.pictures img {{ max-width: 100%; width: 34rem; }} li {{ margin: .2rem 0; max-width: 60rem; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""
