@@ -222,11 +222,11 @@ def _parser() -> argparse.ArgumentParser:
         "compare codecs on the same sounds: measures, intervals, a page with players",
         "bandtok evaluate --codec=mine=models/mine --opus=24 --data=data/music --output=reports/first",
     )
-    p.add_argument("--codec", action="append", default=[], metavar="[NAME=]MODEL", help="run or export folder; "
-                   "a run's vocoder after a plus sign: NAME=runs/tokenizer+runs/vocoder; as often as need be")  # fmt: skip
     p.add_argument(
-        "--decoded", action="append", default=[], metavar="NAME=DIR", help="files that another codec decoded"
-    )
+        "--codec", action="append", default=[], metavar="[NAME=]MODEL",
+        help="run or export folder, a run's vocoder after a plus, as NAME=runs/tokenizer+runs/vocoder; repeatable",
+    )  # fmt: skip
+    p.add_argument("--decoded", action="append", default=[], metavar="NAME=DIR", help="what another codec decoded")
     p.add_argument(
         "--command", action="append", default=[], metavar="NAME=COMMAND",
         help="another codec's command, with {input}, {output} and perhaps {coded}",

@@ -62,7 +62,9 @@ def write(
     Raises:
       ValueError: there is no such measure, or an embedding does not work.
     """
-    known = MEASURES | {name: Measure("", "", f"printed by {command}") for name, command in settings.commands} | FACTS
+    known = (
+        MEASURES | {name: Measure(name, "", "", f"printed by {command}") for name, command in settings.commands} | FACTS
+    )
     found = {name for result in results for name in result.values}
     measures = {name: measure for name, measure in known.items() if name in found}
     if sort_by not in measures:
@@ -129,12 +131,12 @@ def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Setting
     data = _data(results)
     rate = f"{settings.sample_rate_hz} Hz" if settings.sample_rate_hz else "the rate of each original"
     notes = [
-        f"Compared at {rate} ({', '.join(map(str, data['sample_rates_hz']))} Hz): a codec of a lower rate pays for what "
-        "it leaves out. Distances are those of the mix-downs to one channel.",
+        f"Compared at {rate} ({', '.join(map(str, data['sample_rates_hz']))} Hz): a codec of a lower rate pays for "
+        "what it leaves out. Distances are those of the mix-downs to one channel.",
         f"Files longer than {settings.piece_seconds:g} s are cut into pieces of that length, each coded by itself; "
         "a rest of less than a second is left out. A file's value is the mean of its pieces by their lengths.",
-        "Means and 95 % intervals (Student's t) are over files. Undefined values, such as the ratio to silence, are left "
-        "out and counted.",
+        "Means and 95 % intervals (Student's t) are over files. Undefined values, such as the ratio to silence, are "
+        "left out and counted.",
         "Speeds are on this machine, beside the measuring processes, and without the first call of each codec, which "
         "compiles.",
         f"FAD-mel: {frechet.MEL_MEANING}.",
@@ -172,12 +174,12 @@ def _pictures(output: str, report: Report) -> dict[str, str]:
             pictures[measure] = f"{measure}_against_bitrate.svg"
             for ending in (".svg", ".png"):
                 path = os.path.join(output, os.path.splitext(pictures[measure])[0] + ending)
-                plots.against_bitrate(path, points, label=_label(measure, report.measures[measure]))
+                plots.against_bitrate(path, points, label=_label(report.measures[measure]))
     return pictures
 
 
-def _label(name: str, measure: Measure) -> str:
-    return f"{name.replace('_', ' ')}{f' ({measure.unit})' if measure.unit else ''}, {measure.better} is better"
+def _label(measure: Measure) -> str:
+    return f"{measure.label}{f' ({measure.unit})' if measure.unit else ''}, {measure.better} is better"
 
 
 def _summary_lines(report: Report) -> list[dict]:

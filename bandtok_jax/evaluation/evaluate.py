@@ -86,11 +86,9 @@ def run(
         settings = dataclasses.replace(settings, without=(*settings.without, "visqol"))
     keys = {(system.name, piece): _key(system, piece, settings) for piece in pieces for system in compared}
     found = {task: values for task, key in keys.items() if (values := _read(output, *task, key)) is not None}
-    seconds = sum(piece.seconds for _, piece in keys)
+    seconds, quiet = sum(piece.seconds for _, piece in keys), None if progress else True
     with (
-        tqdm(
-            total=round(seconds, 1), unit="s", unit_scale=True, desc="evaluate", disable=None if progress else True
-        ) as bar,
+        tqdm(total=round(seconds, 1), unit="s", unit_scale=True, desc="evaluate", disable=quiet) as bar,
         _measuring(min(workers or os.cpu_count() or 1, len(keys) - len(found))) as (submit, ahead),
     ):
         bar.update(sum(piece.seconds for _, piece in found))
@@ -110,9 +108,8 @@ def run(
                     finish()
         while waiting:
             finish()
-    return [
-        Result(name, piece, values, _path("results", output, name, piece)) for (name, piece), values in found.items()
-    ]
+    place = lambda name, piece: _path("results", output, name, piece)
+    return [Result(name, piece, found[name, piece], place(name, piece)) for name, piece in keys]
 
 
 def _sounds(compared, pieces, found, settings) -> Iterator[tuple[Piece, np.ndarray, list]]:

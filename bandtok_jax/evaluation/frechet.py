@@ -47,9 +47,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def mel_embedding(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """One vector for each whole second of mono sound `[S]`, float32 `[N, 64]`; a shorter sound counts as one second."""
-    log_mel = np.log(
-        np.maximum(spectra.mel(spectra.magnitude(audio, MEL_WINDOW), sample_rate_hz, MEL_BANDS), MEL_FLOOR)
-    )
+    mel = spectra.mel(spectra.magnitude(audio, MEL_WINDOW), sample_rate_hz, MEL_BANDS)
+    log_mel = np.log(np.maximum(mel, MEL_FLOOR))
     frames = round(MEL_SECONDS * sample_rate_hz / (MEL_WINDOW // 4))
     whole = log_mel[: max(1, len(log_mel) // frames) * frames]
     seconds = np.array_split(whole, max(1, len(whole) // frames))

@@ -17,39 +17,55 @@ VERSION = 1  # of the definitions: results of another version are measured again
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What a number means; `better` is "lower", "higher", or "" where neither is."""
+    """What a number means, for people; `better` is "lower", "higher", or "" where neither is."""
 
+    label: str
     unit: str
     better: str
     meaning: str
 
 
-_BANDS = "log-spectral distance, root mean square over {}, window 2048, quiet below -120 dB"
+_BANDS = "root mean square of the level difference over {}; window 2048, quiet below -120 dB"
+_STEREO = "; where both are stereo"
 MEASURES = {
-    "mel_distance": Measure("", "lower", "DAC's mel distance: 150 and 80 bands, windows 2048 and 512"),
-    "stft_distance": Measure("", "lower", "DAC's STFT distance: windows 2048 and 512"),
-    "multi_resolution_stft": Measure("", "lower", "spectral convergence and log magnitudes (Yamamoto et al. 2020)"),
-    "mfcc_distance": Measure("nats", "lower", "Euclidean distance of 20 MFCCs"),
-    "log_spectral_distance": Measure("dB", "lower", _BANDS.format("all bins")),
-    "log_spectral_distance_above_10_khz": Measure("dB", "lower", _BANDS.format("the bins from 10 kHz up")),
-    "log_spectral_distance_above_20_khz": Measure("dB", "lower", _BANDS.format("the bins from 20 kHz up")),
-    "si_sdr": Measure("dB", "higher", "scale-invariant signal-to-distortion ratio, means taken off"),
-    "snr": Measure("dB", "higher", "signal-to-noise ratio"),
-    "mse": Measure("", "lower", "mean squared error of the samples"),
-    "loudness_error": Measure("LU", "lower", "difference of the gated loudness (ITU-R BS.1770-4)"),
-    "stereo_width_error": Measure("dB", "lower", "difference of the level of side to mid; where both are stereo"),
-    "side_stft_distance": Measure("", "lower", "DAC's STFT distance of the sides (L - R) / 2; where both are stereo"),
-    "visqol": Measure("MOS", "higher", "ViSQOL in audio mode at 48 kHz, of the mix-downs"),
-    "visqol_left": Measure("MOS", "higher", "the same of the left channels; where both are stereo"),
-    "visqol_right": Measure("MOS", "higher", "the same of the right channels; where both are stereo"),
+    "mel_distance": Measure("mel distance", "", "lower", "DAC's: 150 and 80 bands, windows 2048 and 512"),
+    "stft_distance": Measure("STFT distance", "", "lower", "DAC's: windows 2048 and 512"),
+    "multi_resolution_stft": Measure(
+        "multi-resolution STFT", "", "lower", "spectral convergence and log magnitudes (Yamamoto et al. 2020)"
+    ),
+    "mfcc_distance": Measure("MFCC distance", "nats", "lower", "Euclidean distance of 20 MFCCs"),
+    "log_spectral_distance": Measure("log-spectral distance", "dB", "lower", _BANDS.format("all bins")),
+    "log_spectral_distance_above_10_khz": Measure(
+        "log-spectral distance above 10 kHz", "dB", "lower", _BANDS.format("the bins from 10 kHz up")
+    ),
+    "log_spectral_distance_above_20_khz": Measure(
+        "log-spectral distance above 20 kHz", "dB", "lower", _BANDS.format("the bins from 20 kHz up")
+    ),
+    "si_sdr": Measure("SI-SDR", "dB", "higher", "scale-invariant signal-to-distortion ratio, means taken off"),
+    "snr": Measure("SNR", "dB", "higher", "signal-to-noise ratio"),
+    "mse": Measure("MSE", "", "lower", "mean squared error of the samples"),
+    "loudness_error": Measure(
+        "loudness error", "LU", "lower", "difference of the gated loudness (ITU-R BS.1770-4), without its sign"
+    ),
+    "stereo_width_error": Measure(
+        "stereo width error", "dB", "lower", "difference of the level of side to mid, without its sign" + _STEREO
+    ),
+    "side_stft_distance": Measure(
+        "STFT distance of the sides", "", "lower", "DAC's STFT distance of (L - R) / 2" + _STEREO
+    ),
+    "visqol": Measure("ViSQOL", "MOS", "higher", "in audio mode at 48 kHz, of the mix-downs"),
+    "visqol_left": Measure("ViSQOL, left", "MOS", "higher", "of the left channels" + _STEREO),
+    "visqol_right": Measure("ViSQOL, right", "MOS", "higher", "of the right channels" + _STEREO),
 }
-# Facts about a piece that are no judgement of it.
+# Facts about a piece that are no judgement of its sound.
 FACTS = {
-    "delay": Measure("ms", "", "how much later the decoded sound comes, by cross-correlation"),
-    "length_difference": Measure("ms", "", "how much longer the decoded file was"),
-    "bits_per_second_on_disk": Measure("bit/s", "lower", "size of what encoding writes, by the length of the sound"),
-    "encoding_speed": Measure("x", "higher", "seconds of sound encoded in a second, without compiling"),
-    "decoding_speed": Measure("x", "higher", "seconds of sound decoded in a second, without compiling"),
+    "delay": Measure("delay", "ms", "", "how much later the decoded sound comes, by cross-correlation"),
+    "length_difference": Measure("length difference", "ms", "", "how much longer the decoded file was"),
+    "bits_per_second_on_disk": Measure(
+        "bitrate on disk", "bit/s", "lower", "size of what encoding writes, by the length of the sound"
+    ),
+    "encoding_speed": Measure("encoding speed", "x", "higher", "seconds of sound in a second, without compiling"),
+    "decoding_speed": Measure("decoding speed", "x", "higher", "seconds of sound in a second, without compiling"),
 }
 
 

@@ -64,7 +64,7 @@ class Piece:
 
     @property
     def stem(self) -> str:
-        """A name for its files below a folder: that of the original, and where it begins if there are several pieces."""
+        """A name for its files below a folder: that of the original, and where it begins if it is not all of that."""
         stem = self.original.name.replace("..", "_").lstrip("/")
         if self.original.pieces(self.piece_seconds) == 1:
             return stem

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from bandtok_jax.evaluation import summary
 from bandtok_jax.evaluation.evaluate import ORIGINAL, sound_path
+from bandtok_jax.evaluation.measures import Measure
 
 
 def html(report, sort_by: str, pictures: dict[str, str]) -> str:
@@ -30,13 +31,13 @@ def html(report, sort_by: str, pictures: dict[str, str]) -> str:
     for domain in list(report.means)[1:]:
         body.append(f"<details><summary>{escape(domain)}</summary>{_means_table(report, domain)}</details>")
     if pictures:
-        drawn = "".join(f'<img src="{quote(file)}" alt="{escape(_words(name))}">' for name, file in pictures.items())
+        drawn = "".join(f'<img src="{quote(file)}" alt="{escape(name)}">' for name, file in pictures.items())
         body.append(f"<h2>Quality against bitrate</h2><div class=pictures>{drawn}</div>")
     if report.tokens:
         body += ["<h2>Codes</h2>", _token_table(report)]
     arrow = {"lower": "highest", "higher": "lowest"}.get(report.measures[sort_by].better, "highest")
     body += [
-        f"<h2>Listen</h2><p>The worst pieces first: those with the {arrow} {escape(_words(sort_by))} in the mean over "
+        f"<h2>Listen</h2><p>The worst pieces first: those with the {arrow} {escape(report.measures[sort_by].label)} in the mean over "
         "the systems.</p>",
         _players(report, sort_by),
         "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>",
@@ -44,10 +45,6 @@ def html(report, sort_by: str, pictures: dict[str, str]) -> str:
         "<a href=report.json>report.json</a>.</p>",
     ]
     return _PAGE.format(title=escape(report.title), body="\n".join(body))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def number(value: float | None) -> str:
@@ -82,61 +79,57 @@ def _system_table(report) -> str:
 
 def _means_table(report, domain: str) -> str:
     systems = report.means[domain]
-    rows = []
-    for name, measure in report.measures.items():
-        means = {system: found[name] for system, found in systems.items()}
-        best = summary.best(means, measure.better)
-        cells = "".join(f"<td{' class=best' if system in best else ''}>{_mean(m)}</td>" for system, m in means.items())
-        rows.append(f"<tr>{_measure_head(name, measure.unit, measure.better, measure.meaning)}{cells}</tr>")
+    rows = [
+        _means_row(measure, {system: means[name] for system, means in systems.items()})
+        for name, measure in report.measures.items()
+    ]
     if domain == summary.ALL:
+        meaning = "Frechet distance of the embeddings of all pieces; see the notes"
         for name, values in report.frechet.items():
-            means = {system: summary.Mean(value, None, 0, 0) for system, value in values.items()}
-            best = summary.best(means, "lower")
-            cells = "".join(
-                f"<td{' class=best' if system in best else ''}>{_mean(means[system])}</td>" for system in systems
-            )
-            rows.append(
-                f"<tr>{_measure_head(name, '', 'lower', 'Frechet distance of embeddings; see the notes')}{cells}</tr>"
-            )
-    return _table(["<th>measure</th>", *(f"<th class=number>{escape(system)}</th>" for system in systems)], rows)
+            means = {system: summary.Mean(values[system], None, 0, 0) for system in systems}
+            rows.append(_means_row(Measure(name, "", "lower", meaning), means))
+    return _table(
+        ["<th>measure</th>", *(f"<th class=number colspan=2>{escape(system)}</th>" for system in systems)], rows
+    )
 
 
-def _measure_head(name: str, unit: str, better: str, meaning: str) -> str:
-    arrow = {"lower": " &darr;", "higher": " &uarr;"}.get(better, "")
-    unit = f" <small>{escape(unit)}</small>" if unit else ""
-    return f'<th title="{escape(meaning)}">{escape(_words(name))}{unit}{arrow}</th>'
-
-
-def _mean(found: summary.Mean) -> str:
-    width = "" if found.half_width is None else f" <small>&plusmn;&nbsp;{number(found.half_width)}</small>"
-    left_out = f" <small>({found.left_out} left out)</small>" if found.left_out else ""
-    return f"{number(found.mean)}{width}{left_out}"
+def _means_row(measure: Measure, means: dict[str, summary.Mean]) -> str:
+    arrow = {"lower": " &darr;", "higher": " &uarr;"}.get(measure.better, "")
+    unit = f" <small>{escape(measure.unit)}</small>" if measure.unit else ""
+    best, cells = summary.best(means, measure.better), []
+    for system, found in means.items():
+        width = "" if found.half_width is None else f"&plusmn;&nbsp;{number(found.half_width)}"
+        left_out = f" {found.left_out} left out" if found.left_out else ""
+        mark = " best" if system in best else ""
+        cells.append(f'<td class="mean{mark}">{number(found.mean)}</td><td class="width{mark}">{width}{left_out}</td>')
+    head = f'<th title="{escape(measure.meaning)}">{escape(measure.label)}{unit}{arrow}</th>'
+    return f"<tr>{head}{''.join(cells)}</tr>"
 
 
 def _token_table(report) -> str:
-    head = ["system", "row", "use", "entropy (bit)", "perplexity", "nominal", "entropy", "adaptive"]
-    rows = []
+    head = ["codes", "use", "entropy (bit)", "perplexity", "nominal", "entropy", "adaptive"]
+    titles = [f"<th class={'number' if i else 'text'}>{text}</th>" for i, text in enumerate(head)]
+    tables = []
     for name, tokens in report.tokens.items():
-        rates = tokens["bits_per_second"]
-        numbered = [("all in one", tokens["together"]), *((f"{i}", row) for i, row in enumerate(tokens["rows"]))]
-        for label, row in numbered:
-            whole = [f"{rates[kind] / 1000:.3f}" for kind in ("nominal", "entropy", "adaptive")]
-            cells = [
-                f"{row['use']:.1%}",
-                f"{row['entropy']:.2f}",
-                f"{row['perplexity']:.0f}",
-                *(whole if row is tokens["together"] else [""] * 3),
-            ]
-            hidden = "" if row is tokens["together"] else " class=row"
-            rows.append(
-                f"<tr{hidden}><th>{escape(name)}</th><td>{label}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-            )
-    note = (
-        "<p>Bitrates in kbit/s. Entropy: the lower bound for a coder that knows the histogram of each row beforehand; "
-        "adaptive: of a coder that learns it as it goes (Krichevsky and Trofimov), over all pieces in one stream.</p>"
+        rates = [f"{tokens['bits_per_second'][kind] / 1000:.3f}" for kind in ("nominal", "entropy", "adaptive")]
+        rows = [_token_row(escape(name), tokens["together"], rates)]
+        rows += [_token_row(f"row {i}", row, [""] * len(rates)) for i, row in enumerate(tokens["rows"])]
+        tables.append(rows)
+    overview = _table(titles, [rows[0] for rows in tables])
+    details = "".join(
+        f"<details><summary>{escape(name)}, row by row</summary>{_table(titles, rows)}</details>"
+        for name, rows in zip(report.tokens, tables)
     )
-    table = _table([f"<th class={'number' if i else 'text'}>{text}</th>" for i, text in enumerate(head)], rows)
-    return f"{note}<details open><summary>all codecs and rows</summary>{table}</details>"
+    return (
+        "<p>Of all rows in one histogram. Bitrates in kbit/s: entropy is the lower bound for a coder that knows the "
+        "histogram of each row beforehand, adaptive that of a coder that learns it as it goes (Krichevsky, Trofimov), "
+        f"over all pieces in one stream.</p>{overview}{details}"
+    )
+
+
+def _token_row(head: str, row: dict, rates: list[str]) -> str:
+    cells = [f"{row['use']:.1%}", f"{row['entropy']:.2f}", f"{row['perplexity']:.0f}", *rates]
+    return f"<tr><th>{head}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _players(report, sort_by: str) -> str:
@@ -158,14 +151,16 @@ _PAGE = """<!doctype html>
 <title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; color: #1d2330; }}
 h1 {{ margin-bottom: 0; }} h2 {{ margin: 2.2rem 0 .4rem; font-size: 1.25rem; }}
-.facts {{ margin-top: .1rem; }} .facts, small, .row {{ color: #667; }}
+.facts {{ margin-top: .1rem; }} .facts, small, .width {{ color: #667; }}
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; margin: .6rem 0; }}
 td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #e4e6ec; vertical-align: top; }}
 thead th {{ border-bottom: 2px solid #b8bdca; font-weight: 600; }}
 th {{ text-align: left; font-weight: 500; }} td, th.number {{ text-align: right; }}
-td {{ font-variant-numeric: tabular-nums; white-space: nowrap; }} td.text, th.text {{ text-align: left; white-space: normal; }}
+td {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
+td.text, th.text {{ text-align: left; white-space: normal; }}
 tbody tr:hover {{ background: #f6f7fa; }}
-.best {{ background: #e3f3e6; font-weight: 600; }} details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
+.mean {{ padding-right: .2rem; }} .width {{ padding-left: .2rem; text-align: left; font-size: 85%; }}
+.best {{ background: #e3f3e6; }} .mean.best {{ font-weight: 600; }} details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
 audio {{ width: 15rem; height: 2.2rem; display: block; margin-left: auto; }}
 .pictures img {{ max-width: 100%; width: 34rem; }} li {{ margin: .2rem 0; max-width: 60rem; }}
 </style></head><body><h1>{title}</h1>

@@ -45,7 +45,7 @@ def by_file(results: Iterable[Result]) -> list[dict]:
     for result in results:
         groups.setdefault((result.piece.original.name, result.system), []).append(result)
     lines = []
-    for (file, system), group in sorted(groups.items()):
+    for (file, system), group in groups.items():
         names = dict.fromkeys(name for result in group for name in result.values)
         pieces = [(result.piece.seconds, result.values) for result in group]
         lines.append(

@@ -150,10 +150,7 @@ class FolderSystem:
         """The same piece of the decoded file."""
         path = self._paths[piece.original.name]
         rate, _, samples = waveform.probe(path)
-        difference = samples / rate - piece.original.seconds
-        _refuse_length(
-            difference, f"{path} is {samples / rate:.2f} s long", f"{piece.original.seconds:.2f} s", self.name
-        )
+        difference = _refuse_length(self.name, f"{path} is", samples / rate, piece.original.seconds)
         first, stop = (round(seconds * rate) for seconds in _span(piece))
         return Coded(waveform.read_part(path, first, stop), rate, {"length_difference": 1000 * difference})
 
@@ -193,13 +190,8 @@ class CommandSystem:
             decoded, rate = waveform.read(paths["output"])
             coded = [file for file in os.listdir(folder) if file.startswith(_COMMAND_FILES["coded"])]
             size = sum(os.path.getsize(os.path.join(folder, file)) for file in coded)
-        difference = decoded.shape[1] / rate - audio.shape[1] / piece.original.sample_rate_hz
-        _refuse_length(
-            difference,
-            f"{piece.stem} came back with {decoded.shape[1] / rate:.2f} s",
-            f"{piece.seconds:.2f} s",
-            self.name,
-        )
+        wanted, seconds = audio.shape[1] / piece.original.sample_rate_hz, decoded.shape[1] / rate
+        difference = _refuse_length(self.name, f"{piece.stem} came back", seconds, wanted)
         facts = {"length_difference": 1000 * difference}
         return Coded(decoded, rate, facts | ({"bits_per_second_on_disk": 8 * size / piece.seconds} if size else {}))
 
@@ -221,12 +213,14 @@ def aligned(coded: Coded, original: np.ndarray, sample_rate_hz: int, name: str, 
     return np.pad(audio, ((0, 0), (0, original.shape[1] - audio.shape[1])))
 
 
-def _refuse_length(difference_seconds: float, what: str, wanted: str, name: str) -> None:
-    if abs(difference_seconds) > LONGEST_DIFFERENCE_SECONDS:
+def _refuse_length(name: str, what: str, seconds: float, wanted: float) -> float:
+    """How much longer the decoded sound is, in seconds; ValueError where that is too much."""
+    if abs(seconds - wanted) > LONGEST_DIFFERENCE_SECONDS:
         raise ValueError(
-            f"{name}: {what}, the original {wanted}: a difference of more than {LONGEST_DIFFERENCE_SECONDS} s is not "
-            "cut off silently; decode it to the original's length, or check its sample rate"
+            f"{name}: {what} {seconds:.2f} s long, the original {wanted:.2f} s: over {LONGEST_DIFFERENCE_SECONDS} s are "
+            "not cut off silently; decode it to the original's length, or check its sample rate"
         )
+    return seconds - wanted
 
 
 def _span(piece: Piece) -> tuple[float, float]:

@@ -38,10 +38,10 @@ def statistics(counts: np.ndarray, columns_per_second: float) -> dict[str, Any]:
     """Numbers about the codes behind `counts` `[F, K]`, for each row and for all rows in one histogram.
 
     Returns:
-      For "rows" (a list) and "together": `use`, the share of the codes that came at all; `entropy` in bits; `perplexity`
-      2^entropy; `efficiency`, the entropy by log2 K (DAC's codebook use is its mean over rows). And bitrates in bit/s:
-      `nominal` ceil(log2 K) for every code; `entropy`, the lower bound for a coder that knows each row's histogram
-      beforehand; `adaptive`, of a coder that learns each row's histogram as it goes.
+      For "rows" (a list) and "together": `use`, the share of the codes that came at all; `entropy` in bits;
+      `perplexity` 2^entropy; `efficiency`, the entropy by log2 K (DAC's codebook use is its mean over rows).
+      In "bits_per_second": `nominal`, ceil(log2 K) bits for every code; `entropy`, the lower bound for a coder that
+      knows each row's histogram beforehand; `adaptive`, of a coder that learns each row's histogram as it goes.
     """
     F, K = counts.shape
     columns = int(counts[0].sum())

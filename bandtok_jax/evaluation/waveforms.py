@@ -71,7 +71,7 @@ def delay_seconds(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int
 
 
 def shifted(audio: np.ndarray, samples: int) -> np.ndarray:
-    """`[..., S]` moved to an earlier time by `samples` (later where negative), silence in the place that becomes free."""
+    """`[..., S]` moved to an earlier time by `samples` (later where negative), silence in the free place."""
     moved = np.zeros_like(audio)
     length = audio.shape[-1]
     moved[..., max(0, -samples) : length - max(0, samples)] = audio[..., max(0, samples) : length - max(0, -samples)]
