@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the report; one begun is finished")
     p.add_argument("--split", choices=("train", "validation", "test"), help="of records (default validation)")
     p.add_argument("--tracks", metavar="CSV", help="table of the files with the columns file, split, domain, caption")
-    p.add_argument("--limit-seconds", type=float, metavar="S", help="only so much, from as many files as possible")
+    p.add_argument("--limit-seconds", type=float, metavar="S", help="only about so much, of as many files as possible")
     p.add_argument("--piece-seconds", type=float, default=30.0, metavar="S", help="longer files are cut (default 30)")
     p.add_argument("--sample-rate", type=int, metavar="HZ", help="compare at (default: each original's own rate)")
     p.add_argument("--mono", action="store_true", help="mix the originals down before any codec hears them")

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.interchange import container, model_folder, stage
 
 VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
-LATER = ("evaluate", "import")
+LATER = ("import",)
 RATE = 44100
 
 
@@ -170,6 +171,24 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
         levels.append(soundfile.read(more + ".wav")[0].std())
     np.testing.assert_array_equal(*codes)
     assert levels[1] == pytest.approx(0.01 * levels[0], rel=0.02)
+
+
+def test_evaluate(model, song, tmp_path, capsys):
+    flags = [
+        f"--codec=mine={model}",
+        "--data",
+        song,
+        f"--output={tmp_path / 'report'}",
+        "--workers=1",
+        "--without=visqol",
+    ]
+    assert cli.main(["evaluate", *flags]) == 0
+    assert re.match(r"mine  mel_distance \d\.\d+, stft_distance ", capsys.readouterr().out)
+    with open(tmp_path / "report" / "report.json") as file:
+        report = json.load(file)
+    assert report["systems"]["mine"]["bits_per_second"] == bandtok_jax.load(model).bits_per_second
+    (header,) = [container.Reader(path).header for path in (tmp_path / "report" / "codes").rglob("*.bt")]
+    assert (header.samples, header.columns, header.rows) == (RATE, 11, 16)
 
 
 def test_prepare_says_what_it_did_not_read(tmp_path, capsys):

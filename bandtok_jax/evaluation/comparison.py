@@ -62,9 +62,8 @@ def write(
     Raises:
       ValueError: there is no such measure, or an embedding does not work.
     """
-    known = (
-        MEASURES | {name: Measure(name, "", "", f"printed by {command}") for name, command in settings.commands} | FACTS
-    )
+    own = {name: Measure(name, "", "", f"printed by {command}") for name, command in settings.commands}
+    known = MEASURES | own | FACTS
     found = {name for result in results for name in result.values}
     measures = {name: measure for name, measure in known.items() if name in found}
     if sort_by not in measures:

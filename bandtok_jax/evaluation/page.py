@@ -35,10 +35,11 @@ def html(report, sort_by: str, pictures: dict[str, str]) -> str:
         body.append(f"<h2>Quality against bitrate</h2><div class=pictures>{drawn}</div>")
     if report.tokens:
         body += ["<h2>Codes</h2>", _token_table(report)]
-    arrow = {"lower": "highest", "higher": "lowest"}.get(report.measures[sort_by].better, "highest")
+    sorting = report.measures[sort_by]
+    extreme = "lowest" if sorting.better == "higher" else "highest"
     body += [
-        f"<h2>Listen</h2><p>The worst pieces first: those with the {arrow} {escape(report.measures[sort_by].label)} in the mean over "
-        "the systems.</p>",
+        "<h2>Listen</h2>",
+        f"<p>The worst pieces first: with the {extreme} {escape(sorting.label)} in the mean over the systems.</p>",
         _players(report, sort_by),
         "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>",
         "<p>The same numbers: <a href=summary.csv>summary.csv</a>, <a href=files.csv>files.csv</a>, "
@@ -157,10 +158,12 @@ td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #e4e6ec; vertical-align
 thead th {{ border-bottom: 2px solid #b8bdca; font-weight: 600; }}
 th {{ text-align: left; font-weight: 500; }} td, th.number {{ text-align: right; }}
 td {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
-td.text, th.text {{ text-align: left; white-space: normal; }}
+td.text, th.text {{ text-align: left; white-space: normal; }} thead th {{ white-space: nowrap; }}
 tbody tr:hover {{ background: #f6f7fa; }}
+
 .mean {{ padding-right: .2rem; }} .width {{ padding-left: .2rem; text-align: left; font-size: 85%; }}
-.best {{ background: #e3f3e6; }} .mean.best {{ font-weight: 600; }} details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
+.best {{ background: #e3f3e6; }} .mean.best {{ font-weight: 600; }}
+details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
 audio {{ width: 15rem; height: 2.2rem; display: block; margin-left: auto; }}
 .pictures img {{ max-width: 100%; width: 34rem; }} li {{ margin: .2rem 0; max-width: 60rem; }}
 </style></head><body><h1>{title}</h1>

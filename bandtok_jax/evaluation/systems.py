@@ -217,8 +217,8 @@ def _refuse_length(name: str, what: str, seconds: float, wanted: float) -> float
     """How much longer the decoded sound is, in seconds; ValueError where that is too much."""
     if abs(seconds - wanted) > LONGEST_DIFFERENCE_SECONDS:
         raise ValueError(
-            f"{name}: {what} {seconds:.2f} s long, the original {wanted:.2f} s: over {LONGEST_DIFFERENCE_SECONDS} s are "
-            "not cut off silently; decode it to the original's length, or check its sample rate"
+            f"{name}: {what} {seconds:.2f} s long, its original {wanted:.2f} s; over {LONGEST_DIFFERENCE_SECONDS} s "
+            "is not cut off silently: decode it to the original's length, or check its sample rate"
         )
     return seconds - wanted
 
