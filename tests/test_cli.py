@@ -174,15 +174,8 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
 
 
 def test_evaluate(model, song, tmp_path, capsys):
-    flags = [
-        f"--codec=mine={model}",
-        "--data",
-        song,
-        f"--output={tmp_path / 'report'}",
-        "--workers=1",
-        "--without=visqol",
-    ]
-    assert cli.main(["evaluate", *flags]) == 0
+    flags = [f"--codec=mine={model}", "--data", song, f"--output={tmp_path / 'report'}", "--without=visqol"]
+    assert cli.main(["evaluate", *flags, "--workers=1"]) == 0
     assert re.match(r"mine  mel_distance \d\.\d+, stft_distance ", capsys.readouterr().out)
     with open(tmp_path / "report" / "report.json") as file:
         report = json.load(file)

@@ -30,7 +30,7 @@ class Original:
 
     def pieces(self, piece_seconds: float) -> int:
         """How many pieces of at most `piece_seconds` it is cut into."""
-        return max(1, math.ceil((self.seconds - SHORTEST_REST_SECONDS) / piece_seconds))
+        return max(0, math.floor((self.seconds - SHORTEST_REST_SECONDS) / piece_seconds)) + 1
 
     def cut(self, piece_seconds: float, channels: int | None = None) -> Iterator[np.ndarray]:
         """Its pieces, float32 `[C, S]`, with only one of them in memory; 1 channel is the mix-down.
