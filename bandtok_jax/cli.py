@@ -223,6 +223,10 @@ def _parser() -> argparse.ArgumentParser:
         "bandtok evaluate --codec=mine=models/mine --opus=24 --data=data/music --output=reports/first",
     )
     p.add_argument(
+        "what", nargs="?", choices=("codecs", "tokens"), default="codecs",
+        help="tokens: entropy, use and mutual information of the rows of --data, token records or sound for --codec",
+    )  # fmt: skip
+    p.add_argument(
         "--codec", action="append", default=[], metavar="[NAME=]MODEL",
         help="run or export folder, a run's vocoder after a plus, as NAME=runs/tokenizer+runs/vocoder; repeatable",
     )  # fmt: skip
@@ -239,7 +243,11 @@ def _parser() -> argparse.ArgumentParser:
         "--data", required=True, nargs="+", metavar="DATA", help="folders, sound files, prepared records, 'synthetic'"
     )
     p.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the report; one begun is finished")
-    p.add_argument("--split", choices=("train", "validation", "test"), help="of records (default validation)")
+    p.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        help="of records (default validation; train for token records)",
+    )
     p.add_argument("--tracks", metavar="CSV", help="table of the files with the columns file, split, domain, caption")
     p.add_argument("--limit-seconds", type=float, metavar="S", help="only about so much, of as many files as possible")
     p.add_argument("--piece-seconds", type=float, default=30.0, metavar="S", help="longer files are cut (default 30)")
@@ -333,7 +341,7 @@ def _plan(flags):
 def _evaluate(flags):
     from bandtok_jax.evaluation import request
 
-    for line in request.evaluate(flags):
+    for line in (request.tokens if flags.what == "tokens" else request.evaluate)(flags):
         print(line)
 
 

@@ -7,9 +7,11 @@ import re
 import shutil
 from typing import Any
 
+import numpy as np
+
 import bandtok_jax
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import comparison, measures, originals, systems
+from bandtok_jax.evaluation import comparison, measures, originals, systems, token_report
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Settings, run
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -38,6 +40,36 @@ def evaluate(flags: Any) -> Iterator[str]:
         yield f"{system:<{width}}  {', '.join(shown)}, FAD-mel {_digits(report.frechet['FAD-mel'][system])}"
     yield from notes
     yield f"report: {os.path.join(flags.output, 'index.html')}"
+
+
+def tokens(flags: Any) -> Iterator[str]:
+    """The same for `bandtok evaluate tokens`: what the codes are like, row by row."""
+    settings = _settings(flags)
+    records = [path for path in flags.data if token_report.is_tokens(path)]
+    if records and (len(records) < len(flags.data) or flags.codec):
+        raise ValueError("--data: give folders of token records, or sound with --codec=MODEL, not both")
+    if not records and not flags.codec:
+        raise ValueError(
+            f"{flags.data[0]} holds no token records: make them with  bandtok tokenize, or give sound and --codec=MODEL"
+        )
+    compared = [token_report.read(path, flags.split or "train") for path in records]
+    if flags.codec:
+        found, _ = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
+        pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
+        for system in (system for text in flags.codec for system in _codecs(text, ())):
+            compared.append(token_report.encode(system.name, system.codec, pieces))
+    _refuse_equal([one.name for one in compared])
+    for name, facts in token_report.write(flags.output, compared).items():
+        rates = facts["bits_per_second"]
+        dependence = ""
+        if facts["nmi"]:
+            means = [np.mean(facts[key]) for key in ("nmi", "nmi_shuffled")]
+            dependence = f", NMI {means[0]:.3f} (shuffled {means[1]:.3f})"
+        yield (
+            f"{name}: {facts['samples']} columns, use {facts['together']['use']:.1%}, "
+            f"{rates['nominal'] / 1000:.3f} kbit/s, entropy {rates['entropy'] / 1000:.3f} kbit/s{dependence}"
+        )
+    yield f"report: {os.path.join(flags.output, 'tokens.json')}"
 
 
 _SHOWN = ("mel_distance", "stft_distance", "si_sdr", "visqol")
@@ -98,11 +130,14 @@ def _systems(flags: Any, chosen: list[originals.Original]) -> list[Any]:
     for text in flags.codec:
         codecs += _codecs(text, flags.rows)
     compared = codecs + compared
-    names = [system.name for system in compared]
+    _refuse_equal([system.name for system in compared])
+    return compared
+
+
+def _refuse_equal(names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two systems are called {name}: give one of them another name, as --codec=NAME=MODEL")
-    return compared
 
 
 def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]:
