@@ -173,6 +173,12 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
     assert levels[1] == pytest.approx(0.01 * levels[0], rel=0.02)
 
 
+def _without_vocoder(model, tmp_path):
+    codec = bandtok_jax.load(model)
+    model_folder.save(Codec(codec.stages["tokenizer"]), tmp_path / "alone")
+    return tmp_path / "alone"
+
+
 def test_evaluate(model, song, tmp_path, capsys):
     flags = [f"--codec=mine={model}", "--data", song, f"--output={tmp_path / 'report'}", "--without=visqol"]
     assert cli.main(["evaluate", *flags, "--workers=1"]) == 0
@@ -180,6 +186,8 @@ def test_evaluate(model, song, tmp_path, capsys):
     with open(tmp_path / "report" / "report.json") as file:
         report = json.load(file)
     assert report["systems"]["mine"]["bits_per_second"] == bandtok_jax.load(model).bits_per_second
+    alone = [f"--codec=alone={_without_vocoder(model, tmp_path)}", *flags[1:]]
+    assert "no vocoder" in (error := failure(capsys, "evaluate", *alone)) and "--codec=alone=RUN+VOCODER" in error
     (header,) = [container.Reader(path).header for path in (tmp_path / "report" / "codes").rglob("*.bt")]
     assert (header.samples, header.columns, header.rows) == (RATE, 11, 16)
 

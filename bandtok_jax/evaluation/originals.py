@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.data_pipelines import records, tracks, whole_tracks
@@ -88,7 +89,7 @@ def find(
     Raises:
       FileNotFoundError, ValueError: there are none, or what is there cannot be used.
     """
-    prepared = [path for path in data if path == "synthetic" or os.path.isfile(os.path.join(path, records.MANIFEST))]
+    prepared = [path for path in data if path == "synthetic" or storage.exists(os.path.join(path, records.MANIFEST))]
     if prepared and (len(data) > 1 or tracks_csv):
         raise ValueError(
             f"{prepared[0]} holds records: give it alone, without other data and without a table of tracks"
@@ -121,7 +122,9 @@ def _records(directory: str, split: str) -> list[Original]:
     fingerprint = "" if directory == "synthetic" else records.read_manifest(directory)["fingerprint"]
 
     def original(track):
-        read = lambda: (block.astype(np.float32) / np.float32(waveform.INT16_SCALE) for block in track.blocks())
+        read = lambda: (
+            block.astype(np.float32) / np.float32(waveform.INT16_SCALE) for block in track.at_hand().blocks()
+        )
         identity = f"{fingerprint} {split} {track.name}"
         seconds = track.samples / track.sample_rate_hz
         return Original(track.name, track.domain, track.caption, track.sample_rate_hz, seconds, identity, read)

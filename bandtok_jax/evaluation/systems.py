@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from bandtok_jax.evaluation.originals import Original, Piece
 from bandtok_jax.interchange import container, safetensors
 
 LONGEST_DIFFERENCE_SECONDS = 0.1
+PROGRAM = re.compile(r"[\w./+-]+")  # what begins a command of the shell may also be a variable or a bracket
 OPUS_COMMAND = (
     "ffmpeg -nostdin -v error -y -i {{input}} -c:a libopus -b:a {0}k {{coded}}.opus && "
     "ffmpeg -nostdin -v error -y -i {{coded}}.opus {{output}}"
@@ -87,8 +89,7 @@ class CodecSystem:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the report says how many channels a codec has
             if not self._warm:  # the first call compiles
-                codec.decode(codec.encode(audio, rate)[:, : self.rows])
-                self._warm = True
+                self._warm_up(audio, rate)
             begin = time.perf_counter()
             codes = np.asarray(codec.encode(audio, rate))[:, : self.rows]
             encoded = time.perf_counter()
@@ -107,6 +108,14 @@ class CodecSystem:
             "bits_per_second_on_disk": 8 * os.path.getsize(codes_file) / piece.seconds,
         }
         return Coded(decoded[:, :samples], codec.sample_rate_hz, facts)
+
+    def _warm_up(self, audio: np.ndarray, sample_rate_hz: int) -> None:
+        codes = self.codec.encode(audio, sample_rate_hz)
+        try:
+            self.codec.decode(codes[:, : self.rows])
+        except ValueError as error:  # such as that of a run without a vocoder
+            raise ValueError(f"{self.name}: {error}; here, --codec={self.name}=RUN+VOCODER") from error
+        self._warm = True
 
 
 class FolderSystem:
@@ -168,7 +177,7 @@ class CommandSystem:
             if needed not in command:
                 raise ValueError(f"--command={name}: there is no {needed} in {command!r}; say where it goes")
         program = shlex.split(command)[0]
-        if not shutil.which(program):
+        if PROGRAM.fullmatch(program) and not shutil.which(program):
             raise ValueError(
                 f"--command={name}: the program {program!r} is not installed; install it, or give its path"
             )

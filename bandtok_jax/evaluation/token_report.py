@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 from tqdm import tqdm
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource
 from bandtok_jax.evaluation import plots, token_dependence, token_statistics
 from bandtok_jax.evaluation.originals import Piece
@@ -34,7 +35,7 @@ class Tokens:
 
 def is_tokens(path: str) -> bool:
     """Whether a folder holds token records."""
-    return os.path.isfile(os.path.join(path, MANIFEST))
+    return storage.exists(os.path.join(path, MANIFEST))
 
 
 def read(path: str, split: str) -> Tokens:
