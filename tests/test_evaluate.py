@@ -119,6 +119,7 @@ def test_a_report_of_several_systems(music, codec, tmp_path, capsys):
     links.feed(page)
     assert not links.open and len(links.found) > 4 * 5
     assert all((output / link).is_file() for link in links.found), "no resource from elsewhere, none missing"
+    assert "studio/b.wav, from 0:02" in page and "--mono gives the same sound to all" in page
     assert page.count("<audio") == 5 * 5 and "visqol-python" not in page and "ViSQOL was left out" in page
     assert 'class="mean best"' in page and (output / "mel_distance_against_bitrate.png").is_file()
 

@@ -149,6 +149,8 @@ def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Setting
         longest = max((abs(values.get("length_difference") or 0) for values in own), default=0)
         cut = f"; lengths differ by up to {longest:.1f} ms, cut or filled up with silence" if longest else ""
         notes.append(f"{name} decodes to {said}{cut}.")
+    if len({one.values["decoded_channels"] for one in results}) > 1:
+        notes.append("Some code two channels and some the mix-down: --mono gives the same sound to all.")
     delays = [one.values["delay"] for one in results if one.values.get("delay")]
     if delays:
         treated = "corrected before measuring" if settings.align else "not corrected; --align does that"

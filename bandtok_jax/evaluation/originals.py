@@ -64,6 +64,14 @@ class Piece:
         return min(self.piece_seconds, self.original.seconds - self.number * self.piece_seconds)
 
     @property
+    def label(self) -> str:
+        """What people read: the original's name, and where the piece begins if it is not all of that."""
+        if self.original.pieces(self.piece_seconds) == 1:
+            return self.original.name
+        minutes, seconds = divmod(round(self.number * self.piece_seconds), 60)
+        return f"{self.original.name}, from {minutes}:{seconds:02d}"
+
+    @property
     def stem(self) -> str:
         """A name for its files below a folder: that of the original, and where it begins if it is not all of that."""
         stem = self.original.name.replace("..", "_").lstrip("/")

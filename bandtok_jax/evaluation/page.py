@@ -143,7 +143,7 @@ def _players(report, sort_by: str) -> str:
             source = quote(sound_path("", name, piece))
             cells.append(f'<td>{value}<audio controls preload=none src="{source}"></audio></td>')
         domain = f"<br><small>{escape(piece.original.domain)}</small>" if piece.original.domain else ""
-        rows.append(f"<tr><th>{escape(piece.stem)}{domain}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{escape(piece.label)}{domain}</th>{''.join(cells)}</tr>")
     return _table(["<th>piece</th>", *(f"<th class=number>{escape(name)}</th>" for name in names)], rows)
 
 
