@@ -13,7 +13,7 @@ from bandtok_jax.evaluation import distances
 HIGHEST_RATIO_DB = 100.0
 SILENCE_POWER = 1e-12
 LONGEST_DELAY_SECONDS = 0.1
-LEAST_CORRELATION = 0.3  # our choice: below it two sounds have no common delay to speak of
+LEAST_CORRELATION = 0.5  # our choice: below it two sounds have no common delay to speak of
 
 
 def mean_squared_error(original: np.ndarray, decoded: np.ndarray) -> float:
@@ -58,7 +58,7 @@ def stereo_errors(original: np.ndarray, decoded: np.ndarray) -> tuple[float | No
 def delay_seconds(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
     """How much later the decoded sound comes, by the peak of the cross-correlation within +-0.1 s.
 
-    None where the peak is below 0.3 of what two equal sounds have: a vocoder's phases need not resemble the original's.
+    None where the peak is below half of what two equal sounds have: a vocoder's phases need not resemble the original's.
     """
     reach = min(int(LONGEST_DELAY_SECONDS * sample_rate_hz), len(original) - 1)
     correlation = scipy.signal.correlate(np.asarray(decoded, np.float64), np.asarray(original, np.float64))
