@@ -4,6 +4,7 @@ import csv
 import html.parser
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -298,6 +299,13 @@ def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, mo
     assert "mine decodes c.wav to audio with 24000 samples that are NaN" in error
     monkeypatch.setattr(SmallCodec, "decode", lambda self, codes: np.zeros(len(codes), np.float32))
     assert "6000 samples of the 24000" in failure(capsys, "--codec=mine=x", *data[:-1])
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_opus(music, codec, tmp_path):
+    assert run("--opus=24", "--data", music / "studio", f"--output={tmp_path / 'report'}") == 0
+    (line,) = table(tmp_path / "report" / "files.csv")
+    assert 10_000 < float(line["bits_per_second_on_disk"]) < 60_000 and float(line["snr"]) > 5
 
 
 def test_other_rates_are_compared_at_the_originals_or_at_a_given_one(music, codec, tmp_path):

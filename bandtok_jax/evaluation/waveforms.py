@@ -58,7 +58,7 @@ def stereo_errors(original: np.ndarray, decoded: np.ndarray) -> tuple[float | No
 def delay_seconds(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
     """How much later the decoded sound comes, by the peak of the cross-correlation within +-0.1 s.
 
-    None where the peak is below half of what two equal sounds have: a vocoder's phases need not resemble the original's.
+    None where the peak is below half of what two equal sounds have: a vocoder's phases need not be the original's.
     """
     reach = min(int(LONGEST_DELAY_SECONDS * sample_rate_hz), len(original) - 1)
     correlation = scipy.signal.correlate(np.asarray(decoded, np.float64), np.asarray(original, np.float64))
