@@ -232,9 +232,56 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--output", "-o", required=True, metavar="DIR")
 
-    purpose = "measure a codec on prepared records"
-    p = verb(_later, purpose, "bandtok evaluate --model=models/mine --data=data/music", free=True, name="evaluate")
-    p.description = f"This verb comes with a later version. It will {purpose}, and be used as below."
+    p = verb(
+        _evaluate,
+        "compare codecs on the same sounds: measures, intervals, a page with players",
+        "bandtok evaluate --codec=mine=models/mine --opus=24 --data=data/music --output=reports/first",
+    )
+    p.add_argument(
+        "what", nargs="?", choices=("codecs", "tokens"), default="codecs",
+        help="tokens: entropy, use and mutual information of the rows of --data, token records or sound for --codec",
+    )  # fmt: skip
+    p.add_argument(
+        "--codec", action="append", default=[], metavar="[NAME=]MODEL",
+        help="run or export folder, a run's vocoder after a plus, as NAME=runs/tokenizer+runs/vocoder; repeatable",
+    )  # fmt: skip
+    p.add_argument("--decoded", action="append", default=[], metavar="NAME=DIR", help="what another codec decoded")
+    p.add_argument(
+        "--command", action="append", default=[], metavar="NAME=COMMAND",
+        help="another codec's command, with {input}, {output} and perhaps {coded}",
+    )  # fmt: skip
+    p.add_argument("--opus", action="append", default=[], type=int, metavar="KBPS", help="Opus at that rate, by ffmpeg")
+    p.add_argument(
+        "--rows", type=_numbers, default=(), metavar="N,N", help="also decode only so many rows, of residual codecs"
+    )
+    p.add_argument(
+        "--data", required=True, nargs="+", metavar="DATA", help="folders, sound files, prepared records, 'synthetic'"
+    )
+    p.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the report; one begun is finished")
+    p.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        help="of records (default validation; train for token records)",
+    )
+    p.add_argument("--tracks", metavar="CSV", help="table of the files with the columns file, split, domain, caption")
+    p.add_argument("--limit-seconds", type=float, metavar="S", help="only about so much, of as many files as possible")
+    p.add_argument("--piece-seconds", type=float, default=30.0, metavar="S", help="longer files are cut (default 30)")
+    p.add_argument("--sample-rate", type=int, metavar="HZ", help="compare at (default: each original's own rate)")
+    p.add_argument("--mono", action="store_true", help="mix the originals down before any codec hears them")
+    p.add_argument("--align", action="store_true", help="correct the delay that was found before measuring")
+    p.add_argument("--without", action="append", default=[], metavar="MEASURE", help="leave out, such as visqol")
+    p.add_argument(
+        "--measure", action="append", default=[], metavar="NAME=COMMAND",
+        help="a number that a command prints, with {original} and {decoded}, perhaps {caption}",
+    )  # fmt: skip
+    p.add_argument(
+        "--embedding", action="append", default=[], metavar="NAME=SOURCE",
+        help="a further Frechet distance, by an .npz file, MODULE:FUNCTION, or a command with {folder} and {output}",
+    )  # fmt: skip
+    p.add_argument(
+        "--sort-by", default="mel_distance", metavar="MEASURE", help="the worst first (default mel_distance)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="processes that measure (default: one for each core)")
     return parser
 
 
@@ -304,6 +351,18 @@ def _plan(flags):
     print(f"\nit fits with {search.as_flags(changes)}:\n")
     print(text.as_json([cured]) if flags.json else text.text(cured, flags.config))
     return 1
+
+
+def _evaluate(flags):
+    from bandtok_jax.evaluation import request
+
+    for line in (request.tokens if flags.what == "tokens" else request.evaluate)(flags):
+        print(line)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`1,3,9` -> those; argparse turns a ValueError into a usage error."""
+    return tuple(map(int, text.split(",")))
 
 
 def _steps(text: str) -> range:
@@ -455,10 +514,6 @@ def _import(flags):
         f"{flags.output}: {stage.name}, {codec.rows} rows of {codec.codebook_size} codes at {codec.sample_rate_hz} Hz, "
         f"{codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
     )
-
-
-def _later(flags):
-    raise ValueError(f"{flags.verb} comes with a later version: see  bandtok {flags.verb} --help")
 
 
 if __name__ == "__main__":

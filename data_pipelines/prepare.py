@@ -4,15 +4,12 @@ interruption.
 The work is cut into tasks (`shard_tasks`), which processes of this machine do, or Apache Beam on many machines.
 """
 
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 
 from tqdm import tqdm
 
@@ -20,16 +17,10 @@ from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import reading, records, shard_tasks, summary
 from bandtok_jax.data_pipelines import tracks as find_tracks
+from bandtok_jax.worker_pool import KILLED, worker_pool
 
 BYTES_A_WORKER = 8 << 20  # below this a new process costs more than it brings
 RUNNERS = ("local", "beam")
-
-
-def _end_with_parent():
-    """Runs in a worker: a killed parent must not leave it waiting for ever, and Ctrl-C ends it without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _run_here(waiting, workers):
@@ -37,16 +28,12 @@ def _run_here(waiting, workers):
     if workers == 1 or len(waiting) < 2:
         yield from (shard_tasks.run(*arguments) for arguments in waiting)
         return
-    with ProcessPoolExecutor(
-        min(workers, len(waiting)), multiprocessing.get_context("spawn"), _end_with_parent
-    ) as pool:
+    with worker_pool(min(workers, len(waiting))) as pool:
         futures = [pool.submit(shard_tasks.run, *arguments) for arguments in waiting]
         try:
             yield from (future.result() for future in as_completed(futures))
         except BrokenProcessPool:
-            raise ValueError(
-                "a worker process was killed, perhaps for want of memory; the same command with fewer --workers goes on"
-            ) from None
+            raise ValueError(KILLED) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

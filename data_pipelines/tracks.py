@@ -16,6 +16,7 @@ from bandtok_jax.data_pipelines import tfds_sources
 ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".aif", ".mp3", ".oga", ".opus"}
 SPLITS = ("train", "validation", "test")
 SYNTHETIC = "synthetic"
+DEFAULT_DOMAIN = "music"
 BEGINNING_BYTES = 1 << 16
 # 20 minutes: enough for the smallest models, made in half a minute on two cores.
 SYNTHETIC_PIECES, SYNTHETIC_SECONDS = 100, 12.0
@@ -99,7 +100,7 @@ def _remote_files(source, others):
             # A bucket tells of a changed file by another mark, not everywhere by a time.
             mark = str([facts.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "created")])
             changed = int.from_bytes(hashlib.sha256(mark.encode()).digest()[:6], "big")
-            yield Track(name=name, path=path, domain="music", bytes=facts["size"], changed_ns=changed)
+            yield Track(name=name, path=path, domain=DEFAULT_DOMAIN, bytes=facts["size"], changed_ns=changed)
         else:
             others[ending or "no ending"] += 1
 
@@ -186,7 +187,7 @@ def _found(source, validation_share, tfds_dir, left_out, others):
             yield Track(
                 name=name,
                 path=os.path.abspath(path),
-                domain="music",
+                domain=DEFAULT_DOMAIN,
                 bytes=status.st_size,
                 changed_ns=status.st_mtime_ns,
             )

@@ -26,6 +26,7 @@ class Track:
     sample_rate_hz: int
     seconds: float
     lufs: float
+    domain: str = ""
 
     @property
     def samples(self):
@@ -74,7 +75,7 @@ def read_tracks(data, sample_rate_hz, pieces=1):
         split, numbers = line["split"], range(ends[line["split"]], ends[line["split"]] + line["records"])
         ends[split] = numbers.stop
         lufs = line["lufs"] if line["mono_lufs"] is None else line["mono_lufs"]
-        facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs)
+        facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs, line["domain"])
         tracks[split].append(Track(sources[split], numbers, *facts))
     for split, source in sources.items():
         if ends[split] != len(source):
@@ -90,6 +91,13 @@ def _synthetic_tracks(split, count, sample_rate_hz):
     tracks = []
     for number in range(count):
         record = source[number]
-        facts = (record["track"], record["caption"], sample_rate_hz, SYNTHETIC_SECONDS, record["mono_lufs"])
+        facts = (
+            record["track"],
+            record["caption"],
+            sample_rate_hz,
+            SYNTHETIC_SECONDS,
+            record["mono_lufs"],
+            record["domain"],
+        )
         tracks.append(Track(source, range(number, number + 1), *facts))
     return tracks

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,6 @@ from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.interchange import container, model_folder, stage
 
 VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
-LATER = ("evaluate", "import")
 RATE = 44100
 
 
@@ -81,7 +81,6 @@ def test_help_names_every_verb_and_each_shows_an_example(capsys):
             cli.main([verb, "--help"])
         shown = capsys.readouterr().out
         assert f"example:\n  bandtok {verb} " in shown
-        assert ("comes with a later version" in shown) == (verb in LATER)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +91,6 @@ def test_usage_errors_leave_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
     assert exit.value.code == 2 and "usage: bandtok" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", LATER)
-def test_later_verbs_say_so(verb, capsys):
-    assert f"{verb} comes with a later version" in failure(capsys, verb, "something", "--anything")
 
 
 def test_train_overrides():
@@ -170,6 +164,25 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
         levels.append(soundfile.read(more + ".wav")[0].std())
     np.testing.assert_array_equal(*codes)
     assert levels[1] == pytest.approx(0.01 * levels[0], rel=0.02)
+
+
+def _without_vocoder(model, tmp_path):
+    codec = bandtok_jax.load(model)
+    model_folder.save(BandCodec(codec.stages["tokenizer"]), tmp_path / "alone")
+    return tmp_path / "alone"
+
+
+def test_evaluate(model, song, tmp_path, capsys):
+    flags = [f"--codec=mine={model}", "--data", song, f"--output={tmp_path / 'report'}", "--without=visqol"]
+    assert cli.main(["evaluate", *flags, "--workers=1"]) == 0
+    assert re.match(r"mine  mel_distance \d\.\d+, stft_distance ", capsys.readouterr().out)
+    with open(tmp_path / "report" / "report.json") as file:
+        report = json.load(file)
+    assert report["systems"]["mine"]["bits_per_second"] == bandtok_jax.load(model).bits_per_second
+    alone = [f"--codec=alone={_without_vocoder(model, tmp_path)}", *flags[1:]]
+    assert "no vocoder" in (error := failure(capsys, "evaluate", *alone)) and "--codec=alone=RUN+VOCODER" in error
+    (header,) = [container.Reader(path).header for path in (tmp_path / "report" / "codes").rglob("*.bt")]
+    assert (header.samples, header.columns, header.rows) == (RATE, 11, 16)
 
 
 def test_prepare_says_what_it_did_not_read(tmp_path, capsys):

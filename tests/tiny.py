@@ -83,11 +83,11 @@ def config(task: str, folder, **overrides):
     """A locked configuration of that task; `folder` is where it may keep data that it needs."""
     changes = settings(task, **overrides)
     if task == "language_model":
-        changes["data.tokens"] = str(_token_records(pathlib.Path(folder) / "tokens"))
+        changes["data.tokens"] = str(token_records(pathlib.Path(folder) / "tokens"))
     return experiment.load_config(_NAMES[task], changes)
 
 
-def _token_records(folder: pathlib.Path) -> pathlib.Path:
+def token_records(folder: pathlib.Path) -> pathlib.Path:
     """Pieces in which every code follows from the one a column earlier, but for some noise."""
     if not folder.exists():
         facts = dict(codebook_size=64, rows=4, columns_per_second=10.77, row_kind="band", samples_per_column=4096)

@@ -69,6 +69,16 @@ def read(path) -> tuple[np.ndarray, int]:
     return np.concatenate(parts or [np.zeros((channels, 0), np.float32)], axis=1), sample_rate_hz
 
 
+def read_part(path, first: int, stop: int) -> np.ndarray:
+    """The samples `first` to `stop` of a file, float32 `[C, <= stop - first]`."""
+    with _open(path) as file:
+        try:
+            file.seek(min(first, file.frames))
+            return np.ascontiguousarray(file.read(stop - first, dtype="float32", always_2d=True).T)
+        except soundfile.LibsndfileError as error:
+            raise _unreadable(path, error) from error
+
+
 class Writer:
     """Writes sound block by block: 16 bit for .wav and .flac, compressed for .ogg and .mp3.
 

@@ -71,3 +71,48 @@ def curves(path, lines: dict[str, tuple[list[float], list[float]]], *, title: st
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
+
+
+def against_bitrate(path, points: dict, *, label: str) -> None:
+    """Draws `name -> (kbit/s, summary.Mean)` with intervals; what is undefined is left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, (rate, found) in sorted(points.items(), key=lambda point: point[1][0]):
+        if found.mean is not None:
+            axis.errorbar(rate, found.mean, yerr=found.half_width or 0.0, marker="o", capsize=3, label=name)
+    axis.set_xlabel("kbit/s")
+    axis.set_ylabel(label, fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def by_row(path, lines: dict[str, list[float]], *, label: str) -> None:
+    """Draws `name -> one value for each row`; names that end with "shuffled" are dashed, as controls are."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, values in lines.items():
+        axis.plot(values, label=name, marker=".", linewidth=1.2, linestyle="--" if name.endswith("shuffled") else "-")
+    axis.set_xlabel("row")
+    axis.set_ylabel(label)
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def pairs(path, values: np.ndarray, *, label: str) -> None:
+    """Draws a number for each pair of rows, `[F, F]`, from 0 to 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    drawn = axis.imshow(values, origin="lower", cmap="viridis", vmin=0, vmax=1)
+    axis.set_xlabel("row")
+    axis.set_ylabel("row")
+    figure.colorbar(drawn, ax=axis, label=label)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,236 @@
+"""The report of `bandtok evaluate`: report.json, files.csv, summary.csv and index.html in one folder."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+
+from bandtok_jax import partial_file
+from bandtok_jax.evaluation import embeddings, frechet, page, perceptual, plots, summary, token_statistics
+from bandtok_jax.evaluation.evaluate import Result, Settings, codes_path
+from bandtok_jax.evaluation.measures import FACTS, MEASURES, Measure
+from bandtok_jax.evaluation.originals import Piece
+from bandtok_jax.interchange import container
+from bandtok_jax.version import VERSION
+
+SORT_BY = "mel_distance"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that the page and the files say.
+
+    Attributes:
+      systems: name -> what is known about it (`facts` of the system).
+      tokens: name -> `token_statistics.statistics`, of codecs.
+      frechet: name of the distance -> system -> value.
+      means: domain -> system -> measure -> Mean.
+      measures: name -> Measure, in the order of the tables; only those that were measured.
+    """
+
+    title: str
+    systems: dict[str, dict]
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    notes: list[str]
+    measures: dict[str, Measure]
+    means: dict[str, dict[str, dict[str, summary.Mean]]]
+    frechet: dict[str, dict[str, float | None]]
+    tokens: dict[str, dict]
+    lines: list[dict]
+    worst: list[tuple[Piece, dict[str, Result]]]
+
+
+def write(
+    output: str,
+    compared: Sequence[Any],
+    results: Sequence[Result],
+    settings: Settings,
+    *,
+    notes: Sequence[str] = (),
+    embedding_sources: Sequence[tuple[str, str]] = (),
+    sort_by: str = SORT_BY,
+) -> Report:
+    """Writes the report of these results to the folder `output`, and returns what it says.
+
+    Args:
+      notes: what the reader must know besides.
+      embedding_sources: name -> source, see `embeddings.frechet_by`.
+      sort_by: the measure that decides which pieces are the worst.
+
+    Raises:
+      ValueError: there is no such measure, or an embedding does not work.
+    """
+    own = {name: Measure(name, "", "", f"printed by {command}") for name, command in settings.commands}
+    known = MEASURES | own | FACTS
+    found = {name for result in results for name in result.values}
+    measures = {name: measure for name, measure in known.items() if name in found}
+    if sort_by not in measures:
+        raise ValueError(f"--sort-by={sort_by}: nothing of that name was measured; choose from {', '.join(measures)}")
+    groups = {system.name: [one for one in results if one.system == system.name] for system in compared}
+    distances = {"FAD-mel": {name: embeddings.mel_frechet(group) for name, group in groups.items()}}
+    for name, source in embedding_sources:
+        distances[f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
+    lines = summary.by_file(results)
+    report = Report(
+        title="Codecs compared",
+        systems={system.name: system.facts for system in compared},
+        settings=dataclasses.asdict(settings),
+        data=_data(results),
+        notes=[*notes, *_notes(compared, results, settings)],
+        measures=measures,
+        means=summary.by_domain(lines, list(measures)),
+        frechet=distances,
+        tokens=_tokens(output, compared, groups),
+        lines=lines,
+        worst=summary.worst_first(results, sort_by, measures[sort_by].better),
+    )
+    pictures = _pictures(output, report)
+    _write_text(output, "report.json", json.dumps(_as_json(report, sort_by), indent=1) + "\n")
+    summary.write_csv(os.path.join(output, "files.csv"), lines)
+    summary.write_csv(os.path.join(output, "summary.csv"), _summary_lines(report))
+    _write_text(output, "index.html", page.html(report, sort_by, pictures))
+    return report
+
+
+def _write_text(output: str, name: str, text: str) -> None:
+    path = os.path.join(output, name)
+    partial = partial_file.begin(path)
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    partial_file.finish(partial, path)
+
+
+def _data(results: Sequence[Result]) -> dict[str, Any]:
+    pieces = list(dict.fromkeys(result.piece for result in results))
+    originals = dict.fromkeys(piece.original for piece in pieces)
+    return {
+        "files": len(originals),
+        "pieces": len(pieces),
+        "seconds": sum(piece.seconds for piece in pieces),
+        "sample_rates_hz": sorted({original.sample_rate_hz for original in originals}),
+        "domains": sorted({original.domain or "-" for original in originals}),
+    }
+
+
+def _tokens(output: str, compared: Sequence[Any], groups: dict[str, list[Result]]) -> dict[str, dict]:
+    """Statistics of the codes that the codecs among the systems wrote."""
+    found = {}
+    for system in compared:
+        if system.facts["kind"] == "codec":
+            paths = (codes_path(output, system.name, result.piece) for result in groups[system.name])
+            counts = token_statistics.count_codes((container.read(p)[0] for p in paths), system.facts["codebook_size"])
+            found[system.name] = token_statistics.statistics(counts, system.facts["columns_per_second"])
+    return found
+
+
+def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Settings) -> list[str]:
+    """What a reader must know to judge the numbers."""
+    data = _data(results)
+    rate = f"{settings.sample_rate_hz} Hz" if settings.sample_rate_hz else "the rate of each original"
+    notes = [
+        f"Compared at {rate} ({', '.join(map(str, data['sample_rates_hz']))} Hz): a codec of a lower rate pays for "
+        "what it leaves out. Distances are those of the mix-downs to one channel.",
+        f"Files longer than {settings.piece_seconds:g} s are cut into pieces of that length, each coded by itself; "
+        "a rest of less than a second is left out. A file's value is the mean of its pieces by their lengths.",
+        "Means and 95 % intervals (Student's t) are over files. Undefined values, such as the ratio to silence, are "
+        "left out and counted.",
+        "Speeds are on this machine, beside the measuring processes, and without the first call of each codec, which "
+        "compiles.",
+        f"FAD-mel: {frechet.MEL_MEANING}.",
+    ]
+    if len(data["sample_rates_hz"]) > 1 and not settings.sample_rate_hz:
+        notes.append("The originals have several sample rates: --sample-rate compares all at one.")
+    for name in dict.fromkeys(system.name for system in compared):
+        own = [one.values for one in results if one.system == name]
+        heard = sorted({(values["decoded_sample_rate_hz"], values["decoded_channels"]) for values in own})
+        said = ", ".join(f"{channels:.0f} channel{'s' * (channels > 1)} at {hz:.0f} Hz" for hz, channels in heard)
+        longest = max((abs(values.get("length_difference") or 0) for values in own), default=0)
+        cut = f"; lengths differ by up to {longest:.1f} ms, cut or filled up with silence" if longest else ""
+        notes.append(f"{name} decodes to {said}{cut}.")
+    if len({one.values["decoded_channels"] for one in results}) > 1:
+        notes.append("Some code two channels and some the mix-down: --mono gives the same sound to all.")
+    delays = [one.values["delay"] for one in results if one.values.get("delay")]
+    if delays:
+        treated = "corrected before measuring" if settings.align else "not corrected; --align does that"
+        notes.append(f"Delays from {min(delays):.2f} to {max(delays):.2f} ms were found, {treated}.")
+    if not perceptual.visqol_installed():
+        notes.append(perceptual.MISSING + ".")
+    return notes
+
+
+def _pictures(output: str, report: Report) -> dict[str, str]:
+    """Draws quality against bitrate where there are at least two bitrates; title -> file."""
+    rates = {name: tokens["bits_per_second"]["nominal"] / 1000 for name, tokens in report.tokens.items()}
+    for name, means in report.means[summary.ALL].items():
+        if name not in rates and "bits_per_second_on_disk" in means and means["bits_per_second_on_disk"].mean:
+            rates[name] = means["bits_per_second_on_disk"].mean / 1000
+    if len(set(rates.values())) < 2:
+        return {}
+    pictures = {}
+    for measure in ("mel_distance", "stft_distance", "si_sdr", "visqol"):
+        if measure in report.measures:
+            points = {name: (rate, report.means[summary.ALL][name][measure]) for name, rate in rates.items()}
+            pictures[measure] = f"{measure}_against_bitrate.svg"
+            for ending in (".svg", ".png"):
+                path = os.path.join(output, os.path.splitext(pictures[measure])[0] + ending)
+                plots.against_bitrate(path, points, label=_label(report.measures[measure]))
+    return pictures
+
+
+def _label(measure: Measure) -> str:
+    return f"{measure.label}{f' ({measure.unit})' if measure.unit else ''}, {measure.better} is better"
+
+
+def _summary_lines(report: Report) -> list[dict]:
+    lines = []
+    for domain, systems in report.means.items():
+        for system, means in systems.items():
+            for name, found in means.items():
+                interval = found.mean is not None and found.half_width is not None
+                lines.append(
+                    {
+                        "domain": domain,
+                        "system": system,
+                        "measure": name,
+                        "unit": report.measures[name].unit,
+                        "better": report.measures[name].better,
+                        "mean": found.mean,
+                        "low": found.mean - found.half_width if interval else None,
+                        "high": found.mean + found.half_width if interval else None,
+                        "files": found.files,
+                        "left_out": found.left_out,
+                    }
+                )
+    for name, values in report.frechet.items():
+        for system, value in values.items():
+            lines.append({"domain": summary.ALL, "system": system, "measure": name, "better": "lower", "mean": value})
+    return lines
+
+
+def _as_json(report: Report, sort_by: str) -> dict[str, Any]:
+    fields = {
+        field.name: getattr(report, field.name)
+        for field in dataclasses.fields(report)
+        if field.name not in ("lines", "worst", "means", "measures", "title")
+    }
+    return {
+        "version": VERSION,
+        **fields,
+        "measures": {name: dataclasses.asdict(measure) for name, measure in report.measures.items()},
+        "means": {
+            domain: {
+                system: {name: dataclasses.asdict(mean) for name, mean in means.items()}
+                for system, means in systems.items()
+            }
+            for domain, systems in report.means.items()
+        },
+        "worst_first": {
+            "by": sort_by,
+            "pieces": [
+                {"piece": piece.stem, **{system: result.values.get(sort_by) for system, result in group.items()}}
+                for piece, group in report.worst
+            ],
+        },
+    }

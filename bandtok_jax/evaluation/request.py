@@ -1,0 +1,167 @@
+"""What the flags of `bandtok evaluate` ask for."""
+
+from collections.abc import Iterator
+import math
+import os
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+
+import bandtok_jax
+from bandtok_jax.audio import waveform
+from bandtok_jax.evaluation import comparison, measures, originals, systems, token_report
+from bandtok_jax.evaluation.evaluate import ORIGINAL, Settings, run
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+def evaluate(flags: Any) -> Iterator[str]:
+    """Does what the parsed flags ask for; yields lines to print.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with them or with what they name, and the cure.
+    """
+    settings = _settings(flags)
+    found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
+    pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
+    chosen = list({piece.original.name: piece.original for piece in pieces}.values())
+    compared = _systems(flags, chosen)
+    sources = [_named("--embedding", text) for text in flags.embedding]
+    results = run(compared, pieces, flags.output, settings, workers=flags.workers)
+    notes = [f"Left out: {note}." for note in notes]
+    report = comparison.write(
+        flags.output, compared, results, settings, notes=notes, embedding_sources=sources, sort_by=flags.sort_by
+    )
+    width = max(len(system.name) for system in compared)
+    for system, means in report.means["all"].items():
+        shown = [f"{name} {mean.mean:.3f}" for name in _SHOWN if (mean := means.get(name)) and mean.mean is not None]
+        yield f"{system:<{width}}  {', '.join(shown)}, FAD-mel {_digits(report.frechet['FAD-mel'][system])}"
+    yield from notes
+    yield f"report: {os.path.join(flags.output, 'index.html')}"
+
+
+def tokens(flags: Any) -> Iterator[str]:
+    """The same for `bandtok evaluate tokens`: what the codes are like, row by row."""
+    settings = _settings(flags)
+    records = [path for path in flags.data if token_report.is_tokens(path)]
+    if records and (len(records) < len(flags.data) or flags.codec):
+        raise ValueError("--data: give folders of token records, or sound with --codec=MODEL, not both")
+    if not records and not flags.codec:
+        raise ValueError(
+            f"{flags.data[0]} holds no token records: make them with  bandtok tokenize, or give sound and --codec=MODEL"
+        )
+    compared = [token_report.read(path, flags.split or "train") for path in records]
+    if flags.codec:
+        found, _ = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
+        pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
+        for system in (system for text in flags.codec for system in _codecs(text, ())):
+            compared.append(token_report.encode(system.name, system.codec, pieces))
+    _refuse_equal([one.name for one in compared])
+    for name, facts in token_report.write(flags.output, compared).items():
+        rates = facts["bits_per_second"]
+        dependence = ""
+        if facts["nmi"]:
+            means = [np.mean(facts[key]) for key in ("nmi", "nmi_shuffled")]
+            dependence = f", NMI {means[0]:.3f} (shuffled {means[1]:.3f})"
+        yield (
+            f"{name}: {facts['samples']} columns, use {facts['together']['use']:.1%}, "
+            f"{rates['nominal'] / 1000:.3f} kbit/s, entropy {rates['entropy'] / 1000:.3f} kbit/s{dependence}"
+        )
+    yield f"report: {os.path.join(flags.output, 'tokens.json')}"
+
+
+_SHOWN = ("mel_distance", "stft_distance", "si_sdr", "visqol")
+
+
+def _digits(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _settings(flags: Any) -> Settings:
+    for name in ("limit_seconds", "piece_seconds"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: give a number of seconds above 0")
+    if flags.piece_seconds < originals.SHORTEST_REST_SECONDS:
+        raise ValueError(f"--piece-seconds is {flags.piece_seconds}: give at least {originals.SHORTEST_REST_SECONDS:g}")
+    if flags.workers is not None and flags.workers < 1:
+        raise ValueError(f"--workers is {flags.workers}: give at least 1, or leave it out")
+    if flags.sample_rate is not None:
+        waveform.check_rate(flags.sample_rate)
+    unknown = set(flags.without) - set(measures.MEASURES)
+    if unknown:
+        raise ValueError(
+            f"--without={min(unknown)}: there is no such measure; there are {', '.join(measures.MEASURES)}"
+        )
+    commands = tuple(_named("--measure", text) for text in flags.measure)
+    for name, command in commands:
+        if name in measures.MEASURES | measures.FACTS:
+            raise ValueError(f"--measure={name}: there is a measure of that name already; choose another")
+        if "{decoded}" not in command:
+            raise ValueError(f"--measure={name}: there is no {{decoded}} in {command!r}; say where it goes")
+    return Settings(
+        sample_rate_hz=flags.sample_rate,
+        channels=1 if flags.mono else None,
+        piece_seconds=flags.piece_seconds,
+        without=tuple(sorted(flags.without)),
+        align=flags.align,
+        commands=commands,
+    )
+
+
+def _systems(flags: Any, chosen: list[originals.Original]) -> list[Any]:
+    compared: list[Any] = []
+    if not flags.codec + flags.decoded + flags.command + flags.opus:
+        raise ValueError(
+            "nothing to evaluate: give --codec=MODEL, --decoded=NAME=DIR, --command=NAME=... or --opus=KBPS"
+        )
+    # What is quickly found to be wrong comes first: loading a codec takes its time.
+    for text in flags.decoded:
+        compared.append(systems.FolderSystem(*_named("--decoded", text), chosen))
+    for text in flags.command:
+        compared.append(systems.CommandSystem(*_named("--command", text)))
+    for kbps in flags.opus:
+        if not shutil.which("ffmpeg"):
+            raise ValueError(f"--opus={kbps} needs ffmpeg, which is not installed: install it, or leave --opus out")
+        compared.append(systems.CommandSystem(f"opus-{kbps}", systems.OPUS_COMMAND.format(kbps)))
+    codecs: list[Any] = []
+    for text in flags.codec:
+        codecs += _codecs(text, flags.rows)
+    compared = codecs + compared
+    _refuse_equal([system.name for system in compared])
+    return compared
+
+
+def _refuse_equal(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two systems are called {name}: give one of them another name, as --codec=NAME=MODEL")
+
+
+def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]:
+    """`[NAME=]MODEL[+VOCODER]` -> the codec, and where its rows are residual, it with fewer rows."""
+    name, separator, model = text.partition("=")
+    if not separator:
+        name, model = os.path.basename(os.path.normpath(text.partition("+")[0])), text
+    path, _, vocoder = model.partition("+")
+    codec = bandtok_jax.load(path, vocoder or None)
+    _check_name("--codec", name)
+    if codec.row_kind != "residual":
+        return [systems.CodecSystem(name, codec)]
+    counts = sorted({*fewer_rows, codec.rows})
+    return [systems.CodecSystem(name if rows == codec.rows else f"{name}-{rows}", codec, rows) for rows in counts]
+
+
+def _named(flag: str, text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not value:
+        raise ValueError(f"{flag}={text}: write {flag}=NAME=...")
+    return _check_name(flag, name), value
+
+
+def _check_name(flag: str, name: str) -> str:
+    if not NAME.fullmatch(name) or name == ORIGINAL:
+        raise ValueError(f"{flag}={name}=...: a name has letters, digits, dots, - and _, and is not {ORIGINAL!r}")
+    return name

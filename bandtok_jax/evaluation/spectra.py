@@ -1,0 +1,51 @@
+"""Spectra in NumPy, for measuring in worker processes: any length without compiling, and no accelerator taken.
+
+They are those of `bandtok_jax.audio.spectral`, in float64.
+"""
+
+import numpy as np
+import scipy.fft
+import scipy.signal
+
+from bandtok_jax.audio.mel_bands import MelDefinition, mel_filterbank
+
+
+def magnitude(
+    audio: np.ndarray, fft_samples: int, hop_samples: int | None = None, window_samples: int | None = None
+) -> np.ndarray:
+    """STFT magnitudes, `[S]` to `[T, fft / 2 + 1]`, T = S // hop + 1.
+
+    The Hann window is periodic and stands in the middle of its frame, the sound is mirrored at its ends (torch.stft
+    and librosa with `center`); one too short for that is filled up with silence first.
+
+    Args:
+      audio: mono.
+      fft_samples: length of a frame.
+      hop_samples: None is a quarter of the frame.
+      window_samples: length of the window; None is the whole frame.
+    """
+    hop, half = hop_samples or fft_samples // 4, fft_samples // 2
+    audio = np.asarray(audio, np.float64)
+    audio = np.pad(audio, (0, max(0, half + 1 - len(audio))))
+    window = scipy.signal.get_window("hann", window_samples or fft_samples)
+    before = (fft_samples - len(window)) // 2
+    window = np.pad(window, (before, fft_samples - len(window) - before))
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, half, mode="reflect"), fft_samples)[::hop]
+    return np.abs(scipy.fft.rfft(frames * window))
+
+
+def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
+    """Magnitudes `[T, bins]` in `mels` Slaney bands from 0 Hz to half the sample rate, `[T, M]`."""
+    definition = MelDefinition(
+        sample_rate_hz=sample_rate_hz,
+        fft_samples=2 * (magnitudes.shape[1] - 1),
+        hop_samples=1,  # says nothing about filters, but may not exceed the frame
+        mels=mels,
+        high_hz=sample_rate_hz / 2,
+    )
+    return magnitudes @ mel_filterbank(definition)
+
+
+def mfcc(log_mel: np.ndarray, coefficients: int = 20) -> np.ndarray:
+    """Mel-frequency cepstrum: orthonormal DCT-II over the bands, `[T, M]` to `[T, coefficients]`."""
+    return scipy.fft.dct(log_mel, norm="ortho", axis=-1)[:, :coefficients]

@@ -1,0 +1,117 @@
+"""What tokens are like, row by row (`bandtok evaluate tokens`): tokens.json, and figures as PNG and SVG."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+import warnings
+
+import numpy as np
+from tqdm import tqdm
+
+from bandtok_jax import storage
+from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource
+from bandtok_jax.evaluation import plots, token_dependence, token_statistics
+from bandtok_jax.evaluation.originals import Piece
+
+NMI_MEANING = (
+    "nmi: mean over the other rows of 2 I(X_i; X_j) / (H_i + H_j), of codes in the same column, by the plug-in "
+    "estimate, which is too high where there are few samples; nmi_shuffled: the same of rows in random order, so only "
+    "what nmi has above it is dependence"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The codes of one tokenizer, int32 `[N, F]`, all pieces after each other."""
+
+    name: str
+    codes: np.ndarray
+    codebook_size: int
+    columns_per_second: float
+    row_kind: str
+
+
+def is_tokens(path: str) -> bool:
+    """Whether a folder holds token records."""
+    return storage.exists(os.path.join(path, MANIFEST))
+
+
+def read(path: str, split: str) -> Tokens:
+    """Tokens of the records of one split, at most `token_dependence.MOST_COLUMNS` columns; shifted copies are not read.
+
+    Raises:
+      FileNotFoundError, ValueError: no such split, or damaged records.
+    """
+    source = TokenSource(path, split)
+    whole = (record["codes"] for record in map(source.__getitem__, range(len(source))) if not record["offset_samples"])
+    facts = {name: source.manifest[name] for name in ("codebook_size", "columns_per_second", "row_kind")}
+    return Tokens(os.path.basename(os.path.normpath(path)), _first_columns(whole, path), **facts)
+
+
+def encode(name: str, codec, pieces: Sequence[Piece]) -> Tokens:
+    """Tokens that a codec makes of pieces of sound, at most `token_dependence.MOST_COLUMNS` columns."""
+
+    def grids():
+        # One piece after the other of each original, as they were cut.
+        with tqdm(total=round(sum(piece.seconds for piece in pieces), 1), unit="s", desc=name, disable=None) as bar:
+            chosen = {(piece.original, piece.number) for piece in pieces}
+            for original in dict.fromkeys(piece.original for piece in pieces):
+                for number, audio in enumerate(original.cut(pieces[0].piece_seconds)):
+                    if (original, number) in chosen:
+                        yield codec.encode(audio, original.sample_rate_hz)
+                        bar.update(audio.shape[1] / original.sample_rate_hz)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the mix-down: a codec's business, and the same for each piece
+        codes = _first_columns(grids(), name)
+    return Tokens(name, codes, codec.codebook_size, codec.columns_per_second, codec.row_kind)
+
+
+def write(output: str, compared: Sequence[Tokens]) -> dict[str, Any]:
+    """Writes the numbers and figures about tokens to a folder, and returns the numbers."""
+    found = {}
+    for tokens in compared:
+        counts = token_statistics.count_codes([tokens.codes], tokens.codebook_size)
+        found[tokens.name] = {
+            "row_kind": tokens.row_kind,
+            "codebook_size": tokens.codebook_size,
+            **token_statistics.statistics(counts, tokens.columns_per_second),
+            **token_dependence.dependence(tokens.codes),
+        }
+    os.makedirs(output, exist_ok=True)
+    with open(os.path.join(output, "tokens.json"), "w", encoding="utf-8") as file:
+        json.dump({"meaning": NMI_MEANING, "tokens": found}, file, indent=1)
+    _draw(output, found)
+    return found
+
+
+def _first_columns(grids: Iterator[np.ndarray], name: str) -> np.ndarray:
+    kept, count = [], 0
+    for codes in grids:
+        kept.append(codes[: token_dependence.MOST_COLUMNS - count])
+        count += len(kept[-1])
+        if count == token_dependence.MOST_COLUMNS:
+            break
+    if count < 2:
+        raise ValueError(f"{name}: {count} columns of codes, of which nothing can be counted; give more sound")
+    return np.concatenate(kept)
+
+
+def _draw(output: str, found: dict[str, Any]) -> None:
+    """Figures of all tokens together, and one of the pairs of rows of each."""
+    curves = {"nmi": {}, "entropy": {}, "use": {}}
+    for name, facts in found.items():
+        for measure in ("entropy", "use"):
+            curves[measure][name] = [row[measure] for row in facts["rows"]]
+        if facts["nmi"]:
+            curves["nmi"] |= {name: facts["nmi"], f"{name}, shuffled": facts["nmi_shuffled"]}
+    labels = {"nmi": "normalised mutual information", "entropy": "entropy (bit)", "use": "share of the codes in use"}
+    for ending in (".png", ".svg"):
+        for measure, lines in curves.items():
+            if lines:
+                plots.by_row(os.path.join(output, measure + ending), lines, label=labels[measure])
+        for name, facts in found.items():
+            path = os.path.join(output, f"pairs_{name}{ending}")
+            plots.pairs(path, np.array(facts["pairs"]), label=labels["nmi"])
