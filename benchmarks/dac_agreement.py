@@ -53,11 +53,12 @@ def make(folder):
 
 
 def give_codebooks(quantizer, latents):
-    """Fills the codebooks with what there is to quantize, jittered: many codes are in use, and near each other."""
+    """Centres what there is to quantize, as training does, and fills the codebooks with it, jittered."""
     import torch
 
     residual = latents
     for level in quantizer.quantizers:
+        level.in_proj.bias.sub_(level.in_proj(residual)[0].mean(1))
         found = level.in_proj(residual)[0].T
         chosen = torch.randint(len(found), (level.codebook_size,))
         level.codebook.weight.copy_(

@@ -11,7 +11,7 @@ import pytest
 from bandtok_jax import experiment, tasks
 from bandtok_jax.layers.convolution import TransposedConvolution
 from bandtok_jax.layers.residual_quantization import ResidualQuantizer, draw_levels
-from bandtok_jax.layers.snake import Snake
+from bandtok_jax.layers.snake import Snake, squared_sine
 from bandtok_jax.models.dac import DAC
 from bandtok_jax.models.network import Network
 from bandtok_jax.platforms import jit_once
@@ -72,6 +72,14 @@ def test_snake_is_the_formula():
     assert (
         half.dtype == jnp.bfloat16 and network.apply({"alpha": alpha}, {}, np.zeros((1, 1, 3), np.float32)).sum() == 0
     )
+
+
+def test_squared_sine_and_its_slope():
+    for scale in (1, 100, 10_000):
+        x = np.linspace(-scale, scale, 20_001, dtype=np.float32)
+        found, slope = jit_once(lambda x: jax.jvp(squared_sine, (x,), (jnp.ones_like(x),)))(x)
+        np.testing.assert_allclose(found, np.sin(x.astype(np.float64)) ** 2, atol=4e-7)
+        np.testing.assert_allclose(slope, np.sin(2 * x.astype(np.float64)), atol=8e-7)
 
 
 @pytest.mark.parametrize("stride, cut", [(2, True), (5, True), (3, False)])
