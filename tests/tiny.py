@@ -122,6 +122,19 @@ def batch(config):
     return {name: jnp.asarray(value) for name, value in found.items() if value.dtype.kind in "biuf"}
 
 
+def random_weights(network, seed=0):
+    """Parameters of a network, drawn by NumPy, as lively as trained ones; there is no program to compile."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("alpha", "gain"):
+            return rng.uniform(0.5, 1.0, leaf.shape).astype(np.float32)
+        return (rng.normal(size=leaf.shape) * (0.1 if name == "bias" else 1.0)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, network.shapes()[0])
+
+
 def in_float64(tree):
     """The same tree with all its floating-point leaves in 64 bits."""
     return jax.tree.map(lambda x: x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -36,7 +36,11 @@ def read(path: str | os.PathLike) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return _Reader(archive, path).read()
-    except zipfile.BadZipFile as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged zip fails in many ways
+        if isinstance(error, ValueError) and path in str(error):
+            raise
         raise ValueError(
             f"{path} is no whole file of torch.save ({error}): download it again, or, where it was written by PyTorch "
             "before 1.6, load and save it with a newer one"

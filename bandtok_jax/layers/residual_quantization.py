@@ -15,9 +15,8 @@ from bandtok_jax.layers.quantization import unit
 class CodeLevel(nnx.Module):
     """One level: K vectors of `code_width`, with the linear maps into and out of their space."""
 
-    def __init__(self, width: int, codes: int, code_width: int, *, rngs: nnx.Rngs):
-        # At least float32 throughout: a code must not hang on a rounding.
-        linear = dict(initializer=fan_in_uniform, normalisation="weight", rngs=rngs)
+    def __init__(self, width: int, codes: int, code_width: int, *, dtype, rngs: nnx.Rngs):
+        linear = dict(initializer=fan_in_uniform, normalisation="weight", dtype=dtype, rngs=rngs)
         self.project_in = Convolution(width, code_width, (1,), **linear)
         self.vectors = nnx.Param(jax.random.normal(rngs.params(), (codes, code_width)))
         self.project_out = Convolution(code_width, width, (1,), **linear)
@@ -58,10 +57,14 @@ class ResidualQuantizer(nnx.Module):
       rows: F, number of levels.
       codes: K, size of the codebook of each level.
       code_width: dimensions in which a level compares.
+      dtype: of the computation, but at least float32: a code must not hang on a rounding.
     """
 
-    def __init__(self, width: int, *, rows: int = 9, codes: int = 1024, code_width: int = 8, rngs: nnx.Rngs):
-        self.levels = nnx.List(CodeLevel(width, codes, code_width, rngs=rngs) for _ in range(rows))
+    def __init__(
+        self, width: int, *, rows: int = 9, codes: int = 1024, code_width: int = 8, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        self.levels = nnx.List(CodeLevel(width, codes, code_width, dtype=dtype, rngs=rngs) for _ in range(rows))
 
     def __call__(self, latents: jax.Array, levels: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """Quantizes for training; see `draw_levels`.

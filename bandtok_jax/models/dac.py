@@ -78,7 +78,9 @@ class DAC(nnx.Module):
         self.encoder_snake = Snake(width, rngs=rngs)
         self.encoder_out = _convolution(width, latent_width, 3, **settings)
 
-        self.quantizer = ResidualQuantizer(latent_width, rows=rows, codes=codes, code_width=code_width, rngs=rngs)
+        self.quantizer = ResidualQuantizer(
+            latent_width, rows=rows, codes=codes, code_width=code_width, dtype=dtype, rngs=rngs
+        )
 
         width = decoder_width
         self.decoder_in = _convolution(latent_width, width, TAPS, **settings)

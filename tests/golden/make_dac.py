@@ -46,7 +46,7 @@ def lively(model):
             elif name.endswith("weight_g"):
                 parameter.mul_(torch.empty_like(parameter).uniform_(1.0, 2.0))
             elif name.endswith("weight") and parameter.ndim == 3:  # transformers' start is smaller
-                parameter.normal_(0.0, 1.5 / parameter[0].numel() ** 0.5)
+                parameter.normal_(0.0, 0.8 / parameter[0].numel() ** 0.5)
     return model.eval()
 
 

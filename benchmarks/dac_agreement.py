@@ -1,0 +1,131 @@
+"""Agreement with the published DAC at full size: random weights of descript-audio-codec through `bandtok import`.
+
+    PEER/bin/python benchmarks/dac_agreement.py make FOLDER        # with PyTorch and descript-audio-codec
+    python benchmarks/dac_agreement.py compare FOLDER              # with this package
+
+`make` needs what `peers_torch.py` needs for DAC. One JSON object a line and model: `ties`, how many codes have their
+two nearest entries within TIE of each other (squared distance on the unit sphere), judged in float64; in how many
+columns a code differs, in how many of these the first that does is a tie, and the largest gap among them; the largest
+difference of the sound decoded from the published codes.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+SECONDS, TIE = 4, 1e-5
+LOW = dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2])
+MODELS = {
+    "44.1 kHz, 8 kbps": dict(sample_rate=44100, n_codebooks=9),
+    "44.1 kHz, 16 kbps": dict(sample_rate=44100, n_codebooks=18, latent_dim=128),
+    "24 kHz": dict(sample_rate=24000, n_codebooks=32, **LOW),
+    "16 kHz": dict(sample_rate=16000, n_codebooks=12, **LOW),
+}
+
+
+def make(folder):
+    from peers_torch import allow_missing, test_signal
+
+    allow_missing()
+    import dac
+    import torch
+
+    for number, (name, settings) in enumerate(MODELS.items()):
+        torch.manual_seed(number)
+        model = dac.DAC(**settings).eval()
+        rate = settings["sample_rate"]
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():  # fresh ones are all alike
+                if key.endswith("alpha"):
+                    parameter.uniform_(0.5, 2.0)
+                elif key.endswith("bias"):
+                    parameter.uniform_(-0.1, 0.1)
+            audio = test_signal(1, SECONDS * rate + 77, rate)
+            give_codebooks(model.quantizer, model.encoder(model.preprocess(audio, rate)))
+            codes = model.encode(model.preprocess(audio, rate))[1]
+            sound = model.decode(model.quantizer.from_codes(codes)[0])
+        target = pathlib.Path(folder) / str(number)
+        target.mkdir(parents=True, exist_ok=True)
+        model.save(target / "weights.pth", package=False)
+        np.savez(target / "reference.npz", audio=audio[0, 0], codes=codes[0].T, sound=sound[0, 0])
+
+
+def give_codebooks(quantizer, latents):
+    """Centres what there is to quantize, as training does, and fills the codebooks with it, jittered."""
+    import torch
+
+    residual = latents
+    for level in quantizer.quantizers:
+        level.in_proj.bias.sub_(level.in_proj(residual)[0].mean(1))
+        found = level.in_proj(residual)[0].T
+        chosen = torch.randint(len(found), (level.codebook_size,))
+        level.codebook.weight.copy_(
+            found[chosen] + 0.1 * found.std(0) * torch.randn(level.codebook_size, found.shape[1])
+        )
+        residual = residual - level(residual)[0]
+
+
+def compare(folder):
+    import jax
+
+    from bandtok_jax.interchange import dac_weights, model_folder
+
+    for number, name in enumerate(MODELS):
+        source = pathlib.Path(folder) / str(number)
+        stage = dac_weights.read_official(str(source / "weights.pth"))
+        codec = model_folder.join({"tokenizer": stage})
+        reference = np.load(source / "reference.npz")
+        codes = codec.encode(reference["audio"], codec.sample_rate_hz)
+        sound = codec.decode(reference["codes"])
+        parameters = stage.weights["parameters"]
+        latents = jax.jit(lambda p, x: stage.network.apply(p, {}, x, method="latents"))
+        gaps = tie_gaps(parameters["quantizer"], latents(parameters, reference["audio"][None])[0], reference["codes"])
+        # A level that differs hands another residual on: what comes after it says nothing.
+        first = np.cumsum(codes != reference["codes"], axis=1) == 1
+        first &= codes != reference["codes"]
+        length = len(reference["sound"])
+        row = {
+            "name": name,
+            "parameters_M": round(sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6, 2),
+            "codes": int(codes.size),
+            "codes_in_use": int(len(np.unique(codes))),
+            "ties": int((gaps < TIE).sum()),
+            "columns_that_differ": int(first.sum()),
+            "of_these_ties": int((gaps[first] < TIE).sum()),
+            "largest_gap_of_these": float(gaps[first].max(initial=0.0)),
+            "largest_sound_difference": float(np.abs(sound[:length] - reference["sound"]).max()),
+            "sound_peak": float(np.abs(reference["sound"]).max()),
+            "seconds": SECONDS,
+        }
+        print(json.dumps(row), flush=True)
+
+
+def tie_gaps(quantizer, latents, codes):
+    """How much farther the second nearest entry is than the nearest, float64 `[T, F]`, along the given codes."""
+    residual, gaps = np.asarray(latents, np.float64), []
+    for number in range(codes.shape[1]):
+        level = quantizer["levels"][str(number)]
+        into, out = (
+            {key: np.asarray(value, np.float64) for key, value in level[n].items()}
+            for n in ("project_in", "project_out")
+        )
+        weight = lambda layer: layer["kernel"][0] * layer["gain"] / np.linalg.norm(layer["kernel"][0], axis=0)
+        unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+        vectors = level["vectors"]
+        distances = 2 - 2 * unit(residual @ weight(into) + into["bias"]) @ unit(vectors).T
+        nearest = np.partition(distances, 1, axis=-1)
+        gaps.append(nearest[:, 1] - nearest[:, 0])
+        residual = residual - (vectors[codes[:, number]] @ weight(out) + out["bias"])
+    return np.stack(gaps, axis=-1)
+
+
+def tree_in_float64(tree):
+    import jax
+
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+if __name__ == "__main__":
+    {"make": make, "compare": compare}[sys.argv[1]](sys.argv[2])

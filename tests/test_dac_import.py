@@ -1,0 +1,215 @@
+"""Published weights and files: the published numbers (tests/golden/make_dac.py), and what is refused."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from bandtok_jax import cli, files
+from bandtok_jax.audio import loudness, waveform
+from bandtok_jax.interchange import container, dac_file, dac_weights, model_folder, pickles, torch_file
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "dac"
+READERS = {"hf": dac_weights.read_transformers}
+
+
+@functools.cache
+def codec(name):
+    path = GOLDEN / ("hf" if name == "hf" else f"{name}.pth")
+    return model_folder.join({"tokenizer": READERS.get(name, dac_weights.read_official)(str(path))})
+
+
+@functools.cache
+def golden():
+    return dict(np.load(GOLDEN / "golden.npz"))
+
+
+@pytest.mark.parametrize("name", ["even", "odd", "hf"])
+def test_codes_and_sound_are_the_published_ones(name):
+    """Published decoders with odd strides end early: here silence follows."""
+    expected, sound = golden()[f"{name}_codes"], golden()[f"{name}_audio"]
+    np.testing.assert_array_equal(codec(name).encode(golden()["audio"], 8000), expected)
+    assert all(len(np.unique(level)) > 6 for level in expected.T)
+    found = codec(name).decode(expected)
+    np.testing.assert_allclose(found[: len(sound)], sound, atol=1e-4)
+    assert len(found) - len(sound) == {"even": 0, "odd": 2, "hf": 2}[name] and not found[len(sound) :].any()
+
+
+def test_fewer_levels_sound_as_published():
+    found = codec("even").decode(golden()["even_codes"][:, :2])
+    np.testing.assert_allclose(found, golden()["even_two_levels"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["song", "pieces"])
+def test_dac_files_sound_as_published(name, tmp_path):
+    file, expected = dac_file.read(str(GOLDEN / f"{name}.dac")), golden()[f"{name}_audio"]
+    assert file.padded == (name == "song") and file.codes.shape[2] == 3 and file.samples == len(expected)
+    (found,) = dac_file.decode(codec("even"), file)
+    # The published program's meter counts blocks that are partly beyond the end: half a second is 0.8 dB louder to it.
+    gain = (found @ expected) / (found @ found)
+    assert abs(20 * np.log10(gain)) < 1
+    np.testing.assert_allclose(gain * found, expected, atol=1e-4 * np.abs(expected).max())
+    assert loudness.integrated_lufs(found[None], 8000) == pytest.approx(file.lufs, abs=0.01)
+
+
+def test_dac_files_on_the_command_line(tmp_path, capsys):
+    export = str(tmp_path / "export")
+    assert cli.main(["import", str(GOLDEN / "even.pth"), "--from=dac", "-o", export]) == 0
+    assert "3 rows of 32 codes at 8000 Hz, 15.00 kbit/s" in capsys.readouterr().out
+    assert "weights imported from even.pth, whose licence holds" in (tmp_path / "export" / "README.md").read_text()
+    shutil.copy(GOLDEN / "song.dac", tmp_path)
+    song, again = str(tmp_path / "song.dac"), str(tmp_path / "song.bt")
+    assert cli.main(["decode", song, f"--model={export}"]) == 0
+    assert waveform.probe(tmp_path / "song.wav") == (8000, 1, 4001)
+    assert cli.main(["decode", song, f"--model={export}", "-o", again]) == 0
+    found, header = container.read(again)
+    np.testing.assert_array_equal(found, dac_file.read(song).codes[0])
+    assert header.samples == 4001
+    assert cli.main(["decode", again, f"--model={export}", "-o", str(tmp_path / "b.wav"), "--levels=1"]) == 0
+    assert cli.main(["decode", str(GOLDEN / "pieces.dac"), f"--model={export}", "-o", again]) == 1
+    assert "pieces that overlap" in capsys.readouterr().err
+
+
+def test_a_bt_file_of_imported_weights_is_theirs_alone(tmp_path):
+    waveform.write(tmp_path / "a.wav", golden()["audio"], 8000)
+    files.encode(codec("even"), str(tmp_path / "a.wav"), str(tmp_path / "a.bt"))
+    with pytest.raises(ValueError, match="decode it with its own model"):
+        files.decode(codec("odd"), str(tmp_path / "a.bt"), str(tmp_path / "b.wav"))
+
+
+def changed(tmp_path, change, source=GOLDEN / "even.pth"):
+    """A copy of the weights whose pickled program was changed, as a .pth file."""
+    with zipfile.ZipFile(source) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    change(entries)
+    with zipfile.ZipFile(tmp_path / "changed.pth", "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return str(tmp_path / "changed.pth")
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch attacked",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    attack = pickle.dumps({"state_dict": Attack()}, protocol)
+    path = changed(tmp_path, lambda entries: entries.update({next(k for k in entries if "data.pkl" in k): attack}))
+    for read in (torch_file.read, lambda path: pickles.read_numpy(attack, path)):
+        with pytest.raises(ValueError, match="is refused: its pickle wants .*system"):
+            read(path)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
+    (tmp_path / "a.dac").write_bytes(header.getvalue() + attack)
+    with pytest.raises(ValueError, match="is refused"):
+        dac_file.read(str(tmp_path / "a.dac"))
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "numpy.load", "torch._utils._rebuild_tensor", "os.getcwd"])
+def test_other_names_are_refused(name):
+    module, _, function = name.rpartition(".")
+    with pytest.raises(ValueError, match=f"a.dac is refused: its pickle wants {name}"):
+        pickles.read_numpy(f"c{module}\n{function}\n.".encode(), "a.dac")
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    data = (GOLDEN / "even.pth").read_bytes()
+    faults = {"cut": data[:-100], "empty": b"", "text": b"<html>not found</html>", "old": b"\x80\x02\x8a\nl\xfc\x9cF"}
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(data), 40):
+        faults[f"flipped {position}"] = data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+    refused = 0
+    for fault, damaged in faults.items():
+        (tmp_path / "weights.pth").write_bytes(damaged)
+        try:
+            dac_weights.read_official(str(tmp_path / "weights.pth"))
+        except ValueError as error:
+            assert "weights.pth" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert fault.startswith("flipped")  # in the filling between the parts of a zip, which says nothing
+    assert refused > 4
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    def without(state):
+        del state["decoder.model.0.bias"]
+
+    def reshaped(state):
+        state["decoder.model.0.bias"] = np.zeros(3, np.float32)
+
+    def extra(state):
+        state["lm.weight"] = np.zeros(3, np.float32)
+
+    def infinite(state):
+        state["decoder.model.0.bias"] = state["decoder.model.0.bias"] * np.inf
+
+    cures = {without: "has no decoder.model.0.bias", reshaped: "shape", extra: "lm.weight", infinite: "NaN or infinity"}
+    for change, words in cures.items():
+        found = torch_file.read(GOLDEN / "even.pth")
+        change(found["state_dict"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch_file, "read", lambda path, found=found: found)
+            with pytest.raises(ValueError, match=words):
+                dac_weights.read_official("weights.pth")
+    for kwargs, words in (
+        ({"decoder_rates": [2, 4]}, "not the encoder's"),
+        ({"codebook_dim": [4, 4, 4]}, "codebook_dim"),
+        ({"encoder_rates": "no"}, "encoder_rates"),
+    ):
+        found = torch_file.read(GOLDEN / "even.pth")
+        found["metadata"]["kwargs"] |= kwargs
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch_file, "read", lambda path, found=found: found)
+            with pytest.raises(ValueError, match=words):
+                dac_weights.read_official("weights.pth")
+
+
+def test_other_models_of_transformers_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        dac_weights.read_transformers(str(tmp_path))
+    settings = json.loads((GOLDEN / "hf" / "config.json").read_text())
+    for change, words in (
+        ({"model_type": "encodec"}, "'encodec', not 'dac'"),
+        ({"n_codebooks": None}, "n_codebooks is None"),
+        ({"codebook_size": 64}, "shape"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings | change))
+        shutil.copy(GOLDEN / "hf" / "model.safetensors", tmp_path)
+        with pytest.raises(ValueError, match=words):
+            dac_weights.read_transformers(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda found: found["metadata"].update(dac_version="2.0.0"), "2.0.0"),
+        (lambda found: found["metadata"].pop("chunk_length"), "chunk_length"),
+        (lambda found: found.update(codes=found["codes"].astype(np.float32)), "float32"),
+        (lambda found: found["metadata"].update(sample_rate=0), "sample rate"),
+        (lambda found: found["metadata"].update(chunk_length=7), "no whole number of pieces"),
+        (lambda found: found.update(codes=found["codes"] + np.uint16(500)), "outside the codebook"),
+    ],
+)
+def test_damaged_dac_files_are_refused(change, words, tmp_path):
+    found = np.load(GOLDEN / "pieces.dac", allow_pickle=True)[()]  # our own file
+    change(found)
+    with open(tmp_path / "a.dac", "wb") as file:
+        np.save(file, found)
+    with pytest.raises(ValueError, match=words):
+        dac_file.decode(codec("even"), dac_file.read(str(tmp_path / "a.dac")))
+    for data in (b"", b"\x93NUMPY", (GOLDEN / "pieces.dac").read_bytes()[:-9]):
+        (tmp_path / "b.dac").write_bytes(data)
+        with pytest.raises(ValueError, match="b.dac"):
+            dac_file.read(str(tmp_path / "b.dac"))

@@ -1,0 +1,183 @@
+"""The residual codec: chunks have the codes and the sound of the whole file; levels; files; what is refused."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from bandtok_jax import experiment, files
+from bandtok_jax.audio import waveform
+from bandtok_jax.interchange import container, model_folder
+from bandtok_jax.interchange.stage import Stage
+from bandtok_jax.platforms import jit_once
+from bandtok_jax.residual_codec import ResidualCodec
+from tests import tiny
+
+RATE, HOP, ROWS = 8000, 12, 3
+
+
+@functools.cache
+def tokenizer():
+    changes = {
+        "data.sample_rate_hz": str(RATE), "model.encoder_width": "4", "model.decoder_width": "16", "model.rows": "3",
+        "model.strides": "(3, 4)", "model.latent_width": "8", "model.codes": "32", "model.code_width": "4",
+    }  # fmt: skip
+    stage = Stage(experiment.load_config("dac:tiny", changes), {}, origin="random weights")
+    stage.weights = {"parameters": tiny.random_weights(stage.network), "buffers": {}}
+    return stage.check()
+
+
+@functools.cache
+def create(chunk_columns=16):
+    return ResidualCodec(tokenizer(), chunk_columns=chunk_columns)
+
+
+@functools.cache
+def sound():
+    rng, time = np.random.default_rng(0), np.arange(1501) / RATE
+    return (0.4 * np.sin(2 * np.pi * 330 * time) * np.exp(-9 * time) + 0.1 * rng.normal(size=1501)).astype(np.float32)
+
+
+@functools.cache
+def codes():
+    return create().encode(sound(), RATE)
+
+
+def whole(method, x):
+    """What the network makes of a whole file, without chunks."""
+    stage = tokenizer()
+    program = jit_once(functools.partial(stage.network.apply, method=method))
+    return np.asarray(program(stage.weights["parameters"], {}, x[None]))[0]
+
+
+def test_attributes():
+    codec = create()
+    assert (codec.row_kind, codec.rows, codec.codebook_size, codec.channels) == ("residual", ROWS, 32, 1)
+    assert codec.row_edges_hz is None and codec.makes_sound and codec.samples_per_column == HOP
+    assert codec.bits_per_second == pytest.approx(RATE / HOP * ROWS * 5) and set(codec.parameters) == {"tokenizer"}
+    assert codec.header.row_kind == "residual" and codec.mel.high_hz == RATE / 2
+
+
+def test_chunks_have_the_codes_of_the_whole_file():
+    assert codes().shape == (math.ceil(1501 / HOP), ROWS) and len(np.unique(codes())) > 12
+    np.testing.assert_array_equal(codes(), whole("encode", sound()))
+    np.testing.assert_array_equal(codes(), create(100).encode(sound(), RATE))
+
+
+@pytest.mark.parametrize("samples", [1, 12, 600, 1000])
+def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
+    prefix = create().encode(sound()[:samples], RATE)
+    reach = tokenizer().network.attribute("encoder_context_columns")
+    settled = max(0, samples // HOP - reach)
+    assert len(prefix) == math.ceil(samples / HOP) and (settled > 20 or samples < 1000)
+    np.testing.assert_array_equal(prefix[:settled], codes()[:settled])
+    if samples == 1000:
+        assert (prefix != codes()[: len(prefix)]).any()  # at its end a shorter file is another file
+
+
+def test_chunks_have_the_sound_of_the_whole_file():
+    for levels in (1, ROWS):
+        found, expected = create().decode(codes()[:, :levels]), whole("decode", codes()[:, :levels])
+        assert found.shape == (len(codes()) * HOP,) and np.abs(found).max() > 0.1
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(create().decode(codes(), samples=1501), create().decode(codes())[:1501])
+
+
+def test_streams_equal_whole_files():
+    blocks = lambda x, size: [x[i : i + size] for i in range(0, len(x), size)]
+    for size in (100, 1000):
+        np.testing.assert_array_equal(np.concatenate(list(create().encode_stream(blocks(sound(), size)))), codes())
+    heard = create().decode(codes())
+    for size in (1, 13):
+        np.testing.assert_array_equal(np.concatenate(list(create().decode_stream(blocks(codes(), size)))), heard)
+
+
+def test_memory_is_bounded_by_the_chunk():
+    taken = given = 0
+
+    def endless(block):
+        nonlocal taken
+        while True:
+            taken += len(block)
+            yield block
+
+    ahead = []
+    for made in itertools.islice(create().encode_stream(endless(sound()[:50])), 40):
+        given += len(made) * HOP
+        ahead.append(taken - given)
+    assert max(ahead) < (16 + 2 * tokenizer().network.attribute("encoder_context_columns")) * HOP
+
+
+def test_other_rates_and_channels_are_taken():
+    with pytest.warns(UserWarning, match="mixed down"):
+        found = create().encode(np.stack([sound(), sound()]), 2 * RATE)
+    np.testing.assert_array_equal(found, create().encode(waveform.resample(sound(), 2 * RATE, RATE), RATE))
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (np.full((2, 3), 32), "outside the codebook"),
+        (np.zeros((2, 4), int), r"not \[columns, 1..3\]"),
+        (np.zeros((2, 0), int), "shape"),
+        (np.zeros((2, 3)), "not integers"),
+        (np.zeros((0, 3), int), "no codes"),
+    ],
+)
+def test_bad_codes(bad, words):
+    with pytest.raises(ValueError, match=words):
+        create().decode(bad)
+
+
+def test_all_blocks_of_a_stream_have_as_many_levels():
+    with pytest.raises(ValueError, match="shape"):
+        list(create().decode_stream([codes()[:, :2], codes()]))
+
+
+@pytest.fixture
+def song(tmp_path):
+    waveform.write(tmp_path / "song.wav", sound(), RATE)
+    return tmp_path / "song.wav"
+
+
+def test_files_with_fewer_levels(song, tmp_path):
+    codec = create()
+    full, short = (files.encode(codec, str(song), str(tmp_path / f"{n}.bt"), n) for n in (None, 2))
+    assert (full.rows, short.rows, short.columns) == (ROWS, 2, full.columns)
+    found, header = container.read(tmp_path / "2.bt")
+    np.testing.assert_array_equal(found, container.read(tmp_path / "None.bt")[0][:, :2])
+    files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "a.wav"))
+    files.decode(codec, str(tmp_path / "None.bt"), str(tmp_path / "b.wav"), 2)
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    with pytest.raises(ValueError, match="3 levels asked for: there are 1 to 2"):
+        files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "c.wav"), 3)
+    with pytest.raises(ValueError, match="1 to 3"):
+        files.encode(codec, str(song), str(tmp_path / "c.bt"), 0)
+    assert files.reconstruct(codec, str(song), str(tmp_path / "copy.wav"), 1).samples == 1501
+    assert waveform.probe(tmp_path / "copy.wav")[2] == 1501
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    for change in ({"weight_hash": "0" * 32}, {"row_kind": "band"}, {"rows": 4}):
+        header = dataclasses.replace(create().header, **change)
+        container.write(tmp_path / "a.bt", np.zeros((1, header.rows), int), header, 1)
+        with pytest.raises(ValueError, match="decode it with its own model"):
+            files.decode(create(), str(tmp_path / "a.bt"), str(tmp_path / "a.wav"))
+
+
+def test_exports_and_language_models(tmp_path):
+    language_model = experiment.load_config("language_model:tiny", {"model.rows": "3", "model.codebook_size": "32"})
+    stages = {"tokenizer": tokenizer(), "language_model": Stage(language_model, {})}
+    assert set(model_folder.join(stages).stages) == {"tokenizer", "language_model"}
+    with pytest.raises(ValueError, match="rows 16, the tokenizer has 3"):
+        ResidualCodec(tokenizer(), Stage(experiment.load_config("language_model:tiny"), {}))
+    with pytest.raises(ValueError, match="no use for the vocoder"):
+        model_folder.join({"tokenizer": tokenizer(), "vocoder": tokenizer()})
+    model_folder.save(create(), tmp_path / "export")
+    again = model_folder.load(tmp_path / "export")
+    np.testing.assert_array_equal(again.encode(sound(), RATE), codes())
+    assert again.weight_hash == create().weight_hash
+    assert "3 rows (residuals)" in (tmp_path / "export" / "README.md").read_text()
