@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 
-from bandtok_jax import cli, experiment
+from bandtok_jax import experiment, verbs
 from bandtok_jax.launch import accelerators, check_flags, render
 
 _FOLDER = pathlib.Path("launched")
@@ -97,8 +97,8 @@ def _check_arguments(kind: str, arguments: list[str]) -> str:
     """Reads the arguments as `bandtok train` will; returns the run folder."""
     if not arguments:
         raise ValueError("nothing to train: give the arguments of `bandtok train` after --")
-    train, rest = cli._parser().parse_known_args(["train", *arguments])
-    overrides = cli._overrides(rest, train.parser)
+    train, rest = verbs.parser().parse_known_args(["train", *arguments])
+    overrides = verbs.overrides(rest, train.parser)
     if "://" not in train.config:
         experiment.load_config(train.config, overrides)
         name = train.config.partition(":")[0]

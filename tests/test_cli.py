@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, experiment
+from bandtok_jax import cli, experiment, verbs
 from bandtok_jax.audio import loudness
 from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.data_pipelines import whole_tracks
@@ -94,8 +94,8 @@ def test_usage_errors_leave_with_2(arguments, capsys):
 
 
 def test_train_overrides():
-    parser = cli._parser()
-    assert cli._overrides(["--config.a.b=1=2", "--config.c", "3"], parser) == {"a.b": "1=2", "c": "3"}
+    parser = verbs.parser()
+    assert verbs.overrides(["--config.a.b=1=2", "--config.c", "3"], parser) == {"a.b": "1=2", "c": "3"}
 
 
 def test_a_misspelt_config_key_names_the_near_miss(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, experiment
+from bandtok_jax import experiment
 from bandtok_jax.data_pipelines import tokens
 from tests import tiny
 
@@ -39,9 +39,9 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
     parsed = {}
     for program, *arguments in verbs:
         assert program == "bandtok"
-        flags, rest = cli._parser().parse_known_args(arguments)
+        flags, rest = verbs.parser().parse_known_args(arguments)
         if flags.verb == "train":
-            config = experiment.load_config(flags.config, cli._overrides(rest, flags.parser))
+            config = experiment.load_config(flags.config, verbs.overrides(rest, flags.parser))
             parsed[config.task] = config
         else:
             assert not rest
