@@ -35,9 +35,9 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
     command += ["--prompt", "it's slow", "--validation-share", "0.25", "--config.seed=3", "--vocoder.model.width=16"]
     printed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     lines = [shlex.split(line) for line in printed.splitlines() if line and not line.startswith("==")]
-    *verbs, report = lines
+    *commands, report = lines
     parsed = {}
-    for program, *arguments in verbs:
+    for program, *arguments in commands:
         assert program == "bandtok"
         flags, rest = verbs.parser().parse_known_args(arguments)
         if flags.verb == "train":
