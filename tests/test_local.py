@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import experiment
+from bandtok_jax import experiment, verbs
 from bandtok_jax.data_pipelines import tokens
 from tests import tiny
 
