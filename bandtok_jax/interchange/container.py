@@ -149,7 +149,7 @@ class Reader:
         if checksum != expected:
             raise _damaged(self._path, "the codes' checksum is wrong")
 
-    def blocks(self, columns: int = 4096) -> Iterator[np.ndarray]:
+    def blocks(self, columns: int = 512) -> Iterator[np.ndarray]:
         """Yields the codes in order, int32 [<= columns, F]; memory is bounded by `columns`."""
         rows, bits = self.header.rows, self.header.bits
         codes_left, step = self.header.columns * rows, -(-columns // 8) * 8
