@@ -72,12 +72,9 @@ def _generator_step(stage, config):
 
     def loss(parameters):
         made = network.apply(parameters, {}, audio)
-        mel = spectral.multi_scale_mel(audio, made["audio"], config.loss.mel_scales)
-        return (
-            config.loss.mel * mel
-            + config.loss.commitment * made["commitment"]
-            + config.loss.codebook * made["codebook"]
-        )
+        terms = {name: made[name] for name in ("commitment", "codebook")}
+        terms["mel"] = spectral.multi_scale_mel(audio, made["audio"], config.loss.mel_scales)
+        return sum(config.loss[name] * value for name, value in terms.items())
 
     def update(state):
         parameters, memory = state

@@ -18,7 +18,7 @@ from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.interchange import container, model_folder, stage
 
 VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
-LATER = ("evaluate", "import")
+LATER = ("evaluate",)
 RATE = 44100
 
 
