@@ -15,7 +15,7 @@ from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.models.language_model import LanguageModel
 from bandtok_jax.models.network import Network
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.platforms import jit_once, made_for
 from bandtok_jax.training import sharding
 
 ROWS, CODES = 3, 20
@@ -59,10 +59,12 @@ def captions(*texts):
 # ---- layers ---------------------------------------------------------------------------------------------------------
 
 
-def test_rope_turns_half_by_column_and_half_by_row():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # each has a form of its own
+def test_rope_turns_half_by_column_and_half_by_row(platform):
     x = np.random.default_rng(0).standard_normal((1, 4, 1, 16)).astype(np.float32)
     columns, rows = np.array([0, 3, 700, 9]), np.array([0, 2, 1, 15])
-    turned = np.asarray(rope.rotate(jnp.asarray(x), rope.grid_angles(jnp.asarray(columns), jnp.asarray(rows), 8)))
+    with made_for(platform):
+        turned = np.asarray(rope.rotate(jnp.asarray(x), rope.grid_angles(jnp.asarray(columns), jnp.asarray(rows), 8)))
     for place in range(4):
         for pair in range(8):
             base, position = (10_000.0, columns[place]) if pair < 4 else (100.0, rows[place])

@@ -14,8 +14,6 @@ NORM_EPSILON = 1e-6
 # Decoding a batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for so few rows
 # (jax 0.10). A barrier keeps it from turning the product round again.
 FEW_ROWS = 16
-# So many gates, then as many values that they open: both come from one product, in pieces that shards hold whole.
-GATE_BLOCK = 64
 STANDARD_DEVIATION = 0.02  # of the weights at the start (GPT-2)
 
 
@@ -61,6 +59,23 @@ def _product_backward(dtype, saved, gradient):
 _product.defvjp(lambda x, kernel, dtype: (_product(x, kernel, dtype), (x, kernel)), _product_backward)
 
 
+class Linears(nnx.Module):
+    """`[..., inputs] -> parts x [..., outputs]`; kernel `[parts, outputs, inputs]`: shards cut all parts alike."""
+
+    def __init__(self, inputs: int, outputs: int, parts: int, *, dtype=jnp.float32, rngs):
+        self.dtype = dtype
+        draw = jax.random.truncated_normal(rngs.params(), -2, 2, (parts, outputs, inputs))
+        self.kernel = nnx.Param(STANDARD_DEVIATION * draw)
+
+    def __call__(self, x) -> list[jax.Array]:
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if math.prod(x.shape[:-1]) <= FEW_ROWS:
+            # One product streams the weights at full speed; the barrier keeps XLA from making slices of it products again.
+            together = _product(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
+            return jnp.split(jax.lax.optimization_barrier(together), len(kernel), axis=-1)
+        return [_product(x, part, self.dtype) for part in kernel]
+
+
 class RMSNorm(nnx.Module):
     """Divides by the root of the mean square over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
@@ -78,14 +93,12 @@ class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int, *, scale: float, **options):
-        self.block = math.gcd(hidden, GATE_BLOCK)
-        self.gate_up = Linear(width, 2 * hidden, **options)
+        self.gate_up = Linears(width, hidden, 2, **options)
         self.down = Linear(hidden, width, scale=scale, **options)
 
     def __call__(self, x):
-        both = self.gate_up(x)
-        gate, up = jnp.split(both.reshape(*x.shape[:-1], -1, 2 * self.block), 2, axis=-1)
-        return self.down((jax.nn.silu(gate) * up).reshape(*x.shape[:-1], -1))
+        gate, up = self.gate_up(x)
+        return self.down(jax.nn.silu(gate) * up)
 
 
 class Attention(nnx.Module):
@@ -109,12 +122,9 @@ class Attention(nnx.Module):
         """The same for one token and a cache that is filled up to and with `place`."""
         return self.out(_join(cached_attention(query, cache, place)))
 
-    def _heads(self, x, count: int):
-        """A projection `[B, L, N * count * H]` -> `count` arrays `[B, L, N, H]`.
-
-        Heads come first, so tensor parallelism cuts between heads.
-        """
-        return jnp.split(x.reshape(*x.shape[:-1], self.heads, -1), count, axis=-1)
+    def _heads(self, x):
+        """`[B, L, N * H]` -> `[B, L, N, H]`."""
+        return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
 class SelfAttention(Attention):
@@ -122,11 +132,11 @@ class SelfAttention(Attention):
 
     def __init__(self, width: int, heads: int, *, scale: float, kernel: str, **options):
         super().__init__(width, heads, scale=scale, kernel=kernel, **options)
-        self.query_key_value = Linear(width, 3 * width, **options)
+        self.query_key_value = Linears(width, width, 3, **options)
 
     def project(self, x, angles):
         """`x [B, L, D]` -> queries, keys and values, each `[B, L, N, H]`, turned by `angles [L, H / 2]`."""
-        query, key, value = self._heads(self.query_key_value(x), 3)
+        query, key, value = map(self._heads, self.query_key_value(x))
         return rope.rotate(self.query_norm(query), angles), rope.rotate(self.key_norm(key), angles), value
 
 
@@ -135,17 +145,17 @@ class ContextAttention(Attention):
 
     def __init__(self, width: int, heads: int, *, scale: float, **options):
         super().__init__(width, heads, scale=scale, kernel="xla", **options)
-        self.query = Linear(width, width, **options)
-        self.key_value = Linear(width, 2 * width, **options)
+        self.query = Linears(width, width, 1, **options)
+        self.key_value = Linears(width, width, 2, **options)
 
     def read(self, context):
         """The keys and values `[B, M, N, H]` of a context `[B, M, D]`."""
-        key, value = self._heads(self.key_value(context), 2)
+        key, value = map(self._heads, self.key_value(context))
         return self.key_norm(key), value
 
     def __call__(self, x, context, mask):
         """`x [B, L, D]`, `context` as `read` gives it, `mask` bool `[B, M]` -> `[B, L, D]`."""
-        (query,) = self._heads(self.query(x), 1)
+        (query,) = map(self._heads, self.query(x))
         return self.attend(self.query_norm(query), *context, mask=mask)
 
 

@@ -32,7 +32,7 @@ class LanguageModel(Task):
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
         return (
             (r"text_encoder/|text_projection/|null_text|row_embedding|scale", P()),
-            (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, "tensor", "fsdp")),
+            (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, None, "tensor", "fsdp")),
             (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
             (r"embedding|head/kernel", P("tensor", "fsdp")),
         )
