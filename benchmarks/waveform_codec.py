@@ -1,6 +1,6 @@
 """DAC at its published size (44.1 kHz, 76.65 M) on this machine: encode, decode, and a training step of the generator.
 
-    python benchmarks/dac.py [--kept] [--peer=PEER/bin/python]
+    python benchmarks/waveform_codec.py [--kept] [--peer=PEER/bin/python]
 
 `--peer` names a Python with PyTorch and descript-audio-codec: `peers_torch.py` then measures the same with it, in turn
 with ours. `dac_encode` and `dac_decode` are the network on 5 s at once; `codec_*` go through the chunks that files
