@@ -70,7 +70,7 @@ class Linears(nnx.Module):
     def __call__(self, x) -> list[jax.Array]:
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if math.prod(x.shape[:-1]) <= FEW_ROWS:
-            # One product streams the weights at full speed; the barrier keeps XLA from making slices of it products again.
+            # One product streams the weights at full speed; the barrier keeps XLA from taking it apart again.
             together = _product(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
             return jnp.split(jax.lax.optimization_barrier(together), len(kernel), axis=-1)
         return [_product(x, part, self.dtype) for part in kernel]
