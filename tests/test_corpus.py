@@ -40,8 +40,8 @@ def data(tmp_path_factory):
     for split, tracks in layout.items():
         writer, count = ArrayRecordWriter(str(folder / split), shards.WRITER_OPTIONS), 0
         for name, samples in tracks:
-            facts = {"lufs": -20.0, "mono_lufs": -20.0, "caption": f"a {name}", "track": name}
-            more = {"domain": "music", "full_band": True, "licence": "", "sample_rate_hz": RATE}
+            facts = {"lufs": -20.0, "mono_lufs": -20.0, "caption": f"a {name}", "track": name, "domain": "music"}
+            more = {"full_band": True, "licence": "", "sample_rate_hz": RATE}
             starts = range(0, samples, RECORD)
             for start in starts:
                 audio = sound(name, samples)[start : start + RECORD]

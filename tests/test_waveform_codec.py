@@ -29,29 +29,21 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
     for levels in (1, 2):
         slopes = gradient(parameters, levels)["quantizer"]["levels"]
         moved = [bool(np.abs(slopes[name]["vectors"]).max() > 0) for name in sorted(slopes)]
-        assert moved == [number < levels for number in range(3)]
+        assert moved == [number < levels for number in range(2)]
 
 
-def test_with_the_balancer_the_size_of_a_loss_does_not_matter(tmp_path):
-    """The shares of the only loss and of its hundredfold are both the whole."""
-    settings = {"loss.balancer_decay": 0.9, "loss.commitment": 0.0, "loss.codebook": 0.0, "optimizer.warmup_steps": 0}
-    moved = []
-    for weight in (1.0, 100.0):
-        made = _task(tmp_path, **settings, **{"loss.mel": weight})
-        state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
-        step = jax.jit(functools.partial(made.train_step, playing=False, judged=False))
-        new, metrics = step(state, {}, batch, jax.random.key(1))
-        moved.append((new["model"]["parameters"], metrics["gradient_norm"]))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *moved)
-    assert set(new["model"]["balancer"]) == {"mel", "adversarial", "feature_matching"}
-    assert (
-        float(new["model"]["balancer"]["mel"]["norms"]) > 0 == float(new["model"]["balancer"]["adversarial"]["norms"])
-    )
+def test_the_balancer_scales_the_gradient_and_keeps_its_memory(tmp_path):
+    made = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.mel": 1000.0})
+    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    new, metrics = jax.jit(functools.partial(made.train_step, **made.phase(0)))(state, {}, batch, jax.random.key(1))
+    norms = {name: float(found["norms"]) for name, found in new["model"]["balancer"].items()}
+    assert norms["mel"] > 0 and norms["adversarial"] == norms["feature_matching"] == 0  # they do not play yet
+    assert metrics["loss"] > 500 and metrics["gradient_norm"] < 50
 
 
 def test_collapsed_codebooks_are_named(tmp_path):
     made = _task(tmp_path)
-    histogram = np.ones((3, 16))
+    histogram = np.ones((2, 16))
     histogram[:, 2:] = 0
     scores = {name: float(v) for name, v in made.combine({"level_histogram": jnp.asarray(histogram)}, 1).items()}
     assert scores["codebook_use"] == 2 / 16 and scores["level_perplexity/01"] == pytest.approx(2)
@@ -59,13 +51,7 @@ def test_collapsed_codebooks_are_named(tmp_path):
     assert not made.warnings({**scores, "codebook_use": 0.9})
 
 
-@pytest.mark.parametrize(
-    "changes, cure",
-    [
-        ({"data.clip_samples": 4100}, "set it to a multiple of 32"),
-        ({"loss.balancer_decay": 0.999, "optimizer.accumulation_steps": 2}, "accumulation_steps=1"),
-    ],
-)
-def test_mistakes_are_named(changes, cure, tmp_path):
-    with pytest.raises(ValueError, match=cure):
-        _task(tmp_path, **changes).init(jax.random.key(0))
+def test_the_balancer_wants_whole_batches(tmp_path):
+    made = _task(tmp_path, **{"loss.balancer_decay": 0.999, "optimizer.accumulation_steps": 2})
+    with pytest.raises(ValueError, match="accumulation_steps=1"):
+        made.init(jax.random.key(0))

@@ -56,12 +56,12 @@ _SPECIAL = {
     },
 }
 _SPECIAL["waveform_codec"] = {
-    "data.clip_samples": "4096",
+    "data.clip_samples": "2048",
     "model.encoder_width": "4",
-    "model.decoder_width": "16",
-    "model.strides": "(4, 8)",
-    "model.latent_width": "16",
-    "model.rows": "3",
+    "model.decoder_width": "8",
+    "model.strides": "(8,)",
+    "model.latent_width": "8",
+    "model.rows": "2",
     "model.codes": "16",
     "model.code_width": "4",
     **{key: value for key, value in _SPECIAL["vocoder"].items() if key.startswith(("loss.mel", "loss.adv", "discr"))},

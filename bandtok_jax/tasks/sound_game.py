@@ -122,7 +122,7 @@ class SoundGame(Game):
         gradients.
         """
         settings = self.config.loss
-        judged_samples = settings.adversarial_samples or real.shape[-1]
+        judged_samples = min(settings.adversarial_samples or real.shape[-1], real.shape[-1])
         start = (real.shape[-1] - judged_samples) // 2
 
         def judge(parameters, fake):

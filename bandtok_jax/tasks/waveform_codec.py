@@ -34,12 +34,6 @@ class WaveformCodec(SoundGame):
             Network(lambda rngs: DAC(**config.model, dtype=dtype, rngs=rngs)),
             Network(lambda rngs: WaveformDiscriminators(**config.discriminator, dtype=dtype, rngs=rngs)),
         )
-        column_samples = self.network.attribute("samples_per_column")
-        if config.data.clip_samples % column_samples:
-            raise ValueError(
-                f"data.clip_samples {config.data.clip_samples} is not a whole number of columns of codes: "
-                f"set it to a multiple of {column_samples}"
-            )
 
     def generate(self, parameters, buffers, frozen, batch, key):
         levels = draw_levels(batch["index"], key, self.config.model.rows, self.config.loss.quantizer_dropout)
