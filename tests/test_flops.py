@@ -66,7 +66,7 @@ def test_how_a_step_is_computed_changes_nothing(changes):
 
 
 # XLA also counts operations element by element, which weigh little in wide networks only.
-LEAST_SHARE = {"mel_tokenizer": 0.93, "vocoder": 0.87, "language_model": 0.9, "waveform_codec": 0.5}
+LEAST_SHARE = {"mel_tokenizer": 0.93, "vocoder": 0.87, "language_model": 0.9, "waveform_codec": 0.92}
 WIDER = {
     "mel_tokenizer": {"model.channels": "(64,)"},
     "vocoder": {"model.width": 192, "model.hidden": 768},

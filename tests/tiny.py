@@ -64,6 +64,9 @@ _SPECIAL["waveform_codec"] = {
     "model.rows": "2",
     "model.codes": "16",
     "model.code_width": "4",
+    "optimizer.learning_rate": "0.01",
+    "loss.adversarial": "0.1",
+    "loss.feature_matching": "2.0",
     **{key: value for key, value in _SPECIAL["vocoder"].items() if key.startswith(("loss.mel", "loss.adv", "discr"))},
 }
 _NAMES = {
