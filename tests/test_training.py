@@ -24,7 +24,6 @@ from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
 from tests.processes import parts
 
-
 # What the vocoder and the codec of sound share is shown by one of them; the other one is among the slow proofs.
 CODEC_SLOW = [*tiny.TASKS[:3], pytest.param("waveform_codec", marks=pytest.mark.slow)]
 VOCODER_SLOW = [pytest.param(t, marks=pytest.mark.slow) if t == "vocoder" else t for t in tiny.TASKS]
