@@ -136,7 +136,8 @@ def train(
                     jax.block_until_ready(pending[-1 - STEPS_AHEAD][1])
                 if not (last or stopped or overfit_one_batch):
                     with stopwatch.during("data"):
-                        batch = program.put(next(batches))
+                        examples = next(batches)
+                    batch = program.put(examples)  # while the device still computes
                 if step % config.log_every == 0 or last or stopped:
                     steps, means = len(pending), flush()
                     means |= stopwatch.rates(steps, config.batch_size * task.seconds_per_example)
