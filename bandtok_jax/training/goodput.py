@@ -41,7 +41,7 @@ class Stopwatch:
         self._interval, self._before = time.perf_counter(), dict(self._spent)
 
     def rates(self, steps: int, audio_seconds_per_step: float) -> dict[str, float]:
-        """Speed since `restart`, and the share of that time that was waiting for the loader; compiling does not count."""
+        """Speed since `restart`, and the share of that time spent waiting for the loader; compiling does not count."""
         since = {kind: self._spent[kind] - self._before[kind] for kind in KINDS}
         seconds = time.perf_counter() - self._interval - sum(since.values()) + since["data"]
         return {
