@@ -55,15 +55,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     }
     shape = defaults.choose(shapes, "dac", variant)
     config.model = ConfigDict({**shape, "codes": 1024, "code_width": 8, "parity": False})
-    config.discriminator = ConfigDict(
-        {
-            "periods": (2, 3, 5, 7, 11),
-            "period_channels": (32, 128, 512, 1024, 1024),
-            "windows": (2048, 1024, 512),
-            "spectrum_channels": 32,
-            "normalisation": "weight",
-        }
-    )
+    config.discriminator = defaults.sound_critics(variant)
     config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
     column_samples = math.prod(shape["strides"])
     # Whole columns: the published 0.38 s are filled up with zeros to as many.
@@ -82,11 +74,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if variant == "tiny":
         config.total_steps, config.batch_size = 400, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
-        # Few and narrow critics: XLA's convolutions are slow on CPU, and take long to compile.
-        config.discriminator.update(
-            {"periods": (2, 3, 5), "period_channels": (4, 16, 64, 128, 128), "windows": (1024,), "spectrum_channels": 8}
-        )
-        config.discriminator.normalisation = "none"  # too few steps to need it
         config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
         config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
     else:
@@ -96,8 +83,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-4
         if variant == "small":
             config.dtype = "bfloat16"
-            config.discriminator.period_channels = (16, 64, 256, 512, 512)
-            config.discriminator.spectrum_channels = 16
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.final_fraction = 0.1 if variant == "tiny" else 0.999996**config.total_steps
     return config.lock()

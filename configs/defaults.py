@@ -52,6 +52,28 @@ def choose(shapes: dict, name: str, variant: str):
     return shapes[variant]
 
 
+def sound_critics(variant: str) -> ConfigDict:
+    """The `discriminator` group of what is judged by its sound: HiFi-GAN's period critics and DAC's STFT critics."""
+    critics = ConfigDict(
+        {
+            "periods": (2, 3, 5, 7, 11),
+            "period_channels": (32, 128, 512, 1024, 1024),
+            "windows": (2048, 1024, 512),
+            "spectrum_channels": 32,
+            "normalisation": "weight",
+        }
+    )
+    if variant == "tiny":
+        # Few and narrow critics: XLA's convolutions are slow on CPU, and take long to compile.
+        critics.update(
+            {"periods": (2, 3, 5), "period_channels": (4, 16, 64, 128, 128), "windows": (1024,), "spectrum_channels": 8}
+        )
+        critics.normalisation = "none"  # too few steps to need it
+    elif variant == "small":
+        critics.period_channels, critics.spectrum_channels = (16, 64, 256, 512, 512), 16
+    return critics
+
+
 def optimizer() -> ConfigDict:
     """AdamW with a linear warm-up and a cosine decay."""
     return ConfigDict(

@@ -50,25 +50,12 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "base": dict(width=512, hidden=1536, blocks=8),
     }
     config.model = ConfigDict(defaults.choose(shapes, "vocos", variant))
-    config.discriminator = ConfigDict(
-        {
-            "periods": (2, 3, 5, 7, 11),
-            "period_channels": (32, 128, 512, 1024, 1024),
-            "windows": (2048, 1024, 512),
-            "spectrum_channels": 32,
-            "normalisation": "weight",
-        }
-    )
+    config.discriminator = defaults.sound_critics(variant)
     if variant == "tiny":
         config.total_steps, config.batch_size = 400, 8
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
         config.optimizer.average_decay = 0.99
-        # Few and narrow critics: XLA's convolutions are slow on CPU, and take long to compile.
-        config.discriminator.update(
-            {"periods": (2, 3, 5), "period_channels": (4, 16, 64, 128, 128), "windows": (1024,), "spectrum_channels": 8}
-        )
-        config.discriminator.normalisation = "none"  # too few steps to need it
         config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
         config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
     else:
@@ -77,7 +64,4 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
         config.data.clip_samples, config.data.workers = 32768, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 5e-4
-        if variant == "small":
-            config.discriminator.period_channels = (16, 64, 256, 512, 512)
-            config.discriminator.spectrum_channels = 16
     return config.lock()

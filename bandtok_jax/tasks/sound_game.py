@@ -4,6 +4,8 @@ Both players take their gradients at the same old weights, from the same sound: 
 forward once a step, and micro-batches add up exactly.
 """
 
+import abc
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -20,16 +22,16 @@ CRITICS_SHARDING = (
 )
 
 
-class SoundGame(Game):
+class SoundGame(Game, abc.ABC):
     """A game whose model makes sound; `self.mel` is the mel by which it is evaluated and shown."""
 
+    @abc.abstractmethod
     def generate(self, parameters, buffers, frozen, batch, key):
         """The model's sound `[B, S]` in training, and its own scalar losses by their names in `config.loss`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def reconstruct(self, parameters, buffers, frozen, batch):
         """The model's sound `[B, S]` as a user hears it, and sums for `combine`."""
-        raise NotImplementedError
 
     @property
     def _decay(self) -> float:
