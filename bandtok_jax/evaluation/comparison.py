@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from bandtok_jax import partial_file
+from bandtok_jax import storage
 from bandtok_jax.evaluation import embeddings, frechet, page, perceptual, plots, summary, token_statistics
 from bandtok_jax.evaluation.evaluate import Result, Settings, codes_path
 from bandtok_jax.evaluation.measures import FACTS, MEASURES, Measure
@@ -87,19 +87,11 @@ def write(
         worst=summary.worst_first(results, sort_by, measures[sort_by].better),
     )
     pictures = _pictures(output, report)
-    _write_text(output, "report.json", json.dumps(_as_json(report, sort_by), indent=1) + "\n")
+    storage.write_text(os.path.join(output, "report.json"), json.dumps(_as_json(report, sort_by), indent=1) + "\n")
     summary.write_csv(os.path.join(output, "files.csv"), lines)
     summary.write_csv(os.path.join(output, "summary.csv"), _summary_lines(report))
-    _write_text(output, "index.html", page.html(report, sort_by, pictures))
+    storage.write_text(os.path.join(output, "index.html"), page.html(report, sort_by, pictures))
     return report
-
-
-def _write_text(output: str, name: str, text: str) -> None:
-    path = os.path.join(output, name)
-    partial = partial_file.begin(path)
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-    partial_file.finish(partial, path)
 
 
 def _data(results: Sequence[Result]) -> dict[str, Any]:
