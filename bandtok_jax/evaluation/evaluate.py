@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bandtok_jax import partial_file
+from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import commands, measures, perceptual, systems
 from bandtok_jax.evaluation.originals import Piece
@@ -223,7 +223,4 @@ def _read(output: str, name: str, piece: Piece, key: str) -> dict[str, float | N
 def _write(output: str, name: str, piece: Piece, key: str, values: dict, embeddings: list[np.ndarray]) -> None:
     path = _with_folder(_path("results", output, name, piece))
     np.savez(embeddings_path(path), original=embeddings[0], decoded=embeddings[1])
-    partial = partial_file.begin(path)
-    with open(partial, "w") as file:
-        json.dump({"key": key, "values": values}, file, indent=1)
-    partial_file.finish(partial, path)
+    storage.write_text(path, json.dumps({"key": key, "values": values}, indent=1))
