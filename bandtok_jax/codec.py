@@ -2,7 +2,7 @@
 
 Every chunk carries as much context as its network can see, and chunks start on a fixed grid. So one compiled program
 serves every length, working memory does not grow with the piece, and what a column of codes says does not depend on how
-long the piece is. Here stands what all codecs share; `BandCodec` and `ResidualCodec` know their networks.
+long the piece is. Here stands what all codecs share; `MelCodec` and `ResidualCodec` know their networks.
 
 Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 """
@@ -130,11 +130,16 @@ class Codec(abc.ABC):
         Raises:
           ValueError: what is wrong with the sound, and the cure.
         """
-        audio = waveform.check(audio, sample_rate_hz)
-        blocks = np.split(
-            audio, range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES), axis=1
-        )
-        return np.concatenate(list(self.encode_stream(self.listen(blocks, sample_rate_hz))))
+        return np.concatenate(list(self.encode_stream(self._heard(audio, sample_rate_hz))))
+
+    def latents(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+        """What the look-up of each row is given, float32 `[T, F, D]`; arguments and errors as those of `encode`.
+
+        Of a band it is the encoder's latent, of a residual level what the levels before it left over, both in the space
+        in which codes are compared.
+        """
+        heard = self._heard(audio, sample_rate_hz)
+        return np.concatenate(list(self._columns_stream(heard, "row_latents", None)))
 
     def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None) -> np.ndarray:
         """Codes to sound.
@@ -166,12 +171,18 @@ class Codec(abc.ABC):
             raise ValueError("the sound has 0 samples: give a recording")
         yield resampler.push(np.zeros((1, 0), np.float32), last=True)[0]
 
-    @abc.abstractmethod
+    def _heard(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
+        """A whole sound as a stream of blocks that the codec can take."""
+        audio = waveform.check(audio, sample_rate_hz)
+        starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
+        return self.listen(np.split(audio, starts, axis=1), sample_rate_hz)
+
     def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
         """Mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`; memory is bounded.
 
         device: where to compute, if not on jax's default device; one such stream on each makes use of them all.
         """
+        return self._columns_stream(blocks, "encode", device)
 
     def decode_stream(
         self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None
@@ -211,6 +222,12 @@ class Codec(abc.ABC):
     def generator(self) -> Generator:
         """The language model, ready to write."""
         return Generator(self.stages["language_model"].task.settings, self._weights["language_model"]["parameters"])
+
+    @abc.abstractmethod
+    def _columns_stream(
+        self, blocks: Iterable[np.ndarray], method: str, device: jax.Device | None
+    ) -> Iterator[np.ndarray]:
+        """What a method of the tokenizer's network makes of each column, "encode" or "row_latents"."""
 
     @abc.abstractmethod
     def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -40,15 +40,17 @@ class ResidualCodec(Codec):
             chunk_columns=chunk_columns,
         )
 
-    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
+    def _columns_stream(
+        self, blocks: Iterable[np.ndarray], method: str, device: jax.Device | None
+    ) -> Iterator[np.ndarray]:
         hop, columns = self.samples_per_column, self._chunk_columns
         context = self.stages["tokenizer"].network.attribute("encoder_context_columns")
         weights = self._tokenizer_weights(device)
         cut = windows(blocks, columns * hop, context * hop, context * hop, outside=0.0)
         for number, (window, samples) in enumerate(cut):
             left = math.ceil(samples / hop)
-            codes = self._encode_chunk(weights, window, self._span(number, context, left))
-            yield np.asarray(codes)[:left]
+            found = self._encode_chunk(weights, window, self._span(number, context, left), method=method)
+            yield np.asarray(found)[:left]
 
     def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         context = self.stages["tokenizer"].network.attribute("decoder_context_columns")
@@ -66,11 +68,11 @@ class ResidualCodec(Codec):
         context = network.attribute("encoder_context_columns")
         inner = slice(context, context + self._chunk_columns)
 
-        def encode(weights, audio, span):
-            codes = network.apply(weights["parameters"], weights["buffers"], audio[None], span, method="encode")
-            return codes[0, inner]
+        def encode(weights, audio, span, method):
+            found = network.apply(weights["parameters"], weights["buffers"], audio[None], span, method=method)
+            return found[0, inner]
 
-        return jax.jit(encode)
+        return jax.jit(encode, static_argnames="method")
 
     @functools.cached_property
     def _decode_chunk(self):

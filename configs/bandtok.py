@@ -3,7 +3,8 @@
     bandtok train --config=bandtok:tiny --workdir=runs/tokenizer
 
 The paper gives one shared codebook, 16 bands, the multi-scale PatchGAN and the moving-average codebook. Layout, widths,
-weights and schedules are our choices.
+weights and schedules are our choices. `model.residual_levels=16` makes the paper's opponent of the same encoder and
+decoder: 16 residual levels, each with a codebook of its own, where 16 bands share one.
 
   tiny   two CPU cores, minutes: K = 1024, one cell of 8 x 8 a patch
   small  one GPU, a day: K = 4096, a quarter of base
@@ -39,7 +40,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "small": dict(patch=2, channels=(64, 128, 256), blocks=2, middle_blocks=2, codes=4096, code_width=64),
         "base": dict(patch=2, channels=(128, 256, 512), blocks=2, middle_blocks=2, codes=8192, code_width=64),
     }
-    config.model = ConfigDict(defaults.choose(shapes, "bandtok", variant))
+    levels = {"residual_levels": 0, "column_width": 128}
+    config.model = ConfigDict({**defaults.choose(shapes, "bandtok", variant), **levels})
     if variant == "tiny":
         config.total_steps, config.batch_size = 800, 8
         config.data.clip_samples = 32768

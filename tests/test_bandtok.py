@@ -1,5 +1,7 @@
 """The tokenizer network: shapes, size, receptive field, and that a token never depends on the length of the piece."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.training import sharding
+from tests import tiny
 
 SHAPES = {
     "one patch a cell": dict(patch=8, channels=(8,), blocks=1, middle_blocks=1),
@@ -97,6 +100,24 @@ def test_a_picture_of_another_size_is_refused():
     network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
     with pytest.raises(ValueError, match="multiple of 8"):
         network.apply(parameters, buffers, jnp.zeros((1, 30, 32)), method="encode")
+
+
+def test_residual_levels_learn(tmp_path):
+    changes = {"model.residual_levels": 3, "model.column_width": 8, "model.codes": 8, "total_steps": 100}
+    config = tiny.config("mel_tokenizer", tmp_path, **changes)
+    task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
+    state = task.warm_start(jit_once(task.init)(key), {}, [batch] * 2, key)
+    step = jax.jit(functools.partial(task.train_step, playing=False, judged=False))
+    errors = []
+    for _ in range(25):
+        before = state["model"]["buffers"]["codebook"]["vectors"]
+        state, metrics = step(state, {}, batch, key)
+        errors.append(metrics["reconstruction"])
+    assert errors[-1] < 0.8 * errors[0] and not np.array_equal(before, state["model"]["buffers"]["codebook"]["vectors"])
+    scores = task.combine(jax.device_get(jax.jit(task.eval_step)(state, {}, batch)), 1)
+    # The mean over the levels, each with its own eight codes.
+    assert 2 < scores["codebook_perplexity"] <= 8 and 0.5 < scores["codebook_use"] <= 1
+    assert not task.warnings(scores)
 
 
 @pytest.mark.parametrize("normalisation", ["none", "group"])

@@ -14,9 +14,9 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli, experiment, verbs
 from bandtok_jax.audio import loudness
-from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.interchange import container, model_folder, stage
+from bandtok_jax.mel_codec import MelCodec
 
 VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
 RATE = 44100
@@ -42,7 +42,7 @@ def composer(codec, tmp_path_factory):
     config = experiment.load_config("language_model:tiny", changes)
     stages = codec.stages | {"language_model": stage.fresh(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "composer"
-    model_folder.save(BandCodec(**stages), folder)
+    model_folder.save(MelCodec(**stages), folder)
     return str(folder)
 
 
@@ -168,7 +168,7 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
 
 def _without_vocoder(model, tmp_path):
     codec = bandtok_jax.load(model)
-    model_folder.save(BandCodec(codec.stages["tokenizer"]), tmp_path / "alone")
+    model_folder.save(MelCodec(codec.stages["tokenizer"]), tmp_path / "alone")
     return tmp_path / "alone"
 
 

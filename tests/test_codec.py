@@ -12,8 +12,8 @@ import pytest
 import bandtok_jax
 from bandtok_jax import experiment
 from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.interchange import safetensors, stage
+from bandtok_jax.mel_codec import MelCodec
 
 RATE = 44100
 
@@ -21,7 +21,7 @@ RATE = 44100
 @functools.cache
 def create():
     codec = bandtok_jax.create("bandtok:tiny", seed=1)
-    return BandCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8)
+    return MelCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8)
 
 
 @functools.cache
@@ -118,7 +118,7 @@ def test_memory_is_bounded_by_the_chunk():
 def test_decoding_in_chunks_has_no_seams():
     codec = create()
     codes = codec.encode(music(), RATE)
-    whole = BandCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=len(codes))
+    whole = MelCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=len(codes))
     np.testing.assert_allclose(codec.decode(codes), whole.decode(codes), atol=1e-4 * np.abs(whole.decode(codes)).max())
 
 
@@ -176,7 +176,7 @@ def test_bad_codes(codes, words):
 
 
 def test_missing_stages_name_the_cure():
-    codec = BandCodec(create().stages["tokenizer"])
+    codec = MelCodec(create().stages["tokenizer"])
     with pytest.raises(ValueError, match=r"bandtok_jax.load\(path, vocoder=RUN\) .* --vocoder=RUN"):
         codec.decode(np.zeros((2, 16), np.int32))
     with pytest.raises(ValueError, match="language_model=RUN.* --language-model=RUN"):
@@ -192,7 +192,7 @@ def composer():
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
     config = experiment.load_config("language_model:tiny", changes)
     stages = create().stages
-    return BandCodec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
+    return MelCodec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
 
 
 def test_generate():
@@ -214,7 +214,7 @@ def test_generate():
 def test_a_language_model_of_another_grid_is_refused():
     config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):
-        BandCodec(create().stages["tokenizer"], language_model=stage.Stage(config, {}))
+        MelCodec(create().stages["tokenizer"], language_model=stage.Stage(config, {}))
 
 
 def test_weight_hash_sees_every_leaf_and_no_order():
@@ -225,3 +225,33 @@ def test_weight_hash_sees_every_leaf_and_no_order():
     bias = weights["parameters"]["encoder_in"]["bias"]
     bias[0] = np.nextafter(bias[0], np.float32(1))
     assert safetensors.weight_hash(weights) != create().weight_hash
+
+
+@functools.cache
+def create_of_levels():
+    """A tokenizer whose rows are residual levels of the columns of a mel picture, with a vocoder."""
+    config = experiment.load_config("bandtok:tiny", {"model.residual_levels": "4"})
+    return MelCodec(stage.fresh(config, jax.random.key(0)), create().stages["vocoder"], chunk_columns=8)
+
+
+def test_a_mel_tokenizer_may_have_residual_levels():
+    codec = create_of_levels()
+    assert (codec.row_kind, codec.rows, codec.row_edges_hz) == ("residual", 4, None)
+    codes = codec.encode(music(), RATE)
+    assert codes.shape == (44, 4)
+    np.testing.assert_array_equal(codec.encode(music()[: 20 * 4096], RATE)[:10], codes[:10])
+    # Fewer levels are another sound of the same length.
+    first = codec.decode(codes[:, :2])
+    assert first.shape == (44 * 4096,) and not np.array_equal(first, codec.decode(codes))
+
+
+@pytest.mark.parametrize("make", [create, create_of_levels])
+def test_latents_are_what_the_look_up_is_given(make):
+    codec = make()
+    codes, latents = codec.encode(music(), RATE), codec.latents(music(), RATE)
+    assert latents.shape[:2] == codes.shape
+    vectors = np.asarray(codec.parameters["tokenizer"]["buffers"]["codebook"]["vectors"])
+    for row in range(codec.rows):
+        own = vectors[row] if vectors.ndim == 3 else vectors
+        distances = (own**2).sum(-1) - 2 * latents[:, row] @ own.T
+        np.testing.assert_array_equal(distances.argmin(-1), codes[:, row])

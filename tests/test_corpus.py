@@ -11,10 +11,10 @@ import pytest
 
 import bandtok_jax
 from bandtok_jax import corpus, experiment, tasks
-from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.data_pipelines import examples, iterator, records, shards, whole_tracks
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
 from bandtok_jax.interchange.stage import Stage
+from bandtok_jax.mel_codec import MelCodec
 from bandtok_jax.platforms import jit_once
 
 RATE, RECORD = 44100, 20_000
@@ -23,7 +23,7 @@ write = TokenWriter.write
 
 @functools.cache
 def codec():
-    return BandCodec(bandtok_jax.create("bandtok:tiny", seed=0).stages["tokenizer"], chunk_columns=8)
+    return MelCodec(bandtok_jax.create("bandtok:tiny", seed=0).stages["tokenizer"], chunk_columns=8)
 
 
 def sound(name: str, samples: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_whole_tracks_and_shifted_copies(data, tmp_path):
 def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "TRACKS_A_SHARD", 1)
     whole = corpus.tokenize(codec(), data, tmp_path / "whole")
-    coded, encode_stream = [], BandCodec.encode_stream
+    coded, encode_stream = [], MelCodec.encode_stream
 
     def interrupted(self, blocks, device):
         coded.append(1)
@@ -92,7 +92,7 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode_stream(self, blocks, device)
 
-    monkeypatch.setattr(BandCodec, "encode_stream", interrupted)
+    monkeypatch.setattr(MelCodec, "encode_stream", interrupted)
     with pytest.raises(KeyboardInterrupt):
         corpus.tokenize(codec(), data, tmp_path / "tokens")
     with pytest.raises(FileNotFoundError, match="interrupted"):
@@ -192,7 +192,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     assert np.isfinite(metrics["loss"])
 
     weights = {name: state["model"][name] for name in ("parameters", "buffers")}
-    full = BandCodec(codec().stages["tokenizer"], language_model=Stage(task.config, weights))
+    full = MelCodec(codec().stages["tokenizer"], language_model=Stage(task.config, weights))
     heard = [full.generate(seconds=0.5, embedding=embedding) for embedding in (given["long"], -9 * given["long"])]
     assert heard[0].shape[1] == 16 and not np.array_equal(heard[0], heard[1])
     with pytest.raises(ValueError, match="learned from embeddings"):

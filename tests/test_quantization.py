@@ -7,6 +7,7 @@ import pytest
 
 from bandtok_jax.layers import quantization
 from bandtok_jax.layers.quantization import Codebook, update_codebook
+from bandtok_jax.layers.residual_quantization import ResidualCodebook, start_levels
 from bandtok_jax.models.network import Network
 from bandtok_jax.platforms import jit_once
 
@@ -119,3 +120,74 @@ def test_a_collapsed_codebook_recovers_use():
     buffers = jax.jit(lambda buffers: jax.lax.fori_loop(0, 400, step, buffers))(buffers)
     codes = network.apply(parameters, buffers, latents, method="nearest")
     assert len(np.unique(codes)) == 16
+
+
+def _levels(latents, vectors):
+    """Codes, what each level was given, and the sum, one vector after the other in NumPy."""
+    codes, given, left = [], [], np.array(latents, np.float64)
+    for level in np.asarray(vectors, np.float64):
+        chosen = np.linalg.norm(left[..., None, :] - level, axis=-1).argmin(-1)
+        codes.append(chosen)
+        given.append(left)
+        left = left - level[chosen]
+    return np.stack(codes, -1), np.stack(given, -2), latents - left
+
+
+def test_residual_levels_code_what_is_left_over():
+    network = Network(lambda rngs: ResidualCodebook(3, 16, 4, rngs=rngs))
+    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    latents = _latents()
+    apply = lambda *arguments, **how: network.apply(parameters, buffers, *arguments, **how)
+    quantized, codes, training = jax.jit(apply)(latents)
+    expected, given, total = _levels(latents, buffers["vectors"])
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(apply(latents, method="nearest"), expected)
+    np.testing.assert_allclose(training["latents"], given, atol=1e-5)
+    np.testing.assert_allclose(quantized, total, atol=1e-5)
+    first = apply(codes[..., :1], method="vectors_of")
+    np.testing.assert_allclose(first, np.asarray(buffers["vectors"])[0][expected[..., 0]])
+    counts = np.stack([np.bincount(expected[..., row].ravel(), minlength=16) for row in range(3)])
+    np.testing.assert_array_equal(training["counts"], counts)
+    sums = np.zeros((3, 16, 4))
+    for row in range(3):
+        np.add.at(sums[row], expected[..., row].ravel(), given[..., row, :].reshape(-1, 4))
+    np.testing.assert_allclose(training["sums"], sums, atol=1e-4)
+    left = given - np.stack([np.asarray(buffers["vectors"])[row][expected[..., row]] for row in range(3)], axis=-2)
+    np.testing.assert_allclose(training["commitment"], np.mean(left**2), rtol=1e-5)
+
+
+def test_the_gradient_of_all_levels_passes_once():
+    network = Network(lambda rngs: ResidualCodebook(3, 16, 4, rngs=rngs))
+    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    quantize = lambda z: network.apply(parameters, buffers, z)
+    np.testing.assert_allclose(jax.grad(lambda z: quantize(z)[0].sum())(_latents()), 1.0)
+    # Of the commitment: each level pulls the latents by what it leaves over.
+    pull = jax.grad(lambda z: quantize(z)[2]["commitment"])(_latents())
+    codes, given, _ = _levels(_latents(), buffers["vectors"])
+    left = given - np.stack([np.asarray(buffers["vectors"])[row][codes[..., row]] for row in range(3)], axis=-2)
+    np.testing.assert_allclose(pull, 2 * left.sum(-2) / left.size, atol=1e-7)
+
+
+def test_codebooks_are_updated_together_as_they_would_be_alone():
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.random(shape), jnp.float32)
+    codebook = {"vectors": draw(3, 8, 2), "counts": draw(3, 8) ** 4, "sums": draw(3, 8, 2)}
+    counts, sums, candidates = jnp.zeros((3, 8)).at[:, :4].set(2.0), draw(3, 8, 2), draw(3, 8, 2)
+    together, restarted = update_codebook(codebook, counts, sums, candidates)
+    apart = [
+        update_codebook({name: x[row] for name, x in codebook.items()}, counts[row], sums[row], candidates[row])
+        for row in range(3)
+    ]
+    assert restarted == sum(number for _, number in apart) > 0
+    for name, leaf in together.items():
+        np.testing.assert_allclose(leaf, [one[name] for one, _ in apart], rtol=1e-6)
+
+
+def test_levels_start_where_those_before_them_leave_off():
+    latents = jax.random.normal(jax.random.key(0), (200, 4))
+    start = jax.jit(start_levels, static_argnames=("rows", "codes", "batches"))
+    buffers = start(latents, rows=3, codes=16, key=jax.random.key(1), batches=2)
+    _, given, total = _levels(latents, buffers["vectors"])
+    power = [np.mean(given[..., row, :] ** 2) for row in range(3)] + [np.mean((latents - total) ** 2)]
+    assert all(after < 0.6 * before for before, after in zip(power, power[1:])), power
+    np.testing.assert_allclose(buffers["counts"].sum(1), 100, rtol=0.01)

@@ -67,6 +67,15 @@ def test_chunks_have_the_codes_of_the_whole_file():
     np.testing.assert_array_equal(codes(), create(100).encode(sound(), RATE))
 
 
+def test_latents_are_what_the_look_up_is_given():
+    latents = create().latents(sound(), RATE)
+    assert latents.shape == (*codes().shape, 4)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    for row in range(ROWS):
+        vectors = tokenizer().weights["parameters"]["quantizer"]["levels"][str(row)]["vectors"]
+        np.testing.assert_array_equal((unit(latents[:, row]) @ unit(vectors).T).argmax(-1), codes()[:, row])
+
+
 @pytest.mark.parametrize("samples", [1, 12, 600, 1000])
 def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
     prefix = create().encode(sound()[:samples], RATE)

@@ -35,8 +35,8 @@ def panels(
     figure.savefig(path, dpi=100)
 
 
-def token_grid(path, codes: np.ndarray, row_edges_hz: np.ndarray, columns_per_second: float) -> None:
-    """Draws a grid of codes `[T, F]`, time to the right, with the band edges of the rows in Hz.
+def token_grid(path, codes: np.ndarray, row_edges_hz: np.ndarray | None, columns_per_second: float) -> None:
+    """Draws a grid of codes `[T, F]`, time to the right, with the band edges of the rows in Hz where rows are bands.
 
     A code is a name, not a number: equal colours mean equal codes, and near colours mean nothing.
     """
@@ -51,8 +51,11 @@ def token_grid(path, codes: np.ndarray, row_edges_hz: np.ndarray, columns_per_se
         colours.T, origin="lower", aspect="auto", cmap="nipy_spectral", interpolation="nearest",
         extent=(0, T / columns_per_second, 0, F),
     )  # fmt: skip
-    axis.set_yticks(np.arange(F) + 0.5, [f"{low:.0f}–{high:.0f}" for low, high in row_edges_hz], fontsize=7)
-    axis.set_ylabel("band of the row (Hz)")
+    if row_edges_hz is None:
+        axis.set_ylabel("level")
+    else:
+        axis.set_yticks(np.arange(F) + 0.5, [f"{low:.0f}–{high:.0f}" for low, high in row_edges_hz], fontsize=7)
+        axis.set_ylabel("band of the row (Hz)")
     axis.set_xlabel("seconds")
     figure.savefig(path, dpi=100)
 
@@ -89,20 +92,40 @@ def against_bitrate(path, points: dict, *, label: str) -> None:
     figure.savefig(path, dpi=100)
 
 
-def by_row(path, lines: dict[str, list[float]], *, label: str) -> None:
-    """Draws `name -> one value for each row`; names that end with "shuffled" are dashed, as controls are."""
+def by_row(path, panels: dict[str, dict[str, list[float]]]) -> None:
+    """Draws `label -> name -> one value for each row`, a panel a label, side by side.
+
+    Names that end with "shuffled" are dashed, as controls are, and have the colour of what they control.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axis = figure.subplots()
-    for name, values in lines.items():
-        axis.plot(values, label=name, marker=".", linewidth=1.2, linestyle="--" if name.endswith("shuffled") else "-")
-    axis.set_xlabel("row")
-    axis.set_ylabel(label)
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure = Figure(figsize=(0.6 + 5.4 * len(panels), 3.4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (label, lines) in zip(axes, panels.items()):
+        colours = {}
+        for name, values in lines.items():
+            own, control, _ = name.rpartition(", shuffled")
+            style = dict(linestyle="--", color=colours[own]) if control else {}
+            (drawn,) = axis.plot(values, label=name, marker=".", linewidth=1.2, **style)
+            colours[name] = drawn.get_color()
+        axis.set_xlabel("row")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
+
+
+def latents(path, places: np.ndarray, rows: np.ndarray, *, row_kind: str) -> None:
+    """Draws points `[N, 2]`, coloured by their rows `[N]`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    axis = figure.subplots()
+    drawn = axis.scatter(*places.T, c=rows, cmap="turbo", s=5, linewidths=0)
+    axis.set(xticks=[], yticks=[], aspect="equal")
+    figure.colorbar(drawn, ax=axis, label={"band": "band, from low to high", "residual": "level"}[row_kind])
+    figure.savefig(path, dpi=120)
 
 
 def pairs(path, values: np.ndarray, *, label: str) -> None:

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax import experiment
-from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.codec import Codec
 from bandtok_jax.interchange import model_card, safetensors
 from bandtok_jax.interchange.stage import Stage, fresh
+from bandtok_jax.mel_codec import MelCodec
 from bandtok_jax.residual_codec import ResidualCodec
 
 EXPORT_VERSION = 1
@@ -66,7 +66,7 @@ def join(stages: dict[str, Stage]) -> Codec:
     """
     stages = dict(stages)
     if stages["tokenizer"].config.task != "waveform_codec":
-        return BandCodec(**stages)
+        return MelCodec(**stages)
     if "vocoder" in stages:
         raise ValueError(
             f"{stages['tokenizer'].origin} makes sound itself and has no use for the vocoder "

@@ -25,8 +25,7 @@ class Codebook(nnx.Module):
     """
 
     def __init__(self, codes: int, width: int, *, normalise: bool = False, gradient: str = "straight_through", rngs):
-        if gradient not in ("straight_through", "rotation"):
-            raise ValueError(f"gradient is {gradient!r}; it must be 'straight_through' or 'rotation'")
+        check_gradient(gradient)
         vectors = jax.random.normal(rngs.params(), (codes, width)) / jnp.sqrt(width)
         vectors = unit(vectors) if normalise else vectors
         self.vectors = Buffer(vectors)
@@ -36,13 +35,7 @@ class Codebook(nnx.Module):
 
     def nearest(self, latents: jax.Array) -> jax.Array:
         """The nearest code of every vector; `[..., D] -> int32 [...]`."""
-        latents = self._prepare(latents)
-        flat = latents.reshape(-1, latents.shape[-1])
-        vectors = self.vectors[...].astype(flat.dtype)
-        products = jnp.matmul(flat, vectors.T, precision="highest")
-        # |z - e|^2 without the |z|^2 that all codes share.
-        codes = jnp.argmin((vectors**2).sum(-1) - 2.0 * products, axis=-1)
-        return codes.astype(jnp.int32).reshape(latents.shape[:-1])
+        return nearest(self._prepare(latents), self.vectors[...])
 
     def vectors_of(self, codes: jax.Array) -> jax.Array:
         """The codebook's vectors; int32 `[...] -> [..., D]`."""
@@ -56,22 +49,60 @@ class Codebook(nnx.Module):
         latents = self._prepare(latents)
         codes = jax.lax.stop_gradient(self.nearest(latents))
         quantized = self.vectors_of(codes).astype(latents.dtype)
-        commitment = jnp.mean((latents - jax.lax.stop_gradient(quantized)) ** 2)
         fixed = jax.lax.stop_gradient(latents)
-        one_hot = jax.nn.one_hot(codes.reshape(-1), self.vectors.shape[0], dtype=latents.dtype)
+        counts, sums = chosen(fixed, codes, self.vectors.shape[0])
         training = {
-            "commitment": commitment,
-            "counts": one_hot.sum(0),
-            "sums": jnp.matmul(one_hot.T, fixed.reshape(-1, fixed.shape[-1]), precision="highest"),
+            "commitment": jnp.mean((latents - jax.lax.stop_gradient(quantized)) ** 2),
+            "counts": counts,
+            "sums": sums,
             "latents": fixed,
         }
-        if self._gradient == "rotation":
-            return _rotated(latents, quantized), codes, training
-        return latents + jax.lax.stop_gradient(quantized - latents), codes, training
+        return passed_back(latents, quantized, self._gradient), codes, training
 
     def _prepare(self, latents: jax.Array) -> jax.Array:
         latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
         return unit(latents) if self._normalise else latents
+
+
+def nearest(latents: jax.Array, vectors: jax.Array) -> jax.Array:
+    """The code of the nearest of `vectors` `[K, D]` to each latent; `[..., D] -> int32 [...]`."""
+    flat = latents.reshape(-1, latents.shape[-1])
+    vectors = vectors.astype(flat.dtype)
+    products = jnp.matmul(flat, vectors.T, precision="highest")
+    # |z - e|^2 without the |z|^2 that all codes share.
+    codes = jnp.argmin((vectors**2).sum(-1) - 2.0 * products, axis=-1)
+    return codes.astype(jnp.int32).reshape(latents.shape[:-1])
+
+
+def chosen(latents: jax.Array, codes: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """How often each of `size` codes was chosen, `[K]`, and the sums of the vectors that chose it, `[K, D]`.
+
+    Args:
+      latents: `[..., D]`.
+      codes: int32 `[...]`.
+    """
+    one_hot = jax.nn.one_hot(codes.reshape(-1), size, dtype=latents.dtype)
+    return one_hot.sum(0), jnp.matmul(one_hot.T, latents.reshape(-1, latents.shape[-1]), precision="highest")
+
+
+def check_gradient(kind: str) -> None:
+    """Raises a ValueError unless `passed_back` knows that kind."""
+    if kind not in ("straight_through", "rotation"):
+        raise ValueError(f"gradient is {kind!r}; it must be 'straight_through' or 'rotation'")
+
+
+def passed_back(latents: jax.Array, quantized: jax.Array, kind: str) -> jax.Array:
+    """`quantized` in value, `[..., D]`; its gradient reaches `latents` in the way of that kind, see `Codebook`."""
+    if kind == "rotation":
+        return _rotated(latents, quantized)
+    return latents + jax.lax.stop_gradient(quantized - latents)
+
+
+def start_codebook(latents: jax.Array, codes: int, key: jax.Array, batches: int) -> Tree:
+    """The buffers of a `Codebook` that starts at the k-means centres of latents `[N, D]` of so many batches."""
+    vectors, counts = k_means(latents, codes, key)
+    counts = jnp.maximum(counts / batches, 1e-3)
+    return {"vectors": vectors, "counts": counts, "sums": vectors * counts[:, None]}
 
 
 def update_codebook(
@@ -87,6 +118,8 @@ def update_codebook(
 ) -> tuple[Tree, jax.Array]:
     """One moving-average step, and the restart of codes that have died.
 
+    Of one codebook, or of several whose arrays have one axis more in front.
+
     Args:
       codebook: the buffers `{'vectors', 'counts', 'sums'}` of a `Codebook`.
       counts: `[K]`, how often each code was chosen in the batch.
@@ -101,15 +134,15 @@ def update_codebook(
     """
     moving_counts = decay * codebook["counts"] + (1.0 - decay) * counts
     moving_sums = decay * codebook["sums"] + (1.0 - decay) * sums
-    total, codes = moving_counts.sum(), moving_counts.shape[0]
-    mean_count = total / codes
+    codes = moving_counts.shape[-1]
+    mean_count = moving_counts.mean(-1, keepdims=True)
     dead = moving_counts < restart_share * mean_count
     # The sums restart with the vector: else the next average would pull it back to where the code died.
     moving_counts = jnp.where(dead, mean_count, moving_counts)
-    moving_sums = jnp.where(dead[:, None], mean_count * candidates, moving_sums)
-    total = moving_counts.sum()
+    moving_sums = jnp.where(dead[..., None], mean_count[..., None] * candidates, moving_sums)
+    total = moving_counts.sum(-1, keepdims=True)
     smoothed = (moving_counts + epsilon) / (total + codes * epsilon) * total
-    vectors = moving_sums / smoothed[:, None]
+    vectors = moving_sums / smoothed[..., None]
     vectors = unit(vectors) if normalise else vectors
     return {"vectors": vectors, "counts": moving_counts, "sums": moving_sums}, dead.sum()
 

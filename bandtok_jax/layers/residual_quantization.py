@@ -1,15 +1,19 @@
 """Residual vector quantization: every level codes what the levels before it left over.
 
-Kumar et al. 2023 (DAC, arXiv 2306.06546): factorised codes (a level compares in a few dimensions), l2-normalised
-look-up, codebooks that learn by gradient, quantizer dropout. Sizes as in descript-audio-codec, nn/quantize.py.
+`ResidualQuantizer` is that of Kumar et al. 2023 (DAC, arXiv 2306.06546): factorised codes (a level compares in a few
+dimensions), l2-normalised look-up, codebooks that learn by gradient, quantizer dropout. Sizes as in
+descript-audio-codec, nn/quantize.py. `ResidualCodebook` is the older kind (SoundStream, Zeghidour et al. 2021, arXiv
+2107.03312): codebooks that learn by moving averages.
 """
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.layers import quantization
 from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
 from bandtok_jax.layers.quantization import unit
+from bandtok_jax.models.network import Buffer, Tree
 
 
 class CodeLevel(nnx.Module):
@@ -29,10 +33,6 @@ class CodeLevel(nnx.Module):
     def sound_of(self, codes: jax.Array) -> jax.Array:
         """What a level's codes stand for; int32 `[B, T] -> [B, T, D]`. The vectors are not normalised."""
         return self.project_out(self.vectors[...][codes])
-
-    def encode(self, residual: jax.Array) -> jax.Array:
-        """`[B, T, D]` -> codes, int32 `[B, T]`."""
-        return self.nearest(self.project_in(residual))
 
     def __call__(self, residual: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """`[B, T, D]` -> its quantized form, codes `[B, T]`, and the losses of every example `[B]`.
@@ -91,15 +91,90 @@ class ResidualQuantizer(nnx.Module):
 
     def encode(self, latents: jax.Array) -> jax.Array:
         """`[B, T, D]` -> codes, int32 `[B, T, F]`."""
-        residual, all_codes = latents.astype(jnp.promote_types(latents.dtype, jnp.float32)), []
+        return self._levels(latents)[0]
+
+    def given(self, latents: jax.Array) -> jax.Array:
+        """What the look-up of each level is given; `[B, T, D] -> [B, T, F, code_width]`."""
+        return self._levels(latents)[1]
+
+    def _levels(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        residual, all_codes, given = latents.astype(jnp.promote_types(latents.dtype, jnp.float32)), [], []
         for level in self.levels:
-            all_codes.append(level.encode(residual))
+            given.append(level.project_in(residual))
+            all_codes.append(level.nearest(given[-1]))
             residual = residual - level.sound_of(all_codes[-1])
-        return jnp.stack(all_codes, axis=-1)
+        return jnp.stack(all_codes, axis=-1), jnp.stack(given, axis=-2)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes of the first levels, int32 `[B, T, f]` with f <= F, -> `[B, T, D]`."""
         return sum(level.sound_of(codes[..., number]) for number, level in zip(range(codes.shape[-1]), self.levels))
+
+
+class ResidualCodebook(nnx.Module):
+    """`rows` codebooks that learn by moving averages, see `quantization.Codebook`, each of what those before it left.
+
+    Args:
+      rows: F, number of levels.
+      codes: K, size of the codebook of each level.
+      width: D, of what is quantized.
+      gradient: of the sum of the levels, see `quantization.Codebook`.
+    """
+
+    def __init__(self, rows: int, codes: int, width: int, *, gradient: str = "straight_through", rngs: nnx.Rngs):
+        quantization.check_gradient(gradient)
+        vectors = jax.random.normal(rngs.params(), (rows, codes, width)) / jnp.sqrt(width)
+        self.vectors = Buffer(vectors)
+        self.counts = Buffer(jnp.ones((rows, codes)))
+        self.sums = Buffer(jnp.copy(vectors))
+        self._gradient = gradient
+
+    def nearest(self, latents: jax.Array) -> jax.Array:
+        """`[..., D]` -> codes, int32 `[..., F]`."""
+        return self._levels(latents.astype(jnp.promote_types(latents.dtype, jnp.float32)))[0]
+
+    def given(self, latents: jax.Array) -> jax.Array:
+        """What the look-up of each level is given; `[..., D] -> [..., F, D]`."""
+        return self._levels(latents.astype(jnp.promote_types(latents.dtype, jnp.float32)))[1]
+
+    def vectors_of(self, codes: jax.Array) -> jax.Array:
+        """The sum of the vectors of the first levels; int32 `[..., f]` with f <= F, -> `[..., D]`."""
+        return sum(self.vectors[...][row][codes[..., row]] for row in range(codes.shape[-1]))
+
+    def __call__(self, latents: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+        """Quantizes; `[..., D]` to the same shape, with codes `[..., F]` and a dict of what training needs.
+
+        The dict holds `commitment` (a scalar loss, the mean over the levels), `counts` `[F, K]`, `sums` `[F, K, D]` and
+        `latents` `[..., F, D]`, what each level was given.
+        """
+        latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+        codes, left, vectors = jax.lax.stop_gradient(self._levels(latents))
+        rows, size = self.vectors.shape[:2]
+        found = [quantization.chosen(left[..., row, :], codes[..., row], size) for row in range(rows)]
+        counts, sums = (jnp.stack(one) for one in zip(*found))
+        # What each level is given moves with the latents; what the levels before it took does not.
+        moving = latents[..., None, :] + jax.lax.stop_gradient(left - latents[..., None, :])
+        commitment = jnp.mean((moving - vectors) ** 2)
+        training = {"commitment": commitment, "counts": counts, "sums": sums, "latents": left}
+        return quantization.passed_back(latents, vectors.sum(-2), self._gradient), codes, training
+
+    def _levels(self, latents: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Codes `[..., F]`; what each level was given, and the vector that it chose, `[..., F, D]` both."""
+        codes, given, chosen = [], [], []
+        for vectors in self.vectors[...].astype(latents.dtype):
+            codes.append(quantization.nearest(latents, vectors))
+            given.append(latents)
+            chosen.append(vectors[codes[-1]])
+            latents = latents - chosen[-1]
+        return jnp.stack(codes, axis=-1), jnp.stack(given, axis=-2), jnp.stack(chosen, axis=-2)
+
+
+def start_levels(latents: jax.Array, rows: int, codes: int, key: jax.Array, batches: int) -> Tree:
+    """The buffers of a `ResidualCodebook` that starts at k-means centres, see `quantization.start_codebook`."""
+    levels = []
+    for row in range(rows):
+        levels.append(quantization.start_codebook(latents, codes, jax.random.fold_in(key, row), batches))
+        latents = latents - levels[-1]["vectors"][quantization.nearest(latents, levels[-1]["vectors"])]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *levels)
 
 
 def draw_levels(index: jax.Array, key: jax.Array, rows: int, dropout: float = 0.5) -> jax.Array:

@@ -4,10 +4,14 @@ Cheng et al. 2026 (arXiv 2605.15831) name the parts; the network's layout is our
 and the Cosmos image tokenizer, without what would make a token depend on the length of the piece: normalisation runs
 over channels only, and there is no attention.
 
-Letters: B batch, T mel frames (or columns of the grid), M mel bins, F rows of the grid, C channels, D width of a code.
+Its opponent in the paper's comparison is here too: residual levels that code whole columns of the same latents.
+
+Letters: B batch, T mel frames (or columns of the grid), M mel bins, F rows of the grid, C channels, D width of a code,
+N bands.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 
 from flax import nnx
@@ -24,6 +28,7 @@ from bandtok_jax.layers.image import (
     unpatchify,
 )
 from bandtok_jax.layers.quantization import Codebook
+from bandtok_jax.layers.residual_quantization import ResidualCodebook
 
 # Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
 LOG_MEL_CENTRE, LOG_MEL_SCALE = -5.0, 3.0
@@ -43,6 +48,9 @@ class BandTok(nnx.Module):
       normalise_codes: look-up on the unit sphere.
       code_gradient: "straight_through" or "rotation".
       row_embedding: whether encoder and decoder are told which band they look at; the codebook is not.
+      residual_levels: above 0, the rows are so many residual levels instead of bands: each codes all bands of a column
+        at once, with a codebook of its own.
+      column_width: D of these levels.
     """
 
     def __init__(
@@ -58,6 +66,8 @@ class BandTok(nnx.Module):
         normalise_codes: bool = False,
         code_gradient: str = "straight_through",
         row_embedding: bool = True,
+        residual_levels: int = 0,
+        column_width: int = 128,
         activation: str = "silu",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -65,7 +75,9 @@ class BandTok(nnx.Module):
         self.frames_per_column = patch * 2 ** (len(channels) - 1)
         if mels % self.frames_per_column:
             raise ValueError(f"mels is {mels}; it must be a multiple of the cell's side {self.frames_per_column}")
-        self.rows, self.codebook_size = mels // self.frames_per_column, codes
+        self.bands = mels // self.frames_per_column
+        self.rows, self.codebook_size = residual_levels or self.bands, codes
+        self.row_kind = "residual" if residual_levels else "band"
         self.mels, self._patch, self._dtype = mels, patch, dtype
 
         shape = dict(activation=activation, dtype=dtype, rngs=rngs)
@@ -81,7 +93,15 @@ class BandTok(nnx.Module):
                 width = level_width
         self.encoder_norm, self.encoder_out = ChannelNorm(width, rngs=rngs), conv(width, code_width, 1)
 
-        self.codebook = Codebook(codes, code_width, normalise=normalise_codes, gradient=code_gradient, rngs=rngs)
+        if residual_levels:
+            if normalise_codes:
+                raise ValueError("normalise_codes is set: what a residual level leaves over has no place on a sphere")
+            linear = functools.partial(nnx.Linear, dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
+            self.column_in = linear(self.bands * code_width, column_width)
+            self.column_out = linear(column_width, self.bands * code_width)
+            self.codebook = ResidualCodebook(residual_levels, codes, column_width, gradient=code_gradient, rngs=rngs)
+        else:
+            self.codebook = Codebook(codes, code_width, normalise=normalise_codes, gradient=code_gradient, rngs=rngs)
 
         self.decoder_in, self.decoder_blocks, width = conv(code_width, coarsest, 3), nnx.List(), coarsest
         for level, level_width in reversed(list(enumerate(channels))):
@@ -96,7 +116,7 @@ class BandTok(nnx.Module):
         embedding = lambda rows, width: (
             nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width))) if row_embedding else None
         )
-        self.encoder_rows, self.decoder_rows = embedding(mels // patch, finest), embedding(self.rows, coarsest)
+        self.encoder_rows, self.decoder_rows = embedding(mels // patch, finest), embedding(self.bands, coarsest)
 
     @property
     def encoder_context_frames(self) -> int:
@@ -117,7 +137,10 @@ class BandTok(nnx.Module):
         return math.ceil((radius + stride) / self.frames_per_column)
 
     def latents(self, log_mel: jax.Array) -> jax.Array:
-        """What the codebook quantizes; `[B, T, M] -> [B, T/8, F, D]`. T must be a multiple of `frames_per_column`."""
+        """What the codebook quantizes; `[B, T, M] -> [B, T/8, N, D]`, of residual levels `[B, T/8, D]`.
+
+        T must be a multiple of `frames_per_column`.
+        """
         if log_mel.shape[1] % self.frames_per_column or log_mel.shape[2] != self.mels:
             raise ValueError(
                 f"log_mel is {log_mel.shape}; it must be [B, T, {self.mels}], T a multiple of {self.frames_per_column}"
@@ -128,10 +151,14 @@ class BandTok(nnx.Module):
             x = x + self.encoder_rows[...].astype(x.dtype)
         for block in self.encoder_blocks:
             x = block(x)
-        return self.encoder_out(self.encoder_norm(x))
+        latents = self.encoder_out(self.encoder_norm(x))
+        return latents if self.row_kind == "band" else self.column_in(latents.reshape(*latents.shape[:2], -1))
 
     def picture(self, quantized: jax.Array) -> jax.Array:
-        """The decoder; `[B, T, F, D] -> log-mel [B, 8T, M]`, in float32 or wider."""
+        """The decoder; what `latents` makes, quantized, to log-mel `[B, 8T, M]`, in float32 or wider."""
+        if self.row_kind == "residual":
+            quantized = self.column_out(quantized)
+            quantized = quantized.reshape(*quantized.shape[:2], self.bands, -1)
         x = self.decoder_in(quantized.astype(_compute(self._dtype, quantized)))
         if self.decoder_rows is not None:
             x = x + self.decoder_rows[...].astype(x.dtype)
@@ -144,8 +171,16 @@ class BandTok(nnx.Module):
         """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`."""
         return self.codebook.nearest(self.latents(log_mel))
 
+    def row_latents(self, log_mel: jax.Array) -> jax.Array:
+        """What the look-up of each row is given, `[B, T/8, F, D]`; see `encode`."""
+        latents = self.latents(log_mel)
+        return latents if self.row_kind == "band" else self.codebook.given(latents)
+
     def decode(self, codes: jax.Array) -> jax.Array:
-        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end."""
+        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end.
+
+        Of residual levels, the first of them are enough.
+        """
         return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(1e-5))
 
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:

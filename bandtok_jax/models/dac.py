@@ -140,6 +140,10 @@ class DAC(nnx.Module):
         """
         return self.quantizer.encode(self.latents(audio, span))
 
+    def row_latents(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
+        """What the look-up of each level is given, `[B, T, F, code_width]`; see `encode`."""
+        return self.quantizer.given(self.latents(audio, span))
+
     def decode(self, codes: jax.Array, span: Span | None = None) -> jax.Array:
         """Codes of the first levels, int32 `[B, T, f]` with f <= F, to sound `[B, T * samples_per_column]`."""
         return self.sound(self.quantizer.decode(codes), span)

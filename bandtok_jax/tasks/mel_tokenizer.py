@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
-from bandtok_jax.layers import quantization
+from bandtok_jax.layers import quantization, residual_quantization
 from bandtok_jax.losses import adversarial
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
@@ -28,7 +28,7 @@ class MelTokenizer(Game):
     SHARDING = (
         (r"coder_blocks/\d+/.*conv.*/kernel", P(None, None, "fsdp", "tensor")),
         (r"discriminators/\d+/layers/[1-3]/kernel", P(None, None, "fsdp", "tensor")),
-        (r"coder_(in|out)/kernel|layers/[04]/kernel|shortcut/kernel", P()),
+        (r"coder_(in|out)/kernel|column_(in|out)/kernel|layers/[04]/kernel|shortcut/kernel", P()),
         (r"bias|scale|coder_rows", P()),
         (r"codebook/(vectors|sums|counts)", P()),
     )
@@ -49,22 +49,27 @@ class MelTokenizer(Game):
             )
 
     @property
+    def _residual(self) -> bool:
+        """Whether each row has a codebook of its own."""
+        return self.network.attribute("row_kind") == "residual"
+
+    @property
     def start_batches(self):
         return self.config.codebook.start_batches
 
     def warm_start(self, state, frozen, batches, key):
-        """Starts the codebook at the k-means centres of the encoder's first latents."""
+        """Starts the codebook, or that of each level, at the k-means centres of the encoder's first latents."""
         model = state["model"]
         encode = jax.jit(lambda p, b, x: self.network.apply(p, b, log_mel(x, self.mel), method="latents"))
         latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
         if self.config.model.get("normalise_codes", False):
-            latents = latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
-        per_batch = latents.shape[0] // len(batches) * latents.shape[1] * latents.shape[2]
-        flat = latents.reshape(-1, latents.shape[-1])
-        codes = self.config.model.codes
-        vectors, counts = jax.jit(quantization.k_means, static_argnums=1)(flat, codes, key)
-        counts = jnp.maximum(counts * (per_batch / flat.shape[0]), 1e-3)
-        codebook = {"vectors": vectors, "counts": counts, "sums": vectors * counts[:, None]}
+            latents = quantization.unit(latents)
+        flat, codes = latents.reshape(-1, latents.shape[-1]), self.config.model.codes
+        if self._residual:
+            start = functools.partial(residual_quantization.start_levels, rows=self.network.attribute("rows"))
+        else:
+            start = quantization.start_codebook
+        codebook = jax.jit(functools.partial(start, codes=codes, batches=len(batches)))(flat, key=key)
         return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
 
     def train_step(self, state, frozen, batch, key, playing=True, judged=True):
@@ -116,7 +121,8 @@ class MelTokenizer(Game):
                 discriminator, critic_gradients, self.discriminator_optimizer, 0.0, step
             )
         settings = self.config.codebook
-        candidates = quantization.draw_candidates(latents, batch["index"], key, counts.shape[0])
+        draw = lambda vectors: quantization.draw_candidates(vectors, batch["index"], key, counts.shape[-1])
+        candidates = jax.vmap(draw, in_axes=-2)(latents) if self._residual else draw(latents)
         codebook, restarted = quantization.update_codebook(
             model["buffers"]["codebook"],
             counts,
@@ -127,10 +133,9 @@ class MelTokenizer(Game):
             normalise=self.config.model.get("normalise_codes", False),
         )
         new_model["buffers"] = {**model["buffers"], "codebook": codebook}
-        share = codebook["counts"] / codebook["counts"].sum()
         metrics |= {
             "gradient_norm": norm,
-            "codebook_perplexity": jnp.exp(-(share * jnp.log(share + 1e-10)).sum()),
+            "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),
             "codes_restarted": restarted.astype(norm.dtype),
         }
         return {"step": step + 1, "model": new_model, "discriminator": discriminator}, metrics
@@ -150,12 +155,15 @@ class MelTokenizer(Game):
         }
 
     def combine(self, totals, batches: int):
-        """Evaluation metrics from the sums of `eval_step` over `batches` batches: codebook health among them."""
+        """Evaluation metrics from the sums of `eval_step` over `batches` batches: codebook health among them.
+
+        Of residual levels, use and perplexity are the means over their codebooks.
+        """
         histogram = totals.pop("row_histogram")
         metrics = {name: value / batches for name, value in totals.items()}
-        pooled = histogram.sum(0)
-        metrics["codebook_use"] = (pooled > 0).mean()
-        metrics["codebook_perplexity"] = quantization.perplexity(pooled)
+        of_codebooks = histogram if self._residual else histogram.sum(0)
+        metrics["codebook_use"] = (of_codebooks > 0).mean()
+        metrics["codebook_perplexity"] = quantization.perplexity(of_codebooks).mean()
         for row, counts in enumerate(histogram):
             metrics[f"row_perplexity/{row:02d}"] = quantization.perplexity(counts)
         return metrics
@@ -163,7 +171,9 @@ class MelTokenizer(Game):
     def warnings(self, scores):
         use, columns = scores["codebook_use"], self.config.data.clip_samples / self.mel.hop_samples
         columns /= self.network.attribute("frames_per_column")
-        tokens = self.config.evaluation_batches * self.config.batch_size * columns * self.network.attribute("rows")
+        tokens = self.config.evaluation_batches * self.config.batch_size * columns
+        if not self._residual:
+            tokens *= self.network.attribute("rows")
         # With few tokens even a healthy codebook is not seen whole: at most tokens / K of it.
         if use < 0.5 * min(1.0, tokens / self.config.model.codes):
             return [f"the codebook collapses: only {use:.0%} of its codes are in use"]

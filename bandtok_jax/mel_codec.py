@@ -1,4 +1,4 @@
-"""The codec whose rows are mel bands: a tokenizer of mel pictures, and a vocoder that plays them.
+"""The codec of mel pictures: a tokenizer, whose rows are bands or residual levels, and a vocoder that plays them.
 
 Everything outside of a piece is silence. Letters: S samples, T columns of the grid (or mel frames), F rows, M mel bins.
 """
@@ -19,14 +19,12 @@ from bandtok_jax.interchange.stage import Stage
 CHUNK_COLUMNS = 64  # our choice: the context costs little then, and a chunk of sound is still below 6 seconds
 
 
-class BandCodec(Codec):
+class MelCodec(Codec):
     """See `Codec`; without a vocoder `decode` raises.
 
     Args:
       tokenizer, vocoder: of the same mel definition.
     """
-
-    row_kind = "band"
 
     def __init__(
         self,
@@ -41,6 +39,7 @@ class BandCodec(Codec):
                 f"the vocoder hears {vocoder.mel}, the tokenizer decodes to {tokenizer.mel}: "
                 "train the vocoder on the tokenizer's mel definition"
             )
+        self.row_kind = tokenizer.network.attribute("row_kind")
         self._frames_per_column: int = tokenizer.network.attribute("frames_per_column")
         super().__init__(
             tokenizer,
@@ -53,8 +52,13 @@ class BandCodec(Codec):
         )
 
     @functools.cached_property
-    def row_edges_hz(self) -> np.ndarray:
-        """Lowest and highest frequency of each row's band, `[F, 2]`; neighbours overlap as mel filters do."""
+    def row_edges_hz(self) -> np.ndarray | None:
+        """Lowest and highest frequency of each row's band, `[F, 2]`; neighbours overlap as mel filters do.
+
+        None where rows are residual levels.
+        """
+        if self.row_kind == "residual":
+            return None
         edges = spectral.band_edges_hz(self.mel).reshape(self.rows, -1, 2)
         return np.stack([edges[:, 0, 0], edges[:, -1, 1]], axis=-1)
 
@@ -65,13 +69,15 @@ class BandCodec(Codec):
     def require_sound(self) -> None:
         self.require("vocoder")
 
-    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
+    def _columns_stream(
+        self, blocks: Iterable[np.ndarray], method: str, device: jax.Device | None
+    ) -> Iterator[np.ndarray]:
         size = self._chunk_columns * self.samples_per_column
         before, after = self._context_samples
         weights = self._tokenizer_weights(device)
         for window, samples in windows(blocks, size, before, after, outside=0.0):
-            codes = self._encode_chunk(weights, window)
-            yield np.asarray(codes)[: math.ceil(samples / self.samples_per_column)]
+            columns = self._encode_chunk(weights, window, method=method)
+            yield np.asarray(columns)[: math.ceil(samples / self.samples_per_column)]
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Codes `[T, F]` to the natural-log mel frames that the vocoder would hear, float32 `[T * frames, M]`."""
@@ -124,11 +130,11 @@ class BandCodec(Codec):
         network, mel = self.stages["tokenizer"].network, self.mel
         inner = slice(self._context_columns, self._context_columns + self._chunk_columns)
 
-        def encode(weights, audio):
+        def encode(weights, audio, method):
             log_mel = spectral.log_mel(audio, mel)
-            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], method="encode")[0, inner]
+            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], method=method)[0, inner]
 
-        return jax.jit(encode)
+        return jax.jit(encode, static_argnames="method")
 
     @functools.cached_property
     def _mel_chunk(self):
