@@ -204,6 +204,10 @@ def parser() -> argparse.ArgumentParser:
         "--command", action="append", default=[], metavar="NAME=COMMAND",
         help="another codec's command, with {input}, {output} and perhaps {coded}",
     )  # fmt: skip
+    p.add_argument(
+        "--language-model", action="append", default=[], metavar="[NAME=]RUN",
+        help="of tokens: how well it predicts those of its tokenizer, row by row; repeatable",
+    )  # fmt: skip
     p.add_argument("--opus", action="append", default=[], type=int, metavar="KBPS", help="Opus at that rate, by ffmpeg")
     p.add_argument(
         "--rows", type=_numbers, default=(), metavar="N,N", help="also decode only so many rows, of residual codecs"

@@ -20,14 +20,12 @@ from timing import emit
 import bandtok_jax
 from bandtok_jax.audio import spectral
 from bandtok_jax.corpus import Track, read_tracks
-from bandtok_jax.data_pipelines.crops import TokenCrop
-from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.evaluation import token_perplexity
 from bandtok_jax.evaluation.baselines import k_means_mel_distance
 from bandtok_jax.interchange.model_folder import read_stages
 from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
 
 PICTURE_FRAMES = 128
-WINDOWS = 8  # in a batch
 
 
 def main():
@@ -115,29 +113,10 @@ def _vocoder(codec, validation: list[Track], seconds: float) -> None:
 
 def _language_model(run: str) -> None:
     stage = read_stages(run)["language_model"]
-    columns, source = stage.config.data.columns, TokenSource(stage.config.data.tokens, "validation")
-    windows = []
-    for record in map(source.__getitem__, range(len(source))):
-        for start in range(0, len(record["codes"]), columns):
-            codes = record["codes"][start : start + columns]
-            windows.append({**record, "codes": codes, "last": start + columns >= len(record["codes"])})
-    task, totals = stage.task, None
-    step, frozen = jax.jit(task.eval_step), task.load_frozen()
-    state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
-    empty = {**windows[0], "codes": windows[0]["codes"][:0], "last": False}
-    for first in range(0, len(windows), WINDOWS):
-        records = (windows[first : first + WINDOWS] + [empty] * WINDOWS)[:WINDOWS]
-        batch = TokenCrop(columns).batch(records)
-        found = step(state, frozen, batch | {"ended": np.array([record["last"] for record in records])})
-        totals = found if totals is None else jax.tree.map(np.add, totals, found)
-    scores = task.combine(jax.device_get(totals), 1)
-    about = {
-        "rope": stage.config.model.rope,
-        "step": stage.step,
-        "tokens": int(totals["columns"]) * task.settings["rows"],
-    }
+    scores = token_perplexity.scores(stage, stage.config.data.tokens)
+    about = {"rope": stage.config.model.rope, "step": stage.step, "tokens": scores["tokens"]}
     for name in ("cross_entropy", "unigram_cross_entropy", "unigram_gap", "end_accuracy"):
-        emit(f"language_model_{name}", "nats" if "end" not in name else "share", *[float(scores[name])] * 3, **about)
+        emit(f"language_model_{name}", "nats" if "end" not in name else "share", *[scores[name]] * 3, **about)
 
 
 if __name__ == "__main__":

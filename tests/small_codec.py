@@ -26,6 +26,9 @@ class SmallCodec:
         steps = np.clip(np.rint((means + 1) * 32767.5), 0, 65535).astype(np.int32)
         return np.stack([steps >> 8, steps & 255], axis=1)
 
+    def latents(self, audio, sample_rate_hz):
+        return self.encode(audio, sample_rate_hz)[..., None].astype(np.float32)
+
     def decode(self, codes, seed=0):
         codes = np.asarray(codes)
         low = codes[:, 1] if codes.shape[1] > 1 else 128

@@ -1,14 +1,22 @@
 """What rows of codes say about each other, by definitions and on grids whose dependence is known."""
 
+import dataclasses
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.evaluation import token_dependence
+from bandtok_jax.data_pipelines.crops import caption_bytes
+from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.evaluation import token_dependence, token_latents, token_perplexity
+from bandtok_jax.interchange import model_folder
+from bandtok_jax.interchange.stage import Stage
 from tests import music_files, tiny
 from tests.small_codec import SmallCodec
 
@@ -49,12 +57,76 @@ def test_token_records_on_the_command_line(tmp_path, capsys):
         assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
 
 
+def language_model(folder):
+    """A language model that knows nothing, for on the tokens of `tiny`."""
+    config = tiny.config("language_model", folder)
+    stage = Stage(config, {}, origin="random weights", tokenizer_hash="0" * 64)
+    stage.weights = {"parameters": jax.tree.map(jnp.asarray, tiny.random_weights(stage.network)), "buffers": {}}
+    return stage
+
+
+def test_perplexity_is_that_of_each_window_from_its_own_beginning(tmp_path):
+    stage, folder = language_model(tmp_path), tmp_path / "tokens"
+    found = token_perplexity.scores(stage, str(folder), progress=False)
+    # One window after the other, by the network itself.
+    sums, count = np.zeros(4), 0
+    apply = jax.jit(functools.partial(stage.network.apply, stage.weights["parameters"], {}))
+    for record in map(TokenSource(folder, "validation").__getitem__, range(8)):
+        for start in range(0, 24, 8):
+            codes = record["codes"][None, start : start + 8]
+            logits = apply(codes, *_no_text(stage, record["caption"]))[0, :-1]
+            losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, codes.reshape(-1, 1), -1)[:, 0]
+            sums, count = sums + losses.reshape(8, 4).sum(0), count + 8
+    np.testing.assert_allclose([found[f"row_cross_entropy/{row:02d}"] for row in range(4)], sums / count, rtol=1e-4)
+    assert found["tokens"] == 4 * count
+    other = dataclasses.replace(stage, tokenizer_hash="1" * 64)
+    with pytest.raises(ValueError, match="give the tokens of its own tokenizer"):
+        token_perplexity.scores(other, str(folder), progress=False)
+
+
+def _no_text(stage, caption):
+    text = caption_bytes(caption)[None]
+    return stage.network.apply(stage.weights["parameters"], {}, caption=text, drop=np.zeros(1, bool), method="context")
+
+
+def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
+    stage = language_model(tmp_path)
+    monkeypatch.setattr(model_folder, "read_stages", lambda path: {"language_model": stage})
+    flags = [f"--data={tmp_path / 'tokens'}", f"--output={tmp_path / 'report'}"]
+    assert cli.main(["evaluate", "tokens", *flags, "--language-model=a=x", "--language-model=b=x"]) == 0
+    assert "nats per token of 768 of tokens, unigrams of each row" in capsys.readouterr().out
+    found = json.loads((tmp_path / "report" / "tokens.json").read_text())["language_models"]
+    np.testing.assert_allclose(found["a"]["row_perplexity"], np.exp(found["b"]["row_cross_entropy"]))
+    for name in ("perplexity", "profile"):
+        assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
+    monkeypatch.setattr(stage, "tokenizer_hash", "1" * 64)
+    for arguments, words in (
+        ([*flags, "--language-model=a=x"], "which --data has not: give their folder"),
+        (["--data=synthetic", flags[1], "--codec=m=x", "--language-model=a=x"], "predicts token records"),
+    ):
+        assert cli.main(["evaluate", "tokens", *arguments]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
+
+
+def test_latents_of_rows_that_differ_lie_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    apart = rng.normal(size=(60, 3, 4)) + 20 * np.arange(3)[:, None]
+    places, rows = token_latents.plane(apart)
+    assert places.shape == (180, 2) and np.bincount(rows).tolist() == [60, 60, 60]
+    centres = np.stack([places[rows == row].mean(0) for row in range(3)])
+    nearest = np.linalg.norm(places[:, None] - centres, axis=-1).argmin(1)
+    assert (nearest == rows).mean() > 0.99
+
+
 def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: SmallCodec())
+    monkeypatch.setattr(token_latents, "MOST_POINTS", 200)
     music = music_files.make_music(tmp_path / "music")
     flags = [f"--data={music}", f"--output={tmp_path / 'report'}", "--codec=mine=x", "--limit-seconds=2"]
     assert cli.main(["evaluate", "tokens", *flags]) == 0
     assert "mine: 12000 columns" in capsys.readouterr().out
+    assert all((tmp_path / "report" / f"latents_mine.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
     for arguments, words in (
         (flags[:2], "holds no token records"),
         ([*flags, "--codec=mine=x"], "two systems are called mine"),

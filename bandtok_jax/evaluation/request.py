@@ -11,8 +11,10 @@ import numpy as np
 
 import bandtok_jax
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import comparison, measures, originals, systems, token_report
+from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
+from bandtok_jax.evaluation import comparison, measures, originals, systems, token_perplexity, token_report
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Settings, run
+from bandtok_jax.interchange import model_folder
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -52,6 +54,8 @@ def tokens(flags: Any) -> Iterator[str]:
         raise ValueError(
             f"{flags.data[0]} holds no token records: make them with  bandtok tokenize, or give sound and --codec=MODEL"
         )
+    if flags.language_model and not records:
+        raise ValueError("--language-model predicts token records: give them as --data, made with  bandtok tokenize")
     compared = [token_report.read(path, flags.split or "train") for path in records]
     if flags.codec:
         found, _ = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
@@ -59,7 +63,8 @@ def tokens(flags: Any) -> Iterator[str]:
         for system in (system for text in flags.codec for system in _codecs(text, ())):
             compared.append(token_report.encode(system.name, system.codec, pieces))
     _refuse_equal([one.name for one in compared])
-    for name, facts in token_report.write(flags.output, compared).items():
+    models = _predictions(flags, records)
+    for name, facts in token_report.write(flags.output, compared, models).items():
         rates = facts["bits_per_second"]
         dependence = ""
         if facts["nmi"]:
@@ -69,7 +74,36 @@ def tokens(flags: Any) -> Iterator[str]:
             f"{name}: {facts['samples']} columns, use {facts['together']['use']:.1%}, "
             f"{rates['nominal'] / 1000:.3f} kbit/s, entropy {rates['entropy'] / 1000:.3f} kbit/s{dependence}"
         )
+    for name, scores in models.items():
+        yield (
+            f"{name}: {scores['cross_entropy']:.3f} nats per token of {scores['tokens']} of {scores['of']}, "
+            f"unigrams of each row {scores['unigram_cross_entropy']:.3f}"
+        )
     yield f"report: {os.path.join(flags.output, 'tokens.json')}"
+
+
+def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
+    """What each language model makes of those of the token records that its tokenizer wrote, by its name."""
+    hashes = {token_manifest(path)["weight_hash"]: path for path in records}
+    found = {}
+    for text in flags.language_model:
+        name, separator, path = text.partition("=")
+        if not separator:
+            name, path = os.path.basename(os.path.normpath(text)), text
+        if _check_name("--language-model", name) in found:
+            raise ValueError(f"two language models are called {name}: write --language-model=NAME=RUN")
+        stage = model_folder.read_stages(path).get("language_model")
+        if not stage:
+            raise ValueError(f"--language-model={text}: {path} holds no language model")
+        if stage.tokenizer_hash not in hashes:
+            raise ValueError(
+                f"--language-model={text} was trained on tokens of {stage.tokenizer_hash[:12]}, which --data has not: "
+                "give their folder as well"
+            )
+        folder = hashes[stage.tokenizer_hash]
+        scores = token_perplexity.scores(stage, folder, flags.split or "validation")
+        found[name] = {"of": os.path.basename(os.path.normpath(folder)), **scores}
+    return found
 
 
 _SHOWN = ("mel_distance", "stft_distance", "si_sdr", "visqol")

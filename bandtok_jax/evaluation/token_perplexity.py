@@ -1,0 +1,69 @@
+"""How well language models predict the tokens of whole pieces, row by row."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from bandtok_jax.data_pipelines.crops import TokenCrop
+from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.interchange.stage import Stage
+
+WINDOWS = 8  # in a batch; affects speed and memory alone
+
+
+def scores(stage: Stage, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
+    """The evaluation of a language model on all tokens of one split.
+
+    The pieces are cut into windows of the length of its training, and each is predicted from its own beginning.
+
+    Args:
+      stage: the language model.
+      folder: token records, whose training split gives the unigrams of each row.
+
+    Returns:
+      `cross_entropy`, `unigram_cross_entropy` and `row_cross_entropy/NN` in nats per token, `end_accuracy`, and
+      `tokens`, how many there were.
+
+    Raises:
+      ValueError, FileNotFoundError: no such tokens, or tokens of another tokenizer than the model's.
+    """
+    config = stage.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.tokens = folder
+    stage = dataclasses.replace(stage, config=config)
+    source, columns = TokenSource(folder, split), config.data.columns
+    if stage.tokenizer_hash and stage.tokenizer_hash != source.manifest["weight_hash"]:
+        raise ValueError(
+            f"{stage.origin} was trained on tokens of {stage.tokenizer_hash[:12]}, {folder} holds those of "
+            f"{source.manifest['weight_hash'][:12]}: give the tokens of its own tokenizer"
+        )
+    task, totals = stage.task, None
+    step, frozen = jax.jit(task.eval_step), task.load_frozen()
+    state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
+    counts = [-(-len(source[number]["codes"]) // columns) for number in range(len(source))]
+    windows, left = _windows(source, columns), sum(counts)
+    with tqdm(total=left, unit="window", desc="predict", disable=None if progress else True) as bar:
+        while left > 0:
+            records = list(itertools.islice(windows, WINDOWS))
+            left -= len(records)
+            bar.update(len(records))
+            empty = {**records[0], "codes": records[0]["codes"][:0], "last": False}
+            records += [empty] * (WINDOWS - len(records))
+            ended = np.array([record["last"] for record in records])
+            found = step(state, frozen, TokenCrop(columns).batch(records) | {"ended": ended})
+            totals = found if totals is None else jax.tree.map(np.add, totals, found)
+    totals = jax.device_get(totals)
+    found = {name: float(value) for name, value in task.combine(totals, 1).items()}
+    return found | {"tokens": int(totals["columns"]) * task.settings["rows"]}
+
+
+def _windows(source: TokenSource, columns: int):
+    """The pieces of a source in windows of so many columns, with whether the piece ends there."""
+    for number in range(len(source)):
+        record = source[number]
+        for start in range(0, len(record["codes"]), columns):
+            codes = record["codes"][start : start + columns]
+            yield {**record, "codes": codes, "last": start + columns >= len(record["codes"])}
