@@ -83,6 +83,7 @@ def optimizer() -> ConfigDict:
             "beta1": 0.9,
             "beta2": 0.99,
             "weight_decay": 0.01,
+            "decay_all": False,  # of biases, gains and other vectors, too
             "warmup_steps": 100,
             "schedule": "cosine",  # "cosine", "constant" or "exponential"
             "final_fraction": 0.1,  # of the learning rate, reached at total_steps
