@@ -4,8 +4,9 @@
 
 Published are the networks of `base` and its siblings, the losses and their weights, AdamW (1e-4, betas 0.8 and 0.99,
 decay 0.999996 a step, 400,000 steps), batches of 72 crops of 0.38 s, and the data's treatment. Our losses are means
-over critics, layers and scales where the published ones are sums: the weights below say the same in our terms. `tiny`
-and `small` are our choices.
+over critics, layers and scales where the published ones are sums: the weights below, and the limit of the critics'
+gradient, say the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and
+scales.
 
   tiny         two CPU cores, minutes: 2.1 M parameters
   small        one GPU, days: 19.3 M
@@ -35,7 +36,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "commitment": 0.25,
             "codebook": 1.0,
             "adversarial": 8.0,  # 1 on the sum of 8 critics
-            "feature_matching": 200.0,  # 2 on the sum of their 100 activations
+            "feature_matching": 200.0,  # 2 on the sum of their 100 activations: 5 periods * 5 + 3 windows * 5 bands * 5
+            "feature_average": "maps",  # each of these alike; or "critics", as elsewhere
             "adversarial_kind": "least_squares",  # the published code's; its paper says "hinge"
             "adversarial_start": 0,
             "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all
@@ -68,9 +70,11 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optimizer.warmup_steps = 0
     config.optimizer.schedule = "exponential"
     config.optimizer.average_decay = 0.0
+    config.optimizer.decay_all = True  # as torch's AdamW does: Snake's slopes, gains and biases, too
     config.discriminator_optimizer = defaults.optimizer()
     config.discriminator_optimizer.update(config.optimizer)
-    config.optimizer.gradient_clip_norm, config.discriminator_optimizer.gradient_clip_norm = 1000.0, 10.0
+    config.optimizer.gradient_clip_norm = 1000.0
+    config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 critics
     if variant == "tiny":
         config.total_steps, config.batch_size = 400, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3

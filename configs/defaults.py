@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.data.phase_rotation = False
     config.data.loudness_lufs = -16.0  # DAC's code; None leaves the loudness as it is
     config.data.balance_full_band = False
+    config.data.balance_domains = False  # of a source: each the same share of the examples
     config.data.workers = 0
     config.data.damaged = "fail"  # or "skip": leave out records that cannot be read, and warn of every file once
 
@@ -82,6 +83,7 @@ def optimizer() -> ConfigDict:
             "beta1": 0.9,
             "beta2": 0.99,
             "weight_decay": 0.01,
+            "decay_all": False,  # of biases, gains and other vectors, too
             "warmup_steps": 100,
             "schedule": "cosine",  # "cosine", "constant" or "exponential"
             "final_fraction": 0.1,  # of the learning rate, reached at total_steps

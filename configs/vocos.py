@@ -35,6 +35,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "stft_windows": (64, 128, 256, 512, 1024, 2048),
             "adversarial": 0.02,
             "feature_matching": 0.1,
+            "feature_average": "critics",  # all critics weigh the same; or "maps", as in DAC
             "adversarial_kind": "hinge",
             "adversarial_start": 0,
             "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all

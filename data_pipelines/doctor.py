@@ -2,13 +2,14 @@
 checked.
 """
 
+from collections import Counter
 import os
 
 from array_record.python import array_record_module
 import numpy as np
 
 from bandtok_jax import storage
-from bandtok_jax.data_pipelines import examples, records
+from bandtok_jax.data_pipelines import examples, records, summary
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
 
 
@@ -58,7 +59,10 @@ def inspect(directory, clip_samples=65_536):
             f"{directory} is empty; make it again with  bandtok prepare MUSIC --output {directory} --overwrite"
         )
     tracks = list(records.read_tracks(directory))
-    read = {}
+    heard, read = Counter(), {}
+    for track in tracks:
+        if track["split"] == "train":
+            heard[track["domain"] or summary.UNKNOWN] += track["records"]
     for name, split in manifest["splits"].items():
         counts = [_check_shard(directory, shard) for shard in split["shards"]]
         total = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
@@ -73,6 +77,7 @@ def inspect(directory, clip_samples=65_536):
     return {
         **{key: value for key, value in manifest.items() if key not in ("fingerprint", "version")},
         "read": read,
+        "domain_shares": {domain: heard[domain] / heard.total() for domain in sorted(heard)},
         "lufs_range": [min(lufs), float(np.median(lufs)), max(lufs)],
         "crop": {
             "samples": clip_samples,
@@ -86,6 +91,16 @@ def inspect(directory, clip_samples=65_536):
 
 def _line(groups):
     return ", ".join(f"{value}: {group['tracks']} tracks, {group['hours']:.2f} h" for value, group in groups.items())
+
+
+def _shares(domains):
+    """What training hears of each domain, where there are several."""
+    if len(domains) < 2:
+        return []
+    shares = ", ".join(f"{domain} {share:.1%}" for domain, share in domains.items())
+    return [
+        f"{'':<12}of the training examples: {shares}; with config.data.balance_domains {1 / len(domains):.1%} of each"
+    ]
 
 
 def report(found):
@@ -115,6 +130,7 @@ def report(found):
         + ", ".join(f"{edge}: {count}" for edge, count in found["bandwidth_khz"].items())
         + f"; full band: {found['full_band'].get('True', {}).get('hours', 0):.2f} h",
         f"{'domains':<12}" + _line(found["domains"]),
+        *_shares(found["domain_shares"]),
         f"{'licences':<12}" + _line(found["licences"]),
     ]
     lines += [f"{'left out':<12}{len(found['left_out'])} files"] + [

@@ -147,8 +147,10 @@ def create(data, *, split, batch_size, seed, process_index=0, process_count=1, s
             f"make it a multiple of {process_count}"
         )
     weighted, crop = _open(data, split)
-    if not data["tokens"] and data["balance_full_band"]:
-        weighted = sources.balance_full_band(weighted)
+    if not data["tokens"]:
+        weighted = sources.balance(
+            weighted, full_band=data["balance_full_band"], domains=data.get("balance_domains", False)
+        )
     stream = mixture.stream(weighted, seed, _skips(data))
     remote = "://" in (data["tokens"] or data["sources"])
     batches = HostBatches(stream, crop, seed, batch_size, process_index, process_count, int(start), remote)

@@ -1,7 +1,5 @@
 """Several sources -> one endless stream of records by position, mixed by weight."""
 
-from functools import lru_cache
-
 import grain
 from grain.experimental import index_shuffle
 import numpy as np
@@ -10,12 +8,6 @@ from bandtok_jax.data_pipelines import shards
 
 LONGEST_TABLE = 1 << 20  # records
 MOST_DRAWS = 64  # in place of one record; with half of all damaged, one record in 10^19 would find none
-
-
-@lru_cache(maxsize=16)
-def _order(records, seed, number):
-    """The order of one pass over so many records."""
-    return np.random.default_rng((*seed, number)).permutation(records)
 
 
 def read(source, number, key=None):
@@ -49,6 +41,7 @@ class Passes:
 
     def __init__(self, source, seed, skip=False):
         self.source, self.seed, self.skip = source, seed, skip
+        self._orders = {}
 
     def __len__(self):
         return 1 << 60
@@ -60,8 +53,16 @@ class Passes:
             seed = int(np.random.SeedSequence((*self.seed, number)).generate_state(1)[0])
             chosen = index_shuffle(position, max_index=records - 1, seed=seed, rounds=4)
         else:
-            chosen = int(_order(records, self.seed, number)[position])
+            chosen = int(self._order(number)[position])
         return read(self.source, chosen, (*self.seed, index) if self.skip else None)
+
+    def _order(self, number):
+        """The records in the order of one pass. Two passes are remembered: threads meet where one follows another."""
+        orders = self._orders
+        if number not in orders:
+            order = np.random.default_rng((*self.seed, number)).permutation(len(self.source)).astype(np.int32)
+            orders = self._orders = {number: order, **dict(list(orders.items())[:1])}
+        return orders[number]
 
 
 def stream(weighted, seed, skip=False):

@@ -1,5 +1,7 @@
 """What a config calls its data -> random-access sources of records, each with its weight in the mixture."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 import hashlib
 import json
 
@@ -76,29 +78,69 @@ def open_tokens(directory, split):
     return [(TokenSource(directory, split), 1.0)]
 
 
-def _full_band(source):
-    """For every record of a source, whether its track has energy up to the top: bool [records]; None: all have."""
-    if not isinstance(source, RecordSource):
-        return None
+@dataclass(frozen=True)
+class _Part:
+    """Some records of a source: their numbers, and of the track of each, whether it is full band and its domain."""
+
+    source: object
+    weight: float
+    numbers: Sequence[int]
+    full_band: np.ndarray
+    domain: np.ndarray
+
+    def divide(self, fact):
+        """{value of the field `fact`: the records that have it}, weighed by how many they are."""
+        facts = getattr(self, fact)
+        values = np.unique(facts).tolist()
+        return {values[0]: self} if len(values) == 1 else {value: self._choose(facts == value) for value in values}
+
+    def _choose(self, which):
+        numbers = self.numbers[which]
+        weight = self.weight * len(numbers) / len(which)
+        return _Part(self.source, weight, numbers, self.full_band[which], self.domain[which])
+
+    def pair(self):
+        whole = len(self.numbers) == len(self.source)
+        return self.source if whole else Subset(self.source, self.numbers), self.weight
+
+
+def _known(source, weight):
+    """A source with what its folder's list of tracks says; no record is read for it."""
+    if not isinstance(source, RecordSource):  # made up: all full band and of one domain
+        return _Part(source, weight, range(len(source)), np.ones(1, bool), np.zeros(1, np.int32))
     tracks = [track for track in records.read_tracks(source.directory) if track["split"] == source.split]
-    return np.repeat([track["full_band"] for track in tracks], [track["records"] for track in tracks])
+    times = [track["records"] for track in tracks]
+    _, domains = np.unique([track["domain"] for track in tracks], return_inverse=True)
+    return _Part(
+        source,
+        weight,
+        np.arange(len(source)),
+        np.repeat([track["full_band"] for track in tracks], times),
+        np.repeat(domains.astype(np.int32), times),
+    )
 
 
-def balance_full_band(weighted):
-    """[(source, weight)] -> the same records in which full-band ones come as often as the others, where there are both.
+def balance(weighted, *, full_band=False, domains=False):
+    """[(source, weight)] -> the same records in other shares.
 
-    Among each kind the sources keep their weights, and so do the records of a source.
+    Args:
+      full_band: full-band records come as often as the others, where there are both; among each kind the sources keep
+        their weights.
+      domains: the domains of a source come equally often, within each kind where `full_band` is asked for, too. The
+        tracks without a domain are one.
+
+    The records of a source, or of its domain, come equally often.
     """
-    kinds = {True: [], False: []}
-    for source, weight in weighted:
-        flags = _full_band(source)
-        if flags is None:
-            kinds[True].append((source, weight))
-            continue
-        for kind in (True, False):
-            numbers = np.flatnonzero(flags == kind)
-            if len(numbers):
-                kinds[kind].append((Subset(source, numbers), weight * len(numbers) / len(flags)))
-    if not all(kinds.values()):
+    if not full_band and not domains:
         return weighted
-    return [(source, weight / sum(other for _, other in kind)) for kind in kinds.values() for source, weight in kind]
+    parts = [_known(source, weight) for source, weight in weighted]
+    if full_band:
+        divided = [part.divide("full_band") for part in parts]
+        kinds = [[part[kind] for part in divided if kind in part] for kind in (True, False)]
+        if all(kinds):
+            totals = [sum(part.weight for part in kind) for kind in kinds]
+            parts = [replace(part, weight=part.weight / total) for kind, total in zip(kinds, totals) for part in kind]
+    if domains:
+        divided = [part.divide("domain").values() for part in parts]
+        parts = [replace(one, weight=part.weight / len(group)) for part, group in zip(parts, divided) for one in group]
+    return [part.pair() for part in parts]

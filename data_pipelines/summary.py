@@ -12,6 +12,7 @@ from bandtok_jax import storage
 from bandtok_jax.data_pipelines import examples, records, shard_tasks
 
 TFDS_METADATA = ("dataset_info.json", "features.json")
+UNKNOWN = "unknown"  # of a domain or licence that nobody gave
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -37,7 +38,7 @@ def _by(tracks, name):
     """{value: {'tracks', 'hours'}} over one field of the tracks."""
     groups = {}
     for track in tracks:
-        groups.setdefault(str(track[name]) or "unknown", []).append(track)
+        groups.setdefault(str(track[name]) or UNKNOWN, []).append(track)
     return {value: {"tracks": len(group), "hours": _hours(group)} for value, group in sorted(groups.items())}
 
 

@@ -1,6 +1,8 @@
 """From records to batches: every example by its position alone, mixed by weight, cropped and augmented as asked."""
 
 from collections import Counter
+import json
+import shutil
 
 import grain
 from ml_collections import ConfigDict
@@ -20,15 +22,16 @@ RATE = 8000
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Twelve training tracks and three validation tracks of 4 s in records of 2 s; four of the first reach above 19
-    kHz.
+    kHz. One of these is speech, and of the others two are speech, one is live; all else is music.
     """
     music = tmp_path_factory.mktemp("music")
-    rows = ["file,split,caption"]
+    rows, domains = ["file,split,caption,domain"], {0: "speech", 4: "speech", 5: "speech", 6: "live"}
     rng = np.random.default_rng(0)
     for number in range(15):
         rate = 44_100 if number < 4 else RATE
         soundfile.write(music / f"{number:02}.wav", 0.1 * rng.standard_normal((4 * rate, 2)), rate)
-        rows.append(f"{number:02}.wav,{'train' if number < 12 else 'validation'},track {number}")
+        split = "train" if number < 12 else "validation"
+        rows.append(f"{number:02}.wav,{split},track {number},{domains.get(number, '')}")
     (music / "tracks.csv").write_text("\n".join(rows))
     output = tmp_path_factory.mktemp("records")
     prepare(
@@ -124,10 +127,78 @@ def test_weights_and_balance(folder):
     stream = mixture.stream(weighted, seed=0)
     captions = [stream[index]["caption"] for index in range(40)]
     assert sum(caption.startswith("track") for caption in captions) == 30
-    balanced = sources.balance_full_band(sources.open_audio(folder, "train", sample_rate_hz=RATE, clip_samples=4000))
+    balanced = sources.balance(
+        sources.open_audio(folder, "train", sample_rate_hz=RATE, clip_samples=4000), full_band=True
+    )
     stream = mixture.stream(balanced, seed=0)
     tracks = Counter(int(stream[index]["caption"].split()[1]) for index in range(32))
     assert sum(count for track, count in tracks.items() if track < 4) == 16
+
+
+def renamed(folder, output, **names):
+    """A copy of a folder whose domains have other names."""
+    shutil.copytree(folder, output)
+    tracks = [json.loads(line) for line in (output / "tracks.jsonl").read_text().splitlines()]
+    lines = [json.dumps(track | {"domain": names.get(track["domain"], track["domain"])}) for track in tracks]
+    (output / "tracks.jsonl").write_text("\n".join(lines))
+    return str(output)
+
+
+def heard(text, examples, **choices):
+    """The record at each of the first positions of a stream."""
+    opened = sources.open_audio(text, "train", sample_rate_hz=RATE, clip_samples=4000)
+    stream = mixture.stream(sources.balance(opened, **choices), seed=0)
+    return [stream[index] for index in range(examples)]
+
+
+@pytest.mark.parametrize("live", ["live", ""])  # no domain is a domain
+def test_domains_are_heard_equally_often(folder, tmp_path, live):
+    found = [record["domain"] for record in heard(renamed(folder, tmp_path / "it", live=live), 300, domains=True)]
+    for length in range(1, 301):
+        counts = Counter(found[:length])
+        assert all(abs(counts[domain] - length / 3) < 2 for domain in ("speech", "live", "music")), length
+    assert set(Counter(found).values()) == {100}
+    assert Counter(record["domain"] for record in heard(folder, 24)) == {"speech": 6, "live": 2, "music": 16}
+
+
+def test_domains_are_balanced_within_each_kind_and_source(folder):
+    found = heard(f"{folder}=3,synthetic", 480, full_band=True, domains=True)
+    # Of the full-band half, the folder has 3 * 8 / 24 parts and the made-up music one. Grain rounds the weights.
+    wanted = {
+        (True, "speech"): 60, (True, "music"): 60, (True, "synthetic"): 120,
+        (False, "speech"): 80, (False, "music"): 80, (False, "live"): 80,
+    }  # fmt: skip
+    assert Counter((record["full_band"], record["domain"]) for record in found) == pytest.approx(wanted, abs=1.5)
+    tracks = {record["track"] for record in found if record["domain"] != "synthetic"}
+    assert tracks == {f"{number:02}.wav" for number in range(12)}
+    found = Counter(record["domain"] for record in heard(f"{folder}=3,synthetic", 400, domains=True))
+    assert found == {"speech": 100, "music": 100, "live": 100, "synthetic": 100}
+
+
+def test_a_balanced_stream_goes_on_exactly_anywhere(folder):
+    data = config(folder, balance_domains=True, balance_full_band=True)
+    straight, _ = take(data, 6)
+    assert by_index(straight) != by_index(take(config(folder), 6)[0])
+    assert by_index(take(data, 3, start=12)[0]) == by_index(straight[3:])
+    halves = [take(data, 6, process_index=process, process_count=2)[0] for process in range(2)]
+    assert by_index(halves[0] + halves[1]) == by_index(straight)
+
+
+def test_one_domain_is_the_stream_as_it_was(folder, tmp_path):
+    same = renamed(folder, tmp_path / "same", speech="music", live="music")
+    for data in (config(same), config(same, balance_full_band=True)):
+        balanced = ConfigDict({**data, "balance_domains": True})
+        assert by_index(take(balanced, 3)[0]) == by_index(take(data, 3)[0])
+
+
+def test_many_domains_are_shuffled_once_a_pass(monkeypatch):
+    made, passes = [], [mixture.Passes([{}] * 4, (0, number)) for number in range(40)]
+    real = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or real(seed))
+    for index in (*range(8), 3, 4):  # two passes, and threads that are behind
+        for one in passes:
+            one[index]
+    assert len(made) == len(set(made)) == 80
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,12 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path):
         "crops_without_overlap": 8 * 16_000 // 20_000,
     }
     assert found["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(found)
+    assert found["domain_shares"] == {"music": 1.0} and "training examples" not in doctor.report(found)
+    listed = (tmp_path / "out" / "tracks.jsonl").read_text().splitlines()  # of 1, 3 and 4 records
+    listed[1] = listed[1].replace('"domain": "music"', '"domain": ""')
+    (tmp_path / "out" / "tracks.jsonl").write_text("\n".join(listed))
+    found = doctor.inspect(tmp_path / "out")
+    assert "examples: music 62.5%, unknown 37.5%; with config.data.balance_domains 50.0% of" in doctor.report(found)
     with pytest.raises(ValueError, match="nothing in the split 'validation'"):
         RecordSource(tmp_path / "out", "validation")
     shard = Path(tmp_path / "out" / "music-train.array_record-00000-of-00003")

@@ -1,14 +1,20 @@
-"""Training of a codec of sound: its levels, its balancer, and what it says of its codebooks."""
+"""Training of a codec of sound: its levels, its losses and optimizers beside the published ones, its balancer, and what
+it says of its codebooks.
+"""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 
-from bandtok_jax import tasks
+from bandtok_jax import experiment, tasks
+from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.platforms import jit_once
+from bandtok_jax.tasks import player
 from tests import tiny
 
 
@@ -30,6 +36,90 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
         slopes = gradient(parameters, levels)["quantizer"]["levels"]
         moved = [bool(np.abs(slopes[name]["vectors"]).max() > 0) for name in sorted(slopes)]
         assert moved == [number < levels for number in range(2)]
+
+
+def test_the_critics_terms_are_the_published_sums():
+    """Written down in NumPy as descript-audio-codec adds them up (nn/loss.py, conf/final), on maps drawn at random."""
+    config = experiment.load_config("dac:base")
+    critics, settings = tasks.create(config).discriminator, config.loss
+    logits, features = jax.eval_shape(lambda p: critics.apply(p, {}, jnp.zeros((1, 16_896))), critics.shapes()[0])
+    assert [len(maps) for maps in features] == [5] * 5 + [25] * 3  # all but the last layer of each
+    rng = np.random.default_rng(0)
+    draw = lambda tree: jax.tree.map(lambda x: rng.normal(1, 2, (2, x.shape[-1])).astype(np.float32), tree)
+    (real, fake), (real_maps, fake_maps) = [draw(logits) for _ in range(2)], [draw(features) for _ in range(2)]
+    judged = sum(np.mean((1 - x) ** 2) for x in fake)
+    matched = sum(
+        np.mean(np.abs(x - y)) for xs, ys in zip(real_maps, fake_maps, strict=True) for x, y in zip(xs, ys, strict=True)
+    )
+    ours = settings.adversarial * adversarial.generator_loss(fake, settings.adversarial_kind)
+    assert ours == pytest.approx(1.0 * judged, rel=1e-5)
+    ours = settings.feature_matching * adversarial.feature_matching(real_maps, fake_maps, settings.feature_average)
+    assert ours == pytest.approx(2.0 * matched, rel=1e-5)
+    # The critics' own loss has no weight, to which AdamW is blind, but the limit of their gradient must shrink with it.
+    learnt = sum(np.mean(x**2) for x in fake) + sum(np.mean((1 - x) ** 2) for x in real)
+    share = float(adversarial.discriminator_loss(real, fake, settings.adversarial_kind)) / learnt
+    assert config.discriminator_optimizer.gradient_clip_norm == pytest.approx(10.0 * share, rel=1e-5)
+
+
+def test_the_training_step_averages_features_as_the_configuration_says(tmp_path):
+    critics = SimpleNamespace(apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]))
+    one = {"parameters": jnp.float32(1), "buffers": {}}
+    for average, expected in (("maps", (1 + 3 * 3) / 4), ("critics", (1 + 3) / 2)):
+        made = _task(tmp_path, **{"loss.feature_average": average})
+        made.discriminator = critics
+        terms = made._play(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
+        assert terms["feature_matching"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match='set it to "critics" or "maps"'):
+        adversarial.feature_matching([[jnp.ones(2)]], [[jnp.ones(2)]], "layers")
+
+
+def test_the_mel_term_is_the_published_sum():
+    settings = experiment.load_config("dac:base").loss
+    rng = np.random.default_rng(0)
+    real = (0.1 * np.sin(np.arange(8192) / 20) * np.linspace(1, 0, 8192)).astype(np.float32)[None]
+    fake = (0.7 * real + 0.001 * rng.standard_normal(real.shape)).astype(np.float32)
+
+    def published(sound, window, mels):
+        options = dict(n_fft=window, hop_length=window // 4, n_mels=mels, power=1.0, pad_mode="reflect")
+        return np.log10(np.maximum(librosa.feature.melspectrogram(y=sound, sr=44_100, **options), 1e-5))
+
+    scales = zip((32, 64, 128, 256, 512, 1024, 2048), (5, 10, 20, 40, 80, 160, 320))
+    expected = 15.0 * sum(np.abs(published(real, *scale) - published(fake, *scale)).mean() for scale in scales)
+    # What is added to a magnitude before its root, for the gradient at silence, lifts what is near it.
+    ours = jit_once(functools.partial(spectral.multi_scale_mel, scales=settings.mel_scales))(real, fake)
+    assert settings.mel * ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_weights_decay_as_in_pytorch():
+    """Two steps of torch's AdamW in NumPy; without `decay_all`, vectors only follow their gradient."""
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 2, 4), "gain": (4,), "bias": (4,), "alpha": (4,)}
+    start = {name: 1 + rng.random(shape) for name, shape in shapes.items()}
+    slopes = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2)]
+    for everything, group in ((True, "discriminator_optimizer"), (True, "optimizer"), (False, "optimizer")):
+        changes = {} if everything else {f"{group}.decay_all": "False"}
+        config = experiment.load_config("dac:base", {f"{group}.learning_rate": "0.1", **changes})
+        settings, rate, expected = config[group], 0.1, dict(start)
+        first, second = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
+        optimizer = player.create_optimizer(settings, config.total_steps)
+        update = jit_once(optimizer.update)
+        found = jax.tree.map(jnp.float32, start)
+        memory = optimizer.init(found)
+        for step, slope in enumerate(slopes, 1):
+            updates, memory = update(jax.tree.map(jnp.float32, slope), memory, found)
+            found = jax.tree.map(jnp.add, found, updates)
+            size = np.sqrt(sum((x**2).sum() for x in slope.values()))
+            for name, x in slope.items():
+                x = x * min(1, settings.gradient_clip_norm / size)
+                if everything or name == "kernel":
+                    expected[name] = expected[name] * (1 - rate * 0.01)
+                first[name] = 0.8 * first[name] + 0.2 * x
+                second[name] = 0.99 * second[name] + 0.01 * x**2
+                root = np.sqrt(second[name] / (1 - 0.99**step)) + 1e-8
+                expected[name] = expected[name] - rate * first[name] / (1 - 0.8**step) / root
+            rate *= 0.999996
+        for name in shapes:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_the_balancer_scales_the_gradient_and_keeps_its_memory(tmp_path):

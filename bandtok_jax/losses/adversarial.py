@@ -3,7 +3,7 @@
 A discriminator module returns `(logits, features)`: one array of logits per discriminator (any shape: a patch
 discriminator judges every patch), and for each discriminator the list of its inner activations. Everything here is
 averaged over the discriminators, so that weights keep their meaning when a scale or a period is added. (DAC sums
-instead, descript-audio-codec nn/loss.py: its weights are ours divided by the number of discriminators.)
+instead, descript-audio-codec nn/loss.py: its weights are ours divided by the number of discriminators, or of maps.)
 """
 
 from collections.abc import Sequence
@@ -45,16 +45,25 @@ def generator_loss(fake_logits: Logits, kind: str = "hinge") -> jax.Array:
     return sum(terms) / len(terms)
 
 
-def feature_matching(real_features: Features, fake_features: Features) -> jax.Array:
-    """Mean absolute difference of inner activations, each map weighing the same, averaged over the discriminators.
+def feature_matching(real_features: Features, fake_features: Features, average: str = "critics") -> jax.Array:
+    """Mean absolute difference of inner activations.
 
     The real side is a constant: the gradient moves the fake sound only (Larsen et al., 2016; Kumar et al., 2019).
+
+    Args:
+      real_features, fake_features: for each discriminator, its maps, of any shape.
+      average: "critics": over the maps of each discriminator, then over the discriminators; "maps": over all maps
+        alike, so that a discriminator counts by how many it has (a sum over all maps, as DAC's, is a multiple of it).
     """
     terms = [
-        sum(_mean(jnp.abs(jax.lax.stop_gradient(real) - fake)) for real, fake in _pairs(reals, fakes)) / len(fakes)
+        [_mean(jnp.abs(jax.lax.stop_gradient(real) - fake)) for real, fake in _pairs(reals, fakes)]
         for reals, fakes in _pairs(real_features, fake_features)
     ]
-    return sum(terms) / len(terms)
+    if average == "critics":
+        terms = [[sum(maps) / len(maps)] for maps in terms]
+    elif average != "maps":
+        raise ValueError(f'the average of features "{average}" is unknown: set it to "critics" or "maps"')
+    return sum(map(sum, terms)) / sum(map(len, terms))
 
 
 def _mean(values: jax.Array) -> jax.Array:

@@ -32,8 +32,10 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
 def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation:
     """AdamW with clipping by the global norm; `settings` is the `optimizer` group of a config.
 
-    Weight decay leaves vectors alone: biases, scales and norms, those of stacked layers too.
+    Weight decay leaves vectors alone: biases, scales and norms, those of stacked layers too; with `decay_all` it leaves
+    nothing alone.
     """
+    decay_all = settings.get("decay_all", False)  # older runs do not say
     return optax.chain(
         optax.clip_by_global_norm(settings.gradient_clip_norm),
         optax.adamw(
@@ -41,7 +43,9 @@ def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation
             b1=settings.beta1,
             b2=settings.beta2,
             weight_decay=settings.weight_decay,
-            mask=lambda parameters: jax.tree_util.tree_map_with_path(_decays, parameters),
+            mask=lambda parameters: jax.tree_util.tree_map_with_path(
+                lambda path, x: decay_all or _decays(path, x), parameters
+            ),
         ),
     )
 

@@ -142,7 +142,9 @@ class SoundGame(Game, abc.ABC):
             (_, real_features), (fake_logits, fake_features) = verdicts
             return {
                 "adversarial": adversarial.generator_loss(fake_logits, settings.adversarial_kind),
-                "feature_matching": adversarial.feature_matching(real_features, fake_features),
+                "feature_matching": adversarial.feature_matching(
+                    real_features, fake_features, settings.get("feature_average", "critics")
+                ),
             }
 
         # One forward pass serves both players: only the directions that are pulled back differ.
