@@ -1,0 +1,205 @@
+"""Band tokens against residual tokens: BandTok's claim (Cheng et al. 2026, arXiv 2605.15831) put to the test.
+
+    python benchmarks/band_or_residual.py --data=data/music --output=runs/claim [--seeds 3] [--only-report]
+
+Three tokenizers learn the same music at the same column rate, with the same number of rows and codes and as many steps:
+
+  band      BandTok: a row is a mel band, one codebook for all
+  residual  16 residual levels of whole columns, on the same mel encoder and decoder
+  dac       DAC with 16 residual levels at that column rate; a step of it takes ten times as long, so its batch is half
+
+Then the same language model learns the tokens of each, with 2-D and with 1-D rotary positions. What is compared: mel
+error on whole validation tracks; mutual information of the rows; perplexity row by row; and how far free-running
+continuations drift from real music, second by second. Everything is trained by `bandtok train`, is taken up again where
+it was interrupted, and ends in claim.json, a figure, and a table; a run takes about ten minutes on two cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+from timing import emit
+
+import bandtok_jax
+from bandtok_jax import storage
+from bandtok_jax.audio import spectral
+from bandtok_jax.data_pipelines.whole_tracks import read_tracks
+from bandtok_jax.evaluation import continuations, token_dependence, token_perplexity, token_report
+from bandtok_jax.interchange.model_folder import read_stages
+
+# What all tokenizers, and all language models, have in common.
+TOKENIZER = {"total_steps": 1000, "loss.adversarial_start": 850, "evaluate_every": 500, "checkpoint_every": 250}
+LANGUAGE_MODEL = {"total_steps": 600, "evaluate_every": 300, "checkpoint_every": 100, "model.text": "none"}
+ARMS = {
+    "band": ("bandtok:tiny", {}),
+    "residual": ("bandtok:tiny", {"model.residual_levels": 16}),
+    "dac": (
+        "dac:tiny",
+        {"model.strides": "(4,8,8,16)", "model.rows": 16, "data.clip_samples": 32768, "batch_size": 4},
+    ),
+}
+ROPES = ("2d", "1d")
+OFFSETS = 4  # shifted copies of every training track
+START_SECONDS, CONTINUED_SECONDS, PIECES = 3.0, 8.5, 64  # of the drift
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, help="prepared records")
+    parser.add_argument("--output", required=True, help="folder for all runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further training after that time")
+    parser.add_argument("--only-report", action="store_true", help="train nothing: show what there is")
+    flags = parser.parse_args()
+    start, found = time.monotonic(), []
+    for seed in range(flags.seeds):
+        for arm in ARMS:
+            path = os.path.join(flags.output, f"{arm}-{seed}.json")
+            late = flags.only_report or time.monotonic() - start > 60 * flags.minutes
+            if not os.path.exists(path):
+                if late:
+                    continue
+                storage.write_text(path, json.dumps(_run(arm, seed, flags), indent=1))
+            with open(path) as file:
+                found.append(json.load(file))
+    _report(found, flags.output)
+
+
+def _run(arm: str, seed: int, flags) -> dict:
+    """Trains one tokenizer and its language models, and measures them."""
+    name, changes = ARMS[arm]
+    place = lambda what: os.path.join(flags.output, f"{arm}-{seed}-{what}")
+    tokenizer, tokens, seconds = place("tokenizer"), place("tokens"), {}
+    seconds["tokenizer"] = _train(name, tokenizer, {**TOKENIZER, **changes, "seed": seed, "data.sources": flags.data})
+    _bandtok("tokenize", f"--model={tokenizer}", f"--data={flags.data}", f"--output={tokens}", f"--offsets={OFFSETS}")
+    codec = bandtok_jax.load(tokenizer)
+    tracks = read_tracks(flags.data, codec.sample_rate_hz)["validation"]
+    result = {"arm": arm, "seed": seed, "mel_error": _mel_error(codec, tracks)}
+    result |= token_dependence.dependence(token_report.read(tokens, "train").codes)
+    for rope in ROPES:
+        run = place(f"lm-{rope}")
+        changed = {**LANGUAGE_MODEL, "seed": seed, "data.tokens": tokens, "model.rope": rope}
+        seconds[f"lm_{rope}"] = _train("language_model:tiny", run, changed)
+        scores = token_perplexity.scores(read_stages(run)["language_model"], tokens)
+        codec = bandtok_jax.load(tokenizer, language_model=run)
+        pieces = _pieces(tracks, codec)
+        moved = continuations.drift(codec, pieces, start_seconds=START_SECONDS, seed=seed)
+        result[rope] = {"scores": scores, "drift": dataclasses.asdict(moved)}
+    return result | {"seconds": seconds}
+
+
+def _train(config: str, run: str, changes: dict) -> float:
+    begin = time.monotonic()
+    _bandtok("train", f"--config={config}", f"--workdir={run}", *(f"--config.{k}={v}" for k, v in changes.items()))
+    return time.monotonic() - begin
+
+
+def _bandtok(*arguments: str) -> None:
+    print("bandtok", *arguments, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "bandtok_jax.cli", *arguments], check=True, stdout=sys.stderr)
+
+
+def _mel_error(codec, tracks) -> float:
+    """Mean absolute log-mel error in nats on whole tracks, at the loudness of training."""
+    total, frames = 0.0, 0
+    for track in tracks:
+        audio = _sound(track, codec)
+        audio = audio[: len(audio) // codec.samples_per_column * codec.samples_per_column]
+        mel = dataclasses.replace(codec.mel, padding="same")
+        codes = codec.encode(audio, codec.sample_rate_hz)
+        made = codec.decode_mel(codes) if hasattr(codec, "decode_mel") else spectral.log_mel(codec.decode(codes), mel)
+        true = np.asarray(spectral.log_mel(audio, mel))
+        total, frames = total + float(np.abs(np.asarray(made) - true).mean(-1).sum()), frames + len(true)
+    return total / frames
+
+
+def _sound(track, codec) -> np.ndarray:
+    gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
+    blocks = (block[None] * gain for block in track.mono())
+    return np.concatenate(list(codec.listen(blocks, track.sample_rate_hz)))
+
+
+def _pieces(tracks, codec) -> np.ndarray:
+    """As many excerpts `[PIECES, S]`, spread evenly over all tracks."""
+    samples = round((START_SECONDS + CONTINUED_SECONDS) * codec.sample_rate_hz)
+    sounds = [sound for sound in (_sound(track, codec) for track in tracks) if len(sound) >= samples]
+    ends = np.cumsum([len(sound) - samples + 1 for sound in sounds])
+    found = []
+    for place in np.linspace(0, ends[-1] - 1, PIECES).astype(int):
+        number = int(np.searchsorted(ends, place, side="right"))
+        first = int(place - (ends[number - 1] if number else 0))
+        found.append(sounds[number][first : first + samples])
+    return np.stack(found)
+
+
+def _report(found: list[dict], output: str) -> None:
+    for arm in ARMS:
+        runs = [result for result in found if result["arm"] == arm]
+        if not runs:
+            continue
+        row = lambda name, unit, values, **more: emit(name, unit, **_range(values), arm=arm, seeds=len(runs), **more)
+        row("mel_error", "nats", [run["mel_error"] for run in runs])
+        for name in ("nmi", "nmi_shuffled"):
+            row(name, "", [np.mean(run[name]) for run in runs])
+        for rope in ROPES:
+            scores = [run[rope]["scores"] for run in runs]
+            for name in ("cross_entropy", "unigram_cross_entropy"):
+                row(name, "nats per token", [score[name] for score in scores], rope=rope)
+            drift = [run[rope]["drift"] for run in runs]
+            for number, name in ((0, "drift_first_slot"), (-1, "drift_last_slot")):
+                above = [one["continued"][number] - one["reconstructed"][number] for one in drift]
+                row(name, "above the reconstruction", above, rope=rope)
+        for name in runs[0]["seconds"]:
+            row(f"seconds_{name}", "s", [run["seconds"][name] for run in runs])
+    if found:
+        for ending in (".png", ".svg"):
+            _draw(found, os.path.join(output, "claim" + ending))
+    storage.write_text(os.path.join(output, "claim.json"), json.dumps(found, indent=1))
+
+
+def _range(values) -> dict[str, float]:
+    """The mean over the seeds as `value`, and the least and the largest."""
+    return {"value": float(np.mean(values)), "low": float(np.min(values)), "high": float(np.max(values))}
+
+
+def _draw(found: list[dict], path: str) -> None:
+    """Mutual information and perplexity by row, and the drift by time: means over seeds, shades from least to most."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for colour, arm in zip(("tab:blue", "tab:orange", "tab:green"), ARMS):
+        runs = [result for result in found if result["arm"] == arm]
+        if not runs:
+            continue
+
+        def line(axis, x, series, label, style="-"):
+            series = np.array(series)
+            axis.plot(x, series.mean(0), style, color=colour, label=label, linewidth=1.3, marker=".", markersize=4)
+            axis.fill_between(x, series.min(0), series.max(0), color=colour, alpha=0.15, linewidth=0)
+
+        rows = np.arange(len(runs[0]["nmi"]))
+        line(axes[0], rows, [run["nmi"] for run in runs], arm)
+        line(axes[0], rows, [run["nmi_shuffled"] for run in runs], f"{arm}, shuffled", ":")
+        for rope, style in zip(ROPES, ("-", "--")):
+            by_row = [[run[rope]["scores"][f"row_cross_entropy/{row:02d}"] for row in rows] for run in runs]
+            line(axes[1], rows, np.exp(by_row), f"{arm}, {rope.upper()}", style)
+            drift = [run[rope]["drift"] for run in runs]
+            line(axes[2], drift[0]["seconds"], [one["continued"] for one in drift], f"{arm}, {rope.upper()}", style)
+        line(axes[2], drift[0]["seconds"], [one["reconstructed"] for one in drift], f"{arm}, true codes", ":")
+    axes[0].set(xlabel="row", ylabel="normalised mutual information", ylim=(0, None))
+    axes[1].set(xlabel="row", ylabel="perplexity of the language model", ylim=(0, None))
+    axes[2].set(xlabel="seconds since the model took over", ylabel="Fréchet distance to real mels", ylim=(0, None))
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
