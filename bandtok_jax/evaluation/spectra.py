@@ -3,6 +3,8 @@
 They are those of `bandtok_jax.audio.spectral`, in float64.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.fft
 import scipy.signal
@@ -32,6 +34,30 @@ def magnitude(
     window = np.pad(window, (before, fft_samples - len(window) - before))
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, half, mode="reflect"), fft_samples)[::hop]
     return np.abs(scipy.fft.rfft(frames * window))
+
+
+def keeping() -> Callable[[np.ndarray, int], np.ndarray]:
+    """`magnitude(audio, fft_samples)` that computes each spectrum of a sound once, and keeps it as long as itself."""
+    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def kept(audio: np.ndarray, fft_samples: int) -> np.ndarray:
+        key = id(audio), fft_samples
+        if key not in found:
+            found[key] = audio, magnitude(audio, fft_samples)  # with the sound, so that its id stays its own
+        return found[key][1]
+
+    return kept
+
+
+def frequencies_hz(fft_samples: int, sample_rate_hz: int) -> np.ndarray:
+    """Of the bins of `magnitude`, `[fft / 2 + 1]`."""
+    return np.arange(fft_samples // 2 + 1) * sample_rate_hz / fft_samples
+
+
+def levels_db(magnitudes: np.ndarray, floor_db: float) -> np.ndarray:
+    """Magnitudes `[T, bins]` of whole windows in dB, a full-scale sine at 0 dB, none below the floor."""
+    fft_samples = 2 * (magnitudes.shape[1] - 1)
+    return 20 * np.log10(np.maximum(magnitudes * (4 / fft_samples), 10 ** (floor_db / 20)))
 
 
 def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
