@@ -24,8 +24,9 @@ class Report:
     Attributes:
       systems: name -> what is known about it (`facts` of the system).
       tokens: name -> `token_statistics.statistics`, of codecs.
-      frechet: name of the distance -> system -> value.
       means: domain -> system -> measure -> Mean.
+      frechet: domain -> name of the distance -> system -> value, None where there are too few embeddings.
+      mel_embeddings: domain -> how many embeddings FAD-mel has there.
       measures: name -> Measure, in the order of the tables; only those that were measured.
     """
 
@@ -36,7 +37,8 @@ class Report:
     notes: list[str]
     measures: dict[str, Measure]
     means: dict[str, dict[str, dict[str, summary.Mean]]]
-    frechet: dict[str, dict[str, float | None]]
+    frechet: dict[str, dict[str, dict[str, float | None]]]
+    mel_embeddings: dict[str, int]
     tokens: dict[str, dict]
     lines: list[dict]
     worst: list[tuple[Piece, dict[str, Result]]]
@@ -69,19 +71,21 @@ def write(
     if sort_by not in measures:
         raise ValueError(f"--sort-by={sort_by}: nothing of that name was measured; choose from {', '.join(measures)}")
     groups = {system.name: [one for one in results if one.system == system.name] for system in compared}
-    distances = {"FAD-mel": {name: embeddings.mel_frechet(group) for name, group in groups.items()}}
-    for name, source in embedding_sources:
-        distances[f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
     lines = summary.by_file(results)
+    means = summary.by_domain(lines, list(measures))
+    distances, counts = _mel_frechet(groups, list(means))
+    for name, source in embedding_sources:
+        distances[summary.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
     report = Report(
         title="Codecs compared",
         systems={system.name: system.facts for system in compared},
         settings=dataclasses.asdict(settings),
         data=_data(results),
-        notes=[*notes, *_notes(compared, results, settings)],
+        notes=[*notes, *_notes(compared, results, settings, counts)],
         measures=measures,
-        means=summary.by_domain(lines, list(measures)),
+        means=means,
         frechet=distances,
+        mel_embeddings=counts,
         tokens=_tokens(output, compared, groups),
         lines=lines,
         worst=summary.worst_first(results, sort_by, measures[sort_by].better),
@@ -94,6 +98,19 @@ def write(
     return report
 
 
+def _mel_frechet(groups: dict[str, list[Result]], domains: Sequence[str]) -> tuple[dict, dict[str, int]]:
+    """FAD-mel of each domain and system, as `Report.frechet`, and of how many embeddings."""
+    distances: dict[str, dict] = {}
+    counts: dict[str, int] = {}
+    for domain in domains:
+        values = {}
+        for system, group in groups.items():
+            within = [one for one in group if domain in (summary.ALL, summary.domain_of(one.piece))]
+            values[system], counts[domain] = embeddings.mel_frechet(within)
+        distances[domain] = {"FAD-mel": values}
+    return distances, counts
+
+
 def _data(results: Sequence[Result]) -> dict[str, Any]:
     pieces = list(dict.fromkeys(result.piece for result in results))
     originals = dict.fromkeys(piece.original for piece in pieces)
@@ -102,7 +119,7 @@ def _data(results: Sequence[Result]) -> dict[str, Any]:
         "pieces": len(pieces),
         "seconds": sum(piece.seconds for piece in pieces),
         "sample_rates_hz": sorted({original.sample_rate_hz for original in originals}),
-        "domains": sorted({original.domain or "-" for original in originals}),
+        "domains": sorted({summary.domain_of(piece) for piece in pieces}),
     }
 
 
@@ -117,7 +134,9 @@ def _tokens(output: str, compared: Sequence[Any], groups: dict[str, list[Result]
     return found
 
 
-def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Settings) -> list[str]:
+def _notes(
+    compared: Sequence[Any], results: Sequence[Result], settings: Settings, mel_embeddings: dict[str, int]
+) -> list[str]:
     """What a reader must know to judge the numbers."""
     data = _data(results)
     rate = f"{settings.sample_rate_hz} Hz" if settings.sample_rate_hz else "the rate of each original"
@@ -131,6 +150,9 @@ def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Setting
         "Speeds are on this machine, beside the measuring processes, and without the first call of each codec, which "
         "compiles.",
         f"FAD-mel: {frechet.MEL_MEANING}.",
+        f"FAD-mel compares covariances of {frechet.MEL_DIMENSIONS} numbers, which up to {frechet.MEL_DIMENSIONS} "
+        "embeddings leave undetermined: of so few it says little. It also depends on their number, so compare systems "
+        f"in one domain, not domains. Embeddings: {', '.join(f'{n} {name}' for name, n in mel_embeddings.items())}.",
     ]
     if len(data["sample_rates_hz"]) > 1 and not settings.sample_rate_hz:
         notes.append("The originals have several sample rates: --sample-rate compares all at one.")
@@ -195,9 +217,10 @@ def _summary_lines(report: Report) -> list[dict]:
                         "left_out": found.left_out,
                     }
                 )
-    for name, values in report.frechet.items():
-        for system, value in values.items():
-            lines.append({"domain": summary.ALL, "system": system, "measure": name, "better": "lower", "mean": value})
+    for domain, distances in report.frechet.items():
+        for name, values in distances.items():
+            for system, value in values.items():
+                lines.append({"domain": domain, "system": system, "measure": name, "better": "lower", "mean": value})
     return lines
 
 

@@ -84,11 +84,10 @@ def _means_table(report, domain: str) -> str:
         _means_row(measure, {system: means[name] for system, means in systems.items()})
         for name, measure in report.measures.items()
     ]
-    if domain == summary.ALL:
-        meaning = "Frechet distance of the embeddings of all pieces; see the notes"
-        for name, values in report.frechet.items():
-            means = {system: summary.Mean(values[system], None, 0, 0) for system in systems}
-            rows.append(_means_row(Measure(name, "", "lower", meaning), means))
+    meaning = "Frechet distance of the embeddings of these pieces; see the notes"
+    for name, values in report.frechet[domain].items():
+        means = {system: summary.Mean(values[system], None, 0, 0) for system in systems}
+        rows.append(_means_row(Measure(name, "", "lower", meaning), means))
     return _table(
         ["<th>measure</th>", *(f"<th class=number colspan=2>{escape(system)}</th>" for system in systems)], rows
     )

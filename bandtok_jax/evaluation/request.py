@@ -37,7 +37,7 @@ def evaluate(flags: Any) -> Iterator[str]:
     width = max(len(system.name) for system in compared)
     for system, means in report.means["all"].items():
         shown = [f"{name} {mean.mean:.3f}" for name in _SHOWN if (mean := means.get(name)) and mean.mean is not None]
-        yield f"{system:<{width}}  {', '.join(shown)}, FAD-mel {_digits(report.frechet['FAD-mel'][system])}"
+        yield f"{system:<{width}}  {', '.join(shown)}, FAD-mel {_digits(report.frechet['all']['FAD-mel'][system])}"
     yield from notes
     yield f"report: {os.path.join(flags.output, 'index.html')}"
 
