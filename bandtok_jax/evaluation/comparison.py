@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from bandtok_jax import storage
-from bandtok_jax.evaluation import embeddings, frechet, page, perceptual, plots, summary, token_statistics
+from bandtok_jax.evaluation import embeddings, figures, frechet, page, perceptual, summary, token_statistics
 from bandtok_jax.evaluation.evaluate import Result, Settings, codes_path
 from bandtok_jax.evaluation.measures import FACTS, MEASURES, Measure
 from bandtok_jax.evaluation.originals import Piece
@@ -28,6 +28,7 @@ class Report:
       frechet: domain -> name of the distance -> system -> value, None where there are too few embeddings.
       mel_embeddings: domain -> how many embeddings FAD-mel has there.
       measures: name -> Measure, in the order of the tables; only those that were measured.
+      excerpt: what the figures of sounds show, and its mean levels of high frequencies.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Report:
     frechet: dict[str, dict[str, dict[str, float | None]]]
     mel_embeddings: dict[str, int]
     tokens: dict[str, dict]
+    excerpt: dict[str, Any]
     lines: list[dict]
     worst: list[tuple[Piece, dict[str, Result]]]
 
@@ -53,13 +55,15 @@ def write(
     notes: Sequence[str] = (),
     embedding_sources: Sequence[tuple[str, str]] = (),
     sort_by: str = SORT_BY,
+    figure_piece: Piece | None = None,
 ) -> Report:
     """Writes the report of these results to the folder `output`, and returns what it says.
 
     Args:
       notes: what the reader must know besides.
       embedding_sources: name -> source, see `embeddings.frechet_by`.
-      sort_by: the measure that decides which pieces are the worst.
+      sort_by: the measure that decides which pieces are the worst, and which is drawn.
+      figure_piece: what is drawn instead of the piece with the median measure.
 
     Raises:
       ValueError: there is no such measure, or an embedding does not work.
@@ -76,6 +80,8 @@ def write(
     distances, counts = _mel_frechet(groups, list(means))
     for name, source in embedding_sources:
         distances[summary.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
+    worst = summary.worst_first(results, sort_by, measures[sort_by].better)
+    drawn = figures.excerpt(output, figure_piece or figures.typical_piece(worst, sort_by), list(groups))
     report = Report(
         title="Codecs compared",
         systems={system.name: system.facts for system in compared},
@@ -87,14 +93,18 @@ def write(
         frechet=distances,
         mel_embeddings=counts,
         tokens=_tokens(output, compared, groups),
+        excerpt={
+            "chosen_by": "--figure-piece" if figure_piece else f"the median of {sort_by} over the pieces",
+            **drawn.facts,
+        },
         lines=lines,
-        worst=summary.worst_first(results, sort_by, measures[sort_by].better),
+        worst=worst,
     )
-    pictures = _pictures(output, report)
+    quality, sounds = figures.draw_quality(output, report), figures.draw_sounds(output, drawn)
     storage.write_text(os.path.join(output, "report.json"), json.dumps(_as_json(report, sort_by), indent=1) + "\n")
     summary.write_csv(os.path.join(output, "files.csv"), lines)
     summary.write_csv(os.path.join(output, "summary.csv"), _summary_lines(report))
-    storage.write_text(os.path.join(output, "index.html"), page.html(report, sort_by, pictures))
+    storage.write_text(os.path.join(output, "index.html"), page.html(report, sort_by, quality, sounds))
     return report
 
 
@@ -172,29 +182,6 @@ def _notes(
     if not perceptual.visqol_installed():
         notes.append(perceptual.MISSING + ".")
     return notes
-
-
-def _pictures(output: str, report: Report) -> dict[str, str]:
-    """Draws quality against bitrate where there are at least two bitrates; title -> file."""
-    rates = {name: tokens["bits_per_second"]["nominal"] / 1000 for name, tokens in report.tokens.items()}
-    for name, means in report.means[summary.ALL].items():
-        if name not in rates and "bits_per_second_on_disk" in means and means["bits_per_second_on_disk"].mean:
-            rates[name] = means["bits_per_second_on_disk"].mean / 1000
-    if len(set(rates.values())) < 2:
-        return {}
-    pictures = {}
-    for measure in ("mel_distance", "stft_distance", "si_sdr", "visqol"):
-        if measure in report.measures:
-            points = {name: (rate, report.means[summary.ALL][name][measure]) for name, rate in rates.items()}
-            pictures[measure] = f"{measure}_against_bitrate.svg"
-            for ending in (".svg", ".png"):
-                path = os.path.join(output, os.path.splitext(pictures[measure])[0] + ending)
-                plots.against_bitrate(path, points, label=_label(report.measures[measure]))
-    return pictures
-
-
-def _label(measure: Measure) -> str:
-    return f"{measure.label}{f' ({measure.unit})' if measure.unit else ''}, {measure.better} is better"
 
 
 def _summary_lines(report: Report) -> list[dict]:

@@ -15,8 +15,6 @@ DAC_WINDOWS, DAC_MELS, DAC_FLOOR = (2048, 512), (150, 80), 1e-5
 # Yamamoto et al. 2020 (Parallel WaveGAN), as in auraloss: frame, hop and window in samples.
 YAMAMOTO_RESOLUTIONS, YAMAMOTO_POWER_FLOOR = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), 1e-8
 CEPSTRUM_WINDOW, CEPSTRUM_MELS, CEPSTRUM_COEFFICIENTS = 2048, 128, 20
-# Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
-BAND_FLOOR_DB = -120.0
 BAND_WINDOW = 2048
 
 
@@ -71,7 +69,7 @@ def log_spectral_distance(
     original: np.ndarray,
     decoded: np.ndarray,
     sample_rate_hz: int,
-    edges_hz: Sequence[float] = (0, 10_000, 20_000),
+    edges_hz: Sequence[float] = (0, *spectra.HIGH_EDGES_HZ),
     magnitude: Callable = spectra.magnitude,
 ) -> list[float | None]:
     """Root mean square of the level difference over the bins of a frame, mean over frames, in dB (Gray, Markel 1976).
@@ -81,7 +79,7 @@ def log_spectral_distance(
     Args:
       edges_hz: one number for the bins from each of these up to half the sample rate; None where there are none.
     """
-    first, second = (spectra.levels_db(magnitude(x, BAND_WINDOW), BAND_FLOOR_DB) for x in (original, decoded))
+    first, second = (spectra.levels_db(magnitude(x, BAND_WINDOW), BAND_WINDOW) for x in (original, decoded))
     squares = (first - second) ** 2
     bins_hz = spectra.frequencies_hz(BAND_WINDOW, sample_rate_hz)
     found = (squares[:, bins_hz >= edge] for edge in edges_hz)

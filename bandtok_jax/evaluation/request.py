@@ -11,7 +11,7 @@ import numpy as np
 
 import bandtok_jax
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import comparison, measures, originals, systems, token_report
+from bandtok_jax.evaluation import comparison, figures, measures, originals, systems, token_report
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Settings, run
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -27,12 +27,20 @@ def evaluate(flags: Any) -> Iterator[str]:
     found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
     pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
     chosen = list({piece.original.name: piece.original for piece in pieces}.values())
+    figure_piece = None if flags.figure_piece is None else figures.named_piece(pieces, flags.figure_piece)
     compared = _systems(flags, chosen)
     sources = [_named("--embedding", text) for text in flags.embedding]
     results = run(compared, pieces, flags.output, settings, workers=flags.workers)
     notes = [f"Left out: {note}." for note in notes]
     report = comparison.write(
-        flags.output, compared, results, settings, notes=notes, embedding_sources=sources, sort_by=flags.sort_by
+        flags.output,
+        compared,
+        results,
+        settings,
+        notes=notes,
+        embedding_sources=sources,
+        sort_by=flags.sort_by,
+        figure_piece=figure_piece,
     )
     width = max(len(system.name) for system in compared)
     for system, means in report.means["all"].items():
@@ -151,7 +159,8 @@ def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]
     if codec.row_kind != "residual":
         return [systems.CodecSystem(name, codec)]
     counts = sorted({*fewer_rows, codec.rows})
-    return [systems.CodecSystem(name if rows == codec.rows else f"{name}-{rows}", codec, rows) for rows in counts]
+    names = {rows: name if rows == codec.rows else f"{name}-{rows}" for rows in counts}
+    return [systems.CodecSystem(names[rows], codec, rows, family=name) for rows in counts]
 
 
 def _named(flag: str, text: str) -> tuple[str, str]:

@@ -11,6 +11,11 @@ import scipy.signal
 
 from bandtok_jax.audio.mel_bands import MelDefinition, mel_filterbank
 
+# Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
+FLOOR_DB = -120.0
+HIGH_EDGES_HZ = (10_000, 20_000)
+LOWEST_RATE_WITH_HIGH_EDGES_HZ = 24_000  # our choice: at least 2 kHz to look at
+
 
 def magnitude(
     audio: np.ndarray, fft_samples: int, hop_samples: int | None = None, window_samples: int | None = None
@@ -54,10 +59,26 @@ def frequencies_hz(fft_samples: int, sample_rate_hz: int) -> np.ndarray:
     return np.arange(fft_samples // 2 + 1) * sample_rate_hz / fft_samples
 
 
-def levels_db(magnitudes: np.ndarray, floor_db: float) -> np.ndarray:
-    """Magnitudes `[T, bins]` of whole windows in dB, a full-scale sine at 0 dB, none below the floor."""
+def levels_db(magnitudes: np.ndarray, fft_samples: int) -> np.ndarray:
+    """Magnitudes of whole windows in dB: a full-scale sine is 0 dB; what is below -120 dB counts as -120 dB."""
+    return 20 * np.log10(np.maximum(magnitudes * (4 / fft_samples), 10 ** (FLOOR_DB / 20)))
+
+
+def high_edges_hz(sample_rate_hz: int) -> list[float]:
+    """From where on frequencies are high: 10 and 20 kHz, or the upper half of a band that hardly has such."""
+    if sample_rate_hz < LOWEST_RATE_WITH_HIGH_EDGES_HZ:
+        return [sample_rate_hz / 4]
+    return [edge for edge in HIGH_EDGES_HZ if edge < sample_rate_hz / 2]
+
+
+def high_levels_db(magnitudes: np.ndarray, sample_rate_hz: int) -> dict[float, float]:
+    """For each of `high_edges_hz`, the mean power of a bin of `[T, bins]` from there up, as a level in dB."""
     fft_samples = 2 * (magnitudes.shape[1] - 1)
-    return 20 * np.log10(np.maximum(magnitudes * (4 / fft_samples), 10 ** (floor_db / 20)))
+    bins_hz = frequencies_hz(fft_samples, sample_rate_hz)
+    return {
+        edge: float(levels_db(np.sqrt((magnitudes[:, bins_hz >= edge] ** 2).mean()), fft_samples))
+        for edge in high_edges_hz(sample_rate_hz)
+    }
 
 
 def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
