@@ -26,7 +26,13 @@ ENERGY_BLOCK_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """A part of one piece, as the original and all systems have it: name -> mono `[S]`, the original first."""
+    """A part of one piece, as the original and all systems have it.
+
+    Attributes:
+      first_second: where in the file it begins.
+      sounds: name -> mono `[S]`, the original first.
+      magnitude: what keeps the spectra of these sounds.
+    """
 
     piece: Piece
     first_second: float
@@ -44,6 +50,7 @@ class Excerpt:
     def facts(self) -> dict[str, Any]:
         """What the report says of it."""
         return {
+            "file": self.piece.original.name,
             "piece": self.piece.stem,
             "first_second": self.first_second,
             "seconds": len(self.sounds[ORIGINAL]) / self.sample_rate_hz,
@@ -108,13 +115,13 @@ def excerpt(output: str, piece: Piece, systems: Sequence[str]) -> Excerpt:
     first = int(np.argmax(np.convolve(energies, np.ones(wanted), "valid"))) * block if len(energies) > wanted else 0
     stop = min(first + wanted * block, samples)
     sounds = {name: waveform.mono(waveform.read_part(one, first, stop)) for name, one in paths.items()}
-    return Excerpt(piece, first / rate, rate, sounds)
+    return Excerpt(piece, piece.number * piece.piece_seconds + first / rate, rate, sounds)
 
 
 def draw_sounds(output: str, excerpt: Excerpt) -> list[Picture]:
     """Draws everything about the sounds of one piece."""
     sounds, rate, magnitude = excerpt.sounds, excerpt.sample_rate_hz, excerpt.magnitude
-    edge = f"{spectra.high_edges_hz(rate)[0] / 1000:g} kHz"
+    edge = f"{spectra.high_edges_hz(rate)[0] / 1000:.3g} kHz"
     high = (
         f"Log-mels, and the spectrograms above {edge}. Levels are of the mean power of a bin there, -120 dB at least."
     )
@@ -148,9 +155,10 @@ def draw_quality(output: str, report) -> list[Picture]:
         lines: dict[str, list] = {}
         for name, rate in rates.items():
             lines.setdefault(report.systems[name].get("family", name), []).append((rate, means[name][measure]))
-        label = _label(report.measures[measure])
-        drawn = plots.against_bitrate(lines, label=label)
-        pictures.append(_write(output, f"{measure}_against_bitrate", label, "", drawn))
+        if any(mean.mean is not None for points in lines.values() for _, mean in points):
+            label = _label(report.measures[measure])
+            drawn = plots.against_bitrate(lines, label=label)
+            pictures.append(_write(output, f"{measure}_against_bitrate", label, "", drawn))
     return pictures
 
 

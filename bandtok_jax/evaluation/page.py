@@ -58,7 +58,7 @@ def _excerpt(report) -> str:
     excerpt = report.excerpt
     last = excerpt["first_second"] + excerpt["seconds"]
     return (
-        f"{excerpt['piece']}, from {excerpt['first_second']:.1f} to {last:.1f} s, where it is loudest. Chosen by "
+        f"{excerpt['file']}, from {excerpt['first_second']:.1f} to {last:.1f} s, where it is loudest. Chosen by "
         f"{excerpt['chosen_by']}; --figure-piece draws another. Each picture opens as SVG."
     )
 

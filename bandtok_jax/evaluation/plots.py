@@ -88,7 +88,7 @@ def against_bitrate(lines: dict[str, list], *, label: str):
         if known:
             rates, values, widths = zip(*known)
             axis.errorbar(
-                rates, values, yerr=widths, label=name, linestyle="-", linewidth=1.6,
+                rates, values, yerr=widths, label=name, linestyle="-" if len(known) > 1 else "none", linewidth=1.6,
                 marker=_MARKERS[number % len(_MARKERS)], markersize=6, capsize=3, elinewidth=0.9, alpha=0.9,
             )  # fmt: skip
     axis.set_xlabel("kbit/s")

@@ -119,7 +119,7 @@ def high_frequencies(
         left.set_title(name, loc="left", fontsize=10)
         left.set_yticks(hz_to_mel(ticks, "slaney"), [f"{hz / 1000:g}" for hz in ticks])
         drawn_top = _picture(right, tops[name], (0, seconds, low_hz / 1000, sample_rate_hz / 2000), *top_range)
-        said = ", ".join(f"above {hz / 1000:g} kHz {level:.0f} dB" for hz, level in high_levels_db[name].items())
+        said = ", ".join(f"above {hz / 1000:.3g} kHz {level:.0f} dB" for hz, level in high_levels_db[name].items())
         right.set_title(said.replace("-", "−"), loc="left", fontsize=10)
         left.set_ylabel("kHz (mel scale)")
         right.set_ylabel("kHz")
