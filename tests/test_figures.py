@@ -14,7 +14,7 @@ import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import distances, figures, measures, originals, perceptual, plots, sound_plots, spectra
-from bandtok_jax.evaluation.evaluate import sound_path
+from bandtok_jax.evaluation.evaluate import Result, sound_path
 from bandtok_jax.evaluation.summary import Mean
 from tests import music_files
 from tests.small_codec import SmallCodec
@@ -210,15 +210,21 @@ def test_an_excerpt_is_the_loudest_ten_seconds_of_all_systems(tmp_path):
     sound = 0.01 * np.random.default_rng(0).standard_normal((1, 25 * 8000)).astype(np.float32)
     sound[:, 8 * 8000 : 19 * 8000] *= 10
     long = originals.Piece(piece("long.wav", seconds=65.0).original, 1, 30.0)
-    for name, audio in (("original", sound), ("mine", np.concatenate([sound, -0.5 * sound]))):
+    late = np.pad(sound, ((0, 0), (40, 0)))[:, : sound.shape[1]]
+    decoded = {"original": sound, "mine": np.concatenate([sound, -0.5 * sound]), "late": late}
+    results = {name: Result(name, long, {"delay": 5.0 if name == "late" else None}, "") for name in ("mine", "late")}
+    for name, audio in decoded.items():
         path = sound_path(str(tmp_path), name, long)
         os.makedirs(os.path.dirname(path))
         waveform.write(path, audio, 8000)
-    found = figures.excerpt(str(tmp_path), long, ["mine"])
+    found = figures.excerpt(str(tmp_path), results)
     assert 38 <= found.first_second <= 39 and found.facts["seconds"] == 10
     first = int((found.first_second - 30) * 8000)
     np.testing.assert_allclose(found.sounds["original"], sound[0, first : first + 80_000], atol=1e-4)
     np.testing.assert_allclose(found.sounds["mine"], found.sounds["original"] / 4, atol=1e-4)
+    np.testing.assert_array_equal(found.sounds["late"][40:], found.sounds["original"][:-40])
+    aligned = figures.excerpt(str(tmp_path), results, align=True)
+    np.testing.assert_array_equal(aligned.sounds["late"][:-40], found.sounds["original"][:-40])
     waveform.write(path, sound, 16_000)
     with pytest.raises(ValueError, match="not of the same evaluation"):
-        figures.excerpt(str(tmp_path), long, ["mine"])
+        figures.excerpt(str(tmp_path), results)

@@ -81,7 +81,8 @@ def write(
     for name, source in embedding_sources:
         distances[summary.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
     worst = summary.worst_first(results, sort_by, measures[sort_by].better)
-    drawn = figures.excerpt(output, figure_piece or figures.typical_piece(worst, sort_by), list(groups))
+    piece = figure_piece or figures.typical_piece(worst, sort_by)
+    drawn = figures.excerpt(output, dict(worst)[piece], settings.align)
     report = Report(
         title="Codecs compared",
         systems={system.name: system.facts for system in compared},

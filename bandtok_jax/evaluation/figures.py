@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import plots, sound_plots, spectra, summary
+from bandtok_jax.evaluation import plots, sound_plots, spectra, summary, waveforms
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Result, sound_path
 from bandtok_jax.evaluation.measures import Measure
 from bandtok_jax.evaluation.originals import Piece
@@ -97,13 +97,18 @@ def typical_piece(ordered: Sequence[tuple[Piece, dict[str, Result]]], sort_by: s
     return defined[len(defined) // 2] if defined else ordered[0][0]
 
 
-def excerpt(output: str, piece: Piece, systems: Sequence[str]) -> Excerpt:
+def excerpt(output: str, results: dict[str, Result], align: bool = False) -> Excerpt:
     """The ten seconds of a piece in which the original has the most energy, or all of a shorter one.
+
+    Args:
+      results: of each system for this piece.
+      align: shift what is decoded by the delay that was found, as measuring did.
 
     Raises:
       ValueError: the report's folder holds sounds of several evaluations.
     """
-    paths = {name: sound_path(output, name, piece) for name in (ORIGINAL, *systems)}
+    piece = next(iter(results.values())).piece
+    paths = {name: sound_path(output, name, piece) for name in (ORIGINAL, *results)}
     path = paths[ORIGINAL]
     rate, _, samples = waveform.probe(path)
     for other in paths.values():
@@ -115,6 +120,9 @@ def excerpt(output: str, piece: Piece, systems: Sequence[str]) -> Excerpt:
     first = int(np.argmax(np.convolve(energies, np.ones(wanted), "valid"))) * block if len(energies) > wanted else 0
     stop = min(first + wanted * block, samples)
     sounds = {name: waveform.mono(waveform.read_part(one, first, stop)) for name, one in paths.items()}
+    for name, result in results.items():
+        if align and result.values["delay"]:
+            sounds[name] = waveforms.shifted(sounds[name], round(result.values["delay"] / 1000 * rate))
     return Excerpt(piece, piece.number * piece.piece_seconds + first / rate, rate, sounds)
 
 

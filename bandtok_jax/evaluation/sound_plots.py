@@ -160,7 +160,8 @@ def _seconds(sounds: dict[str, np.ndarray], sample_rate_hz: int) -> float:
 
 
 def _levels(sound: np.ndarray, magnitude: Callable) -> np.ndarray:
-    return spectra.levels_db(magnitude(sound, WINDOW), WINDOW)
+    """In the half of the memory, which is enough for colours."""
+    return spectra.levels_db(magnitude(sound, WINDOW), WINDOW).astype(np.float32)
 
 
 def _scale(levels: dict[str, np.ndarray]) -> tuple[float, float]:
