@@ -239,6 +239,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--sort-by", default="mel_distance", metavar="MEASURE", help="the worst first (default mel_distance)"
     )
+    p.add_argument(
+        "--figure-piece", metavar="PIECE", help="draw this file or piece (default: that of the median measure)"
+    )
     p.add_argument("--workers", type=int, metavar="N", help="processes that measure (default: one for each core)")
     return whole
 

@@ -13,7 +13,7 @@ import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.evaluation import evaluate, originals, perceptual
+from bandtok_jax.evaluation import evaluate, figures, frechet, originals, perceptual
 from tests import music_files
 from tests.small_codec import SmallCodec
 
@@ -35,6 +35,9 @@ def music(tmp_path):
 def codec(monkeypatch):
     """The codec that every --codec loads; decodes at full level."""
     found = SmallCodec()
+    # Drawing takes its time, and is tested by itself.
+    monkeypatch.setattr(figures, "draw_sounds", lambda output, excerpt: [])
+    monkeypatch.setattr(figures, "draw_quality", lambda output, report: [])
     monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: found)
     monkeypatch.setattr(perceptual, "visqol_installed", lambda: False)
     return found
@@ -103,7 +106,8 @@ def test_a_report_of_several_systems(music, codec, tmp_path, capsys):
     report = json.loads((output / "report.json").read_text())
     assert report["means"]["all"]["mine"]["si_sdr"]["left_out"] == 1
     assert report["means"]["studio"]["mine"]["si_sdr"]["files"] == 1
-    assert report["frechet"]["FAD-mel"]["exact"] < 1e-6 < report["frechet"]["FAD-mel"]["mine"]
+    distances = report["frechet"]["all"]["FAD-mel"]
+    assert distances["exact"] < 1e-6 < distances["mine"]
     rates = report["tokens"]["mine"]["bits_per_second"]
     assert rates["nominal"] == 64_000 > rates["adaptive"] > rates["entropy"]
     assert report["tokens"]["mine-1"]["bits_per_second"]["nominal"] == 32_000
@@ -122,7 +126,26 @@ def test_a_report_of_several_systems(music, codec, tmp_path, capsys):
     assert all((output / link).is_file() for link in links.found), "no resource from elsewhere, none missing"
     assert "studio/b.wav, from 0:02" in page and "--mono gives the same sound to all" in page
     assert page.count("<audio") == 5 * 5 and "visqol-python" not in page and "ViSQOL was left out" in page
-    assert 'class="mean best"' in page and (output / "mel_distance_against_bitrate.png").is_file()
+    assert 'class="mean best"' in page
+
+
+def test_the_mel_distance_of_each_domain(music, codec, tmp_path):
+    (music / "short").mkdir()
+    soundfile.write(music / "short" / "d.wav", music_files.sound(5, 1.2, 1, RATE), RATE)
+    output = tmp_path / "report"
+    assert run("--codec=mine=x", f"--output={output}", "--data", music, "--without=multi_resolution_stft") == 0
+    report = json.loads((output / "report.json").read_text())
+    found = {domain: distances["FAD-mel"]["mine"] for domain, distances in report["frechet"].items()}
+    assert report["mel_embeddings"] == {"all": 8, "-": 2, "live": 2, "short": 1, "studio": 3}
+    # One embedding has no covariance: the distance is undefined, in every file.
+    assert set(found) == set(report["mel_embeddings"]) and found["short"] is None
+    with np.load(output / "results" / "mine" / "studio" / "b.wav.npz") as file:
+        assert found["studio"] == frechet.frechet_distance(file["original"], file["decoded"]) != found["all"]
+    lines = {line["domain"]: line["mean"] for line in table(output / "summary.csv") if line["measure"] == "FAD-mel"}
+    assert lines["short"] == "" and float(lines["studio"]) == found["studio"] and float(lines["all"]) == found["all"]
+    page = (output / "index.html").read_text()
+    assert page.count(">FAD-mel &darr;<") == 5 and ">nan" not in page
+    assert "Embeddings: 8 all, 2 -, 2 live, 1 short, 3 studio." in page
 
 
 def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music, codec, tmp_path, monkeypatch):
@@ -158,6 +181,9 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
     # A damaged result is none.
     (tmp_path / "report" / "results" / "mine" / "c.wav.json").write_text("{")
     assert run(*arguments) == 0 and len(calls) == 15
+    # A sound that is gone is made again: players and figures need it.
+    (tmp_path / "report" / "audio" / "mine" / "c.wav.flac").unlink()
+    assert run(*arguments) == 0 and len(calls) == 16
 
 
 def test_processes_measure_the_same(music, codec, tmp_path):
@@ -232,7 +258,7 @@ def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path,
     assert run(
         *arguments, "--embedding=a=listener:embed", f"--embedding=b={command}", f"--embedding=c={tmp_path}/own.npz"
     ) == 0  # fmt: skip
-    found = json.loads((tmp_path / "report" / "report.json").read_text())["frechet"]
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["frechet"]["all"]
     assert found["FAD-a"]["mine"] == pytest.approx(found["FAD-b"]["mine"], rel=1e-4) and found["FAD-a"]["mine"] > 0
     assert found["FAD-c"]["mine"] == pytest.approx(3)
     assert "no array 'mine'" in failure(capsys, *arguments, f"--embedding=c={tmp_path}/less.npz")
@@ -261,6 +287,7 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     assert "no such measure" in fail(mine, "--without=beauty", *data)
     assert "of that name already" in fail(mine, "--measure=snr=echo {decoded}", *data)
     assert "must be a number" in fail(mine, "--measure=a=echo {decoded}", *data)
+    assert "near ones are live/a.wav" in fail(mine, "--figure-piece=live/b.wav", *data)
     assert "choose from mel_distance" in fail(mine, "--sort-by=beauty", *data)
     assert "--piece-seconds is 0.5" in fail(mine, "--piece-seconds=0.5", *data)
     assert "of which 5 cannot be decoded" in fail(mine, "--rows=5", *data)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from bandtok_jax import storage
-from bandtok_jax.evaluation import embeddings, frechet, page, perceptual, plots, summary, token_statistics
+from bandtok_jax.evaluation import embeddings, figures, frechet, page, perceptual, summary, token_statistics
 from bandtok_jax.evaluation.evaluate import Result, Settings, codes_path
 from bandtok_jax.evaluation.measures import FACTS, MEASURES, Measure
 from bandtok_jax.evaluation.originals import Piece
@@ -24,9 +24,11 @@ class Report:
     Attributes:
       systems: name -> what is known about it (`facts` of the system).
       tokens: name -> `token_statistics.statistics`, of codecs.
-      frechet: name of the distance -> system -> value.
       means: domain -> system -> measure -> Mean.
+      frechet: domain -> name of the distance -> system -> value, None where there are too few embeddings.
+      mel_embeddings: domain -> how many embeddings FAD-mel has there.
       measures: name -> Measure, in the order of the tables; only those that were measured.
+      excerpt: what the figures of sounds show, and its mean levels of high frequencies.
     """
 
     title: str
@@ -36,8 +38,10 @@ class Report:
     notes: list[str]
     measures: dict[str, Measure]
     means: dict[str, dict[str, dict[str, summary.Mean]]]
-    frechet: dict[str, dict[str, float | None]]
+    frechet: dict[str, dict[str, dict[str, float | None]]]
+    mel_embeddings: dict[str, int]
     tokens: dict[str, dict]
+    excerpt: dict[str, Any]
     lines: list[dict]
     worst: list[tuple[Piece, dict[str, Result]]]
 
@@ -51,13 +55,15 @@ def write(
     notes: Sequence[str] = (),
     embedding_sources: Sequence[tuple[str, str]] = (),
     sort_by: str = SORT_BY,
+    figure_piece: Piece | None = None,
 ) -> Report:
     """Writes the report of these results to the folder `output`, and returns what it says.
 
     Args:
       notes: what the reader must know besides.
       embedding_sources: name -> source, see `embeddings.frechet_by`.
-      sort_by: the measure that decides which pieces are the worst.
+      sort_by: the measure that decides which pieces are the worst, and which is drawn.
+      figure_piece: what is drawn instead of the piece with the median measure.
 
     Raises:
       ValueError: there is no such measure, or an embedding does not work.
@@ -69,29 +75,51 @@ def write(
     if sort_by not in measures:
         raise ValueError(f"--sort-by={sort_by}: nothing of that name was measured; choose from {', '.join(measures)}")
     groups = {system.name: [one for one in results if one.system == system.name] for system in compared}
-    distances = {"FAD-mel": {name: embeddings.mel_frechet(group) for name, group in groups.items()}}
-    for name, source in embedding_sources:
-        distances[f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
     lines = summary.by_file(results)
+    means = summary.by_domain(lines, list(measures))
+    distances, counts = _mel_frechet(groups, list(means))
+    for name, source in embedding_sources:
+        distances[summary.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
+    worst = summary.worst_first(results, sort_by, measures[sort_by].better)
+    piece = figure_piece or figures.typical_piece(worst, sort_by)
+    drawn = figures.excerpt(output, dict(worst)[piece], settings.align)
     report = Report(
         title="Codecs compared",
         systems={system.name: system.facts for system in compared},
         settings=dataclasses.asdict(settings),
         data=_data(results),
-        notes=[*notes, *_notes(compared, results, settings)],
+        notes=[*notes, *_notes(compared, results, settings, counts)],
         measures=measures,
-        means=summary.by_domain(lines, list(measures)),
+        means=means,
         frechet=distances,
+        mel_embeddings=counts,
         tokens=_tokens(output, compared, groups),
+        excerpt={
+            "chosen_by": "--figure-piece" if figure_piece else f"the median of {sort_by} over the pieces",
+            **drawn.facts,
+        },
         lines=lines,
-        worst=summary.worst_first(results, sort_by, measures[sort_by].better),
+        worst=worst,
     )
-    pictures = _pictures(output, report)
+    quality, sounds = figures.draw_quality(output, report), figures.draw_sounds(output, drawn)
     storage.write_text(os.path.join(output, "report.json"), json.dumps(_as_json(report, sort_by), indent=1) + "\n")
     summary.write_csv(os.path.join(output, "files.csv"), lines)
     summary.write_csv(os.path.join(output, "summary.csv"), _summary_lines(report))
-    storage.write_text(os.path.join(output, "index.html"), page.html(report, sort_by, pictures))
+    storage.write_text(os.path.join(output, "index.html"), page.html(report, sort_by, quality, sounds))
     return report
+
+
+def _mel_frechet(groups: dict[str, list[Result]], domains: Sequence[str]) -> tuple[dict, dict[str, int]]:
+    """FAD-mel of each domain and system, as `Report.frechet`, and of how many embeddings."""
+    distances: dict[str, dict] = {}
+    counts: dict[str, int] = {}
+    for domain in domains:
+        values = {}
+        for system, group in groups.items():
+            within = [one for one in group if domain in (summary.ALL, summary.domain_of(one.piece))]
+            values[system], counts[domain] = embeddings.mel_frechet(within)
+        distances[domain] = {"FAD-mel": values}
+    return distances, counts
 
 
 def _data(results: Sequence[Result]) -> dict[str, Any]:
@@ -102,7 +130,7 @@ def _data(results: Sequence[Result]) -> dict[str, Any]:
         "pieces": len(pieces),
         "seconds": sum(piece.seconds for piece in pieces),
         "sample_rates_hz": sorted({original.sample_rate_hz for original in originals}),
-        "domains": sorted({original.domain or "-" for original in originals}),
+        "domains": sorted({summary.domain_of(piece) for piece in pieces}),
     }
 
 
@@ -117,7 +145,9 @@ def _tokens(output: str, compared: Sequence[Any], groups: dict[str, list[Result]
     return found
 
 
-def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Settings) -> list[str]:
+def _notes(
+    compared: Sequence[Any], results: Sequence[Result], settings: Settings, mel_embeddings: dict[str, int]
+) -> list[str]:
     """What a reader must know to judge the numbers."""
     data = _data(results)
     rate = f"{settings.sample_rate_hz} Hz" if settings.sample_rate_hz else "the rate of each original"
@@ -131,6 +161,9 @@ def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Setting
         "Speeds are on this machine, beside the measuring processes, and without the first call of each codec, which "
         "compiles.",
         f"FAD-mel: {frechet.MEL_MEANING}.",
+        f"FAD-mel compares covariances of {frechet.MEL_DIMENSIONS} numbers, which up to {frechet.MEL_DIMENSIONS} "
+        "embeddings leave undetermined: of so few it says little. It also depends on their number, so compare systems "
+        f"in one domain, not domains. Embeddings: {', '.join(f'{n} {name}' for name, n in mel_embeddings.items())}.",
     ]
     if len(data["sample_rates_hz"]) > 1 and not settings.sample_rate_hz:
         notes.append("The originals have several sample rates: --sample-rate compares all at one.")
@@ -150,29 +183,6 @@ def _notes(compared: Sequence[Any], results: Sequence[Result], settings: Setting
     if not perceptual.visqol_installed():
         notes.append(perceptual.MISSING + ".")
     return notes
-
-
-def _pictures(output: str, report: Report) -> dict[str, str]:
-    """Draws quality against bitrate where there are at least two bitrates; title -> file."""
-    rates = {name: tokens["bits_per_second"]["nominal"] / 1000 for name, tokens in report.tokens.items()}
-    for name, means in report.means[summary.ALL].items():
-        if name not in rates and "bits_per_second_on_disk" in means and means["bits_per_second_on_disk"].mean:
-            rates[name] = means["bits_per_second_on_disk"].mean / 1000
-    if len(set(rates.values())) < 2:
-        return {}
-    pictures = {}
-    for measure in ("mel_distance", "stft_distance", "si_sdr", "visqol"):
-        if measure in report.measures:
-            points = {name: (rate, report.means[summary.ALL][name][measure]) for name, rate in rates.items()}
-            pictures[measure] = f"{measure}_against_bitrate.svg"
-            for ending in (".svg", ".png"):
-                path = os.path.join(output, os.path.splitext(pictures[measure])[0] + ending)
-                plots.against_bitrate(path, points, label=_label(report.measures[measure]))
-    return pictures
-
-
-def _label(measure: Measure) -> str:
-    return f"{measure.label}{f' ({measure.unit})' if measure.unit else ''}, {measure.better} is better"
 
 
 def _summary_lines(report: Report) -> list[dict]:
@@ -195,9 +205,10 @@ def _summary_lines(report: Report) -> list[dict]:
                         "left_out": found.left_out,
                     }
                 )
-    for name, values in report.frechet.items():
-        for system, value in values.items():
-            lines.append({"domain": summary.ALL, "system": system, "measure": name, "better": "lower", "mean": value})
+    for domain, distances in report.frechet.items():
+        for name, values in distances.items():
+            for system, value in values.items():
+                lines.append({"domain": domain, "system": system, "measure": name, "better": "lower", "mean": value})
     return lines
 
 

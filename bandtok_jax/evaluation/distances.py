@@ -1,9 +1,10 @@
 """How far a decoded sound is from its original, in the spectral domain. NumPy only.
 
 Every function takes two mono sounds `[S]` of one length, full scale at 1.0, and gives one number, the lower the better.
+Those that share spectra take the function for them as `magnitude`: `spectra.keeping()` computes each only once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,25 +15,25 @@ DAC_WINDOWS, DAC_MELS, DAC_FLOOR = (2048, 512), (150, 80), 1e-5
 # Yamamoto et al. 2020 (Parallel WaveGAN), as in auraloss: frame, hop and window in samples.
 YAMAMOTO_RESOLUTIONS, YAMAMOTO_POWER_FLOOR = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), 1e-8
 CEPSTRUM_WINDOW, CEPSTRUM_MELS, CEPSTRUM_COEFFICIENTS = 2048, 128, 20
-# Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
-BAND_FLOOR_DB = -120.0
 BAND_WINDOW = 2048
 
 
-def mel_distance(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float:
+def mel_distance(
+    original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int, magnitude: Callable = spectra.magnitude
+) -> float:
     """DAC's mel distance: of 150 bands at a window of 2048 and 80 at 512, the mean difference of log10 of the squared
     mel plus that of the mel, both added up. No unit.
     """
     pairs = (
-        [spectra.mel(spectra.magnitude(sound, window), sample_rate_hz, mels) for sound in (original, decoded)]
+        [spectra.mel(magnitude(sound, window), sample_rate_hz, mels) for sound in (original, decoded)]
         for window, mels in zip(DAC_WINDOWS, DAC_MELS)
     )
     return sum(_log_and_linear(*pair) for pair in pairs)
 
 
-def stft_distance(original: np.ndarray, decoded: np.ndarray, windows: Sequence[int] = DAC_WINDOWS) -> float:
+def stft_distance(original: np.ndarray, decoded: np.ndarray, magnitude: Callable = spectra.magnitude) -> float:
     """DAC's STFT distance: as `mel_distance`, on the magnitudes themselves. No unit."""
-    return sum(_log_and_linear(*(spectra.magnitude(x, window) for x in (original, decoded))) for window in windows)
+    return sum(_log_and_linear(*(magnitude(x, window) for x in (original, decoded))) for window in DAC_WINDOWS)
 
 
 def multi_resolution_stft(original: np.ndarray, decoded: np.ndarray) -> float:
@@ -50,22 +51,26 @@ def multi_resolution_stft(original: np.ndarray, decoded: np.ndarray) -> float:
     return float(total / len(YAMAMOTO_RESOLUTIONS))
 
 
-def mfcc_distance(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float:
-    """Euclidean distance of 20 MFCCs of natural-log mels (128 Slaney bands, window 2048, hop 512), mean over frames."""
-    first, second = (
-        spectra.mfcc(
-            np.log(
-                np.maximum(spectra.mel(spectra.magnitude(x, CEPSTRUM_WINDOW), sample_rate_hz, CEPSTRUM_MELS), DAC_FLOOR)
-            ),
-            CEPSTRUM_COEFFICIENTS,
-        )
-        for x in (original, decoded)
-    )
+def mfcc_distance(
+    original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int, magnitude: Callable = spectra.magnitude
+) -> float:
+    """Euclidean distance of two sounds' `cepstrum`, mean over frames."""
+    first, second = (cepstrum(x, sample_rate_hz, magnitude) for x in (original, decoded))
     return float(np.linalg.norm(first - second, axis=1).mean())
 
 
+def cepstrum(audio: np.ndarray, sample_rate_hz: int, magnitude: Callable = spectra.magnitude) -> np.ndarray:
+    """20 MFCCs of natural-log mels (128 Slaney bands, window 2048, hop 512), `[S]` to `[T, 20]`."""
+    mel = spectra.mel(magnitude(audio, CEPSTRUM_WINDOW), sample_rate_hz, CEPSTRUM_MELS)
+    return spectra.mfcc(np.log(np.maximum(mel, DAC_FLOOR)), CEPSTRUM_COEFFICIENTS)
+
+
 def log_spectral_distance(
-    original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int, edges_hz: Sequence[float] = (0, 10_000, 20_000)
+    original: np.ndarray,
+    decoded: np.ndarray,
+    sample_rate_hz: int,
+    edges_hz: Sequence[float] = (0, *spectra.HIGH_EDGES_HZ),
+    magnitude: Callable = spectra.magnitude,
 ) -> list[float | None]:
     """Root mean square of the level difference over the bins of a frame, mean over frames, in dB (Gray, Markel 1976).
 
@@ -74,12 +79,9 @@ def log_spectral_distance(
     Args:
       edges_hz: one number for the bins from each of these up to half the sample rate; None where there are none.
     """
-    first, second = (
-        20 * np.log10(np.maximum(spectra.magnitude(x, BAND_WINDOW) * (4 / BAND_WINDOW), 10 ** (BAND_FLOOR_DB / 20)))
-        for x in (original, decoded)
-    )
+    first, second = (spectra.levels_db(magnitude(x, BAND_WINDOW), BAND_WINDOW) for x in (original, decoded))
     squares = (first - second) ** 2
-    bins_hz = np.arange(squares.shape[1]) * sample_rate_hz / BAND_WINDOW
+    bins_hz = spectra.frequencies_hz(BAND_WINDOW, sample_rate_hz)
     found = (squares[:, bins_hz >= edge] for edge in edges_hz)
     return [float(np.sqrt(band.mean(axis=1)).mean()) if band.shape[1] else None for band in found]
 

@@ -19,11 +19,14 @@ from bandtok_jax.evaluation.evaluate import ORIGINAL, Result, embeddings_path, s
 FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
-def mel_frechet(results: Sequence[Result]) -> float | None:
-    """`FAD-mel` of all pieces of one system, see `frechet.MEL_MEANING`; None for less than two seconds of sound."""
+def mel_frechet(results: Sequence[Result]) -> tuple[float | None, int]:
+    """`FAD-mel` of these pieces of one system, see `frechet.MEL_MEANING`, and of how many embeddings it is.
+
+    It is None for less than two.
+    """
     pairs = [np.load(embeddings_path(result.path)) for result in results]
     first, second = (np.concatenate([pair[role] for pair in pairs]) for role in ("original", "decoded"))
-    return frechet.frechet_distance(first, second) if len(first) > 1 else None
+    return frechet.frechet_distance(first, second) if len(first) > 1 else None, len(first)
 
 
 def frechet_by(name: str, source: str, results: dict[str, list[Result]], output: str) -> dict[str, float]:

@@ -212,6 +212,9 @@ def embeddings_path(result_path: str) -> str:
 
 
 def _read(output: str, name: str, piece: Piece, key: str) -> dict[str, float | None] | None:
+    """What was measured before; None where that was something else, or a sound of it is gone."""
+    if not all(os.path.exists(sound_path(output, one, piece)) for one in (ORIGINAL, name)):
+        return None
     try:
         with open(_path("results", output, name, piece)) as file:
             found = json.load(file)

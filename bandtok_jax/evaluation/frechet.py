@@ -1,5 +1,7 @@
 """The Frechet distance between two sets of embeddings, and an embedding that needs no weights. NumPy only."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from bandtok_jax.evaluation import spectra
@@ -45,9 +47,9 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(max(distance, 0.0))
 
 
-def mel_embedding(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+def mel_embedding(audio: np.ndarray, sample_rate_hz: int, magnitude: Callable = spectra.magnitude) -> np.ndarray:
     """One vector for each whole second of mono sound `[S]`, float32 `[N, 64]`; a shorter sound counts as one second."""
-    mel = spectra.mel(spectra.magnitude(audio, MEL_WINDOW), sample_rate_hz, MEL_BANDS)
+    mel = spectra.mel(magnitude(audio, MEL_WINDOW), sample_rate_hz, MEL_BANDS)
     log_mel = np.log(np.maximum(mel, MEL_FLOOR))
     frames = round(MEL_SECONDS * sample_rate_hz / (MEL_WINDOW // 4))
     whole = log_mel[: max(1, len(log_mel) // frames) * frames]

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import distances, frechet, perceptual, waveforms
+from bandtok_jax.evaluation import distances, frechet, perceptual, spectra, waveforms
 
 VERSION = 1  # of the definitions: results of another version are measured again
 
@@ -88,14 +88,16 @@ def measure(
         decoded = waveforms.shifted(decoded, round(delay * sample_rate_hz))
         second = waveform.mono(decoded)
     found: dict[str, float | None] = {"delay": None if delay is None else 1000 * delay}
+    magnitude = spectra.keeping()
     both_stereo = len(original) == len(decoded) == 2
     groups = {
-        ("mel_distance",): lambda: [distances.mel_distance(first, second, sample_rate_hz)],
-        ("stft_distance",): lambda: [distances.stft_distance(first, second)],
+        # First, while no spectra are kept: its own need the most memory.
         ("multi_resolution_stft",): lambda: [distances.multi_resolution_stft(first, second)],
-        ("mfcc_distance",): lambda: [distances.mfcc_distance(first, second, sample_rate_hz)],
+        ("mel_distance",): lambda: [distances.mel_distance(first, second, sample_rate_hz, magnitude)],
+        ("stft_distance",): lambda: [distances.stft_distance(first, second, magnitude)],
+        ("mfcc_distance",): lambda: [distances.mfcc_distance(first, second, sample_rate_hz, magnitude)],
         ("log_spectral_distance", "log_spectral_distance_above_10_khz", "log_spectral_distance_above_20_khz"): (
-            lambda: distances.log_spectral_distance(first, second, sample_rate_hz)
+            lambda: distances.log_spectral_distance(first, second, sample_rate_hz, magnitude=magnitude)
         ),
         ("si_sdr",): lambda: [waveforms.scale_invariant_sdr(first, second)],
         ("snr",): lambda: [waveforms.signal_to_noise(first, second)],
@@ -112,4 +114,4 @@ def measure(
     for names, compute in groups.items():
         if not set(names) <= set(without):
             found.update({name: value for name, value in zip(names, compute()) if name not in without})
-    return found, *(frechet.mel_embedding(x, sample_rate_hz) for x in (first, second))
+    return found, *(frechet.mel_embedding(x, sample_rate_hz, magnitude) for x in (first, second))

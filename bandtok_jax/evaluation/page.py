@@ -1,20 +1,23 @@
 """The page of `bandtok evaluate`: one static file beside its sounds, without anything from elsewhere."""
 
+from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
 from bandtok_jax.evaluation import summary
 from bandtok_jax.evaluation.evaluate import ORIGINAL, sound_path
+from bandtok_jax.evaluation.figures import Picture
 from bandtok_jax.evaluation.measures import Measure
 
 
-def html(report, sort_by: str, pictures: dict[str, str]) -> str:
+def html(report, sort_by: str, quality: Sequence[Picture], sounds: Sequence[Picture]) -> str:
     """The whole page.
 
     Args:
       report: a `comparison.Report`.
       sort_by: the measure by which the pieces are sorted.
-      pictures: title -> file beside the page.
+      quality: figures of quality against bitrate, perhaps none.
+      sounds: figures of the report's excerpt.
     """
     data = report.data
     facts = (
@@ -30,9 +33,12 @@ def html(report, sort_by: str, pictures: dict[str, str]) -> str:
     ]
     for domain in list(report.means)[1:]:
         body.append(f"<details><summary>{escape(domain)}</summary>{_means_table(report, domain)}</details>")
-    if pictures:
-        drawn = "".join(f'<img src="{quote(file)}" alt="{escape(name)}">' for name, file in pictures.items())
-        body.append(f"<h2>Quality against bitrate</h2><div class=pictures>{drawn}</div>")
+    if quality:
+        said = (
+            "By the nominal bitrates of codecs, and the size on disk of others. A line is one codec at several rates."
+        )
+        body.append(f"<h2>Quality against bitrate</h2><p>{said}</p>{_pictures(quality)}")
+    body += ["<h2>One piece</h2>", f"<p>{escape(_excerpt(report))}</p>", _pictures(sounds)]
     if report.tokens:
         body += ["<h2>Codes</h2>", _token_table(report)]
     sorting = report.measures[sort_by]
@@ -46,6 +52,24 @@ def html(report, sort_by: str, pictures: dict[str, str]) -> str:
         "<a href=report.json>report.json</a>.</p>",
     ]
     return _PAGE.format(title=escape(report.title), body="\n".join(body))
+
+
+def _excerpt(report) -> str:
+    excerpt = report.excerpt
+    last = excerpt["first_second"] + excerpt["seconds"]
+    return (
+        f"{excerpt['file']}, from {excerpt['first_second']:.1f} to {last:.1f} s, where it is loudest. Chosen by "
+        f"{excerpt['chosen_by']}; --figure-piece draws another. Each picture opens as SVG."
+    )
+
+
+def _pictures(pictures: Sequence[Picture]) -> str:
+    drawn = []
+    for picture in pictures:
+        file, said = quote(picture.stem), f"{picture.title}. {picture.meaning}" if picture.meaning else picture.title
+        image = f'<img src="{file}.png" alt="{escape(picture.title)}">'
+        drawn.append(f'<figure><a href="{file}.svg">{image}</a><figcaption>{escape(said)}</figcaption></figure>')
+    return f"<div class=pictures>{''.join(drawn)}</div>"
 
 
 def number(value: float | None) -> str:
@@ -84,11 +108,10 @@ def _means_table(report, domain: str) -> str:
         _means_row(measure, {system: means[name] for system, means in systems.items()})
         for name, measure in report.measures.items()
     ]
-    if domain == summary.ALL:
-        meaning = "Frechet distance of the embeddings of all pieces; see the notes"
-        for name, values in report.frechet.items():
-            means = {system: summary.Mean(values[system], None, 0, 0) for system in systems}
-            rows.append(_means_row(Measure(name, "", "lower", meaning), means))
+    meaning = "Frechet distance of the embeddings of these pieces; see the notes"
+    for name, values in report.frechet[domain].items():
+        means = {system: summary.Mean(values[system], None, 0, 0) for system in systems}
+        rows.append(_means_row(Measure(name, "", "lower", meaning), means))
     return _table(
         ["<th>measure</th>", *(f"<th class=number colspan=2>{escape(system)}</th>" for system in systems)], rows
     )
@@ -165,7 +188,8 @@ tbody tr:hover {{ background: #f6f7fa; }}
 .best {{ background: #e3f3e6; }} .mean.best {{ font-weight: 600; }}
 details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
 audio {{ width: 15rem; height: 2.2rem; display: block; margin-left: auto; }}
-.pictures img {{ max-width: 100%; width: 34rem; }} li {{ margin: .2rem 0; max-width: 60rem; }}
+.pictures {{ display: flex; flex-wrap: wrap; gap: 1.2rem; }} figure {{ margin: 0; max-width: 36rem; }}
+figure img {{ width: 100%; }} figcaption {{ color: #667; font-size: 90%; }} li {{ margin: .2rem 0; max-width: 60rem; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>

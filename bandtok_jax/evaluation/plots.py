@@ -4,6 +4,8 @@ import numpy as np
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT
 
+_MARKERS = "osD^vP*X"  # colours alone are not for every eye
+
 
 def panels(
     path, pictures: dict[str, np.ndarray], *, unit: str = LOG_MEL_UNIT, hop_seconds: float | None = None
@@ -76,20 +78,28 @@ def curves(path, lines: dict[str, tuple[list[float], list[float]]], *, title: st
     figure.savefig(path, dpi=100)
 
 
-def against_bitrate(path, points: dict, *, label: str) -> None:
-    """Draws `name -> (kbit/s, summary.Mean)` with intervals; what is undefined is left out."""
+def against_bitrate(lines: dict[str, list], *, label: str):
+    """A figure of `name -> [(kbit/s, summary.Mean)]` with intervals: a line where a name has several points, as codecs
+    with residual levels have (DAC report, figure 4), else a point. What is undefined is left out.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    for name, (rate, found) in sorted(points.items(), key=lambda point: point[1][0]):
-        if found.mean is not None:
-            axis.errorbar(rate, found.mean, yerr=found.half_width or 0.0, marker="o", capsize=3, label=name)
+    for number, (name, points) in enumerate(lines.items()):
+        known = sorted((rate, mean.mean, mean.half_width or 0.0) for rate, mean in points if mean.mean is not None)
+        if known:
+            rates, values, widths = zip(*known)
+            axis.errorbar(
+                rates, values, yerr=widths, label=name, linestyle="-" if len(known) > 1 else "none", linewidth=1.6,
+                marker=_MARKERS[number % len(_MARKERS)], markersize=6, capsize=3, elinewidth=0.9, alpha=0.9,
+            )  # fmt: skip
     axis.set_xlabel("kbit/s")
-    axis.set_ylabel(label, fontsize=8)
+    axis.set_xlim(left=0)
+    axis.set_ylabel(label)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
 
 
 def by_row(path, panels: dict[str, dict[str, list[float]]]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import bandtok_jax
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
-from bandtok_jax.evaluation import comparison, measures, originals, systems, token_perplexity, token_report
+from bandtok_jax.evaluation import comparison, figures, measures, originals, systems, token_perplexity, token_report
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Settings, run
 from bandtok_jax.interchange import model_folder
 
@@ -29,17 +29,25 @@ def evaluate(flags: Any) -> Iterator[str]:
     found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
     pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
     chosen = list({piece.original.name: piece.original for piece in pieces}.values())
+    figure_piece = None if flags.figure_piece is None else figures.named_piece(pieces, flags.figure_piece)
     compared = _systems(flags, chosen)
     sources = [_named("--embedding", text) for text in flags.embedding]
     results = run(compared, pieces, flags.output, settings, workers=flags.workers)
     notes = [f"Left out: {note}." for note in notes]
     report = comparison.write(
-        flags.output, compared, results, settings, notes=notes, embedding_sources=sources, sort_by=flags.sort_by
+        flags.output,
+        compared,
+        results,
+        settings,
+        notes=notes,
+        embedding_sources=sources,
+        sort_by=flags.sort_by,
+        figure_piece=figure_piece,
     )
     width = max(len(system.name) for system in compared)
     for system, means in report.means["all"].items():
         shown = [f"{name} {mean.mean:.3f}" for name in _SHOWN if (mean := means.get(name)) and mean.mean is not None]
-        yield f"{system:<{width}}  {', '.join(shown)}, FAD-mel {_digits(report.frechet['FAD-mel'][system])}"
+        yield f"{system:<{width}}  {', '.join(shown)}, FAD-mel {_digits(report.frechet['all']['FAD-mel'][system])}"
     yield from notes
     yield f"report: {os.path.join(flags.output, 'index.html')}"
 
@@ -185,7 +193,8 @@ def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]
     if codec.row_kind != "residual":
         return [systems.CodecSystem(name, codec)]
     counts = sorted({*fewer_rows, codec.rows})
-    return [systems.CodecSystem(name if rows == codec.rows else f"{name}-{rows}", codec, rows) for rows in counts]
+    names = {rows: name if rows == codec.rows else f"{name}-{rows}" for rows in counts}
+    return [systems.CodecSystem(names[rows], codec, rows, family=name) for rows in counts]
 
 
 def _named(flag: str, text: str) -> tuple[str, str]:

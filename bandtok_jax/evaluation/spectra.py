@@ -3,11 +3,18 @@
 They are those of `bandtok_jax.audio.spectral`, in float64.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.fft
 import scipy.signal
 
 from bandtok_jax.audio.mel_bands import MelDefinition, mel_filterbank
+
+# Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
+FLOOR_DB = -120.0
+HIGH_EDGES_HZ = (10_000, 20_000)
+LOWEST_RATE_WITH_HIGH_EDGES_HZ = 24_000  # our choice: at least 2 kHz to look at
 
 
 def magnitude(
@@ -32,6 +39,46 @@ def magnitude(
     window = np.pad(window, (before, fft_samples - len(window) - before))
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, half, mode="reflect"), fft_samples)[::hop]
     return np.abs(scipy.fft.rfft(frames * window))
+
+
+def keeping() -> Callable[[np.ndarray, int], np.ndarray]:
+    """`magnitude(audio, fft_samples)` that computes each spectrum of a sound once, and keeps it as long as itself."""
+    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def kept(audio: np.ndarray, fft_samples: int) -> np.ndarray:
+        key = id(audio), fft_samples
+        if key not in found:
+            found[key] = audio, magnitude(audio, fft_samples)  # with the sound, so that its id stays its own
+        return found[key][1]
+
+    return kept
+
+
+def frequencies_hz(fft_samples: int, sample_rate_hz: int) -> np.ndarray:
+    """Of the bins of `magnitude`, `[fft / 2 + 1]`."""
+    return np.arange(fft_samples // 2 + 1) * sample_rate_hz / fft_samples
+
+
+def levels_db(magnitudes: np.ndarray, fft_samples: int) -> np.ndarray:
+    """Magnitudes of whole windows in dB: a full-scale sine is 0 dB; what is below -120 dB counts as -120 dB."""
+    return 20 * np.log10(np.maximum(magnitudes * (4 / fft_samples), 10 ** (FLOOR_DB / 20)))
+
+
+def high_edges_hz(sample_rate_hz: int) -> list[float]:
+    """From where on frequencies are high: 10 and 20 kHz, or the upper half of a band that hardly has such."""
+    if sample_rate_hz < LOWEST_RATE_WITH_HIGH_EDGES_HZ:
+        return [sample_rate_hz / 4]
+    return [edge for edge in HIGH_EDGES_HZ if edge < sample_rate_hz / 2]
+
+
+def high_levels_db(magnitudes: np.ndarray, sample_rate_hz: int) -> dict[float, float]:
+    """For each of `high_edges_hz`, the mean power of a bin of `[T, bins]` from there up, as a level in dB."""
+    fft_samples = 2 * (magnitudes.shape[1] - 1)
+    bins_hz = frequencies_hz(fft_samples, sample_rate_hz)
+    return {
+        edge: float(levels_db(np.sqrt((magnitudes[:, bins_hz >= edge] ** 2).mean()), fft_samples))
+        for edge in high_edges_hz(sample_rate_hz)
+    }
 
 
 def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 
 from bandtok_jax.evaluation.evaluate import Result
+from bandtok_jax.evaluation.originals import Piece
 
 CONFIDENCE = 0.95
 ALL = "all"  # files of every domain together
@@ -37,6 +38,11 @@ def mean_of(values: Iterable[float | None]) -> Mean:
     return Mean(float(defined.mean()), half_width, defined.size, len(values) - defined.size)
 
 
+def domain_of(piece: Piece) -> str:
+    """The domain of a piece as tables have it."""
+    return piece.original.domain or "-"
+
+
 def by_file(results: Iterable[Result]) -> list[dict]:
     """One line for each file and system: its name, domain, system, seconds, and the mean of each value over its pieces,
     weighted by their lengths; pieces where a value is not defined do not count.
@@ -51,7 +57,7 @@ def by_file(results: Iterable[Result]) -> list[dict]:
         lines.append(
             {
                 "file": file,
-                "domain": group[0].piece.original.domain or "-",
+                "domain": domain_of(group[0].piece),
                 "system": system,
                 "seconds": sum(seconds for seconds, _ in pieces),
                 "pieces": len(pieces),

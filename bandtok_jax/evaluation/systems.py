@@ -44,15 +44,16 @@ class CodecSystem:
 
     Args:
       rows: how many residual rows are decoded; None is all.
+      family: what it shares with the same codec of other numbers of rows, whose line it is on; None is its name.
     """
 
-    def __init__(self, name: str, codec, rows: int | None = None):
+    def __init__(self, name: str, codec, rows: int | None = None, family: str | None = None):
         if rows is not None and (codec.row_kind != "residual" or not 1 <= rows <= codec.rows):
             raise ValueError(
                 f"{name} has {codec.rows} {codec.row_kind} rows, of which {rows} cannot be decoded alone: "
                 "leave --rows out, or give 1 to that many for residual rows"
             )
-        self.name, self.codec, self.rows = name, codec, rows or codec.rows
+        self.name, self.codec, self.rows, self.family = name, codec, rows or codec.rows, family or name
         weights = safetensors.weight_hash(codec.parameters)
         self.identity = f"{type(codec).__name__} {weights} {codec.sample_rate_hz} {self.rows}"
         self._header = container.Header(
@@ -70,6 +71,7 @@ class CodecSystem:
         """What the report says of it."""
         return {
             "kind": "codec",
+            "family": self.family,
             "sample_rate_hz": self.codec.sample_rate_hz,
             "channels": self.codec.channels,
             "rows": self.rows,

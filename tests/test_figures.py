@@ -1,0 +1,230 @@
+"""The papers' figures in a report: which piece they show, what can be read off them, and the files."""
+
+import json
+import os
+import types
+import xml.etree.ElementTree
+
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+
+import bandtok_jax
+from bandtok_jax import cli
+from bandtok_jax.audio import waveform
+from bandtok_jax.evaluation import distances, figures, measures, originals, perceptual, plots, sound_plots, spectra
+from bandtok_jax.evaluation.evaluate import Result, sound_path
+from bandtok_jax.evaluation.summary import Mean
+from tests import music_files
+from tests.small_codec import SmallCodec
+
+RATE = 44_100
+NAMES = ("spectrograms", "high_frequencies", "waveforms", "mfcc", "mel_distance_against_bitrate")
+
+
+def sounds(seconds=0.6):
+    """Noise with a burst from 0.3 s on, the same without what is above 8 kHz, and half as loud."""
+    noise = 0.02 * np.random.default_rng(0).standard_normal(int(seconds * RATE)).astype(np.float32)
+    noise[int(0.3 * RATE) : int(0.35 * RATE)] *= 20
+    low = waveform.resample(waveform.resample(noise, RATE, 16_000), 16_000, RATE)[: len(noise)]
+    return {"original": noise, "low": low, "half": 0.5 * noise}
+
+
+def piece(name, number=0, seconds=5.0):
+    return originals.Piece(originals.Original(name, "", "", RATE, seconds, name, lambda: iter(())), number, 2.0)
+
+
+def texts(figure):
+    return [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
+
+
+def images(figure):
+    return [axis.images[0] for axis in figure.axes if axis.images]
+
+
+def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
+    codecs = {"with": SmallCodec(), "without": SmallCodec(0.7)}
+    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: codecs[path])
+    monkeypatch.setattr(perceptual, "visqol_installed", lambda: False)
+    (tmp_path / "music").mkdir()
+    for name, seed in (("a", 0), ("c", 1)):
+        soundfile.write(tmp_path / "music" / f"{name}.wav", music_files.sound(seed, 1.1, 2, 16_000), 16_000)
+    output = tmp_path / "report"
+    arguments = ["evaluate", "--workers=1", "--codec=a=with", "--codec=b=without", "--rows=1", f"--output={output}"]
+    assert cli.main([*arguments, "--data", str(tmp_path / "music"), "--figure-piece=c.wav"]) == 0
+    page = (output / "index.html").read_text()
+    for name in NAMES:
+        assert f'src="figures/{name}.png"' in page and f'href="figures/{name}.svg"' in page
+        pixels = matplotlib.image.imread(output / "figures" / f"{name}.png")
+        assert min(pixels.shape[:2]) > 400 and pixels[..., :3].std() > 0.05
+        assert xml.etree.ElementTree.parse(output / "figures" / f"{name}.svg").getroot().tag.endswith("}svg")
+    assert "c.wav, from 0.0 to 1.1 s" in page and "Chosen by --figure-piece" in page
+    report = json.loads((output / "report.json").read_text())
+    assert report["excerpt"]["piece"] == "c.wav" and set(report["excerpt"]["mean_level_db"]) == {
+        "original", "a", "a-1", "b", "b-1",
+    }  # fmt: skip
+    assert [facts["family"] for facts in report["systems"].values()] == ["a", "a", "b", "b"]
+
+
+def test_the_loss_of_high_frequencies_is_told():
+    magnitude = spectra.keeping()
+    found = figures.Excerpt(piece("a"), 0.0, RATE, sounds(), magnitude)
+    levels = found.facts["mean_level_db"]
+    assert levels["original"].keys() == {"above_10_khz", "above_20_khz"}
+    for name, level in levels["original"].items():
+        assert levels["low"][name] < level - 50
+        assert levels["half"][name] == pytest.approx(level - 6.02, abs=0.01)
+    figure = sound_plots.high_frequencies(found.sounds, RATE, found.high_levels_db, magnitude)
+    said = [text for text in texts(figure) if text.startswith("above 10 kHz")]
+    assert said[0] == "above 10 kHz −{:.0f} dB, above 20 kHz −{:.0f} dB".format(
+        *(-level for level in levels["original"].values())
+    )
+    assert len(said) == 3
+    # Left log-mels, right levels; in each column colours mean the same.
+    scales = [image.get_clim() for image in images(figure)]
+    assert scales[0::2] == scales[:1] * 3 and scales[1::2] == scales[1:2] * 3 and scales[0] != scales[1]
+    original, low = (image.get_array() for image in images(figure)[1::2][:2])
+    assert low.mean() < original.mean() - 20
+
+
+def test_levels_of_white_noise_and_of_a_sine_by_their_formulas():
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4 * RATE)
+    # The mean of a Hann window's squares is 3/8; 4 / 2048 makes a full-scale sine 1.
+    expected = 10 * np.log10(0.01 * 2048 * 3 / 8 * (4 / 2048) ** 2)
+    found = spectra.high_levels_db(spectra.magnitude(noise, 2048), RATE)
+    assert list(found) == [10_000, 20_000] and list(found.values()) == pytest.approx([expected] * 2, abs=0.1)
+    sine = np.sin(2 * np.pi * np.arange(RATE) * 64 / 2048)
+    assert spectra.levels_db(spectra.magnitude(sine, 2048)[5:-5], 2048).max() == pytest.approx(0, abs=1e-6)
+    silence = spectra.high_levels_db(spectra.magnitude(np.zeros(RATE), 2048), RATE)
+    assert list(silence.values()) == pytest.approx([-120, -120])
+    edges = {rate: spectra.high_edges_hz(rate) for rate in (16_000, 24_000, 40_000, 48_000)}
+    assert edges == {16_000: [4000], 24_000: [10_000], 40_000: [10_000], 48_000: [10_000, 20_000]}
+
+
+def test_spectrograms_are_on_one_scale_up_to_half_the_rate():
+    figure = sound_plots.spectrograms(sounds(), RATE, spectra.keeping())
+    drawn = images(figure)[:3]
+    assert texts(figure) == ["original", "low", "half"]
+    assert len({image.get_clim() for image in drawn}) == 1
+    assert all(image.get_extent() == pytest.approx([0, 0.6, 0, RATE / 2000], abs=1e-3) for image in drawn)
+    above = spectra.frequencies_hz(2048, RATE) > 9000
+    original, low = (np.asarray(image.get_array())[above] for image in drawn[:2])
+    assert low.max() < -80 < original.mean()
+
+
+def test_waveforms_zoom_where_the_original_is_loudest():
+    figure = sound_plots.waveforms(sounds(), RATE)
+    whole, zoom = figure.axes[2:4]
+    (line,) = {text for text in texts(figure) if "black line" in text}
+    assert 0.295 <= float(line.split()[-3]) <= 0.32
+    grey, drawn = zoom.lines
+    assert len(drawn.get_xdata()) == round(0.03 * RATE) and drawn.get_xdata()[-1] == pytest.approx(30, abs=0.05)
+    assert np.abs(grey.get_ydata()).mean() > 0.2  # the burst, not the noise around it
+    assert (
+        len({axis.get_ylim() for axis in figure.axes[0::2]})
+        == 1
+        == len({axis.get_ylim() for axis in figure.axes[1::2]})
+    )
+    # The envelope reaches the highest sample, however short it is.
+    envelope = whole.collections[0].get_paths()[0].vertices[:, 1]
+    assert envelope.max() == pytest.approx(sounds()["low"].max())
+
+
+def test_cepstra_of_equal_sounds_are_equal_and_the_legend_tells_the_measure():
+    found = sounds()
+    figure = sound_plots.cepstra(found | {"same": found["original"]}, RATE, spectra.keeping())
+    pictures = [np.asarray(image.get_array()) for image in images(figure)[:4]]
+    np.testing.assert_array_equal(pictures[0], pictures[3])
+    np.testing.assert_allclose(pictures[0].mean(1), 0, atol=1e-6)
+    assert np.abs(pictures[1] - pictures[0]).mean() > 1
+    labels = [line.get_label() for line in figure.axes[4].lines]
+    expected = distances.mfcc_distance(found["original"], found["low"], RATE)
+    assert labels == [f"low, mean {expected:.1f}", labels[1], "same, mean 0.0"]
+
+
+def test_silence_and_the_shortest_sounds_are_drawn(tmp_path):
+    silent = figures.Excerpt(piece("a"), 0.0, 8000, {name: np.zeros(160, np.float32) for name in ("original", "b")})
+    with np.errstate(all="raise"):
+        assert len(figures.draw_sounds(str(tmp_path), silent)) == 4
+
+
+def test_lines_are_codecs_and_others_are_points(monkeypatch, tmp_path):
+    mean = lambda value: {"mel_distance": Mean(value, 0.1, 3, 0)}
+    rates = {"dac": 8000.0, "dac-3": 2667.0, "dac-1": 889.0, "other": 1700.0}
+    report = types.SimpleNamespace(
+        tokens={name: {"bits_per_second": {"nominal": rate}} for name, rate in rates.items()},
+        systems={name: {"family": name.partition("-")[0]} for name in rates} | {"opus-24": {"kind": "command"}},
+        means={"all": {name: mean(rate / 1000) for name, rate in rates.items()}},
+        measures={"mel_distance": measures.MEASURES["mel_distance"]},
+    )
+    report.measures["si_sdr"] = measures.MEASURES["si_sdr"]  # that of silence
+    for means in report.means["all"].values():
+        means["si_sdr"] = Mean(None, None, 0, 3)
+    report.means["all"]["opus-24"] = mean(1.0) | {
+        "si_sdr": Mean(None, None, 0, 3),
+        "bits_per_second_on_disk": Mean(24_000.0, None, 3, 0),
+    }
+    drawn = []
+    monkeypatch.setattr(figures, "_write", lambda output, name, title, meaning, figure: drawn.append((title, figure)))
+    figures.draw_quality(str(tmp_path), report)
+    ((title, figure),) = drawn
+    assert title == "mel distance, lower is better"
+    lines = {container.get_label(): container.lines[0] for container in figure.axes[0].containers}
+    assert {name: list(line.get_xdata()) for name, line in lines.items()} == {
+        "dac": [0.889, 2.667, 8.0], "other": [1.7], "opus-24": [24.0],
+    }  # fmt: skip
+    assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["dac", "other", "opus-24"]
+
+
+def test_undefined_values_are_left_out_of_lines():
+    undefined = Mean(None, None, 0, 3)
+    figure = plots.against_bitrate(
+        {"a": [(1.0, undefined), (2.0, Mean(3.0, None, 1, 0))], "b": [(1.0, undefined)]}, label="x"
+    )
+    (only,) = figure.axes[0].containers
+    assert only.get_label() == "a" and list(only.lines[0].get_xdata()) == [2.0]
+
+
+def test_a_piece_is_named_by_its_stem_or_its_file():
+    pieces = [piece("live/a.wav"), piece("live/a.wav", 1), piece("studio/a.wav"), piece("studio/long.wav", 1)]
+    named = lambda name: figures.named_piece(pieces, name)
+    assert named("live/a.wav") is pieces[0] and named("live/a.wav.00002s") is pieces[1]
+    assert named("long.wav") is pieces[3]
+    with pytest.raises(ValueError, match="live/a.wav and studio/a.wav are both called that"):
+        named("a.wav")
+    with pytest.raises(ValueError, match="--figure-piece=studio/lang.wav: no piece .* near ones are studio/long.wav"):
+        named("studio/lang.wav")
+    with pytest.raises(ValueError, match="near ones are live/a.wav"):
+        named("?")
+
+
+def test_the_typical_piece_is_the_median_of_those_with_a_value():
+    result = lambda value: {"mine": types.SimpleNamespace(values={"mel_distance": value})}
+    ordered = [(name, result(value)) for name, value in zip("abcde", (9.0, 2.0, 1.0, None, None))]
+    assert figures.typical_piece(ordered, "mel_distance") == "b"
+    assert figures.typical_piece(ordered[3:], "mel_distance") == "d"
+
+
+def test_an_excerpt_is_the_loudest_ten_seconds_of_all_systems(tmp_path):
+    sound = 0.01 * np.random.default_rng(0).standard_normal((1, 25 * 8000)).astype(np.float32)
+    sound[:, 8 * 8000 : 19 * 8000] *= 10
+    long = originals.Piece(piece("long.wav", seconds=65.0).original, 1, 30.0)
+    late = np.pad(sound, ((0, 0), (40, 0)))[:, : sound.shape[1]]
+    decoded = {"original": sound, "mine": np.concatenate([sound, -0.5 * sound]), "late": late}
+    results = {name: Result(name, long, {"delay": 5.0 if name == "late" else None}, "") for name in ("mine", "late")}
+    for name, audio in decoded.items():
+        path = sound_path(str(tmp_path), name, long)
+        os.makedirs(os.path.dirname(path))
+        waveform.write(path, audio, 8000)
+    found = figures.excerpt(str(tmp_path), results)
+    assert 38 <= found.first_second <= 39 and found.facts["seconds"] == 10
+    first = int((found.first_second - 30) * 8000)
+    np.testing.assert_allclose(found.sounds["original"], sound[0, first : first + 80_000], atol=1e-4)
+    np.testing.assert_allclose(found.sounds["mine"], found.sounds["original"] / 4, atol=1e-4)
+    np.testing.assert_array_equal(found.sounds["late"][40:], found.sounds["original"][:-40])
+    aligned = figures.excerpt(str(tmp_path), results, align=True)
+    np.testing.assert_array_equal(aligned.sounds["late"][:-40], found.sounds["original"][:-40])
+    waveform.write(path, sound, 16_000)
+    with pytest.raises(ValueError, match="not of the same evaluation"):
+        figures.excerpt(str(tmp_path), results)
