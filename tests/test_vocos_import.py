@@ -16,7 +16,7 @@ import safetensors.numpy
 import yaml
 
 import bandtok_jax
-from bandtok_jax import cli, experiment
+from bandtok_jax import cli, experiment, tasks
 from bandtok_jax.audio import mel_bands, spectral, waveform
 from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.interchange import model_folder, torch_file, vocos_weights
@@ -111,6 +111,21 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
         bandtok_jax.load(other, vocoder=export)
     with pytest.raises(ValueError, match="holds a vocoder, no tokenizer"):
         bandtok_jax.load(export)
+
+
+def test_a_tokenizer_learns_on_the_published_mel():
+    task = tasks.create(experiment.load_config("bandtok:tiny_24khz"))
+    state, key = jax.eval_shape(task.init, jax.random.key(0)), jax.random.key(0)
+    _, metrics = jax.eval_shape(functools.partial(task.train_step, playing=True), state, {}, task.batch_spec(), key)
+    assert "reconstruction" in metrics and task.mel == mel_bands.VOCOS_24KHZ and task.network.attribute("rows") == 25
+
+
+def test_silence_is_as_low_as_the_mel_has_it():
+    stage = tokenizer(vocoder("center").mel)
+    parameters, buffers = (jax.tree.map(np.zeros_like, stage.weights[name]) for name in ("parameters", "buffers"))
+    parameters["decoder_out"]["bias"] -= 100
+    made = stage.network.apply(parameters, buffers, np.zeros((1, 1, 2), np.int32), method="decode")
+    np.testing.assert_allclose(made, np.log(1e-7), rtol=1e-6)
 
 
 def test_safetensors_hold_the_same(tmp_path):

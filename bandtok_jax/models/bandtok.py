@@ -43,6 +43,7 @@ class BandTok(nnx.Module):
       normalise_codes: look-up on the unit sphere.
       code_gradient: "straight_through" or "rotation".
       row_embedding: whether encoder and decoder are told which band they look at; the codebook is not.
+      floor: of the mel magnitudes that the front end gives.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class BandTok(nnx.Module):
         code_gradient: str = "straight_through",
         row_embedding: bool = True,
         activation: str = "silu",
+        floor: float = 1e-5,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -66,7 +68,7 @@ class BandTok(nnx.Module):
         if mels % self.frames_per_column:
             raise ValueError(f"mels is {mels}; it must be a multiple of the cell's side {self.frames_per_column}")
         self.rows, self.codebook_size = mels // self.frames_per_column, codes
-        self.mels, self._patch, self._dtype = mels, patch, dtype
+        self.mels, self._patch, self._floor, self._dtype = mels, patch, floor, dtype
 
         shape = dict(activation=activation, dtype=dtype, rngs=rngs)
         conv = lambda i, o, k, dtype=dtype: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
@@ -146,7 +148,7 @@ class BandTok(nnx.Module):
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end."""
-        return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(1e-5))
+        return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(self._floor))
 
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
         """Reconstruction `[B, T, M]`, codes `[B, T/8, F]`, and what training needs (see `Codebook`)."""
