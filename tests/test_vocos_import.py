@@ -75,11 +75,8 @@ def test_the_sound_is_the_published_one(padding):
     found = whole(stage, log_mel)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    for columns in (3, 4):
-        codec = BandCodec(tokenizer(stage.mel), stage, chunk_columns=columns)
-        found = codec.vocode(log_mel)
-        assert len(found) == len(log_mel) * stage.mel.hop_samples
-        np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-5)
+    found = BandCodec(tokenizer(stage.mel), stage, chunk_columns=3).vocode(log_mel)
+    np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-5)
     # With "center" the published program stops at the middle of the last frame's window.
     assert len(found) - len(expected) == {"center": stage.mel.hop_samples, "same": 0}[padding]
     assert np.isfinite(found).all() and np.abs(found).max() < 2 * np.abs(expected).max()
@@ -102,8 +99,7 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
     assert cli.main(["reconstruct", sound, f"--model={run}", f"--vocoder={export}", "-o", copy]) == 0
     assert waveform.probe(copy) == (24000, 1, len(golden()["audio"]))
     model_folder.export(run, vocoder=export, output=tmp_path / "both")
-    again = bandtok_jax.load(tmp_path / "both").decode(codes)
-    np.testing.assert_array_equal(again, codec.decode(codes))
+    assert bandtok_jax.load(tmp_path / "both").stages["vocoder"].weight_hash == vocoder("center").weight_hash
 
     other = str(tmp_path / "other")
     model_folder.save(BandCodec(tokenizer(vocoder("same").mel)), other)
@@ -171,6 +167,10 @@ def copy(tmp_path, **changes):
         ({"head": {"n_fft": 128}}, "head.n_fft is 128"),
         ({"feature_extractor": {"f_min": 20}}, "knows no feature_extractor.'f_min'"),
         ({"feature_extractor": {"sample_rate": 16000}}, "mel_scale.fb is not what"),
+        ({"feature_extractor": {"sample_rate": 1}}, "config.yaml: a mel from 0.0 to 0.0 Hz"),
+        (dict.fromkeys(("feature_extractor", "head"), {"n_fft": 10**9}), "of shape"),
+        (dict.fromkeys(("feature_extractor", "head"), {"hop_length": 15}), "config.yaml: .* a whole number of hops"),
+        (dict.fromkeys(("feature_extractor", "head"), {"hop_length": 32}), 'for padding "center" at least 3'),
     ],
 )
 def test_other_models_are_refused(changes, words, tmp_path):

@@ -6,6 +6,7 @@ round.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import math
 import os
 import reprlib
 from typing import Any
@@ -43,6 +44,14 @@ _PARTS = {
     ),
 }  # fmt: skip
 _NO_NUMBERS = ("padding", "layer_scale_init_value", "adanorm_num_embeddings")
+# Arrays that no training changes, and what they must be for a mel.
+_CONSTANTS = {
+    "feature_extractor.mel_spec.mel_scale.fb": mel_bands.mel_filterbank,
+    **dict.fromkeys(
+        ("feature_extractor.mel_spec.spectrogram.window", "head.istft.window"),
+        lambda mel: scipy.signal.get_window("hann", mel.fft_samples),
+    ),
+}
 # What two parts must agree on, since here one number serves both.
 _EQUAL = (
     ("backbone.input_channels", "feature_extractor.n_mels"),
@@ -65,8 +74,8 @@ def read(path: str) -> Stage:
     left = read_weights(weights_file)
     if not isinstance(left, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in left.values()):
         raise ValueError(f"{weights_file} holds no plain state_dict: give the {WEIGHTS_FILES[0]} of a Vocos release")
-    config, left, ours = _config(settings, config_file), dict(left), {}
-    _check_constants(left, mel_bands.MelDefinition(**config.mel), weights_file)
+    left, ours = dict(left), {}
+    constants = {name: left.pop(name) for name in _CONSTANTS if name in left}
     for name, theirs in _leaves(settings["backbone.num_layers"]):
         if theirs not in left:
             raise ValueError(f"{weights_file} has no {theirs}: it is incomplete, or of another model")
@@ -79,7 +88,17 @@ def read(path: str) -> Stage:
     origin = os.path.basename(os.path.abspath(path))
     card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
     weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-    return Stage(config, weights, origin=path, card=card).check()
+    try:
+        stage = Stage(_config(settings), weights, origin=path, card=card).check()
+    except ValueError as error:  # a mel or a shape that cannot be, whose message knows no file
+        raise error if path in str(error) else ValueError(f"{config_file}: {error}") from error
+    for name, found in constants.items():
+        expected = _CONSTANTS[name](stage.mel)
+        if found.shape != expected.shape or not np.allclose(found, expected, atol=FILTER_TOLERANCE):
+            raise ValueError(
+                f"{weights_file}: {name} is not what vocos 0.1.0 makes of {CONFIG_FILE}: it is of another program"
+            )
+    return stage
 
 
 def _files(path: str) -> tuple[str, str]:
@@ -147,23 +166,23 @@ def _checked(value: Any, part: str, name: str, path: str) -> Any:
     return value
 
 
-def _config(settings: Mapping[str, Any], path: str):
+def _config(settings: Mapping[str, Any]):
     """The experiment that would train such a model."""
     features = {name.partition(".")[2]: v for name, v in settings.items() if name.startswith("feature_extractor")}
-    mel = dataclasses.replace(
-        mel_bands.VOCOS_24KHZ,
-        sample_rate_hz=features["sample_rate"],
-        high_hz=float(features["sample_rate"] // 2),
-        fft_samples=features["n_fft"],
-        hop_samples=features["hop_length"],
-        mels=features["n_mels"],
-        padding=features["padding"],
-    )
+    rate, hop = features["sample_rate"], features["hop_length"]
     config = experiment.load_config("vocos:base")
     with config.unlocked():
-        config.data.sample_rate_hz = features["sample_rate"]
-        config.data.clip_samples -= config.data.clip_samples % -features["hop_length"]
-        config.mel.update(dataclasses.asdict(mel))
+        config.data.sample_rate_hz = rate
+        config.data.clip_samples = math.ceil(config.data.clip_samples / hop) * hop
+        config.mel.update(
+            dataclasses.asdict(mel_bands.VOCOS_24KHZ),
+            sample_rate_hz=rate,
+            high_hz=float(rate // 2),
+            fft_samples=features["n_fft"],
+            hop_samples=hop,
+            mels=features["n_mels"],
+            padding=features["padding"],
+        )
         config.model.update(
             width=settings["backbone.dim"],
             hidden=settings["backbone.intermediate_dim"],
@@ -172,20 +191,6 @@ def _config(settings: Mapping[str, Any], path: str):
             parity=True,
         )
     return config
-
-
-def _check_constants(left: dict[str, np.ndarray], mel: mel_bands.MelDefinition, path: str) -> None:
-    """Takes what no training changes out of `left`, and raises ValueError unless it is what is computed here."""
-    window = scipy.signal.get_window("hann", mel.fft_samples)
-    constants = {
-        "feature_extractor.mel_spec.spectrogram.window": window,
-        "feature_extractor.mel_spec.mel_scale.fb": mel_bands.mel_filterbank(mel),
-        "head.istft.window": window,
-    }
-    for name, expected in constants.items():
-        found = left.pop(name, expected)
-        if found.shape != expected.shape or not np.allclose(found, expected, atol=FILTER_TOLERANCE):
-            raise ValueError(f"{path}: {name} is not what vocos 0.1.0 makes of {CONFIG_FILE}: it is of another program")
 
 
 def _leaves(blocks: int) -> Iterator[tuple[str, str]]:
