@@ -52,7 +52,7 @@ class Vocos(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        # With padding "center" the last hop of a file lies in one window alone, which falls to zero there if it has 2.
+        # With padding "center" and 2 hops in a window, a file's last hop lies in one window alone, which falls to zero.
         hops = mel.fft_samples / mel.hop_samples
         if mel.padding not in FEWEST_HOPS or hops % 1 or hops < FEWEST_HOPS[mel.padding]:
             raise ValueError(
@@ -63,19 +63,8 @@ class Vocos(nnx.Module):
         self.mel, self.taps, self.envelope, self.parity = mel, taps, envelope, parity
         self.embed = Convolution(mel.mels, width, (taps,), dtype=dtype, rngs=rngs)
         self.embed_norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
-            ConvNextBlock(
-                width,
-                hidden,
-                taps=taps,
-                layer_scale=1 / blocks,
-                exact_gelu=parity,
-                depthwise=depthwise,
-                dtype=dtype,
-                rngs=rngs,
-            )  # fmt: skip
-            for _ in range(blocks)
-        )
+        block = dict(taps=taps, layer_scale=1 / blocks, exact_gelu=parity, depthwise=depthwise, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(ConvNextBlock(width, hidden, **block) for _ in range(blocks))
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         # In 16 bits a phase beyond 2 would move in steps of 0.016.
         wide = jnp.promote_types(dtype, jnp.float32)
