@@ -231,10 +231,22 @@ def _export(flags):
 
 
 def _import(flags):
-    from bandtok_jax.interchange import dac_weights, model_folder
+    from bandtok_jax.interchange import dac_weights, model_folder, vocos_weights
 
-    readers = {"dac": dac_weights.read_official, "dac-hf": dac_weights.read_transformers}
+    readers = {
+        "dac": dac_weights.read_official,
+        "dac-hf": dac_weights.read_transformers,
+        "vocos": vocos_weights.read,
+    }
     stage = readers[flags.kind](flags.weights)
+    if stage.name == "vocoder":
+        model_folder.save_vocoder(stage, flags.output)
+        mel = stage.mel
+        print(
+            f"{flags.output}: vocoder, {mel.mels} mel bands of {mel.sample_rate_hz} Hz, {mel.hop_samples} samples a "
+            f'frame, padding "{mel.padding}"; weight hash {stage.weight_hash[:12]}; use it with a tokenizer of that mel'
+        )
+        return
     codec = model_folder.join({stage.name: stage})
     model_folder.save(codec, flags.output)
     print(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from bandtok_jax.audio import spectral
-from bandtok_jax.audio.windows import windows
+from bandtok_jax.audio.windows import span, windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.interchange.stage import Stage
 
@@ -99,8 +99,9 @@ class MelCodec(Codec):
         context = self.stages["vocoder"].network.attribute("receptive_field_frames")
         size = self._chunk_columns * self._frames_per_column
         silence = math.log(self.mel.floor)
-        for window, count in windows(frames, size, context, context, outside=silence):
-            audio = np.asarray(self._vocoder_chunk(self._weights["vocoder"], window))
+        for number, (window, count) in enumerate(windows(frames, size, context, context, outside=silence)):
+            where = span(number, size, context, count)
+            audio = np.asarray(self._vocoder_chunk(self._weights["vocoder"], window, where))
             yield audio[: count * self.mel.hop_samples]
 
     def _mel_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -151,7 +152,7 @@ class MelCodec(Codec):
     def _vocoder_chunk(self):
         network = self.stages["vocoder"].network
 
-        def decode(weights, log_mel):
-            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], method="decode")[0]
+        def decode(weights, log_mel, where):
+            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], where, method="decode")[0]
 
         return jax.jit(decode)

@@ -15,12 +15,11 @@ import jax
 import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.audio.windows import windows
+from bandtok_jax.audio.windows import span, windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.interchange.stage import Stage
 
 CHUNK_COLUMNS = 256  # our choice: context makes up a fourteenth then, and a chunk is 3 seconds of 44.1 kHz
-FIRST_OUTSIDE = -1  # where the file began is of no interest once it lies before the window
 
 
 class ResidualCodec(Codec):
@@ -49,18 +48,16 @@ class ResidualCodec(Codec):
         cut = windows(blocks, columns * hop, context * hop, context * hop, outside=0.0)
         for number, (window, samples) in enumerate(cut):
             left = math.ceil(samples / hop)
-            found = self._encode_chunk(weights, window, self._span(number, context, left), method=method)
+            found = self._encode_chunk(weights, window, span(number, columns, context, left), method=method)
             yield np.asarray(found)[:left]
 
     def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        columns = self._chunk_columns
         context = self.stages["tokenizer"].network.attribute("decoder_context_columns")
-        for number, (window, left) in enumerate(windows(blocks, self._chunk_columns, context, context, outside=None)):
-            audio = self._decode_chunk(self._weights["tokenizer"], window, self._span(number, context, left))
+        for number, (window, left) in enumerate(windows(blocks, columns, context, context, outside=None)):
+            where = span(number, columns, context, left)
+            audio = self._decode_chunk(self._weights["tokenizer"], window, where)
             yield np.asarray(audio)[: left * self.samples_per_column]
-
-    def _span(self, number: int, context: int, left: int) -> np.ndarray:
-        """Where the file lies in the columns of chunk `number`, which has `left` columns from its centre's first on."""
-        return np.array([max(context - number * self._chunk_columns, FIRST_OUTSIDE), context + left], np.int32)
 
     @functools.cached_property
     def _encode_chunk(self):

@@ -181,8 +181,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("weights", metavar="WEIGHTS", help="the file or folder of weights; nothing in it is executed")
     p.add_argument(
-        "--from", dest="kind", required=True, choices=("dac", "dac-hf"),
-        help="dac: weights.pth of descript-audio-codec; dac-hf: DacModel of transformers, a folder with config.json",
+        "--from", dest="kind", required=True, choices=("dac", "dac-hf", "vocos"),
+        help="dac: weights.pth of descript-audio-codec; dac-hf: DacModel of transformers, a folder with config.json; "
+        "vocos: a vocoder of the package vocos, a folder with config.yaml",
     )  # fmt: skip
     p.add_argument("--output", "-o", required=True, metavar="DIR")
 

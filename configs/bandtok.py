@@ -9,10 +9,15 @@ decoder: 16 residual levels, each with a codebook of its own, where 16 bands sha
   tiny   two CPU cores, minutes: K = 1024, one cell of 8 x 8 a patch
   small  one GPU, a day: K = 4096, a quarter of base
   base   the paper's scale: K = 8192, about 47 M parameters
+
+  tiny_24khz   tiny on the mel of the published 24 kHz Vocos, which can then be its vocoder: 25 rows, cells of 4 x 4
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
+from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
 
 
@@ -35,14 +40,19 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     config.discriminator_optimizer = defaults.optimizer()
     config.discriminator_optimizer.beta1 = 0.5
+    tiny = dict(patch=8, channels=(128,), blocks=1, middle_blocks=1, codes=1024, code_width=32)
     shapes = {
-        "tiny": dict(patch=8, channels=(128,), blocks=1, middle_blocks=1, codes=1024, code_width=32),
+        "tiny": tiny,
+        "tiny_24khz": {**tiny, "patch": 4, "mels": mel_bands.VOCOS_24KHZ.mels},
         "small": dict(patch=2, channels=(64, 128, 256), blocks=2, middle_blocks=2, codes=4096, code_width=64),
         "base": dict(patch=2, channels=(128, 256, 512), blocks=2, middle_blocks=2, codes=8192, code_width=64),
     }
     levels = {"residual_levels": 0, "column_width": 128}
     config.model = ConfigDict({**defaults.choose(shapes, "bandtok", variant), **levels})
-    if variant == "tiny":
+    if variant == "tiny_24khz":
+        config.mel = ConfigDict(dataclasses.asdict(mel_bands.VOCOS_24KHZ))
+        config.data.sample_rate_hz = mel_bands.VOCOS_24KHZ.sample_rate_hz
+    if variant.startswith("tiny"):
         config.total_steps, config.batch_size = 800, 8
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3

@@ -59,6 +59,9 @@ MELTOK = MelDefinition(
     epsilon=1e-18,
 )
 
+# That of the published 24 kHz Vocos, written with torchaudio too.
+VOCOS_24KHZ = dataclasses.replace(MELTOK, sample_rate_hz=24_000, high_hz=12_000.0, mels=100)
+
 # Slaney's Auditory Toolbox: 200/3 Hz a mel up to 1 kHz, then 27 mels for every factor of 6.4.
 SLANEY_HZ_PER_MEL, SLANEY_KNEE_HZ, SLANEY_LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
 

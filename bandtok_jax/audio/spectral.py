@@ -71,12 +71,14 @@ def istft(
     padding: str = "center",
     length: int | None = None,
     method: str | None = None,
+    present: jax.Array | None = None,
 ) -> jax.Array:
     """The sound whose STFT is nearest to `spectrum` in least squares (Griffin and Lim 1984).
 
     Args:
       spectrum: complex `[..., T, fft_samples // 2 + 1]`; the other arguments as in `stft`.
       length: cut or zero-pad the result to this many samples.
+      present: bool `[T]`, which frames there are; the others have no part in the sound. None: all.
 
     Returns:
       `[..., S]` with S = T * hop for "same", (T - 1) * hop for "center" (even fft_samples),
@@ -84,6 +86,8 @@ def istft(
     """
     frames = _inverse_transform(spectrum, fft_samples, method)
     window = _window(fft_samples, window_samples, frames.dtype)
+    if present is not None:
+        window = jnp.where(present[:, None], window, 0)
     audio = _overlap_add(frames * window, hop_samples)
     envelope = _overlap_add(jnp.broadcast_to(window**2, frames.shape[-2:]), hop_samples)
     # Where no window reaches (the first sample of "none") nothing is known: it stays 0.

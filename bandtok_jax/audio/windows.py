@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+FIRST_OUTSIDE = -1  # where the stream began is of no interest once it lies before the window
+
 
 def windows(
     blocks: Iterable[np.ndarray], size: int, before: int, after: int, outside: float | None
@@ -42,6 +44,15 @@ def windows(
         held = np.concatenate([held, _beyond(held[-1:], max(whole - len(held), 0), outside)])
         yield held[:whole], min(size + after, left)
         held, left = held[size:], left - size
+
+
+def span(number: int, size: int, before: int, left: int) -> np.ndarray:
+    """Where the stream lies in window `number` of `windows`, which gave `left` with it.
+
+    Returns:
+      int32 `[2]`: its first item (-1 where that lies further back) and the one after its last (may be beyond).
+    """
+    return np.array([max(before - number * size, FIRST_OUTSIDE), before + left], np.int32)
 
 
 def _beyond(item: np.ndarray, count: int, outside: float | None) -> np.ndarray:

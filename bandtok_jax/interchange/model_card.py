@@ -1,6 +1,7 @@
 """The README.md of an export: written from what the runs recorded, so that nothing in it is made up."""
 
 from collections.abc import Mapping
+import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from bandtok_jax.version import VERSION
 
 if TYPE_CHECKING:
     from bandtok_jax.codec import Codec
+    from bandtok_jax.interchange.stage import Stage
 
 _MANIFEST = "manifest.json"
 _TOKEN_MANIFEST = "token_manifest.json"
@@ -20,52 +22,57 @@ _TOKEN_MANIFEST = "token_manifest.json"
 def write(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
     """The card in Markdown; `facts` holds `scores` and `data` of every stage by its name."""
     systems = ", ".join(name.replace("_", " ") for name in codec.stages)
-    lines = [
-        "---",
-        "library_name: bandtok-jax",
-        "tags: [audio, music, tokenizer, jax]",
-        "---",
-        f"# {codec.rows} x {codec.columns_per_second:.2f} tokens per second: {systems}",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| sample rate | {codec.sample_rate_hz} Hz, {codec.channels} channel |",
-        f"| grid | {codec.rows} rows ({codec.row_kind}s), {codec.columns_per_second:.3f} columns per second |",
-        f"| codebook | {codec.codebook_size} codes |",
-        f"| rate | {codec.bits_per_second / 1000:.2f} kbit/s |",
-        f"| weight hash of the tokenizer | `{codec.weight_hash}` |",
-        f"| exported with | bandtok-jax {VERSION} |",
-        "",
-        "## Stages",
-        "",
-        "| stage | weights | training steps | last evaluation |",
-        "|---|---|---|---|",
+    table = {
+        "sample rate": f"{codec.sample_rate_hz} Hz, {codec.channels} channel",
+        "grid": f"{codec.rows} rows ({codec.row_kind}s), {codec.columns_per_second:.3f} columns per second",
+        "codebook": f"{codec.codebook_size} codes",
+        "rate": f"{codec.bits_per_second / 1000:.2f} kbit/s",
+        "weight hash of the tokenizer": f"`{codec.weight_hash}`",
+    }
+    python = [
+        'codec = bandtok_jax.load("this folder")',
+        "codes = codec.encode(audio, sample_rate_hz)  # float32 [S] or [C, S] -> int32 [T, F]",
     ]
-    for name, stage in codec.stages.items():
+    python += ["audio = codec.decode(codes)"] * codec.makes_sound
+    shell = ["bandtok encode song.flac --model='this folder' -o song.bt"]
+    shell += ["bandtok decode song.bt --model='this folder' -o song.wav"] * codec.makes_sound
+    shell += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * ("language_model" in codec.stages)
+    title = f"{codec.rows} x {codec.columns_per_second:.2f} tokens per second: {systems}"
+    return _card(title, table, codec.stages, facts, python, shell)
+
+
+def write_vocoder(stage: "Stage", facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card of a vocoder alone; `facts` as for `write`."""
+    mel = {f"mel: {name}": value for name, value in dataclasses.asdict(stage.mel).items()}
+    python = ['codec = bandtok_jax.load("a tokenizer of the same mel", vocoder="this folder")']
+    shell = ["bandtok decode song.bt --model='a tokenizer of the same mel' --vocoder='this folder' -o song.wav"]
+    table = {**mel, "weight hash": f"`{stage.weight_hash}`"}
+    return _card(f"Vocoder of {stage.mel.mels} mel bands", table, {stage.name: stage}, facts, python, shell)
+
+
+def _card(
+    title: str,
+    table: Mapping[str, Any],
+    stages: Mapping[str, "Stage"],
+    facts: Mapping[str, Mapping[str, Any]],
+    python: list[str],
+    shell: list[str],
+) -> str:
+    lines = ["---", "library_name: bandtok-jax", "tags: [audio, music, tokenizer, jax]", "---", f"# {title}", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in table.items())]
+    lines += [f"| exported with | bandtok-jax {VERSION} |", "", "## Stages", ""]
+    lines += ["| stage | weights | training steps | last evaluation |", "|---|---|---|---|"]
+    for name, stage in stages.items():
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(stage.weights["parameters"]))
         scores = {k: v for k, v in facts[name]["scores"].items() if v is not None and "/" not in k}
         told = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
         lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {stage.step} | {told} |")
     lines += ["", "## Data", ""]
-    for name in codec.stages:
+    for name in stages:
         lines += [f"- {name.replace('_', ' ')}: {told}" for told in facts[name]["data"] or ["not recorded"]]
-    lines += [
-        "",
-        "Whoever passes these weights on answers for the licences of the music they were trained on.",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import bandtok_jax",
-        "",
-        'codec = bandtok_jax.load("this folder")',
-        "codes = codec.encode(audio, sample_rate_hz)  # float32 [S] or [C, S] -> int32 [T, F]",
-    ]
-    lines += ["audio = codec.decode(codes)"] * codec.makes_sound
-    lines += ["```", "", "```bash", "bandtok encode song.flac --model='this folder' -o song.bt"]
-    lines += ["bandtok decode song.bt --model='this folder' -o song.wav"] * codec.makes_sound
-    lines += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * ("language_model" in codec.stages)
-    return "\n".join([*lines, "```", ""])
+    lines += ["", "Whoever passes these weights on answers for the licences of the music they were trained on.", ""]
+    lines += ["## Use", "", "```python", "import bandtok_jax", "", *python, "```", ""]
+    return "\n".join([*lines, "```bash", *shell, "```", ""])
 
 
 def describe_data(config) -> list[str]:

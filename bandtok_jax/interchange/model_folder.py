@@ -2,11 +2,14 @@
 
 RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...       one stage: RUN means its latest checkpoint, and
                                                                  RUN/checkpoints/STEP means that one
-EXPORT  config.json  model.safetensors  README.md                a tokenizer, perhaps a vocoder and a language model
+EXPORT  config.json  model.safetensors  README.md                a tokenizer, perhaps a vocoder and a language model;
+                                                                 or an imported vocoder alone
 """
 
+from collections.abc import Callable, Mapping
 import json
 import os
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -122,20 +125,31 @@ def export(run: str, *, vocoder: str | None = None, language_model: str | None =
 
 def save(codec: Codec, output: str) -> None:
     """Writes a codec as an export folder; see `export`."""
+    _write_export(codec.stages, codec.weight_hash, lambda cards: model_card.write(codec, cards), output)
+
+
+def save_vocoder(stage: Stage, output: str) -> None:
+    """Writes a vocoder alone as an export folder, for `load(TOKENIZER, vocoder=output)`; `output` as for `export`."""
+    _write_export({stage.name: stage}, stage.weight_hash, lambda cards: model_card.write_vocoder(stage, cards), output)
+
+
+def _write_export(
+    stages: Mapping[str, Stage], weight_hash: str, write_card: Callable[[Mapping[str, Any]], str], output: str
+) -> None:
     if os.path.isdir(output) and os.listdir(output) and not os.path.isfile(os.path.join(output, WEIGHTS_FILE)):
         raise ValueError(f"{output} is not empty and holds no export: choose a new folder")
     os.makedirs(output, exist_ok=True)
     cards = {
         name: dict(stage.card) or {"scores": _last_scores(stage), "data": model_card.describe_data(stage.config)}
-        for name, stage in codec.stages.items()
+        for name, stage in stages.items()
     }
-    content = {"export_version": EXPORT_VERSION, "weight_hash": codec.weight_hash, "stages": {}}
-    for name, stage in codec.stages.items():
+    content = {"export_version": EXPORT_VERSION, "weight_hash": weight_hash, "stages": {}}
+    for name, stage in stages.items():
         facts = {"step": stage.step, "tokenizer_hash": stage.tokenizer_hash, "card": cards[name]}
         content["stages"][name] = {"config": stage.config.to_dict(), **facts}
-    weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in codec.stages.items()}
+    weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in stages.items()}
     safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
-    texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": model_card.write(codec, cards)}
+    texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
     for name, text in texts.items():
         with open(os.path.join(output, name), "w") as file:
             file.write(text)

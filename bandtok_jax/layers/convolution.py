@@ -12,6 +12,9 @@ from bandtok_jax.layers.placement import place_examples
 # Vocos (github.com/gemelo-ai/vocos, models.py): every convolution and linear layer starts from this.
 TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)
 
+# Frames of an array in which a file lies: first (may be negative) and the one after the last (may be beyond).
+Span = tuple[jax.Array | int, jax.Array | int]
+
 
 class Convolution(nnx.Module):
     """A convolution `[B, ..., C] -> [B, ..., channels_out]` over the axes that `kernel` has.
@@ -153,6 +156,14 @@ class DepthwiseConvolution(nnx.Module):
                 feature_group_count=x.shape[-1],
             )
         return y + self.bias[...].astype(self.dtype)
+
+
+def inside(x: jax.Array, span: Span | None) -> jax.Array:
+    """`[B, T, C]` with zeros outside of the file; by default the array is the file."""
+    if span is None:
+        return x
+    frame = jnp.arange(x.shape[1])[:, None]
+    return jnp.where((frame >= span[0]) & (frame < span[1]), x, 0)
 
 
 def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:

@@ -51,6 +51,7 @@ class BandTok(nnx.Module):
       residual_levels: above 0, the rows are so many residual levels instead of bands: each codes all bands of a column
         at once, with a codebook of its own.
       column_width: D of these levels.
+      floor: of the mel magnitudes that the front end gives.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class BandTok(nnx.Module):
         residual_levels: int = 0,
         column_width: int = 128,
         activation: str = "silu",
+        floor: float = 1e-5,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -78,7 +80,7 @@ class BandTok(nnx.Module):
         self.bands = mels // self.frames_per_column
         self.rows, self.codebook_size = residual_levels or self.bands, codes
         self.row_kind = "residual" if residual_levels else "band"
-        self.mels, self._patch, self._dtype = mels, patch, dtype
+        self.mels, self._patch, self._floor, self._dtype = mels, patch, floor, dtype
 
         shape = dict(activation=activation, dtype=dtype, rngs=rngs)
         conv = lambda i, o, k, dtype=dtype: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
@@ -181,7 +183,7 @@ class BandTok(nnx.Module):
 
         Of residual levels, the first of them are enough.
         """
-        return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(1e-5))
+        return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(self._floor))
 
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
         """Reconstruction `[B, T, M]`, codes `[B, T/8, F]`, and what training needs (see `Codebook`)."""

@@ -15,16 +15,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.convolution import Convolution, TransposedConvolution, fan_in_uniform
+from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside
 from bandtok_jax.layers.residual_quantization import ResidualQuantizer
 from bandtok_jax.layers.snake import Snake
 
 TAPS = 7  # of all convolutions that keep the rate, but for single taps
 DILATIONS = (1, 3, 9)
 UNITS_REACH = sum(TAPS // 2 * dilation for dilation in DILATIONS)
-
-# Columns of the array in which the file lies: first (may be negative) and the one after the last (may be beyond).
-Span = tuple[jax.Array | int, jax.Array | int]
 
 
 class DAC(nnx.Module):
@@ -116,20 +113,20 @@ class DAC(nnx.Module):
         x = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % hop if self.padded else 0)))[..., None]
         scale = lambda rate: None if span is None else (span[0] * rate, span[1] * rate)
         rate = hop
-        x = self.encoder_in(_inside(x, scale(rate)))
+        x = self.encoder_in(inside(x, scale(rate)))
         for stride, block in zip(self.strides, self.encoder_blocks):
             x, rate = block(x, scale(rate)), rate // stride
-        return self.encoder_out(_inside(self.encoder_snake(x), scale(rate)))
+        return self.encoder_out(inside(self.encoder_snake(x), scale(rate)))
 
     def sound(self, quantized: jax.Array, span: Span | None = None) -> jax.Array:
         """The decoder; `[B, T, D] -> [B, T * samples_per_column]` (a little less with `parity`), in [-1, 1]."""
         whole = span is None and self.parity and self.padded
         span = (0, quantized.shape[1]) if whole else span
-        x = self.decoder_in(_inside(quantized, span))
+        x = self.decoder_in(inside(quantized, span))
         for block in self.decoder_blocks:
             x, span = block(x, span)
-        x = self.decoder_out(_inside(self.decoder_snake(x), span))
-        x = _inside(jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32))), span)[..., 0]
+        x = self.decoder_out(inside(self.decoder_snake(x), span))
+        x = inside(jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32))), span)[..., 0]
         return x[:, : span[1]] if whole else x
 
     def encode(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
@@ -174,7 +171,7 @@ class ResidualUnit(nnx.Module):
         self._cut = 0 if padding else TAPS // 2 * dilation
 
     def __call__(self, x: jax.Array, span: Span | None) -> jax.Array:
-        y = self.single(self.snake_out(self.dilated(_inside(self.snake_in(x), span))))
+        y = self.single(self.snake_out(self.dilated(inside(self.snake_in(x), span))))
         return x[:, self._cut : x.shape[1] - self._cut] + y
 
 
@@ -190,7 +187,7 @@ class EncoderBlock(nnx.Module):
     def __call__(self, x: jax.Array, span: Span | None) -> jax.Array:
         for unit in self.units:
             x = unit(x, span)
-        return self.down(_inside(self.snake(x), span))
+        return self.down(inside(self.snake(x), span))
 
 
 class DecoderBlock(nnx.Module):
@@ -208,7 +205,7 @@ class DecoderBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, span: Span | None) -> tuple[jax.Array, Span | None]:
         """The frames, and the span counted in them."""
-        x = self.up(_inside(self.snake(x), span))
+        x = self.up(inside(self.snake(x), span))
         if span is not None:
             span = (span[0] * self._stride, span[1] * self._stride - self._lost)
         for unit in self.units:
@@ -227,14 +224,6 @@ def _convolution(
         channels_in, channels_out, (taps,), stride=(stride,), dilation=(dilation,), padding=zeros,
         normalisation="weight", initializer=fan_in_uniform, **settings,
     )  # fmt: skip
-
-
-def _inside(x: jax.Array, span: Span | None) -> jax.Array:
-    """`[B, T, C]` with zeros outside of the file."""
-    if span is None:
-        return x
-    frame = jnp.arange(x.shape[1])[:, None]
-    return jnp.where((frame >= span[0]) & (frame < span[1]), x, 0)
 
 
 def _overlap(stride: int) -> int:

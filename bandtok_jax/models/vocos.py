@@ -13,23 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition, istft, mel_filterbank
-from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution
+from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution, Span, inside
 
 NORM_EPSILON = 1e-6  # Vocos, models.py
 # Our choice: natural log magnitudes between -11.5 and 2.5 to between -2.2 and 2.5.
 LOG_MEL_OFFSET, LOG_MEL_SCALE = 5.0, 3.0
+FEWEST_HOPS = {"same": 1, "center": 3}  # in a window
+PUBLISHED_LIMIT = 100.0  # of magnitudes; Vocos, heads.py
 
 
 class Vocos(nnx.Module):
-    """`[B, T, M]` natural-log mel magnitudes to `[B, T * hop_samples]` sound.
+    """`[B, T, M]` natural-log mel magnitudes to sound, `[B, T * hop_samples]`, or a hop less with padding "center".
 
     Args:
-      mel: what the input is; its STFT with padding "same" is the one that is inverted.
+      mel: what the input is; its STFT, with its padding, is the one that is inverted.
       width, hidden, blocks: of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
       taps: length of the filters over time.
       envelope: the trunk says what to add to the spectral envelope that the mel itself states, and the phases start at
         random: the untrained network is a noise vocoder. False starts from nothing, as published. Our choice: with it
         a handful of steps do what takes thousands without.
+      parity: computes what the published program does, for its weights: the log-mel as it is, the error function's
+        GELU, magnitudes up to 100; and outside of a file every layer sees zeros, where by default silence is played.
       depthwise: "shifts" or "grouped", see `DepthwiseConvolution`.
       dtype: of the trunk; the spectrum and its inverse are at least float32.
     """
@@ -43,22 +47,24 @@ class Vocos(nnx.Module):
         blocks: int = 8,
         taps: int = 7,
         envelope: bool = True,
+        parity: bool = False,
         depthwise: str = "shifts",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if mel.padding != "same" or mel.fft_samples % mel.hop_samples:
+        # With padding "center" and 2 hops in a window, a file's last hop lies in one window alone, which falls to zero.
+        hops = mel.fft_samples / mel.hop_samples
+        if mel.padding not in FEWEST_HOPS or hops % 1 or hops < FEWEST_HOPS[mel.padding]:
             raise ValueError(
                 f'the mel has padding "{mel.padding}", {mel.fft_samples} fft_samples and {mel.hop_samples} '
-                'hop_samples: Vocos needs padding "same" and a whole number of hops in fft_samples'
+                'hop_samples: Vocos needs padding "same" or "center" and a whole number of hops in fft_samples, '
+                'for padding "center" at least 3'
             )
-        self.mel, self.taps, self.envelope = mel, taps, envelope
+        self.mel, self.taps, self.envelope, self.parity = mel, taps, envelope, parity
         self.embed = Convolution(mel.mels, width, (taps,), dtype=dtype, rngs=rngs)
         self.embed_norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
-            ConvNextBlock(width, hidden, taps=taps, layer_scale=1 / blocks, depthwise=depthwise, dtype=dtype, rngs=rngs)
-            for _ in range(blocks)
-        )
+        block = dict(taps=taps, layer_scale=1 / blocks, exact_gelu=parity, depthwise=depthwise, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(ConvNextBlock(width, hidden, **block) for _ in range(blocks))
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         # In 16 bits a phase beyond 2 would move in steps of 0.016.
         wide = jnp.promote_types(dtype, jnp.float32)
@@ -69,39 +75,60 @@ class Vocos(nnx.Module):
     @property
     def receptive_field_frames(self) -> int:
         """Frames on either side that a frame's samples depend on: all filters, and the overlap of the inverse STFT."""
-        overlap_samples = (self.mel.fft_samples - self.mel.hop_samples) // 2
-        return (self.taps // 2) * (1 + len(self.blocks)) + math.ceil(overlap_samples / self.mel.hop_samples)
+        fft, hop = self.mel.fft_samples, self.mel.hop_samples
+        overlap_samples = (fft - hop) // 2 if self.mel.padding == "same" else fft // 2
+        return (self.taps // 2) * (1 + len(self.blocks)) + math.ceil(overlap_samples / hop)
 
-    def __call__(self, log_mel: jax.Array) -> jax.Array:
-        """`[B, T, M]` -> `[B, T * hop_samples]`; zeros outside the given frames."""
-        x = self.embed_norm(self.embed((log_mel + LOG_MEL_OFFSET) / LOG_MEL_SCALE))
+    def __call__(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
+        """`[B, T, M]` -> `[B, T * hop_samples]`, with padding "center" `[B, (T - 1) * hop_samples]`.
+
+        Args:
+          span: the frames in which the file lies, beyond which there are neither activations nor a spectrum; by default
+            the array is the file.
+        """
+        x = log_mel if self.parity else (log_mel + LOG_MEL_OFFSET) / LOG_MEL_SCALE
+        x = self.embed_norm(self.embed(inside(x, span)))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, span)
         x = self.head(self.norm(x))
         log_magnitude, phase = jnp.split(x, 2, axis=-1)
         if self.envelope:
             log_magnitude = log_magnitude + log_mel @ spectral_envelope(self.mel)[0].astype(log_magnitude.dtype)
         # No sound within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit
-        # of 100 is for 1024 samples; a full-scale sine reaches 512 with 2048.)
-        magnitude = jnp.exp(jnp.minimum(log_magnitude, math.log(self.mel.fft_samples / 2)))
+        # is for 1024 samples; a full-scale sine reaches 512 with 2048.)
+        limit = PUBLISHED_LIMIT if self.parity else self.mel.fft_samples / 2
+        magnitude = jnp.exp(jnp.minimum(log_magnitude, math.log(limit)))
         spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
-        return istft(spectrum, self.mel.fft_samples, self.mel.hop_samples, padding="same")
+        present = None if span is None else inside(jnp.ones((1, x.shape[1], 1), bool), span)[0, :, 0]
+        return istft(spectrum, self.mel.fft_samples, self.mel.hop_samples, padding=self.mel.padding, present=present)
 
-    def decode(self, log_mel: jax.Array) -> jax.Array:
+    def decode(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
         """`[B, R + T + R, M]` -> `[B, T * hop_samples]`: the inner frames, R = `receptive_field_frames` on either side.
 
         What a frame sounds like is settled by its R neighbours on both sides, so pieces decoded with their true
-        neighbours and put in a row are the whole. Outside of a file the neighbours are frames of silence.
+        neighbours and put in a row are the whole. Outside of a file the neighbours are frames of silence. With `parity`
+        it is `span`, as for `__call__`, that says where a file begins and ends. (With padding "center" a whole file has
+        one hop less; here what the last frames know of that hop follows.)
         """
-        context = self.receptive_field_frames * self.mel.hop_samples
-        return self(log_mel)[:, context:-context]
+        context, hop = self.receptive_field_frames, self.mel.hop_samples
+        sound = self(log_mel, span if self.parity else None)
+        return sound[:, context * hop : (log_mel.shape[1] - context) * hop]
 
 
 class ConvNextBlock(nnx.Module):
     """Time filter, LayerNorm, width -> hidden -> width, scaled, added; `[B, T, D]` (Liu et al., arXiv 2201.03545)."""
 
     def __init__(
-        self, width: int, hidden: int, *, taps: int, layer_scale: float, depthwise: str, dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        taps: int,
+        layer_scale: float,
+        exact_gelu: bool,
+        depthwise: str,
+        dtype,
+        rngs: nnx.Rngs,
     ):
         linear = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
         self.depthwise = DepthwiseConvolution(width, taps, implementation=depthwise, dtype=dtype, rngs=rngs)
@@ -109,10 +136,12 @@ class ConvNextBlock(nnx.Module):
         self.expand = nnx.Linear(width, hidden, **linear)
         self.contract = nnx.Linear(hidden, width, **linear)
         self.scale = nnx.Param(jnp.full(width, layer_scale, jnp.float32))
+        self.exact_gelu = exact_gelu
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
+        y = self.expand(self.norm(self.depthwise(inside(x, span))))
         # The tanh form of GELU is within 5e-4 of the published erf form and much faster on CPU.
-        y = self.contract(jax.nn.gelu(self.expand(self.norm(self.depthwise(x)))))
+        y = self.contract(jax.nn.gelu(y, approximate=not self.exact_gelu))
         return x + self.scale[...].astype(y.dtype) * y
 
 

@@ -38,7 +38,7 @@ class MelTokenizer(Game):
         self.mel = MelDefinition(**config.mel)
         dtype = jnp.dtype(config.dtype)
         self.set_players(
-            Network(lambda rngs: BandTok(**config.model, dtype=dtype, rngs=rngs)),
+            Network(lambda rngs: BandTok(**config.model, floor=self.mel.floor, dtype=dtype, rngs=rngs)),
             Network(lambda rngs: MultiScalePatchGAN(**config.discriminator, dtype=dtype, rngs=rngs)),
         )
         column_samples = self.mel.hop_samples * self.network.attribute("frames_per_column")
@@ -57,10 +57,14 @@ class MelTokenizer(Game):
     def start_batches(self):
         return self.config.codebook.start_batches
 
+    def _picture(self, audio):
+        """Log-mel `[B, T, M]` of sound `[B, S]`: whole columns, without the frame more that padding "center" gives."""
+        return log_mel(audio, self.mel)[:, : audio.shape[1] // self.mel.hop_samples]
+
     def warm_start(self, state, frozen, batches, key):
         """Starts the codebook, or that of each level, at the k-means centres of the encoder's first latents."""
         model = state["model"]
-        encode = jax.jit(lambda p, b, x: self.network.apply(p, b, log_mel(x, self.mel), method="latents"))
+        encode = jax.jit(lambda p, b, x: self.network.apply(p, b, self._picture(x), method="latents"))
         latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
         if self.config.model.get("normalise_codes", False):
             latents = quantization.unit(latents)
@@ -97,7 +101,7 @@ class MelTokenizer(Game):
             return adversarial.discriminator_loss(real_logits, fake_logits, weights.adversarial_kind)
 
         def micro_step(micro_batch):
-            picture = log_mel(micro_batch["audio"], self.mel)
+            picture = self._picture(micro_batch["audio"])
             (loss, (fake, training, terms)), gradients = jax.value_and_grad(generator_loss, has_aux=True)(
                 model["parameters"], picture
             )
@@ -143,7 +147,7 @@ class MelTokenizer(Game):
     def eval_step(self, state, frozen, batch):
         """Mean absolute error of the log-mel in nats, and the histogram of codes, row by row."""
         model = state["model"]
-        picture = log_mel(batch["audio"], self.mel)
+        picture = self._picture(batch["audio"])
         reconstruction, codes, training = self.network.apply(
             player.evaluation_parameters(model), model["buffers"], picture
         )
@@ -196,7 +200,7 @@ class MelTokenizer(Game):
         """
         shown = {}
         originals = batch["audio"][:EXAMPLES_SHOWN]
-        pictures = jax.jit(log_mel, static_argnums=1)(originals, self.mel)
+        pictures = jax.jit(self._picture)(originals)
         reconstructions, sounds = self._show(state["model"], frozen, pictures)
         for i in range(len(originals)):
             shown[f"{i}/original"] = ("audio", originals[i], self.mel.sample_rate_hz)

@@ -1,12 +1,18 @@
-"""Agreement with the published DAC at full size: random weights of descript-audio-codec through `bandtok import`.
+"""Agreement with published programs at full size: their random weights through `bandtok import`.
 
-    PEER/bin/python benchmarks/dac_agreement.py make FOLDER        # with PyTorch and descript-audio-codec
-    python benchmarks/dac_agreement.py compare FOLDER              # with this package
+    PEER/bin/python benchmarks/agreement.py make dac FOLDER        # with PyTorch and descript-audio-codec
+    python benchmarks/agreement.py compare dac FOLDER              # with this package
+    PEER/bin/python benchmarks/agreement.py make vocos FOLDER      # with PyTorch, torchaudio and vocos
+    python benchmarks/agreement.py compare vocos FOLDER
 
-`make` needs what `peers_torch.py` needs for DAC. One JSON object a line and model: `ties`, how many codes have their
-two nearest entries within TIE of each other (squared distance on the unit sphere), judged in float64; in how many
-columns a code differs, in how many of these the first that does is a tie, and the largest gap among them; the largest
-difference of the sound decoded from the published codes.
+`make` needs what `peers_torch.py` and `tests/golden/make_vocos.py` need for them. One JSON object a line and model.
+
+DAC: `ties`, how many codes have their two nearest entries within TIE of each other (squared distance on the unit
+sphere), judged in float64; in how many columns a code differs, in how many of these the first that does is a tie, and
+the largest gap among them; the largest difference of the sound decoded from the published codes.
+
+Vocos: the largest difference of the log-mel (nats), and of the sound from the published log-mel, of the whole file at
+once and in the chunks of a codec.
 """
 
 import json
@@ -17,22 +23,26 @@ import numpy as np
 
 SECONDS, TIE = 4, 1e-5
 LOW = dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2])
-MODELS = {
+DACS = {
     "44.1 kHz, 8 kbps": dict(sample_rate=44100, n_codebooks=9),
     "44.1 kHz, 16 kbps": dict(sample_rate=44100, n_codebooks=18, latent_dim=128),
     "24 kHz": dict(sample_rate=24000, n_codebooks=32, **LOW),
     "16 kHz": dict(sample_rate=16000, n_codebooks=12, **LOW),
 }
+VOCOS = dict(
+    sample_rate=24000, n_fft=1024, hop_length=256, n_mels=100, dim=512, intermediate_dim=1536, num_layers=8
+)  # of vocos-mel-24khz
+PADDINGS = ("center", "same")
 
 
-def make(folder):
+def make_dac(folder):
     from peers_torch import allow_missing, test_signal
 
     allow_missing()
     import dac
     import torch
 
-    for number, (name, settings) in enumerate(MODELS.items()):
+    for number, (name, settings) in enumerate(DACS.items()):
         torch.manual_seed(number)
         model = dac.DAC(**settings).eval()
         rate = settings["sample_rate"]
@@ -67,12 +77,12 @@ def give_codebooks(quantizer, latents):
         residual = residual - level(residual)[0]
 
 
-def compare(folder):
+def compare_dac(folder):
     import jax
 
     from bandtok_jax.interchange import dac_weights, model_folder
 
-    for number, name in enumerate(MODELS):
+    for number, name in enumerate(DACS):
         source = pathlib.Path(folder) / str(number)
         stage = dac_weights.read_official(str(source / "weights.pth"))
         codec = model_folder.join({"tokenizer": stage})
@@ -127,5 +137,58 @@ def tree_in_float64(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
+def make_vocos(folder):
+    from peers_torch import test_signal
+    import torch
+
+    sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests" / "golden"))
+    import make_vocos as golden
+
+    for padding in PADDINGS:
+        torch.manual_seed(0)
+        target = pathlib.Path(folder) / padding
+        model = golden.make(target, golden.settings(padding, **VOCOS))
+        audio = test_signal(1, SECONDS * VOCOS["sample_rate"] + 77, VOCOS["sample_rate"])[0]
+        log_mel = model.feature_extractor(audio)
+        sound = model.decode(log_mel)[0]
+        np.savez(target / "reference.npz", audio=audio[0], log_mel=log_mel[0].T, sound=sound)
+
+
+def compare_vocos(folder):
+    import jax
+
+    from bandtok_jax import experiment
+    from bandtok_jax.audio.spectral import log_mel
+    from bandtok_jax.band_codec import BandCodec
+    from bandtok_jax.interchange import stage, vocos_weights
+
+    for padding in PADDINGS:
+        source = pathlib.Path(folder) / padding
+        vocoder = vocos_weights.read(str(source))
+        reference = np.load(source / "reference.npz")
+        expected = reference["sound"]
+        config = experiment.load_config("bandtok:tiny_24khz", {"mel.padding": padding})
+        codec = BandCodec(stage.fresh(config, jax.random.key(0)), vocoder)
+        parameters = vocoder.weights["parameters"]
+        whole = jax.jit(vocoder.network.apply)(parameters, {}, reference["log_mel"][None])[0]
+        difference = lambda found, expected: float(np.abs(found[: len(expected)] - expected).max())
+        row = {
+            "name": f"Vocos, 24 kHz, padding {padding}",
+            "parameters_M": round(sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6, 2),
+            "largest_log_mel_difference": difference(log_mel(reference["audio"], vocoder.mel), reference["log_mel"]),
+            "largest_sound_difference": difference(whole, expected),
+            "in_chunks": difference(codec.vocode(reference["log_mel"]), expected),
+            "sound_peak": float(np.abs(expected).max()),
+            "seconds": SECONDS,
+        }
+        print(json.dumps(row), flush=True)
+
+
 if __name__ == "__main__":
-    {"make": make, "compare": compare}[sys.argv[1]](sys.argv[2])
+    programs = {
+        ("make", "dac"): make_dac,
+        ("compare", "dac"): compare_dac,
+        ("make", "vocos"): make_vocos,
+        ("compare", "vocos"): compare_vocos,
+    }
+    programs[sys.argv[1], sys.argv[2]](sys.argv[3])
