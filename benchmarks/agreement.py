@@ -159,8 +159,8 @@ def compare_vocos(folder):
 
     from bandtok_jax import experiment
     from bandtok_jax.audio.spectral import log_mel
-    from bandtok_jax.band_codec import BandCodec
     from bandtok_jax.interchange import stage, vocos_weights
+    from bandtok_jax.mel_codec import MelCodec
 
     for padding in PADDINGS:
         source = pathlib.Path(folder) / padding
@@ -168,7 +168,7 @@ def compare_vocos(folder):
         reference = np.load(source / "reference.npz")
         expected = reference["sound"]
         config = experiment.load_config("bandtok:tiny_24khz", {"mel.padding": padding})
-        codec = BandCodec(stage.fresh(config, jax.random.key(0)), vocoder)
+        codec = MelCodec(stage.fresh(config, jax.random.key(0)), vocoder)
         parameters = vocoder.weights["parameters"]
         whole = jax.jit(vocoder.network.apply)(parameters, {}, reference["log_mel"][None])[0]
         difference = lambda found, expected: float(np.abs(found[: len(expected)] - expected).max())

@@ -37,7 +37,11 @@ TOKENIZER = {"total_steps": 1000, "loss.adversarial_start": 850, "evaluate_every
 LANGUAGE_MODEL = {"total_steps": 600, "evaluate_every": 300, "checkpoint_every": 100, "model.text": "none"}
 ARMS = {
     "band": ("bandtok:tiny", {}),
-    "residual": ("bandtok:tiny", {"model.residual_levels": 16}),
+    # A level's codebook sees one vector where that of the bands sees 16: so more batches start it, and it moves slower.
+    "residual": (
+        "bandtok:tiny",
+        {"model.residual_levels": 16, "codebook.start_batches": 64, "codebook.decay": 0.99},
+    ),
     "dac": (
         "dac:tiny",
         {"model.strides": "(4,8,8,16)", "model.rows": 16, "data.clip_samples": 32768, "batch_size": 4},

@@ -15,7 +15,7 @@ import soundfile
 
 import bandtok_jax
 from bandtok_jax import experiment, tasks
-from bandtok_jax.interchange import model_folder
+from bandtok_jax.interchange import model_folder, stage
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
 from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, sharding
@@ -25,8 +25,9 @@ from tests import tiny
 from tests.processes import parts
 
 # The vocoder and the codec of sound share their game: what one of them shows, the other shows among the slow proofs.
-_SLOW = lambda *names: [pytest.param(t, marks=pytest.mark.slow) if t in names else t for t in tiny.TASKS]
-SOUND_SLOW, VOCODER_SLOW = _SLOW("vocoder", "waveform_codec"), _SLOW("vocoder")
+SOUND_SLOW = [
+    pytest.param(task, marks=pytest.mark.slow) if task in ("vocoder", "waveform_codec") else task for task in tiny.TASKS
+]
 
 
 def _same(one, other):
@@ -97,7 +98,8 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 
 
 def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
-    vocoder = straight("vocoder")
+    vocoder = tmp_path / "vocoder"
+    model_folder.save_vocoder(stage.fresh(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
     made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_stages)
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     frozen = made.load_frozen()
@@ -296,7 +298,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     assert checkpoint.load_weights(run)["step"] == 4
 
 
-@pytest.mark.parametrize("task", VOCODER_SLOW)
+@pytest.mark.parametrize("task", SOUND_SLOW)
 def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
     outcomes = []
     for steps in (1, 2):

@@ -18,9 +18,9 @@ import yaml
 import bandtok_jax
 from bandtok_jax import cli, experiment, tasks
 from bandtok_jax.audio import mel_bands, spectral, waveform
-from bandtok_jax.band_codec import BandCodec
 from bandtok_jax.interchange import model_folder, torch_file, vocos_weights
 from bandtok_jax.interchange.stage import Stage, fresh
+from bandtok_jax.mel_codec import MelCodec
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vocos"
 PADDINGS = ("center", "same")
@@ -75,7 +75,7 @@ def test_the_sound_is_the_published_one(padding):
     found = whole(stage, log_mel)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    found = BandCodec(tokenizer(stage.mel), stage, chunk_columns=3).vocode(log_mel)
+    found = MelCodec(tokenizer(stage.mel), stage, chunk_columns=3).vocode(log_mel)
     np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-5)
     # With "center" the published program stops at the middle of the last frame's window.
     assert len(found) - len(expected) == {"center": stage.mel.hop_samples, "same": 0}[padding]
@@ -89,7 +89,7 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
     card = (tmp_path / "vocos" / "README.md").read_text()
     assert "weights imported from center, whose licence holds" in card and "| mel: floor | 1e-07 |" in card
 
-    model_folder.save(BandCodec(tokenizer(vocoder("center").mel)), run)
+    model_folder.save(MelCodec(tokenizer(vocoder("center").mel)), run)
     codec = bandtok_jax.load(run, vocoder=export)
     codes = codec.encode(golden()["audio"], 24000)
     played = whole(vocoder("center"), codec.decode_mel(codes))
@@ -102,7 +102,7 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
     assert bandtok_jax.load(tmp_path / "both").stages["vocoder"].weight_hash == vocoder("center").weight_hash
 
     other = str(tmp_path / "other")
-    model_folder.save(BandCodec(tokenizer(vocoder("same").mel)), other)
+    model_folder.save(MelCodec(tokenizer(vocoder("same").mel)), other)
     with pytest.raises(ValueError, match="the vocoder hears .*, the tokenizer decodes to .*: train the vocoder"):
         bandtok_jax.load(other, vocoder=export)
     with pytest.raises(ValueError, match="holds a vocoder, no tokenizer"):
