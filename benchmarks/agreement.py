@@ -131,12 +131,6 @@ def tie_gaps(quantizer, latents, codes):
     return np.stack(gaps, axis=-1)
 
 
-def tree_in_float64(tree):
-    import jax
-
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
-
-
 def make_vocos(folder):
     from peers_torch import test_signal
     import torch

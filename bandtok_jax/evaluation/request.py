@@ -95,10 +95,8 @@ def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
     hashes = {token_manifest(path)["weight_hash"]: path for path in records}
     found = {}
     for text in flags.language_model:
-        name, separator, path = text.partition("=")
-        if not separator:
-            name, path = os.path.basename(os.path.normpath(text)), text
-        if _check_name("--language-model", name) in found:
+        name, path = _perhaps_named("--language-model", text, folder=text)
+        if name in found:
             raise ValueError(f"two language models are called {name}: write --language-model=NAME=RUN")
         stage = model_folder.read_stages(path).get("language_model")
         if not stage:
@@ -184,17 +182,22 @@ def _refuse_equal(names: list[str]) -> None:
 
 def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]:
     """`[NAME=]MODEL[+VOCODER]` -> the codec, and where its rows are residual, it with fewer rows."""
-    name, separator, model = text.partition("=")
-    if not separator:
-        name, model = os.path.basename(os.path.normpath(text.partition("+")[0])), text
+    name, model = _perhaps_named("--codec", text, folder=text.partition("+")[0])
     path, _, vocoder = model.partition("+")
     codec = bandtok_jax.load(path, vocoder or None)
-    _check_name("--codec", name)
     if codec.row_kind != "residual":
         return [systems.CodecSystem(name, codec)]
     counts = sorted({*fewer_rows, codec.rows})
     names = {rows: name if rows == codec.rows else f"{name}-{rows}" for rows in counts}
     return [systems.CodecSystem(names[rows], codec, rows, family=name) for rows in counts]
+
+
+def _perhaps_named(flag: str, text: str, folder: str) -> tuple[str, str]:
+    """`[NAME=]MODEL` -> both; without a name, that of the folder."""
+    name, separator, model = text.partition("=")
+    if not separator:
+        name, model = os.path.basename(os.path.normpath(folder)), text
+    return _check_name(flag, name), model
 
 
 def _named(flag: str, text: str) -> tuple[str, str]:
