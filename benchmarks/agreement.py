@@ -123,18 +123,12 @@ def tie_gaps(quantizer, latents, codes):
         )
         weight = lambda layer: layer["kernel"][0] * layer["gain"] / np.linalg.norm(layer["kernel"][0], axis=0)
         unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-        vectors = level["vectors"]
+        vectors = np.asarray(level["vectors"], np.float64)
         distances = 2 - 2 * unit(residual @ weight(into) + into["bias"]) @ unit(vectors).T
         nearest = np.partition(distances, 1, axis=-1)
         gaps.append(nearest[:, 1] - nearest[:, 0])
         residual = residual - (vectors[codes[:, number]] @ weight(out) + out["bias"])
     return np.stack(gaps, axis=-1)
-
-
-def tree_in_float64(tree):
-    import jax
-
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
 def make_vocos(folder):

@@ -200,7 +200,7 @@ class MelTokenizer(Game):
         """
         shown = {}
         originals = batch["audio"][:EXAMPLES_SHOWN]
-        pictures = jax.jit(self._picture)(originals)
+        pictures = self._picture(originals)
         reconstructions, sounds = self._show(state["model"], frozen, pictures)
         for i in range(len(originals)):
             shown[f"{i}/original"] = ("audio", originals[i], self.mel.sample_rate_hz)
