@@ -22,7 +22,7 @@ STEPS = dict(
 SPECIAL = {
     "mel_tokenizer": {"loss.adversarial_start": 10, "codebook.restart_share": 0, "discriminator.width": 8},
     "vocoder": {"loss.adversarial_start": 10},
-    "waveform_codec": {"loss.adversarial_start": 10},
+    "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_width": 8, "model.decoder_width": 16},
     "language_model": {},
 }
 # In float32 the learning rate warms up as in all shipped configurations: Adam's first steps at the full rate would turn

@@ -14,6 +14,7 @@ from bandtok_jax.audio.spectral import MelDefinition, log_mel
 from bandtok_jax.configs import vocos
 from bandtok_jax.layers.convolution import Convolution, DepthwiseConvolution
 from bandtok_jax.losses import adversarial, spectral
+from bandtok_jax.models import waveform_discriminators
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
@@ -103,6 +104,15 @@ def test_critics_ignore_loudness_and_offset():
     assert [len(maps) for maps in features] == [2, 25]
     for a, b in zip(logits, judge(0.1 * audio + 0.5)[0]):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_every_sample_at_the_peak_moves_it():
+    audio = jnp.array([0.5, -0.9, 0.2, 0.9 * (1 - 1e-7), 0.0])
+    peak, slope = jax.value_and_grad(lambda x: waveform_discriminators._peak(x)[0])(audio)
+    assert peak == jnp.float32(0.9)
+    np.testing.assert_allclose(slope, [0, -0.5, 0, 0.5, 0])
+    alone = jax.grad(lambda x: waveform_discriminators._peak(x)[0])(audio[:3])
+    np.testing.assert_allclose(alone, jax.grad(lambda x: jnp.abs(x).max())(audio[:3]))
 
 
 def test_critics_have_the_published_size():

@@ -15,6 +15,7 @@ from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
 
 SLOPE = 0.1  # of the leaky rectifiers
 PEAK = 0.8  # every sound is scaled to it: a critic shall not judge loudness
+PEAK_ROUNDING = 1e-6  # our choice: some units in the last place of 32 bits
 BAND_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # fractions of the Nyquist frequency
 
 
@@ -47,10 +48,22 @@ class WaveformDiscriminators(nnx.Module):
 
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         audio = audio - audio.mean(-1, keepdims=True)
-        audio = PEAK * audio / (jnp.abs(audio).max(-1, keepdims=True) + 1e-9)
+        audio = PEAK * audio / (_peak(audio) + 1e-9)
         verdicts = [critic(audio) for critic in (*self.periods, *self.spectra)]
         logits = [verdict.astype(jnp.promote_types(verdict.dtype, jnp.float32)) for verdict, _ in verdicts]
         return logits, [features for _, features in verdicts]
+
+
+def _peak(audio: jax.Array) -> jax.Array:
+    """The largest magnitude, `[..., S] -> [..., 1]`, moved by all samples that reach it but for a rounding.
+
+    A sound that repeats itself, as one of equal codes does, has its peak several times: with the gradient of the
+    maximum, a last bit would decide which of them moves.
+    """
+    size = jnp.abs(audio)
+    peak = jax.lax.stop_gradient(size.max(-1, keepdims=True))
+    mean = size.mean(-1, keepdims=True, where=size >= (1 - PEAK_ROUNDING) * peak)
+    return mean + jax.lax.stop_gradient(peak - mean)
 
 
 class PeriodDiscriminator(nnx.Module):

@@ -63,11 +63,11 @@ class SoundGame(Game, abc.ABC):
         model, discriminator = state["model"], state["discriminator"]
 
         def micro_step(micro_batch):
-            real = micro_batch["audio"]
             (fake, own), pull_back = jax.vjp(
                 lambda parameters: self.generate(parameters, model["buffers"], frozen, micro_batch, key),
                 model["parameters"],
             )
+            real = micro_batch["audio"].astype(fake.dtype)  # both are heard in the same precision
             terms, push = jax.vjp(lambda fake: self._reconstruction(fake, real), fake)
             slopes = self._slopes(terms, push)
             metrics, critic_gradients = {"loss": self._weighed({**own, **terms}), **own, **terms}, {}
