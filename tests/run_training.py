@@ -42,8 +42,9 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
 
 
 def _with_gains(tree):
-    """The same state, in which the gain of a normalised kernel is its norm in 64 bits too: that in 32, which a mesh adds
-    up in another order, differs by some 1e-8.
+    """The same state with the gains of normalised kernels as norms in 64 bits.
+
+    In 32, a mesh adds them up in another order: they differ by some 1e-8.
     """
     if not isinstance(tree, dict):
         return tree
