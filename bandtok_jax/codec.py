@@ -2,7 +2,7 @@
 
 Every chunk carries as much context as its network can see, and chunks start on a fixed grid. So one compiled program
 serves every length, working memory does not grow with the piece, and what a column of codes says does not depend on how
-long the piece is. Here stands what all codecs share; `MelCodec` and `ResidualCodec` know their networks.
+long the piece is. Here stands what all codecs share; `MelCodec` and `SoundCodec` know their networks.
 
 Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 """
@@ -156,6 +156,10 @@ class Codec(abc.ABC):
           ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
         """
         return np.concatenate(list(self.decode_stream([codes], seed, samples=samples)))
+
+    @abc.abstractmethod
+    def decode_mel(self, codes: np.ndarray) -> np.ndarray:
+        """Codes `[T, F]` to natural-log mel frames `[T', M]`: what a vocoder would hear, or those of the sound."""
 
     def listen(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
         """A stream of `[C, S]` blocks at any rate to `[S]` blocks at the codec's; checks every block, mixes down."""

@@ -16,6 +16,7 @@ from bandtok_jax.audio.windows import windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.generation import pieces
 from bandtok_jax.interchange import container, dac_file
+from bandtok_jax.sound_codec import SoundCodec
 
 BLOCK_SAMPLES = 1 << 16
 COMPARISON_SAMPLES = 1 << 17
@@ -85,8 +86,8 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
     Raises:
       ValueError: the file is damaged, does not belong to this kind of model, or holds what a `.bt` file cannot.
     """
-    if codec.row_kind != "residual":
-        raise ValueError(f"{source} is a .dac file, and this model's rows are bands: give an imported DAC")
+    if not isinstance(codec, SoundCodec):
+        raise ValueError(f"{source} is a .dac file, and this model codes mel pictures: give an imported DAC")
     with _naming(source):
         found = dac_file.read(source)
         if os.path.splitext(target)[1] != ".bt":

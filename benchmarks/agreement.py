@@ -123,7 +123,7 @@ def tie_gaps(quantizer, latents, codes):
         )
         weight = lambda layer: layer["kernel"][0] * layer["gain"] / np.linalg.norm(layer["kernel"][0], axis=0)
         unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-        vectors = level["vectors"]
+        vectors = np.asarray(level["vectors"], np.float64)
         distances = 2 - 2 * unit(residual @ weight(into) + into["bias"]) @ unit(vectors).T
         nearest = np.partition(distances, 1, axis=-1)
         gaps.append(nearest[:, 1] - nearest[:, 0])

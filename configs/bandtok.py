@@ -4,7 +4,8 @@
 
 The paper gives one shared codebook, 16 bands, the multi-scale PatchGAN and the moving-average codebook. Layout, widths,
 weights and schedules are our choices. `model.residual_levels=16` makes the paper's opponent of the same encoder and
-decoder: 16 residual levels, each with a codebook of its own, where 16 bands share one.
+decoder: 16 residual levels, each with a codebook of its own, where 16 bands share one. A linear map brings a column to
+`model.column_width` and back; the decoder learns from all levels alone.
 
   tiny   two CPU cores, minutes: K = 1024, one cell of 8 x 8 a patch
   small  one GPU, a day: K = 4096, a quarter of base

@@ -37,6 +37,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **defaults.choose(shapes, "language_model", variant),
             "rope": "2d",
             "row_embedding": False,
+            "row_vocabulary": False,  # True where each row has a codebook of its own
             "text": "bytes",
             "attention": "auto",
             "remat": False,

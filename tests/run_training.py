@@ -10,6 +10,7 @@ import sys
 
 from absl import flags
 import jax
+import jax.numpy as jnp
 
 from bandtok_jax import tasks
 from bandtok_jax.launch.processes import RESTART_EXIT_CODE
@@ -27,7 +28,7 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
         def create_wide(*arguments):
             made = create(*arguments)
             init = made.init
-            made.init = lambda *keys: tiny.in_float64(init(*keys))
+            made.init = lambda *keys: _with_gains(tiny.in_float64(init(*keys)))
             return made
 
         tasks.create = create_wide
@@ -38,6 +39,19 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
         print(notice)
         return RESTART_EXIT_CODE
     return 0
+
+
+def _with_gains(tree):
+    """The same state with the gains of normalised kernels as norms in 64 bits.
+
+    In 32, a mesh adds them up in another order: they differ by some 1e-8.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    tree = {name: _with_gains(branch) for name, branch in tree.items()}
+    if {"kernel", "gain"} <= tree.keys() and tree["kernel"].dtype == "float64":
+        tree["gain"] = jnp.sqrt((tree["kernel"] ** 2).sum(tuple(range(tree["kernel"].ndim - 1))))
+    return tree
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import experiment
+from bandtok_jax import experiment, files
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.interchange import safetensors, stage
 from bandtok_jax.mel_codec import MelCodec
@@ -243,6 +243,12 @@ def test_a_mel_tokenizer_may_have_residual_levels():
     # Fewer levels are another sound of the same length.
     first = codec.decode(codes[:, :2])
     assert first.shape == (44 * 4096,) and not np.array_equal(first, codec.decode(codes))
+
+
+def test_a_dac_file_is_refused_by_a_tokenizer_of_mel_pictures(tmp_path):
+    for codec in (create(), create_of_levels()):
+        with pytest.raises(ValueError, match="song.dac is a .dac file, and this model codes mel pictures"):
+            files.decode_dac(codec, "song.dac", str(tmp_path / "a.wav"))
 
 
 @pytest.mark.parametrize("make", [create, create_of_levels])

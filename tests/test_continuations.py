@@ -1,10 +1,12 @@
 """The drift of continuations: none where the truth goes on, more where the model goes astray, and what has ended."""
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 
+from bandtok_jax.audio import spectral
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.evaluation import continuations
 from tests.small_codec import SmallCodec
@@ -32,7 +34,9 @@ def codec_that_writes(**how):
     codec = SmallCodec()
     codec.samples_per_column, codec.require = 4, lambda name: None
     codec.mel = MelDefinition(sample_rate_hz=16_000, high_hz=8_000, padding="none")
-    settings = types.SimpleNamespace(data=types.SimpleNamespace(columns=64))
+    whole = dataclasses.replace(codec.mel, padding="same")
+    codec.decode_mel = lambda codes: np.asarray(spectral.log_mel(codec.decode(codes), whole))
+    settings = types.SimpleNamespace(data=types.SimpleNamespace(columns=4001))
     codec.stages = {"language_model": types.SimpleNamespace(config=settings)}
     codec.generator = Writer(np.stack([codec.encode(piece, 16_000) for piece in pieces()]), **how)
     return codec
@@ -49,6 +53,7 @@ def pieces():
 def test_the_truth_does_not_drift():
     found = continuations.drift(codec_that_writes(), pieces(), start_seconds=START)
     assert found.continued == found.reconstructed and found.left == [1.0] * 3
+    assert max(found.astray) < 0.1 * min(found.reconstructed), "what the codec loses is not the model's"
     np.testing.assert_allclose(found.seconds, [1, 3, 5])
     assert min(found.reconstructed) > 0.9 * max(found.reconstructed) > 0, "the codec is as far off at any time"
 
@@ -57,6 +62,7 @@ def test_errors_that_grow_are_seen_to_grow():
     found = continuations.drift(codec_that_writes(astray=20.0), pieces(), start_seconds=START)
     above = np.subtract(found.continued, found.reconstructed)
     assert 1 < above[0] < above[1] < above[2]
+    assert found.astray == sorted(found.astray)
 
 
 def test_pieces_that_the_model_ends_no_longer_count():
@@ -64,6 +70,14 @@ def test_pieces_that_the_model_ends_no_longer_count():
     assert found.left == [1.0, 0.5, 0.5]
 
 
-def test_too_short_pieces_are_refused():
+def test_a_slot_that_no_piece_reaches_has_no_distance():
+    found = continuations.drift(codec_that_writes(columns=4000 * 4), pieces()[1:2].repeat(2, 0), start_seconds=START)
+    assert found.continued[2] is None or found.left[2] > 0
+
+
+def test_what_cannot_be_followed_is_refused():
+    codec = codec_that_writes()
     with pytest.raises(ValueError, match="at least 2.0 s longer"):
-        continuations.drift(codec_that_writes(), pieces()[:, :40_000], start_seconds=START)
+        continuations.drift(codec, pieces()[:, :40_000], start_seconds=START)
+    with pytest.raises(ValueError, match="start_seconds 1.1 are 4400 columns, and the model sees 4001"):
+        continuations.drift(codec, pieces(), start_seconds=1.1)

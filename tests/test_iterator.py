@@ -144,6 +144,14 @@ def renamed(folder, output, **names):
     return str(output)
 
 
+def test_a_list_of_tracks_that_is_not_of_these_records_is_named(folder, tmp_path):
+    copy = renamed(folder, tmp_path / "copy")
+    lines = (tmp_path / "copy" / "tracks.jsonl").read_text().splitlines()
+    (tmp_path / "copy" / "tracks.jsonl").write_text("\n".join(lines[1:]))
+    with pytest.raises(ValueError, match="tracks.jsonl speaks of .* prepare ... --overwrite"):
+        heard(copy, 1, domains=True)
+
+
 def heard(text, examples, **choices):
     """The record at each of the first positions of a stream."""
     opened = sources.open_audio(text, "train", sample_rate_hz=RATE, clip_samples=4000)

@@ -17,6 +17,7 @@ from bandtok_jax.models.language_model import LanguageModel
 from bandtok_jax.models.network import Network
 from bandtok_jax.platforms import jit_once, made_for
 from bandtok_jax.training import sharding
+from tests import tiny
 
 ROWS, CODES = 3, 20
 SETTINGS = dict(
@@ -131,6 +132,39 @@ def test_scanned_layers_equal_unrolled_ones():
     np.testing.assert_allclose(value, scanned, rtol=1e-5)
     one = gradient["blocks"]["1"]["attention"]["out"]["kernel"]
     np.testing.assert_allclose(one, scanned_gradient["blocks"]["attention"]["out"]["kernel"][1], rtol=1e-3, atol=1e-5)
+
+
+def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
+    model, codes = network(row_vocabulary=True, text="none"), grid(2, 3)
+    parameters = tiny.random_weights(model)
+    parameters = jax.tree.map(lambda x: jnp.asarray(x) / 4, parameters)
+    full = np.asarray(jax.jit(lambda p: model.apply(p, {}, codes))(parameters))
+    # The same network with one vocabulary is that of a row, once only this row's entries are left.
+    plain = network(text="none")
+    cut = lambda matrix, row: matrix[row * 256 : (row + 1) * 256]
+    one = {**parameters, "embedding": cut(parameters["embedding"], ROWS - 1)}
+    one["head"] = {"kernel": cut(parameters["head"]["kernel"], 0)}
+    begin = jax.jit(lambda p: plain.apply(p, {}, codes))(one)
+    np.testing.assert_allclose(full[:, 0, :CODES], begin[:, 0, :CODES], atol=1e-5)
+    # What a code of one row says, the same number in another row does not.
+    moved = {**parameters, "embedding": jnp.roll(parameters["embedding"], 256, axis=0)}
+    others = np.asarray(model.apply(moved, {}, codes))
+    assert np.abs(full[..., :CODES] - others[..., :CODES]).max() > 1e-3
+
+    tokens = np.concatenate([np.full((2, 1), CODES + 1), codes.reshape(2, -1)], axis=1)
+
+    @jax.jit
+    def decode(parameters):
+        cache = model.apply(parameters, {}, 2, 16, method="empty_cache")
+        cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, method="prefill")
+
+        def one(cache, place):
+            logits, cache = model.apply(parameters, {}, jnp.asarray(tokens)[:, place], place, cache, method="decode")
+            return cache, logits
+
+        return jnp.swapaxes(jax.lax.scan(one, cache, jnp.arange(3, 10))[1], 0, 1)
+
+    np.testing.assert_allclose(decode(parameters)[..., : CODES + 1], full[:, 3:, : CODES + 1], atol=1e-4)
 
 
 def test_size_of_the_published_scale():

@@ -59,10 +59,23 @@ def test_a_dead_code_restarts_and_stays_where_it_restarted():
     candidates = jnp.arange(8.0).reshape(4, 2) + 1
     new, restarted = update_codebook(buffers, jnp.zeros(4), jnp.zeros((4, 2)), candidates)
     assert restarted == 1
-    np.testing.assert_allclose(new["vectors"][3], candidates[3], rtol=1e-4)
+    np.testing.assert_allclose(new["vectors"][3], candidates[0], rtol=1e-4)
     # One more step in which nothing chooses it: sums that were left behind would pull it back to the origin.
     later, _ = update_codebook(new, jnp.zeros(4), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
-    np.testing.assert_allclose(later["vectors"][3], candidates[3], rtol=1e-3)
+    np.testing.assert_allclose(later["vectors"][3], candidates[0], rtol=1e-3)
+
+
+def test_no_two_dead_codes_restart_at_one_place():
+    counts = jnp.array([10.0, 0.01, 0.01, 10.0, 0.01])
+    buffers = {"vectors": jnp.zeros((5, 2)), "counts": counts, "sums": jnp.zeros((5, 2))}
+    latents = jnp.array([[[1.0, 2.0], [3.0, 4.0]]])
+    candidates = quantization.draw_candidates(latents, jnp.zeros(1, jnp.int32), jax.random.key(0), 5)
+    assert sorted(np.asarray(candidates).tolist()) == [[1, 2], [3, 4]]
+    new, restarted = update_codebook(buffers, jnp.zeros(5), jnp.zeros((5, 2)), candidates)
+    assert restarted == 2
+    np.testing.assert_allclose(new["vectors"][jnp.array([1, 2])], candidates, rtol=1e-3)
+    np.testing.assert_allclose(new["vectors"][4], 0), "which waits for the next batch"
+    assert new["counts"][4] < 0.01
 
 
 def test_candidates_do_not_depend_on_the_order_of_the_batch():

@@ -24,7 +24,7 @@ from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
 from tests.processes import parts
 
-# The vocoder and the codec of sound share their game: what one of them shows, the other shows among the slow proofs.
+# Games of sound take long to compile: what both of them show here, they show among the slow proofs.
 SOUND_SLOW = [
     pytest.param(task, marks=pytest.mark.slow) if task in ("vocoder", "waveform_codec") else task for task in tiny.TASKS
 ]
@@ -118,6 +118,20 @@ def test_a_complete_run_stops_at_once(straight):
     before = (run / "metrics.jsonl").read_bytes()
     assert loop.train(tiny.config("mel_tokenizer", run.parent), run) == {}
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_does_not_know_newer_keys_goes_on(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight("mel_tokenizer"), run)
+    stored = json.loads((run / "config.json").read_text())
+    for group, key in (("model", "residual_levels"), ("optimizer", "decay_all")):
+        del stored[group][key]
+    (run / "config.json").write_text(json.dumps(stored))
+    made = tiny.config("mel_tokenizer", tmp_path)
+    states.settle(made, run, None, resumed=True)
+    for change in ({"model.residual_levels": "3"}, {"optimizer.decay_all": "true"}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} was (0|False) and is now"):
+            states.settle(tiny.config("mel_tokenizer", tmp_path, **change), run, None, resumed=True)
 
 
 def test_another_size_in_the_same_folder_is_refused(straight):

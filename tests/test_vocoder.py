@@ -201,7 +201,9 @@ def _plainly(task, state):
 def test_the_tokenizers_mels_are_heard():
     """With "mixed" a coin that belongs to the example decides, wherever in the batch it stands."""
     # A tokenizer whose pictures are all 7.
-    network = SimpleNamespace(apply=lambda parameters, buffers, x, method: 0 * x + parameters)
+    network = SimpleNamespace(
+        apply=lambda parameters, buffers, x, method: 0 * x + parameters, attribute={"frames_per_column": 8}.get
+    )
     stage = SimpleNamespace(network=network, weights={"parameters": jnp.float32(7.0), "buffers": {}})
     examples = {"audio": batch(16)["audio"], "index": jnp.arange(16)}
     turned = jax.tree.map(lambda x: x[::-1], examples)
@@ -212,6 +214,17 @@ def test_the_tokenizers_mels_are_heard():
         heard[source] = hear(task.load_frozen(), examples)
         np.testing.assert_array_equal(hear(task.load_frozen(), turned), heard[source][::-1])
     assert heard["decoded"].all() and 2 < heard["mixed"].sum() < 14
+
+
+def test_the_frame_that_no_code_speaks_of_stays_true():
+    network = SimpleNamespace(
+        apply=lambda parameters, buffers, x, method: 0 * x + parameters, attribute={"frames_per_column": 8}.get
+    )
+    stage = SimpleNamespace(network=network, weights={"parameters": jnp.float32(7.0), "buffers": {}})
+    made = config(mel_source="decoded", tokenizer="RUN", **{"mel.padding": "center"})
+    task = tasks.create(made, lambda folder: {"tokenizer": stage})
+    mel = jax.jit(lambda f, b: task._heard(f, b, jax.random.key(0)))(task.load_frozen(), batch(1))
+    assert mel.shape[1] == 33 and (mel[:, :32] == 7).all() and (mel[:, 32] != 7).any()
 
 
 def test_evaluation_and_summaries():
@@ -230,6 +243,7 @@ def test_evaluation_and_summaries():
         ({"data.clip_samples": 1000}, "multiple of 64"),
         ({"mel_source": "decoded"}, "config.tokenizer"),
         ({"mel_source": "treu"}, "mixed"),
+        ({"loss.feature_average": "all"}, 'loss.feature_average is "all"'),
     ],
 )
 def test_mistakes_are_named(changes, cure):

@@ -17,23 +17,27 @@ from bandtok_jax.evaluation.frechet import frechet_distance
 # Our choices: of the 128 bands so few are left, and so short are the stretches that one vector describes, that some
 # hundred pieces fill a slot with many times as many vectors as these have dimensions.
 GROUPS, STRETCH_SECONDS, SLOT_SECONDS = 16, 0.5, 2.0
-PIECES_AT_ONCE = 32  # affects speed and memory alone
+PIECES_AT_ONCE = 32  # affects speed, memory and what is drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """Frechet distances to the real pieces, one for each slot of time, counted from where the model takes over.
+    """Frechet distances of what is heard in each slot of time, counted from where the model takes over.
 
     Attributes:
       seconds: the middle of each slot.
-      continued: of the model's continuations.
-      reconstructed: of the true continuations, as the codec gives them back: what no model can be better than.
-      left: share of the pieces that the model has not ended before the slot does; those that it has ended do not count.
+      continued: of the model's continuations to all of the real music; None where too few are left.
+      reconstructed: of the true continuations, as the codec gives them back, to all of the real music.
+      astray: of the model's continuations to all of the true ones as the codec gives them back: what the model alone
+        does, whatever the codec loses. None as above.
+      left: share of the pieces that the model has not ended before the slot does; those that it has ended do not count,
+        and with fewer pieces a distance is larger.
     """
 
     seconds: list[float]
-    continued: list[float]
+    continued: list[float | None]
     reconstructed: list[float]
+    astray: list[float | None]
     left: list[float]
 
 
@@ -43,10 +47,10 @@ def drift(codec: Codec, pieces: np.ndarray, *, start_seconds: float, seed: int =
     Args:
       codec: with a language model, which draws from its whole distribution, without text.
       pieces: float32 `[N, S]` at the codec's rate; as many as can be had.
-      start_seconds: how much of them the model is given, in whole columns.
+      start_seconds: how much of them the model is given, in whole columns; less than it sees at a time.
 
     Raises:
-      ValueError: no language model, or pieces too short for one slot.
+      ValueError: no language model, pieces too short for one slot, or more given than the model sees.
     """
     codec.require("language_model")
     first = round(start_seconds * codec.columns_per_second)
@@ -57,27 +61,41 @@ def drift(codec: Codec, pieces: np.ndarray, *, start_seconds: float, seed: int =
             f"pieces of {pieces.shape[1] / codec.sample_rate_hz:.1f} s, of which {start_seconds} are given: make them "
             f"at least {SLOT_SECONDS} s longer than what is given"
         )
+    window = codec.stages["language_model"].config.data.columns
+    if first >= window:
+        raise ValueError(
+            f"start_seconds {start_seconds} are {first} columns, and the model sees {window} at a time: give fewer"
+        )
     columns = first + slots * slot_columns
     pieces = pieces[:, : columns * codec.samples_per_column]
     true = np.stack([codec.encode(piece, codec.sample_rate_hz) for piece in pieces])
-    written, lengths = _continue(codec, true, first, seed)
-    hears = lambda grids: np.stack([_heard(codec, codes) for codes in grids])
-    real_mels = np.stack([_mel(codec, piece) for piece in pieces])
-    mels = {"real": real_mels, "true": hears(true), "written": hears(written)}
-    frames = mels["real"].shape[1] / columns
-    cut = lambda slot: slice(*(round((first + (slot + i) * slot_columns) * frames) for i in (0, 1)))
-    real = np.concatenate([_embeddings(mels["real"][:, cut(slot)], codec) for slot in range(slots)])
+    written, lengths = _continue(codec, true, first, window, seed)
+    hears = lambda grids: np.stack([codec.decode_mel(codes) for codes in grids])
+    mel = dataclasses.replace(codec.mel, padding="same")
+    real = np.stack([np.asarray(spectral.log_mel(piece, mel)) for piece in pieces])
+    frames = real.shape[1] / columns
     there = [lengths >= first + (slot + 1) * slot_columns for slot in range(slots)]
-    of = lambda name, slot, chosen: frechet_distance(real, _embeddings(mels[name][chosen][:, cut(slot)], codec))
+
+    def by_slot(log_mels):
+        edges = [round((first + slot * slot_columns) * frames) for slot in range(slots + 1)]
+        return [_embeddings(log_mels[:, start:stop], codec) for start, stop in zip(edges, edges[1:])]
+
+    real, given_back, made = by_slot(real), by_slot(hears(true)), by_slot(hears(written))
+    all_real, all_given_back = (_flat(np.concatenate(slot)) for slot in (real, given_back))
+    continued = [made[slot][there[slot]] for slot in range(slots)]
+    distances = lambda reference, found: [
+        frechet_distance(reference, _flat(one)) if len(one) > 1 else None for one in found
+    ]
     return Drift(
         seconds=[(slot + 0.5) * slot_columns / codec.columns_per_second for slot in range(slots)],
-        continued=[of("written", slot, there[slot]) for slot in range(slots)],
-        reconstructed=[of("true", slot, slice(None)) for slot in range(slots)],
+        continued=distances(all_real, continued),
+        reconstructed=distances(all_real, given_back),
+        astray=distances(all_given_back, continued),
         left=[float(chosen.mean()) for chosen in there],
     )
 
 
-def _continue(codec: Codec, true: np.ndarray, first: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _continue(codec: Codec, true: np.ndarray, first: int, window: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes `[N, T, F]` of which the first columns are true and the rest the model's, and where it ended them `[N]`."""
     made = []
     for start in range(0, len(true), PIECES_AT_ONCE):
@@ -85,7 +103,7 @@ def _continue(codec: Codec, true: np.ndarray, first: int, seed: int) -> tuple[np
         prefix = np.concatenate([prefix, np.repeat(prefix[:1], PIECES_AT_ONCE - len(prefix), axis=0)])
         codes, lengths = codec.generator.generate(
             columns=true.shape[1],
-            window_columns=codec.stages["language_model"].config.data.columns,
+            window_columns=window,
             key=jax.random.fold_in(jax.random.key(seed), start),
             batch=PIECES_AT_ONCE,
             prefix=prefix,
@@ -95,18 +113,14 @@ def _continue(codec: Codec, true: np.ndarray, first: int, seed: int) -> tuple[np
     return codes, lengths
 
 
-def _heard(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """What codes `[T, F]` stand for, as log-mel: what a mel tokenizer decodes to, or the mel of the decoded sound."""
-    return codec.decode_mel(codes) if hasattr(codec, "decode_mel") else _mel(codec, codec.decode(codes))
-
-
-def _mel(codec: Codec, audio: np.ndarray) -> np.ndarray:
-    return np.asarray(spectral.log_mel(audio, dataclasses.replace(codec.mel, padding="same")))
-
-
 def _embeddings(log_mel: np.ndarray, codec: Codec) -> np.ndarray:
-    """Log-mels `[N, T, M]` to vectors `[N * stretches, 2 * GROUPS]`: mean and deviation of groups of bands."""
+    """Log-mels `[N, T, M]` to vectors `[N, stretches, 2 * GROUPS]`: mean and deviation of groups of bands."""
     seconds = log_mel.shape[1] * codec.mel.hop_samples / codec.sample_rate_hz
     grouped = np.stack([group.mean(-1) for group in np.array_split(log_mel, GROUPS, axis=-1)], axis=-1)
     parts = np.array_split(grouped, max(1, round(seconds / STRETCH_SECONDS)), axis=1)
-    return np.concatenate([np.concatenate([part.mean(1), part.std(1)], axis=-1) for part in parts])
+    return np.stack([np.concatenate([part.mean(1), part.std(1)], axis=-1) for part in parts], axis=1)
+
+
+def _flat(embeddings: np.ndarray) -> np.ndarray:
+    """`[N, stretches, E]` to `[N * stretches, E]`."""
+    return embeddings.reshape(-1, embeddings.shape[-1])

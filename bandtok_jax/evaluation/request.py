@@ -25,6 +25,8 @@ def evaluate(flags: Any) -> Iterator[str]:
     Raises:
       ValueError, FileNotFoundError: what is wrong with them or with what they name, and the cure.
     """
+    if flags.language_model:
+        raise ValueError("--language-model predicts tokens: write  bandtok evaluate tokens")
     settings = _settings(flags)
     found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
     pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
@@ -92,8 +94,13 @@ def tokens(flags: Any) -> Iterator[str]:
 
 def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
     """What each language model makes of those of the token records that its tokenizer wrote, by its name."""
-    hashes = {token_manifest(path)["weight_hash"]: path for path in records}
-    found = {}
+    hashes, found = {}, {}
+    for path in records:
+        first = hashes.setdefault(token_manifest(path)["weight_hash"], path)
+        if flags.language_model and first != path:
+            raise ValueError(
+                f"{first} and {path} are tokens of one tokenizer: let --language-model predict one of them"
+            )
     for text in flags.language_model:
         name, path = _perhaps_named("--language-model", text, folder=text)
         if name in found:

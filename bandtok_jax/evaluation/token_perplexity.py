@@ -40,7 +40,7 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
             f"{stage.origin} was trained on tokens of {stage.tokenizer_hash[:12]}, {folder} holds those of "
             f"{source.manifest['weight_hash'][:12]}: give the tokens of its own tokenizer"
         )
-    task, totals = stage.task, None
+    task, totals = stage.task, {}
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
     counts = [-(-len(source[number]["codes"]) // columns) for number in range(len(source))]
@@ -54,8 +54,9 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
             records += [empty] * (WINDOWS - len(records))
             ended = np.array([record["last"] for record in records])
             found = step(state, frozen, TokenCrop(columns).batch(records) | {"ended": ended})
-            totals = found if totals is None else jax.tree.map(np.add, totals, found)
-    totals = jax.device_get(totals)
+            # In 64 bits: there may be more tokens than 32 can count.
+            found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+            totals = jax.tree.map(np.add, totals, found) if totals else found
     found = {name: float(value) for name, value in task.combine(totals, 1).items()}
     return found | {"tokens": int(totals["columns"]) * task.settings["rows"]}
 

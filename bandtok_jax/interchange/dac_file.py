@@ -19,7 +19,7 @@ from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.interchange import container, pickles
 from bandtok_jax.models.dac import DAC
 from bandtok_jax.models.network import Network
-from bandtok_jax.residual_codec import ResidualCodec
+from bandtok_jax.sound_codec import SoundCodec
 
 VERSIONS = ("1.0.0",)
 SILENCE_LUFS = -70.0  # audiotools' loudness is never below
@@ -93,7 +93,7 @@ def read(path: str) -> DacFile:
     return read_file
 
 
-def decode(codec: ResidualCodec, file: DacFile, levels: int | None = None) -> np.ndarray:
+def decode(codec: SoundCodec, file: DacFile, levels: int | None = None) -> np.ndarray:
     """The sound of a `.dac` file, float32 `[C, S]` at the rate, the length and the loudness of its original.
 
     The channels keep their balance. (The official program brings each of them to the loudness of all.)
@@ -110,7 +110,7 @@ def decode(codec: ResidualCodec, file: DacFile, levels: int | None = None) -> np
     return np.pad(sound, ((0, 0), (0, file.samples - sound.shape[1])))
 
 
-def as_grid(codec: ResidualCodec, file: DacFile) -> tuple[np.ndarray, int]:
+def as_grid(codec: SoundCodec, file: DacFile) -> tuple[np.ndarray, int]:
     """Codes `[T, F]` for a `.bt` file, with the number of samples; they stand for sound at the loudness of the codes.
 
     Raises:
@@ -125,7 +125,7 @@ def as_grid(codec: ResidualCodec, file: DacFile) -> tuple[np.ndarray, int]:
     return codes, min(max(samples, longest - codec.samples_per_column + 1), longest)
 
 
-def _play_pieces(codec: ResidualCodec, codes: np.ndarray, piece_columns: int) -> np.ndarray:
+def _play_pieces(codec: SoundCodec, codes: np.ndarray, piece_columns: int) -> np.ndarray:
     """Codes `[T, F]` of whole pieces to sound `[S]`, each piece by itself and without padding."""
     codes = container.check_codes(codes, codec.rows, codec.codebook_size, fewer_rows=True)
     if len(codes) % piece_columns:
@@ -136,7 +136,7 @@ def _play_pieces(codec: ResidualCodec, codes: np.ndarray, piece_columns: int) ->
     return np.concatenate([np.asarray(decode(weights, piece[None])[0]) for piece in pieces])
 
 
-def _unpadded(codec: ResidualCodec, method: str):
+def _unpadded(codec: SoundCodec, method: str):
     """The network's method, compiled, with no zeros around what it is given."""
     network = Network(lambda rngs: DAC(**codec.stages["tokenizer"].config.model, padding=False, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))

@@ -20,7 +20,7 @@ from bandtok_jax.codec import Codec
 from bandtok_jax.interchange import model_card, safetensors
 from bandtok_jax.interchange.stage import Stage, fresh
 from bandtok_jax.mel_codec import MelCodec
-from bandtok_jax.residual_codec import ResidualCodec
+from bandtok_jax.sound_codec import SoundCodec
 
 EXPORT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -75,7 +75,7 @@ def join(stages: dict[str, Stage]) -> Codec:
             f"{stages['tokenizer'].origin} makes sound itself and has no use for the vocoder "
             f"{stages['vocoder'].origin}: load it without one"
         )
-    return ResidualCodec(**stages)
+    return SoundCodec(**stages)
 
 
 def create(name: str, seed: int = 0) -> Codec:

@@ -124,7 +124,8 @@ def update_codebook(
       codebook: the buffers `{'vectors', 'counts', 'sums'}` of a `Codebook`.
       counts: `[K]`, how often each code was chosen in the batch.
       sums: `[K, D]`, the sums of the vectors that chose it.
-      candidates: `[K, D]`, vectors of the batch in random order; a dead code takes the one in its place.
+      candidates: `[N, D]`, vectors of the batch in random order; each dead code takes another one, and those for which
+        there is none wait for the next batch.
       decay: of the averages (0.99: our choice, as van den Oord et al.).
       restart_share: a code whose moving count falls below this share of the mean count is dead (our choice: a share,
         so that the rule means the same for every batch size). 0 switches restarts off.
@@ -137,9 +138,13 @@ def update_codebook(
     codes = moving_counts.shape[-1]
     mean_count = moving_counts.mean(-1, keepdims=True)
     dead = moving_counts < restart_share * mean_count
+    # Never two codes at one place: of twins, the second would not be chosen.
+    number = jnp.cumsum(dead, axis=-1) - 1
+    dead = dead & (number < candidates.shape[-2])
+    taken = jnp.take_along_axis(candidates, jnp.where(dead, number, 0)[..., None], axis=-2)
     # The sums restart with the vector: else the next average would pull it back to where the code died.
     moving_counts = jnp.where(dead, mean_count, moving_counts)
-    moving_sums = jnp.where(dead[..., None], mean_count[..., None] * candidates, moving_sums)
+    moving_sums = jnp.where(dead[..., None], mean_count[..., None] * taken, moving_sums)
     total = moving_counts.sum(-1, keepdims=True)
     smoothed = (moving_counts + epsilon) / (total + codes * epsilon) * total
     vectors = moving_sums / smoothed[..., None]
@@ -148,7 +153,7 @@ def update_codebook(
 
 
 def draw_candidates(latents: jax.Array, index: jax.Array, key: jax.Array, codes: int) -> jax.Array:
-    """`codes` vectors drawn from a batch, independent of the order of its examples.
+    """At most `codes` vectors drawn from a batch, all different ones, independent of the order of its examples.
 
     Args:
       latents: `[B, ..., D]`.
@@ -158,7 +163,7 @@ def draw_candidates(latents: jax.Array, index: jax.Array, key: jax.Array, codes:
     per_example = flat.shape[0] // latents.shape[0]
     scores = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (per_example,)))(index)
     order = jnp.argsort(scores.reshape(-1))
-    return flat[order[jnp.arange(codes) % flat.shape[0]]]
+    return flat[order[:codes]]
 
 
 def k_means(vectors: jax.Array, codes: int, key: jax.Array, iterations: int = 20) -> tuple[jax.Array, jax.Array]:

@@ -59,11 +59,16 @@ def feature_matching(real_features: Features, fake_features: Features, average: 
         [_mean(jnp.abs(jax.lax.stop_gradient(real) - fake)) for real, fake in _pairs(reals, fakes)]
         for reals, fakes in _pairs(real_features, fake_features)
     ]
+    check_average(average)
     if average == "critics":
         terms = [[sum(maps) / len(maps)] for maps in terms]
-    elif average != "maps":
-        raise ValueError(f'the average of features "{average}" is unknown: set it to "critics" or "maps"')
     return sum(map(sum, terms)) / sum(map(len, terms))
+
+
+def check_average(average: str) -> None:
+    """Raises a ValueError unless `feature_matching` knows that average."""
+    if average not in ("critics", "maps"):
+        raise ValueError(f'loss.feature_average is "{average}": set it to "critics" or "maps"')
 
 
 def _mean(values: jax.Array) -> jax.Array:

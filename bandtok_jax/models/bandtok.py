@@ -77,6 +77,8 @@ class BandTok(nnx.Module):
         self.frames_per_column = patch * 2 ** (len(channels) - 1)
         if mels % self.frames_per_column:
             raise ValueError(f"mels is {mels}; it must be a multiple of the cell's side {self.frames_per_column}")
+        if residual_levels < 0:
+            raise ValueError(f"residual_levels is {residual_levels}: give 0 for bands, or how many levels")
         self.bands = mels // self.frames_per_column
         self.rows, self.codebook_size = residual_levels or self.bands, codes
         self.row_kind = "residual" if residual_levels else "band"
@@ -97,7 +99,10 @@ class BandTok(nnx.Module):
 
         if residual_levels:
             if normalise_codes:
-                raise ValueError("normalise_codes is set: what a residual level leaves over has no place on a sphere")
+                raise ValueError(
+                    "normalise_codes is set, but what residual levels leave over has no place on a sphere: "
+                    "set normalise_codes to False, or residual_levels to 0"
+                )
             linear = functools.partial(nnx.Linear, dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
             self.column_in = linear(self.bands * code_width, column_width)
             self.column_out = linear(column_width, self.bands * code_width)
@@ -181,7 +186,7 @@ class BandTok(nnx.Module):
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end.
 
-        Of residual levels, the first of them are enough.
+        Fewer residual levels, the first ones, are accepted; the decoder has only learned from all of them.
         """
         return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(self._floor))
 

@@ -30,6 +30,8 @@ class LanguageModel(nnx.Module):
       width, layers, heads, feed_forward: of the transformer.
       rope: "2d" turns half of each head by the column and half by the row, "1d" all of it by the place in the sequence.
       row_embedding: also add a learned vector for the row.
+      row_vocabulary: each row has codes of its own, with their own embeddings and head, as residual levels with a
+        codebook each have. By default all rows have one vocabulary, as bands of one codebook do.
       text: "bytes" reads captions with its own encoder, "embedding" takes embeddings made elsewhere, "none" neither.
       text_width: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
       attention: the kernel, see `bandtok_jax.layers.attention`.
@@ -50,6 +52,7 @@ class LanguageModel(nnx.Module):
         feed_forward: int,
         rope: str = "2d",
         row_embedding: bool = False,
+        row_vocabulary: bool = False,
         text: str = "bytes",
         text_width: int = 256,
         text_layers: int = 2,
@@ -72,8 +75,9 @@ class LanguageModel(nnx.Module):
             remat,
             scan_layers,
         )
-        self.sequence_sharding = sequence_sharding
-        vocabulary = padded_vocabulary(codebook_size)
+        self.sequence_sharding, self.row_vocabulary = sequence_sharding, row_vocabulary
+        self.vocabulary = padded_vocabulary(codebook_size)
+        entries = self.vocabulary * (rows if row_vocabulary else 1)
 
         def draw(*shape):
             return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), shape))
@@ -90,7 +94,7 @@ class LanguageModel(nnx.Module):
                 rngs=rngs,
             )
 
-        self.embedding = draw(vocabulary, width)
+        self.embedding = draw(entries, width)
         if row_embedding:
             self.row_embedding = draw(rows, width)
         if text == "bytes":
@@ -114,7 +118,7 @@ class LanguageModel(nnx.Module):
         else:
             self.blocks = nnx.List(block(rngs) for _ in range(layers))
         self.norm = RMSNorm(width, rngs=rngs)
-        self.head = Linear(width, vocabulary, wide=True, dtype=dtype, rngs=rngs)
+        self.head = Linear(width, entries, wide=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, codes: jax.Array, context=None, context_mask=None) -> jax.Array:
         """`codes [B, T, F]` -> logits `[B, T * F + 1, V]`: for code n at place n, and what follows the last one."""
@@ -134,7 +138,7 @@ class LanguageModel(nnx.Module):
             for block in self.blocks:
                 graph, state = nnx.split(block)
                 x, _ = layer(x, state)
-        return self._logits(x)
+        return self._logits(x, places)
 
     def context(self, *, caption=None, embedding=None, drop=None):
         """What to attend to: `[B, M, D]` and its mask `[B, M]`; the learned null text where there is no text.
@@ -173,7 +177,7 @@ class LanguageModel(nnx.Module):
         for number, (block, layer) in enumerate(zip(self.blocks, cache)):
             x, layer = block.decode(x, angles, layer, place, context[number] if context else None, context_mask)
             new.append(layer)
-        return self._logits(x)[:, 0], tuple(new)
+        return self._logits(x, places)[:, 0], tuple(new)
 
     def empty_cache(self, batch: int, length: int) -> tuple:
         """Room for `length` tokens in every layer."""
@@ -185,6 +189,8 @@ class LanguageModel(nnx.Module):
         return jnp.full(batch, self.codebook_size + 1, jnp.int32)
 
     def _embed(self, tokens, places):
+        if self.row_vocabulary:
+            tokens = tokens + (places - 1) % self.rows * self.vocabulary
         x = self.embedding[...].astype(self.dtype)[tokens]
         if hasattr(self, "row_embedding"):
             x = x + self.row_embedding[...].astype(self.dtype)[(places - 1) % self.rows]
@@ -195,9 +201,21 @@ class LanguageModel(nnx.Module):
             return rope.angles(places, self.pairs)
         return rope.grid_angles((places - 1) // self.rows + 1, (places - 1) % self.rows, self.pairs)
 
-    def _logits(self, x):
-        logits = self.head(self.norm(x))
+    def _logits(self, x, places):
+        x = self.norm(x)
+        logits = self._row_logits(x, places) if self.row_vocabulary else self.head(x)
         return jnp.where(jnp.arange(logits.shape[-1]) <= self.codebook_size, logits, -jnp.inf)
+
+    def _row_logits(self, x, places):
+        """Of each place by the head of the row that comes after it: of `[B, L, D]` from place 0 on, or of one place."""
+        heads = self.head.kernel[...].astype(self.dtype).reshape(self.rows, self.vocabulary, -1)
+        product = lambda axes, *factors: jnp.einsum(axes, *factors, preferred_element_type=self.head.result_dtype)
+        batch, length, width = x.shape
+        if length == 1:
+            return product("bld,vd->blv", x.astype(self.dtype), heads[places[0] % self.rows])
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (0, -length % self.rows), (0, 0)))
+        logits = product("btfd,fvd->btfv", x.reshape(batch, -1, self.rows, width), heads)
+        return logits.reshape(batch, -1, self.vocabulary)[:, :length]
 
 
 def padded_vocabulary(codebook_size: int) -> int:

@@ -25,6 +25,10 @@ CRITICS_SHARDING = (
 class SoundGame(Game, abc.ABC):
     """A game whose model makes sound; `self.mel` is the mel by which it is evaluated and shown."""
 
+    def __init__(self, config, read_stages=None):
+        super().__init__(config, read_stages)
+        adversarial.check_average(self._feature_average)
+
     @abc.abstractmethod
     def generate(self, parameters, buffers, frozen, batch, key):
         """The model's sound `[B, S]` in training, and its own scalar losses by their names in `config.loss`."""
@@ -32,6 +36,10 @@ class SoundGame(Game, abc.ABC):
     @abc.abstractmethod
     def reconstruct(self, parameters, buffers, frozen, batch):
         """The model's sound `[B, S]` as a user hears it, and sums for `combine`."""
+
+    @property
+    def _feature_average(self) -> str:
+        return self.config.loss.get("feature_average", "critics")
 
     @property
     def _decay(self) -> float:
@@ -142,9 +150,7 @@ class SoundGame(Game, abc.ABC):
             (_, real_features), (fake_logits, fake_features) = verdicts
             return {
                 "adversarial": adversarial.generator_loss(fake_logits, settings.adversarial_kind),
-                "feature_matching": adversarial.feature_matching(
-                    real_features, fake_features, settings.get("feature_average", "critics")
-                ),
+                "feature_matching": adversarial.feature_matching(real_features, fake_features, self._feature_average),
             }
 
         # One forward pass serves both players: only the directions that are pulled back differ.

@@ -65,7 +65,10 @@ class Vocoder(SoundGame):
         apply = functools.partial(
             self.tokenizer.network.apply, *(frozen["tokenizer"][n] for n in ("parameters", "buffers"))
         )
-        decoded = apply(apply(true, method="encode"), method="decode")
+        # With padding "center" there is a frame more than whole columns, which no code speaks of.
+        frames = self.tokenizer.network.attribute("frames_per_column")
+        columns, rest = jnp.split(true, [true.shape[1] // frames * frames], axis=1)
+        decoded = jnp.concatenate([apply(apply(columns, method="encode"), method="decode"), rest], axis=1)
         if self.config.mel_source == "decoded":
             return decoded
         coin = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(key, index)))(batch["index"])

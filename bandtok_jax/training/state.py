@@ -19,6 +19,17 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 
+# Keys that older runs do not have, with what they did; where a configuration has the key, it is as if they said so.
+_MEANT = {
+    "optimizer.decay_all": False,
+    "discriminator_optimizer.decay_all": False,
+    "loss.feature_average": "critics",
+    "model.residual_levels": 0,
+    "model.column_width": 128,
+    "model.row_vocabulary": False,
+}
+
+
 def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_changed_data: bool = False):
     """The configuration to run with, checked against the one that is stored in the run folder.
 
@@ -30,7 +41,7 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
         config.loss.discriminator_warmup = 0  # both players start together, or both are there
     config.data_hash = sources.fingerprint(config.data)
     if resumed:
-        stored = experiment.read_config(workdir)
+        stored = _completed(experiment.read_config(workdir), config)
         if "discriminator_warmup" in config.loss:
             config.loss.discriminator_warmup = stored.loss.discriminator_warmup
         for name in stored:
@@ -48,6 +59,17 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
             )
         config.tokenizer_hash = stored.get("tokenizer_hash", "")
     return config.lock()
+
+
+def _completed(stored, config):
+    """The configuration of an older run with the keys that have come since."""
+    stored = stored.copy_and_resolve_references()
+    with stored.unlocked():
+        for key, value in _MEANT.items():
+            group, _, name = key.partition(".")
+            if name in config.get(group, {}) and name not in stored.get(group, {name: None}):
+                stored[group][name] = value
+    return stored
 
 
 def record_stages(config, task):

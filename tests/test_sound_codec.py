@@ -13,7 +13,7 @@ from bandtok_jax.audio import waveform
 from bandtok_jax.interchange import container, model_folder
 from bandtok_jax.interchange.stage import Stage
 from bandtok_jax.platforms import jit_once
-from bandtok_jax.residual_codec import ResidualCodec
+from bandtok_jax.sound_codec import SoundCodec
 from tests import tiny
 
 RATE, HOP, ROWS = 8000, 12, 3
@@ -32,7 +32,7 @@ def tokenizer():
 
 @functools.cache
 def create(chunk_columns=16):
-    return ResidualCodec(tokenizer(), chunk_columns=chunk_columns)
+    return SoundCodec(tokenizer(), chunk_columns=chunk_columns)
 
 
 @functools.cache
@@ -182,7 +182,7 @@ def test_exports_and_language_models(tmp_path):
     stages = {"tokenizer": tokenizer(), "language_model": Stage(language_model, {})}
     assert set(model_folder.join(stages).stages) == {"tokenizer", "language_model"}
     with pytest.raises(ValueError, match="rows 16, the tokenizer has 3"):
-        ResidualCodec(tokenizer(), Stage(experiment.load_config("language_model:tiny"), {}))
+        SoundCodec(tokenizer(), Stage(experiment.load_config("language_model:tiny"), {}))
     with pytest.raises(ValueError, match="no use for the vocoder"):
         model_folder.join({"tokenizer": tokenizer(), "vocoder": tokenizer()})
     model_folder.save(create(), tmp_path / "export")

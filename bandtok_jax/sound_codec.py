@@ -1,4 +1,4 @@
-"""The codec whose rows are residual levels: one network from sound to codes and back (DAC).
+"""The codec of sound itself: one network from sound to codes, whose rows are residual levels, and back (DAC).
 
 A file begins with its first sample and ends with its last column, which silence fills up; beyond, every layer sees
 zeros, as the network does that codes a whole file at once. So pieces of a file have the codes and the sound of the
@@ -8,12 +8,14 @@ Letters: S samples, T columns of the grid, F rows.
 """
 
 from collections.abc import Iterable, Iterator
+import dataclasses
 import functools
 import math
 
 import jax
 import numpy as np
 
+from bandtok_jax.audio import spectral
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.audio.windows import span, windows
 from bandtok_jax.codec import Codec
@@ -22,7 +24,7 @@ from bandtok_jax.interchange.stage import Stage
 CHUNK_COLUMNS = 256  # our choice: context makes up a fourteenth then, and a chunk is 3 seconds of 44.1 kHz
 
 
-class ResidualCodec(Codec):
+class SoundCodec(Codec):
     """See `Codec`; it needs no vocoder, and decodes fewer rows than it has: a lower bitrate."""
 
     row_kind = "residual"
@@ -50,6 +52,10 @@ class ResidualCodec(Codec):
             left = math.ceil(samples / hop)
             found = self._encode_chunk(weights, window, span(number, columns, context, left), method=method)
             yield np.asarray(found)[:left]
+
+    def decode_mel(self, codes: np.ndarray) -> np.ndarray:
+        """The natural-log mel `[T', M]` of what codes `[T, F]` sound like."""
+        return np.asarray(spectral.log_mel(self.decode(codes), dataclasses.replace(self.mel, padding="same")))
 
     def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         columns = self._chunk_columns
