@@ -225,6 +225,9 @@ def test_the_frame_that_no_code_speaks_of_stays_true():
     task = tasks.create(made, lambda folder: {"tokenizer": stage})
     mel = jax.jit(lambda f, b: task._heard(f, b, jax.random.key(0)))(task.load_frozen(), batch(1))
     assert mel.shape[1] == 33 and (mel[:, :32] == 7).all() and (mel[:, 32] != 7).any()
+    half = {"audio": batch(1)["audio"][:, : 2048 - 256]}
+    with pytest.raises(ValueError, match="clip_samples 1792 is not a whole number .* multiple of 512"):
+        task._heard(task.load_frozen(), half, jax.random.key(0))
 
 
 def test_evaluation_and_summaries():

@@ -65,9 +65,15 @@ class Vocoder(SoundGame):
         apply = functools.partial(
             self.tokenizer.network.apply, *(frozen["tokenizer"][n] for n in ("parameters", "buffers"))
         )
-        # With padding "center" there is a frame more than whole columns, which no code speaks of.
-        frames = self.tokenizer.network.attribute("frames_per_column")
-        columns, rest = jnp.split(true, [true.shape[1] // frames * frames], axis=1)
+        samples = batch["audio"].shape[1]
+        column = self.mel.hop_samples * self.tokenizer.network.attribute("frames_per_column")
+        if samples % column:
+            raise ValueError(
+                f"data.clip_samples {samples} is not a whole number of the tokenizer's columns: "
+                f"set it to a multiple of {column}"
+            )
+        # With padding "center" there is a frame more than the clip has hops, which no code speaks of.
+        columns, rest = jnp.split(true, [samples // self.mel.hop_samples], axis=1)
         decoded = jnp.concatenate([apply(apply(columns, method="encode"), method="decode"), rest], axis=1)
         if self.config.mel_source == "decoded":
             return decoded

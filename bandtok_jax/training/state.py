@@ -24,9 +24,11 @@ _MEANT = {
     "optimizer.decay_all": False,
     "discriminator_optimizer.decay_all": False,
     "loss.feature_average": "critics",
+    "loss.balancer_decay": 0.0,
     "model.residual_levels": 0,
     "model.column_width": 128,
     "model.row_vocabulary": False,
+    "model.sequence_sharding": False,
 }
 
 
