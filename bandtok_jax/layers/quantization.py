@@ -138,7 +138,7 @@ def update_codebook(
     codes = moving_counts.shape[-1]
     mean_count = moving_counts.mean(-1, keepdims=True)
     dead = moving_counts < restart_share * mean_count
-    # Never two codes at one place: of twins, the second would not be chosen.
+    # Never two codes at one candidate: of twins, the second would not be chosen.
     number = jnp.cumsum(dead, axis=-1) - 1
     dead = dead & (number < candidates.shape[-2])
     taken = jnp.take_along_axis(candidates, jnp.where(dead, number, 0)[..., None], axis=-2)
@@ -153,7 +153,7 @@ def update_codebook(
 
 
 def draw_candidates(latents: jax.Array, index: jax.Array, key: jax.Array, codes: int) -> jax.Array:
-    """At most `codes` vectors drawn from a batch, all different ones, independent of the order of its examples.
+    """At most `codes` vectors of a batch, each drawn once, independent of the order of its examples.
 
     Args:
       latents: `[B, ..., D]`.

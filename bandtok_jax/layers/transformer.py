@@ -29,16 +29,16 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(STANDARD_DEVIATION * scale * draw)
 
     def __call__(self, x):
-        return _product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.result_dtype)
+        return product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.result_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x, kernel, dtype):
-    """`[..., I]` and `[O, I]` -> `[..., O]` of `dtype`."""
+def product(x, kernel, dtype):
+    """`[..., I]` and `[O, I]` -> `[..., O]` of `dtype`, and its gradients, as CPUs like them best."""
     rows = math.prod(x.shape[:-1])
     if 1 < rows <= FEW_ROWS:
-        product = jnp.einsum("oi,ri->or", kernel, x.reshape(rows, -1), preferred_element_type=dtype)
-        return jax.lax.optimization_barrier(product).T.reshape(*x.shape[:-1], -1)
+        turned = jnp.einsum("oi,ri->or", kernel, x.reshape(rows, -1), preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
     return jnp.einsum("...i,oi->...o", x, kernel, preferred_element_type=dtype)
 
 
@@ -56,7 +56,7 @@ def _product_backward(dtype, saved, gradient):
     return jnp.einsum("...o,oi->...i", gradient, kernel), kernel_gradient
 
 
-_product.defvjp(lambda x, kernel, dtype: (_product(x, kernel, dtype), (x, kernel)), _product_backward)
+product.defvjp(lambda x, kernel, dtype: (product(x, kernel, dtype), (x, kernel)), _product_backward)
 
 
 class Linears(nnx.Module):
@@ -71,9 +71,9 @@ class Linears(nnx.Module):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if math.prod(x.shape[:-1]) <= FEW_ROWS:
             # One product streams the weights at full speed; the barrier keeps XLA from taking it apart again.
-            together = _product(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
+            together = product(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
             return jnp.split(jax.lax.optimization_barrier(together), len(kernel), axis=-1)
-        return [_product(x, part, self.dtype) for part in kernel]
+        return [product(x, part, self.dtype) for part in kernel]
 
 
 class RMSNorm(nnx.Module):

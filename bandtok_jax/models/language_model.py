@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import empty_cache, store
 from bandtok_jax.layers.placement import place_examples
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, product
 from bandtok_jax.models.text import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
@@ -190,7 +190,7 @@ class LanguageModel(nnx.Module):
 
     def _embed(self, tokens, places):
         if self.row_vocabulary:
-            tokens = tokens + (places - 1) % self.rows * self.vocabulary
+            tokens = tokens * self.rows + (places - 1) % self.rows
         x = self.embedding[...].astype(self.dtype)[tokens]
         if hasattr(self, "row_embedding"):
             x = x + self.row_embedding[...].astype(self.dtype)[(places - 1) % self.rows]
@@ -208,13 +208,14 @@ class LanguageModel(nnx.Module):
 
     def _row_logits(self, x, places):
         """Of each place by the head of the row that comes after it: of `[B, L, D]` from place 0 on, or of one place."""
-        heads = self.head.kernel[...].astype(self.dtype).reshape(self.rows, self.vocabulary, -1)
-        product = lambda axes, *factors: jnp.einsum(axes, *factors, preferred_element_type=self.head.result_dtype)
-        batch, length, width = x.shape
+        # The rows of one token are neighbours: so shards of the entries are shards of the vocabulary, as without rows.
+        heads = self.head.kernel[...].astype(self.dtype).reshape(self.vocabulary, self.rows, -1)
+        score = lambda x, head: product(x, head, self.head.result_dtype)
+        (batch, length, width), x = x.shape, x.astype(self.dtype)
         if length == 1:
-            return product("bld,vd->blv", x.astype(self.dtype), heads[places[0] % self.rows])
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), (0, -length % self.rows), (0, 0)))
-        logits = product("btfd,fvd->btfv", x.reshape(batch, -1, self.rows, width), heads)
+            return score(x, heads[:, places[0] % self.rows])
+        x = jnp.pad(x, ((0, 0), (0, -length % self.rows), (0, 0))).reshape(batch, -1, self.rows, width)
+        logits = jax.vmap(score, in_axes=(2, 1), out_axes=2)(x, heads)
         return logits.reshape(batch, -1, self.vocabulary)[:, :length]
 
 
