@@ -55,7 +55,10 @@ class SoundCodec(Codec):
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """The natural-log mel `[T', M]` of what codes `[T, F]` sound like."""
-        return np.asarray(spectral.log_mel(self.decode(codes), dataclasses.replace(self.mel, padding="same")))
+        audio, mel = self.decode(codes), dataclasses.replace(self.mel, padding="same")
+        frames = len(audio) // mel.hop_samples
+        audio = np.pad(audio, (0, max(0, mel.fft_samples - len(audio))))  # the least that has a frame
+        return np.asarray(spectral.log_mel(audio, mel))[:frames]
 
     def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         columns = self._chunk_columns

@@ -214,7 +214,12 @@ def parser() -> argparse.ArgumentParser:
         "--rows", type=_numbers, default=(), metavar="N,N", help="also decode only so many rows, of residual codecs"
     )
     p.add_argument(
-        "--data", required=True, nargs="+", metavar="DATA", help="folders, sound files, prepared records, 'synthetic'"
+        "--data",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DATA",
+        help="folders, sound files, prepared records, 'synthetic'",
     )
     p.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the report; one begun is finished")
     p.add_argument(

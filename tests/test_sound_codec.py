@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax import experiment, files
-from bandtok_jax.audio import waveform
+from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.interchange import container, model_folder
 from bandtok_jax.interchange.stage import Stage
 from bandtok_jax.platforms import jit_once
@@ -93,6 +93,17 @@ def test_chunks_have_the_sound_of_the_whole_file():
         assert found.shape == (len(codes()) * HOP,) and np.abs(found).max() > 0.1
         np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_array_equal(create().decode(codes(), samples=1501), create().decode(codes())[:1501])
+
+
+@pytest.mark.parametrize("columns", [125, 50])
+def test_the_mel_of_codes_is_that_of_their_sound(columns):
+    codec = create()
+    found = codec.decode_mel(codes()[:columns])
+    assert found.shape == (columns * HOP // 512, 128), "also where the sound is shorter than a window"
+    long = np.pad(codec.decode(codes()[:columns]), (0, 2048 - columns * HOP))
+    np.testing.assert_allclose(
+        found, spectral.log_mel(long, dataclasses.replace(codec.mel, padding="same"))[: len(found)]
+    )
 
 
 def test_streams_equal_whole_files():

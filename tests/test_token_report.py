@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -104,11 +105,14 @@ def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(found["a"]["row_perplexity"], np.exp(found["b"]["row_cross_entropy"]))
     for name in ("perplexity", "profile"):
         assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
-    monkeypatch.setattr(stage, "tokenizer_hash", "1" * 64)
-    for arguments, words in (
-        ([*flags, "--language-model=a=x"], "which --data has not: give their folder"),
-        (["--data=synthetic", flags[1], "--codec=m=x", "--language-model=a=x"], "predicts token records"),
+    shutil.copytree(tmp_path / "tokens", tmp_path / "same")
+    twice = [*flags, f"--data={tmp_path / 'same'}", "--language-model=a=x"]
+    for stage_hash, arguments, words in (
+        (stage.tokenizer_hash, twice, "give only one of them as --data"),
+        ("1" * 64, [*flags, "--language-model=a=x"], "which --data has not: give their folder"),
+        ("1" * 64, ["--data=synthetic", flags[1], "--codec=m=x", "--language-model=a=x"], "predicts token records"),
     ):
+        monkeypatch.setattr(stage, "tokenizer_hash", stage_hash)
         assert cli.main(["evaluate", "tokens", *arguments]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert words in line

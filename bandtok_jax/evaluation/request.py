@@ -96,11 +96,7 @@ def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
     """What each language model makes of those of the token records that its tokenizer wrote, by its name."""
     hashes, found = {}, {}
     for path in records:
-        first = hashes.setdefault(token_manifest(path)["weight_hash"], path)
-        if flags.language_model and first != path:
-            raise ValueError(
-                f"{first} and {path} are tokens of one tokenizer: let --language-model predict one of them"
-            )
+        hashes.setdefault(token_manifest(path)["weight_hash"], []).append(path)
     for text in flags.language_model:
         name, path = _perhaps_named("--language-model", text, folder=text)
         if name in found:
@@ -113,7 +109,11 @@ def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
                 f"--language-model={text} was trained on tokens of {stage.tokenizer_hash[:12]}, which --data has not: "
                 "give their folder as well"
             )
-        folder = hashes[stage.tokenizer_hash]
+        folder, *others = hashes[stage.tokenizer_hash]
+        if others:
+            raise ValueError(
+                f"--language-model={text} could predict {folder} and {others[0]}: give only one of them as --data"
+            )
         scores = token_perplexity.scores(stage, folder, flags.split or "validation")
         found[name] = {"of": os.path.basename(os.path.normpath(folder)), **scores}
     return found
