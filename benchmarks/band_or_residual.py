@@ -75,24 +75,26 @@ def main():
     parser.add_argument("--only-report", action="store_true", help="train nothing: show what there is")
     flags = parser.parse_args()
     _check(flags.data)
+    runs = [(arm, seed) for seed in range(flags.seeds) for arm in ARMS]
+    for arm, seed in runs:
+        _settle(os.path.join(flags.output, f"{arm}-{seed}"), _settings(arm, flags.data))
     start, found = time.monotonic(), []
-    for seed in range(flags.seeds):
-        for arm in ARMS:
-            path = os.path.join(flags.output, f"{arm}-{seed}.json")
-            late = flags.only_report or time.monotonic() - start > 60 * flags.minutes
-            if not os.path.exists(path):
-                if late:
-                    continue
-                storage.write_text(path, json.dumps(_run(arm, seed, flags), indent=1))
-            with open(path) as file:
-                found.append(json.load(file))
-            if found[-1]["settings"] != _settings(arm, flags.data):
-                sys.exit(f"{path} is of other settings or other data: give another --output, or delete it")
+    for arm, seed in runs:
+        path = os.path.join(flags.output, f"{arm}-{seed}.json")
+        late = flags.only_report or time.monotonic() - start > 60 * flags.minutes
+        if not os.path.exists(path):
+            if late:
+                continue
+            storage.write_text(path, json.dumps(_run(arm, seed, flags), indent=1))
+        with open(path) as file:
+            found.append(json.load(file))
     _report(found, flags.output)
 
 
 def _check(data: str) -> None:
     """Leaves with a line where the data will not do, before hours of training."""
+    if data == "synthetic":
+        sys.exit("--data must be prepared records: write some with  bandtok prepare synthetic:200 --output DIR")
     longest = START_SECONDS + CONTINUED_SECONDS
     if not any(track.seconds >= longest for track in read_tracks(data, 44_100).get("validation", ())):
         sys.exit(f"{data} has no validation track of {longest} s: prepare it with more music, or another split")
@@ -105,6 +107,19 @@ def _settings(arm: str, data: str) -> dict:
         "drift": [START_SECONDS, CONTINUED_SECONDS, PIECES], "data": read_manifest(data)["fingerprint"],
     }  # fmt: skip
     return json.loads(json.dumps(settings))
+
+
+def _settle(run: str, settings: dict) -> None:
+    """Leaves with a line where something of that run is there already and was made by other settings."""
+    path = f"{run}-settings.json"
+    if os.path.exists(path):
+        with open(path) as file:
+            if json.load(file) != settings:
+                sys.exit(
+                    f"{run} is of other settings or other data: give another --output, or delete {run}-* and its .json"
+                )
+    else:
+        storage.write_text(path, json.dumps(settings, indent=1))
 
 
 def _run(arm: str, seed: int, flags) -> dict:
@@ -181,7 +196,7 @@ def _report(found: list[dict], output: str) -> None:
             continue
         row = lambda name, unit, values, **more: emit(name, unit, **_range(values), arm=arm, seeds=len(runs), **more)
         row("mel_error", "nats", [run["mel_error"] for run in runs])
-        row("codes_in_use", "share", [np.mean([one["use"] for one in run["codes"]["rows"]]) for run in runs])
+        row("codes_in_use", "share", [_use(run) for run in runs])
         row("entropy", "bit/s", [run["codes"]["bits_per_second"]["entropy"] for run in runs])
         for name in ("nmi", "nmi_shuffled"):
             row(name, "", [np.mean(run[name]) for run in runs])
@@ -193,14 +208,28 @@ def _report(found: list[dict], output: str) -> None:
                 row(name, "nats per token", [score[name] for score in scores], rope=rope)
             drift = [run[rope]["drift"] for run in runs]
             for number, when in ((0, "first"), (-1, "last")):
-                for name in ("continued", "astray", "left"):
+                for name in ("continued", "reconstructed", "astray", "floor", "left"):
                     values = [one[name][number] for one in drift]
-                    if None not in values:
-                        row(f"{name}_{when}_slot", "share" if name == "left" else "", values, rope=rope)
+                    if None in values:
+                        continue
+                    if name in ("astray", "floor"):  # of the spread of what the codec can say at all
+                        values = [value / one["spread"] for value, one in zip(values, drift)]
+                    row(
+                        f"{name}_{when}_slot",
+                        "" if name in ("continued", "reconstructed") else "share",
+                        values,
+                        rope=rope,
+                    )
     if found:
         for ending in (".png", ".svg"):
             _draw(found, os.path.join(output, "claim" + ending))
         storage.write_text(os.path.join(output, "claim.json"), json.dumps(found, indent=1))
+
+
+def _use(run: dict) -> float:
+    """Share of the entries of all codebooks that came at all: bands share one, a level has its own."""
+    codes = run["codes"]
+    return codes["together"]["use"] if run["arm"] == "band" else np.mean([one["use"] for one in codes["rows"]])
 
 
 def _above_chance(run: dict) -> np.ndarray:

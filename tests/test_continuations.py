@@ -19,6 +19,7 @@ class Writer:
 
     def __init__(self, true, astray=0.0, columns=None):
         self.true, self.astray, self.columns = true, astray, columns
+        self.ends = lambda number: number % 2 == 1
 
     def generate(self, *, columns, prefix, batch, **_):
         first = prefix.shape[1]
@@ -27,7 +28,8 @@ class Writer:
         loudness = self.astray * np.linspace(0, 1, columns - first)[:, None]
         noise = np.random.default_rng(0).normal(size=(batch, columns - first, 1)) * loudness
         codes[:, first:, :1] = np.clip(codes[:, first:, :1] + np.rint(noise), 0, 255)
-        return codes, np.where((np.arange(batch) % 2 == 1) & (self.columns is not None), self.columns or 0, columns)
+        ended = self.ends(np.arange(batch)) & (self.columns is not None)
+        return codes, np.where(ended, self.columns or 0, columns)
 
 
 def codec_that_writes(**how):
@@ -54,6 +56,7 @@ def test_the_truth_does_not_drift():
     found = continuations.drift(codec_that_writes(), pieces(), start_seconds=START)
     assert found.continued == found.reconstructed and found.left == [1.0] * 3
     assert max(found.astray) < 0.1 * min(found.reconstructed), "what the codec loses is not the model's"
+    assert found.astray == found.floor and found.spread > 10 * max(found.floor)
     np.testing.assert_allclose(found.seconds, [1, 3, 5])
     assert min(found.reconstructed) > 0.9 * max(found.reconstructed) > 0, "the codec is as far off at any time"
 
@@ -70,9 +73,13 @@ def test_pieces_that_the_model_ends_no_longer_count():
     assert found.left == [1.0, 0.5, 0.5]
 
 
-def test_a_slot_that_no_piece_reaches_has_no_distance():
-    found = continuations.drift(codec_that_writes(columns=4000 * 4), pieces()[1:2].repeat(2, 0), start_seconds=START)
-    assert found.continued[2] is None or found.left[2] > 0
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_slot_that_too_few_pieces_reach_has_no_distance(left):
+    codec = codec_that_writes(columns=4000 * 4)
+    codec.generator.ends = lambda number: (number % 2 == 1) | (left == 0)
+    found = continuations.drift(codec, pieces()[:2], start_seconds=START)
+    assert found.left == [1.0, left, left]
+    assert found.continued[1:] == found.astray[1:] == [None, None] and found.reconstructed[2] > 0
 
 
 def test_what_cannot_be_followed_is_refused():

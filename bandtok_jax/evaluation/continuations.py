@@ -30,6 +30,8 @@ class Drift:
       reconstructed: of the true continuations, as the codec gives them back, to all of the real music.
       astray: of the model's continuations to all of the true ones as the codec gives them back: what the model alone
         does, whatever the codec loses. None as above.
+      floor: of the true ones as the codec gives them back to all of these: what `astray` is of a perfect model.
+      spread: total variance of these, in units of `astray`: of a codec that blurs more, both are smaller.
       left: share of the pieces that the model has not ended before the slot does; those that it has ended do not count,
         and with fewer pieces a distance is larger.
     """
@@ -38,6 +40,8 @@ class Drift:
     continued: list[float | None]
     reconstructed: list[float]
     astray: list[float | None]
+    floor: list[float]
+    spread: float
     left: list[float]
 
 
@@ -91,6 +95,8 @@ def drift(codec: Codec, pieces: np.ndarray, *, start_seconds: float, seed: int =
         continued=distances(all_real, continued),
         reconstructed=distances(all_real, given_back),
         astray=distances(all_given_back, continued),
+        floor=distances(all_given_back, given_back),
+        spread=float(all_given_back.var(axis=0, ddof=1).sum()),
         left=[float(chosen.mean()) for chosen in there],
     )
 
