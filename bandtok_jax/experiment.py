@@ -32,13 +32,17 @@ _RATES = ("optimizer.learning_rate", "discriminator_optimizer.learning_rate")
 def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     """The locked configuration of that name, with dotted `overrides` such as `{"optimizer.learning_rate": "1e-4"}`.
 
+    Args:
+      name: NAME:VARIANT, path/to/config.py:VARIANT, or a run's folder; one that is called like what is shipped is
+        "./dac", so that names do not depend on where one stands.
+
     Raises:
       ValueError: no such configuration, key or type, where the message names the nearest one there is; a value that
         nothing can run with; or a configuration file that does not run.
     """
     path, _, variant = str(name).partition(":")
-    if pathlib.Path(path).is_dir():
-        config = read_config(path)
+    if pathlib.Path(name).is_dir() and name not in shipped():
+        config = read_config(name)
     else:
         config = _from_file(path, variant) if path.endswith(".py") else _shipped(path, variant)
     for key, text in (overrides or {}).items():

@@ -86,6 +86,15 @@ def test_a_stored_configuration_comes_back(tmp_path):
         experiment.read_config(tmp_path / "empty")
 
 
+def test_a_folder_does_not_hide_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = experiment.load_config("dac:base")
+    experiment.write_config(experiment.load_config("dac:small"), "dac")
+    assert experiment.load_config("dac:base") == base
+    assert experiment.load_config("dac").model == experiment.load_config("dac:tiny").model
+    assert experiment.load_config("./dac").model.latent_width == 512
+
+
 def test_a_difference_is_named_down_to_its_key():
     old, new = {"model": {"codes": 1024, "patch": 8}}, {"model": {"codes": 512, "patch": 8}}
     assert experiment.difference(old, new) == "model.codes was 1024 and is now 512"
