@@ -220,18 +220,22 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
     return {name: padded.get(name, np.zeros((longest, *widths), np.float32)) for name in names}
 
 
+def listen(codec: Codec, track: Track) -> Iterator[np.ndarray]:
+    """A track as blocks `[S]` at the codec's rate, at the loudness that its tokenizer was trained with."""
+    gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
+    # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
+    return codec.listen((block[None] * gain for block in track.mono()), track.sample_rate_hz)
+
+
 def _pieces(
     codec: Codec, track: Track, copies: int, texts: dict[str, np.ndarray], device: jax.Device
 ) -> Iterator[dict[str, Any]]:
     """The token records of a track, copy by copy."""
     track = track.at_hand()
-    gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
     heard = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
     for copy in range(copies):
         offset = copy * codec.samples_per_column // copies
-        # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
-        mono = (block[None] * gain for block in track.mono())
-        codes = list(codec.encode_stream(_cut(codec.listen(mono, track.sample_rate_hz), offset), device))
+        codes = list(codec.encode_stream(_cut(listen(codec, track), offset), device))
         if codes:
             yield {
                 "codes": np.concatenate(codes),

@@ -29,7 +29,7 @@ import numpy as np
 from timing import emit
 
 import bandtok_jax
-from bandtok_jax import storage
+from bandtok_jax import corpus, storage
 from bandtok_jax.audio import spectral
 from bandtok_jax.data_pipelines.records import read_manifest
 from bandtok_jax.data_pipelines.whole_tracks import read_tracks
@@ -161,7 +161,7 @@ def _mel_error(codec, tracks) -> float:
     """Mean absolute log-mel error in nats on whole tracks, at the loudness of training."""
     total, frames = 0.0, 0
     for track in tracks:
-        audio = _sound(track, codec)
+        audio = np.concatenate(list(corpus.listen(codec, track)))
         audio = audio[: len(audio) // codec.samples_per_column * codec.samples_per_column]
         mel = dataclasses.replace(codec.mel, padding="same")
         codes = codec.encode(audio, codec.sample_rate_hz)
@@ -170,16 +170,11 @@ def _mel_error(codec, tracks) -> float:
     return total / frames
 
 
-def _sound(track, codec) -> np.ndarray:
-    gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
-    blocks = (block[None] * gain for block in track.mono())
-    return np.concatenate(list(codec.listen(blocks, track.sample_rate_hz)))
-
-
 def _pieces(tracks, codec) -> np.ndarray:
     """As many excerpts `[PIECES, S]`, spread evenly over all tracks."""
     samples = round((START_SECONDS + CONTINUED_SECONDS) * codec.sample_rate_hz)
-    sounds = [sound for sound in (_sound(track, codec) for track in tracks) if len(sound) >= samples]
+    sounds = (np.concatenate(list(corpus.listen(codec, track))) for track in tracks)
+    sounds = [sound for sound in sounds if len(sound) >= samples]
     ends = np.cumsum([len(sound) - samples + 1 for sound in sounds])
     found = []
     for place in np.linspace(0, ends[-1] - 1, PIECES).astype(int):
