@@ -57,7 +57,7 @@ class SoundCodec(Codec):
         """The natural-log mel `[T', M]` of what codes `[T, F]` sound like."""
         audio, mel = self.decode(codes), dataclasses.replace(self.mel, padding="same")
         frames = len(audio) // mel.hop_samples
-        audio = np.pad(audio, (0, max(0, mel.fft_samples - len(audio))))  # the least that has a frame
+        audio = np.pad(audio, (0, max(0, mel.fft_samples - len(audio))))  # enough for a frame
         return np.asarray(spectral.log_mel(audio, mel))[:frames]
 
     def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

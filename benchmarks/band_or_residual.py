@@ -216,12 +216,8 @@ def _report(found: list[dict], output: str) -> None:
                         continue
                     if name in ("astray", "floor"):  # of the spread of what the codec can say at all
                         values = [value / one["spread"] for value, one in zip(values, drift)]
-                    row(
-                        f"{name}_{when}_slot",
-                        "" if name in ("continued", "reconstructed") else "share",
-                        values,
-                        rope=rope,
-                    )
+                    unit = "" if name in ("continued", "reconstructed") else "share"
+                    row(f"{name}_{when}_slot", unit, values, rope=rope)
     if found:
         for ending in (".png", ".svg"):
             _draw(found, os.path.join(output, "claim" + ending))

@@ -10,10 +10,10 @@ import sys
 
 from absl import flags
 import jax
-import jax.numpy as jnp
 
 from bandtok_jax import tasks
 from bandtok_jax.launch.processes import RESTART_EXIT_CODE
+from bandtok_jax.layers import convolution
 from bandtok_jax.training import distributed, loop, sharding
 from tests import tiny
 
@@ -50,7 +50,7 @@ def _with_gains(tree):
         return tree
     tree = {name: _with_gains(branch) for name, branch in tree.items()}
     if {"kernel", "gain"} <= tree.keys() and tree["kernel"].dtype == "float64":
-        tree["gain"] = jnp.sqrt((tree["kernel"] ** 2).sum(tuple(range(tree["kernel"].ndim - 1))))
+        tree["gain"] = convolution._norm(tree["kernel"])
     return tree
 
 
