@@ -83,8 +83,9 @@ def main():
     flags = parser.parse_args()
     _check(flags.data)
     runs = [(arm, seed) for seed in range(flags.seeds) for arm in ARMS]
-    for arm, seed in runs:
-        _settle(os.path.join(flags.output, f"{arm}-{seed}"), _settings(arm, flags.data))
+    if not flags.only_report:
+        for arm, seed in runs:
+            _settle(os.path.join(flags.output, f"{arm}-{seed}"), _settings(arm, flags.data))
     start, found = time.monotonic(), []
     for arm, seed in runs:
         path = os.path.join(flags.output, f"{arm}-{seed}.json")
@@ -138,7 +139,7 @@ def _run(arm: str, seed: int, flags) -> dict:
     _bandtok("tokenize", f"--model={tokenizer}", f"--data={flags.data}", f"--output={tokens}", f"--offsets={OFFSETS}")
     codec = bandtok_jax.load(tokenizer)
     tracks = read_tracks(flags.data, codec.sample_rate_hz)["validation"]
-    result = {"arm": arm, "seed": seed, "settings": _settings(arm, flags.data), "mel_error": _mel_error(codec, tracks)}
+    result = {"arm": arm, "seed": seed, "mel_error": _mel_error(codec, tracks)}
     codes = token_report.read(tokens, "train").codes
     counts = token_statistics.count_codes([codes], codec.codebook_size)
     result |= {"codes": token_statistics.statistics(counts, codec.columns_per_second)}
