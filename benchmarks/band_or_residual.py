@@ -84,6 +84,7 @@ def main():
     _check(flags.data)
     runs = [(arm, seed) for seed in range(flags.seeds) for arm in ARMS]
     if not flags.only_report:
+        os.makedirs(flags.output, exist_ok=True)
         for arm, seed in runs:
             _settle(os.path.join(flags.output, f"{arm}-{seed}"), _settings(arm, flags.data))
     start, found = time.monotonic(), []
