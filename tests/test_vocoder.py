@@ -77,6 +77,24 @@ def test_shifts_equal_the_grouped_convolution():
     np.testing.assert_allclose(*outputs, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "taps, stride, padding, frames",
+    [(1, 1, "same", 9), (16, 8, [(4, 4)], 40), (16, 8, [(4, 4)], 37), (16, 8, [(0, 0)], 33), (16, 8, [(0, 0)], 15)],
+)
+def test_products_equal_the_convolution(taps, stride, padding, frames):
+    x = jax.random.normal(jax.random.key(0), (2, frames, 3))
+    network = Network(lambda rngs: Convolution(3, 5, (taps,), stride=(stride,), padding=padding, rngs=rngs))
+    parameters, buffers = jit_once(network.init)(jax.random.key(1))
+    zeros = (0, 0) if padding == "same" else padding[0]
+    apart = np.pad(x, ((0, 0), zeros, (0, 0)))
+    windows = [apart[:, first : first + taps] for first in range(0, apart.shape[1] - taps + 1, stride)]
+    expected = [np.einsum("bkc,kcd->bd", window, parameters["kernel"]) for window in windows]
+    made = jax.jit(network.apply)(parameters, buffers, x)
+    assert made.shape == (2, len(windows), 5)
+    if windows:
+        np.testing.assert_allclose(made, np.stack(expected, 1) + parameters["bias"], atol=1e-6)
+
+
 def test_weight_normalisation_starts_as_the_plain_convolution():
     x = jax.random.normal(jax.random.key(0), (2, 9, 4))
     outputs = []
