@@ -5,7 +5,8 @@
 `--peer` names a Python with PyTorch and descript-audio-codec: `peers_torch.py` then measures the same with it, in turn
 with ours. `dac_encode` and `dac_decode` are the network on 5 s at once; `codec_*` go through the chunks that files
 take. `dac_generator_step` is forward, backward and AdamW on two crops of 16,384 samples with the mel and codebook
-losses. Speed does not depend on what the weights are.
+losses; `dac_gan_step` is a whole step of training, with the critics and their own AdamW. Speed does not depend on what
+the weights are.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from timing import emit, keep_freed_memory, measure
 
-from bandtok_jax import experiment
+from bandtok_jax import experiment, tasks
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.interchange.stage import Stage
 from bandtok_jax.losses import spectral
@@ -48,6 +49,7 @@ def main():
         "dac_encode": lambda: encode(parameters, audio[None]),
         "dac_decode": lambda: decode(parameters, codes[None]),
         "dac_generator_step": step,
+        "dac_gan_step": _gan_step(config),
         "codec_encode": lambda: codec.encode(audio, codec.sample_rate_hz),
         "codec_decode": lambda: codec.decode(codes),
     }
@@ -87,6 +89,22 @@ def _generator_step(stage, config):
 
     def step():
         states[0] = update(states[0])
+        return states[0]
+
+    return step
+
+
+def _gan_step(config):
+    """One step of both players, which keeps its own state."""
+    task = tasks.create(config)
+    audio = 0.1 * np.random.default_rng(1).standard_normal((STEP_BATCH, STEP_SAMPLES)).astype(np.float32)
+    batch = {"audio": audio, "index": np.arange(STEP_BATCH)}
+    train = jax.jit(lambda state, batch: task.train_step(state, {}, batch, jax.random.key(0)), donate_argnums=0)
+    states = []
+
+    def step():
+        state = states.pop() if states else jax.jit(task.init)(jax.random.key(0))
+        states.append(train(state, batch)[0])
         return states[0]
 
     return step
