@@ -8,7 +8,7 @@ over critics, layers and scales where the published ones are sums: the weights b
 gradient, say the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and
 scales.
 
-  tiny         two CPU cores, minutes: 2.1 M parameters
+  tiny         two CPU cores, half an hour: 2.1 M parameters
   small        one GPU, days: 19.3 M
   base         44.1 kHz, 86 columns of 9 levels a second, 7.75 kbit/s ("8 kbps"): 76.7 M
   base_16kbps  44.1 kHz, 18 levels of a narrower latent, 15.5 kbit/s
@@ -59,6 +59,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.model = ConfigDict({**shape, "codes": 1024, "code_width": 8, "parity": False})
     config.discriminator = defaults.sound_critics(variant)
     config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
+    # Batches by which the latents begin at the scale of the codes; 0 leaves them as they are drawn, as published.
+    config.latent_scale_batches = 4 if variant in ("tiny", "small") else 0
     column_samples = math.prod(shape["strides"])
     # Whole columns: the published 0.38 s are filled up with zeros to as many.
     config.data.clip_samples = math.ceil(CLIP_SECONDS * config.data.sample_rate_hz / column_samples) * column_samples
@@ -76,10 +78,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optimizer.gradient_clip_norm = 1000.0
     config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 critics
     if variant == "tiny":
-        config.total_steps, config.batch_size = 400, 8
+        config.total_steps, config.batch_size = 2000, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
         config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
-        config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
+        config.loss.adversarial_start, config.loss.adversarial_samples = 1600, 8192
     else:
         config.total_steps, config.batch_size = 400_000, 72
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 1000, 5000

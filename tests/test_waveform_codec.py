@@ -38,6 +38,30 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
         assert moved == [number < levels for number in range(2)]
 
 
+def test_latents_start_at_the_scale_of_the_codes(tmp_path):
+    made = _task(tmp_path)
+    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+
+    @jax.jit
+    def through(parameters, audio):
+        """The latents, and the sound of these."""
+        latents = made.network.apply(parameters, {}, audio, method="latents")
+        return latents, made.network.apply(parameters, {}, latents, method="sound")
+
+    latents, sound = through(state["model"]["parameters"], batch["audio"])
+    assert latents.std() < 0.1
+    mean = latents.mean((0, 1))
+    fresh = jax.jit(made.network.apply, static_argnames="method")
+    centred = fresh(state["model"]["parameters"], {}, latents - mean, method="sound")
+    started = made.warm_start(state, {}, [batch, batch], jax.random.key(1))["model"]["parameters"]
+    scaled, same = through(started, batch["audio"])
+    np.testing.assert_allclose(scaled.mean((0, 1)), 0, atol=1e-4)
+    np.testing.assert_allclose((scaled**2).mean(), 1, rtol=1e-4)
+    np.testing.assert_allclose(same, centred, atol=1e-5)  # of the sound, only the mean is gone
+    published = _task(tmp_path, latent_scale_batches=0)
+    assert published.warm_start(state, {}, [batch], jax.random.key(1)) is state
+
+
 def test_the_critics_terms_are_the_published_sums():
     """Written down in NumPy as descript-audio-codec adds them up (nn/loss.py, conf/final), on maps drawn at random."""
     config = experiment.load_config("dac:base")

@@ -59,8 +59,8 @@ class Convolution(nnx.Module):
         return place_examples(y + self.bias[...].astype(self.dtype))
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # Over time, two cases are plain matrix products, whose gradients XLA computes faster on a CPU: single taps (those
-        # by the kernel 1.25 times) and long windows that reach over two steps (1.8 times; shorter ones gain nothing).
+        # Over time, two cases are plain matrix products, whose gradients XLA computes faster on a CPU: single taps
+        # (those by the kernel 1.25 times) and long windows over two steps (1.8 times; shorter ones gain nothing).
         if len(self.stride) == 1:
             (taps,), (stride,), (zeros,) = kernel.shape[:-2], self.stride, self.padding
             if taps == stride == 1 and not any(zeros):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside
 from bandtok_jax.layers.residual_quantization import ResidualQuantizer
 from bandtok_jax.layers.snake import Snake
+from bandtok_jax.models.network import Tree
 
 TAPS = 7  # of all convolutions that keep the rate, but for single taps
 DILATIONS = (1, 3, 9)
@@ -158,6 +159,28 @@ class DAC(nnx.Module):
         """
         quantized, training = self.quantizer(self.latents(audio), levels)
         return {"audio": self.sound(quantized)[:, : audio.shape[1]], **training}
+
+
+def scale_latents(parameters: Tree, latents: jax.Array) -> Tree:
+    """The parameters of the same encoder and decoder, between which the given latents have mean 0 and variance 1.
+
+    Weight normalisation's start from data (Salimans and Kingma 2016, section 3), of the one layer where it matters:
+    the vectors of the codes are drawn with variance 1, and the latents of a fresh encoder have a hundredth of their
+    size, so that every level adds noise that the decoder must first learn to ignore.
+
+    Args:
+      parameters: of a `DAC`.
+      latents: `[..., D]`, of some batches.
+    """
+    latents = latents.reshape(-1, latents.shape[-1])
+    mean = latents.mean(0)
+    scale = jax.lax.rsqrt(((latents - mean) ** 2).mean() + 1e-12)
+    last, first = parameters["encoder_out"], parameters["decoder_in"]
+    return {
+        **parameters,
+        "encoder_out": {**last, "gain": last["gain"] * scale, "bias": (last["bias"] - mean) * scale},
+        "decoder_in": {**first, "gain": first["gain"] / scale},
+    }
 
 
 class ResidualUnit(nnx.Module):

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers import quantization
 from bandtok_jax.layers.residual_quantization import draw_levels
-from bandtok_jax.models.dac import DAC
+from bandtok_jax.models.dac import DAC, scale_latents
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
 from bandtok_jax.tasks.sound_game import CRITICS_SHARDING, SoundGame
@@ -34,6 +34,24 @@ class WaveformCodec(SoundGame):
             Network(lambda rngs: DAC(**config.model, dtype=dtype, rngs=rngs)),
             Network(lambda rngs: WaveformDiscriminators(**config.discriminator, dtype=dtype, rngs=rngs)),
         )
+
+    @property
+    def _scale_batches(self) -> int:
+        return self.config.get("latent_scale_batches", 0)  # older runs do not say
+
+    @property
+    def start_batches(self):
+        return max(1, self._scale_batches)
+
+    def warm_start(self, state, frozen, batches, key):
+        """Gives the latents of the first batches the scale of the codes."""
+        if not self._scale_batches:
+            return state
+        model = state["model"]
+        encode = jax.jit(lambda p, b, x: self.network.apply(p, b, x, method="latents"))
+        latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
+        parameters = jax.jit(scale_latents)(model["parameters"], latents)
+        return {**state, "model": {**model, "parameters": parameters}}
 
     def generate(self, parameters, buffers, frozen, batch, key):
         levels = draw_levels(batch["index"], key, self.config.model.rows, self.config.loss.quantizer_dropout)
