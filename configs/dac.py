@@ -6,7 +6,8 @@ Published are the networks of `base` and its siblings, the losses and their weig
 decay 0.999996 a step, 400,000 steps), batches of 72 crops of 0.38 s, and the data's treatment. Our losses are means
 over critics, layers and scales where the published ones are sums: the weights below, and the limit of the critics'
 gradient, say the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and
-scales.
+scales. In their few steps the codes do not follow the encoder by gradient, as they do in the published training: they
+learn by moving averages (`codebook.decay`), from k-means, and what dies starts anew.
 
   tiny         two CPU cores, half an hour: 2.1 M parameters
   small        one GPU, days: 19.3 M
@@ -46,6 +47,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "balancer_decay": 0.0,  # above 0 (EnCodec: 0.999), each loss gets its weight's share of the gradient
         }
     )
+    # decay: of moving averages by which the vectors learn; 0: by gradient, as published.
+    config.codebook = ConfigDict({"decay": 0.0, "restart_share": 0.1, "start_batches": 16})
     full = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
     shapes = {
         "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),
@@ -59,8 +62,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.model = ConfigDict({**shape, "codes": 1024, "code_width": 8, "parity": False})
     config.discriminator = defaults.sound_critics(variant)
     config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
-    # Batches by which the latents begin at the scale of the codes; 0 leaves them as they are drawn, as published.
-    config.latent_scale_batches = 4 if variant in ("tiny", "small") else 0
     column_samples = math.prod(shape["strides"])
     # Whole columns: the published 0.38 s are filled up with zeros to as many.
     config.data.clip_samples = math.ceil(CLIP_SECONDS * config.data.sample_rate_hz / column_samples) * column_samples
@@ -77,6 +78,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.discriminator_optimizer.update(config.optimizer)
     config.optimizer.gradient_clip_norm = 1000.0
     config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 critics
+    if variant in ("tiny", "small"):
+        config.codebook.decay = 0.95 if variant == "tiny" else 0.99
     if variant == "tiny":
         config.total_steps, config.batch_size = 2000, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3

@@ -137,6 +137,18 @@ def test_residual_quantizer_by_hand():
         np.testing.assert_allclose(decoded, parts[:rows].sum(0), atol=1e-4)
 
 
+def test_codes_start_where_the_latents_are():
+    """Of a few different latents, every level begins with a vector for each: nothing is left to commit to."""
+    network, parameters = quantizer()
+    latents = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)[np.arange(200) % 5].reshape(4, 50, 6)
+    vectors, counts = run(network, parameters, latents, jax.random.key(0), method="start")
+    np.testing.assert_array_equal(counts.sum(-1), 200)
+    levels = parameters["levels"]
+    started = {"levels": {name: {**levels[name], "vectors": vectors[int(name)]} for name in levels}}
+    drawn, left = (run(network, p, latents, method="__call__")[1]["commitment"] for p in (parameters, started))
+    assert left < 1e-6 < 0.1 < drawn
+
+
 def test_gradients_pass_straight_through(float64):
     """The commitment's gradient is that of finite differences while no code changes; the codes' sound passes on."""
     network, parameters = quantizer(jnp.float64)

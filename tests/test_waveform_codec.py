@@ -38,28 +38,35 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
         assert moved == [number < levels for number in range(2)]
 
 
-def test_latents_start_at_the_scale_of_the_codes(tmp_path):
-    made = _task(tmp_path)
+def test_codes_follow_what_chose_them(tmp_path):
+    """One step of the moving averages, written down in NumPy."""
+    made = _task(tmp_path, **{"codebook.decay": 0.9, "codebook.restart_share": 0.0, "loss.quantizer_dropout": 1.0})
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    parameters, counts = state["model"]["parameters"], np.array(state["model"]["code_counts"])
+    found = jit_once(made.network.apply)(parameters, {}, batch["audio"])
+    step = jit_once(functools.partial(made.train_step, playing=False, judged=False))
+    after = step(state, {}, batch, jax.random.key(1))[0]["model"]
+    for level in range(2):
+        before = np.array(parameters["quantizer"]["levels"][str(level)]["vectors"])
+        codes, latents = np.array(found["codes"][..., level]).ravel(), np.array(found["latents"][..., level, :])
+        chosen = codes[:, None] == np.arange(16)
+        new_counts = 0.9 * counts[level] + 0.1 * chosen.sum(0)
+        sums = 0.9 * counts[level][:, None] * before + 0.1 * chosen.T @ latents.reshape(-1, 4)
+        np.testing.assert_allclose(after["code_counts"][level], new_counts, rtol=1e-5)
+        vectors = after["parameters"]["quantizer"]["levels"][str(level)]["vectors"]
+        np.testing.assert_allclose(vectors, sums / new_counts[:, None], rtol=1e-3, atol=1e-5)
+        assert chosen.any(0).sum() > 4
 
-    @jax.jit
-    def through(parameters, audio):
-        """The latents, and the sound of these."""
-        latents = made.network.apply(parameters, {}, audio, method="latents")
-        return latents, made.network.apply(parameters, {}, latents, method="sound")
 
-    latents, sound = through(state["model"]["parameters"], batch["audio"])
-    assert latents.std() < 0.1
-    mean = latents.mean((0, 1))
-    fresh = jax.jit(made.network.apply, static_argnames="method")
-    centred = fresh(state["model"]["parameters"], {}, latents - mean, method="sound")
-    started = made.warm_start(state, {}, [batch, batch], jax.random.key(1))["model"]["parameters"]
-    scaled, same = through(started, batch["audio"])
-    np.testing.assert_allclose(scaled.mean((0, 1)), 0, atol=1e-4)
-    np.testing.assert_allclose((scaled**2).mean(), 1, rtol=1e-4)
-    np.testing.assert_allclose(same, centred, atol=1e-5)  # of the sound, only the mean is gone
-    published = _task(tmp_path, latent_scale_batches=0)
-    assert published.warm_start(state, {}, [batch], jax.random.key(1)) is state
+def test_codes_learn_by_gradient_as_published(tmp_path):
+    made = _task(tmp_path, **{"codebook.decay": 0.0, "optimizer.warmup_steps": 0})
+    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    assert "code_counts" not in state["model"] and made.warm_start(state, {}, [batch], jax.random.key(1)) is state
+    step = jit_once(functools.partial(made.train_step, playing=False, judged=False))
+    after, metrics = step(state, {}, batch, jax.random.key(1))
+    before, after = (player["model"]["parameters"]["quantizer"]["levels"]["0"]["vectors"] for player in (state, after))
+    # Adam's first step: the rate, whatever the gradient.
+    assert metrics["codebook"] > 0 and np.abs(after - before).max() == pytest.approx(0.01, rel=0.05)
 
 
 def test_the_critics_terms_are_the_published_sums():

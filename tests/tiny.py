@@ -64,7 +64,7 @@ _SPECIAL["waveform_codec"] = {
     "model.rows": "2",
     "model.codes": "16",
     "model.code_width": "4",
-    "latent_scale_batches": "2",
+    "codebook.start_batches": "2",
     "optimizer.learning_rate": "0.01",
     "loss.adversarial": "0.1",
     "loss.feature_matching": "2.0",

@@ -34,8 +34,8 @@ class CodeLevel(nnx.Module):
         """What a level's codes stand for; int32 `[B, T] -> [B, T, D]`. The vectors are not normalised."""
         return self.project_out(self.vectors[...][codes])
 
-    def __call__(self, residual: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """`[B, T, D]` -> its quantized form, codes `[B, T]`, and the losses of every example `[B]`.
+    def __call__(self, residual: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+        """`[B, T, D]` -> its quantized form, codes `[B, T]`, what these are of, and the losses of every example `[B]`.
 
         The losses are the commitment of the latents to their codes and the pull of the codes to the latents, both mean
         squares over dimensions and time.
@@ -46,7 +46,7 @@ class CodeLevel(nnx.Module):
         commitment = jnp.mean((latents - jax.lax.stop_gradient(vectors)) ** 2, axis=(1, 2))
         codebook = jnp.mean((jax.lax.stop_gradient(latents) - vectors) ** 2, axis=(1, 2))
         straight_through = latents + jax.lax.stop_gradient(vectors - latents)
-        return self.project_out(straight_through), codes, commitment, codebook
+        return self.project_out(straight_through), codes, latents, commitment, codebook
 
 
 class ResidualQuantizer(nnx.Module):
@@ -74,20 +74,36 @@ class ResidualQuantizer(nnx.Module):
           levels: int `[B]`, how many levels each example uses; all where it is None.
 
         Returns:
-          `[B, T, D]` the sum of the levels in use; a dict of `codes`, int32 `[B, T, F]` of all levels, and of the
-          scalar losses `commitment` and `codebook`: sums over the levels in use, means over the examples.
+          `[B, T, D]` the sum of the levels in use; a dict of `codes`, int32 `[B, T, F]` of all levels, `latents`
+          `[B, T, F, code_width]`, what their look-up was given, and the scalar losses `commitment` and `codebook`: sums
+          over the levels in use, means over the examples.
         """
         residual = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
-        total, all_codes, commitments, pulls = jnp.zeros_like(residual), [], 0.0, 0.0
+        total, all_codes, all_latents, commitments, pulls = jnp.zeros_like(residual), [], [], 0.0, 0.0
         for number, level in enumerate(self.levels):
-            quantized, codes, commitment, codebook = level(residual)
+            quantized, codes, latents, commitment, codebook = level(residual)
             used = jnp.ones(len(latents)) if levels is None else number < levels
             total = total + jnp.where(used[:, None, None], quantized, 0)
             commitments += jnp.mean(used * commitment)
             pulls += jnp.mean(used * codebook)
             residual = residual - quantized
             all_codes.append(codes)
-        return total, {"codes": jnp.stack(all_codes, axis=-1), "commitment": commitments, "codebook": pulls}
+            all_latents.append(jax.lax.stop_gradient(latents))
+        found = {"codes": jnp.stack(all_codes, axis=-1), "latents": jnp.stack(all_latents, axis=-2)}
+        return total, {**found, "commitment": commitments, "codebook": pulls}
+
+    def start(self, latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Vectors `[F, K, code_width]` for latents `[B, T, D]`, k-means centres of what each level is given, and how
+        many latents each is the centre of, `[F, K]`.
+        """
+        residual, found = latents.astype(jnp.promote_types(latents.dtype, jnp.float32)), []
+        for number, level in enumerate(self.levels):
+            given = level.project_in(residual)
+            flat = given.reshape(-1, given.shape[-1])
+            vectors, counts = quantization.k_means(flat, len(level.vectors), jax.random.fold_in(key, number))
+            found.append((vectors, counts))
+            residual = residual - level.project_out(vectors[quantization.nearest(unit(given), unit(vectors))])
+        return tuple(jnp.stack(one) for one in zip(*found))
 
     def encode(self, latents: jax.Array) -> jax.Array:
         """`[B, T, D]` -> codes, int32 `[B, T, F]`."""

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside
 from bandtok_jax.layers.residual_quantization import ResidualQuantizer
 from bandtok_jax.layers.snake import Snake
-from bandtok_jax.models.network import Tree
 
 TAPS = 7  # of all convolutions that keep the rate, but for single taps
 DILATIONS = (1, 3, 9)
@@ -146,6 +145,10 @@ class DAC(nnx.Module):
         """Codes of the first levels, int32 `[B, T, f]` with f <= F, to sound `[B, T * samples_per_column]`."""
         return self.sound(self.quantizer.decode(codes), span)
 
+    def start_codes(self, latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `ResidualQuantizer.start`."""
+        return self.quantizer.start(latents, key)
+
     def __call__(self, audio: jax.Array, levels: jax.Array | None = None) -> dict[str, jax.Array]:
         """For training.
 
@@ -154,33 +157,11 @@ class DAC(nnx.Module):
           levels: int `[B]`, how many levels of codes each example is made of again (see `draw_levels`); None: all.
 
         Returns:
-          `audio` `[B, S]`, `codes` int32 `[B, T, F]`, and the scalar losses `commitment` and `codebook`. With `parity`
-          and odd strides the sound may end before S.
+          `audio` `[B, S]`, and what `ResidualQuantizer` says of the codes. With `parity` and odd strides the sound may
+          end before S.
         """
         quantized, training = self.quantizer(self.latents(audio), levels)
         return {"audio": self.sound(quantized)[:, : audio.shape[1]], **training}
-
-
-def scale_latents(parameters: Tree, latents: jax.Array) -> Tree:
-    """The parameters of the same encoder and decoder, between which the given latents have mean 0 and variance 1.
-
-    Weight normalisation's start from data (Salimans and Kingma 2016, section 3), of the one layer where it matters:
-    the vectors of the codes are drawn with variance 1, and the latents of a fresh encoder have a hundredth of their
-    size, so that every level adds noise that the decoder must first learn to ignore.
-
-    Args:
-      parameters: of a `DAC`.
-      latents: `[..., D]`, of some batches.
-    """
-    latents = latents.reshape(-1, latents.shape[-1])
-    mean = latents.mean(0)
-    scale = jax.lax.rsqrt(((latents - mean) ** 2).mean() + 1e-12)
-    last, first = parameters["encoder_out"], parameters["decoder_in"]
-    return {
-        **parameters,
-        "encoder_out": {**last, "gain": last["gain"] * scale, "bias": (last["bias"] - mean) * scale},
-        "decoder_in": {**first, "gain": first["gain"] / scale},
-    }
 
 
 class ResidualUnit(nnx.Module):

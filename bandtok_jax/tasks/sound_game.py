@@ -31,7 +31,17 @@ class SoundGame(Game, abc.ABC):
 
     @abc.abstractmethod
     def generate(self, parameters, buffers, frozen, batch, key):
-        """The model's sound `[B, S]` in training, and its own scalar losses by their names in `config.loss`."""
+        """`(sound, losses), rows`: the model's sound `[B, S]` in training, its own scalar losses by their names in
+        `config.loss`, and what `learn` wants of every example, arrays with a leading axis B.
+        """
+
+    def learn(self, old, new, rows, batch, key):
+        """What learns by other means than gradients: the new `model` of the state, and metrics.
+
+        Args:
+          old, new: the model before and after the step of its optimizer.
+        """
+        return new, {}
 
     @abc.abstractmethod
     def reconstruct(self, parameters, buffers, frozen, batch):
@@ -63,9 +73,10 @@ class SoundGame(Game, abc.ABC):
         model, discriminator = state["model"], state["discriminator"]
 
         def micro_step(micro_batch):
-            (fake, own), pull_back = jax.vjp(
+            (fake, own), pull_back, rows = jax.vjp(
                 lambda parameters: self.generate(parameters, model["buffers"], frozen, micro_batch, key),
                 model["parameters"],
+                has_aux=True,
             )
             real = micro_batch["audio"].astype(fake.dtype)  # both are heard in the same precision
             terms, push = jax.vjp(lambda fake: self._reconstruction(fake, real), fake)
@@ -83,9 +94,9 @@ class SoundGame(Game, abc.ABC):
             else:
                 slope = sum(slopes.values())
             (gradients,) = pull_back((slope, self._weights(own)))
-            return (gradients, critic_gradients, memory, metrics), {}
+            return (gradients, critic_gradients, memory, metrics), rows
 
-        (gradients, critic_gradients, memory, metrics), _ = player.accumulate(
+        (gradients, critic_gradients, memory, metrics), rows = player.accumulate(
             micro_step, batch, self.config.optimizer.accumulation_steps
         )
         new_model, norm = player.update_player(
@@ -94,6 +105,8 @@ class SoundGame(Game, abc.ABC):
         metrics["gradient_norm"] = norm
         if memory:
             new_model["balancer"] = memory
+        new_model, more = self.learn(model, new_model, rows, batch, key)
+        metrics |= more
         if playing:
             discriminator, metrics["discriminator_gradient_norm"] = player.update_player(
                 discriminator, critic_gradients, self.discriminator_optimizer, 0.0, step

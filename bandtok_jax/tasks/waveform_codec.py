@@ -1,5 +1,7 @@
 """Training of a codec of sound itself (DAC): residual levels of codes under spectral distances and critics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -7,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers import quantization
 from bandtok_jax.layers.residual_quantization import draw_levels
-from bandtok_jax.models.dac import DAC, scale_latents
-from bandtok_jax.models.network import Network
+from bandtok_jax.models.dac import DAC
+from bandtok_jax.models.network import Network, Tree
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
 from bandtok_jax.tasks.sound_game import CRITICS_SHARDING, SoundGame
 
@@ -22,7 +24,7 @@ class WaveformCodec(SoundGame):
         (r"decoder_in/kernel|encoder_out/kernel", P(None, "fsdp", "tensor")),
         (r"encoder_in/kernel|decoder_out/kernel|quantizer/", P()),
         *CRITICS_SHARDING,
-        (r"bias|gain|alpha", P()),
+        (r"bias|gain|alpha|code_counts", P()),
     )
 
     def __init__(self, config, read_stages=None):
@@ -36,27 +38,62 @@ class WaveformCodec(SoundGame):
         )
 
     @property
-    def _scale_batches(self) -> int:
-        return self.config.get("latent_scale_batches", 0)  # older runs do not say
+    def _codes_decay(self) -> float:
+        """Of the moving averages by which the vectors of the codes learn; 0 where they learn by gradient."""
+        return self.config.codebook.decay if "codebook" in self.config else 0.0  # older runs do not say
 
     @property
     def start_batches(self):
-        return max(1, self._scale_batches)
+        return self.config.codebook.start_batches if self._codes_decay else 1
+
+    def init(self, key, batch_spec=None):
+        state = super().init(key, batch_spec)
+        if self._codes_decay:
+            # The moving sums are counts * vectors: nothing is kept twice, and an export is enough to go on from.
+            settings, data = self.config.model, self.config.data
+            columns = self.config.batch_size * data.clip_samples / self.network.attribute("samples_per_column")
+            state["model"]["code_counts"] = jnp.full((settings.rows, settings.codes), columns / settings.codes)
+        return state
 
     def warm_start(self, state, frozen, batches, key):
-        """Gives the latents of the first batches the scale of the codes."""
-        if not self._scale_batches:
+        """Starts the codes of each level at the k-means centres of what the encoder gives of the first batches."""
+        if not self._codes_decay:
             return state
         model = state["model"]
-        encode = jax.jit(lambda p, b, x: self.network.apply(p, b, x, method="latents"))
-        latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
-        parameters = jax.jit(scale_latents)(model["parameters"], latents)
-        return {**state, "model": {**model, "parameters": parameters}}
+        apply = functools.partial(jax.jit(self.network.apply, static_argnames="method"), model["parameters"], {})
+        latents = jnp.concatenate([apply(batch["audio"], method="latents") for batch in batches])
+        vectors, counts = apply(latents, key, method="start_codes")
+        counts = jnp.maximum(counts / len(batches), 1e-3)
+        return {**state, "model": {**_with_vectors(model, vectors), "code_counts": counts}}
 
     def generate(self, parameters, buffers, frozen, batch, key):
         levels = draw_levels(batch["index"], key, self.config.model.rows, self.config.loss.quantizer_dropout)
         made = self.network.apply(parameters, buffers, batch["audio"], levels)
-        return self._fill(made["audio"], batch), {name: made[name] for name in ("commitment", "codebook")}
+        losses = ("commitment",) if self._codes_decay else ("commitment", "codebook")
+        rows = ("codes", "latents") if self._codes_decay else ()
+        pick = lambda names: {name: made[name] for name in names}
+        return (self._fill(made["audio"], batch), pick(losses)), pick(rows)
+
+    def learn(self, old, new, rows, batch, key):
+        """Moves the vectors of all levels to the means of what chose them, whether or not an example uses the level."""
+        if not self._codes_decay:
+            return new, {}
+        settings, size = self.config.codebook, self.config.model.codes
+        vectors = jnp.stack([level["vectors"] for level in _levels(old["parameters"])])
+        counts, sums = jax.vmap(lambda z, codes: quantization.chosen(z, codes, size), in_axes=(-2, -1))(
+            rows["latents"], rows["codes"]
+        )
+        draw = lambda latents: quantization.draw_candidates(latents, batch["index"], key, size)
+        codebook = {"counts": old["code_counts"], "sums": old["code_counts"][..., None] * vectors}
+        codebook, restarted = quantization.update_codebook(
+            codebook, counts, sums, jax.vmap(draw, in_axes=-2)(rows["latents"]),
+            decay=settings.decay, restart_share=settings.restart_share,
+        )  # fmt: skip
+        metrics = {
+            "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),
+            "codes_restarted": restarted.astype(jnp.float32),
+        }
+        return {**_with_vectors(new, codebook["vectors"]), "code_counts": codebook["counts"]}, metrics
 
     def reconstruct(self, parameters, buffers, frozen, batch):
         made = self.network.apply(parameters, buffers, batch["audio"])
@@ -85,3 +122,21 @@ class WaveformCodec(SoundGame):
         if scores["codebook_use"] < 0.5 * min(1.0, seen / self.config.model.codes):
             return [f"the codebooks collapse: only {scores['codebook_use']:.0%} of their codes are in use"]
         return []
+
+
+def _levels(parameters) -> list[Tree]:
+    levels = parameters["quantizer"]["levels"]
+    return [levels[name] for name in sorted(levels, key=int)]
+
+
+def _with_vectors(model, vectors):
+    """A player whose codes have the vectors `[F, K, code_width]`, in the average of its weights too."""
+    changed = dict(model)
+    for tree in ("parameters", "average"):
+        if model[tree]:
+            quantizer = model[tree]["quantizer"]
+            levels = {
+                str(number): {**level, "vectors": vectors[number]} for number, level in enumerate(_levels(model[tree]))
+            }
+            changed[tree] = {**model[tree], "quantizer": {**quantizer, "levels": levels}}
+    return changed

@@ -25,6 +25,7 @@ _MEANT = {
     "discriminator_optimizer.decay_all": False,
     "loss.feature_average": "critics",
     "loss.balancer_decay": 0.0,
+    "codebook.decay": 0.0,
     "model.residual_levels": 0,
     "model.column_width": 128,
     "model.row_vocabulary": False,
@@ -69,8 +70,12 @@ def _completed(stored, config):
     with stored.unlocked():
         for key, value in _MEANT.items():
             group, _, name = key.partition(".")
-            if name in config.get(group, {}) and name not in stored.get(group, {name: None}):
-                stored[group][name] = value
+            if name in config.get(group, {}):
+                new_group = group not in stored
+                if new_group:
+                    stored[group] = config[group].copy_and_resolve_references()
+                if new_group or name not in stored[group]:
+                    stored[group][name] = value
     return stored
 
 
