@@ -88,6 +88,7 @@ class WaveformCodec(SoundGame):
         codebook, restarted = quantization.update_codebook(
             codebook, counts, sums, jax.vmap(draw, in_axes=-2)(rows["latents"]),
             decay=settings.decay, restart_share=settings.restart_share,
+            epsilon=1e-9,  # enough against 0 / 0; more would shrink rare codes step by step, since no sums are kept
         )  # fmt: skip
         metrics = {
             "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),
