@@ -48,7 +48,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         }
     )
     # decay: of moving averages by which the vectors learn; 0: by gradient, as published.
-    config.codebook = ConfigDict({"decay": 0.0, "restart_share": 0.1, "start_batches": 16})
+    decay = {"tiny": 0.95, "small": 0.99}.get(variant, 0.0)
+    config.codebook = ConfigDict({"decay": decay, "restart_share": 0.1, "start_batches": 16})
     full = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
     shapes = {
         "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),
@@ -78,8 +79,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.discriminator_optimizer.update(config.optimizer)
     config.optimizer.gradient_clip_norm = 1000.0
     config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 critics
-    if variant in ("tiny", "small"):
-        config.codebook.decay = 0.95 if variant == "tiny" else 0.99
     if variant == "tiny":
         config.total_steps, config.batch_size = 2000, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3

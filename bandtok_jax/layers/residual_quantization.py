@@ -27,8 +27,7 @@ class CodeLevel(nnx.Module):
 
     def nearest(self, latents: jax.Array) -> jax.Array:
         """The code whose vector has the smallest angle to each latent; `[..., code_width] -> int32 [...]`."""
-        cosines = jnp.matmul(unit(latents), unit(self.vectors[...]).T, precision="highest")
-        return jnp.argmax(cosines, axis=-1).astype(jnp.int32)
+        return _nearest_angle(latents, self.vectors[...])
 
     def sound_of(self, codes: jax.Array) -> jax.Array:
         """What a level's codes stand for; int32 `[B, T] -> [B, T, D]`. The vectors are not normalised."""
@@ -102,7 +101,7 @@ class ResidualQuantizer(nnx.Module):
             flat = given.reshape(-1, given.shape[-1])
             vectors, counts = quantization.k_means(flat, len(level.vectors), jax.random.fold_in(key, number))
             found.append((vectors, counts))
-            residual = residual - level.project_out(vectors[quantization.nearest(unit(given), unit(vectors))])
+            residual = residual - level.project_out(vectors[_nearest_angle(given, vectors)])
         return tuple(jnp.stack(one) for one in zip(*found))
 
     def encode(self, latents: jax.Array) -> jax.Array:
@@ -209,3 +208,9 @@ def draw_levels(index: jax.Array, key: jax.Array, rows: int, dropout: float = 0.
         return jnp.where(jax.random.bernoulli(coin, dropout), drawn, rows)
 
     return jax.vmap(draw)(index)
+
+
+def _nearest_angle(latents: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Which of `vectors` `[K, D]` has the smallest angle to each latent; `[..., D] -> int32 [...]`."""
+    cosines = jnp.matmul(unit(latents), unit(vectors).T, precision="highest")
+    return jnp.argmax(cosines, axis=-1).astype(jnp.int32)

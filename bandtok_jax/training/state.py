@@ -70,12 +70,10 @@ def _completed(stored, config):
     with stored.unlocked():
         for key, value in _MEANT.items():
             group, _, name = key.partition(".")
-            if name in config.get(group, {}):
-                new_group = group not in stored
-                if new_group:
+            if name in config.get(group, {}) and name not in stored.get(group, {}):
+                if group not in stored:
                     stored[group] = config[group].copy_and_resolve_references()
-                if new_group or name not in stored[group]:
-                    stored[group][name] = value
+                stored[group][name] = value
     return stored
 
 
