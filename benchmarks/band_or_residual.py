@@ -65,6 +65,7 @@ ARMS = {
             "loss.quantizer_dropout": 0.0,
             "data.gain_db": "(-6.0,3.0)",
             "data.phase_rotation": False,
+            "loss.waveform": 0.0,  # as published
         },
     ),
 }

@@ -121,6 +121,21 @@ def test_the_mel_term_is_the_published_sum():
     assert settings.mel * ours == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_distance_between_the_samples_joins_where_it_has_a_weight(tmp_path):
+    steps = {}
+    for weight in (0.0, 300.0):
+        made = _task(tmp_path, **{"loss.waveform": weight, "loss.quantizer_dropout": 0.0})
+        state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+        step = jit_once(functools.partial(made.train_step, playing=False, judged=False))
+        steps[weight] = step(state, {}, batch, jax.random.key(1))[1]
+    sound = jit_once(made.network.apply)(state["model"]["parameters"], {}, batch["audio"])["audio"]
+    expected = np.abs(np.array(sound) - np.array(batch["audio"])).mean()
+    assert "waveform" not in steps[0.0] and expected > 0.01
+    assert steps[300.0]["waveform"] == pytest.approx(expected, rel=1e-5)
+    assert steps[300.0]["loss"] - steps[0.0]["loss"] == pytest.approx(300 * expected, rel=1e-4)
+    assert steps[300.0]["gradient_norm"] != steps[0.0]["gradient_norm"]
+
+
 def test_weights_decay_as_in_pytorch():
     """Two steps of torch's AdamW in NumPy; without `decay_all`, vectors only follow their gradient."""
     rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ class SoundGame(Game, abc.ABC):
                     "loss.balancer_decay looks at the gradient of a whole batch: "
                     "set --config.optimizer.accumulation_steps=1, or --config.loss.balancer_decay=0"
                 )
-            judged = ("mel", "stft", "adversarial", "feature_matching")
+            judged = ("waveform", "mel", "stft", "adversarial", "feature_matching")
             state["model"]["balancer"] = balancer.start(n for n in judged if self.config.loss.get(n))
         return state
 
@@ -132,8 +132,10 @@ class SoundGame(Game, abc.ABC):
         return {name: push(one(name))[0] for name in terms}
 
     def _reconstruction(self, fake, real):
-        """The spectral terms that have a weight."""
+        """The terms beside the critics' that have a weight."""
         settings, terms = self.config.loss, {}
+        if settings.get("waveform"):
+            terms["waveform"] = jnp.mean(jnp.abs(real - fake))
         if settings.mel:
             terms["mel"] = spectral.multi_scale_mel(real, fake, settings.mel_scales, self.config.data.sample_rate_hz)
         if settings.get("stft"):
