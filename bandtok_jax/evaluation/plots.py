@@ -139,12 +139,15 @@ def latents(path, places: np.ndarray, rows: np.ndarray, *, row_kind: str) -> Non
 
 
 def pairs(path, values: np.ndarray, *, label: str) -> None:
-    """Draws a number for each pair of rows, `[F, F]`, from 0 to 1."""
+    """Draws a number for each pair of different rows, `[F, F]`, from 0 to the largest."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     axis = figure.subplots()
-    drawn = axis.imshow(values, origin="lower", cmap="viridis", vmin=0, vmax=1)
+    # Each row says all about itself: beside that one would see nothing of the others.
+    others = np.ma.masked_array(values, mask=np.eye(len(values), dtype=bool))
+    axis.set_facecolor("lightgrey")
+    drawn = axis.imshow(others, origin="lower", cmap="viridis", vmin=0)
     axis.set_xlabel("row")
     axis.set_ylabel("row")
     figure.colorbar(drawn, ax=axis, label=label)

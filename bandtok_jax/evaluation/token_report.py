@@ -150,7 +150,7 @@ def _draw(output: str, ending: str, found: dict[str, Any], predicted: dict[str, 
             plots.by_row(os.path.join(output, measure + ending), {LABELS[measure]: lines})
     if curves["nmi"] and predicted:
         scaled = {name: _scaled(values) for name, values in curves["perplexity"].items()}
-        panels = {LABELS["nmi"]: curves["nmi"], "perplexity, from its lowest row to its highest": scaled}
+        panels = {LABELS["nmi"]: curves["nmi"], "perplexity, lowest row 0, highest 1": scaled}
         plots.by_row(os.path.join(output, "profile" + ending), panels)
 
 
