@@ -68,9 +68,9 @@ def main():
 
 
 def _generator_step(stage, config):
-    """One step of the generator, which keeps its own state."""
+    """One step of the generator."""
     network, optimizer = stage.network, player.create_optimizer(config.optimizer, config.total_steps)
-    audio = 0.1 * np.random.default_rng(1).standard_normal((STEP_BATCH, STEP_SAMPLES)).astype(np.float32)
+    audio = _crops()
 
     def loss(parameters):
         made = network.apply(parameters, {}, audio)
@@ -78,33 +78,35 @@ def _generator_step(stage, config):
         terms["mel"] = spectral.multi_scale_mel(audio, made["audio"], config.loss.mel_scales)
         return sum(config.loss[name] * value for name, value in terms.items())
 
+    def start():
+        parameters = jax.tree.map(jax.numpy.asarray, stage.weights["parameters"])
+        return parameters, optimizer.init(parameters)
+
     def update(state):
         parameters, memory = state
         updates, memory = optimizer.update(jax.grad(loss)(parameters), memory, parameters)
         return jax.tree.map(lambda p, u: p + u, parameters, updates), memory
 
-    update = jax.jit(update, donate_argnums=0)
-    parameters = jax.tree.map(jax.numpy.asarray, stage.weights["parameters"])
-    states = [(parameters, optimizer.init(parameters))]
-
-    def step():
-        states[0] = update(states[0])
-        return states[0]
-
-    return step
+    return _stepping(start, update)
 
 
 def _gan_step(config):
-    """One step of both players, which keeps its own state."""
-    task = tasks.create(config)
-    audio = 0.1 * np.random.default_rng(1).standard_normal((STEP_BATCH, STEP_SAMPLES)).astype(np.float32)
-    batch = {"audio": audio, "index": np.arange(STEP_BATCH)}
-    train = jax.jit(lambda state, batch: task.train_step(state, {}, batch, jax.random.key(0)), donate_argnums=0)
-    states = []
+    """One step of both players."""
+    task, batch = tasks.create(config), {"audio": _crops(), "index": np.arange(STEP_BATCH)}
+    start = lambda: jax.jit(task.init)(jax.random.key(0))
+    return _stepping(start, lambda state: task.train_step(state, {}, batch, jax.random.key(0))[0])
+
+
+def _crops() -> np.ndarray:
+    return 0.1 * np.random.default_rng(1).standard_normal((STEP_BATCH, STEP_SAMPLES)).astype(np.float32)
+
+
+def _stepping(start, update):
+    """A call that makes one step of a training, whose state it keeps from one call to the next."""
+    update, states = jax.jit(update, donate_argnums=0), []
 
     def step():
-        state = states.pop() if states else jax.jit(task.init)(jax.random.key(0))
-        states.append(train(state, batch)[0])
+        states.append(update(states.pop() if states else start()))
         return states[0]
 
     return step
