@@ -272,6 +272,8 @@ def _draw(found: list[dict], path: str) -> None:
         line(axes[2], drift[0]["seconds"], [one["reconstructed"] for one in drift], f"{arm}, true codes", ":")
     axes[0].set(xlabel="row", ylabel="normalised mutual information", ylim=(0, None))
     axes[1].set(xlabel="row", ylabel="perplexity of the language model", ylim=(0, None))
+    for axis in axes[:2]:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[2].set(xlabel="seconds since the model took over", ylabel="Fréchet distance to real mels", ylim=(0, None))
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -119,6 +119,7 @@ def by_row(path, panels: dict[str, dict[str, list[float]]]) -> None:
             (drawn,) = axis.plot(values, label=name, marker=".", linewidth=1.2, **style)
             colours[name] = drawn.get_color()
         axis.set_xlabel("row")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
