@@ -1,12 +1,15 @@
 """How good trained stages are on the validation tracks of a prepared folder, beside simple opponents.
 
     python benchmarks/quality.py --model=runs/tokenizer --vocoder=runs/vocoder --data=data/music [--seconds 20]
+    python benchmarks/quality.py --sound-codec=runs/dac --data=data/music [--seconds 20]
     python benchmarks/quality.py --language-model=runs/lm
 
 Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain
 k-means of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an
 excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel; and from the tokenizer's codes, the
-same vocoder. Language model: nats per token on all of the validation tokens that it was trained beside, cut into
+same vocoder. Codec of sound: the signal-to-noise ratio of the excerpts by band, and whether one hears which music it
+is: the correlation of their chroma and of their onset strength with the originals, beside that with the excerpts of
+other tracks. Language model: nats per token on all of the validation tokens that it was trained beside, cut into
 windows of the length of its training, each predicted from its own beginning; beside the unigrams of each row of the
 training tokens.
 """
@@ -14,7 +17,9 @@ training tokens.
 import argparse
 
 import jax
+import librosa
 import numpy as np
+import scipy.signal
 from timing import emit
 
 import bandtok_jax
@@ -26,6 +31,7 @@ from bandtok_jax.interchange.model_folder import read_stages
 from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
 
 PICTURE_FRAMES = 128
+BAND_EDGES_HZ = (0, 250, 500, 1000, 2000, 4000, 8000)
 
 
 def main():
@@ -33,9 +39,13 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--vocoder")
     parser.add_argument("--data")
+    parser.add_argument("--sound-codec")
     parser.add_argument("--language-model")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the vocoder's excerpts")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the excerpts")
     flags = parser.parse_args()
+    if flags.sound_codec:
+        codec = bandtok_jax.load(flags.sound_codec)
+        _sound_codec(codec, read_tracks(flags.data, codec.sample_rate_hz)["validation"], flags.seconds)
     if flags.language_model:
         _language_model(flags.language_model)
     if not flags.model:
@@ -90,8 +100,7 @@ def _vocoder(codec, validation: list[Track], seconds: float) -> None:
             np.concatenate(list(track.mono())),
             int(seconds * codec.sample_rate_hz) // mel.hop_samples * mel.hop_samples,
         )
-        start = max(0, (len(audio) - samples) // 2)
-        excerpt = audio[start : start + samples]
+        excerpt = _middle(audio, samples)
         excerpt = excerpt[: len(excerpt) // mel.hop_samples * mel.hop_samples]
         log_mel = np.asarray(spectral.log_mel(excerpt, mel))
         opponents = {
@@ -109,6 +118,48 @@ def _vocoder(codec, validation: list[Track], seconds: float) -> None:
         for opponent, value in means.items():
             emit(f"{opponent}_stft_distance", "", *[value] * 3, window=window)
         emit("vocoder_over_griffin_lim", "ratio", *[means["vocoder"] / means["griffin_lim"]] * 3, window=window)
+
+
+def _middle(audio: np.ndarray, samples: int) -> np.ndarray:
+    start = max(0, (len(audio) - samples) // 2)
+    return audio[start : start + samples]
+
+
+def _sound_codec(codec, validation: list[Track], seconds: float) -> None:
+    rate, samples = codec.sample_rate_hz, int(seconds * codec.sample_rate_hz)
+    originals = [_middle(np.concatenate(list(track.mono())), samples) for track in validation]
+    decoded = [codec.decode(codec.encode(audio, rate))[: len(audio)] for audio in originals]
+    for low, high in zip(BAND_EDGES_HZ, BAND_EDGES_HZ[1:]):
+        ratios = [_snr(audio, sound, rate, low, high) for audio, sound in zip(originals, decoded)]
+        about = {"value": np.mean(ratios), "low": np.min(ratios), "high": np.max(ratios)}
+        emit("signal_to_noise", "dB", **about, low_hz=low, high_hz=high)
+    hear = {
+        "chroma": lambda sound: librosa.feature.chroma_cqt(y=sound, sr=rate),
+        "onsets": lambda sound: librosa.onset.onset_strength(y=sound, sr=rate)[None],
+    }
+    for name, listen in hear.items():
+        first, second = ([listen(sound) for sound in sounds] for sounds in (originals, decoded))
+        heard = np.array([[_correlation(one, other) for other in second] for one in first])
+        own = np.eye(len(heard), dtype=bool)
+        for what, values in (("own", heard[own]), ("other", heard[~own])):
+            about = {"value": values.mean(), "low": values.min(), "high": values.max()}
+            emit(f"{name}_correlation", "", **about, excerpt=what)
+
+
+def _snr(audio: np.ndarray, sound: np.ndarray, rate: int, low: float, high: float) -> float:
+    """In dB, of what lies between those frequencies."""
+    frequencies, _, spectra = scipy.signal.stft(np.stack([audio, audio - sound]), rate, nperseg=4096)
+    signal, noise = (np.abs(spectra[:, (frequencies >= low) & (frequencies < high)]) ** 2).sum((1, 2))
+    return 10 * np.log10(signal / noise)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Of two features `[D, T]`; over the dimensions in every frame and averaged, or over time where D is 1."""
+    frames = min(first.shape[1], second.shape[1])
+    first, second = (x[:, :frames] if len(x) > 1 else x[:, :frames].T for x in (first, second))
+    first, second = (x - x.mean(0) for x in (first, second))
+    sizes = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    return float(((first * second).sum(0) / np.maximum(sizes, 1e-9)).mean())
 
 
 def _language_model(run: str) -> None:

@@ -10,7 +10,7 @@ scales. In their few steps the codes do not follow the encoder by gradient, as t
 learn by moving averages (`codebook.decay`), from k-means, and what dies starts anew. Nor do mel distances, which say
 nothing of phase, lead `tiny` to the tones of the music in time: a distance between the samples does (`loss.waveform`).
 
-  tiny         two CPU cores, half an hour: 2.1 M parameters
+  tiny         two CPU cores, 48 minutes: 2.1 M parameters
   small        one GPU, days: 19.3 M
   base         44.1 kHz, 86 columns of 9 levels a second, 7.75 kbit/s ("8 kbps"): 76.7 M
   base_16kbps  44.1 kHz, 18 levels of a narrower latent, 15.5 kbit/s
