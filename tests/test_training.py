@@ -141,6 +141,10 @@ def test_a_run_without_a_newer_group_goes_on(tmp_path):
     with pytest.raises(ValueError, match=r"codebook.decay was 0.0 and is now 0.95"):
         states.settle(tiny.config("waveform_codec", tmp_path), tmp_path, None, resumed=True)
     states.settle(tiny.config("waveform_codec", tmp_path, **{"codebook.decay": 0.0}), tmp_path, None, resumed=True)
+    del stored["loss"]["waveform"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    older = {"codebook.decay": 0.0, "loss.waveform": 0.0}
+    states.settle(tiny.config("waveform_codec", tmp_path, **older), tmp_path, None, resumed=True)
 
 
 def test_another_size_in_the_same_folder_is_refused(straight):

@@ -25,6 +25,7 @@ _MEANT = {
     "discriminator_optimizer.decay_all": False,
     "loss.feature_average": "critics",
     "loss.balancer_decay": 0.0,
+    "loss.waveform": 0.0,
     "codebook.decay": 0.0,
     "model.residual_levels": 0,
     "model.column_width": 128,
