@@ -19,13 +19,12 @@ import argparse
 import jax
 import librosa
 import numpy as np
-import scipy.signal
 from timing import emit
 
 import bandtok_jax
 from bandtok_jax.audio import spectral
 from bandtok_jax.corpus import Track, read_tracks
-from bandtok_jax.evaluation import token_perplexity
+from bandtok_jax.evaluation import spectra, token_perplexity
 from bandtok_jax.evaluation.baselines import k_means_mel_distance
 from bandtok_jax.interchange.model_folder import read_stages
 from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
@@ -129,9 +128,9 @@ def _sound_codec(codec, validation: list[Track], seconds: float) -> None:
     rate, samples = codec.sample_rate_hz, int(seconds * codec.sample_rate_hz)
     originals = [_middle(np.concatenate(list(track.mono())), samples) for track in validation]
     decoded = [codec.decode(codec.encode(audio, rate))[: len(audio)] for audio in originals]
-    for low, high in zip(BAND_EDGES_HZ, BAND_EDGES_HZ[1:]):
-        ratios = [_snr(audio, sound, rate, low, high) for audio, sound in zip(originals, decoded)]
-        about = {"value": np.mean(ratios), "low": np.min(ratios), "high": np.max(ratios)}
+    ratios = np.array([_snr_by_band(audio, sound, rate) for audio, sound in zip(originals, decoded)])
+    for low, high, ratio in zip(BAND_EDGES_HZ, BAND_EDGES_HZ[1:], ratios.T):
+        about = {"value": ratio.mean(), "low": ratio.min(), "high": ratio.max()}
         emit("signal_to_noise", "dB", **about, low_hz=low, high_hz=high)
     hear = {
         "chroma": lambda sound: librosa.feature.chroma_cqt(y=sound, sr=rate),
@@ -146,10 +145,11 @@ def _sound_codec(codec, validation: list[Track], seconds: float) -> None:
             emit(f"{name}_correlation", "", **about, excerpt=what)
 
 
-def _snr(audio: np.ndarray, sound: np.ndarray, rate: int, low: float, high: float) -> float:
-    """In dB, of what lies between those frequencies."""
-    frequencies, _, spectra = scipy.signal.stft(np.stack([audio, audio - sound]), rate, nperseg=4096)
-    signal, noise = (np.abs(spectra[:, (frequencies >= low) & (frequencies < high)]) ** 2).sum((1, 2))
+def _snr_by_band(audio: np.ndarray, sound: np.ndarray, rate: int) -> np.ndarray:
+    """In dB, of what lies between each two of `BAND_EDGES_HZ`."""
+    edges = np.searchsorted(spectra.frequencies_hz(4096, rate), BAND_EDGES_HZ)
+    power = np.stack([(spectra.magnitude(one, 4096) ** 2).sum(0) for one in (audio, audio - sound)])
+    signal, noise = np.add.reduceat(power[:, : edges[-1]], edges[:-1], axis=1)
     return 10 * np.log10(signal / noise)
 
 
