@@ -18,8 +18,10 @@ import time
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+from orbax.checkpoint import multihost
 
 START_TIMEOUT_SECONDS = 300
+BARRIER_TIMEOUT_SECONDS = 3600
 _RETRY_SECONDS = 0.2
 
 
@@ -204,9 +206,8 @@ def agree(number: int) -> int:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until all processes are here: by the coordinator, not by the devices, whose patience is short."""
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * BARRIER_TIMEOUT_SECONDS)
 
 
 class Preempted(Exception):

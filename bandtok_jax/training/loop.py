@@ -93,6 +93,9 @@ def train(
             if name not in compiled:
                 with stopwatch.during("compile"):
                     compiled[name] = program.compile(make(**phase), *arguments)
+                    # Collectives on CPUs wait for others for 30 s and no longer, and one may compile while one reads
+                    # its cache.
+                    distributed.barrier(f"compiled {len(compiled)}")
             return compiled[name](*arguments)
 
         phase_flops = functools.cache(functools.partial(flops.training_flops, task, config.batch_size))
