@@ -13,8 +13,8 @@ Then the same language model, in which each row has embeddings and a head of its
 which is all that `band` and `residual` learn; of DAC's sound, which owes more); use and entropy of the codes; mutual
 information of the rows, beside that of shuffled ones; perplexity row by row; and how far free-running continuations
 drift from real music, second by second. Everything is trained by `bandtok train`, is taken up again where it was
-interrupted, and ends in claim.json, a figure, and a table. On two cores a run takes three to ten minutes, one of DAC
-about twenty.
+interrupted, and ends in claim.json, a figure, and a table (claim.md). On two cores a run takes three to ten minutes,
+one of DAC about twenty.
 """
 
 import argparse
@@ -195,36 +195,50 @@ def _pieces(tracks, codec) -> np.ndarray:
 
 
 def _report(found: list[dict], output: str) -> None:
+    if not found:
+        return
+    table = {}
     for arm in ARMS:
         runs = [result for result in found if result["arm"] == arm]
-        if not runs:
-            continue
-        row = lambda name, unit, values, **more: emit(name, unit, **_range(values), arm=arm, seeds=len(runs), **more)
-        row("mel_error", "nats", [run["mel_error"] for run in runs])
-        row("codes_in_use", "share", [_use(run) for run in runs])
-        row("entropy", "bit/s", [run["codes"]["bits_per_second"]["entropy"] for run in runs])
-        for name in ("nmi", "nmi_shuffled"):
-            row(name, "", [np.mean(run[name]) for run in runs])
+        for (name, unit, rope), values in _figures(runs).items() if runs else ():
+            low, mean, high = min(values), float(np.mean(values)), max(values)
+            emit(name, unit, mean, low, high, arm=arm, seeds=len(runs), **({"rope": rope} if rope else {}))
+            what = name.replace("_", " ") + f" ({unit})" * bool(unit) + f", {rope.upper()}" * bool(rope)
+            table.setdefault(what, {})[arm] = f"{mean:.4g} ({low:.4g} to {high:.4g})"
+    arms = list(dict.fromkeys(arm for cells in table.values() for arm in cells))
+    lines = [["", *arms], ["---"] * (1 + len(arms))]
+    lines += [[what, *(cells.get(arm, "") for arm in arms)] for what, cells in table.items()]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    storage.write_text(os.path.join(output, "claim.md"), text)
+    storage.write_text(os.path.join(output, "claim.json"), json.dumps(found, indent=1))
+    for ending in (".png", ".svg"):
+        _draw(found, os.path.join(output, "claim" + ending))
+
+
+def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
+    """Name, unit and rotary positions -> a number for each run of an arm."""
+    figures = {
+        ("mel_error", "nats", ""): [run["mel_error"] for run in runs],
+        ("codes_in_use", "share", ""): [_use(run) for run in runs],
+        ("entropy", "bit/s", ""): [run["codes"]["bits_per_second"]["entropy"] for run in runs],
+        ("nmi", "", ""): [np.mean(run["nmi"]) for run in runs],
+        ("nmi_shuffled", "", ""): [np.mean(run["nmi_shuffled"]) for run in runs],
         # Of what dependence there could be above that of shuffled rows: these also differ between tokenizers.
-        row("nmi_above_shuffled", "", [np.mean(_above_chance(run)) for run in runs])
-        for rope in ROPES:
-            scores = [run[rope]["scores"] for run in runs]
-            for name in ("cross_entropy", "unigram_cross_entropy"):
-                row(name, "nats per token", [score[name] for score in scores], rope=rope)
-            drift = [run[rope]["drift"] for run in runs]
-            for number, when in ((0, "first"), (-1, "last")):
-                for name in ("continued", "reconstructed", "astray", "floor", "left"):
-                    values = [one[name][number] for one in drift]
-                    if None in values:
-                        continue
-                    if name in ("astray", "floor"):  # of the spread of what the codec can say at all
-                        values = [value / one["spread"] for value, one in zip(values, drift)]
+        ("nmi_above_shuffled", "", ""): [np.mean(_above_chance(run)) for run in runs],
+    }
+    for rope in ROPES:
+        for name in ("cross_entropy", "unigram_cross_entropy"):
+            figures[name, "nats per token", rope] = [run[rope]["scores"][name] for run in runs]
+        drift = [run[rope]["drift"] for run in runs]
+        for number, when in ((0, "first"), (-1, "last")):
+            for name in ("continued", "reconstructed", "astray", "floor", "left"):
+                values = [one[name][number] for one in drift]
+                if name in ("astray", "floor"):  # of the spread of what the codec can say at all
+                    values = [value / one["spread"] for value, one in zip(values, drift) if value is not None]
+                if None not in values and len(values) == len(runs):
                     unit = "" if name in ("continued", "reconstructed") else "share"
-                    row(f"{name}_{when}_slot", unit, values, rope=rope)
-    if found:
-        for ending in (".png", ".svg"):
-            _draw(found, os.path.join(output, "claim" + ending))
-        storage.write_text(os.path.join(output, "claim.json"), json.dumps(found, indent=1))
+                    figures[f"{name}_{when}_slot", unit, rope] = values
+    return figures
 
 
 def _use(run: dict) -> float:
@@ -239,16 +253,11 @@ def _above_chance(run: dict) -> np.ndarray:
     return (nmi - shuffled) / (1 - shuffled)
 
 
-def _range(values) -> dict[str, float]:
-    """The mean over the seeds as `value`, and the least and the largest."""
-    return {"value": float(np.mean(values)), "low": float(np.min(values)), "high": float(np.max(values))}
-
-
 def _draw(found: list[dict], path: str) -> None:
     """Mutual information and perplexity by row, and the drift by time: means over seeds, shades from least to most."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for colour, arm in zip(("tab:blue", "tab:orange", "tab:green"), ARMS):
         runs = [result for result in found if result["arm"] == arm]
@@ -275,9 +284,10 @@ def _draw(found: list[dict], path: str) -> None:
     for axis in axes[:2]:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[2].set(xlabel="seconds since the model took over", ylabel="Fréchet distance to real mels", ylim=(0, None))
+    columns = len({result["arm"] for result in found})
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False)
     figure.savefig(path, dpi=110)
 
 
