@@ -99,6 +99,43 @@ def test_a_task_that_is_not_known_is_named(export, tmp_path):
         bandtok_jax.load(tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: None,
+        lambda content: content | {"stages": []},
+        lambda content: content["stages"]["tokenizer"].pop("config") and content,
+        lambda content: content["stages"]["tokenizer"]["config"]["model"].update(wings=2) or content,
+        lambda content: content["stages"]["tokenizer"].update(wings=2) or content,
+    ],
+)
+def test_a_config_that_describes_no_model_is_named(change, export, tmp_path):
+    shutil.copytree(export, tmp_path / "other")
+    content = json.loads((export / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(change(content)))
+    with pytest.raises(ValueError, match="config.json .* copy it again"):
+        bandtok_jax.load(tmp_path / "other")
+
+
+def test_damaged_weights_are_told_from_those_that_were_exported(export, tmp_path):
+    shutil.copytree(export, tmp_path / "other")
+    weights = tmp_path / "other" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="model.safetensors: the weights of the .* are not those that were exported"):
+        bandtok_jax.load(tmp_path / "other")
+
+
+def test_weights_of_other_programs_are_not_overwritten(tmp_path):
+    """A downloaded model has files of the same names."""
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    (tmp_path / "config.json").write_text('{"model_type": "dac"}')
+    with pytest.raises(ValueError, match="holds no export of bandtok"):
+        model_folder.save(codec(), tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
+
+
 def test_weights_of_another_size_name_the_leaf(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     content = json.loads((tmp_path / "other" / "config.json").read_text())

@@ -102,13 +102,11 @@ def read_stages(path: str) -> dict[str, Stage]:
         raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
     if not os.path.isfile(config_file):
         raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
-    with open(config_file) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{config_file} is no JSON ({error}): copy it again from its run or export") from error
-    stages = _read_export(path, content) if "stages" in content else [_read_run(path, step)]
-    return {stage.name: stage.check() for stage in stages}
+    content = _read_json(config_file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{config_file} is the config of no model: copy it again from its run or export")
+    stages = _read_export(path, content) if "stages" in content else [_read_run(path, step).check()]
+    return {stage.name: stage for stage in stages}
 
 
 def export(run: str, *, vocoder: str | None = None, language_model: str | None = None, output: str) -> Codec:
@@ -136,8 +134,8 @@ def save_vocoder(stage: Stage, output: str) -> None:
 def _write_export(
     stages: Mapping[str, Stage], weight_hash: str, write_card: Callable[[Mapping[str, Any]], str], output: str
 ) -> None:
-    if os.path.isdir(output) and os.listdir(output) and not os.path.isfile(os.path.join(output, WEIGHTS_FILE)):
-        raise ValueError(f"{output} is not empty and holds no export: choose a new folder")
+    if os.path.isdir(output) and os.listdir(output) and not _is_export(output):
+        raise ValueError(f"{output} is not empty and holds no export of bandtok: choose a new folder")
     os.makedirs(output, exist_ok=True)
     cards = {
         name: dict(stage.card) or {"scores": _last_scores(stage), "data": model_card.describe_data(stage.config)}
@@ -146,7 +144,7 @@ def _write_export(
     content = {"export_version": EXPORT_VERSION, "weight_hash": weight_hash, "stages": {}}
     for name, stage in stages.items():
         facts = {"step": stage.step, "tokenizer_hash": stage.tokenizer_hash, "card": cards[name]}
-        content["stages"][name] = {"config": stage.config.to_dict(), **facts}
+        content["stages"][name] = {"config": stage.config.to_dict(), "weight_hash": stage.weight_hash, **facts}
     weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in stages.items()}
     safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
     texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
@@ -155,20 +153,61 @@ def _write_export(
             file.write(text)
 
 
+def _is_export(path: str) -> bool:
+    """Whether the folder holds what `_write_export` wrote: others have a model.safetensors and a config.json, too."""
+    files = [os.path.join(path, name) for name in ("config.json", WEIGHTS_FILE)]
+    if not all(map(os.path.isfile, files)):
+        return False
+    try:
+        content = _read_json(files[0])
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "export_version" in content
+
+
+def _read_json(path: str) -> Any:
+    with open(path) as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON ({error}): copy it again from its run or export") from error
+
+
 def _read_export(path: str, content: dict) -> list[Stage]:
-    if content.get("export_version", 0) > EXPORT_VERSION:
-        raise ValueError(f"{path} is an export of version {content['export_version']}: upgrade bandtok-jax")
+    """The stages of an export, checked.
+
+    Raises:
+      ValueError: its config describes no model of this version, or its weights are not those that were exported.
+    """
+    version = content.get("export_version", 0)
+    if version > EXPORT_VERSION:
+        raise ValueError(f"{path} is an export of version {version}: upgrade bandtok-jax")
     weights_file = os.path.join(path, WEIGHTS_FILE)
     if not os.path.isfile(weights_file):
         raise ValueError(f"{path} holds no {WEIGHTS_FILE}: export it again")
     weights = safetensors.load(weights_file)
     stages = []
-    for name, facts in content["stages"].items():
-        if name not in weights:
-            raise ValueError(f"{weights_file} holds no weights of the {name.replace('_', ' ')}: export it again")
-        facts = dict(facts)
-        config = ConfigDict(facts.pop("config"), convert_dict=True).lock()
-        stages.append(Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, **facts))
+    try:
+        for name, facts in content["stages"].items():
+            if name not in weights:
+                raise ValueError(f"{weights_file} holds no weights of the {name.replace('_', ' ')}: export it again")
+            facts = dict(facts)
+            config = ConfigDict(facts.pop("config"), convert_dict=True).lock()
+            expected = facts.pop("weight_hash", None)  # the first exports have none
+            stage = Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, **facts)
+            if stage.name != name:
+                raise ValueError(f"{path}: config.json calls a {stage.name} {name}: copy it again from its export")
+            if stage.check().weight_hash != expected and expected:
+                raise ValueError(
+                    f"{weights_file}: the weights of the {name.replace('_', ' ')} are not those that were exported: "
+                    "the file is damaged or of another export; copy the folder again"
+                )
+            stages.append(stage)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{os.path.join(path, 'config.json')} describes no model that this version knows "
+            f"({type(error).__name__}: {error}): copy it again from its export, or upgrade bandtok-jax"
+        ) from error
     return stages
 
 
