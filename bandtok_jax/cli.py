@@ -238,7 +238,9 @@ def _import(flags):
         "dac-hf": dac_weights.read_transformers,
         "vocos": vocos_weights.read,
     }
-    stage = readers[flags.kind](flags.weights)
+    if flags.parity and flags.kind == "vocos":
+        raise ValueError("--parity is about the length of DAC's sound: leave it out for a vocoder")
+    stage = readers[flags.kind](flags.weights, **({"parity": True} if flags.parity else {}))
     if stage.name == "vocoder":
         model_folder.save_vocoder(stage, flags.output)
         mel = stage.mel

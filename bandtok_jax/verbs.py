@@ -185,6 +185,10 @@ def parser() -> argparse.ArgumentParser:
         help="dac: weights.pth of descript-audio-codec; dac-hf: DacModel of transformers, a folder with config.json; "
         "vocos: a vocoder of the package vocos, a folder with config.yaml",
     )  # fmt: skip
+    p.add_argument(
+        "--parity", action="store_true",
+        help="DAC at 24 and 16 kHz: sound ends 8 samples early, as published; by default it is as long as its codes",
+    )  # fmt: skip
     p.add_argument("--output", "-o", required=True, metavar="DIR")
 
     p = verb(

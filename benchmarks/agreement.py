@@ -84,7 +84,7 @@ def compare_dac(folder):
 
     for number, name in enumerate(DACS):
         source = pathlib.Path(folder) / str(number)
-        stage = dac_weights.read_official(str(source / "weights.pth"))
+        stage = dac_weights.read_official(str(source / "weights.pth"), parity=True)
         codec = model_folder.join({"tokenizer": stage})
         reference = np.load(source / "reference.npz")
         codes = codec.encode(reference["audio"], codec.sample_rate_hz)

@@ -21,9 +21,9 @@ READERS = {"hf": dac_weights.read_transformers}
 
 
 @functools.cache
-def codec(name):
+def codec(name, parity=False):
     path = GOLDEN / ("hf" if name == "hf" else f"{name}.pth")
-    return model_folder.join({"tokenizer": READERS.get(name, dac_weights.read_official)(str(path))})
+    return model_folder.join({"tokenizer": READERS.get(name, dac_weights.read_official)(str(path), parity)})
 
 
 @functools.cache
@@ -31,15 +31,21 @@ def golden():
     return dict(np.load(GOLDEN / "golden.npz"))
 
 
+@pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("name", ["even", "odd", "hf"])
-def test_codes_and_sound_are_the_published_ones(name):
-    """Published decoders with odd strides end early: here silence follows."""
+def test_codes_and_sound_are_the_published_ones(name, parity):
+    """Published decoders with odd strides end early, and silence follows with `parity`; else the sound goes on."""
     expected, sound = golden()[f"{name}_codes"], golden()[f"{name}_audio"]
-    np.testing.assert_array_equal(codec(name).encode(golden()["audio"], 8000), expected)
+    model = codec(name, parity)
+    np.testing.assert_array_equal(model.encode(golden()["audio"], 8000), expected)
     assert all(len(np.unique(level)) > 6 for level in expected.T)
-    found = codec(name).decode(expected)
-    np.testing.assert_allclose(found[: len(sound)], sound, atol=1e-4)
-    assert len(found) - len(sound) == {"even": 0, "odd": 2, "hf": 2}[name] and not found[len(sound) :].any()
+    found, lost = model.decode(expected), {"even": 0, "odd": 2, "hf": 2}[name]
+    assert len(found) == len(sound) + lost == len(expected) * model.samples_per_column
+    context = model.stages["tokenizer"].network.attribute("decoder_context_columns") * model.samples_per_column
+    same = len(sound) if parity or not lost else len(sound) - context
+    assert same > 3000
+    np.testing.assert_allclose(found[:same], sound[:same], atol=1e-4)
+    assert not lost or found[len(sound) :].any() != parity
 
 
 def test_fewer_levels_sound_as_published():
@@ -167,6 +173,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ({"decoder_rates": [2, 4]}, "not the encoder's"),
         ({"codebook_dim": [4, 4, 4]}, "codebook_dim"),
         ({"encoder_rates": "no"}, "encoder_rates"),
+        ({"decoder_rates": None}, "decoder's rates None"),
     ):
         found = torch_file.read(GOLDEN / "even.pth")
         found["metadata"]["kwargs"] |= kwargs
@@ -178,6 +185,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 def test_other_models_of_transformers_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
+        dac_weights.read_transformers(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="model_type is None"):
         dac_weights.read_transformers(str(tmp_path))
     settings = json.loads((GOLDEN / "hf" / "config.json").read_text())
     for change, words in (

@@ -28,8 +28,11 @@ _TRANSFORMERS = dict(
 )  # fmt: skip
 
 
-def read_official(path: str) -> Stage:
-    """A `weights.pth` of descript-audio-codec as the tokenizer of a codec, of the lengths that it has there.
+def read_official(path: str, parity: bool = False) -> Stage:
+    """A `weights.pth` of descript-audio-codec as the tokenizer of a codec.
+
+    Args:
+      parity: odd strides of the decoder lose a sample each, as there; else sound is as long as its columns.
 
     Raises:
       ValueError, FileNotFoundError: no such file, a damaged one, or of another model.
@@ -37,17 +40,21 @@ def read_official(path: str) -> Stage:
     found = torch_file.read(path)
     if not isinstance(found, Mapping) or not {"state_dict", "metadata"} <= set(found):
         raise ValueError(f"{path} holds no state_dict with metadata: give the weights.pth of a DAC release")
-    settings = found["metadata"].get("kwargs", {})
+    metadata = found["metadata"]
+    settings = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path} does not say of what shape its model is: give the weights.pth of a DAC release")
     shape = _shape(settings, _OFFICIAL, path)
-    if list(settings.get("decoder_rates", [])) != shape["strides"][::-1]:
+    rates = settings.get("decoder_rates")
+    if not isinstance(rates, (list, tuple)) or list(rates) != shape["strides"][::-1]:
         raise ValueError(
-            f"{path}: the decoder's rates {settings.get('decoder_rates')} are not the encoder's {shape['strides']} in "
+            f"{path}: the decoder's rates {rates} are not the encoder's {shape['strides']} in "
             "reverse: only such models can be imported"
         )
-    return _stage(found["state_dict"], shape, 1, path)
+    return _stage(found["state_dict"], {**shape, "parity": parity}, 1, path)
 
 
-def read_transformers(path: str) -> Stage:
+def read_transformers(path: str, parity: bool = False) -> Stage:
     """A DacModel of transformers, its folder or its safetensors with config.json beside it; see `read_official`."""
     folder, name = (path, "model.safetensors") if os.path.isdir(path) else os.path.split(path)
     config_file = os.path.join(folder, "config.json")
@@ -58,12 +65,14 @@ def read_transformers(path: str) -> Stage:
             settings = json.load(file)
     except ValueError as error:
         raise ValueError(f"{config_file} is no JSON ({error}): download it again") from error
-    if settings.get("model_type") != "dac":
-        raise ValueError(f"{config_file}: model_type is {settings.get('model_type')!r}, not 'dac': give a DacModel")
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind != "dac":
+        raise ValueError(f"{config_file}: model_type is {kind!r}, not 'dac': give a DacModel")
     weights_file = os.path.join(folder, name)
     if not os.path.isfile(weights_file):
         raise FileNotFoundError(f"{weights_file} does not exist: download it beside config.json")
-    return _stage(safetensors.load_flat(weights_file), _shape(settings, _TRANSFORMERS, config_file), 2, weights_file)
+    shape = {**_shape(settings, _TRANSFORMERS, config_file), "parity": parity}
+    return _stage(safetensors.load_flat(weights_file), shape, 2, weights_file)
 
 
 def _shape(settings: Mapping[str, Any], names: Mapping[str, str], path: str) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, p
     config = experiment.load_config("dac:base")
     with config.unlocked():
         config.data.sample_rate_hz = shape.pop("sample_rate_hz")
-        config.model.update({**shape, "strides": tuple(shape["strides"]), "parity": True})
+        config.model.update({**shape, "strides": tuple(shape["strides"])})
     left, ours = dict(flat), {}
     for layer in _layers(len(config.model.strides), config.model.rows):
         for name, leaf in _leaves(left, layer[column], path):
