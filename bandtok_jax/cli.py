@@ -159,7 +159,19 @@ def _tokenize(flags):
 def _encode(flags):
     from bandtok_jax import files
 
-    codec, target = _load(flags), flags.output or os.path.splitext(flags.sound)[0] + ".bt"
+    target = flags.output or os.path.splitext(flags.sound)[0] + ".bt"
+    as_dac = os.path.splitext(target)[1] == ".dac"
+    if flags.window is not None and not (as_dac and flags.window > 0):
+        raise ValueError("--window is for .dac files, and above 0: codes of a .bt file are those of the whole sound")
+    codec = _load(flags)
+    if as_dac:
+        made = files.encode_dac(codec, flags.sound, target, flags.levels, flags.window)
+        channels, columns, rows = made.codes.shape
+        print(
+            f"{target}: {channels} channel{'s' * (channels > 1)} of {columns} columns x {rows} rows, "
+            f"{made.samples / made.sample_rate_hz:.2f} s, {os.path.getsize(target)} bytes"
+        )
+        return
     header = files.encode(codec, flags.sound, target, flags.levels)
     rate = codec.bits_per_second * header.rows / codec.rows
     seconds = header.samples / header.sample_rate_hz

@@ -100,6 +100,24 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
         return samples, codec.sample_rate_hz, 0
 
 
+def encode_dac(
+    codec: Codec, source: str, target: str, levels: int | None = None, window_seconds: float | None = None
+) -> dac_file.DacFile:
+    """Encodes a sound file to a `.dac` file of descript-audio-codec; see `dac_file.encode`. It is held in memory.
+
+    Raises:
+      ValueError: the source is no sound, or the codec no DAC.
+    """
+    if not isinstance(codec, SoundCodec):
+        raise ValueError(f"{target} would be a .dac file, and this model codes mel pictures: write a .bt file")
+    _refuse_overwriting(source, target)
+    with _naming(source):
+        audio, sample_rate_hz = waveform.read(source)
+        made = dac_file.encode(codec, audio, sample_rate_hz, levels=levels, window_seconds=window_seconds)
+    dac_file.write(target, made)
+    return made
+
+
 def reconstruct(codec: Codec, source: str, target: str, levels: int | None = None) -> Comparison:
     """Sound to codes to sound, and how far the result is from the original; `levels` as for `decode`.
 

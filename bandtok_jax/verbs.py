@@ -93,7 +93,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("sound", help="wav, flac, ogg, mp3 ...")
     _model_flags(p, decoding=False)
     _levels_flag(p, "keep")
-    p.add_argument("--output", "-o", metavar="FILE", help="default: the sound's name with .bt")
+    p.add_argument(
+        "--window", type=float, metavar="SECONDS",
+        help="for a .dac file: code longer sounds in pieces of so many seconds, as descript-audio-codec does (5 there); "
+        "their codes depend on where they lie",
+    )  # fmt: skip
+    p.add_argument(
+        "--output", "-o", metavar="FILE",
+        help="default: the sound's name with .bt; .dac writes what descript-audio-codec reads",
+    )  # fmt: skip
 
     p = verb("decode", "codes to a sound file", "bandtok decode song.bt --model=models/mine -o song.wav")
     p.add_argument("codes", help="a .bt file, or a .dac file of descript-audio-codec")

@@ -1,5 +1,6 @@
 """Published weights and files: the published numbers (tests/golden/make_dac.py), and what is refused."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -81,6 +82,51 @@ def test_dac_files_on_the_command_line(tmp_path, capsys):
     assert cli.main(["decode", again, f"--model={export}", "-o", str(tmp_path / "b.wav"), "--levels=1"]) == 0
     assert cli.main(["decode", str(GOLDEN / "pieces.dac"), f"--model={export}", "-o", again]) == 1
     assert "pieces that overlap" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, window_seconds", [("song", None), ("song", 1.0), ("pieces", 0.2)])
+def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_path):
+    """At the loudness that the published meter found: half a second is 0.8 dB louder to it than to ours."""
+    expected, audio = dac_file.read(str(GOLDEN / f"{name}.dac")), 0.1 * golden()["audio"]
+    settings = dict(window_seconds=window_seconds, lufs=expected.lufs)
+    dac_file.write(str(tmp_path / "a.dac"), dac_file.encode(codec("even"), audio, 8000, **settings))
+    found = dac_file.read(str(tmp_path / "a.dac"))
+    for field in dataclasses.fields(found):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+    theirs, ours = (np.load(path, allow_pickle=True)[()] for path in (GOLDEN / f"{name}.dac", tmp_path / "a.dac"))
+    assert {key: type(value) for key, value in theirs["metadata"].items()} == {
+        key: type(value) for key, value in ours["metadata"].items()
+    }
+    stereo = dac_file.encode(codec("even"), np.stack([audio, -audio]), 8000, levels=2, **settings)
+    np.testing.assert_array_equal(stereo.codes[0], expected.codes[0, :, :2])
+    assert stereo.codes.shape[0] == 2 and (stereo.codes[1] != stereo.codes[0]).any()
+    with pytest.raises(ValueError, match="shorter than what one column hears"):
+        dac_file.encode(codec("even"), audio, 8000, window_seconds=0.001)
+
+
+def test_dac_files_are_written_on_the_command_line(tmp_path, capsys):
+    export, sound, coded = (str(tmp_path / name) for name in ("export", "a.wav", "a.dac"))
+    assert cli.main(["import", str(GOLDEN / "even.pth"), "--from=dac", "-o", export]) == 0
+    waveform.write(sound, np.stack([golden()["audio"]] * 2), 8000)
+    assert cli.main(["encode", sound, f"--model={export}", "-o", coded, "--window=0.2", "--levels=2"]) == 0
+    assert "2 channels of 664 columns x 2 rows, 0.50 s" in capsys.readouterr().out
+    assert cli.main(["decode", coded, f"--model={export}", "-o", str(tmp_path / "b.wav")]) == 0
+    assert waveform.probe(tmp_path / "b.wav") == (8000, 2, 4001)
+    assert cli.main(["encode", sound, f"--model={export}", "--window=0.2"]) == 1
+    assert "--window is for .dac files" in capsys.readouterr().err
+
+
+def test_dac_files_of_another_model_are_refused(tmp_path):
+    """The files do not name their model; levels and lengths tell most mix-ups."""
+    song = dac_file.read(str(GOLDEN / "song.dac"))
+    for play in (dac_file.decode, dac_file.as_grid):
+        with pytest.raises(ValueError, match="501 columns are 0.63 s for this model, and the sound was of 0.50 s"):
+            play(codec("odd"), song)
+        more = dataclasses.replace(song, codes=np.repeat(song.codes, 2, axis=2))
+        with pytest.raises(ValueError, match="6 levels, and this model has 3"):
+            play(codec("even"), more)
+    with pytest.raises(ValueError, match="made them"):
+        dac_file.decode(codec("odd"), dac_file.read(str(GOLDEN / "pieces.dac")))
 
 
 def test_a_bt_file_of_imported_weights_is_theirs_alone(tmp_path):
@@ -209,6 +255,10 @@ def test_other_models_of_transformers_are_refused(tmp_path):
         (lambda found: found.update(codes=found["codes"].astype(np.float32)), "float32"),
         (lambda found: found["metadata"].update(sample_rate=0), "sample rate"),
         (lambda found: found["metadata"].update(chunk_length=7), "no whole number of pieces"),
+        (lambda found: found["metadata"].update(chunk_length=float("inf")), "infinity"),
+        (lambda found: found["metadata"].update(original_length=10**13), "made them"),
+        (lambda found: found["metadata"].update(input_db=np.float32([1e5])), "1e.05|100000"),
+        (lambda found: found.update(codes=found), "damaged"),
         (lambda found: found.update(codes=found["codes"] + np.uint16(500)), "outside the codebook"),
     ],
 )
@@ -219,7 +269,9 @@ def test_damaged_dac_files_are_refused(change, words, tmp_path):
         np.save(file, found)
     with pytest.raises(ValueError, match=words):
         dac_file.decode(codec("even"), dac_file.read(str(tmp_path / "a.dac")))
-    for data in (b"", b"\x93NUMPY", (GOLDEN / "pieces.dac").read_bytes()[:-9]):
+    whole = (GOLDEN / "pieces.dac").read_bytes()
+    flipped = [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(10, 70)]
+    for data in (b"", b"\x93NUMPY", whole[:-9], *flipped):
         (tmp_path / "b.dac").write_bytes(data)
         with pytest.raises(ValueError, match="b.dac"):
             dac_file.read(str(tmp_path / "b.dac"))

@@ -2,7 +2,7 @@
 
 Its program codes a sound longer than a window piece by piece without any padding, so that neighbouring pieces overlap
 in their codes: 16.3 columns of the 44.1 kHz model are there twice at every seam. Such codes are no grid of the whole
-sound; they can be decoded as they were made, piece by piece.
+sound; they can be made and decoded as there, piece by piece.
 
 Letters: S samples, C channels, T columns, F rows.
 """
@@ -15,14 +15,17 @@ import math
 import jax
 import numpy as np
 
+from bandtok_jax import partial_file
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.interchange import container, pickles
-from bandtok_jax.models.dac import DAC
+from bandtok_jax.models.dac import DAC, DILATIONS, TAPS
 from bandtok_jax.models.network import Network
 from bandtok_jax.sound_codec import SoundCodec
 
 VERSIONS = ("1.0.0",)
 SILENCE_LUFS = -70.0  # audiotools' loudness is never below
+CODED_LUFS = -16.0  # dac, model/base.py, compress
+_MOST_LUFS = 100.0  # our limit for what a file may claim
 _MAGIC = b"\x93NUMPY"
 
 
@@ -63,7 +66,7 @@ def read(path: str) -> DacFile:
         if np.lib.format.read_magic(data) != (1, 0):
             raise ValueError("an unknown version of the .npy format")
         _, _, dtype = np.lib.format.read_array_header_1_0(data)
-    except ValueError as error:
+    except Exception as error:  # NumPy's parser of a damaged header fails in many ways
         raise ValueError(f"{path} is no .dac file ({error}): give what `dac encode` wrote") from error
     if dtype.kind != "O":
         raise ValueError(f"{path} holds an array of {dtype}, no .dac codes: give what `dac encode` wrote")
@@ -82,15 +85,66 @@ def read(path: str) -> DacFile:
             samples=int(facts["original_length"]),
             sample_rate_hz=int(facts["sample_rate"]),
         )
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} is no .dac file that can be read ({error}): write it again") from error
     waveform.check_rate(read_file.sample_rate_hz)
-    if read_file.piece_columns < 1 or read_file.samples < 1 or not math.isfinite(read_file.lufs):
+    if read_file.piece_columns < 1 or read_file.samples < 1 or not abs(read_file.lufs) < _MOST_LUFS:
         raise ValueError(
             f"{path} is damaged: pieces of {read_file.piece_columns} columns, {read_file.samples} samples, "
             f"{read_file.lufs} LUFS"
         )
     return read_file
+
+
+def write(path: str, file: DacFile) -> None:
+    """Writes what `read` and the official program read."""
+    facts = {
+        "input_db": np.float32([file.lufs]),
+        "original_length": file.samples,
+        "sample_rate": file.sample_rate_hz,
+        "chunk_length": file.piece_columns,
+        "channels": len(file.codes),
+        "padding": file.padded,
+        "dac_version": VERSIONS[-1],
+    }
+    partial = partial_file.begin(path)
+    with open(partial, "wb") as target:
+        np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": facts})
+    partial_file.finish(partial, path)
+
+
+def encode(
+    codec: SoundCodec,
+    audio: np.ndarray,
+    sample_rate_hz: int,
+    *,
+    window_seconds: float | None = None,
+    levels: int | None = None,
+    lufs: float | None = None,
+) -> DacFile:
+    """Codes every channel of a sound `[C, S]` at the loudness that the official program codes it at.
+
+    Args:
+      window_seconds: longer sounds are coded in pieces of so many seconds, as the official program does (5 on its
+        command line), so that their codes depend on where the pieces lie; None: at once.
+      levels: how many rows to keep; None: all.
+      lufs: the loudness of the sound, where it is known.
+
+    Raises:
+      ValueError: what is wrong with the sound, or windows shorter than what one column of codes hears.
+    """
+    rows, audio = codec.check_levels(levels), waveform.check(audio, sample_rate_hz)
+    sound = waveform.resample(audio, sample_rate_hz, codec.sample_rate_hz)
+    if lufs is None:
+        lufs = max(loudness.integrated_lufs(sound, codec.sample_rate_hz), SILENCE_LUFS)
+    sound = sound * np.float32(loudness.gain_to(CODED_LUFS, lufs, float(np.abs(sound).max())))
+    padded = window_seconds is None or audio.shape[1] <= window_seconds * sample_rate_hz
+    if padded:
+        codes = np.stack([codec.encode(channel, codec.sample_rate_hz) for channel in sound])
+        piece_columns = codes.shape[1]
+    else:
+        codes, piece_columns = _code_pieces(codec, sound, window_seconds)
+    return DacFile(codes[..., :rows], piece_columns, padded, lufs, audio.shape[1], sample_rate_hz)
 
 
 def decode(codec: SoundCodec, file: DacFile, levels: int | None = None) -> np.ndarray:
@@ -101,7 +155,8 @@ def decode(codec: SoundCodec, file: DacFile, levels: int | None = None) -> np.nd
     Raises:
       ValueError: codes that this codec cannot have made.
     """
-    rows = codec.check_levels(levels, min(file.codes.shape[2], codec.rows))
+    _check_origin(codec, file)
+    rows = codec.check_levels(levels, file.codes.shape[2])
     play = functools.partial(_play_pieces, codec, piece_columns=file.piece_columns)
     channels = [codec.decode(codes[:, :rows]) if file.padded else play(codes[:, :rows]) for codes in file.codes]
     sound = np.stack(channels)
@@ -114,22 +169,60 @@ def as_grid(codec: SoundCodec, file: DacFile) -> tuple[np.ndarray, int]:
     """Codes `[T, F]` for a `.bt` file, with the number of samples; they stand for sound at the loudness of the codes.
 
     Raises:
-      ValueError: codes of more than one channel, or of pieces.
+      ValueError: codes of more than one channel or of pieces, or codes that this codec cannot have made.
     """
     if not file.padded or len(file.codes) > 1:
         what = f"{len(file.codes)} channels" if file.padded else "pieces that overlap"
         raise ValueError(f"these codes are {what}, which no grid holds: decode them to sound, and encode that")
+    _check_origin(codec, file)
     (codes,) = file.codes
     samples = round(file.samples * codec.sample_rate_hz / file.sample_rate_hz)
     longest = len(codes) * codec.samples_per_column
     return codes, min(max(samples, longest - codec.samples_per_column + 1), longest)
 
 
+def _check_origin(codec: SoundCodec, file: DacFile) -> None:
+    """Raises ValueError where levels or lengths show that another model made the codes; a file does not name it."""
+    _, columns, rows = file.codes.shape
+    if rows > codec.rows:
+        raise ValueError(f"{rows} levels, and this model has {codec.rows}: decode them with the model that made them")
+    if columns % file.piece_columns:
+        raise ValueError(
+            f"{columns} columns are no whole number of pieces of {file.piece_columns}: write the file again"
+        )
+    pieces = columns // file.piece_columns
+    if file.padded:
+        pieces, piece = columns, codec.samples_per_column
+    else:
+        piece = _length(codec, file.piece_columns, decoder=True)
+    samples = file.samples * codec.sample_rate_hz / file.sample_rate_hz
+    if not (pieces - 1) * piece - 2 < samples < pieces * piece + 2:  # resampling rounds by a sample or so
+        raise ValueError(
+            f"{columns} columns are {pieces * piece / codec.sample_rate_hz:.2f} s for this model, and the sound was of "
+            f"{file.samples / file.sample_rate_hz:.2f} s: decode them with the model that made them"
+        )
+
+
+def _code_pieces(codec: SoundCodec, sound: np.ndarray, window_seconds: float) -> tuple[np.ndarray, int]:
+    """Codes `[C, T, F]` of the official program's pieces of a sound `[C, S]`, and the columns of each."""
+    hop = codec.samples_per_column
+    window = math.ceil(int(window_seconds * codec.sample_rate_hz) / hop) * hop
+    columns = _length(codec, window, encoder=True)
+    step = _length(codec, columns, decoder=True)
+    if columns < 1 or step < 1:
+        raise ValueError(f"windows of {window_seconds} s are shorter than what one column hears: give longer ones")
+    delay = _delay(codec)
+    count = math.ceil(sound.shape[1] / step)
+    sound = np.pad(sound, ((0, 0), (delay, max(delay, (count - 1) * step + window - delay - sound.shape[1]))))
+    code, weights = _unpadded(codec, "encode"), codec.parameters["tokenizer"]
+    starts = range(0, count * step, step)
+    codes = [np.concatenate([np.asarray(code(weights, x[None, i : i + window])[0]) for i in starts]) for x in sound]
+    return np.stack(codes), columns
+
+
 def _play_pieces(codec: SoundCodec, codes: np.ndarray, piece_columns: int) -> np.ndarray:
     """Codes `[T, F]` of whole pieces to sound `[S]`, each piece by itself and without padding."""
     codes = container.check_codes(codes, codec.rows, codec.codebook_size, fewer_rows=True)
-    if len(codes) % piece_columns:
-        raise ValueError(f"{len(codes)} columns are no whole number of pieces of {piece_columns}: write the file again")
     decode = _unpadded(codec, "decode")
     weights = codec.parameters["tokenizer"]
     pieces = np.split(codes, len(codes) // piece_columns)
@@ -140,3 +233,29 @@ def _unpadded(codec: SoundCodec, method: str):
     """The network's method, compiled, with no zeros around what it is given."""
     network = Network(lambda rngs: DAC(**codec.stages["tokenizer"].config.model, padding=False, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
+
+
+def _spans(codec: SoundCodec) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """`(reach, stride)` of every layer without padding, of the encoder and of the decoder; of the latter's that make
+    more frames, the stride is negative.
+    """
+    strides = codec.stages["tokenizer"].config.model.strides
+    unit = [((TAPS - 1) * dilation, 1) for dilation in DILATIONS]
+    encoder = [(TAPS - 1, 1)] + [layer for stride in strides for layer in (*unit, (2 * stride - 1, stride))] + [(2, 1)]
+    decoder = [layer for stride in reversed(strides) for layer in ((2 * stride - 1, -stride), *unit)]
+    return encoder, [(TAPS - 1, 1), *decoder, (TAPS - 1, 1)]
+
+
+def _length(codec: SoundCodec, length: int, *, encoder: bool = False, decoder: bool = False) -> int:
+    """How many frames these parts of the network make of so many, without padding."""
+    for reach, stride in encoder * _spans(codec)[0] + decoder * _spans(codec)[1]:
+        length = (length - reach - 1) // stride + 1 if stride > 0 else (length - 1) * -stride + reach + 1
+    return length
+
+
+def _delay(codec: SoundCodec) -> int:
+    """Zeros that the official program puts before a sound that it codes in pieces: half of what the network takes."""
+    made = length = _length(codec, 0, encoder=True, decoder=True)
+    for reach, stride in reversed(_spans(codec)[0] + _spans(codec)[1]):
+        length = (length - 1) * stride + reach + 1 if stride > 0 else math.ceil((length - reach - 1) / -stride) + 1
+    return (length - made) // 2

@@ -95,7 +95,11 @@ _NUMPY = {
 
 def read_numpy(data: bytes, path: str) -> Any:
     """A pickle of NumPy arrays in plain containers; arrays of objects give their one object."""
-    return _values(read(data, path, _NUMPY))
+    found = read(data, path, _NUMPY)
+    try:
+        return _values(found)
+    except RecursionError as error:
+        raise _damaged(path, error) from error
 
 
 def _values(found: Any) -> Any:
