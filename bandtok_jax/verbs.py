@@ -95,8 +95,8 @@ def parser() -> argparse.ArgumentParser:
     _levels_flag(p, "keep")
     p.add_argument(
         "--window", type=float, metavar="SECONDS",
-        help="for a .dac file: code longer sounds in pieces of so many seconds, as descript-audio-codec does (5 there); "
-        "their codes depend on where they lie",
+        help="for a .dac file: code longer sounds in pieces of so many seconds, as descript-audio-codec does (5 "
+        "there); their codes depend on where they lie",
     )  # fmt: skip
     p.add_argument(
         "--output", "-o", metavar="FILE",

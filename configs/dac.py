@@ -3,12 +3,14 @@
     bandtok train --config=dac:tiny --workdir=runs/dac
 
 Published are the networks of `base` and its siblings, the losses and their weights, AdamW (1e-4, betas 0.8 and 0.99,
-decay 0.999996 a step, 400,000 steps), batches of 72 crops of 0.38 s, and the data's treatment. Our losses are means
-over critics, layers and scales where the published ones are sums: the weights below, and the limit of the critics'
-gradient, say the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and
-scales. In their few steps the codes do not follow the encoder by gradient, as they do in the published training: they
-learn by moving averages (`codebook.decay`), from k-means, and what dies starts anew. Nor do mel distances, which say
-nothing of phase, lead `tiny` to the tones of the music in time: a distance between the samples does (`loss.waveform`).
+decay 0.999996 a step for 400,000 steps), batches of 72 crops of 0.38 s at -16 LUFS with their phases rotated.
+Published, too, are `data.balance_domains` and `data.balance_full_band`, for data whose tracks name their domains;
+here crops are not chosen by loudness, and loudness is that of the whole track. Our losses are means over critics,
+layers and scales where the published ones are sums: the weights below, and the limit of the critics' gradient, say
+the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and scales. In
+their few steps the codes do not follow the encoder by gradient, as they do in the published training: they learn by
+moving averages (`codebook.decay`), from k-means, and what dies starts anew. Nor do mel distances, which say nothing
+of phase, lead `tiny` to the tones of the music in time: a distance between the samples does (`loss.waveform`).
 
   tiny         two CPU cores, 48 minutes: 2.1 M parameters
   small        one GPU, days: 19.3 M

@@ -59,6 +59,7 @@ def sound_critics(variant: str) -> ConfigDict:
         {
             "periods": (2, 3, 5, 7, 11),
             "period_channels": (32, 128, 512, 1024, 1024),
+            "rates": (),  # of multi-scale critics, such as (1, 2, 4)
             "windows": (2048, 1024, 512),
             "spectrum_channels": 32,
             "normalisation": "weight",

@@ -5,6 +5,7 @@ it says of its codebooks.
 import functools
 from types import SimpleNamespace
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import librosa
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 
 from bandtok_jax import experiment, tasks
+from bandtok_jax.layers import convolution
 from bandtok_jax.losses import adversarial, spectral
+from bandtok_jax.models import waveform_discriminators
+from bandtok_jax.models.network import Network
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
 from tests import tiny
@@ -190,3 +194,65 @@ def test_the_balancer_wants_whole_batches(tmp_path):
     made = _task(tmp_path, **{"loss.balancer_decay": 0.999, "optimizer.accumulation_steps": 2})
     with pytest.raises(ValueError, match="accumulation_steps=1"):
         made.init(jax.random.key(0))
+
+
+def test_the_balancer_leaves_out_what_has_no_weight(tmp_path):
+    """Feature matching alone, as some train: the other opinion of the critics has no share."""
+    made = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.adversarial": 0.0})
+    state = jit_once(made.init)(jax.random.key(0))
+    new, metrics = jit_once(made.train_step)(state, {}, tiny.batch(made.config), jax.random.key(1))
+    assert "adversarial" not in new["model"]["balancer"] and float(metrics["adversarial"]) > 0
+    assert float(new["model"]["balancer"]["feature_matching"]["norms"]) > 0
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"loss.adversarial_kind": "hing"}, 'loss.adversarial_kind is "hing"'),
+        ({"loss.mel_scales": "()"}, "give pairs of window and bands"),
+        ({"loss.mel_scales": "(64, 5)"}, "give pairs of window and bands"),
+        ({"model.strides": "(0, 4)"}, "one stride or more, all 1 or above"),
+        ({"model.rows": 0}, "one stride or more, all 1 or above"),
+    ],
+)
+def test_mistakes_are_told_before_the_critics_join(changes, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(_task(tmp_path, **changes).init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("rate", [2, 4])
+def test_scales_hear_what_is_below_their_band(rate):
+    """Tones below the new Nyquist frequency stay, and those above vanish, but for the ends."""
+    time, inner = np.arange(4001) / 16_000, slice(100, -100)
+    tone = lambda hz: np.sin(2 * np.pi * hz * time).astype(np.float32)[None]
+    low, high = 0.7 * 8000 / rate, 1.2 * 8000 / rate
+    found = waveform_discriminators.decimate(tone(low) + tone(high), rate)
+    assert found.shape == (1, 4001 // rate)
+    np.testing.assert_allclose(found[:, inner], tone(low)[:, ::rate][:, : 4001 // rate][:, inner], atol=2e-3)
+
+
+def test_scale_critics_are_the_published_ones():
+    """Sizes and groups of the layers; groups do not see each other."""
+    network = Network(lambda rngs: waveform_discriminators.WaveformDiscriminators(
+        periods=(), windows=(), rates=(1, 2), normalisation="weight", rngs=rngs
+    ))  # fmt: skip
+    parameters = network.shapes()[0]
+    kernels = [parameters["scales"]["1"]["layers"][str(number)]["kernel"].shape for number in range(6)]
+    assert kernels == [(15, 1, 16), (41, 4, 64), (41, 4, 256), (41, 4, 1024), (41, 4, 1024), (5, 1024, 1024)]
+    layer = convolution.Convolution(8, 4, (5,), stride=(4,), groups=2, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(1, 16, 8)).astype(np.float32)
+    other = x.copy()
+    other[..., 4:] = 0
+    one, two = np.asarray(layer(x)), np.asarray(layer(other))
+    np.testing.assert_array_equal(one[..., :2], two[..., :2])
+    assert (one[..., 2:] != two[..., 2:]).all()
+
+
+def test_a_codec_learns_under_scale_critics(tmp_path, monkeypatch):
+    monkeypatch.setattr(waveform_discriminators, "SCALE_CHANNELS", (4, 8, 8))
+    made = _task(tmp_path, **{"discriminator.rates": "(1, 2)", "discriminator.periods": "()"})
+    state = jit_once(made.init)(jax.random.key(0))
+    new, _ = jit_once(made.train_step)(state, {}, tiny.batch(made.config), jax.random.key(1))
+    before, after = (one["discriminator"]["parameters"]["scales"] for one in (state, new))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert all(jax.tree.leaves(moved))

@@ -24,6 +24,7 @@ class Convolution(nnx.Module):
       stride: step per axis (default 1).
       dilation: distance of the kernel's taps per axis (default 1).
       padding: "same" (zeros, so that stride 1 keeps the length) or zeros before and after, per axis.
+      groups: of channels that do not see each other.
       normalisation: "none", or "weight": kernel = g v / |v| per output channel (Salimans and Kingma, 2016).
       dtype: of the computation; the parameters are float32.
     """
@@ -37,6 +38,7 @@ class Convolution(nnx.Module):
         stride: Sequence[int] | None = None,
         dilation: Sequence[int] | None = None,
         padding: str | Sequence[tuple[int, int]] = "same",
+        groups: int = 1,
         normalisation: str = "none",
         initializer=TRUNCATED_NORMAL,
         dtype=jnp.float32,
@@ -47,8 +49,8 @@ class Convolution(nnx.Module):
         # Centred, whatever the stride (XLA's own "SAME" shifts strided windows by the length's remainder).
         spans = [(k - 1) * d for k, d in zip(kernel, self.dilation)]
         self.padding = [(span // 2, span - span // 2) for span in spans] if padding == "same" else list(padding)
-        self.dtype = dtype
-        weights = initializer(rngs.params(), (*kernel, channels_in, channels_out))
+        self.groups, self.dtype = groups, dtype
+        weights = initializer(rngs.params(), (*kernel, channels_in // groups, channels_out))
         self.kernel = nnx.Param(weights)
         self.bias = nnx.Param(jnp.zeros(channels_out))
         self.gain = _gain(weights, normalisation)
@@ -61,7 +63,7 @@ class Convolution(nnx.Module):
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         # Over time, two cases are plain matrix products, whose gradients XLA computes faster on a CPU: single taps
         # (those by the kernel 1.25 times) and long windows over two steps (1.8 times; shorter ones gain nothing).
-        if len(self.stride) == 1:
+        if len(self.stride) == 1 and self.groups == 1:
             (taps,), (stride,), (zeros,) = kernel.shape[:-2], self.stride, self.padding
             if taps == stride == 1 and not any(zeros):
                 return x @ kernel[0]
@@ -77,6 +79,7 @@ class Convolution(nnx.Module):
             self.stride,
             self.padding,
             rhs_dilation=self.dilation,
+            feature_group_count=self.groups,
             dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         )
 

@@ -65,6 +65,12 @@ def feature_matching(real_features: Features, fake_features: Features, average: 
     return sum(map(sum, terms)) / sum(map(len, terms))
 
 
+def check_kind(kind: str) -> None:
+    """Raises a ValueError unless the losses know that kind."""
+    if kind not in ("hinge", "least_squares"):
+        raise _unknown(kind)
+
+
 def check_average(average: str) -> None:
     """Raises a ValueError unless `feature_matching` knows that average."""
     if average not in ("critics", "maps"):
@@ -81,4 +87,4 @@ def _pairs(real: Sequence, fake: Sequence):
 
 
 def _unknown(kind: str) -> ValueError:
-    return ValueError(f'the adversarial loss "{kind}" is unknown: set it to "hinge" or "least_squares"')
+    return ValueError(f'loss.adversarial_kind is "{kind}": set it to "hinge" or "least_squares"')

@@ -21,8 +21,9 @@ def balance(slopes: dict[str, jax.Array], shares: dict[str, float], memory: dict
       decay: of the running means; 0.999 is published.
 
     Returns:
-      `[B, S]`, of which every example is as long as 1 / B on the average (the published reference norm of 1, and the
-      mean over the batch); and the new memory.
+      `[B, S]`, of which every example is as long as 1 / B on the average; and the new memory. (The published reference
+      norm is 1 for every example, which makes what is balanced outweigh other losses, means over the batch, the more
+      the larger the batch is: our choice is the mean for both.)
     """
     memory, total, whole = dict(memory), 0.0, sum(shares[name] for name in slopes)
     for name, slope in slopes.items():

@@ -20,6 +20,13 @@ def log_mel_l1(real: jax.Array, fake: jax.Array, definition: MelDefinition = Mel
     return jnp.mean(jnp.abs(log_mel(real, definition) - log_mel(fake, definition)))
 
 
+def check_mel_scales(scales) -> None:
+    """Raises a ValueError unless `multi_scale_mel` can take these scales."""
+    pair = lambda scale: isinstance(scale, (tuple, list)) and len(scale) == 2 and all(x >= 1 for x in scale)
+    if not scales or not all(map(pair, scales)):
+        raise ValueError(f"loss.mel_scales is {scales}: give pairs of window and bands, such as ((512,40),(2048,160))")
+
+
 def multi_scale_mel(
     real: jax.Array,
     fake: jax.Array,

@@ -56,6 +56,8 @@ class DAC(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if not strides or min(strides) < 1 or rows < 1:
+            raise ValueError(f"strides are {tuple(strides)} and rows {rows}: give one stride or more, all 1 or above")
         if decoder_width % 2 ** len(strides):
             raise ValueError(
                 f"decoder_width is {decoder_width}; it must be a multiple of {2 ** len(strides)}, "

@@ -1,14 +1,17 @@
-"""The critics of sound: multi-period and complex multi-band multi-resolution STFT discriminators.
+"""The critics of sound: multi-period, multi-scale and complex multi-band multi-resolution STFT discriminators.
 
-Multi-period: Kong et al. (HiFi-GAN, arXiv 2010.05646). STFT: Kumar et al. (DAC, arXiv 2306.06546); sizes as in
-descript-audio-codec, model/discriminator.py, which weight-normalises every convolution.
+Multi-period: Kong et al. (HiFi-GAN, arXiv 2010.05646). Multi-scale: Kumar et al. (MelGAN, arXiv 1910.06711). STFT:
+Kumar et al. (DAC, arXiv 2306.06546). Sizes as in descript-audio-codec, model/discriminator.py, which weight-
+normalises every convolution, and whose published trainings have no multi-scale critics.
 """
 
 from collections.abc import Sequence
+import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bandtok_jax.audio.spectral import stft
 from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
@@ -16,15 +19,19 @@ from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
 SLOPE = 0.1  # of the leaky rectifiers
 PEAK = 0.8  # every sound is scaled to it: a critic shall not judge loudness
 PEAK_ROUNDING = 1e-6  # our choice: some units in the last place of 32 bits
+SCALE_CHANNELS = (16, 64, 256, 1024, 1024, 1024)
+LOW_PASS = dict(zeros=24, rolloff=0.945)  # of resampling: julius, by which the published code resamples
 BAND_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # fractions of the Nyquist frequency
 
 
 class WaveformDiscriminators(nnx.Module):
-    """All critics of a sound, `[B, S]` -> `(logits, features)`: one entry per critic, period critics first.
+    """All critics of a sound, `[B, S]` -> `(logits, features)`: one entry per critic, period critics first, then
+    those of scales.
 
     Args:
       periods: of the multi-period critics; () for none.
       period_channels: of their layers; all but the last stride by 3.
+      rates: of the multi-scale critics: each hears one of so many samples; () for none, as published.
       windows: lengths in samples of the STFT critics; () for none.
       spectrum_channels: of all their layers.
       normalisation: "none" or "weight", see `Convolution`.
@@ -36,6 +43,7 @@ class WaveformDiscriminators(nnx.Module):
         *,
         periods: Sequence[int] = (2, 3, 5, 7, 11),
         period_channels: Sequence[int] = (32, 128, 512, 1024, 1024),
+        rates: Sequence[int] = (),
         windows: Sequence[int] = (2048, 1024, 512),
         spectrum_channels: int = 32,
         normalisation: str = "none",
@@ -44,12 +52,13 @@ class WaveformDiscriminators(nnx.Module):
     ):
         settings = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
         self.periods = nnx.List([PeriodDiscriminator(period, period_channels, **settings) for period in periods])
+        self.scales = nnx.List([ScaleDiscriminator(rate, SCALE_CHANNELS, **settings) for rate in rates])
         self.spectra = nnx.List([SpectrumDiscriminator(window, spectrum_channels, **settings) for window in windows])
 
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         audio = audio - audio.mean(-1, keepdims=True)
         audio = PEAK * audio / (_peak(audio) + 1e-9)
-        verdicts = [critic(audio) for critic in (*self.periods, *self.spectra)]
+        verdicts = [critic(audio) for critic in (*self.periods, *self.scales, *self.spectra)]
         logits = [verdict.astype(jnp.promote_types(verdict.dtype, jnp.float32)) for verdict, _ in verdicts]
         return logits, [features for _, features in verdicts]
 
@@ -93,6 +102,48 @@ class PeriodDiscriminator(nnx.Module):
             x = jax.nn.leaky_relu(layer(x), SLOPE)
             features.append(x)
         return self.verdict(x).reshape(batch, self.period, -1), features
+
+
+class ScaleDiscriminator(nnx.Module):
+    """Looks at the sound at a `rate`-th of its sample rate: `[B, S]` -> `([B, patches], features)`.
+
+    Args:
+      channels: of the layers; all but the first and the last stride by 4, in groups that see 4 channels each.
+    """
+
+    def __init__(self, rate: int, channels: Sequence[int], **settings):
+        self.rate = rate
+        settings["initializer"] = fan_in_uniform
+        first, *wide, last = zip((1, *channels), channels)
+        self.layers = nnx.List(
+            [
+                Convolution(*first, (15,), **settings),
+                *[Convolution(i, o, (41,), stride=(4,), groups=i // 4, **settings) for i, o in wide],
+                Convolution(*last, (5,), **settings),
+            ]
+        )
+        self.verdict = Convolution(channels[-1], 1, (3,), **settings)
+
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        x, features = decimate(audio, self.rate)[..., None], []
+        for layer in self.layers:
+            x = jax.nn.leaky_relu(layer(x), SLOPE)
+            features.append(x)
+        return self.verdict(x)[..., 0], features
+
+
+def decimate(audio: jax.Array, rate: int) -> jax.Array:
+    """One of `rate` samples, low-passed before; `[B, S] -> [B, S // rate]`. The ends are held."""
+    if rate == 1:
+        return audio
+    zeros, rolloff = LOW_PASS["zeros"], LOW_PASS["rolloff"]
+    width = math.ceil(zeros * rate / rolloff)
+    time = np.clip(np.arange(-width, width + rate) / rate * rolloff, -zeros, zeros)
+    taps = np.sinc(time) * np.cos(np.pi * time / zeros / 2) ** 2
+    taps = jnp.asarray(taps / taps.sum(), audio.dtype)[:, None, None]
+    padded = jnp.pad(audio, ((0, 0), (width, width + rate)), mode="edge")[..., None]
+    made = jax.lax.conv_general_dilated(padded, taps, (rate,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+    return made[:, : audio.shape[1] // rate, 0]
 
 
 class SpectrumDiscriminator(nnx.Module):

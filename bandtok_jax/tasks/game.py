@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.losses import adversarial
 from bandtok_jax.models.network import Network
 from bandtok_jax.tasks import Task, player
 
@@ -13,6 +14,7 @@ class Game(Task):
     def set_players(self, network: Network, discriminator: Network) -> None:
         """Takes the networks, and makes their optimizers from the configuration."""
         config = self.config
+        adversarial.check_kind(config.loss.adversarial_kind)
         self.network, self.discriminator = network, discriminator
         self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
         self.discriminator_optimizer = player.create_optimizer(config.discriminator_optimizer, config.total_steps)

@@ -17,8 +17,8 @@ from bandtok_jax.tasks.game import Game
 
 # Of the weights of the critics.
 CRITICS_SHARDING = (
-    (r"periods/\d+/layers/[1-9]\d*/kernel", P(None, "fsdp", "tensor")),
-    (r"layers/0/kernel|verdict/kernel|bands/.*/kernel", P()),
+    (r"periods/\d+/layers/[1-9]\d*/kernel|scales/\d+/layers/5/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/0/kernel|scales/\d+/layers/[1-4]/kernel|verdict/kernel|bands/.*/kernel", P()),
 )
 
 
@@ -28,6 +28,8 @@ class SoundGame(Game, abc.ABC):
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
         adversarial.check_average(self._feature_average)
+        if config.loss.mel:
+            spectral.check_mel_scales(config.loss.mel_scales)
 
     @abc.abstractmethod
     def generate(self, parameters, buffers, frozen, batch, key):
@@ -129,7 +131,7 @@ class SoundGame(Game, abc.ABC):
         if not self._decay:
             return {" and ".join(terms): push(weights)[0]}
         one = lambda name: {other: jnp.full_like(weight, other == name) for other, weight in weights.items()}
-        return {name: push(one(name))[0] for name in terms}
+        return {name: push(one(name))[0] for name in terms if self.config.loss[name]}
 
     def _reconstruction(self, fake, real):
         """The terms beside the critics' that have a weight."""

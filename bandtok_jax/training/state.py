@@ -26,6 +26,7 @@ _MEANT = {
     "loss.feature_average": "critics",
     "loss.balancer_decay": 0.0,
     "loss.waveform": 0.0,
+    "discriminator.rates": (),
     "codebook.decay": 0.0,
     "model.residual_levels": 0,
     "model.column_width": 128,
