@@ -196,18 +196,21 @@ def _pieces(tracks, codec) -> np.ndarray:
 
 def _report(found: list[dict], output: str) -> None:
     if not found:
-        return
-    table = {}
+        sys.exit(f"{output} holds no run that has come to its end")
+    table, seeds = {}, {}
     for arm in ARMS:
         runs = [result for result in found if result["arm"] == arm]
         for (name, unit, rope), values in _figures(runs).items() if runs else ():
             low, mean, high = min(values), float(np.mean(values)), max(values)
             emit(name, unit, mean, low, high, arm=arm, seeds=len(runs), **({"rope": rope} if rope else {}))
             what = name.replace("_", " ") + f" ({unit})" * bool(unit) + f", {rope.upper()}" * bool(rope)
+            seeds[arm] = len(runs)
             table.setdefault(what, {})[arm] = f"{mean:.4g} ({low:.4g} to {high:.4g})"
-    arms = list(dict.fromkeys(arm for cells in table.values() for arm in cells))
-    lines = [["", *arms], ["---"] * (1 + len(arms))]
-    lines += [[what, *(cells.get(arm, "") for arm in arms)] for what, cells in table.items()]
+    lines = [
+        ["", *(f"{arm}, {count} seed{'s' * (count > 1)}" for arm, count in seeds.items())],
+        ["---"] * (1 + len(seeds)),
+    ]
+    lines += [[what, *(cells.get(arm, "") for arm in seeds)] for what, cells in table.items()]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     storage.write_text(os.path.join(output, "claim.md"), text)
     storage.write_text(os.path.join(output, "claim.json"), json.dumps(found, indent=1))
