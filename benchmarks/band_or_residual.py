@@ -144,7 +144,7 @@ def _run(arm: str, seed: int, flags) -> dict:
     result = {"arm": arm, "seed": seed, "mel_error": _mel_error(codec, tracks)}
     codes = token_report.read(tokens, "train").codes
     counts = token_statistics.count_codes([codes], codec.codebook_size)
-    result |= {"codes": token_statistics.statistics(counts, codec.columns_per_second)}
+    result |= {"codes": token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)}
     result |= token_dependence.dependence(codes)
     for rope in ROPES:
         run = place(f"lm-{rope}")

@@ -198,7 +198,7 @@ def test_token_statistics():
     rng = np.random.default_rng(0)
     grids = [np.stack([rng.integers(0, 8, n), np.full(n, 3)], axis=1) for n in (300, 100)]
     counts = token_statistics.count_codes(grids, 16)
-    found = token_statistics.statistics(counts, columns_per_second=10.0)
+    found = token_statistics.statistics(counts, 10.0, "band")
     first, second = found["rows"]
     assert found["columns"] == 400 and first["use"] == 0.5 and second == {
         "use": 1 / 16, "entropy": 0.0, "perplexity": 1.0, "efficiency": 0.0,
@@ -213,6 +213,11 @@ def test_token_statistics():
             bits -= np.log2((seen[row, code] + 0.5) / (seen[row].sum() + 8))
             seen[row, code] += 1
     assert found["bits_per_second"]["adaptive"] == pytest.approx(bits / 400 * 10)
+    # Bands share a codebook, and all their codes count in one histogram; each level has a codebook of its own.
+    assert found["together"]["entropy"] == pytest.approx(scipy.stats.entropy(counts.sum(0), base=2))
+    levels = token_statistics.statistics(counts, 10.0, "residual")
+    assert levels["together"] == {name: pytest.approx((first[name] + second[name]) / 2) for name in first}
+    assert {**levels, "together": None} == {**found, "together": None}
 
 
 def test_the_interval_is_scipys_and_undefined_values_are_counted():

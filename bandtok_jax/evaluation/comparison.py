@@ -141,7 +141,8 @@ def _tokens(output: str, compared: Sequence[Any], groups: dict[str, list[Result]
         if system.facts["kind"] == "codec":
             paths = (codes_path(output, system.name, result.piece) for result in groups[system.name])
             counts = token_statistics.count_codes((container.read(p)[0] for p in paths), system.facts["codebook_size"])
-            found[system.name] = token_statistics.statistics(counts, system.facts["columns_per_second"])
+            rate, row_kind = system.facts["columns_per_second"], system.facts["row_kind"]
+            found[system.name] = token_statistics.statistics(counts, rate, row_kind)
     return found
 
 

@@ -145,9 +145,11 @@ def _token_table(report) -> str:
         for name, rows in zip(report.tokens, tables)
     )
     return (
-        "<p>Of all rows in one histogram. Bitrates in kbit/s: entropy is the lower bound for a coder that knows the "
-        "histogram of each row beforehand, adaptive that of a coder that learns it as it goes (Krichevsky, Trofimov), "
-        f"over all pieces in one stream.</p>{overview}{details}"
+        "<p>Use, entropy and perplexity are of all rows in one histogram where they are bands, which share a codebook, "
+        "and the mean of the rows where they are residual levels, which have one each. Bitrates in kbit/s, of all "
+        "rows: entropy is the lower bound for a coder that knows the histogram of each row beforehand, adaptive that "
+        "of a coder that learns it as it goes (Krichevsky, Trofimov), over all pieces in one stream.</p>"
+        f"{overview}{details}"
     )
 
 

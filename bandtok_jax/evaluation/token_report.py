@@ -97,7 +97,7 @@ def write(output: str, compared: Sequence[Tokens], models: Mapping[str, Mapping[
         found[tokens.name] = {
             "row_kind": tokens.row_kind,
             "codebook_size": tokens.codebook_size,
-            **token_statistics.statistics(counts, tokens.columns_per_second),
+            **token_statistics.statistics(counts, tokens.columns_per_second, tokens.row_kind),
             **token_dependence.dependence(tokens.codes),
         }
     predicted = {name: _by_row(model) for name, model in models.items()}

@@ -3,7 +3,7 @@
 Letters: N columns of all pieces together, F rows of the grid, K codes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,22 +34,27 @@ def adaptive_bits(counts: np.ndarray) -> np.ndarray:
     return (gamma(counts.sum(-1) + K / 2) - gamma(K / 2) - inner) / np.log(2)
 
 
-def statistics(counts: np.ndarray, columns_per_second: float) -> dict[str, Any]:
-    """Numbers about the codes behind `counts` `[F, K]`, for each row and for all rows in one histogram.
+def statistics(counts: np.ndarray, columns_per_second: float, row_kind: str) -> dict[str, Any]:
+    """Numbers about the codes behind `counts` `[F, K]`, for each row and for all rows together.
+
+    Args:
+      row_kind: bands share one codebook, so "together" is of all rows in one histogram; residual levels have one each,
+        so it is the mean of the rows.
 
     Returns:
       For "rows" (a list) and "together": `use`, the share of the codes that came at all; `entropy` in bits;
-      `perplexity` 2^entropy; `efficiency`, the entropy by log2 K (DAC's codebook use is its mean over rows).
+      `perplexity` 2^entropy; `efficiency`, the entropy by log2 K (DAC's bitrate efficiency is its mean over levels).
       In "bits_per_second": `nominal`, ceil(log2 K) bits for every code; `entropy`, the lower bound for a coder that
       knows each row's histogram beforehand; `adaptive`, of a coder that learns each row's histogram as it goes.
     """
     F, K = counts.shape
     columns = int(counts[0].sum())
+    rows = [_of_histogram(row) for row in counts]
     rate = lambda bits: float(bits) * columns_per_second
     return {
         "columns": columns,
-        "rows": [_of_histogram(row) for row in counts],
-        "together": _of_histogram(counts.sum(0)),
+        "rows": rows,
+        "together": _mean(rows) if row_kind == "residual" else _of_histogram(counts.sum(0)),
         "bits_per_second": {
             "nominal": rate(F * (K - 1).bit_length()),
             "entropy": rate(entropy_bits(counts).sum()),
@@ -66,3 +71,7 @@ def _of_histogram(counts: np.ndarray) -> dict[str, float]:
         "perplexity": 2**entropy,
         "efficiency": entropy / np.log2(len(counts)),
     }
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
