@@ -289,6 +289,9 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     assert "must be a number" in fail(mine, "--measure=a=echo {decoded}", *data)
     assert "near ones are live/a.wav" in fail(mine, "--figure-piece=live/b.wav", *data)
     assert "choose from mel_distance" in fail(mine, "--sort-by=beauty", *data)
+    for folder in (music, music / "live" / "report"):
+        error = failure(capsys, mine, *data, f"--output={folder}")
+        assert "would be originals of --data=" in error and "outside of it" in error
     assert "--piece-seconds is 0.5" in fail(mine, "--piece-seconds=0.5", *data)
     assert "of which 5 cannot be decoded" in fail(mine, "--rows=5", *data)
     monkeypatch.setenv("PATH", "")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import commands, measures, perceptual, systems
-from bandtok_jax.evaluation.originals import Piece
+from bandtok_jax.evaluation.originals import SOUNDS, Piece
 from bandtok_jax.worker_pool import KILLED, worker_pool
 
 ORIGINAL = "original"  # the folder of the originals' sound, beside those of the systems
@@ -184,7 +184,7 @@ def _key(system, piece: Piece, settings: Settings) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-_ENDINGS = {"results": ".json", "audio": ".flac", "codes": ".bt"}
+_ENDINGS = {"results": ".json", SOUNDS: ".flac", "codes": ".bt"}
 
 
 def _path(kind: str, output: str, name: str, piece: Piece) -> str:
@@ -198,7 +198,7 @@ def _with_folder(path: str) -> str:
 
 def sound_path(output: str, name: str, piece: Piece) -> str:
     """The sound of a piece as a system, or as ORIGINAL, has it."""
-    return _path("audio", output, name, piece)
+    return _path(SOUNDS, output, name, piece)
 
 
 def codes_path(output: str, name: str, piece: Piece) -> str:

@@ -14,6 +14,7 @@ from bandtok_jax.audio.windows import windows
 from bandtok_jax.data_pipelines import records, tracks, whole_tracks
 
 SYNTHETIC_PIECES, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation pieces of 12 s
+SOUNDS = "audio"  # the folder in a report that holds its sounds
 SHORTEST_REST_SECONDS = 1.0  # the end of a file, where less than this is left, is not a piece of its own
 
 
@@ -81,7 +82,7 @@ class Piece:
 
 
 def find(
-    data: Sequence[str], *, split: str | None = None, tracks_csv: str | None = None
+    data: Sequence[str], *, split: str | None = None, tracks_csv: str | None = None, output: str | None = None
 ) -> tuple[list[Original], list[str]]:
     """The originals of folders and sound files, or of one folder of prepared records, sorted by name.
 
@@ -90,6 +91,7 @@ def find(
       split: of records (by default validation), or by the table of files (by default all).
       tracks_csv: table with the columns file, split, caption, domain; without it a file's domain is the name of the
         folder in `data` that holds it.
+      output: folder of a report, whose own sounds must not become originals.
 
     Returns:
       (originals, notes on what was left out).
@@ -102,6 +104,8 @@ def find(
         raise ValueError(
             f"{prepared[0]} holds records: give it alone, without other data and without a table of tracks"
         )
+    if output and not prepared:
+        _refuse_sounds_of(output, data)
     found, notes = (_records(data[0], split or "validation"), []) if prepared else _files(data, split, tracks_csv)
     if not found:
         raise ValueError(
@@ -138,6 +142,16 @@ def _records(directory: str, split: str) -> list[Original]:
         return Original(track.name, track.domain, track.caption, track.sample_rate_hz, seconds, identity, read)
 
     return sorted(map(original, found[split]), key=lambda one: one.name)
+
+
+def _refuse_sounds_of(output: str, data: Sequence[str]) -> None:
+    own = os.path.realpath(os.path.join(output, SOUNDS))
+    for path in filter(os.path.isdir, data):
+        if os.path.commonpath([own, given := os.path.realpath(path)]) in (own, given):
+            raise ValueError(
+                f"--output={output}: the sounds of the report would be originals of --data={path} the next time; "
+                "give a folder outside of it"
+            )
 
 
 def _files(data: Sequence[str], split: str | None, tracks_csv: str | None) -> tuple[list[Original], list[str]]:

@@ -28,7 +28,7 @@ def evaluate(flags: Any) -> Iterator[str]:
     if flags.language_model:
         raise ValueError("--language-model predicts tokens: write  bandtok evaluate tokens")
     settings = _settings(flags)
-    found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
+    found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks, output=flags.output)
     pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
     chosen = list({piece.original.name: piece.original for piece in pieces}.values())
     figure_piece = None if flags.figure_piece is None else figures.named_piece(pieces, flags.figure_piece)
