@@ -1,6 +1,5 @@
-"""`bandtok evaluate`: what it writes, that it goes on where it stopped, and how it fails."""
+"""`bandtok evaluate`: what it writes, and that it goes on where it stopped."""
 
-import csv
 import html.parser
 import json
 import re
@@ -12,52 +11,20 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli
-from bandtok_jax.evaluation import evaluate, figures, frechet, originals, perceptual
-from tests import music_files
+from bandtok_jax.evaluation import evaluate, frechet, originals
+from tests import evaluations, music_files
+from tests.evaluations import RATE, failure, run, table
 from tests.small_codec import SmallCodec
-
-RATE = 16_000
 
 
 @pytest.fixture
 def music(tmp_path):
-    """Four files: 2.5 s of stereo and one of 3 s in folders, one of 1.5 s beside them, and silence."""
-    folder = tmp_path / "music"
-    for name, seed, seconds, channels in (("live/a", 0, 2.5, 2), ("studio/b", 1, 3.0, 1), ("c", 2, 1.5, 1)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / f"{name}.wav", music_files.sound(seed, seconds, channels, RATE), RATE)
-    soundfile.write(folder / "silence.wav", np.zeros(RATE + 5), RATE)
-    return folder
+    return evaluations.make_music(tmp_path / "music")
 
 
 @pytest.fixture
 def codec(monkeypatch):
-    """The codec that every --codec loads; decodes at full level."""
-    found = SmallCodec()
-    # Drawing takes its time, and is tested by itself.
-    monkeypatch.setattr(figures, "draw_sounds", lambda output, excerpt: [])
-    monkeypatch.setattr(figures, "draw_quality", lambda output, report: [])
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: found)
-    monkeypatch.setattr(perceptual, "visqol_installed", lambda: False)
-    return found
-
-
-def run(*arguments):
-    return cli.main(["evaluate", "--workers=1", *map(str, arguments)])
-
-
-def failure(capsys, *arguments):
-    capsys.readouterr()
-    assert run(*arguments) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("bandtok: error: ")
-    return line
-
-
-def table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return evaluations.use_small_codec(monkeypatch)
 
 
 class _Links(html.parser.HTMLParser):
@@ -265,70 +232,6 @@ def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path,
     assert "No module" in failure(capsys, *arguments, "--embedding=c=nothing:embed")
     assert "command with {folder} and {output}" in failure(capsys, *arguments, "--embedding=c=clap")
     assert "wrote no .npy file" in failure(capsys, *arguments, "--embedding=c=true {folder} {output}")
-
-
-def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
-    fail = lambda *arguments: failure(capsys, f"--output={tmp_path / 'report'}", *arguments)
-    mine, data = "--codec=mine=x", ("--data", music)
-    assert "nothing to evaluate: give --codec" in fail(*data)
-    assert "no music at" in fail(mine, "--data", tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    assert "no sound in" in fail(mine, "--data", tmp_path / "empty")
-    (tmp_path / "empty" / "a.wav").write_text("no sound")
-    assert "cannot be read as sound" in fail(mine, "--data", tmp_path / "empty")
-    assert "two systems are called mine" in fail(mine, mine, *data)
-    assert "has letters, digits" in fail("--codec=a/b=x", *data)
-    assert "there is no {output}" in fail("--command=a=cp {input} here", *data)
-    assert "'nosuchprogram' is not installed" in fail("--command=a=nosuchprogram {input} {output}", *data)
-    assert "failed with 1 on c.wav" in fail("--command=a=false {input} {output}", *data)
-    assert "wrote no {output} for c.wav" in fail("--command=a=true {input} {output}", *data)
-    assert "no such folder" in fail(f"--decoded=a={tmp_path / 'none'}", *data)
-    assert "no file for 4 of 4 originals, such as c.wav" in fail(f"--decoded=a={tmp_path / 'empty'}", *data)
-    assert "no such measure" in fail(mine, "--without=beauty", *data)
-    assert "of that name already" in fail(mine, "--measure=snr=echo {decoded}", *data)
-    assert "must be a number" in fail(mine, "--measure=a=echo {decoded}", *data)
-    assert "near ones are live/a.wav" in fail(mine, "--figure-piece=live/b.wav", *data)
-    assert "choose from mel_distance" in fail(mine, "--sort-by=beauty", *data)
-    for folder in (music, music / "live" / "report"):
-        error = failure(capsys, mine, *data, f"--output={folder}")
-        assert "would be originals of --data=" in error and "outside of it" in error
-    assert "--piece-seconds is 0.5" in fail(mine, "--piece-seconds=0.5", *data)
-    assert "of which 5 cannot be decoded" in fail(mine, "--rows=5", *data)
-    monkeypatch.setenv("PATH", "")
-    assert "needs ffmpeg, which is not installed" in fail("--opus=24", *data)
-
-
-def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, monkeypatch):
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    audio = music_files.sound(2, 1.5, 1, RATE)
-    data = ("--data", music / "c.wav", f"--output={tmp_path / 'report'}", f"--decoded=theirs={foreign}")
-    soundfile.write(foreign / "c.ogg", audio[: -RATE // 5], RATE)
-    assert "1.30 s long, its original 1.50 s" in failure(capsys, *data)
-    soundfile.write(foreign / "c.ogg", audio[: -RATE // 20], RATE)
-    assert run(*data) == 0
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert any("lengths differ by up to 50.0 ms" in note for note in report["notes"])
-    soundfile.write(foreign / "c.flac", audio, RATE)
-    assert "c.flac and c.ogg both fit" in failure(capsys, *data).replace("c.ogg and c.flac", "c.flac and c.ogg")
-    (foreign / "c.ogg").unlink()
-    # A delay is told, and corrected where that is asked for.
-    soundfile.write(foreign / "c.flac", np.pad(audio, ((80, 0), (0, 0)))[: len(audio)], RATE)
-    snr = []
-    for flags in ((), ("--align",)):
-        assert run(*data, *flags) == 0
-        (line,) = table(tmp_path / "report" / "files.csv")
-        assert float(line["delay"]) == 5.0
-        snr.append(float(line["snr"]))
-    assert snr[0] < 5 and snr[1] > 15
-    (foreign / "c.flac").unlink()
-    soundfile.write(foreign / "c.wav", np.zeros(0), RATE)
-    assert "0.00 s long, its original 1.50 s" in failure(capsys, *data)
-    monkeypatch.setattr(SmallCodec, "decode", lambda self, codes: np.full(4 * len(codes), np.nan, np.float32))
-    error = failure(capsys, "--codec=mine=x", *data[:-1])
-    assert "mine decodes c.wav to audio with 24000 samples that are NaN" in error
-    monkeypatch.setattr(SmallCodec, "decode", lambda self, codes: np.zeros(len(codes), np.float32))
-    assert "6000 samples of the 24000" in failure(capsys, "--codec=mine=x", *data[:-1])
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")

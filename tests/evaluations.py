@@ -1,0 +1,52 @@
+"""Music, a codec and calls for the tests of `bandtok evaluate`."""
+
+import csv
+
+import numpy as np
+import soundfile
+
+import bandtok_jax
+from bandtok_jax import cli
+from bandtok_jax.evaluation import figures, perceptual
+from tests import music_files
+from tests.small_codec import SmallCodec
+
+RATE = 16_000
+
+
+def make_music(folder):
+    """Four files: 2.5 s of stereo and one of 3 s in folders, one of 1.5 s beside them, and silence."""
+    for name, seed, seconds, channels in (("live/a", 0, 2.5, 2), ("studio/b", 1, 3.0, 1), ("c", 2, 1.5, 1)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{name}.wav", music_files.sound(seed, seconds, channels, RATE), RATE)
+    soundfile.write(folder / "silence.wav", np.zeros(RATE + 5), RATE)
+    return folder
+
+
+def use_small_codec(monkeypatch):
+    """The codec that every --codec loads from now on; no figures are drawn, and ViSQOL is not there."""
+    found = SmallCodec()
+    # Drawing takes its time, and is tested by itself.
+    monkeypatch.setattr(figures, "draw_sounds", lambda output, excerpt: [])
+    monkeypatch.setattr(figures, "draw_quality", lambda output, report: [])
+    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: found)
+    monkeypatch.setattr(perceptual, "visqol_installed", lambda: False)
+    return found
+
+
+def run(*arguments):
+    return cli.main(["evaluate", "--workers=1", *map(str, arguments)])
+
+
+def failure(capsys, *arguments):
+    """The one line that a user's mistake gives."""
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("bandtok: error: ")
+    return line
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
