@@ -83,3 +83,20 @@ def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, mo
     assert "mine decodes c.wav to audio with 24000 samples that are NaN" in error
     monkeypatch.setattr(SmallCodec, "decode", lambda self, codes: np.zeros(len(codes), np.float32))
     assert "6000 samples of the 24000" in failure(capsys, "--codec=mine=x", *data[:-1])
+
+
+def test_a_file_that_ends_before_its_header_says_is_refused(codec, tmp_path, capsys):
+    whole = tmp_path / "whole.mp3"
+    soundfile.write(whole, music_files.sound(0, 4.0, 1, RATE), RATE)
+    for folder in ("music", "decoded"):
+        (tmp_path / folder).mkdir()
+    mine = ("--codec=mine=x", "--data", tmp_path / "music", f"--output={tmp_path / 'report'}")
+    (tmp_path / "music" / "a.mp3").write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    for seconds in (1, 2, 30):
+        error = failure(capsys, *mine, f"--piece-seconds={seconds}")
+        assert "a.mp3 is damaged: it ends after 2." in error and "promises 4.0" in error
+    (tmp_path / "music" / "a.mp3").rename(tmp_path / "decoded" / "a.mp3")
+    soundfile.write(tmp_path / "music" / "a.wav", soundfile.read(whole)[0], RATE)
+    for seconds in (1, 30):
+        error = failure(capsys, f"--decoded=theirs={tmp_path / 'decoded'}", *mine[1:], f"--piece-seconds={seconds}")
+        assert "decoded/a.mp3 is damaged: it ends after" in error and "promises 4.0" in error

@@ -15,6 +15,7 @@ from bandtok_jax.data_pipelines import records, tracks, whole_tracks
 
 SYNTHETIC_PIECES, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation pieces of 12 s
 SOUNDS = "audio"  # the folder in a report that holds its sounds
+LONGEST_DIFFERENCE_SECONDS = 0.1  # in length, of what is taken for the same sound
 SHORTEST_REST_SECONDS = 1.0  # the end of a file, where less than this is left, is not a piece of its own
 
 
@@ -38,18 +39,27 @@ class Original:
         """Its pieces, float32 `[C, S]`, with only one of them in memory; 1 channel is the mix-down.
 
         Raises:
-          ValueError: the file is damaged, or holds NaN.
+          ValueError: the file is damaged, ends before what its header promises, or holds NaN.
         """
-        size = round(piece_seconds * self.sample_rate_hz)
-        count = self.pieces(piece_seconds)
-        for number, (window, samples) in enumerate(windows(self.read(), size, 0, 0, 0.0)):
-            if number >= count:
-                return
+        size, promised = (round(seconds * self.sample_rate_hz) for seconds in (piece_seconds, self.seconds))
+        count, held = self.pieces(piece_seconds), 0
+        for number, (window, samples) in zip(range(count), windows(self.read(), size, 0, 0, 0.0)):
+            held += samples
+            self._refuse_early_end(held, min((number + 1) * size, promised))
             try:
                 audio = waveform.check(np.ascontiguousarray(window[:samples].T), self.sample_rate_hz)
             except ValueError as error:
                 raise ValueError(f"{self.name}: {error}") from error
             yield waveform.mono(audio)[None] if channels == 1 else audio[:2]
+        self._refuse_early_end(held, min(count * size, promised))
+
+    def _refuse_early_end(self, held: int, promised: int) -> None:
+        if not held or promised - held > LONGEST_DIFFERENCE_SECONDS * self.sample_rate_hz:
+            end = held / self.sample_rate_hz
+            raise ValueError(
+                f"{self.name} is damaged: it ends after {end:.2f} s, where its header promises {self.seconds:.2f} s; "
+                "copy it again, or leave it out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,9 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import commands
-from bandtok_jax.evaluation.originals import Original, Piece
+from bandtok_jax.evaluation.originals import LONGEST_DIFFERENCE_SECONDS, Original, Piece
 from bandtok_jax.interchange import container, safetensors
 
-LONGEST_DIFFERENCE_SECONDS = 0.1
 PROGRAM = re.compile(r"[\w./+-]+")  # what begins a command of the shell may also be a variable or a bracket
 OPUS_COMMAND = (
     "ffmpeg -nostdin -v error -y -i {{input}} -c:a libopus -b:a {0}k {{coded}}.opus && "
@@ -163,7 +162,13 @@ class FolderSystem:
         rate, _, samples = waveform.probe(path)
         difference = _refuse_length(self.name, f"{path} is", samples / rate, piece.original.seconds)
         first, stop = (round(seconds * rate) for seconds in _span(piece))
-        return Coded(waveform.read_part(path, first, stop), rate, {"length_difference": 1000 * difference})
+        audio = waveform.read_part(path, first, stop)
+        if min(stop, samples) - first - audio.shape[1] > LONGEST_DIFFERENCE_SECONDS * rate:
+            raise ValueError(
+                f"--decoded={self.name}: {path} is damaged: it ends after {(first + audio.shape[1]) / rate:.2f} s, "
+                f"where its header promises {samples / rate:.2f} s; decode it again"
+            )
+        return Coded(audio, rate, {"length_difference": 1000 * difference})
 
 
 class CommandSystem:
