@@ -179,9 +179,12 @@ def test_evaluate(model, song, tmp_path, capsys):
     with open(tmp_path / "report" / "report.json") as file:
         report = json.load(file)
     assert report["systems"]["mine"]["bits_per_second"] == bandtok_jax.load(model).bits_per_second
+    (codes,) = (tmp_path / "report" / "codes").rglob("*.bt")
+    assert cli.main(["decode", str(codes), f"--model={model}", "-o", str(tmp_path / "again.wav")]) == 0
+    assert soundfile.info(tmp_path / "again.wav").frames == RATE, "the report's codes are those of this very model"
     alone = [f"--codec=alone={_without_vocoder(model, tmp_path)}", *flags[1:]]
     assert "no vocoder" in (error := failure(capsys, "evaluate", *alone)) and "--codec=alone=RUN+VOCODER" in error
-    (header,) = [container.Reader(path).header for path in (tmp_path / "report" / "codes").rglob("*.bt")]
+    header = container.Reader(codes).header
     assert (header.samples, header.columns, header.rows) == (RATE, 11, 16)
 
 

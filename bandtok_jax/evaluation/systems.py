@@ -55,14 +55,16 @@ class CodecSystem:
         self.name, self.codec, self.rows, self.family = name, codec, rows or codec.rows, family or name
         weights = safetensors.weight_hash(codec.parameters)
         self.identity = f"{type(codec).__name__} {weights} {codec.sample_rate_hz} {self.rows}"
-        self._header = container.Header(
-            rows=self.rows,
+        # Its own header, where it has one, is what `bandtok decode` compares files with.
+        header = getattr(codec, "header", None) or container.Header(
+            rows=codec.rows,
             codebook_size=codec.codebook_size,
             row_kind=codec.row_kind,
             sample_rate_hz=codec.sample_rate_hz,
             samples_per_column=round(codec.sample_rate_hz / codec.columns_per_second),
             weight_hash=weights[: container.HASH_DIGITS],
         )
+        self._header = dataclasses.replace(header, rows=self.rows)
         self._warm = False
 
     @property
