@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
-from bandtok_jax.audio import spectral, waveform
+from bandtok_jax.audio import loudness, spectral, waveform
 from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.evaluation import (
     distances,
@@ -123,12 +123,20 @@ def test_silence_and_exact_copies_give_numbers_or_none():
         found, *embeddings = measures.measure(np.stack([first] * 2), np.stack([second] * 2), RATE, without)
         assert all(value is None or np.isfinite(value) for value in found.values())
         assert all(np.isfinite(one).all() for one in embeddings)
-        undefined = {"si_sdr", "loudness_error"} if first is silence or second is silence else set()
-        if first is silence:
-            undefined |= {"snr"}
+        undefined = {"si_sdr", "loudness_error", "snr"} if first is silence else set()
+        if first is sound and second is silence:
+            assert found["si_sdr"] == -100 and found["snr"] == 0
+            assert found["loudness_error"] == pytest.approx(loudness.integrated_lufs(sound[None], RATE) + 70)
         looked_at = ("si_sdr", "snr", "loudness_error", "mel_distance")
         assert {name for name in looked_at if found[name] is None} == undefined
     assert found["mel_distance"] == found["mse"] == 0 and found["snr"] == found["si_sdr"] == 100
+
+
+def test_visqol_of_silence():
+    sound, silence = pair()[0], np.zeros(RATE, np.float32)
+    assert perceptual.visqol(sound, silence, RATE) == 1
+    assert perceptual.visqol(silence, sound, RATE) is None and perceptual.visqol(silence, silence, RATE) is None
+    assert perceptual.visqol(sound[:999], silence[:999], RATE) is None
 
 
 def test_measures_named_without_are_left_out_and_the_rest_are_all_there():
@@ -269,5 +277,3 @@ def test_visqol_falls_with_noise():
     noise = np.random.default_rng(0).standard_normal(len(first))
     scores = [perceptual.visqol(first, first + level * noise, RATE) for level in (0, 0.003, 0.1)]
     assert 4.5 < scores[0] <= 5 and scores[0] > scores[1] > scores[2] >= 1
-    assert perceptual.visqol(first, 0 * first, RATE) is None
-    assert perceptual.visqol(first[:999], first[:999], RATE) is None

@@ -157,8 +157,9 @@ def _notes(
         "what it leaves out. Distances are those of the mix-downs to one channel.",
         f"Files longer than {settings.piece_seconds:g} s are cut into pieces of that length, each coded by itself; "
         "a rest of less than a second is left out. A file's value is the mean of its pieces by their lengths.",
-        "Means and 95 % intervals (Student's t) are over files. Undefined values, such as the ratio to silence, are "
-        "left out and counted.",
+        "Means and 95 % intervals (Student's t) are over files. Undefined values, such as the ratio to a silent "
+        "original, are left out and counted. Silence in place of a sound has, by our choice, an SI-SDR of -100 dB, a "
+        "loudness of -70 LUFS and the lowest ViSQOL, 1.",
         "Speeds are on this machine, beside the measuring processes, and without the first call of each codec, which "
         "compiles.",
         f"FAD-mel: {frechet.MEL_MEANING}.",

@@ -8,6 +8,7 @@ import numpy as np
 from bandtok_jax.audio import waveform
 
 VISQOL_RATE_HZ = 48_000  # of its audio mode
+LOWEST_SCORE = 1.0
 MISSING = "ViSQOL was left out: it is not installed (pip install 'bandtok-jax[eval]')"
 
 
@@ -18,11 +19,13 @@ def visqol_installed() -> bool:
 
 def visqol(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
     """Mean opinion score from 1 (bad) to about 4.75 of mono sounds `[S]`, ViSQOL v3 in audio mode at 48 kHz (Chinen et
-    al. 2020); None where one is silent or both are shorter than a second, for which it is not defined.
+    al. 2020); None where the original is silent or shorter than a second, for which it is not defined. Our choice: 1
+    where the decoded sound alone is silent.
     """
-    silent = not original.any() or not decoded.any()
-    if silent or len(original) < sample_rate_hz:
+    if not original.any() or len(original) < sample_rate_hz:
         return None
+    if not decoded.any():
+        return LOWEST_SCORE
     pair = (waveform.resample(x, sample_rate_hz, VISQOL_RATE_HZ).astype(np.float64) for x in (original, decoded))
     return float(_api().measure_from_arrays(*pair, VISQOL_RATE_HZ).moslqo)
 

@@ -1,6 +1,7 @@
 """How far a decoded sound is from its original, sample by sample, in loudness, in time and in space. NumPy only.
 
-A number that does not exist (a ratio to silence, say) is None: it is left out of means, and counted.
+A number that does not exist (the ratio to a silent original, say) is None: it is left out of means, and counted. It
+does exist where the decoded sound alone is silent: who loses a sound must not be spared the number for it.
 """
 
 import numpy as np
@@ -27,18 +28,24 @@ def signal_to_noise(original: np.ndarray, decoded: np.ndarray) -> float | None:
 
 
 def scale_invariant_sdr(original: np.ndarray, decoded: np.ndarray) -> float | None:
-    """SI-SDR in dB, both sounds without their mean (Le Roux et al. 2019), within +-100; None where one is silent."""
+    """SI-SDR in dB, both sounds without their mean (Le Roux et al. 2019), within +-100; None where the original is
+    silent. Our choice: -100 where the decoded sound alone is.
+    """
     original, decoded = (np.asarray(x, np.float64) - np.mean(x, dtype=np.float64) for x in (original, decoded))
-    if min(_power(original), _power(decoded)) < SILENCE_POWER:
+    if _power(original) < SILENCE_POWER:
         return None
+    if _power(decoded) < SILENCE_POWER:
+        return -HIGHEST_RATIO_DB
     target = original * (original @ decoded) / (original @ original)
     return _ratio_db(_power(target), _power(decoded - target), least=0.0)
 
 
 def loudness_error(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
-    """Difference of the gated loudness (ITU-R BS.1770-4) in LU, without its sign; None below -70 LUFS."""
-    levels = [loudness.integrated_lufs(x[None], sample_rate_hz) for x in (original, decoded)]
-    return float(abs(levels[0] - levels[1])) if np.isfinite(levels).all() else None
+    """Difference of the gated loudness (ITU-R BS.1770-4) in LU, without its sign; None where the original is below the
+    meter's gate of -70 LUFS. Our choice: a decoded sound below it counts as one of -70 LUFS.
+    """
+    wanted, level = (loudness.integrated_lufs(x[None], sample_rate_hz) for x in (original, decoded))
+    return float(abs(wanted - max(level, loudness.ABSOLUTE_GATE_LUFS))) if np.isfinite(wanted) else None
 
 
 def stereo_errors(original: np.ndarray, decoded: np.ndarray) -> tuple[float | None, float]:
