@@ -32,7 +32,7 @@ def evaluate(flags: Any) -> Iterator[str]:
     pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
     chosen = list({piece.original.name: piece.original for piece in pieces}.values())
     figure_piece = None if flags.figure_piece is None else figures.named_piece(pieces, flags.figure_piece)
-    compared = _systems(flags, chosen)
+    compared = _systems(flags, chosen, [original.name for original in found])
     sources = [_named("--embedding", text) for text in flags.embedding]
     results = run(compared, pieces, flags.output, settings, workers=flags.workers)
     notes = [f"Left out: {note}." for note in notes]
@@ -158,7 +158,7 @@ def _settings(flags: Any) -> Settings:
     )
 
 
-def _systems(flags: Any, chosen: list[originals.Original]) -> list[Any]:
+def _systems(flags: Any, chosen: list[originals.Original], names: list[str]) -> list[Any]:
     compared: list[Any] = []
     if not flags.codec + flags.decoded + flags.command + flags.opus:
         raise ValueError(
@@ -166,7 +166,7 @@ def _systems(flags: Any, chosen: list[originals.Original]) -> list[Any]:
         )
     # What is quickly found to be wrong comes first: loading a codec takes its time.
     for text in flags.decoded:
-        compared.append(systems.FolderSystem(*_named("--decoded", text), chosen))
+        compared.append(systems.FolderSystem(*_named("--decoded", text), chosen, names))
     for text in flags.command:
         compared.append(systems.CommandSystem(*_named("--command", text)))
     for kbps in flags.opus:

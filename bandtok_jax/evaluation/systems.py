@@ -4,7 +4,7 @@ A codec is used by its contract alone (encode, decode, sample_rate_hz, rows, cod
 row_kind, parameters), so that every tokenizer is treated alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import math
 import os
@@ -124,24 +124,33 @@ class CodecSystem:
 class FolderSystem:
     """Files that another codec has decoded, matched to the originals by their names.
 
+    Args:
+      originals: those that are compared.
+      names: of all originals that there are; what is called like one of them belongs to no other.
+
     Raises:
-      ValueError: a file is missing, or there are two of that name.
+      ValueError: a file is missing, or two files or two originals fit each other.
     """
 
-    def __init__(self, name: str, folder: str, originals: Sequence[Original]):
+    def __init__(self, name: str, folder: str, originals: Sequence[Original], names: Collection[str] = ()):
         self.name, self.facts, self._paths = name, {"kind": "folder", "path": os.fspath(folder)}, {}
         if not os.path.isdir(folder):
             raise ValueError(f"--decoded={name}={folder}: no such folder; give the folder of the decoded files")
-        below = [os.path.relpath(os.path.join(at, file), folder) for at, _, files in os.walk(folder) for file in files]
+        below = {os.path.relpath(os.path.join(at, file), folder) for at, _, files in os.walk(folder) for file in files}
+        names = {*names, *(original.name for original in originals)}
+        others, owners = _by_stem(below - names), _by_stem(names - below)
         missing = []
         for original in originals:
             stem = os.path.splitext(original.name)[0]
-            fitting = [path for path in below if path == original.name] or [
-                path for path in below if os.path.splitext(path)[0] == stem
-            ]
+            fitting = [original.name] if original.name in below else others.get(stem, [])
             if len(fitting) > 1:
                 raise ValueError(
                     f"--decoded={name}={folder}: {' and '.join(fitting)} both fit {original.name}; keep one of them"
+                )
+            if fitting and original.name not in below and len(owners[stem]) > 1:
+                raise ValueError(
+                    f"--decoded={name}={folder}: {fitting[0]} fits {' and '.join(owners[stem])}; give it the very name "
+                    "of its original, ending included"
                 )
             if fitting:
                 self._paths[original.name] = os.path.join(folder, fitting[0])
@@ -218,7 +227,7 @@ _COMMAND_FILES = {"input": "input.wav", "coded": "coded", "output": "output.wav"
 
 
 def aligned(coded: Coded, original: np.ndarray, sample_rate_hz: int, name: str, piece: str) -> np.ndarray:
-    """The decoded piece at the original's rate, cut or filled up with silence to its length.
+    """The decoded piece at the original's rate, cut or filled up with silence to its length, and mono where that is.
 
     Raises:
       ValueError: NaN, or what else no sound may hold.
@@ -227,7 +236,8 @@ def aligned(coded: Coded, original: np.ndarray, sample_rate_hz: int, name: str, 
         audio = waveform.check(coded.audio, coded.sample_rate_hz)
     except ValueError as error:
         raise ValueError(f"{name} decodes {piece} to {error}") from error
-    audio = waveform.resample(audio[:2], coded.sample_rate_hz, sample_rate_hz)[:, : original.shape[1]]
+    audio = waveform.mono(audio)[None] if len(original) == 1 else audio[:2]
+    audio = waveform.resample(audio, coded.sample_rate_hz, sample_rate_hz)[:, : original.shape[1]]
     return np.pad(audio, ((0, 0), (0, original.shape[1] - audio.shape[1])))
 
 
@@ -239,6 +249,13 @@ def _refuse_length(name: str, what: str, seconds: float, wanted: float) -> float
             "is not cut off silently: decode it to the original's length, or check its sample rate"
         )
     return seconds - wanted
+
+
+def _by_stem(paths: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        found.setdefault(os.path.splitext(path)[0], []).append(path)
+    return found
 
 
 def _span(piece: Piece) -> tuple[float, float]:
