@@ -39,7 +39,11 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     assert "no such folder" in fail(f"--decoded=a={tmp_path / 'none'}", *data)
     assert "no file for 4 of 4 originals, such as c.wav" in fail(f"--decoded=a={tmp_path / 'empty'}", *data)
     assert "no such measure" in fail(mine, "--without=beauty", *data)
-    assert "of that name already" in fail(mine, "--measure=snr=echo {decoded}", *data)
+    for name in ("snr", "system", "pieces", "decoded_channels", "FAD-mel"):
+        assert "a column of that name already" in fail(mine, f"--measure={name}=echo 1 {{decoded}}", *data)
+    assert "--measure=a is given more than once" in fail(mine, *2 * ["--measure=a=echo 1 {decoded}"], *data)
+    assert "--embedding=a is given more than once" in fail(mine, *2 * ["--embedding=a=x.npz"], *data)
+    assert "FAD-mel is measured already" in fail(mine, "--embedding=mel=x.npz", *data)
     assert "must be a number" in fail(mine, "--measure=a=echo {decoded}", *data)
     assert "near ones are live/a.wav" in fail(mine, "--figure-piece=live/b.wav", *data)
     assert "choose from mel_distance" in fail(mine, "--sort-by=beauty", *data)

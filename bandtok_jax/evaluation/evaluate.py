@@ -27,6 +27,7 @@ from bandtok_jax.evaluation.originals import SOUNDS, Piece
 from bandtok_jax.worker_pool import KILLED, worker_pool
 
 ORIGINAL = "original"  # the folder of the originals' sound, beside those of the systems
+SOUND_FACTS = ("decoded_sample_rate_hz", "decoded_channels")  # of every result, besides its measures
 PIECES_AHEAD = 2  # for each worker: decoded sound that waits to be measured
 
 
@@ -144,7 +145,7 @@ def _start(system, piece: Piece, audio: np.ndarray, output: str, settings: Setti
         waveform.write(places[role], sound, rate)
     values = places | {"caption": piece.original.caption}
     job = submit(_measure, original, decoded, rate, settings, values, f"{piece.stem} by {system.name}")
-    facts = {"decoded_sample_rate_hz": coded.sample_rate_hz, "decoded_channels": len(coded.audio)}
+    facts = dict(zip(SOUND_FACTS, (coded.sample_rate_hz, len(coded.audio)), strict=True))
     return facts | coded.facts, job
 
 

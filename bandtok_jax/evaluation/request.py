@@ -12,8 +12,17 @@ import numpy as np
 import bandtok_jax
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
-from bandtok_jax.evaluation import comparison, figures, measures, originals, systems, token_perplexity, token_report
-from bandtok_jax.evaluation.evaluate import ORIGINAL, Settings, run
+from bandtok_jax.evaluation import (
+    comparison,
+    figures,
+    measures,
+    originals,
+    summary,
+    systems,
+    token_perplexity,
+    token_report,
+)
+from bandtok_jax.evaluation.evaluate import ORIGINAL, SOUND_FACTS, Settings, run
 from bandtok_jax.interchange import model_folder
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -33,7 +42,7 @@ def evaluate(flags: Any) -> Iterator[str]:
     chosen = list({piece.original.name: piece.original for piece in pieces}.values())
     figure_piece = None if flags.figure_piece is None else figures.named_piece(pieces, flags.figure_piece)
     compared = _systems(flags, chosen, [original.name for original in found])
-    sources = [_named("--embedding", text) for text in flags.embedding]
+    sources = _sources(flags)
     results = run(compared, pieces, flags.output, settings, workers=flags.workers)
     notes = [f"Left out: {note}." for note in notes]
     report = comparison.write(
@@ -143,9 +152,10 @@ def _settings(flags: Any) -> Settings:
             f"--without={min(unknown)}: there is no such measure; there are {', '.join(measures.MEASURES)}"
         )
     commands = tuple(_named("--measure", text) for text in flags.measure)
+    _refuse_repeated("--measure", [name for name, _ in commands])
     for name, command in commands:
-        if name in measures.MEASURES | measures.FACTS:
-            raise ValueError(f"--measure={name}: there is a measure of that name already; choose another")
+        if name in {*measures.MEASURES, *measures.FACTS, *SOUND_FACTS, *summary.COLUMNS} or name.startswith("FAD-"):
+            raise ValueError(f"--measure={name}: the tables have a column of that name already; choose another")
         if "{decoded}" not in command:
             raise ValueError(f"--measure={name}: there is no {{decoded}} in {command!r}; say where it goes")
     return Settings(
@@ -156,6 +166,15 @@ def _settings(flags: Any) -> Settings:
         align=flags.align,
         commands=commands,
     )
+
+
+def _sources(flags: Any) -> list[tuple[str, str]]:
+    """Name and source of each further embedding."""
+    sources = [_named("--embedding", text) for text in flags.embedding]
+    _refuse_repeated("--embedding", [name for name, _ in sources])
+    if "mel" in dict(sources):
+        raise ValueError("--embedding=mel: FAD-mel is measured already; choose another name")
+    return sources
 
 
 def _systems(flags: Any, chosen: list[originals.Original], names: list[str]) -> list[Any]:
@@ -185,6 +204,12 @@ def _refuse_equal(names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two systems are called {name}: give one of them another name, as --codec=NAME=MODEL")
+
+
+def _refuse_repeated(flag: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{flag}={name} is given more than once: choose another name for each")
 
 
 def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]:

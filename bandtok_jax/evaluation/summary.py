@@ -13,6 +13,7 @@ from bandtok_jax.evaluation.originals import Piece
 
 CONFIDENCE = 0.95
 ALL = "all"  # files of every domain together
+COLUMNS = ("file", "domain", "system", "seconds", "pieces")  # of the table of files, before the values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ def mean_of(values: Iterable[float | None]) -> Mean:
 
 
 def domain_of(piece: Piece) -> str:
-    """The domain of a piece as tables have it."""
-    return piece.original.domain or "-"
+    """The domain of a piece as tables have it, which is never ALL."""
+    return {"": "-", ALL: f"{ALL} (domain)"}.get(piece.original.domain, piece.original.domain)
 
 
 def by_file(results: Iterable[Result]) -> list[dict]:
@@ -54,16 +55,9 @@ def by_file(results: Iterable[Result]) -> list[dict]:
     for (file, system), group in groups.items():
         names = dict.fromkeys(name for result in group for name in result.values)
         pieces = [(result.piece.seconds, result.values) for result in group]
-        lines.append(
-            {
-                "file": file,
-                "domain": domain_of(group[0].piece),
-                "system": system,
-                "seconds": sum(seconds for seconds, _ in pieces),
-                "pieces": len(pieces),
-                **{name: _weighted([(seconds, values.get(name)) for seconds, values in pieces]) for name in names},
-            }
-        )
+        known = (file, domain_of(group[0].piece), system, sum(seconds for seconds, _ in pieces), len(pieces))
+        values = {name: _weighted([(seconds, values.get(name)) for seconds, values in pieces]) for name in names}
+        lines.append(dict(zip(COLUMNS, known, strict=True)) | values)
     return lines
 
 
