@@ -129,3 +129,10 @@ def test_mixing_down_hears_all_channels_of_decoded_files(codec, tmp_path):
     assert run(*flags, f"--decoded=same={tmp_path / 'decoded'}", "--mono") == 0
     (line,) = table(tmp_path / "report" / "files.csv")
     assert float(line["mse"]) == 0 == float(line["decoded_channels"]) - 4
+
+
+def test_no_length_of_pieces_takes_more_memory_than_the_files(music, codec, tmp_path):
+    flags = ("--codec=mine=x", "--data", music / "c.wav", f"--output={tmp_path / 'report'}")
+    assert run(*flags, "--piece-seconds=1e9") == 0
+    (line,) = table(tmp_path / "report" / "files.csv")
+    assert float(line["seconds"]) == 1.5

@@ -41,7 +41,8 @@ class Original:
         Raises:
           ValueError: the file is damaged, ends before what its header promises, or holds NaN.
         """
-        size, promised = (round(seconds * self.sample_rate_hz) for seconds in (piece_seconds, self.seconds))
+        promised = round(self.seconds * self.sample_rate_hz)
+        size = round(min(piece_seconds, self.seconds) * self.sample_rate_hz)  # never more memory than the file needs
         count, held = self.pieces(piece_seconds), 0
         for number, (window, samples) in zip(range(count), windows(self.read(), size, 0, 0, 0.0)):
             held += samples
