@@ -233,7 +233,6 @@ def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path,
     assert found["FAD-c"]["mine"] == pytest.approx(3)
     assert "no array 'mine'" in failure(capsys, *arguments, f"--embedding=c={tmp_path}/less.npz")
     assert "No module" in failure(capsys, *arguments, "--embedding=c=nothing:embed")
-    assert "command with {folder} and {output}" in failure(capsys, *arguments, "--embedding=c=clap")
     assert "wrote no .npy file" in failure(capsys, *arguments, "--embedding=c=true {folder} {output}")
 
 

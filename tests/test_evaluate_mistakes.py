@@ -46,7 +46,6 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     assert "FAD-mel is measured already" in fail(mine, "--embedding=mel=x.npz", *data)
     assert "must be a number" in fail(mine, "--measure=a=echo {decoded}", *data)
     assert "near ones are live/a.wav" in fail(mine, "--figure-piece=live/b.wav", *data)
-    assert "choose from mel_distance" in fail(mine, "--sort-by=beauty", *data)
     for folder in (music, music / "live" / "report"):
         error = failure(capsys, mine, *data, f"--output={folder}")
         assert "would be originals of --data=" in error and "outside of it" in error
@@ -129,6 +128,31 @@ def test_mixing_down_hears_all_channels_of_decoded_files(codec, tmp_path):
     assert run(*flags, f"--decoded=same={tmp_path / 'decoded'}", "--mono") == 0
     (line,) = table(tmp_path / "report" / "files.csv")
     assert float(line["mse"]) == 0 == float(line["decoded_channels"]) - 4
+
+
+def test_what_cannot_work_is_told_before_anything_is_measured(music, codec, tmp_path, capsys, monkeypatch):
+    np.savez(tmp_path / "whole.npz", original=np.eye(3), mine=np.eye(3))
+    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.eye(3))
+    (tmp_path / "failing.py").write_text("def embed(audio, sample_rate_hz):\n    raise RuntimeError('out of memory')\n")
+    (tmp_path / "unfinished.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ("--codec=mine=x", "--data", music / "c.wav", f"--output={tmp_path / 'report'}")
+    for flag, words in (
+        (f"--embedding=E={tmp_path}/half.npz", "half.npz is no whole .npz file"),
+        (f"--embedding=E={tmp_path}/array.npz", "array.npz is no whole .npz file"),
+        (f"--embedding=E={tmp_path}/none.npz", "none.npz: no such file"),
+        ("--embedding=E=unfinished:embed", "importing it failed: ZeroDivisionError"),
+        ("--embedding=E=failing:embeds", "has no attribute 'embeds'"),
+        ("--embedding=E=clap", "command with {folder} and {output}"),
+        ("--sort-by=beauty", "choose from mel_distance"),
+        ("--sort-by=visqol", "nothing of that name is measured"),
+    ):
+        assert words in failure(capsys, *arguments, flag)
+    assert codec.encoded == 0
+    error = failure(capsys, *arguments, "--embedding=E=failing:embed")
+    assert "--embedding=E=failing:embed failed on" in error and "RuntimeError: out of memory" in error
 
 
 def test_no_length_of_pieces_takes_more_memory_than_the_files(music, codec, tmp_path):

@@ -3,12 +3,14 @@
 They come from a file, from a Python function, or from a command, which may live in another environment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import hashlib
 import importlib
 import os
 import re
 import tempfile
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -45,24 +47,52 @@ def frechet_by(name: str, source: str, results: dict[str, list[Result]], output:
     """
     flag = f"--embedding={name}"
     if source.endswith(".npz"):
-        with np.load(source) as file:
-            missing = [one for one in (ORIGINAL, *results) if one not in file.files]
-            if missing:
-                raise ValueError(
-                    f"{flag}: {source} holds no array {missing[0]!r}: save one for {ORIGINAL} and each codec"
-                )
-            found = {one: file[one] for one in (ORIGINAL, *results)}
+        found = _arrays(flag, source, results)
     else:
-        if not FUNCTION.fullmatch(source) and not ("{folder}" in source and "{output}" in source):
-            raise ValueError(
-                f"{flag}={source}: give an .npz file, MODULE:FUNCTION, or a command with {{folder}} and {{output}}"
-            )
         groups = {ORIGINAL: next(iter(results.values())), **results}
         found = {one: _kept(flag, source, one, group, output) for one, group in groups.items()}
+    return _distances(flag, found)
+
+
+def check(name: str, source: str, systems: Sequence[str]) -> None:
+    """Refuses a source that cannot give embeddings of these systems, before anything is measured.
+
+    Raises:
+      ValueError, FileNotFoundError: as `frechet_by`, where that can be told without the sounds.
+    """
+    flag = f"--embedding={name}"
+    if source.endswith(".npz"):
+        _distances(flag, _arrays(flag, source, systems))
+    elif FUNCTION.fullmatch(source):
+        _function(flag, source)
+    elif not ("{folder}" in source and "{output}" in source):
+        raise ValueError(
+            f"{flag}={source}: give an .npz file, MODULE:FUNCTION, or a command with {{folder}} and {{output}}"
+        )
+
+
+def _distances(flag: str, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of each system to the originals."""
     try:
-        return {system: frechet.frechet_distance(found[ORIGINAL], found[system]) for system in results}
+        return {one: frechet.frechet_distance(found[ORIGINAL], found[one]) for one in found if one != ORIGINAL}
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
+
+
+def _arrays(flag: str, source: str, systems: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, of the originals and of each system."""
+    names = (ORIGINAL, *systems)
+    try:
+        with zipfile.ZipFile(source), np.load(source) as file:
+            found = {name: file[name] for name in names if name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{flag}: {source} is no whole .npz file ({error}); write it with numpy.savez, or copy it again"
+        ) from error
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{flag}: {source} holds no array {missing[0]!r}: save one for {ORIGINAL} and each codec")
+    return found
 
 
 def _kept(flag: str, source: str, system: str, results: list[Result], output: str) -> np.ndarray:
@@ -82,14 +112,28 @@ def _kept(flag: str, source: str, system: str, results: list[Result], output: st
     return np.load(path)
 
 
-def _by_function(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:
+def _function(flag: str, source: str) -> Callable:
     module, _, function = source.partition(":")
     try:
-        call = getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{flag}={source}: {error}; the module must be on PYTHONPATH") from error
-    audio = (waveform.read(sound) for sound in sounds)
-    return np.concatenate([np.atleast_2d(call(waveform.mono(x), rate)) for x, rate in audio])
+    except Exception as error:  # whatever a user's module may raise
+        raise ValueError(f"{flag}={source}: importing it failed: {type(error).__name__}: {error}") from error
+
+
+def _by_function(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:
+    call, found = _function(flag, source), []
+    for sound in sounds:
+        audio, rate = waveform.read(sound)
+        try:
+            found.append(np.atleast_2d(call(waveform.mono(audio), rate)))
+        except Exception as error:  # whatever a user's function may raise
+            raise ValueError(f"{flag}={source} failed on {sound}: {type(error).__name__}: {error}") from error
+    try:
+        return np.concatenate(found)
+    except ValueError as error:
+        raise ValueError(f"{flag}={source}: embeddings of {system} of several shapes ({error}); give [N, E]") from error
 
 
 def _by_command(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:

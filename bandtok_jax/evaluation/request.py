@@ -14,9 +14,11 @@ from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
 from bandtok_jax.evaluation import (
     comparison,
+    embeddings,
     figures,
     measures,
     originals,
+    perceptual,
     summary,
     systems,
     token_perplexity,
@@ -41,8 +43,11 @@ def evaluate(flags: Any) -> Iterator[str]:
     pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
     chosen = list({piece.original.name: piece.original for piece in pieces}.values())
     figure_piece = None if flags.figure_piece is None else figures.named_piece(pieces, flags.figure_piece)
-    compared = _systems(flags, chosen, [original.name for original in found])
     sources = _sources(flags)
+    _check_order(flags.sort_by, settings)
+    compared = _systems(flags, chosen, [original.name for original in found])
+    for name, source in sources:
+        embeddings.check(name, source, [system.name for system in compared])
     results = run(compared, pieces, flags.output, settings, workers=flags.workers)
     notes = [f"Left out: {note}." for note in notes]
     report = comparison.write(
@@ -166,6 +171,16 @@ def _settings(flags: Any) -> Settings:
         align=flags.align,
         commands=commands,
     )
+
+
+def _check_order(sort_by: str, settings: Settings) -> None:
+    """Raises ValueError where no sound can have such a measure, which else would be told at the end."""
+    left_out = {*settings.without}
+    if "visqol" in left_out or not perceptual.visqol_installed():
+        left_out |= {"visqol", "visqol_left", "visqol_right"}
+    names = [name for name in (*measures.MEASURES, *dict(settings.commands), *measures.FACTS) if name not in left_out]
+    if sort_by not in names:
+        raise ValueError(f"--sort-by={sort_by}: nothing of that name is measured; choose from {', '.join(names)}")
 
 
 def _sources(flags: Any) -> list[tuple[str, str]]:
