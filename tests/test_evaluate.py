@@ -87,6 +87,14 @@ def test_a_report_of_several_systems(music, codec, tmp_path, capsys):
     assert float(line["low"]) < float(line["mean"]) < float(line["high"])
     assert float(line["mean"]) == pytest.approx(report["means"]["all"]["mine"]["mel_distance"]["mean"])
 
+    # Codes: of each file by itself, and of all that a codec wrote in a domain.
+    whole = report["tokens"]["mine"]
+    assert float(means["all", "mine", "codes_entropy_bits_per_second"]["mean"]) == whole["bits_per_second"]["entropy"]
+    assert float(means["all", "mine", "codes_use"]["mean"]) == whole["together"]["use"]
+    (studio,) = [line for (file, system), line in lines.items() if (file, system) == ("studio/b.wav", "mine")]
+    assert means["studio", "mine", "codes_perplexity"]["mean"] == studio["codes_perplexity"] != ""
+    assert float(studio["codes_use"]) < whole["together"]["use"] and lines["c.wav", "exact"]["codes_use"] == ""
+
     page, links = (output / "index.html").read_text(), _Links()
     links.feed(page)
     assert not links.open and len(links.found) > 4 * 5

@@ -39,7 +39,7 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     assert "no such folder" in fail(f"--decoded=a={tmp_path / 'none'}", *data)
     assert "no file for 4 of 4 originals, such as c.wav" in fail(f"--decoded=a={tmp_path / 'empty'}", *data)
     assert "no such measure" in fail(mine, "--without=beauty", *data)
-    for name in ("snr", "system", "pieces", "decoded_channels", "FAD-mel"):
+    for name in ("snr", "system", "pieces", "decoded_channels", "FAD-mel", "codes_use"):
         assert "a column of that name already" in fail(mine, f"--measure={name}=echo 1 {{decoded}}", *data)
     assert "--measure=a is given more than once" in fail(mine, *2 * ["--measure=a=echo 1 {decoded}"], *data)
     assert "--embedding=a is given more than once" in fail(mine, *2 * ["--embedding=a=x.npz"], *data)

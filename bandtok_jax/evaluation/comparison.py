@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import json
 import os
 from typing import Any
+
+import numpy as np
 
 from bandtok_jax import storage
 from bandtok_jax.evaluation import embeddings, figures, frechet, page, perceptual, summary, token_statistics
@@ -24,6 +27,7 @@ class Report:
     Attributes:
       systems: name -> what is known about it (`facts` of the system).
       tokens: name -> `token_statistics.statistics`, of codecs.
+      codes: domain -> name -> `token_statistics.columns`, of all codes of the codec in that domain.
       means: domain -> system -> measure -> Mean.
       frechet: domain -> name of the distance -> system -> value, None where there are too few embeddings.
       mel_embeddings: domain -> how many embeddings FAD-mel has there.
@@ -41,6 +45,7 @@ class Report:
     frechet: dict[str, dict[str, dict[str, float | None]]]
     mel_embeddings: dict[str, int]
     tokens: dict[str, dict]
+    codes: dict[str, dict[str, dict[str, float]]]
     excerpt: dict[str, Any]
     lines: list[dict]
     worst: list[tuple[Piece, dict[str, Result]]]
@@ -80,6 +85,7 @@ def write(
     distances, counts = _mel_frechet(groups, list(means))
     for name, source in embedding_sources:
         distances[summary.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
+    codes = _codes(output, compared, groups, list(means), lines)
     worst = summary.worst_first(results, sort_by, measures[sort_by].better)
     piece = figure_piece or figures.typical_piece(worst, sort_by)
     drawn = figures.excerpt(output, dict(worst)[piece], settings.align)
@@ -93,7 +99,11 @@ def write(
         means=means,
         frechet=distances,
         mel_embeddings=counts,
-        tokens=_tokens(output, compared, groups),
+        tokens=codes[summary.ALL],
+        codes={
+            domain: {name: token_statistics.columns(one) for name, one in codecs.items()}
+            for domain, codecs in codes.items()
+        },
         excerpt={
             "chosen_by": "--figure-piece" if figure_piece else f"the median of {sort_by} over the pieces",
             **drawn.facts,
@@ -134,15 +144,28 @@ def _data(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _tokens(output: str, compared: Sequence[Any], groups: dict[str, list[Result]]) -> dict[str, dict]:
-    """Statistics of the codes that the codecs among the systems wrote."""
-    found = {}
-    for system in compared:
-        if system.facts["kind"] == "codec":
-            paths = (codes_path(output, system.name, result.piece) for result in groups[system.name])
-            counts = token_statistics.count_codes((container.read(p)[0] for p in paths), system.facts["codebook_size"])
-            rate, row_kind = system.facts["columns_per_second"], system.facts["row_kind"]
-            found[system.name] = token_statistics.statistics(counts, rate, row_kind)
+def _codes(
+    output: str,
+    compared: Sequence[Any],
+    groups: dict[str, list[Result]],
+    domains: Sequence[str],
+    lines: Sequence[dict],
+) -> dict[str, dict[str, dict]]:
+    """Domain -> codec -> statistics of all codes that it wrote there; those of each file are added to its line."""
+    found: dict[str, dict[str, dict]] = {domain: {} for domain in domains}
+    own = {(line["file"], line["system"]): line for line in lines}
+    for name, facts in ((system.name, system.facts) for system in compared if system.facts["kind"] == "codec"):
+        described = lambda counts: token_statistics.statistics(counts, facts["columns_per_second"], facts["row_kind"])
+        totals: dict[str, np.ndarray] = {}
+        for file, group in itertools.groupby(groups[name], key=lambda result: result.piece.original.name):
+            pieces = [result.piece for result in group]
+            grids = (container.read(codes_path(output, name, piece))[0] for piece in pieces)
+            counts = token_statistics.count_codes(grids, facts["codebook_size"])
+            own[file, name] |= token_statistics.columns(described(counts))
+            for domain in {summary.ALL, summary.domain_of(pieces[0])} & set(domains):
+                totals[domain] = totals.get(domain, 0) + counts
+        for domain, counts in totals.items():
+            found[domain][name] = described(counts)
     return found
 
 
@@ -211,6 +234,11 @@ def _summary_lines(report: Report) -> list[dict]:
         for name, values in distances.items():
             for system, value in values.items():
                 lines.append({"domain": domain, "system": system, "measure": name, "better": "lower", "mean": value})
+    for domain, systems in report.codes.items():
+        for system, values in systems.items():
+            for name, value in values.items():
+                unit = token_statistics.COLUMNS[name]
+                lines.append({"domain": domain, "system": system, "measure": name, "unit": unit, "mean": value})
     return lines
 
 

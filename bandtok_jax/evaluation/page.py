@@ -48,8 +48,8 @@ def html(report, sort_by: str, quality: Sequence[Picture], sounds: Sequence[Pict
         f"<p>The worst pieces first: with the {extreme} {escape(sorting.label)} in the mean over the systems.</p>",
         _players(report, sort_by),
         "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>",
-        "<p>The same numbers: <a href=summary.csv>summary.csv</a>, <a href=files.csv>files.csv</a>, "
-        "<a href=report.json>report.json</a>.</p>",
+        "<p>The same numbers: <a href=summary.csv>summary.csv</a>, <a href=files.csv>files.csv</a> of each file, "
+        "<a href=report.json>report.json</a> with the codes row by row.</p>",
     ]
     return _PAGE.format(title=escape(report.title), body="\n".join(body))
 

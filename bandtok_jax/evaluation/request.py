@@ -158,8 +158,9 @@ def _settings(flags: Any) -> Settings:
         )
     commands = tuple(_named("--measure", text) for text in flags.measure)
     _refuse_repeated("--measure", [name for name, _ in commands])
+    taken = {*measures.MEASURES, *measures.FACTS, *SOUND_FACTS, *summary.COLUMNS}
     for name, command in commands:
-        if name in {*measures.MEASURES, *measures.FACTS, *SOUND_FACTS, *summary.COLUMNS} or name.startswith("FAD-"):
+        if name in taken or name.startswith(("FAD-", "codes_")):
             raise ValueError(f"--measure={name}: the tables have a column of that name already; choose another")
         if "{decoded}" not in command:
             raise ValueError(f"--measure={name}: there is no {{decoded}} in {command!r}; say where it goes")

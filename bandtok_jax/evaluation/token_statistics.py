@@ -9,6 +9,16 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+# Numbers about all rows of a codec as tables have them, and their units.
+COLUMNS = {
+    "codes_use": "",
+    "codes_entropy": "bit",
+    "codes_perplexity": "",
+    "codes_nominal_bits_per_second": "bit/s",
+    "codes_entropy_bits_per_second": "bit/s",
+    "codes_adaptive_bits_per_second": "bit/s",
+}
+
 
 def count_codes(grids: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
     """How often each code comes in each row of grids `[T, F]`, int64 `[F, K]`."""
@@ -61,6 +71,13 @@ def statistics(counts: np.ndarray, columns_per_second: float, row_kind: str) -> 
             "adaptive": rate(adaptive_bits(counts).sum() / max(columns, 1)),
         },
     }
+
+
+def columns(statistics: dict[str, Any]) -> dict[str, float]:
+    """What `statistics` says of all rows, by the names of COLUMNS."""
+    together, rates = statistics["together"], statistics["bits_per_second"]
+    values = [together[name] for name in ("use", "entropy", "perplexity")]
+    return dict(zip(COLUMNS, [*values, *(rates[kind] for kind in ("nominal", "entropy", "adaptive"))], strict=True))
 
 
 def _of_histogram(counts: np.ndarray) -> dict[str, float]:
