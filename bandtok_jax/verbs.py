@@ -231,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         metavar="DATA",
-        help="folders, sound files, prepared records, 'synthetic'",
+        help="folders, sound files, prepared records, 'synthetic'; of tokens [NAME=]FOLDER",
     )
     p.add_argument("--output", "-o", required=True, metavar="DIR", help="folder of the report; one begun is finished")
     p.add_argument(

@@ -15,7 +15,7 @@ import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.data_pipelines.crops import caption_bytes
 from bandtok_jax.data_pipelines.tokens import TokenSource
-from bandtok_jax.evaluation import token_dependence, token_latents, token_perplexity
+from bandtok_jax.evaluation import token_dependence, token_latents, token_perplexity, token_report
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.interchange.stage import Stage
 from tests import music_files, tiny
@@ -56,6 +56,29 @@ def test_token_records_on_the_command_line(tmp_path, capsys):
     assert found["samples"] == 384 and len(found["rows"]) == len(found["nmi"]) == 4
     for name in ("nmi", "entropy", "use", "pairs_tokens"):
         assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
+
+
+def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeypatch, capsys):
+    folders = [str(tiny.token_records(tmp_path / place / "tokens")) for place in ("a", "b")]
+    written = []
+    monkeypatch.setattr(token_report, "_draw", lambda *arguments: written.append(list(arguments[2])))
+    call = ["evaluate", "tokens", f"--output={tmp_path / 'report'}", "--data"]
+    assert cli.main([*call, folders[0], f"other={folders[1]}"]) == 0
+    assert set(map(tuple, written)) == {("tokens", "other")}
+    for arguments, words in (
+        (folders, "two systems are called tokens: give one of them another name, as --data=NAME=FOLDER"),
+        ([f"a/b={folders[0]}"], "a name has letters, digits"),
+        ([folders[0], "--limit-seconds=3"], "--limit-seconds is for sounds, not for token records: leave it out"),
+        ([folders[0], "--tracks=x.csv"], "--tracks is for sounds, not for token records"),
+        ([folders[0], "--opus=24"], "--opus is for sounds, not for tokens"),
+        ([folders[0], "--rows=1"], "--rows is for sounds, not for tokens"),
+        ([folders[0], "--measure=a=echo 1 {decoded}"], "--measure is for sounds, not for tokens"),
+        ([folders[0], "--mono"], "--mono is for sounds, not for tokens"),
+        ([str(tmp_path), "--codec=x", "--sort-by=snr"], "--sort-by is for sounds, not for tokens"),
+    ):
+        assert cli.main([*call, *arguments]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
 
 
 def language_model(folder):

@@ -70,8 +70,9 @@ def evaluate(flags: Any) -> Iterator[str]:
 
 def tokens(flags: Any) -> Iterator[str]:
     """The same for `bandtok evaluate tokens`: what the codes are like, row by row."""
+    records = [entry for entry in map(_token_records, flags.data) if entry]
+    _refuse_sound_flags(flags, bool(records))
     settings = _settings(flags)
-    records = [path for path in flags.data if token_report.is_tokens(path)]
     if records and (len(records) < len(flags.data) or flags.codec):
         raise ValueError("--data: give folders of token records, or sound with --codec=MODEL, not both")
     if not records and not flags.codec:
@@ -80,13 +81,14 @@ def tokens(flags: Any) -> Iterator[str]:
         )
     if flags.language_model and not records:
         raise ValueError("--language-model predicts token records: give them as --data, made with  bandtok tokenize")
-    compared = [token_report.read(path, flags.split or "train") for path in records]
+    _refuse_equal([name for name, _ in records], "--data=NAME=FOLDER")
+    compared = [token_report.read(path, flags.split or "train", name) for name, path in records]
     if flags.codec:
         found, _ = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
         pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
-        for system in (system for text in flags.codec for system in _codecs(text, ())):
-            compared.append(token_report.encode(system.name, system.codec, pieces))
-    _refuse_equal([one.name for one in compared])
+        codecs = [system for text in flags.codec for system in _codecs(text, ())]
+        _refuse_equal([system.name for system in codecs])
+        compared = [token_report.encode(system.name, system.codec, pieces) for system in codecs]
     models = _predictions(flags, records)
     for name, facts in token_report.write(flags.output, compared, models).items():
         rates = facts["bits_per_second"]
@@ -106,11 +108,34 @@ def tokens(flags: Any) -> Iterator[str]:
     yield f"report: {os.path.join(flags.output, 'tokens.json')}"
 
 
-def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
+# Flags of `bandtok evaluate` that say nothing about tokens, and those that say nothing about tokens that are records.
+_FOR_SOUNDS = (
+    "decoded", "command", "opus", "rows", "sample_rate", "mono", "align", "without", "measure", "embedding", "sort_by",
+    "figure_piece", "workers",
+)  # fmt: skip
+_FOR_CODECS = ("tracks", "limit_seconds", "piece_seconds")
+
+
+def _refuse_sound_flags(flags: Any, of_records: bool) -> None:
+    for name in (*_FOR_SOUNDS, *(_FOR_CODECS if of_records else ())):
+        if getattr(flags, name) != flags.parser.get_default(name):
+            what = "token records" if name in _FOR_CODECS else "tokens"
+            raise ValueError(f"--{name.replace('_', '-')} is for sounds, not for {what}: leave it out")
+
+
+def _token_records(text: str) -> tuple[str, str] | None:
+    """`[NAME=]FOLDER` -> both, without a name that of the folder; None where no token records lie there."""
+    if token_report.is_tokens(text):
+        return os.path.basename(os.path.normpath(text)), text
+    name, _, path = text.partition("=")
+    return (_check_name("--data", name), path) if path and token_report.is_tokens(path) else None
+
+
+def _predictions(flags: Any, records: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """What each language model makes of those of the token records that its tokenizer wrote, by its name."""
     hashes, found = {}, {}
-    for path in records:
-        hashes.setdefault(token_manifest(path)["weight_hash"], []).append(path)
+    for of, path in records:
+        hashes.setdefault(token_manifest(path)["weight_hash"], []).append((of, path))
     for text in flags.language_model:
         name, path = _perhaps_named("--language-model", text, folder=text)
         if name in found:
@@ -123,13 +148,13 @@ def _predictions(flags: Any, records: list[str]) -> dict[str, dict[str, Any]]:
                 f"--language-model={text} was trained on tokens of {stage.tokenizer_hash[:12]}, which --data has not: "
                 "give their folder as well"
             )
-        folder, *others = hashes[stage.tokenizer_hash]
+        (of, folder), *others = hashes[stage.tokenizer_hash]
         if others:
             raise ValueError(
-                f"--language-model={text} could predict {folder} and {others[0]}: give only one of them as --data"
+                f"--language-model={text} could predict {folder} and {others[0][1]}: give only one of them as --data"
             )
         scores = token_perplexity.scores(stage, folder, flags.split or "validation")
-        found[name] = {"of": os.path.basename(os.path.normpath(folder)), **scores}
+        found[name] = {"of": of, **scores}
     return found
 
 
@@ -216,10 +241,10 @@ def _systems(flags: Any, chosen: list[originals.Original], names: list[str]) -> 
     return compared
 
 
-def _refuse_equal(names: list[str]) -> None:
+def _refuse_equal(names: list[str], cure: str = "--codec=NAME=MODEL") -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two systems are called {name}: give one of them another name, as --codec=NAME=MODEL")
+            raise ValueError(f"two systems are called {name}: give one of them another name, as {cure}")
 
 
 def _refuse_repeated(flag: str, names: list[str]) -> None:

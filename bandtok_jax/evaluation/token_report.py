@@ -49,8 +49,10 @@ def is_tokens(path: str) -> bool:
     return storage.exists(os.path.join(path, MANIFEST))
 
 
-def read(path: str, split: str) -> Tokens:
+def read(path: str, split: str, name: str = "") -> Tokens:
     """Tokens of the records of one split, at most `token_dependence.MOST_COLUMNS` columns; shifted copies are not read.
+
+    Without a name they have that of the folder.
 
     Raises:
       FileNotFoundError, ValueError: no such split, or damaged records.
@@ -58,7 +60,7 @@ def read(path: str, split: str) -> Tokens:
     source = TokenSource(path, split)
     whole = (record["codes"] for record in map(source.__getitem__, range(len(source))) if not record["offset_samples"])
     facts = {name: source.manifest[name] for name in ("codebook_size", "columns_per_second", "row_kind")}
-    return Tokens(os.path.basename(os.path.normpath(path)), _first_columns(whole, path), **facts)
+    return Tokens(name or os.path.basename(os.path.normpath(path)), _first_columns(whole, path), **facts)
 
 
 def encode(name: str, codec, pieces: Sequence[Piece]) -> Tokens:
