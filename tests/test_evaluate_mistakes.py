@@ -111,8 +111,11 @@ def test_no_decoded_file_is_taken_for_two_originals(codec, tmp_path, capsys):
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, music_files.sound(number, 1.5, 1, RATE), RATE)
     flags = ("--data", music, f"--output={tmp_path / 'report'}", f"--decoded=theirs={decoded}")
-    # It is that of a.flac alone.
+    # It is that of the original of its very name, also where a limit leaves that one out.
     assert "no file for 1 of 2 originals, such as a.wav" in failure(capsys, *flags)
+    (decoded / "a.flac").rename(decoded / "a.wav")
+    assert "no file for 1 of 1 originals, such as a.flac" in failure(capsys, *flags, "--limit-seconds=1")
+    (decoded / "a.wav").rename(decoded / "a.flac")
     (decoded / "a.flac").rename(decoded / "a.ogg")
     assert "a.ogg fits a.flac and a.wav; give it the very name of its original" in failure(capsys, *flags)
     soundfile.write(decoded / "a.flac", music_files.sound(0, 1.5, 1, RATE), RATE)
