@@ -154,6 +154,7 @@ def test_k_weighting_is_the_standard_at_48_khz():
     np.testing.assert_allclose(loudness.k_weighting(48_000), standard, atol=1e-8)
 
 
+@pytest.mark.eval
 @pytest.mark.parametrize("rate_hz, channels", [(8_000, 1), (44_100, 2), (48_000, 5)])
 def test_loudness_agrees_with_pyloudnorm(rate_hz, channels):
     swell = np.linspace(0, 1, 3 * rate_hz) ** 4  # Both gates have something to close on.

@@ -244,6 +244,7 @@ def test_records_keep_their_domain():
     assert tracks["validation"][0].domain == "synthetic"
 
 
+@pytest.mark.eval
 @pytest.mark.skipif(importlib.util.find_spec("auraloss") is None, reason="auraloss, which needs torch, is not there")
 def test_multi_resolution_stft_is_auraloss():
     import auraloss
@@ -270,6 +271,7 @@ def test_multi_resolution_stft_by_librosa():
     assert distances.multi_resolution_stft(first, second) == pytest.approx(total / 3, rel=1e-6)
 
 
+@pytest.mark.eval
 @pytest.mark.slow
 @pytest.mark.skipif(not perceptual.visqol_installed(), reason="visqol-python is not installed")
 def test_visqol_falls_with_noise():
