@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh test
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-# Most of the time goes into compiling programs that run a few times only: LLVM optimizes nothing.
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0"
+# Most of the time goes into compiling programs that run a few times only: LLVM's costly optimizations are left out.
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=1"
 # One process a core, each test file in one of them; a process need not use more than its core.
 exec python -m pytest --numprocesses=auto --dist=loadfile --durations=15 "$@"

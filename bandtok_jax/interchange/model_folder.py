@@ -141,11 +141,12 @@ def _write_export(
         name: dict(stage.card) or {"scores": _last_scores(stage), "data": model_card.describe_data(stage.config)}
         for name, stage in stages.items()
     }
+    weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in stages.items()}
     content = {"export_version": EXPORT_VERSION, "weight_hash": weight_hash, "stages": {}}
     for name, stage in stages.items():
         facts = {"step": stage.step, "tokenizer_hash": stage.tokenizer_hash, "card": cards[name]}
-        content["stages"][name] = {"config": stage.config.to_dict(), "weight_hash": stage.weight_hash, **facts}
-    weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in stages.items()}
+        written = safetensors.weight_hash(weights[name])
+        content["stages"][name] = {"config": stage.config.to_dict(), "weight_hash": written, **facts}
     safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
     texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
     for name, text in texts.items():
