@@ -8,12 +8,13 @@ import os
 import pathlib
 import pickle
 import shutil
+import types
 import zipfile
 
 import numpy as np
 import pytest
 
-from bandtok_jax import cli, files
+from bandtok_jax import cli, experiment, files
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.interchange import container, dac_file, dac_weights, model_folder, pickles, torch_file
 
@@ -102,6 +103,15 @@ def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_pat
     assert stereo.codes.shape[0] == 2 and (stereo.codes[1] != stereo.codes[0]).any()
     with pytest.raises(ValueError, match="shorter than what one column hears"):
         dac_file.encode(codec("even"), audio, 8000, window_seconds=0.001)
+
+
+def test_pieces_have_the_published_lengths():
+    """Of the 44.1 kHz model, measured on the published program."""
+    tokenizer = types.SimpleNamespace(config=experiment.load_config("dac:base"))
+    encoder, decoder = dac_file._layers(types.SimpleNamespace(stages={"tokenizer": tokenizer}))
+    assert dac_file._delay(encoder + decoder) == 7904
+    for window, columns, samples in ((44_544, 72, 28_522), (220_672, 416, 204_650)):
+        assert (dac_file._length(window, encoder), dac_file._length(columns, decoder)) == (columns, samples)
 
 
 def test_dac_files_are_written_on_the_command_line(tmp_path, capsys):

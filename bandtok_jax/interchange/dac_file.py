@@ -194,7 +194,7 @@ def _check_origin(codec: SoundCodec, file: DacFile) -> None:
     if file.padded:
         pieces, piece = columns, codec.samples_per_column
     else:
-        piece = _length(codec, file.piece_columns, decoder=True)
+        piece = _length(file.piece_columns, _layers(codec)[1])
     samples = file.samples * codec.sample_rate_hz / file.sample_rate_hz
     if not (pieces - 1) * piece - 2 < samples < pieces * piece + 2:  # resampling rounds by a sample or so
         raise ValueError(
@@ -207,12 +207,12 @@ def _code_pieces(codec: SoundCodec, sound: np.ndarray, window_seconds: float) ->
     """Codes `[C, T, F]` of the official program's pieces of a sound `[C, S]`, and the columns of each."""
     hop = codec.samples_per_column
     window = math.ceil(int(window_seconds * codec.sample_rate_hz) / hop) * hop
-    columns = _length(codec, window, encoder=True)
-    step = _length(codec, columns, decoder=True)
+    encoder, decoder = _layers(codec)
+    columns = _length(window, encoder)
+    step = _length(columns, decoder)
     if columns < 1 or step < 1:
         raise ValueError(f"windows of {window_seconds} s are shorter than what one column hears: give longer ones")
-    delay = _delay(codec)
-    count = math.ceil(sound.shape[1] / step)
+    delay, count = _delay(encoder + decoder), math.ceil(sound.shape[1] / step)
     sound = np.pad(sound, ((0, 0), (delay, max(delay, (count - 1) * step + window - delay - sound.shape[1]))))
     code, weights = _unpadded(codec, "encode"), codec.parameters["tokenizer"]
     starts = range(0, count * step, step)
@@ -235,27 +235,41 @@ def _unpadded(codec: SoundCodec, method: str):
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
 
 
-def _spans(codec: SoundCodec) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """`(reach, stride)` of every layer without padding, of the encoder and of the decoder; of the latter's that make
-    more frames, the stride is negative.
-    """
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A convolution without padding: `reach` is its taps, spread by their dilation, less one."""
+
+    reach: int
+    stride: int = 1
+    transposed: bool = False
+
+
+def _layers(codec: SoundCodec) -> tuple[list[_Layer], list[_Layer]]:
+    """What changes lengths in the encoder and in the decoder."""
     strides = codec.stages["tokenizer"].config.model.strides
-    unit = [((TAPS - 1) * dilation, 1) for dilation in DILATIONS]
-    encoder = [(TAPS - 1, 1)] + [layer for stride in strides for layer in (*unit, (2 * stride - 1, stride))] + [(2, 1)]
-    decoder = [layer for stride in reversed(strides) for layer in ((2 * stride - 1, -stride), *unit)]
-    return encoder, [(TAPS - 1, 1), *decoder, (TAPS - 1, 1)]
+    units = [_Layer((TAPS - 1) * dilation) for dilation in DILATIONS]
+    down = [layer for s in strides for layer in (*units, _Layer(2 * s - 1, s))]
+    up = [layer for s in reversed(strides) for layer in (_Layer(2 * s - 1, s, transposed=True), *units)]
+    ends = _Layer(TAPS - 1)
+    return [ends, *down, _Layer(2)], [ends, *up, ends]
 
 
-def _length(codec: SoundCodec, length: int, *, encoder: bool = False, decoder: bool = False) -> int:
-    """How many frames these parts of the network make of so many, without padding."""
-    for reach, stride in encoder * _spans(codec)[0] + decoder * _spans(codec)[1]:
-        length = (length - reach - 1) // stride + 1 if stride > 0 else (length - 1) * -stride + reach + 1
+def _length(length: int, layers: list[_Layer]) -> int:
+    """How many frames these layers make of so many."""
+    for layer in layers:
+        if layer.transposed:
+            length = (length - 1) * layer.stride + layer.reach + 1
+        else:
+            length = (length - layer.reach - 1) // layer.stride + 1
     return length
 
 
-def _delay(codec: SoundCodec) -> int:
+def _delay(layers: list[_Layer]) -> int:
     """Zeros that the official program puts before a sound that it codes in pieces: half of what the network takes."""
-    made = length = _length(codec, 0, encoder=True, decoder=True)
-    for reach, stride in reversed(_spans(codec)[0] + _spans(codec)[1]):
-        length = (length - 1) * stride + reach + 1 if stride > 0 else math.ceil((length - reach - 1) / -stride) + 1
+    made = length = _length(0, layers)
+    for layer in reversed(layers):
+        if layer.transposed:
+            length = math.ceil((length - layer.reach - 1) / layer.stride) + 1
+        else:
+            length = (length - 1) * layer.stride + layer.reach + 1
     return (length - made) // 2
