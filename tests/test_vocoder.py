@@ -216,18 +216,33 @@ def _plainly(task, state):
     return everything()
 
 
-def test_the_tokenizers_mels_are_heard():
-    """With "mixed" a coin that belongs to the example decides, wherever in the batch it stands."""
-    # A tokenizer whose pictures are all 7.
+def sevens(padding="same", task="mel_tokenizer"):
+    """A tokenizer whose pictures are all 7."""
     network = SimpleNamespace(
         apply=lambda parameters, buffers, x, method: 0 * x + parameters, attribute={"frames_per_column": 8}.get
     )
-    stage = SimpleNamespace(network=network, weights={"parameters": jnp.float32(7.0), "buffers": {}})
+    return SimpleNamespace(
+        network=network,
+        weights={"parameters": jnp.float32(7.0), "buffers": {}},
+        mel=MelDefinition(mels=16, hop_samples=64, fft_samples=256, padding=padding),
+        config=SimpleNamespace(task=task),
+    )
+
+
+@pytest.mark.parametrize("stage", [sevens("center"), sevens(task="waveform_codec")])
+def test_a_tokenizer_of_another_mel_is_refused(stage):
+    made = tasks.create(config(mel_source="mixed", tokenizer="RUN"), lambda folder: {"tokenizer": stage})
+    with pytest.raises(ValueError, match="the tokenizer RUN works on no mel, or on another one"):
+        made.load_frozen()
+
+
+def test_the_tokenizers_mels_are_heard():
+    """With "mixed" a coin that belongs to the example decides, wherever in the batch it stands."""
     examples = {"audio": batch(16)["audio"], "index": jnp.arange(16)}
     turned = jax.tree.map(lambda x: x[::-1], examples)
     heard = {}
     for source in ("decoded", "mixed"):
-        task = tasks.create(config(mel_source=source, tokenizer="RUN"), lambda folder: {"tokenizer": stage})
+        task = tasks.create(config(mel_source=source, tokenizer="RUN"), lambda folder: {"tokenizer": sevens()})
         hear = jax.jit(lambda frozen, examples: (task._heard(frozen, examples, jax.random.key(0)) == 7).all((1, 2)))
         heard[source] = hear(task.load_frozen(), examples)
         np.testing.assert_array_equal(hear(task.load_frozen(), turned), heard[source][::-1])
@@ -235,12 +250,8 @@ def test_the_tokenizers_mels_are_heard():
 
 
 def test_the_frame_that_no_code_speaks_of_stays_true():
-    network = SimpleNamespace(
-        apply=lambda parameters, buffers, x, method: 0 * x + parameters, attribute={"frames_per_column": 8}.get
-    )
-    stage = SimpleNamespace(network=network, weights={"parameters": jnp.float32(7.0), "buffers": {}})
     made = config(mel_source="decoded", tokenizer="RUN", **{"mel.padding": "center"})
-    task = tasks.create(made, lambda folder: {"tokenizer": stage})
+    task = tasks.create(made, lambda folder: {"tokenizer": sevens("center")})
     mel = jax.jit(lambda f, b: task._heard(f, b, jax.random.key(0)))(task.load_frozen(), batch(1))
     assert mel.shape[1] == 33 and (mel[:, :32] == 7).all() and (mel[:, 32] != 7).any()
     half = {"audio": batch(1)["audio"][:, : 2048 - 256]}

@@ -49,7 +49,14 @@ class Vocoder(SoundGame):
         )
 
     def load_frozen(self):
-        return {} if self.config.mel_source == "true" else {"tokenizer": dict(self.tokenizer.weights)}
+        if self.config.mel_source == "true":
+            return {}
+        if self.tokenizer.config.task != "mel_tokenizer" or self.tokenizer.mel != self.mel:
+            raise ValueError(
+                f"the tokenizer {self.config.tokenizer} works on no mel, or on another one than this vocoder: give a "
+                "mel tokenizer, and the same values to all --config.mel.* as it has"
+            )
+        return {"tokenizer": dict(self.tokenizer.weights)}
 
     def generate(self, parameters, buffers, frozen, batch, key):
         return (self.network.apply(parameters, buffers, self._heard(frozen, batch, key)), {}), {}
