@@ -26,6 +26,7 @@ EXPORT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 # The vocoder that goes with each tokenizer's config when both are made from nothing, where it needs one.
 VOCODER_OF = {"bandtok": "vocos", "dac": None}
+WITHOUT_VOCODER = ("bandtok:tiny_24khz",)  # for imported ones
 
 
 def load(path: str, vocoder: str | None = None, language_model: str | None = None) -> Codec:
@@ -89,7 +90,8 @@ def create(name: str, seed: int = 0) -> Codec:
     if system not in VOCODER_OF:
         raise ValueError(f"{name!r} names no codec: the known ones are {', '.join(VOCODER_OF)}, as in 'bandtok:tiny'")
     keys = jax.random.split(jax.random.key(seed))
-    parts = [part for part in (system, VOCODER_OF[system]) if part]
+    vocoder = None if name in WITHOUT_VOCODER else VOCODER_OF[system]
+    parts = [part for part in (system, vocoder) if part]
     stages = [fresh(experiment.load_config(f"{part}:{variant or 'tiny'}"), key) for part, key in zip(parts, keys)]
     return join({stage.name: stage for stage in stages})
 
