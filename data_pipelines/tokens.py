@@ -120,7 +120,7 @@ class TokenWriter:
 
         left_out: [{"track", "reason"}] for the manifest, looked at when the records are at their end.
         """
-        path, columns, pieces = self._path(split, number), 0, 0
+        path, columns, pieces, captions = self._path(split, number), 0, 0, 0
         with storage.written(path) as passing:
             writer = ArrayRecordWriter(passing, shards.WRITER_OPTIONS)
             try:
@@ -128,9 +128,10 @@ class TokenWriter:
                     self._check(record)
                     writer.write(encode(record))
                     pieces, columns = pieces + 1, columns + len(record["codes"])
+                    captions += bool(record["caption"])
             finally:
                 writer.close()
-        counts = {"file": os.path.basename(path), "pieces": pieces, "columns": columns}
+        counts = {"file": os.path.basename(path), "pieces": pieces, "columns": columns, "captions": captions}
         _write_json(self._path(split, number, COUNTS), {"shard": counts, "left_out": list(left_out)})
 
     def _check(self, record):
@@ -178,6 +179,14 @@ def _read_json(path):
         raise ValueError(
             f"{path} is damaged ({error}); delete the folder and make it again with  bandtok tokenize"
         ) from None
+
+
+def captioned_share(manifest, split="train"):
+    """Share of the pieces of a split that have a caption; None where the manifest does not say, as older ones."""
+    shards = manifest["splits"][split]["shards"]
+    if any("captions" not in shard for shard in shards):
+        return None
+    return sum(shard["captions"] for shard in shards) / max(1, sum(shard["pieces"] for shard in shards))
 
 
 def manifest(directory):

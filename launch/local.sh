@@ -2,15 +2,16 @@
 # All stages on one machine: records, tokenizer, vocoder, tokens, language model, export, new music, report.
 #   bash launch/local.sh --music DIR [--output runs/mine] [--size tiny|small|base] [--tracks tracks.csv]
 #                        [--validation-share X] [--prompt TEXT] [--dry-run] [--config.KEY=VALUE ...]
-# DIR is a folder of sound files, or `synthetic` for the music that comes with the package.
+# DIR is a folder of sound files, or `synthetic` for the music that comes with the package. A prompt needs captions,
+# which the tracks.csv gives.
 # Every stage goes on where it stopped: start the same command again after an interruption.
 # --config.KEY=VALUE goes to all three trainings; name one of them by --tokenizer.KEY=, --vocoder.KEY= or
 # --language-model.KEY= instead. --dry-run only prints what would be run.
 set -euo pipefail
 
-dry="" music="" output="runs/local" size="tiny" tracks=() share=() prompt="slow minor piano with drums" seconds=10 offsets=4
+dry="" music="" output="runs/local" size="tiny" tracks=() share=() prompt="" seconds=10 offsets=4
 tokenizer=() vocoder=() language_model=()
-usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   flag="${1%%=*}"
   case "$1" in
@@ -60,5 +61,5 @@ run bandtok train --config="language_model:$size" --workdir="$output/language_mo
   --config.data.tokens="$output/tokens" ${language_model[@]+"${language_model[@]}"}
 step "6/6 export, new music, report"
 run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
-run bandtok generate --model="$output/model" --prompt "$prompt" --seconds "$seconds" --seed 1 -o "$output/generated.wav"
+run bandtok generate --model="$output/model" ${prompt:+--prompt "$prompt"} --seconds "$seconds" --seed 1 -o "$output/generated.wav"
 run python -m bandtok_jax.evaluation.report --runs "$output" --data "$output/data" --output "$output/report.html"

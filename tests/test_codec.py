@@ -211,6 +211,22 @@ def test_generate():
         codec.generate(prefix=prefix + 1024)
 
 
+def test_prompts_are_left_out_where_no_caption_was_learned():
+    codec = composer()
+    config = codec.stages["language_model"].config
+    free = codec.generate(seconds=0.3, seed=3)
+    with pytest.warns(UserWarning, match="first 128 bytes"):
+        assert len(codec.generate(129 * "a", seconds=0.3, seed=3))
+    with config.unlocked():
+        config.captioned_share = 0.0
+    with pytest.warns(UserWarning, match="learned from no caption: the prompt is left out"):
+        np.testing.assert_array_equal(codec.generate("slow piano", seconds=0.3, seed=3), free)
+
+
+def test_a_tokenizer_for_imported_vocoders_comes_without_one():
+    assert set(bandtok_jax.create("bandtok:tiny_24khz").stages) == {"tokenizer"}
+
+
 def test_a_language_model_of_another_grid_is_refused():
     config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):

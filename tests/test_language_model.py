@@ -17,6 +17,7 @@ from bandtok_jax.models.language_model import LanguageModel
 from bandtok_jax.models.network import Network
 from bandtok_jax.platforms import jit_once, made_for
 from bandtok_jax.training import sharding
+from bandtok_jax.training import state as states
 from tests import tiny
 
 ROWS, CODES = 3, 20
@@ -375,6 +376,16 @@ def test_names_tokens_that_do_not_fit(markov):
         task_of(markov, **{"model.codebook_size": 64}).load_frozen()
     with pytest.raises(ValueError, match="data.tokens is empty"):
         task_of("").load_frozen()
+
+
+def test_tokens_without_captions_are_told(markov):
+    made = task_of(markov)
+    assert made.captioned_share == 1
+    for shard in made._manifest["splits"]["train"]["shards"]:
+        shard["captions"] = 0
+    with pytest.warns(UserWarning, match="no piece in .* has a caption"):
+        made.load_frozen()
+    assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).captioned_share == 0
 
 
 @pytest.mark.parametrize("variant", ["tiny", "base"])

@@ -8,7 +8,15 @@ import pytest
 
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.crops import TokenCrop
-from bandtok_jax.data_pipelines.tokens import HEADER, MANIFEST, TokenSource, TokenWriter, manifest, row_unigrams
+from bandtok_jax.data_pipelines.tokens import (
+    HEADER,
+    MANIFEST,
+    TokenSource,
+    TokenWriter,
+    captioned_share,
+    manifest,
+    row_unigrams,
+)
 
 FACTS = dict(
     codebook_size=300, rows=3, columns_per_second=10.77, row_kind="band", tokenizer="run", weight_hash="abc",
@@ -56,6 +64,16 @@ def test_reads_what_was_written(folder):
     }
     with pytest.raises(IndexError):
         source[3]
+
+
+def test_the_manifest_says_how_many_pieces_have_a_caption(tmp_path):
+    writer = TokenWriter(tmp_path, **FACTS)
+    writer.write("train", 0, [piece(0), piece(1) | {"caption": ""}])
+    writer.write("train", 1, [piece(2) | {"caption": ""}, piece(3) | {"caption": ""}])
+    found = writer.finish()
+    assert captioned_share(found) == 1 / 4
+    del found["splits"]["train"]["shards"][1]["captions"]  # as older folders
+    assert captioned_share(found) is None
 
 
 def test_an_interrupted_writer_goes_on(tmp_path):

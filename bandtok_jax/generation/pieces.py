@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 import math
 from typing import TYPE_CHECKING
+import warnings
 
 import jax
 import numpy as np
 
-from bandtok_jax.data_pipelines.crops import caption_bytes
+from bandtok_jax.data_pipelines.crops import CAPTION_BYTES, caption_bytes
 from bandtok_jax.interchange.container import check_codes
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def generate(
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)
     prompted = any(prompts)
+    if prompted and codec.stages["language_model"].config.get("captioned_share", -1.0) == 0:
+        warnings.warn("this language model has learned from no caption: the prompt is left out", stacklevel=3)
+        prompted = False
+    if any(len((prompt or "").encode()) > CAPTION_BYTES for prompt in prompts):
+        warnings.warn(f"of a prompt the first {CAPTION_BYTES} bytes are read, as of captions", stacklevel=3)
     if prompted and codec.stages["language_model"].config.model.text == "embedding":
         raise ValueError("this language model learned from embeddings: give the embedding of the prompt in its place")
     if embedding is not None:

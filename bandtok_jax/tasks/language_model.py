@@ -5,6 +5,7 @@ by the end token. Losses are in nats per code.
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,12 @@ class LanguageModel(Task):
         return self._manifest["weight_hash"]
 
     @property
+    def captioned_share(self) -> float:
+        """Share of the training pieces that have a caption; -1 where the tokens do not say."""
+        share = tokens.captioned_share(self._manifest)
+        return -1.0 if share is None else share
+
+    @property
     def seconds_per_example(self) -> float:
         return self.config.data.columns / self._manifest["columns_per_second"]
 
@@ -67,6 +74,12 @@ class LanguageModel(Task):
                 )
         if model.text == "embedding":
             self._embedding_shape()
+        if model.text == "bytes" and self.captioned_share == 0:
+            warnings.warn(
+                f"no piece in {self._folder} has a caption, so prompts will mean nothing to this model: captions come "
+                "from  bandtok prepare --tracks",
+                stacklevel=2,
+            )
         return {"row_unigrams": tokens.row_unigrams(tokens.TokenSource(self._folder, "train"), model.codebook_size)}
 
     def frozen_spec(self):

@@ -15,7 +15,7 @@ from bandtok_jax.training.program import WARM_START
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
     "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
-    "wandb_project", "mesh", "data", "data_hash", "tokenizer_hash", "vocoder", "vocoder_hash",
+    "wandb_project", "captioned_share", "mesh", "data", "data_hash", "tokenizer_hash", "vocoder", "vocoder_hash",
 )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _completed(stored, config):
 
 
 def record_stages(config, task):
-    """The configuration with the weight hashes of the stages that the task builds on.
+    """The configuration with the weight hashes of the stages that the task builds on, and what is known of its texts.
 
     Raises:
       ValueError: the run was started on another one.
@@ -92,6 +92,8 @@ def record_stages(config, task):
         )
     with config.unlocked():
         config.tokenizer_hash = task.tokenizer_hash
+        if "captioned_share" in config:
+            config.captioned_share = task.captioned_share
         config.vocoder_hash = task.vocoder.weight_hash if config.vocoder else ""
     return config
 
