@@ -90,10 +90,11 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 def test_files_that_are_no_sound(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.mp3").write_text("no sound " * 100)
+    (tmp_path / "bare.raw").write_bytes(bytes(100))
     soundfile.write(tmp_path / "whole.flac", sounds()[2], RATE_HZ)
     whole = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
-    for name in ("missing.wav", "empty.wav", "text.mp3", "cut.flac"):
+    for name in ("missing.wav", "empty.wav", "text.mp3", "bare.raw", "cut.flac"):
         with pytest.raises(ValueError, match=name) as error:
             waveform.read(tmp_path / name)
         assert "\n" not in str(error.value)

@@ -29,7 +29,7 @@ def _open(path) -> soundfile.SoundFile:
         raise ValueError(f"{path}: no such file; check the path")
     try:
         return soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: by its name it is sound without a header
         raise _unreadable(path, error) from error
 
 
