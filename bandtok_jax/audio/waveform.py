@@ -4,6 +4,7 @@ Everywhere audio is float32 `[C, S]` (channels, samples) with full scale at 1.0.
 """
 
 from collections.abc import Iterator
+import contextlib
 import math
 import os
 
@@ -21,6 +22,7 @@ INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writin
 READ_BLOCK_SAMPLES = 1 << 18
 # soundfile hands libsndfile one buffer; very long Vorbis buffers overflow its stack (libsndfile 1.0 to 1.2).
 WRITE_BLOCK_SAMPLES = 1 << 16
+_SYSTEM_ERROR = 2  # of libsndfile: the system's own failure, such as a full disk
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
 
 
@@ -34,8 +36,15 @@ def _open(path) -> soundfile.SoundFile:
 
 
 def _unreadable(path, error) -> ValueError:
-    reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
-    return ValueError(f"{path}: cannot be read as sound ({reason}); give a whole wav, flac, ogg or mp3 file")
+    return ValueError(f"{path}: cannot be read as sound ({_reason(error)}); give a whole wav, flac, ogg or mp3 file")
+
+
+def _unwritable(path, error) -> OSError:
+    return OSError(f"{path}: cannot be written ({_reason(error)}); the disk may be full: free some space")
+
+
+def _reason(error) -> str:
+    return getattr(error, "error_string", str(error)).strip().rstrip(".")
 
 
 def probe(path) -> tuple[int, int, int]:
@@ -94,7 +103,7 @@ class Writer:
 
     Raises:
       ValueError: another ending, or a format that cannot hold this rate or number of channels.
-      OSError: naming `path`, which cannot be written.
+      OSError: naming `path`, which cannot be written, or not to its end.
     """
 
     def __init__(self, path, sample_rate_hz: int, channels: int):
@@ -112,9 +121,10 @@ class Writer:
             )
         except (soundfile.LibsndfileError, ValueError) as error:
             os.remove(self._partial)
-            reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
+            if getattr(error, "code", None) == _SYSTEM_ERROR:
+                raise _unwritable(path, error) from error
             raise ValueError(
-                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz ({reason}); choose .wav"
+                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz ({_reason(error)}); choose .wav"
             ) from error
 
     def write(self, block: np.ndarray) -> None:
@@ -129,13 +139,22 @@ class Writer:
             frames = np.clip(np.rint(block.T * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
         else:
             frames = np.clip(block.T, -1, 1)
-        for start in range(0, len(frames), WRITE_BLOCK_SAMPLES):
-            self._file.write(frames[start : start + WRITE_BLOCK_SAMPLES])
+        with self._naming():
+            for start in range(0, len(frames), WRITE_BLOCK_SAMPLES):
+                self._file.write(frames[start : start + WRITE_BLOCK_SAMPLES])
 
     def close(self) -> None:
         """Completes the file and gives it its name."""
-        self._file.close()
+        with self._naming():
+            self._file.close()
         partial_file.finish(self._partial, self._path)
+
+    @contextlib.contextmanager
+    def _naming(self):
+        try:
+            yield
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that it wrote all
+            raise _unwritable(self._path, error) from error
 
     def __enter__(self):
         return self
@@ -145,7 +164,8 @@ class Writer:
             if kind is None:
                 self.close()
             else:
-                self._file.close()
+                with contextlib.suppress(soundfile.LibsndfileError):  # what came before tells more
+                    self._file.close()
         finally:
             if os.path.exists(self._partial):
                 os.remove(self._partial)
