@@ -1,5 +1,7 @@
 """Files that appear under their name only when they are whole; until then an older file of that name stays."""
 
+from collections.abc import Iterator
+import contextlib
 import errno
 import os
 
@@ -22,6 +24,15 @@ def begin(path: str | os.PathLike) -> str:
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
     return partial
+
+
+@contextlib.contextmanager
+def filling(path: str | os.PathLike) -> Iterator[None]:
+    """Has the system's errors of what is written meanwhile, such as that of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def finish(partial: str, path: str | os.PathLike) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import resource
 
 import jax
 import jax.numpy as jnp
@@ -90,14 +89,9 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize("ending", list(waveform.SUBTYPES))
 @pytest.mark.parametrize("room_bytes", [0, 20_000])
-def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, ending, room_bytes):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, limits[1]))
-    try:
-        with pytest.raises(OSError, match=f"sound{ending}: cannot be written .* free some space"):
-            waveform.write(tmp_path / f"sound{ending}", np.tile(sounds()[2], 8), RATE_HZ)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, full_disk, ending, room_bytes):
+    with full_disk(room_bytes), pytest.raises(OSError, match=f"sound{ending}: cannot be written .* free some space"):
+        waveform.write(tmp_path / f"sound{ending}", np.tile(sounds()[2], 8), RATE_HZ)
     assert not os.listdir(tmp_path)
 
 

@@ -111,6 +111,13 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
     assert missing.value.filename == str(tmp_path / "none" / "a.bt")
 
 
+@pytest.mark.parametrize("room_bytes", [0, 70, 30_000])
+def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, full_disk, room_bytes):
+    with full_disk(room_bytes), pytest.raises(OSError) as error:
+        container.write(tmp_path / "a.bt", random_codes(9_000, 5, 1000), HEADER, 9_000 * 4096)
+    assert error.value.filename == str(tmp_path / "a.bt") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "codes, words",
     [

@@ -86,7 +86,7 @@ def test_dac_files_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, window_seconds", [("song", None), ("song", 1.0), ("pieces", 0.2)])
-def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_path):
+def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_path, full_disk):
     """At the loudness that the published meter found: half a second is 0.8 dB louder to it than to ours."""
     expected, audio = dac_file.read(str(GOLDEN / f"{name}.dac")), 0.1 * golden()["audio"]
     settings = dict(window_seconds=window_seconds, lufs=expected.lufs)
@@ -98,6 +98,9 @@ def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_pat
     assert {key: type(value) for key, value in theirs["metadata"].items()} == {
         key: type(value) for key, value in ours["metadata"].items()
     }
+    with full_disk(100), pytest.raises(OSError) as error:
+        dac_file.write(str(tmp_path / "b.dac"), found)
+    assert error.value.filename == str(tmp_path / "b.dac") and len(list(tmp_path.iterdir())) == 1
     stereo = dac_file.encode(codec("even"), np.stack([audio, -audio]), 8000, levels=2, **settings)
     np.testing.assert_array_equal(stereo.codes[0], expected.codes[0, :, :2])
     assert stereo.codes.shape[0] == 2 and (stereo.codes[1] != stereo.codes[0]).any()

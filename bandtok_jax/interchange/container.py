@@ -11,6 +11,7 @@ the last byte is filled up with zeros. A reader checks both sums before it hands
 """
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import os
 import struct
@@ -108,26 +109,27 @@ class Writer:
         if problem:
             raise ValueError(f"{self._path}: {problem}")
         self._put(self._rest)
-        self._file.seek(0)
-        self._file.write(_encode_header(header, self._checksum))
-        self._file.close()
+        with partial_file.filling(self._path):
+            self._file.seek(0)
+            self._file.write(_encode_header(header, self._checksum))
+            self._file.close()
         partial_file.finish(self._partial, self._path)
         return header
 
     def _put(self, flat: np.ndarray) -> None:
         packed = pack(flat, self._header.bits)
         self._checksum = zlib.crc32(packed, self._checksum)
-        self._file.write(packed)
+        with partial_file.filling(self._path):
+            self._file.write(packed)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_) -> None:
-        try:
+        with contextlib.suppress(OSError):  # what came before tells more
             self._file.close()
-        finally:
-            if os.path.exists(self._partial):
-                os.remove(self._partial)
+        if os.path.exists(self._partial):
+            os.remove(self._partial)
 
 
 class Reader:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import math
+import os
 
 import jax
 import numpy as np
@@ -108,9 +109,13 @@ def write(path: str, file: DacFile) -> None:
         "dac_version": VERSIONS[-1],
     }
     partial = partial_file.begin(path)
-    with open(partial, "wb") as target:
-        np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": facts})
-    partial_file.finish(partial, path)
+    try:
+        with partial_file.filling(path), open(partial, "wb") as target:
+            np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": facts})
+        partial_file.finish(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
 
 
 def encode(
