@@ -35,10 +35,10 @@ def create(name, seed=0):
 
     Args:
       name: of a tokenizer's configuration with its variant, such as "bandtok:tiny".
-      seed: of the weights.
+      seed: of the weights, from 0 to 2**32 - 1.
 
     Raises:
-      ValueError: there is no such configuration.
+      ValueError: there is no such configuration, or the seed is another.
     """
     from bandtok_jax.interchange import model_folder
 

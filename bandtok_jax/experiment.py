@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import math
+import numbers
 import pathlib
 import pkgutil
 import traceback
@@ -21,7 +22,7 @@ LARGEST_SEED = 2**32 - 1  # JAX cuts off the higher bits
 
 # The least value of the numbers that no experiment can run below, where its configuration has them.
 _LEAST_COUNT = {
-    "seed": 0, "total_steps": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "evaluation_batches": 1,
+    "total_steps": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "evaluation_batches": 1,
     "checkpoint_every": 1, "keep_checkpoints": 1, "codebook.start_batches": 1, "data.sample_rate_hz": 1,
     "data.clip_samples": 1, "data.columns": 0, "data.workers": 0, "optimizer.accumulation_steps": 1,
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
@@ -140,10 +141,16 @@ def _check(config: ConfigDict) -> None:
         value = _find(config, key)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
             raise ValueError(f"config.{key} is {value!r}: set it to a finite number of at least 0")
-    if (config.get("seed") or 0) > LARGEST_SEED:
-        raise ValueError(f"config.seed is {config.seed}: set it to a whole number of at most {LARGEST_SEED}")
+    if config.get("seed") is not None:
+        check_seed(config.seed, "config.seed")
     if config.get("dtype", DTYPES[0]) not in DTYPES:
         raise ValueError(f"config.dtype is {config.dtype!r}: set it to one of {', '.join(DTYPES)}")
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises a ValueError unless JAX takes every bit of the seed."""
+    if not (isinstance(seed, numbers.Integral) and 0 <= seed <= LARGEST_SEED):
+        raise ValueError(f"{name} is {seed!r}: set it to a whole number from 0 to {LARGEST_SEED}")
 
 
 def _find(config: ConfigDict, key: str):

@@ -227,6 +227,13 @@ def test_a_tokenizer_for_imported_vocoders_comes_without_one():
     assert set(bandtok_jax.create("bandtok:tiny_24khz").stages) == {"tokenizer"}
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 0.5])
+def test_a_seed_of_which_bits_would_be_lost_is_refused(seed):
+    for use in (composer().generate, functools.partial(bandtok_jax.create, "bandtok:tiny")):
+        with pytest.raises(ValueError, match=f"seed is {seed}: set it to a whole number from 0 to 4294967295"):
+            use(seed=seed)
+
+
 def test_a_language_model_of_another_grid_is_refused():
     config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):

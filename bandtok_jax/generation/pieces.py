@@ -8,6 +8,7 @@ import warnings
 import jax
 import numpy as np
 
+from bandtok_jax import experiment
 from bandtok_jax.data_pipelines.crops import CAPTION_BYTES, caption_bytes
 from bandtok_jax.interchange.container import check_codes
 
@@ -34,7 +35,7 @@ def generate(
     Args:
       prompts: what each piece should sound like; None where it may be anything.
       seconds: length of the new music; any, beyond what the model saw in training too. A model may end a piece earlier.
-      seed: piece b depends on it and on b.
+      seed: from 0 to 2**32 - 1; piece b depends on it and on b.
       embedding: of the text of all pieces, float `[L, E]` or `[E]`, in place of prompts, where the model learned from
         embeddings.
       prefix: codes `[T, F]` that every piece begins with and goes on from.
@@ -50,6 +51,7 @@ def generate(
       ValueError: no language model, or settings that make no sense.
     """
     codec.require("language_model")
+    experiment.check_seed(seed)
     if not 0 < seconds < math.inf:
         raise ValueError(f"{seconds} seconds of music: ask for more than 0")
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix

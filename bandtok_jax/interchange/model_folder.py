@@ -84,8 +84,12 @@ def create(name: str, seed: int = 0) -> Codec:
 
     Args:
       name: of a tokenizer's config with its variant, such as "bandtok:tiny".
-      seed: of the weights.
+      seed: of the weights, from 0 to 2**32 - 1.
+
+    Raises:
+      ValueError: there is no such config, or the seed is another.
     """
+    experiment.check_seed(seed)
     system, _, variant = name.partition(":")
     if system not in VOCODER_OF:
         raise ValueError(f"{name!r} names no codec: the known ones are {', '.join(VOCODER_OF)}, as in 'bandtok:tiny'")
