@@ -205,8 +205,12 @@ def test_generate():
     np.testing.assert_array_equal(longer[: len(prefix)], prefix)
     assert len(prefix) < len(longer) <= len(prefix) + 4
     assert codec.decode(longer).shape == (4096 * len(longer),)
-    with pytest.raises(ValueError, match="more than 0"):
-        codec.generate(seconds=0)
+    for seconds in (0, 3601, 1e12, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"^{seconds} seconds .* more than 0 and at most 3600".replace("+", ".")):
+            codec.generate(seconds=seconds)
+    for name, value in itertools.product(("temperature", "guidance", "top_p"), (math.nan, math.inf)):
+        with pytest.raises(ValueError, match=f"{name} is {value}: it must be"):
+            codec.generate("slow piano", **{name: value})
     with pytest.raises(ValueError, match="outside the codebook"):
         codec.generate(prefix=prefix + 1024)
 

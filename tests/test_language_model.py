@@ -284,7 +284,7 @@ def test_refuses_what_makes_no_sense():
         (dict(embedding=np.zeros((1, 2, 3))), "it takes caption"),
         (dict(caption=captions(b"a", b"b")), "has 2 entries and the batch 1"),
         (dict(top_k=0), r"top_k is 0; it must be in 1\.\.20"),
-        (dict(top_p=0.0), "must be >= 0, and in"),
+        (dict(top_p=0.0), "top_p is 0.0: it must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             generate(**wrong)

@@ -15,6 +15,8 @@ from bandtok_jax.interchange.container import check_codes
 if TYPE_CHECKING:
     from bandtok_jax.codec import Codec
 
+LONGEST_SECONDS = 3600  # our choice: a piece is held in memory whole
+
 
 def generate(
     codec: "Codec",
@@ -34,7 +36,8 @@ def generate(
 
     Args:
       prompts: what each piece should sound like; None where it may be anything.
-      seconds: length of the new music; any, beyond what the model saw in training too. A model may end a piece earlier.
+      seconds: length of the new music, up to an hour and beyond what the model saw in training. A model may end a piece
+        earlier.
       seed: from 0 to 2**32 - 1; piece b depends on it and on b.
       embedding: of the text of all pieces, float `[L, E]` or `[E]`, in place of prompts, where the model learned from
         embeddings.
@@ -52,8 +55,8 @@ def generate(
     """
     codec.require("language_model")
     experiment.check_seed(seed)
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{seconds} seconds of music: ask for more than 0")
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise ValueError(f"{seconds} seconds of music: ask for more than 0 and at most {LONGEST_SECONDS}, our limit")
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)
     prompted = any(prompts)

@@ -7,6 +7,7 @@ Where the window is full, its newer half is read again as a new beginning (posit
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ class Generator:
           ValueError: codes outside the codebook, or settings that make no sense.
         """
         rows = self.settings["rows"]
-        self._check(columns, window_columns, temperature, top_k, top_p)
+        self._check(columns, window_columns, temperature, top_k, top_p, guidance)
         codes = np.zeros((batch, columns, rows), np.int32)
         first = 0 if prefix is None else self._take(prefix, codes)
         guided = guidance != 1.0 and (caption is not None or embedding is not None)
@@ -107,11 +108,15 @@ class Generator:
         codes[np.arange(columns) >= lengths[:, None]] = 0
         return codes, lengths
 
-    def _check(self, columns, window_columns, temperature, top_k, top_p):
+    def _check(self, columns, window_columns, temperature, top_k, top_p, guidance):
         if columns < 1 or window_columns < 2:
             raise ValueError(f"columns is {columns} and window_columns {window_columns}: at least 1 and 2 are needed")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"temperature is {temperature} and top_p {top_p}: they must be >= 0, and in (0, 1]")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}: it must be finite, and at least 0")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}: it must be above 0, and at most 1")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is {guidance}: it must be finite")
         if top_k is not None and not 1 <= top_k <= self.settings["codebook_size"]:
             raise ValueError(
                 f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
