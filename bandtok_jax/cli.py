@@ -212,11 +212,9 @@ def _generate(flags):
 
     names = ("temperature", "top_k", "top_p", "guidance")
     sampling = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    if flags.embedding:
-        import numpy as np
-
-        sampling["embedding"] = np.load(flags.embedding)
     codec = _load(flags)
+    if flags.embedding:
+        sampling["embedding"] = files.read_embedding(codec, flags.embedding)
     pieces = files.generate(
         codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
         count=flags.count, **sampling,

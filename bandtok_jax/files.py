@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+import zipfile
 
 import jax
 import numpy as np
@@ -197,6 +198,23 @@ def generate(
         else:
             clipped = waveform.write(path, codec.decode(codes) / np.float32(gain), codec.sample_rate_hz)
         yield path, len(codes), clipped
+
+
+def read_embedding(codec: Codec, path: str) -> np.ndarray:
+    """The embedding of a text in an .npy file, for `generate`, float32 `[L, E]`.
+
+    Raises:
+      ValueError: it is no .npy file of one array, or not what the language model takes.
+    """
+    try:
+        found = np.load(path)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no whole .npy file ({error}): write it with numpy.save, [L, E] or [E]") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"{path} holds arrays of many names: write one, [L, E] or [E], to an .npy file by numpy.save")
+    with _naming(path):
+        return pieces.check_embedding(codec, found)
 
 
 class _Counted:

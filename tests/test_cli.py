@@ -141,6 +141,9 @@ def test_generate(composer, song, tmp_path, capsys):
     found = container.read(more)[0][: len(beginning)]
     assert (found == beginning).mean() > 0.9  # the gain is found after resampling: a code on an edge may fall otherwise
     capsys.readouterr()
+    (tmp_path / "empty.npy").write_bytes(b"")
+    embedded = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/empty.npy", "-o", f"{tmp_path}/new.wav")
+    assert "empty.npy is no whole .npy file" in embedded
     assert "cannot write .xyz" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/new.xyz")
 
 

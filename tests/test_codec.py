@@ -186,10 +186,10 @@ def test_missing_stages_name_the_cure():
 
 
 @functools.cache
-def composer():
+def composer(text="bytes"):
     """The codec with a small language model that knows nothing."""
     sizes = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text_width": 16}
-    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
+    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8", "model.text": text}
     config = experiment.load_config("language_model:tiny", changes)
     stages = create().stages
     return MelCodec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
@@ -229,6 +229,30 @@ def test_prompts_are_left_out_where_no_caption_was_learned():
 
 def test_a_tokenizer_for_imported_vocoders_comes_without_one():
     assert set(bandtok_jax.create("bandtok:tiny_24khz").stages) == {"tokenizer"}
+
+
+def test_embeddings_that_do_not_fit_are_named(tmp_path):
+    codec, whole = composer("embedding"), np.ones((2, 16))
+    path = str(tmp_path / "text.npy")
+    for given in (whole, whole[0].astype(np.float16)):
+        np.save(path, given)
+        found = files.read_embedding(codec, path)
+        assert found.dtype == np.float32 and found.shape == (given.size // 16, 16)
+    np.savez(tmp_path / "whole.npz", a=whole, b=whole)
+    archive = (tmp_path / "whole.npz").read_bytes()
+    for content in (b"", b"text", archive[:300], archive, b"\x80\x04N."):
+        (tmp_path / "text.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"text\.npy (is no whole|holds arrays of many names).* \[L, E\] or \[E\]"):
+            files.read_embedding(codec, path)
+    for given in (whole[:, :15], whole[None], whole[:0], np.full((2, 16), "a"), whole * np.nan, whole * 1e300):
+        np.save(path, given)
+        with pytest.raises(ValueError, match=r"text\.npy: an embedding .* \[L, 16\]"):
+            files.read_embedding(codec, path)
+        with pytest.raises(ValueError, match=r"^an embedding .* \[L, 16\]"):
+            codec.generate(embedding=given)
+    np.save(path, whole)
+    with pytest.raises(ValueError, match=r"text\.npy: this language model did not learn from embeddings"):
+        files.read_embedding(composer(), path)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 0.5])

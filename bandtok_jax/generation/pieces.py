@@ -68,7 +68,7 @@ def generate(
     if prompted and codec.stages["language_model"].config.model.text == "embedding":
         raise ValueError("this language model learned from embeddings: give the embedding of the prompt in its place")
     if embedding is not None:
-        embedding = np.repeat(np.atleast_2d(np.asarray(embedding, np.float32))[None], len(prompts), axis=0)
+        embedding = np.repeat(check_embedding(codec, embedding)[None], len(prompts), axis=0)
     codes, lengths = codec.generator.generate(
         columns=len(start) + math.ceil(seconds * codec.columns_per_second),
         window_columns=codec.stages["language_model"].config.data.columns,
@@ -84,3 +84,27 @@ def generate(
         report=report,
     )
     return [piece[:length] for piece, length in zip(codes, lengths)]
+
+
+def check_embedding(codec: "Codec", embedding: np.ndarray) -> np.ndarray:
+    """The embedding of a text, `[L, E]` or `[E]`, as float32 `[L, E]`.
+
+    Raises:
+      ValueError: no language model that learned from embeddings of this width, or numbers that are not finite.
+    """
+    codec.require("language_model")
+    model = codec.stages["language_model"].config.model
+    if model.text != "embedding":
+        raise ValueError("this language model did not learn from embeddings: give a prompt in place of one")
+    embedding, width = np.asarray(embedding), model.text_width
+    real = any(jax.numpy.issubdtype(embedding.dtype, kind) for kind in (np.floating, np.integer))
+    if not real or embedding.ndim not in (1, 2) or not embedding.size or embedding.shape[-1] != width:
+        raise ValueError(
+            f"an embedding {list(embedding.shape)} of {embedding.dtype}: this language model takes "
+            f"numbers [L, {width}] or [{width}]"
+        )
+    with np.errstate(over="ignore"):
+        embedding = np.atleast_2d(embedding.astype(np.float32))
+    if not np.isfinite(embedding).all():
+        raise ValueError(f"an embedding with NaN or infinity: this language model takes finite numbers [L, {width}]")
+    return embedding
