@@ -159,7 +159,7 @@ def _encode(flags):
     from bandtok_jax import files
 
     target = flags.output or os.path.splitext(flags.sound)[0] + ".bt"
-    as_dac = os.path.splitext(target)[1] == ".dac"
+    as_dac = os.path.splitext(target)[1].lower() == ".dac"
     if flags.window is not None and not (as_dac and flags.window > 0):
         raise ValueError("--window is for .dac files, and above 0: codes of a .bt file are those of the whole sound")
     codec = _load(flags)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from bandtok_jax import partial_file
 from bandtok_jax.audio import loudness, spectral, waveform
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.codec import Codec
@@ -41,9 +42,11 @@ def encode(codec: Codec, source: str, target: str, levels: int | None = None) ->
       levels: how many rows of a residual codec to keep, for a lower bitrate; None: all.
 
     Raises:
-      ValueError: the source is no sound, or is the target.
+      ValueError: the source is no sound, or is the target, or that ends in anything but .bt.
     """
     _refuse_overwriting(source, target)
+    if _ending(target) != ".bt":
+        raise ValueError(f"{target}: codes are written as .bt, and those of a DAC as .dac, too: choose such an ending")
     rows = codec.check_levels(levels)
     with _naming(source), container.Writer(target, dataclasses.replace(codec.header, rows=rows)) as writer:
         sound = _Counted(_listen(codec, source))
@@ -61,6 +64,7 @@ def decode(codec: Codec, source: str, target: str, levels: int | None = None) ->
     Raises:
       ValueError: the file is damaged, foreign, or was made with another tokenizer.
     """
+    _refuse_overwriting(source, target)
     reader = container.Reader(source)
     header, own = reader.header, codec.header
     rows = min(header.rows, own.rows) if codec.row_kind == "residual" else own.rows
@@ -89,9 +93,11 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
     """
     if not isinstance(codec, SoundCodec):
         raise ValueError(f"{source} is a .dac file, and this model codes mel pictures: give an imported DAC")
+    _refuse_overwriting(source, target)
+    partial_file.check(target)
     with _naming(source):
         found = dac_file.read(source)
-        if os.path.splitext(target)[1] != ".bt":
+        if _ending(target) != ".bt":
             clipped = waveform.write(target, dac_file.decode(codec, found, levels), found.sample_rate_hz)
             return found.samples, found.sample_rate_hz, clipped
         codes, samples = dac_file.as_grid(codec, found)
@@ -112,6 +118,7 @@ def encode_dac(
     if not isinstance(codec, SoundCodec):
         raise ValueError(f"{target} would be a .dac file, and this model codes mel pictures: write a .bt file")
     _refuse_overwriting(source, target)
+    partial_file.check(target)
     with _naming(source):
         audio, sample_rate_hz = waveform.read(source)
         made = dac_file.encode(codec, audio, sample_rate_hz, levels=levels, window_seconds=window_seconds)
@@ -164,19 +171,26 @@ def generate(
 
     Yields:
       (path, columns, clipped samples) of each piece when it is written.
+
+    Raises:
+      ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as `pieces.generate`.
     """
     if count < 1:
         raise ValueError(f"{count} pieces: ask for at least 1")
-    stem, ending = os.path.splitext(target)
+    ending = _ending(target)
     if ending not in (".bt", *waveform.SUBTYPES):
         raise ValueError(
             f"{target}: cannot write {ending or 'a file without ending'}; use .bt, {', '.join(waveform.SUBTYPES)}"
         )
-    if beginning and count == 1:
-        _refuse_overwriting(beginning, target)
     codec.require("language_model")
     if ending != ".bt":
         codec.require_sound()
+    columns = pieces.columns(codec, seconds)
+    stem, written_ending = os.path.splitext(target)
+    paths = [target] if count == 1 else [f"{stem}-{number + 1}{written_ending}" for number in range(count)]
+    for path in paths:
+        _refuse_overwriting(beginning, path)
+        partial_file.check(path)
     prefix, gain = None, 1.0
     if beginning:
         with _naming(beginning):
@@ -186,12 +200,11 @@ def generate(
             target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
             gain = loudness.gain_to(target_lufs, lufs, float(np.abs(sound).max()))
             prefix = np.concatenate(list(codec.encode_stream([sound * np.float32(gain)])))
-    columns = math.ceil(seconds * codec.columns_per_second) + (0 if prefix is None else len(prefix))
+            columns += len(prefix)
     with tqdm(total=columns, unit="column", disable=None, leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
         made = pieces.generate(codec, [prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
-    for number, codes in enumerate(made):
-        path = target if count == 1 else f"{stem}-{number + 1}{ending}"
+    for path, codes in zip(paths, made):
         clipped = 0
         if ending == ".bt":
             container.write(path, codes, codec.header, len(codes) * codec.samples_per_column)
@@ -244,8 +257,12 @@ def _progress(blocks: Iterable[np.ndarray], samples: int, sample_rate_hz: int) -
             bar.update(len(block) / sample_rate_hz)
 
 
-def _refuse_overwriting(source: str, target: str) -> None:
-    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _refuse_overwriting(source: str | None, target: str) -> None:
+    if source and os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise ValueError(f"{target} is the original itself, which would be lost: write to another file")
 
 

@@ -26,6 +26,11 @@ def begin(path: str | os.PathLike) -> str:
     return partial
 
 
+def check(path: str | os.PathLike) -> None:
+    """Raises what `begin` would, before the work that is to be written there."""
+    os.remove(begin(path))
+
+
 @contextlib.contextmanager
 def filling(path: str | os.PathLike) -> Iterator[None]:
     """Has the system's errors of what is written meanwhile, such as that of a full disk, name `path`."""

@@ -15,6 +15,7 @@ import bandtok_jax
 from bandtok_jax import cli, experiment, verbs
 from bandtok_jax.audio import loudness
 from bandtok_jax.data_pipelines import whole_tracks
+from bandtok_jax.generation import pieces
 from bandtok_jax.interchange import container, model_folder, stage
 from bandtok_jax.mel_codec import MelCodec
 
@@ -127,13 +128,13 @@ def test_reconstruct(model, song, tmp_path, capsys):
     assert soundfile.info(tmp_path / "copy.wav").frames == RATE
 
 
-def test_generate(composer, song, tmp_path, capsys):
+def test_generate(composer, song, tmp_path, capsys, monkeypatch):
     flags = [f"--model={composer}", "--seconds=0.5", "--top-k=0", "--temperature=0.9", "--prompt", "slow piano"]
-    assert cli.main(["generate", *flags, "--count=2", "-o", str(tmp_path / "new.wav")]) == 0
+    assert cli.main(["generate", *flags, "--count=2", "-o", str(tmp_path / "new.WAV")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [f"{tmp_path}/new-1.wav", f"{tmp_path}/new-2.wav"]
-    assert 4096 <= soundfile.info(tmp_path / "new-1.wav").frames <= 6 * 4096
-    more = str(tmp_path / "more.bt")
+    assert [line.split(":")[0] for line in lines] == [f"{tmp_path}/new-1.WAV", f"{tmp_path}/new-2.WAV"]
+    assert 4096 <= soundfile.info(tmp_path / "new-1.WAV").frames <= 6 * 4096
+    more = str(tmp_path / "more.BT")
     assert cli.main(["generate", *flags, "--continue", song, "-o", more]) == 0
     audio, rate = soundfile.read(song)
     louder = min(10 ** ((-16 - loudness.integrated_lufs(audio[None], rate)) / 20), 1 / np.abs(audio).max())
@@ -141,6 +142,14 @@ def test_generate(composer, song, tmp_path, capsys):
     found = container.read(more)[0][: len(beginning)]
     assert (found == beginning).mean() > 0.9  # the gain is found after resampling: a code on an edge may fall otherwise
     capsys.readouterr()
+    monkeypatch.setattr(pieces, "generate", None)  # what cannot be written is refused before the work
+    assert "check the path" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/no/new.wav")
+    original = f"--continue={tmp_path}/new-2.WAV"
+    error = failure(capsys, "generate", *flags, original, "--count=2", "-o", f"{tmp_path}/new.WAV")
+    assert "new-2.WAV is the original itself" in error
+    for seconds in ("nan", "inf", "1e12"):
+        error = failure(capsys, "generate", *flags, f"--seconds={seconds}", "-o", f"{tmp_path}/new.wav")
+        assert "seconds of music" in error
     (tmp_path / "empty.npy").write_bytes(b"")
     embedded = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/empty.npy", "-o", f"{tmp_path}/new.wav")
     assert "empty.npy is no whole .npy file" in embedded
@@ -236,6 +245,9 @@ def test_no_mistake_costs_a_file(model, song, tmp_path, capsys):
     assert "no such file" in failure(capsys, "reconstruct", f"{tmp_path}/no.wav", f"--model={model}", "-o", keep)
     assert "NaN" in failure(capsys, "reconstruct", keep, f"--model={model}", "-o", own)
     assert "-o FILE" in failure(capsys, "decode", codes, f"--model={model}")
+    assert "own.bt is the original itself" in failure(capsys, "decode", codes, f"--model={model}", "-o", codes)
+    error = failure(capsys, "encode", own, f"--model={model}", "-o", f"{tmp_path}/new.wav")
+    assert "new.wav: codes are written as .bt, and those of a DAC as .dac" in error
     assert {path: open(path, "rb").read() for path in before} == before and len(os.listdir(tmp_path)) == 3
 
 

@@ -117,7 +117,7 @@ def test_pieces_have_the_published_lengths():
         assert (dac_file._length(window, encoder), dac_file._length(columns, decoder)) == (columns, samples)
 
 
-def test_dac_files_are_written_on_the_command_line(tmp_path, capsys):
+def test_dac_files_are_written_on_the_command_line(tmp_path, capsys, monkeypatch):
     export, sound, coded = (str(tmp_path / name) for name in ("export", "a.wav", "a.dac"))
     assert cli.main(["import", str(GOLDEN / "even.pth"), "--from=dac", "-o", export]) == 0
     waveform.write(sound, np.stack([golden()["audio"]] * 2), 8000)
@@ -125,6 +125,16 @@ def test_dac_files_are_written_on_the_command_line(tmp_path, capsys):
     assert "2 channels of 664 columns x 2 rows, 0.50 s" in capsys.readouterr().out
     assert cli.main(["decode", coded, f"--model={export}", "-o", str(tmp_path / "b.wav")]) == 0
     assert waveform.probe(tmp_path / "b.wav") == (8000, 2, 4001)
+    (tmp_path / "folder.dac").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(dac_file, "encode", None)  # what cannot be written is refused before the work
+        patched.setattr(dac_file, "decode", None)
+        assert cli.main(["encode", sound, f"--model={export}", "-o", f"{tmp_path}/folder.dac"]) == 1
+        assert cli.main(["decode", coded, f"--model={export}", "-o", f"{tmp_path}/none/a.wav"]) == 1
+    assert [line.split("; ")[1] for line in capsys.readouterr().err.splitlines()] == [
+        "give a file, not a folder",
+        "check the path",
+    ]
     assert cli.main(["encode", sound, f"--model={export}", "--window=0.2"]) == 1
     assert "--window is for .dac files" in capsys.readouterr().err
 

@@ -55,8 +55,7 @@ def generate(
     """
     codec.require("language_model")
     experiment.check_seed(seed)
-    if not 0 < seconds <= LONGEST_SECONDS:
-        raise ValueError(f"{seconds} seconds of music: ask for more than 0 and at most {LONGEST_SECONDS}, our limit")
+    new = columns(codec, seconds)
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)
     prompted = any(prompts)
@@ -70,7 +69,7 @@ def generate(
     if embedding is not None:
         embedding = np.repeat(check_embedding(codec, embedding)[None], len(prompts), axis=0)
     codes, lengths = codec.generator.generate(
-        columns=len(start) + math.ceil(seconds * codec.columns_per_second),
+        columns=len(start) + new,
         window_columns=codec.stages["language_model"].config.data.columns,
         key=jax.random.key(seed),
         batch=len(prompts),
@@ -84,6 +83,13 @@ def generate(
         report=report,
     )
     return [piece[:length] for piece, length in zip(codes, lengths)]
+
+
+def columns(codec: "Codec", seconds: float) -> int:
+    """How many columns so many seconds of new music take; ValueError where nobody can want so many."""
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise ValueError(f"{seconds} seconds of music: ask for more than 0 and at most {LONGEST_SECONDS}, our limit")
+    return math.ceil(seconds * codec.columns_per_second)
 
 
 def check_embedding(codec: "Codec", embedding: np.ndarray) -> np.ndarray:
