@@ -1,9 +1,6 @@
 """One track, from wherever it lies, to what is known about it and to its records, with bounded memory."""
 
-import re
-
 import numpy as np
-import soundfile
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import tfds_sources, tracks
@@ -12,10 +9,6 @@ from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
 SHORTEST_SECONDS = 1.6  # a shorter track, and a shorter rest of a track, is left out: one default crop is 1.49 s
 BLOCK_SAMPLES = 1 << 18
-# libsndfile reads a cut WAV or AIFF file without complaint, but its log tells; a recorder that never knew the length
-# writes a huge one.
-TRUNCATED = re.compile(r"^\s*(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-OPEN_ENDED_BYTES = 0x7FFF_0000
 
 
 def _blocks(track, path, settings):
@@ -30,11 +23,7 @@ def _blocks(track, path, settings):
         firsts = range(0, audio.shape[1], BLOCK_SAMPLES)
         return rate, len(audio), (audio[:, first : first + BLOCK_SAMPLES] for first in firsts), caption
     rate, channels, _ = waveform.probe(path)
-    with soundfile.SoundFile(path) as file:
-        lengths = TRUNCATED.search(file.extra_info)
-    if lengths and int(lengths[2]) < int(lengths[1]) < OPEN_ENDED_BYTES:
-        raise ValueError(f"truncated: its header promises {lengths[1]} bytes of sound, {lengths[2]} are there")
-    return rate, channels, waveform.blocks(path, BLOCK_SAMPLES), ""
+    return rate, channels, waveform.blocks(path, BLOCK_SAMPLES, whole=False), ""
 
 
 def hear(track, path, settings, spool):

@@ -108,6 +108,18 @@ def test_files_that_are_no_sound(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_header_may_be_wrong_by_little(tmp_path):
+    for bytes_less in (1_000, 100_000):
+        path = tmp_path / "sound.wav"
+        soundfile.write(path, np.tile(sounds()[2], 4), RATE_HZ)
+        path.write_bytes(path.read_bytes()[:-bytes_less])
+        if bytes_less == 1_000:
+            assert waveform.read(path)[0].shape == (1, 4 * sounds().shape[1] - 500)
+        else:
+            with pytest.raises(ValueError, match=r"sound.wav: truncated: it ends after 1\.59 s.* promises 2\.72 s"):
+                waveform.probe(path)
+
+
 @pytest.mark.parametrize("from_hz, to_hz", [(48_000, 44_100), (8_000, 44_100), (192_000, 44_100), (44_100, 44_100)])
 def test_resampling_a_stream_equals_resampling_the_whole(from_hz, to_hz):
     for samples in (1, 5, 4_801):

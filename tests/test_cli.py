@@ -233,6 +233,22 @@ def test_mistakes_with_files(model, song, tmp_path, capsys):
     assert not [name for name in os.listdir(tmp_path) if "partial" in name or name in ("a.wav", "nan.bt", "empty.bt")]
 
 
+def test_truncated_sound_is_refused(model, composer, tmp_path, capsys):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(2 * RATE)
+    for ending in (".wav", ".mp3"):
+        path = tmp_path / f"cut{ending}"
+        soundfile.write(path, noise, RATE)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+        for verb, *flags in (
+            ("encode", path, f"--model={model}", "-o", f"{tmp_path}/a.bt"),
+            ("reconstruct", path, f"--model={model}", "-o", f"{tmp_path}/a.wav"),
+            ("generate", f"--continue={path}", f"--model={composer}", "-o", f"{tmp_path}/a.wav"),
+        ):
+            error = failure(capsys, verb, *map(str, flags))
+            assert re.search(rf"{path}: truncated: it ends after 1\.\d+ s, where its header promises 2\.00 s", error)
+    assert sorted(os.listdir(tmp_path)) == ["cut.mp3", "cut.wav"]
+
+
 def test_no_mistake_costs_a_file(model, song, tmp_path, capsys):
     own, keep, codes = (str(tmp_path / name) for name in ("own.wav", "keep.wav", "own.bt"))
     soundfile.write(own, np.full(9_000, 0.1), RATE)

@@ -97,12 +97,12 @@ def test_a_file_that_ends_before_its_header_says_is_refused(codec, tmp_path, cap
     (tmp_path / "music" / "a.mp3").write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
     for seconds in (1, 2, 30):
         error = failure(capsys, *mine, f"--piece-seconds={seconds}")
-        assert "a.mp3 is damaged: it ends after 2." in error and "promises 4.0" in error
+        assert "a.mp3: truncated: it ends after 2." in error and "promises 4.0" in error
     (tmp_path / "music" / "a.mp3").rename(tmp_path / "decoded" / "a.mp3")
     soundfile.write(tmp_path / "music" / "a.wav", soundfile.read(whole)[0], RATE)
     for seconds in (1, 30):
         error = failure(capsys, f"--decoded=theirs={tmp_path / 'decoded'}", *mine[1:], f"--piece-seconds={seconds}")
-        assert "decoded/a.mp3 is damaged: it ends after" in error and "promises 4.0" in error
+        assert "decoded/a.mp3: truncated: it ends after" in error and "promises 4.0" in error
 
 
 def test_no_decoded_file_is_taken_for_two_originals(codec, tmp_path, capsys):

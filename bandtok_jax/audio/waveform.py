@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import contextlib
 import math
 import os
+import re
 
 import numpy as np
 import soundfile
@@ -22,6 +23,11 @@ INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writin
 READ_BLOCK_SAMPLES = 1 << 18
 # soundfile hands libsndfile one buffer; very long Vorbis buffers overflow its stack (libsndfile 1.0 to 1.2).
 WRITE_BLOCK_SAMPLES = 1 << 16
+LONGEST_DIFFERENCE_SECONDS = 0.1  # our choice: in length, of what is taken for the same sound
+# libsndfile reads a cut WAV or AIFF file without complaint, but its log tells; a recorder that never knew the length
+# writes a huge one.
+_TRUNCATED = re.compile(r"^\s*(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_OPEN_ENDED_BYTES = 0x7FFF_0000
 _SYSTEM_ERROR = 2  # of libsndfile: the system's own failure, such as a full disk
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
 
@@ -30,9 +36,27 @@ def _open(path) -> soundfile.SoundFile:
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file; check the path")
     try:
-        return soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: by its name it is sound without a header
         raise _unreadable(path, error) from error
+    lengths = _TRUNCATED.search(file.extra_info)
+    promised, there = map(int, lengths.groups()) if lengths else (0, 0)
+    if 0 < there < promised < _OPEN_ENDED_BYTES:
+        try:
+            refuse_early_end(path, file.frames, file.frames * promised // there, file.samplerate)
+        except ValueError:
+            file.close()
+            raise
+    return file
+
+
+def refuse_early_end(name, held: int, promised: int, sample_rate_hz: float) -> None:
+    """Raises ValueError, by that name, where a sound ends well before the `promised` samples of its header."""
+    if promised and not held or promised - held > LONGEST_DIFFERENCE_SECONDS * sample_rate_hz:
+        raise ValueError(
+            f"{name}: truncated: it ends after {held / sample_rate_hz:.2f} s, where its header promises "
+            f"{promised / sample_rate_hz:.2f} s; copy it again, leave it out, or convert it to wav"
+        )
 
 
 def _unreadable(path, error) -> ValueError:
@@ -48,17 +72,25 @@ def _reason(error) -> str:
 
 
 def probe(path) -> tuple[int, int, int]:
-    """`(sample_rate_hz, channels, samples)` from the header alone; a damaged file may hold fewer samples."""
+    """`(sample_rate_hz, channels, samples)` from the header alone; a damaged file may hold fewer samples.
+
+    Raises:
+      ValueError: the file is missing, is no sound, or is shorter than what its header promises where that is certain.
+    """
     with _open(path) as file:
         return file.samplerate, file.channels, file.frames
 
 
-def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
+def blocks(path, block_samples: int, *, whole: bool = True) -> Iterator[np.ndarray]:
     """Yields the file as float32 `[C, <=block_samples]`, never holding more than one block.
+
+    Args:
+      whole: refuse an .mp3 file that ends before what its header says; some whole ones only guess.
 
     Raises:
       ValueError: the file is missing, is no sound, or is damaged (possibly after some good blocks).
     """
+    held = 0
     with _open(path) as file:
         while True:
             try:
@@ -66,12 +98,15 @@ def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
             except soundfile.LibsndfileError as error:
                 raise _unreadable(path, error) from error
             if not len(block):
-                return
+                break
+            held += len(block)
             yield np.ascontiguousarray(block.T)
+        if whole:
+            refuse_early_end(path, held, file.frames, file.samplerate)
 
 
 def read(path) -> tuple[np.ndarray, int]:
-    """A whole file as `(audio float32 [C, S], sample_rate_hz)`."""
+    """A whole file as `(audio float32 [C, S], sample_rate_hz)`; raises as `blocks`."""
     sample_rate_hz, channels, _ = probe(path)
     # By blocks, because the sample count in a damaged header may ask for more memory than there is.
     parts = list(blocks(path, READ_BLOCK_SAMPLES))

@@ -19,7 +19,7 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import commands
-from bandtok_jax.evaluation.originals import LONGEST_DIFFERENCE_SECONDS, Original, Piece
+from bandtok_jax.evaluation.originals import Original, Piece
 from bandtok_jax.interchange import container, safetensors
 
 PROGRAM = re.compile(r"[\w./+-]+")  # what begins a command of the shell may also be a variable or a bracket
@@ -174,11 +174,9 @@ class FolderSystem:
         difference = _refuse_length(self.name, f"{path} is", samples / rate, piece.original.seconds)
         first, stop = (round(seconds * rate) for seconds in _span(piece))
         audio = waveform.read_part(path, first, stop)
-        if min(stop, samples) - first - audio.shape[1] > LONGEST_DIFFERENCE_SECONDS * rate:
-            raise ValueError(
-                f"--decoded={self.name}: {path} is damaged: it ends after {(first + audio.shape[1]) / rate:.2f} s, "
-                f"where its header promises {samples / rate:.2f} s; decode it again"
-            )
+        held = first + audio.shape[1]
+        if held < min(stop, samples):
+            waveform.refuse_early_end(f"--decoded={self.name}: {path}", held, samples, rate)
         return Coded(audio, rate, {"length_difference": 1000 * difference})
 
 
@@ -243,9 +241,9 @@ def aligned(coded: Coded, original: np.ndarray, sample_rate_hz: int, name: str, 
 
 def _refuse_length(name: str, what: str, seconds: float, wanted: float) -> float:
     """How much longer the decoded sound is, in seconds; ValueError where that is too much."""
-    if abs(seconds - wanted) > LONGEST_DIFFERENCE_SECONDS:
+    if abs(seconds - wanted) > (longest := waveform.LONGEST_DIFFERENCE_SECONDS):
         raise ValueError(
-            f"{name}: {what} {seconds:.2f} s long, its original {wanted:.2f} s; over {LONGEST_DIFFERENCE_SECONDS} s "
+            f"{name}: {what} {seconds:.2f} s long, its original {wanted:.2f} s; over {longest} s "
             "is not cut off silently: decode it to the original's length, or check its sample rate"
         )
     return seconds - wanted
