@@ -69,6 +69,12 @@ def test_an_export_of_an_export_is_the_same(export, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (export / name).read_bytes()
 
 
+def test_a_checkpoint_is_named_from_within_its_run(run, monkeypatch):
+    monkeypatch.chdir(run)
+    assert model_folder.split_step("checkpoints/7") == (".", 7)
+    assert model_folder.read_stages("checkpoints/7")["tokenizer"].step == 7
+
+
 def test_missing_and_wrong_folders(run, export, tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         bandtok_jax.load(tmp_path / "nothing")

@@ -219,11 +219,11 @@ def _read_export(path: str, content: dict) -> list[Stage]:
 
 
 def split_step(path: str) -> tuple[str, int | None]:
-    """`RUN/checkpoints/STEP` -> the run and the step; any other folder as it is."""
+    """`RUN/checkpoints/STEP` -> the run, "." where that is left out, and the step; any other folder as it is."""
     path = os.fspath(path)
     folder, step = os.path.split(path.rstrip(os.sep))
     run, checkpoints = os.path.split(folder)
-    return (run, int(step)) if checkpoints == "checkpoints" and step.isdigit() else (path, None)
+    return (run or ".", int(step)) if checkpoints == "checkpoints" and step.isdigit() else (path, None)
 
 
 def _read_run(path: str, step: int | None) -> Stage:
