@@ -164,9 +164,10 @@ class Codec(abc.ABC):
     def listen(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
         """A stream of `[C, S]` blocks at any rate to `[S]` blocks at the codec's; checks every block, mixes down."""
         resampler = waveform.Resampler(sample_rate_hz, self.sample_rate_hz, 1)
-        channels = 0
+        channels = samples = 0
         for block in blocks:
-            block = waveform.check(block, sample_rate_hz)
+            block = waveform.check(block, sample_rate_hz, samples)
+            samples += block.shape[1]
             if len(block) > 1 and not channels:
                 warnings.warn(f"{len(block)} channels are mixed down: this codec is mono", stacklevel=3)
             channels = len(block)

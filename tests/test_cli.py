@@ -229,7 +229,8 @@ def test_mistakes_with_files(model, song, tmp_path, capsys):
     bad = np.zeros(100_000, np.float32)
     bad[70_000] = np.nan
     soundfile.write(tmp_path / "nan.wav", bad, RATE, subtype="FLOAT")
-    assert "NaN" in failure(capsys, "encode", f"{tmp_path}/nan.wav", f"--model={model}")
+    error = failure(capsys, "encode", f"{tmp_path}/nan.wav", f"--model={model}")
+    assert "nan.wav: audio with samples that are NaN or infinite, the first at sample 70000" in error
     assert not [name for name in os.listdir(tmp_path) if "partial" in name or name in ("a.wav", "nan.bt", "empty.bt")]
 
 

@@ -272,12 +272,13 @@ def check_rate(sample_rate_hz) -> None:
         )
 
 
-def check(audio, sample_rate_hz) -> np.ndarray:
+def check(audio, sample_rate_hz, start: int | None = None) -> np.ndarray:
     """A user's sound as float32 `[C, S]`.
 
     Args:
       audio: `[S]` or `[C, S]`, floating point with full scale at 1.0, or int16.
       sample_rate_hz: from 8000 to 192000.
+      start: where `audio` is a block of a longer sound, at which of its samples it begins.
 
     Raises:
       ValueError: in one line, what is wrong and what to do.
@@ -305,9 +306,10 @@ def check(audio, sample_rate_hz) -> np.ndarray:
         audio = np.ascontiguousarray(audio, np.float32)
     bad = ~np.isfinite(audio)
     if bad.any():
-        first = np.flatnonzero(bad.any(axis=0))[0]
+        first = np.flatnonzero(bad.any(axis=0))[0] + (start or 0)
+        count = f"{np.count_nonzero(bad)} " if start is None else ""  # of a block, it would mislead
         raise ValueError(
-            f"audio with {np.count_nonzero(bad)} samples that are NaN or infinite, the first at sample {first};"
+            f"audio with {count}samples that are NaN or infinite, the first at sample {first};"
             " cut them out, or numpy.nan_to_num them"
         )
     peak = max(audio.max(), -audio.min())

@@ -41,9 +41,9 @@ class Original:
           ValueError: the file is damaged, ends before what its header promises, or holds NaN.
         """
         size = round(min(piece_seconds, self.seconds) * self.sample_rate_hz)  # never more memory than the file needs
-        for _, (window, samples) in zip(range(self.pieces(piece_seconds)), windows(self.read(), size, 0, 0, 0.0)):
+        for number, (window, samples) in zip(range(self.pieces(piece_seconds)), windows(self.read(), size, 0, 0, 0.0)):
             try:
-                audio = waveform.check(np.ascontiguousarray(window[:samples].T), self.sample_rate_hz)
+                audio = waveform.check(np.ascontiguousarray(window[:samples].T), self.sample_rate_hz, number * size)
             except ValueError as error:
                 raise ValueError(f"{self.name}: {error}") from error
             yield waveform.mono(audio)[None] if channels == 1 else audio[:2]
