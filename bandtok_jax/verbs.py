@@ -128,8 +128,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--language-model", metavar="RUN", help="run or export folder, where --model holds none")
     p.add_argument("--prompt", help="what it should sound like")
     p.add_argument("--embedding", metavar="NPY", help="in place of --prompt, where the model learned from embeddings")
-    p.add_argument("--seconds", type=float, default=10.0, help="length of the new music (default 10)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seconds", type=float, default=10.0, help="length of the new music (default 10, at most 3600)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="0 (default) to 4294967295")
     # Left out flags are not passed on: their defaults are those of the sampling itself.
     p.add_argument("--temperature", type=float, help="below 1: safer, above 1: wilder")
     p.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest codes; 0: among all")

@@ -225,6 +225,8 @@ def test_prompts_are_left_out_where_no_caption_was_learned():
         config.captioned_share = 0.0
     with pytest.warns(UserWarning, match="learned from no caption: the prompt is left out"):
         np.testing.assert_array_equal(codec.generate("slow piano", seconds=0.3, seed=3), free)
+    with config.unlocked():
+        config.captioned_share = -1.0
 
 
 def test_a_tokenizer_for_imported_vocoders_comes_without_one():
