@@ -165,7 +165,7 @@ def generate(
     """Writes new pieces, as sound or, where `target` ends with .bt, as codes.
 
     Args:
-      beginning: a sound file that the pieces begin with and go on from.
+      beginning: a sound file that the pieces begin with and go on from, by its whole columns.
       count: number of pieces; from two on their names are numbered.
       sampling: see `bandtok_jax.generation.pieces.generate`.
 
@@ -200,6 +200,8 @@ def generate(
             target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
             gain = loudness.gain_to(target_lufs, lufs, float(np.abs(sound).max()))
             prefix = np.concatenate(list(codec.encode_stream([sound * np.float32(gain)])))
+            # The last column is filled up with silence where the sound ends within it: nothing goes on from there.
+            prefix = prefix[: max(1, len(sound) // codec.samples_per_column)]
             columns += len(prefix)
     with tqdm(total=columns, unit="column", disable=None, leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
