@@ -20,6 +20,7 @@ _CURES = {
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "give a file, not a folder",
     errno.EEXIST: "choose another name",
+    errno.EMFILE: "allow more open files:  ulimit -n 4096",
 }
 
 

@@ -9,7 +9,7 @@ from array_record.python import array_record_module
 import numpy as np
 
 from bandtok_jax import storage
-from bandtok_jax.data_pipelines import examples, records, summary
+from bandtok_jax.data_pipelines import examples, records, shards, summary
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
 
 
@@ -35,7 +35,8 @@ def _check_shard(directory, shard):
                 counts["clipped"] += int(np.count_nonzero(audio >= CLIPPED_LEVEL * 32_768))
                 counts["silent_records"] += bool(audio.max() < SILENCE_PEAK * 32_768)
             reader.close()
-    except (ValueError, IndexError, RuntimeError, OSError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
+        shards.check_system(error, path)
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0][:120]}); "
             "make the folder again with  bandtok prepare ... --overwrite"

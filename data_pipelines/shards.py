@@ -7,8 +7,13 @@ chunk in 64 KiB blocks that each begin with 24 bytes of header
 last block says where it lies (array_record 0.8, cpp/layout.proto).
 """
 
+from collections import OrderedDict
+import errno
+import functools
 import os
 import struct
+import threading
+import weakref
 
 import numpy as np
 
@@ -19,6 +24,13 @@ BLOCK_BYTES, BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 65_536, 24, 40
 PAYLOAD_BYTES = BLOCK_BYTES - BLOCK_HEADER_BYTES
 MAGIC = 0x71930E704FDAE05E  # of the last block
 _FIRST_CHUNK = CHUNK_HEADER_BYTES  # in the payload; before it lies the signature of the file
+MOST_OPEN = 256  # files of a process, where many systems allow 1024; our choice
+
+# What a system says of itself, and not of the content of a file.
+_OF_THE_SYSTEM = (
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ETIMEDOUT,
+    errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENOENT,
+)  # fmt: skip
 
 
 class Damaged(ValueError):
@@ -31,6 +43,54 @@ class Damaged(ValueError):
 
     def __str__(self):
         return f"{self.finding}; {self.args[2]}"
+
+
+def check_system(error, path):
+    """Raises the OSError that an error of a library speaks of, such as too many open files; else returns.
+
+    ArrayRecord's reader raises a RuntimeError whatever happens, with the words of the system in it.
+    """
+    for number in _OF_THE_SYSTEM:
+        if os.strerror(number) in str(error):
+            raise OSError(number, os.strerror(number), path) from None
+
+
+class OpenFile:
+    """A file that is open while it is in use: where more than MOST_OPEN of a process are, those that were not used for
+    longest are closed. Threads may share it; who still reads a closed one keeps it until then.
+
+    Args: open_file: () -> what reads the file, and closes it when it is collected.
+    """
+
+    _used, _lock = OrderedDict(), threading.Lock()
+
+    def __init__(self, open_file):
+        self._open_file, self._opened, self._own = open_file, None, weakref.ref(self)
+
+    def get(self):
+        """What reads the file. Raises: OSError."""
+        opened = self._opened
+        if opened is None:
+            opened = self._open_file()
+        closed = []  # what is in here is closed when the lock is free
+        with OpenFile._lock:
+            self._opened = opened
+            OpenFile._used[self._own] = None
+            OpenFile._used.move_to_end(self._own)
+            while len(OpenFile._used) > MOST_OPEN:
+                oldest = OpenFile._used.popitem(last=False)[0]()
+                if oldest is not None:
+                    closed.append(oldest._opened)
+                    oldest._opened = None
+        return opened
+
+
+def _reader(path):
+    """-> () -> the bytes of a file, as `storage.open_bytes` gives them."""
+    if not storage.is_remote(path):
+        return OpenFile(functools.partial(storage.open_bytes, path)).get
+    data = storage.open_bytes(path)  # it knows the length alone: nothing is open
+    return lambda: data
 
 
 def read_varint(data, at):
@@ -68,19 +128,19 @@ class Shard:
     """Random access to any bytes of any record of one ArrayRecord file.
 
     Args: records: how many there must be; cure: what to do where the file is damaged.
-    Raises: Damaged.
+    Raises: Damaged; OSError: the system or the network does not give it, which says nothing of its content.
     """
 
     def __init__(self, path, records, cure):
         self.path, self._cure, self.remote = path, cure, storage.is_remote(path)
         try:
-            self._bytes = storage.open_bytes(path)
-            with storage.end_at_hand(self._bytes, 2 * BLOCK_BYTES):  # a footer of some thousand records, too
+            self._data = _reader(path)
+            data = self._data()
+            self._length = len(data)
+            with storage.end_at_hand(data, 2 * BLOCK_BYTES):  # a footer of some thousand records, too
                 self._begins, self._sizes = self._find_records(records)
-        except (OSError, ValueError, LookupError, struct.error) as error:
-            if isinstance(error, OSError) and self.remote:
-                raise  # the network: no fault of the file
-            raise self.damaged(error) from None
+        except (ValueError, LookupError, struct.error) as error:
+            raise error if isinstance(error, Damaged) else self.damaged(error) from None
 
     def damaged(self, reason):
         """The error to raise where a record turns out not to be as it was written."""
@@ -89,9 +149,10 @@ class Shard:
     def _span(self, first, last):
         """Payload bytes `[first, last)`: the file without the headers of its blocks; no other bytes are touched."""
         begin, end = _file_position(first), _file_position(last - 1) + 1
-        if not 0 <= begin < end <= len(self._bytes):
-            raise ValueError("the file is shorter than its records")
-        stored = self._bytes[begin:end]
+        data = self._data()
+        if not 0 <= begin < end <= len(data):
+            raise self.damaged("the file is shorter than its records")
+        stored = data[begin:end]
         if begin // BLOCK_BYTES == (end - 1) // BLOCK_BYTES:
             return stored
         joined, filled, at = np.empty(last - first, np.uint8), 0, 0
@@ -105,7 +166,7 @@ class Shard:
         """The records of the chunk at a payload position: [(data, where it begins, where it ends)]."""
         header = self._span(at, at + CHUNK_HEADER_BYTES).tobytes()
         (stored,), count = struct.unpack_from("<8xQ", header), int.from_bytes(header[25:32], "little")
-        if header[24:25] != b"r" or not 1 < stored < len(self._bytes):
+        if header[24:25] != b"r" or not 1 < stored < self._length:
             raise ValueError("no chunk of records lies where it should")
         data = self._span(at + CHUNK_HEADER_BYTES, at + CHUNK_HEADER_BYTES + stored).tobytes()
         length, at = read_varint(data, 1)  # of the sizes; before it, a byte for the compression
@@ -120,9 +181,9 @@ class Shard:
 
     def _find_records(self, records):
         """-> for each record, where it begins in the payload and how long it is."""
-        if not len(self._bytes) or len(self._bytes) % BLOCK_BYTES:
+        if not self._length or self._length % BLOCK_BYTES:
             raise ValueError("its end is missing")
-        end = _numbers(*self._messages(_payload_position(len(self._bytes) - BLOCK_BYTES))[0])
+        end = _numbers(*self._messages(_payload_position(self._length - BLOCK_BYTES))[0])
         if end.get(2) != MAGIC:
             raise ValueError("its end is missing")
         footer = _payload_position(end[1])

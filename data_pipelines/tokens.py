@@ -5,6 +5,7 @@ codes `[T, F]` as uint16, and where there is one an embedding of its text `[L, E
 files of one split.
 """
 
+import functools
 import json
 import os
 import struct
@@ -216,14 +217,17 @@ class _Shard:
     def __init__(self, path, pieces):
         self._shard = shards.Shard(path, pieces, CURE)
         # On a local disk, ArrayRecord's own reader: it compares checksums, too.
-        self._reader = None if self._shard.remote else ArrayRecordReader(path)
+        self._file = None if self._shard.remote else shards.OpenFile(functools.partial(ArrayRecordReader, path))
 
     def __getitem__(self, number):
         try:
-            if self._reader:
-                return decode(self._reader.read([number])[0])
+            if self._file:
+                return decode(self._file.get().read([number])[0])
             return decode(self._shard.read(number, 0, self._shard.size(number)).tobytes())
+        except shards.Damaged:
+            raise
         except (ValueError, LookupError, RuntimeError, struct.error) as error:
+            shards.check_system(error, self._shard.path)
             raise self._shard.damaged(str(error).splitlines()[0][:120]) from None
 
 

@@ -1,5 +1,10 @@
 """Damaged shards: named, and fatal or left out as the config says, whoever reads them."""
 
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+import errno
+import gc
+import os
 import shutil
 import warnings
 
@@ -7,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import iterator, shards
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter, row_unigrams
@@ -124,6 +130,60 @@ def test_nothing_readable_is_an_error(whole, tmp_path):
         take(config(str(folder), damaged="skip"), 1)
     with pytest.raises(ValueError, match="config.data.damaged is 'ignore': set it to one of fail, skip"):
         take(config(str(folder), damaged="ignore"), 1)
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    """As if a process could keep three shards open."""
+    monkeypatch.setattr(shards, "MOST_OPEN", 3)
+    monkeypatch.setattr(shards.OpenFile, "_used", OrderedDict())
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """Ten shards of one piece."""
+    writer = TokenWriter(tmp_path / "tokens", **FACTS)
+    for number in range(10):
+        writer.write("train", number, [piece(number, 9)])
+    writer.finish()
+    return tmp_path / "tokens"
+
+
+def test_few_shards_are_open_at_a_time(whole, tokens, few_files):
+    for source, name in ((RecordSource(whole, "train"), "audio"), (TokenSource(tokens, "train"), "codes")):
+        gc.collect()
+        before, found = open_files(), [source[number][name].copy() for number in range(len(source))]
+        assert open_files() <= before + 3
+        with ThreadPoolExecutor(8) as pool:
+            again = list(pool.map(lambda number: source[number][name].copy(), [*range(len(source))] * 3))
+        assert all(map(np.array_equal, again, found * 3)) and open_files() <= before + 3
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_what_the_system_says_is_no_damage(number, whole, tokens, monkeypatch):
+    def refused(path, *_):
+        raise OSError(number, os.strerror(number), path)
+
+    heard, written = RecordSource(whole, "train"), TokenSource(tokens, "train")
+    monkeypatch.setattr(storage, "open_bytes", refused)
+    for read in (lambda: heard[0], lambda: written[0], lambda: row_unigrams(written, 300)):
+        with pytest.raises(OSError, match=os.strerror(number)) as error:
+            read()
+        assert error.value.errno == number and not isinstance(error.value, ValueError)
+    monkeypatch.undo()
+    assert heard[0]["audio"].any() and row_unigrams(written, 300).shape == (3, 300)
+
+
+def test_what_the_system_says_to_a_library_is_no_damage(tokens):
+    source = TokenSource(tokens, "train")
+    source._shards[0]
+    (tokens / "tokens-train-00000.array_record").unlink()
+    with pytest.raises(FileNotFoundError, match="tokens-train-00000"):
+        source[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
