@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import hashlib
 import math
 import os
 import queue
@@ -23,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bandtok_jax.codec import Codec
+from bandtok_jax.data_pipelines import sources
 from bandtok_jax.data_pipelines.shards import Damaged
 from bandtok_jax.data_pipelines.tokens import TokenWriter, manifest
 from bandtok_jax.data_pipelines.whole_tracks import Track, read_tracks
@@ -94,8 +96,10 @@ def tokenize(
         weight_hash=codec.weight_hash,
         samples_per_column=codec.samples_per_column,
         data=os.fspath(data),
+        data_fingerprint=sources.folder_fingerprint(data),
         offsets=offsets,
         embeddings=embeddings and os.fspath(embeddings),
+        embeddings_hash=embeddings and _sha256(embeddings),
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
     writer = TokenWriter(output, **facts)
@@ -109,6 +113,11 @@ def tokenize(
         else:
             _wait(lambda: writer.finished)
     return manifest(output)
+
+
+def _sha256(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wait(arrived) -> None:

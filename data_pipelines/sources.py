@@ -71,7 +71,16 @@ def fingerprint(data):
             [weight, name if name == "synthetic" else records.read_manifest(name)]
             for name, weight in parse_weights(data["sources"])
         ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return _hash(parts)
+
+
+def folder_fingerprint(name):
+    """The same of one folder of audio records, or of "synthetic"."""
+    return _hash(name if name == "synthetic" else records.read_manifest(name))
+
+
+def _hash(facts):
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def open_tokens(directory, split):

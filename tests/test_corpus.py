@@ -107,6 +107,26 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
         corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
 
 
+def test_tokens_of_other_data_are_refused(data, tmp_path):
+    folder, texts = shutil.copytree(data, tmp_path / "data"), tmp_path / "texts.npz"
+    np.savez(texts, long=np.ones((3, 6)))
+    tokenize = functools.partial(corpus.tokenize, codec(), folder, embeddings=texts)
+    found = tokenize(tmp_path / "tokens")
+    for name in ("data_fingerprint", "embeddings_hash"):
+        changed = {**found, name: "other"}
+        (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"{name} 'other'.*give a new folder"):
+            tokenize(tmp_path / "tokens")
+        del changed[name]  # as it was written before
+        (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(changed))
+        assert tokenize(tmp_path / "tokens") == changed
+    (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(found))
+    prepared = json.loads((folder / records.MANIFEST).read_text())
+    (folder / records.MANIFEST).write_text(json.dumps({**prepared, "clip_seconds": 3.0}))
+    with pytest.raises(ValueError, match="data_fingerprint .*give a new folder"):
+        tokenize(tmp_path / "tokens")
+
+
 def same_files(folder, other):
     """Whether two folders hold the same files with the same content."""
     found, wanted = ({path.name: path.read_bytes() for path in one.iterdir()} for one in (folder, other))
