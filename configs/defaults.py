@@ -87,8 +87,8 @@ def optimizer() -> ConfigDict:
             "decay_all": False,  # of biases, gains and other vectors, too
             "warmup_steps": 100,
             "schedule": "cosine",  # "cosine", "constant" or "exponential"
-            "final_fraction": 0.1,  # of the learning rate, reached at total_steps
-            "gradient_clip_norm": 1.0,
+            "final_fraction": 0.1,  # of the learning rate, reached at total_steps; above 0 if "exponential"
+            "gradient_clip_norm": 1.0,  # of all gradients together; 0 switches it off
             "average_decay": 0.999,  # of the average of the weights that is evaluated and exported; 0 switches it off
             "accumulation_steps": 1,
         }

@@ -3,6 +3,8 @@
 A player is a plain dict `{'parameters', 'buffers', 'optimizer', 'average'}`. A GAN task has two.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +21,11 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
     if settings.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_fraction)
     elif settings.schedule == "exponential":
+        if not 0 < settings.final_fraction < math.inf:
+            raise ValueError(
+                f"optimizer.final_fraction is {settings.final_fraction}, which no exponential decay reaches: set it "
+                "above 0, or optimizer.schedule to 'cosine'"
+            )
         decay = optax.exponential_decay(peak, rest, decay_rate=settings.final_fraction, end_value=final)
     elif settings.schedule == "constant":
         decay = optax.constant_schedule(peak)
@@ -33,11 +40,12 @@ def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation
     """AdamW with clipping by the global norm; `settings` is the `optimizer` group of a config.
 
     Weight decay leaves vectors alone: biases, scales and norms, those of stacked layers too; with `decay_all` it leaves
-    nothing alone.
+    nothing alone. A norm of 0 clips nothing.
     """
+    norm = settings.gradient_clip_norm
     decay_all = settings.get("decay_all", False)  # older runs do not say
     return optax.chain(
-        optax.clip_by_global_norm(settings.gradient_clip_norm),
+        optax.clip_by_global_norm(norm) if norm else optax.identity(),
         optax.adamw(
             learning_rate_schedule(settings, total_steps),
             b1=settings.beta1,
