@@ -28,6 +28,9 @@ _LEAST_COUNT = {
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
 _RATES = ("optimizer.learning_rate", "discriminator_optimizer.learning_rate")
+_NORMS = ("optimizer.gradient_clip_norm", "discriminator_optimizer.gradient_clip_norm")
+_MAY_BE_NONE = ("data.loudness_lufs",)
+_MISSING = object()
 
 
 def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
@@ -135,13 +138,17 @@ def _check(config: ConfigDict) -> None:
     """Raises a ValueError where a value is one that nothing can run with; keys that are not there need no check."""
     for key, least in _LEAST_COUNT.items():
         value = _find(config, key)
-        if value is not None and not (isinstance(value, int) and value >= least):
+        if value is not _MISSING and not (isinstance(value, int) and value >= least):
             raise ValueError(f"config.{key} is {value!r}: set it to a whole number of at least {least}")
     for key in _RATES:
         value = _find(config, key)
-        if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+        if value is not _MISSING and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
             raise ValueError(f"config.{key} is {value!r}: set it to a finite number of at least 0")
-    if config.get("seed") is not None:
+    for key in _NORMS:
+        value = _find(config, key)
+        if value is not _MISSING and not (isinstance(value, (int, float)) and value >= 0):
+            raise ValueError(f"config.{key} is {value!r}: set it to a number of at least 0; 0 switches it off")
+    if "seed" in config:
         check_seed(config.seed, "config.seed")
     if config.get("dtype", DTYPES[0]) not in DTYPES:
         raise ValueError(f"config.dtype is {config.dtype!r}: set it to one of {', '.join(DTYPES)}")
@@ -154,9 +161,9 @@ def check_seed(seed: int, name: str = "seed") -> None:
 
 
 def _find(config: ConfigDict, key: str):
-    """The value of a dotted key, or None."""
+    """The value of a dotted key, or _MISSING."""
     for name in key.split("."):
-        config = config.get(name) if isinstance(config, ConfigDict) else None
+        config = config.get(name, _MISSING) if isinstance(config, ConfigDict) else _MISSING
     return config
 
 
@@ -191,7 +198,9 @@ def _parse(text, old, key: str):
         value = float(value)
     if isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)):
         value = tuple(value)
-    elif old is not None and value is not None and type(value) is not type(old):
+    elif value is None and key in _MAY_BE_NONE:
+        return None
+    elif old is not None and type(value) is not type(old):
         raise ValueError(f"config.{key} cannot be {text!r}: it must be of the type of {old!r}")
     return value
 

@@ -53,6 +53,10 @@ def test_dotted_keys_are_set_with_their_types():
         ("bandtok:tiny", {"seed": "4294967296"}, "config.seed is 4294967296: .* to 4294967295"),
         ("bandtok:tiny", {"optimizer.learning_rate": "-1e-3"}, "config.optimizer.learning_rate is -0.001"),
         ("vocos:tiny", {"discriminator_optimizer.learning_rate": "1e999"}, "learning_rate is inf: .* finite"),
+        ("bandtok:tiny", {"batch_size": "None"}, "config.batch_size cannot be 'None': it must be of the type of 8"),
+        ("bandtok:tiny", {"optimizer.gradient_clip_norm": "None"}, "gradient_clip_norm cannot be 'None'"),
+        ("bandtok:tiny", {"optimizer.gradient_clip_norm": "-1"}, "gradient_clip_norm is -1.0: .*0 switches it off"),
+        ("bandtok:tiny", {"log_every": None}, "config.log_every is None: set it to a whole number"),
     ],
 )
 def test_mistakes_name_the_near_miss(name, overrides, message):

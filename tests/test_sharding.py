@@ -93,6 +93,12 @@ def test_the_mesh_takes_all_devices_and_refuses_what_does_not_fit():
         sharding.create_mesh({"data": -1, "fsdp": -1, "tensor": 1}, devices)
 
 
+@pytest.mark.parametrize("size", [0, -2, None])
+def test_an_axis_of_no_devices_is_refused(size):
+    with pytest.raises(ValueError, match="mesh is .*set every axis of config.mesh to 1 or more, or one to -1"):
+        sharding.mesh_sizes({"data": -1, "fsdp": size, "tensor": 1}, 2)
+
+
 def test_a_batch_that_the_mesh_does_not_divide_names_the_cure():
     sharding.check_batch(_mesh(data=2, fsdp=2), 8, 2)
     with pytest.raises(ValueError, match=r"batch_size 12 .* multiple of 8"):

@@ -356,6 +356,32 @@ def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
     assert losses["bfloat16"] != losses["float32"]
 
 
+def test_a_norm_of_zero_clips_nothing():
+    made = {}
+    for norm in (0.0, 1e9, 1e-3):
+        settings = experiment.load_config("dac:tiny", {"optimizer.gradient_clip_norm": str(norm)}).optimizer
+        optimizer = player.create_optimizer(settings, 100)
+        weights = {"kernel": np.ones((2, 2), np.float32)}
+        memory = optimizer.init(weights)
+        made[norm] = optimizer.update({"kernel": np.full((2, 2), 3.0, np.float32)}, memory, weights)[1]
+        assert jax.tree.structure(made[norm]) == jax.tree.structure(memory) == jax.tree.structure(made[0.0])
+    same = lambda one, other: jax.tree.all(jax.tree.map(np.array_equal, made[one], made[other]))
+    assert same(0.0, 1e9) and not same(0.0, 1e-3)
+
+
+def test_an_exponential_decay_to_nothing_is_refused():
+    settings = experiment.load_config("dac:tiny", {"optimizer.final_fraction": "0"}).optimizer
+    with pytest.raises(ValueError, match="final_fraction is 0.0, .*set it above 0"):
+        player.create_optimizer(settings, 100)
+
+
+def test_a_best_metric_that_is_not_measured_is_named():
+    scores = {"cross_entropy": 1.0, "loss": 1.0, "row_perplexity/00": 2.0}
+    loop._check_best("loss", scores)
+    with pytest.raises(ValueError, match="best_metric is 'los', and the evaluation gives cross_entropy, loss: set"):
+        loop._check_best("los", scores)
+
+
 def test_weights_decay_and_scales_do_not(tmp_path):
     for stacked in ("true", "false"):
         made = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))

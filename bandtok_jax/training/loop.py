@@ -108,6 +108,7 @@ def train(
                     totals = metrics if totals is None else jax.tree.map(lambda a, b: a + b, totals, metrics)
                 scores.clear()
                 scores.update({n: float(v) for n, v in task.combine(jax.device_get(totals), len(evaluation)).items()})
+                _check_best(config.best_metric, scores)
                 _check_finite(step, "evaluation", scores, checkpoints)
                 reporter.scalars(step, "evaluation", scores)
                 reporter.summaries(step, program.gather(task.summaries(state, frozen, program.put(evaluation[0]))))
@@ -172,6 +173,13 @@ def train(
             reporter.close()
             batches.close()
             checkpoints.close()
+
+
+def _check_best(name: str, scores) -> None:
+    """Raises a ValueError where the evaluation does not give the metric that marks the best checkpoint."""
+    if name not in scores:
+        there = ", ".join(metric for metric in scores if "/" not in metric)  # those of single rows and levels are many
+        raise ValueError(f"config.best_metric is {name!r}, and the evaluation gives {there}: set it to one of them")
 
 
 def _check_finite(step: int, group: str, metrics, checkpoints) -> None:

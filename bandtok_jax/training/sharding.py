@@ -37,11 +37,13 @@ def create_mesh(settings, devices=None) -> Mesh:
 def mesh_sizes(settings, devices: int) -> tuple[int, int, int]:
     """The sizes of `AXES` on so many devices; see `create_mesh`."""
     sizes = [settings[axis] for axis in AXES]
+    if not all(isinstance(size, int) and (size == -1 or size > 0) for size in sizes):
+        raise ValueError(f"mesh is {dict(zip(AXES, sizes))}: set every axis of config.mesh to 1 or more, or one to -1")
     if sizes.count(-1) > 1:
         raise ValueError(f"mesh is {dict(zip(AXES, sizes))}; only one axis can be -1")
     known = int(np.prod([size for size in sizes if size != -1]))
     sizes = tuple(devices // known if size == -1 else size for size in sizes)
-    if int(np.prod(sizes)) != devices or known < 1:
+    if int(np.prod(sizes)) != devices:
         raise ValueError(
             f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices and there are {devices}: "
             "set one axis of config.mesh to -1"
