@@ -17,6 +17,8 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from bandtok_jax.configs import defaults
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST_SEED = 2**32 - 1  # JAX cuts off the higher bits
 
@@ -29,6 +31,23 @@ _LEAST_COUNT = {
 }  # fmt: skip
 _RATES = ("optimizer.learning_rate", "discriminator_optimizer.learning_rate")
 _NORMS = ("optimizer.gradient_clip_norm", "discriminator_optimizer.gradient_clip_norm")
+# Keys that older runs do not have, with what they did; where a configuration has the key, it is as if they said so.
+MEANT = {
+    "optimizer.decay_all": False,
+    "discriminator_optimizer.decay_all": False,
+    "loss.feature_average": "critics",
+    "loss.balancer_decay": 0.0,
+    "loss.waveform": 0.0,
+    "discriminator.rates": (),
+    "codebook.decay": 0.0,
+    "model.residual_levels": 0,
+    "model.column_width": 128,
+    "model.row_vocabulary": False,
+    "model.sequence_sharding": False,
+    "data.balance_domains": False,
+    "data.damaged": "fail",
+}
+_OF_NETWORKS = ("model", "mel", "discriminator")
 _MAY_BE_NONE = ("data.loudness_lufs",)
 _MISSING = object()
 
@@ -126,7 +145,22 @@ def _from_file(path: str, variant: str) -> ConfigDict:
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config of {path} returns a {type(config).__name__}: let it return a ConfigDict")
+    _require_keys(config, path)
     return config
+
+
+def _require_keys(config: ConfigDict, path: str) -> None:
+    """Raises a ValueError where a configuration lacks what every one of its task has; networks know what they need."""
+    kin = [_shipped(name, "") for name in shipped()]
+    expected = next((one for one in kin if one.task == config.get("task")), defaults.get_config())
+    for group, value in expected.items():
+        inside = isinstance(value, ConfigDict) and group not in _OF_NETWORKS
+        for key in [group, *(f"{group}.{name}" for name in (value if inside else ()))]:
+            if _find(config, key) is _MISSING and key not in MEANT:
+                raise ValueError(
+                    f"the configuration of {path} has no key {key}: begin with  defaults.get_config()  of "
+                    "bandtok_jax.configs, and give it what that of another file has for this task"
+                )
 
 
 def _given(variant: str) -> tuple[str, ...]:

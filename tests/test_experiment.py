@@ -81,6 +81,18 @@ def test_mistakes_in_a_file_name_the_line(text, message, tmp_path):
         experiment.load_config(f"{tmp_path}/my.py:tiny")
 
 
+@pytest.mark.parametrize("key", ["mesh", "task", "data.gain_db", "codebook", "loss.adversarial_kind", "optimizer"])
+def test_a_key_that_a_file_leaves_out_is_named(key, tmp_path):
+    (tmp_path / "my.py").write_text(
+        "from bandtok_jax.configs import bandtok\n"
+        "def get_config(variant):\n    config = bandtok.get_config(variant)\n"
+        "    with config.unlocked():\n"
+        f"        del config.{key}\n        del config.data.damaged, config.model.residual_levels\n    return config\n"
+    )
+    with pytest.raises(ValueError, match=f"my.py has no key {key}: begin with  defaults.get_config"):
+        experiment.load_config(f"{tmp_path}/my.py:tiny")
+
+
 def test_a_stored_configuration_comes_back(tmp_path):
     config = experiment.load_config("bandtok:tiny")
     experiment.write_config(config, tmp_path)

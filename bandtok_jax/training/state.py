@@ -19,22 +19,6 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 
-# Keys that older runs do not have, with what they did; where a configuration has the key, it is as if they said so.
-_MEANT = {
-    "optimizer.decay_all": False,
-    "discriminator_optimizer.decay_all": False,
-    "loss.feature_average": "critics",
-    "loss.balancer_decay": 0.0,
-    "loss.waveform": 0.0,
-    "discriminator.rates": (),
-    "codebook.decay": 0.0,
-    "model.residual_levels": 0,
-    "model.column_width": 128,
-    "model.row_vocabulary": False,
-    "model.sequence_sharding": False,
-}
-
-
 def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_changed_data: bool = False):
     """The configuration to run with, checked against the one that is stored in the run folder.
 
@@ -70,7 +54,7 @@ def _completed(stored, config):
     """The configuration of an older run with the keys that have come since."""
     stored = stored.copy_and_resolve_references()
     with stored.unlocked():
-        for key, value in _MEANT.items():
+        for key, value in experiment.MEANT.items():
             group, _, name = key.partition(".")
             if name in config.get(group, {}) and name not in stored.get(group, {}):
                 if group not in stored:
