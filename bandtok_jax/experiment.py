@@ -17,6 +17,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.configs import defaults
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -186,6 +187,19 @@ def _check(config: ConfigDict) -> None:
         check_seed(config.seed, "config.seed")
     if config.get("dtype", DTYPES[0]) not in DTYPES:
         raise ValueError(f"config.dtype is {config.dtype!r}: set it to one of {', '.join(DTYPES)}")
+    _check_rates(config)
+
+
+def _check_rates(config: ConfigDict) -> None:
+    """Raises a ValueError where the sound is not of the rate that the mel is one of: all bands would lie elsewhere."""
+    if "mel" not in config:
+        return
+    heard, drawn = config.data.sample_rate_hz, config.mel.get("sample_rate_hz", MelDefinition.sample_rate_hz)
+    if heard != drawn:
+        raise ValueError(
+            f"config.data.sample_rate_hz is {heard}, and the mel of this configuration is one of {drawn} Hz: set "
+            f"--config.data.sample_rate_hz={drawn}, or take a configuration whose mel is one of {heard} Hz"
+        )
 
 
 def check_seed(seed: int, name: str = "seed") -> None:

@@ -53,6 +53,13 @@ def test_dotted_keys_are_set_with_their_types():
         ("bandtok:tiny", {"seed": "4294967296"}, "config.seed is 4294967296: .* to 4294967295"),
         ("bandtok:tiny", {"optimizer.learning_rate": "-1e-3"}, "config.optimizer.learning_rate is -0.001"),
         ("vocos:tiny", {"discriminator_optimizer.learning_rate": "1e999"}, "learning_rate is inf: .* finite"),
+        (
+            "bandtok:tiny",
+            {"data.sample_rate_hz": "24000"},
+            "the mel .* is one of 44100 Hz: set --config.data.sample_ra",
+        ),
+        ("vocos:tiny", {"data.sample_rate_hz": "22050"}, "config.data.sample_rate_hz is 22050, and the mel"),
+        ("bandtok:tiny_24khz", {"data.sample_rate_hz": "44100"}, "the mel .* is one of 24000 Hz"),
         ("bandtok:tiny", {"batch_size": "None"}, "config.batch_size cannot be 'None': it must be of the type of 8"),
         ("bandtok:tiny", {"optimizer.gradient_clip_norm": "None"}, "gradient_clip_norm cannot be 'None'"),
         ("bandtok:tiny", {"optimizer.gradient_clip_norm": "-1"}, "gradient_clip_norm is -1.0: .*0 switches it off"),
