@@ -17,6 +17,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from bandtok_jax import storage
 from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.configs import defaults
 
@@ -67,6 +68,8 @@ def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDic
     path, _, variant = str(name).partition(":")
     if pathlib.Path(name).is_dir() and name not in shipped():
         config = read_config(name)
+        if "task" not in config:
+            raise ValueError(f"{name} holds no run's configuration: give a run, NAME:VARIANT or path/to/config.py")
     else:
         config = _from_file(path, variant) if path.endswith(".py") else _shipped(path, variant)
     for key, text in (overrides or {}).items():
@@ -80,11 +83,17 @@ def read_config(folder) -> ConfigDict:
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: it is damaged.
     """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a run or of an export")
-    config = ConfigDict(json.loads(path.read_text()), convert_dict=True)
+    try:
+        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")), convert_dict=True)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no configuration ({error}): copy it again from a run of the same one, or give another folder"
+        ) from None
     return config.lock()
 
 
@@ -92,7 +101,7 @@ def write_config(config: ConfigDict, folder) -> None:
     """Stores the configuration as `config.json` in a run folder."""
     path = pathlib.Path(folder) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(config), indent=2) + "\n")
+    storage.write_text(path, json.dumps(plain(config), indent=2) + "\n")
 
 
 def plain(value):

@@ -150,6 +150,36 @@ def test_a_run_without_a_newer_group_goes_on(tmp_path):
     states.settle(tiny.config("waveform_codec", tmp_path, **older), tmp_path, None, resumed=True)
 
 
+def test_an_export_is_no_run_folder(tmp_path):
+    config, export = tiny.config("mel_tokenizer", tmp_path), tmp_path / "config.json"
+    export.write_text('{"export_version": 1, "stages": {}}')
+    with pytest.raises(ValueError, match=r"holds an export.*another --workdir.*--init-from"):
+        loop.train(config, tmp_path)
+    with pytest.raises(ValueError, match="holds no run's configuration: give a run"):
+        experiment.load_config(str(tmp_path))
+    export.write_text('{"task": "mel_tok')
+    for use in (lambda: loop.train(config, tmp_path), lambda: experiment.load_config(str(tmp_path))):
+        with pytest.raises(ValueError, match=r"config.json is no configuration .*copy it again"):
+            use()
+    assert export.read_text() == '{"task": "mel_tok' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_crash_leaves_the_old_files_or_the_new_ones(tmp_path, monkeypatch):
+    config, lines = tiny.config("mel_tokenizer", tmp_path), '{"step": 2}\n{"step": 4}\n'
+    experiment.write_config(config, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    before = (tmp_path / "config.json").read_bytes()
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    for write in (lambda: experiment.write_config(config, tmp_path), lambda: Reporter(tmp_path, config, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert (tmp_path / "config.json").read_bytes() == before and (tmp_path / "metrics.jsonl").read_text() == lines
+
+
 def test_another_size_in_the_same_folder_is_refused(straight):
     run = straight("mel_tokenizer")
     with pytest.raises(ValueError, match=r"model.codes was 64 and is now 32.*--workdir"):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import plots
 
@@ -141,7 +142,7 @@ def read_metrics(run) -> list[dict]:
 def _cut_back(path: pathlib.Path, step: int) -> None:
     lines = [line for line in read_metrics(path.parent) if line["step"] <= step] if step else []
     if path.exists():
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        storage.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _pixels(path) -> np.ndarray:

@@ -23,8 +23,9 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
     """The configuration to run with, checked against the one that is stored in the run folder.
 
     Raises:
-      ValueError: they differ in what makes a run what it is, or the data is not what it was.
+      ValueError: they differ in what makes a run what it is, the data is not what it was, or an export lies there.
     """
+    _refuse_export(workdir)
     config = config.copy_and_resolve_references()
     if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
         config.loss.discriminator_warmup = 0  # both players start together, or both are there
@@ -48,6 +49,15 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
             )
         config.tokenizer_hash = stored.get("tokenizer_hash", "")
     return config.lock()
+
+
+def _refuse_export(workdir: pathlib.Path) -> None:
+    """Raises a ValueError where a run would write its config.json over that of an export."""
+    if (workdir / "config.json").exists() and "stages" in experiment.read_config(workdir):
+        raise ValueError(
+            f"{workdir} holds an export, which a run would overwrite: give another --workdir, and start from its "
+            f"weights with --init-from={workdir}"
+        )
 
 
 def _completed(stored, config):
