@@ -49,6 +49,8 @@ MEANT = {
     "data.balance_domains": False,
     "data.damaged": "fail",
 }
+# Of a run: what loss.discriminator_warmup was before the run found that its critics need none.
+WARMUP_GIVEN = "discriminator_warmup_given"
 _OF_NETWORKS = ("model", "mel", "discriminator")
 _MAY_BE_NONE = ("data.loudness_lufs",)
 _MISSING = object()
@@ -70,11 +72,21 @@ def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDic
         config = read_config(name)
         if "task" not in config:
             raise ValueError(f"{name} holds no run's configuration: give a run, NAME:VARIANT or path/to/config.py")
+        config = _as_given(config)
     else:
         config = _from_file(path, variant) if path.endswith(".py") else _shipped(path, variant)
     for key, text in (overrides or {}).items():
         _override(config, key, text)
     _check(config)
+    return config.lock()
+
+
+def _as_given(config: ConfigDict) -> ConfigDict:
+    """A run's configuration without what the run made of it."""
+    config = config.copy_and_resolve_references().unlock()
+    if WARMUP_GIVEN in config:
+        config.loss.discriminator_warmup = config[WARMUP_GIVEN]
+        del config[WARMUP_GIVEN]
     return config.lock()
 
 

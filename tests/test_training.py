@@ -316,6 +316,21 @@ def test_the_critics_wait_only_where_a_run_starts_without_them(straight, tmp_pat
     assert states.settle(config, run, None, resumed=True).loss.discriminator_warmup == 0  # as the run was started
 
 
+def test_a_run_lends_what_was_configured_and_not_what_it_made_of_it(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    settled = states.settle(tiny.config("mel_tokenizer", tmp_path), run, None, resumed=False)
+    with settled.unlocked():
+        settled.tokenizer_hash = "a" * 64
+    experiment.write_config(settled, run)
+    assert experiment.read_config(run).loss.discriminator_warmup == 0
+    lent = experiment.load_config(str(run))
+    started = states.settle(lent, other, "an/export", resumed=False)
+    assert started.loss.discriminator_warmup == 1000 and started.tokenizer_hash == ""
+    again = states.settle(lent, run, None, resumed=True)
+    assert again.loss.discriminator_warmup == 0 and again.tokenizer_hash == "a" * 64
+    assert experiment.plain(again) == experiment.plain(settled)
+
+
 def test_a_step_of_a_run_can_be_named(straight):
     run = straight("mel_tokenizer")
     first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in checkpoint.saved_steps(run))

@@ -16,6 +16,7 @@ from bandtok_jax.training.program import WARM_START
 _MAY_CHANGE = (
     "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
     "wandb_project", "captioned_share", "mesh", "data", "data_hash", "tokenizer_hash", "vocoder", "vocoder_hash",
+    experiment.WARMUP_GIVEN,
 )  # fmt: skip
 
 
@@ -26,20 +27,24 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
       ValueError: they differ in what makes a run what it is, the data is not what it was, or an export lies there.
     """
     _refuse_export(workdir)
-    config = config.copy_and_resolve_references()
+    config = config.copy_and_resolve_references().unlock()
+    config.tokenizer_hash = config.vocoder_hash = ""  # a run's own, not those of a run that lent its configuration
     if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
+        config[experiment.WARMUP_GIVEN] = config.loss.discriminator_warmup
         config.loss.discriminator_warmup = 0  # both players start together, or both are there
     config.data_hash = sources.fingerprint(config.data)
     if resumed:
         stored = _completed(experiment.read_config(workdir), config)
         if "discriminator_warmup" in config.loss:
             config.loss.discriminator_warmup = stored.loss.discriminator_warmup
-        for name in stored:
-            # Through JSON, tuples become lists: compare what is written.
-            if name not in _MAY_CHANGE and experiment.plain(stored[name]) != experiment.plain(config.get(name)):
+            if experiment.WARMUP_GIVEN in stored:
+                config[experiment.WARMUP_GIVEN] = stored[experiment.WARMUP_GIVEN]
+        was, now = _identity(stored), _identity(config)
+        for name in was:
+            if was[name] != now.get(name):
                 raise ValueError(
                     f"{workdir} is a run of another configuration: "
-                    f"{experiment.difference(stored[name], config.get(name), name)}; "
+                    f"{experiment.difference(was[name], now.get(name), name)}; "
                     "give the same configuration, or another --workdir"
                 )
         if stored.get("data_hash", "") not in ("", config.data_hash) and not accept_changed_data:
@@ -58,6 +63,15 @@ def _refuse_export(workdir: pathlib.Path) -> None:
             f"{workdir} holds an export, which a run would overwrite: give another --workdir, and start from its "
             f"weights with --init-from={workdir}"
         )
+
+
+def _identity(config) -> dict:
+    """What the run is, as it is written: in JSON, tuples are lists."""
+    found = experiment.plain(config)
+    for key in _MAY_CHANGE:
+        group, _, name = key.rpartition(".")
+        (found.get(group, {}) if group else found).pop(name, None)
+    return found
 
 
 def _completed(stored, config):
