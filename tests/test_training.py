@@ -331,6 +331,27 @@ def test_a_run_lends_what_was_configured_and_not_what_it_made_of_it(tmp_path):
     assert experiment.plain(again) == experiment.plain(settled)
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("clip_samples", "32768", "data.clip_samples was 16384 and is now 32768"),
+        ("gain_db", "(0.0, 0.0)", "data.gain_db was .* and is now"),
+        ("loudness_lufs", "None", "data.loudness_lufs was -16.0 and is now None"),
+        ("balance_domains", "true", "data.balance_domains was False and is now True"),
+        ("columns", "3", "data.columns was 0 and is now 3"),
+    ],
+)
+def test_a_run_goes_on_with_other_places_and_workers_but_no_other_examples(key, value, message, tmp_path):
+    stored = experiment.plain(tiny.config("mel_tokenizer", tmp_path))
+    del stored["data"]["balance_domains"], stored["data"]["damaged"]  # as older runs
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    same = tiny.config("mel_tokenizer", tmp_path, **{"data.workers": "3", "data.damaged": "skip"})
+    states.settle(same, tmp_path, None, resumed=True)
+    with pytest.raises(ValueError, match=message):
+        changed = tiny.config("mel_tokenizer", tmp_path, **{f"data.{key}": value})
+        states.settle(changed, tmp_path, None, resumed=True)
+
+
 def test_a_step_of_a_run_can_be_named(straight):
     run = straight("mel_tokenizer")
     first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in checkpoint.saved_steps(run))
