@@ -85,7 +85,9 @@ def inspect(directory, clip_samples=65_536):
             "seconds": clip_samples / manifest["sample_rate_hz"],
             "sample_rate_hz": manifest["sample_rate_hz"],
             "shortest_track_seconds": shortest,
-            "padded": bool(shortest < clip_samples / manifest["sample_rate_hz"]),
+            "padded_share": records.short_share(
+                tracks, manifest["clip_seconds"], clip_samples / manifest["sample_rate_hz"]
+            ),
         },
     }
 
@@ -119,8 +121,10 @@ def report(found):
         f"{'crop':<12}{crop['samples']} samples at {crop['sample_rate_hz']} Hz, {crop['seconds']:.2f} s, mono, "
         f"from records of {found['clip_seconds']:g} s"
         + (
-            f"; tracks shorter than that (the shortest {crop['shortest_track_seconds']:.1f} s) are padded with silence"
-            if crop["padded"]
+            f"; {crop['padded_share']:.1%} of the records are shorter and end in silence (the shortest track has "
+            f"{crop['shortest_track_seconds']:.1f} s)"
+            + (": prepare them with a larger --clip-seconds" if crop["seconds"] > found["clip_seconds"] else "")
+            if crop["padded_share"]
             else ""
         ),
         f"{'files':<12}" + _line({f"{rate} Hz": group for rate, group in found["sample_rates_hz"].items()}),

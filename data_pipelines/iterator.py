@@ -148,6 +148,7 @@ def create(data, *, split, batch_size, seed, process_index=0, process_count=1, s
         )
     weighted, crop = _open(data, split)
     if not data["tokens"]:
+        sources.check_lengths(weighted, data["clip_samples"] / data["sample_rate_hz"])
         weighted = sources.balance(
             weighted, full_band=data["balance_full_band"], domains=data.get("balance_domains", False)
         )

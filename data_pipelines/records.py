@@ -14,6 +14,7 @@ NAME = "music"
 MANIFEST = "manifest.json"
 TRACKS = "tracks.jsonl"  # one line for every track, in the order of its records
 HEAD_BYTES = 4096  # normally holds all fields but the samples
+SAMPLE_SECONDS = 1e-3  # a difference that is none
 MOST_HEADS = 50_000  # kept in memory, about 1 kB each
 CURE = (
     "make the folder again with  bandtok prepare ... --overwrite, or leave it out: in training with "
@@ -44,6 +45,18 @@ def read_manifest(directory):
 def read_tracks(directory):
     """Yields what the manifest's folder says about every track, in the order of their records."""
     return map(json.loads, storage.read_text(os.path.join(directory, TRACKS)).splitlines())
+
+
+def short_share(tracks, clip_seconds, seconds):
+    """The share of the records of some tracks that a crop of so many seconds fills up with silence.
+
+    tracks: as `read_tracks` gives them; clip_seconds: the length of a record where its track goes on.
+    """
+    lasts = [min(clip_seconds, track["seconds"] - (track["records"] - 1) * clip_seconds) for track in tracks]
+    records = sum(track["records"] for track in tracks)
+    if clip_seconds < seconds - SAMPLE_SECONDS:
+        return 1.0
+    return sum(last < seconds - SAMPLE_SECONDS for last in lasts) / max(1, records)
 
 
 class RecordSource:

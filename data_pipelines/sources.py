@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import hashlib
 import json
+import math
+import warnings
 
 import numpy as np
 
 from bandtok_jax.data_pipelines import records, tokens
+from bandtok_jax.data_pipelines.reading import SHORTEST_SECONDS
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenSource
@@ -60,6 +63,30 @@ def open_audio(text, split, *, sample_rate_hz, clip_samples):
         )
         for name, weight in parse_weights(text)
     ]
+
+
+def check_lengths(weighted, seconds):
+    """Raises a ValueError where all records of a folder are shorter than a clip of so many seconds, and warns where
+    some of them are.
+    """
+    for source, _ in weighted:
+        # Where none can be shorter, the list of the tracks is not read: of a large corpus it is long.
+        if seconds <= SHORTEST_SECONDS or not isinstance(source, RecordSource) or "clip_seconds" not in source.manifest:
+            continue
+        longest = source.manifest["clip_seconds"]
+        if longest < seconds - records.SAMPLE_SECONDS:
+            raise ValueError(
+                f"{source.directory} has records of {longest:g} s, and a clip has {seconds:.2f} s, so that every one "
+                f"would end in silence: make them longer with  bandtok prepare --clip-seconds {math.ceil(seconds)} "
+                "--overwrite, or the clip shorter (data.clip_samples)"
+            )
+        tracks = [track for track in records.read_tracks(source.directory) if track["split"] == source.split]
+        if share := records.short_share(tracks, longest, seconds):
+            warnings.warn(
+                f"{source.directory}: {share:.1%} of the records in {source.split} are shorter than the "
+                f"{seconds:.2f} s of a clip (data.clip_samples) and end in silence",
+                stacklevel=2,  # once, however many streams are opened
+            )
 
 
 def fingerprint(data):

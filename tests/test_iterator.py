@@ -3,6 +3,7 @@
 from collections import Counter
 import json
 import shutil
+import warnings
 
 import grain
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from bandtok_jax.data_pipelines import iterator, mixture, sources
 from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop, caption_bytes, rotate_phase
 from bandtok_jax.data_pipelines.prepare import prepare
 from bandtok_jax.data_pipelines.records import RecordSource
+from tests.music_files import make_music, run
 
 RATE = 8000
 
@@ -260,6 +262,24 @@ def test_a_crop_is_the_mean_of_the_channels():
     generators = [np.random.default_rng(seed) for seed in range(40)]
     starts = set((AudioCrop(4000, RATE).batch([ramp] * 40, generators)["audio"][:, 0] * 32_768).astype(int))
     assert len(starts) > 30 and max(starts) <= 5000 and min(starts) >= 0
+
+
+def test_a_clip_longer_than_the_records_is_refused(folder):
+    data = config(folder, clip_samples=16_800)
+    with pytest.raises(ValueError, match=r"records of 2 s, .* has 2.10 s, .*prepare --clip-seconds 3 --overwrite"):
+        take(data, 1)
+    assert len(iterator.evaluation_batches(data, batch_size=4, count=1)[0]["audio"][0]) == 16_800  # one may listen
+    take(config(f"{folder},synthetic", clip_samples=16_000), 1)
+
+
+def test_single_short_tracks_are_told_with_their_share(tmp_path):
+    run(make_music(tmp_path / "music"), output=tmp_path / "out", clip_seconds=5.0, validation_share=0)
+    data = config(str(tmp_path / "out"), clip_samples=4 * RATE, phase_rotation=False)
+    with pytest.warns(UserWarning, match=r"out: 60.0% of the records in train are shorter than the 4.00 s of a clip"):
+        take(data, 1)  # records of 3, 5, 2, 5 and 3 s
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take(config(str(tmp_path / "out")), 1)
 
 
 def test_only_short_records_are_padded():

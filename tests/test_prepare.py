@@ -198,6 +198,9 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path):
         "crops_without_overlap": 8 * 16_000 // 20_000,
     }
     assert found["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(found)
+    assert "100.0% of the records are shorter and end in silence" in doctor.report(found)
+    assert "a larger --clip-seconds" in doctor.report(found)
+    assert doctor.inspect(tmp_path / "out", clip_samples=15_200)["crop"]["padded_share"] == 0.0
     assert found["domain_shares"] == {"music": 1.0} and "training examples" not in doctor.report(found)
     listed = (tmp_path / "out" / "tracks.jsonl").read_text().splitlines()  # of 1, 3 and 4 records
     listed[1] = listed[1].replace('"domain": "music"', '"domain": ""')
