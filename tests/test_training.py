@@ -15,6 +15,7 @@ import soundfile
 
 import bandtok_jax
 from bandtok_jax import experiment, tasks
+from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.interchange import model_folder, stage
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
@@ -272,6 +273,21 @@ def test_time_is_booked_and_a_profile_is_written(tmp_path, monkeypatch):
     per_step = rates["train/mfu"] * 1e12 * rates["train/seconds_per_step"]
     assert per_step == pytest.approx(flops.training_flops(tasks.create(tiny.config("language_model", tmp_path)), 4))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_evaluations_and_checkpoints_cut_no_interval_of_steps(straight, tmp_path, monkeypatch):
+    whole, following = straight("language_model"), iterator.TrainIterator.__next__
+    monkeypatch.setattr(iterator.TrainIterator, "__next__", lambda self: time.sleep(0.2) or following(self))
+    changes = {"log_every": 4, "evaluate_every": 3, "checkpoint_every": 3}
+    loop.train(tiny.config("language_model", whole.parent, **changes), tmp_path / "run")
+    losses, rates = ({}, {})
+    for name, run in (("each", whole), ("both", tmp_path / "run")):
+        lines = [line for line in read_metrics(run) if "train/loss" in line]
+        losses[name] = {line["step"]: line["train/loss"] for line in lines}
+        rates[name] = {line["step"]: line["train/seconds_per_step"] for line in lines}
+    for step in (4, 8):
+        assert losses["both"][step] == pytest.approx((losses["each"][step - 2] + losses["each"][step]) / 2, rel=1e-5)
+    assert rates["both"][4] > 0.2 and rates["both"][8] > 0.75 * 0.2  # the last of all waits for no data
 
 
 def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):

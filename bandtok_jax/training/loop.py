@@ -116,11 +116,16 @@ def train(
                     reporter.say(f"step {step}: {warning}")
             reporter.scalars(step, "time", {f"{kind}_share": share for kind, share in stopwatch.shares().items()})
 
+        def arrive():
+            """Waits for the steps that are under way, so that their time is theirs, and looks at their metrics."""
+            for number, (step, metrics) in enumerate(pending):
+                pending[number] = step, jax.device_get(metrics)
+                _check_finite(step, "train", pending[number][1], checkpoints)
+
         def flush():
-            lines = [(step, jax.device_get(metrics)) for step, metrics in pending]
+            arrive()
+            lines = list(pending)
             pending.clear()
-            for step, metrics in lines:
-                _check_finite(step, "train", metrics, checkpoints)
             # A phase may have begun in between: a mean is over the steps that know the name.
             names = dict.fromkeys(name for _, metrics in lines for name in metrics)
             return {name: np.mean([metrics[name] for _, metrics in lines if name in metrics]) for name in names}
@@ -152,15 +157,13 @@ def train(
                     reporter.progress(step, f"loss {means['loss']:.4f}")
                     stopwatch.restart()
                 if step % config.evaluate_every == 0 or last:
+                    arrive()
                     evaluate(step)
-                    stopwatch.restart()
                 if (step % config.checkpoint_every == 0 or last or stopped) and not overfit_one_batch:
-                    if pending:
-                        flush()
+                    arrive()
                     evaluated = step % config.evaluate_every == 0 or last
                     with stopwatch.during("checkpoint"):
                         checkpoints.save(step, state, step * config.batch_size, dict(scores) if evaluated else None)
-                    stopwatch.restart()
                 if stopped:
                     checkpoints.wait()
                     raise distributed.Preempted(f"saved step {step} of {config.total_steps} in {workdir}")
