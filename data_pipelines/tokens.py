@@ -79,14 +79,25 @@ class TokenWriter:
             )
         self.directory, self.facts = os.fspath(directory), {"version": VERSION, **facts}
         storage.make_folder(self.directory)
-        for name in (MANIFEST, HEADER):
-            path = os.path.join(self.directory, name)
-            if storage.exists(path):
-                self._compare(_read_json(path), path)
-                return
-        if any(not name.endswith(".new") for name in storage.names(self.directory)):
+        if self._is_begun():
+            return
+        filled = any(not name.endswith(".new") for name in storage.names(self.directory))
+        if filled and self._is_begun():  # by another process, since the first look
+            return
+        if filled:
             raise ValueError(f"{directory} is not empty and holds no tokens: give an empty or a new folder")
         _write_json(os.path.join(self.directory, HEADER), self.facts)
+
+    def _is_begun(self):
+        """Whether the folder holds these tokens, or some of them. Raises: ValueError: it holds others."""
+        for name in (HEADER, MANIFEST):  # in this order: the second is there before the first one goes
+            path = os.path.join(self.directory, name)
+            try:
+                self._compare(_read_json(path), path)
+                return True
+            except FileNotFoundError:
+                continue
+        return False
 
     def _compare(self, found, path):
         for name, value in self.facts.items():

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.tokens import (
@@ -96,6 +97,19 @@ def test_an_interrupted_writer_goes_on(tmp_path):
     assert [TokenSource(tmp_path, "train")[i]["track"] for i in range(2)] == ["t0", "t1"]
     with pytest.raises(ValueError, match="weight_hash 'abc', and this is 'other'"):
         TokenWriter(tmp_path, **{**FACTS, "weight_hash": "other"})
+
+
+def test_processes_that_start_together_meet_in_one_folder(tmp_path, monkeypatch):
+    names, other = storage.names, []
+
+    def late(folder):
+        if not other:  # the other process begins after this one has looked
+            other.append(None)
+            TokenWriter(tmp_path, **FACTS).write("train", 0, [piece(0)])
+        return names(folder)
+
+    monkeypatch.setattr(storage, "names", late)
+    assert TokenWriter(tmp_path, **FACTS).has("train", 0)
 
 
 def test_names_what_is_wrong_with_a_folder(folder, tmp_path):
