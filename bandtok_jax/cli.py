@@ -90,7 +90,7 @@ def _plan(flags):
     if flags.weak_scaling:
         plans = search.weak_scaling(config, machines, say, quick=flags.quick)
         print(text.as_json(plans) if flags.json else text.table(plans))
-        return None
+        return 0 if all(found.fits for found in plans) else 1
     say("compiling takes minutes" if machines.facts["kind"] == "tpu" else "tracing")
     found = plan.plan(config, machines, quick=flags.quick)
     print(text.as_json([found]) if flags.json else text.text(found, flags.config), flush=True)
@@ -100,8 +100,10 @@ def _plan(flags):
     if cured is None:
         tried = f" (tried up to {search.as_flags(changes)})" if changes else ""
         raise ValueError(f"it does not fit, nor with less memory for each example{tried}: take more or larger chips")
-    print(f"\nit fits with {search.as_flags(changes)}:\n")
-    print(text.as_json([cured]) if flags.json else text.text(cured, flags.config))
+    if flags.json:  # one document, of what was asked for
+        print(f"bandtok: it fits with {search.as_flags(changes)}", file=sys.stderr)
+    else:
+        print(f"\nit fits with {search.as_flags(changes)}:\n\n{text.text(cured, flags.config)}")
     return 1
 
 

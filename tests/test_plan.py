@@ -310,6 +310,19 @@ def test_the_cure_is_what_costs_least_and_is_tried_out(tmp_path, monkeypatch):
     assert changes["mesh.fsdp"] == 4
 
 
+def test_programs_read_one_plan_and_the_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: _found())
+    monkeypatch.setattr(search, "cure", lambda *_, **__: ({"mesh.fsdp": 4}, _found(fits=True)))
+    flags = ["plan", "--config=language_model:tiny", "--topology=v5e:4x4", "--json"]
+    assert cli.main(flags) == 1
+    printed = capsys.readouterr()
+    assert not json.loads(printed.out)["fits"] and "it fits with --config.mesh.fsdp=4" in printed.err
+    for fits in (True, False):
+        monkeypatch.setattr(search, "weak_scaling", lambda *_, **__: [_found(fits=True), _found(fits=fits)])
+        assert cli.main([*flags, "--weak-scaling"]) == int(not fits)
+        assert [json.loads(line)["fits"] for line in capsys.readouterr().out.splitlines()] == [True, fits]
+
+
 def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
     flags = ["--topology=h100:2x4", "--config.batch_size=64", "--config.model.layers=1", "--json"]
     assert cli.main(["plan", "--config=language_model:tiny", *flags]) == 0
