@@ -135,7 +135,7 @@ def _prepare(flags):
 def _doctor(flags):
     from bandtok_jax.data_pipelines import doctor
 
-    print(doctor.report(doctor.inspect(flags.data)))
+    print(doctor.report(doctor.inspect(flags.data, flags.clip_samples)))
 
 
 def _tokenize(flags):

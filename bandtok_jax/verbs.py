@@ -159,6 +159,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("doctor", "read prepared records and show what a model will hear", "bandtok doctor --data data/music")
     p.add_argument("--data", required=True, metavar="DIR", help="prepared records")
+    p.add_argument(
+        "--clip-samples", type=int, default=65_536, metavar="N", help="a crop, as data.clip_samples (default 65536)"
+    )
 
     p = verb(
         "plan",

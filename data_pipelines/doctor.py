@@ -7,14 +7,18 @@ import os
 
 from array_record.python import array_record_module
 import numpy as np
+from tqdm import tqdm
 
 from bandtok_jax import storage
 from bandtok_jax.data_pipelines import examples, records, shards, summary
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
 
 
-def _check_shard(directory, shard):
-    """Reads a shard with ArrayRecord's own reader, which checks every checksum; -> counts over its records."""
+def _check_shard(directory, shard, bar):
+    """Reads a shard with ArrayRecord's own reader, which checks every checksum; -> counts over its records.
+
+    bar: moves by one with every record.
+    """
     path = os.path.join(directory, shard["file"])
     if not storage.exists(path):
         raise FileNotFoundError(
@@ -34,6 +38,7 @@ def _check_shard(directory, shard):
                 counts["values"] += audio.size
                 counts["clipped"] += int(np.count_nonzero(audio >= CLIPPED_LEVEL * 32_768))
                 counts["silent_records"] += bool(audio.max() < SILENCE_PEAK * 32_768)
+                bar.update()
             reader.close()
     except (ValueError, IndexError, RuntimeError) as error:
         shards.check_system(error, path)
@@ -49,11 +54,23 @@ def _check_shard(directory, shard):
     return counts
 
 
-def inspect(directory, clip_samples=65_536):
-    """-> the manifest's facts, what reading every record showed, and what a crop of `clip_samples` will be.
+def _check_splits(directory, splits):
+    """{split: [what `_check_shard` gives]}, with a progress bar on a terminal."""
+    records_there = sum(split["records"] for split in splits.values())
+    with tqdm(total=records_there, unit="record", unit_scale=True, desc="read", disable=None, leave=False) as bar:
+        return {
+            name: [_check_shard(directory, shard, bar) for shard in split["shards"]] for name, split in splits.items()
+        }
 
-    Raises: FileNotFoundError, ValueError: missing, empty or damaged data, with the cure.
+
+def inspect(directory, clip_samples=65_536):
+    """-> the manifest's facts, what reading every record showed, and what a crop of `clip_samples` will be, at the rate
+    of the records.
+
+    Raises: FileNotFoundError, ValueError: missing, empty or damaged data, or no crop, with the cure.
     """
+    if clip_samples < 1:
+        raise ValueError(f"a crop of {clip_samples} samples: give at least 1")
     manifest = records.read_manifest(directory)
     if not any(split["records"] for split in manifest["splits"].values()):
         raise ValueError(
@@ -64,8 +81,7 @@ def inspect(directory, clip_samples=65_536):
     for track in tracks:
         if track["split"] == "train":
             heard[track["domain"] or summary.UNKNOWN] += track["records"]
-    for name, split in manifest["splits"].items():
-        counts = [_check_shard(directory, shard) for shard in split["shards"]]
+    for name, counts in _check_splits(directory, manifest["splits"]).items():
         total = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
         read[name] = {
             "records": total.get("records", 0),

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
+from bandtok_jax import cli
 from bandtok_jax.data_pipelines import doctor, reading, shard_tasks
 from bandtok_jax.data_pipelines.records import RecordSource
 from tests.music_files import RATE, make_music, reasons, run, sound
@@ -183,7 +185,7 @@ def test_memory_is_bounded_by_the_block(tmp_path, monkeypatch):
     assert manifest["splits"]["train"]["records"] == 80 and peak < 6e6  # the samples alone are 15 MB in float32
 
 
-def test_doctor_finds_missing_and_damaged_data(music, tmp_path):
+def test_doctor_finds_missing_and_damaged_data(music, tmp_path, capsys, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no such folder; make it with  bandtok prepare"):
         doctor.inspect(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -200,6 +202,14 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path):
     assert found["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(found)
     assert "100.0% of the records are shorter and end in silence" in doctor.report(found)
     assert "a larger --clip-seconds" in doctor.report(found)
+    assert cli.main(["doctor", "--data", str(tmp_path / "out"), "--clip-samples=12000"]) == 0
+    assert "12000 samples at 8000 Hz, 1.50 s" in capsys.readouterr().out
+    assert cli.main(["doctor", "--data", str(tmp_path / "out"), "--clip-samples=0"]) == 1
+    bars = []
+    with monkeypatch.context() as patched:
+        patched.setattr(doctor, "tqdm", lambda **options: bars.append(tqdm(**options | {"disable": False})) or bars[0])
+        doctor.inspect(tmp_path / "out")
+    assert bars[0].n == bars[0].total == 8
     assert doctor.inspect(tmp_path / "out", clip_samples=15_200)["crop"]["padded_share"] == 0.0
     assert found["domain_shares"] == {"music": 1.0} and "training examples" not in doctor.report(found)
     listed = (tmp_path / "out" / "tracks.jsonl").read_text().splitlines()  # of 1, 3 and 4 records
