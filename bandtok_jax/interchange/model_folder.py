@@ -129,17 +129,15 @@ def export(run: str, *, vocoder: str | None = None, language_model: str | None =
 
 def save(codec: Codec, output: str) -> None:
     """Writes a codec as an export folder; see `export`."""
-    _write_export(codec.stages, codec.weight_hash, lambda cards: model_card.write(codec, cards), output)
+    _write_export(codec.stages, lambda cards: model_card.write(codec, cards), output)
 
 
 def save_vocoder(stage: Stage, output: str) -> None:
     """Writes a vocoder alone as an export folder, for `load(TOKENIZER, vocoder=output)`; `output` as for `export`."""
-    _write_export({stage.name: stage}, stage.weight_hash, lambda cards: model_card.write_vocoder(stage, cards), output)
+    _write_export({stage.name: stage}, lambda cards: model_card.write_vocoder(stage, cards), output)
 
 
-def _write_export(
-    stages: Mapping[str, Stage], weight_hash: str, write_card: Callable[[Mapping[str, Any]], str], output: str
-) -> None:
+def _write_export(stages: Mapping[str, Stage], write_card: Callable[[Mapping[str, Any]], str], output: str) -> None:
     if os.path.isdir(output) and os.listdir(output) and not _is_export(output):
         raise ValueError(f"{output} is not empty and holds no export of bandtok: choose a new folder")
     os.makedirs(output, exist_ok=True)
@@ -148,11 +146,12 @@ def _write_export(
         for name, stage in stages.items()
     }
     weights = {name: jax.tree.map(np.asarray, dict(stage.weights)) for name, stage in stages.items()}
-    content = {"export_version": EXPORT_VERSION, "weight_hash": weight_hash, "stages": {}}
+    hashes = {name: safetensors.weight_hash(tree) for name, tree in weights.items()}
+    # Codes belong to the tokenizer, which comes first; a vocoder alone stands for itself.
+    content = {"export_version": EXPORT_VERSION, "weight_hash": next(iter(hashes.values())), "stages": {}}
     for name, stage in stages.items():
         facts = {"step": stage.step, "tokenizer_hash": stage.tokenizer_hash, "card": cards[name]}
-        written = safetensors.weight_hash(weights[name])
-        content["stages"][name] = {"config": stage.config.to_dict(), "weight_hash": written, **facts}
+        content["stages"][name] = {"config": stage.config.to_dict(), "weight_hash": hashes[name], **facts}
     safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
     texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
     for name, text in texts.items():
