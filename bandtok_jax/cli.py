@@ -6,6 +6,7 @@ Whatever is slow to import is imported inside the verb that needs it, so that `b
 import argparse
 from collections.abc import Sequence
 import errno
+import functools
 import os
 import sys
 import warnings
@@ -243,13 +244,13 @@ def _import(flags):
     from bandtok_jax.interchange import dac_weights, model_folder, vocos_weights
 
     readers = {
-        "dac": dac_weights.read_official,
-        "dac-hf": dac_weights.read_transformers,
+        "dac": functools.partial(dac_weights.read_official, parity=flags.parity),
+        "dac-hf": functools.partial(dac_weights.read_transformers, parity=flags.parity),
         "vocos": vocos_weights.read,
     }
     if flags.parity and flags.kind == "vocos":
         raise ValueError("--parity is about the length of DAC's sound: leave it out for a vocoder")
-    stage = readers[flags.kind](flags.weights, **({"parity": True} if flags.parity else {}))
+    stage = readers[flags.kind](flags.weights)
     if stage.name == "vocoder":
         model_folder.save_vocoder(stage, flags.output)
         mel = stage.mel

@@ -52,10 +52,10 @@ def short_share(tracks, clip_seconds, seconds):
 
     tracks: as `read_tracks` gives them; clip_seconds: the length of a record where its track goes on.
     """
-    lasts = [min(clip_seconds, track["seconds"] - (track["records"] - 1) * clip_seconds) for track in tracks]
-    records = sum(track["records"] for track in tracks)
     if clip_seconds < seconds - SAMPLE_SECONDS:
         return 1.0
+    lasts = [min(clip_seconds, track["seconds"] - (track["records"] - 1) * clip_seconds) for track in tracks]
+    records = sum(track["records"] for track in tracks)
     return sum(last < seconds - SAMPLE_SECONDS for last in lasts) / max(1, records)
 
 
