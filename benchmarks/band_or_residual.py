@@ -222,7 +222,7 @@ def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
     """Name, unit and rotary positions -> a number for each run of an arm."""
     figures = {
         ("mel_error", "nats", ""): [run["mel_error"] for run in runs],
-        ("codes_in_use", "share", ""): [_use(run) for run in runs],
+        ("codes_in_use", "share", ""): [run["codes"]["together"]["use"] for run in runs],
         ("entropy", "bit/s", ""): [run["codes"]["bits_per_second"]["entropy"] for run in runs],
         ("nmi", "", ""): [np.mean(run["nmi"]) for run in runs],
         ("nmi_shuffled", "", ""): [np.mean(run["nmi_shuffled"]) for run in runs],
@@ -242,12 +242,6 @@ def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
                     unit = "" if name in ("continued", "reconstructed") else "share"
                     figures[f"{name}_{when}_slot", unit, rope] = values
     return figures
-
-
-def _use(run: dict) -> float:
-    """Share of the entries of all codebooks that came at all: bands share one, a level has its own."""
-    codes = run["codes"]
-    return codes["together"]["use"] if run["arm"] == "band" else np.mean([one["use"] for one in codes["rows"]])
 
 
 def _above_chance(run: dict) -> np.ndarray:
