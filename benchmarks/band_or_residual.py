@@ -90,14 +90,12 @@ def main():
             _settle(os.path.join(flags.output, f"{arm}-{seed}"), _settings(arm, flags.data))
     start, found = time.monotonic(), []
     for arm, seed in runs:
-        path = os.path.join(flags.output, f"{arm}-{seed}.json")
-        late = flags.only_report or time.monotonic() - start > 60 * flags.minutes
-        if not os.path.exists(path):
-            if late:
+        result = _measured(arm, seed, flags)
+        if not set(ROPES) <= set(result):
+            if flags.only_report or time.monotonic() - start > 60 * flags.minutes:
                 continue
-            storage.write_text(path, json.dumps(_run(arm, seed, flags), indent=1))
-        with open(path) as file:
-            found.append(json.load(file))
+            result = _run(arm, seed, flags)
+        found.append(result)
     _report(found, flags.output)
 
 
@@ -132,29 +130,48 @@ def _settle(run: str, settings: dict) -> None:
         storage.write_text(path, json.dumps(settings, indent=1))
 
 
+def _measured(arm: str, seed: int, flags) -> dict:
+    """What has been measured of that run so far."""
+    path = os.path.join(flags.output, f"{arm}-{seed}.json")
+    if not os.path.exists(path):
+        return {"arm": arm, "seed": seed}
+    with open(path) as file:
+        return json.load(file)
+
+
 def _run(arm: str, seed: int, flags) -> dict:
-    """Trains one tokenizer and its language models, and measures them."""
+    """Trains one tokenizer and its language models, and measures them; what is measured is kept at once."""
     name, changes = ARMS[arm]
-    place = lambda what: os.path.join(flags.output, f"{arm}-{seed}-{what}")
-    tokenizer, tokens = place("tokenizer"), place("tokens")
+    run = os.path.join(flags.output, f"{arm}-{seed}")
+    tokenizer, tokens = f"{run}-tokenizer", f"{run}-tokens"
+    result = _measured(arm, seed, flags)
+
+    def keep(**found):
+        result.update(found)
+        storage.write_text(f"{run}.json", json.dumps(result, indent=1))
+
     _train(name, tokenizer, {**TOKENIZER, **changes, "seed": seed, "data.sources": flags.data})
     _bandtok("tokenize", f"--model={tokenizer}", f"--data={flags.data}", f"--output={tokens}", f"--offsets={OFFSETS}")
     codec = bandtok_jax.load(tokenizer)
     tracks = read_tracks(flags.data, codec.sample_rate_hz)["validation"]
-    result = {"arm": arm, "seed": seed, "mel_error": _mel_error(codec, tracks)}
-    codes = token_report.read(tokens, "train").codes
-    counts = token_statistics.count_codes([codes], codec.codebook_size)
-    result |= {"codes": token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)}
-    result |= token_dependence.dependence(codes)
+    if "mel_error" not in result:
+        keep(mel_error=_mel_error(codec, tracks))
+    if "codes" not in result:
+        codes = token_report.read(tokens, "train").codes
+        counts = token_statistics.count_codes([codes], codec.codebook_size)
+        statistics = token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)
+        keep(codes=statistics, **token_dependence.dependence(codes))
     for rope in ROPES:
-        run = place(f"lm-{rope}")
+        if rope in result:
+            continue
+        model = f"{run}-lm-{rope}"
         changed = {**LANGUAGE_MODEL, "seed": seed, "data.tokens": tokens, "model.rope": rope}
-        _train("language_model:tiny", run, changed)
-        scores = token_perplexity.scores(read_stages(run)["language_model"], tokens)
-        codec = bandtok_jax.load(tokenizer, language_model=run)
+        _train("language_model:tiny", model, changed)
+        scores = token_perplexity.scores(read_stages(model)["language_model"], tokens)
+        codec = bandtok_jax.load(tokenizer, language_model=model)
         pieces = _pieces(tracks, codec)
         moved = continuations.drift(codec, pieces, start_seconds=START_SECONDS, seed=seed)
-        result[rope] = {"scores": scores, "drift": dataclasses.asdict(moved)}
+        keep(**{rope: {"scores": scores, "drift": dataclasses.asdict(moved)}})
     return result
 
 
