@@ -28,6 +28,7 @@ from bandtok_jax.data_pipelines import sources
 from bandtok_jax.data_pipelines.shards import Damaged
 from bandtok_jax.data_pipelines.tokens import TokenWriter, manifest
 from bandtok_jax.data_pipelines.whole_tracks import Track, read_tracks
+from bandtok_jax.progress import progress_bar
 
 TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
 MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
@@ -163,7 +164,7 @@ def _write(
     missing = [shard for shard in shards if (shard.split, shard.number) in left]
     total = round(sum(seconds.values()), 1)
     with (
-        tqdm(total=total, unit="s", unit_scale=True, desc="tokenize", disable=None if progress else True) as bar,
+        progress_bar(total=total, unit="s", unit_scale=True, desc="tokenize", show=progress) as bar,
         ThreadPoolExecutor(devices.qsize()) as pool,
     ):
         bar.update(total - sum(seconds[id(shard)] for shard in missing))

@@ -10,7 +10,6 @@ import zipfile
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax import partial_file
 from bandtok_jax.audio import loudness, spectral, waveform
@@ -18,6 +17,7 @@ from bandtok_jax.audio.windows import windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.generation import pieces
 from bandtok_jax.interchange import container, dac_file
+from bandtok_jax.progress import progress_bar
 from bandtok_jax.sound_codec import SoundCodec
 
 BLOCK_SAMPLES = 1 << 16
@@ -203,7 +203,7 @@ def generate(
             # The last column is filled up with silence where the sound ends within it: nothing goes on from there.
             prefix = prefix[: max(1, len(sound) // codec.samples_per_column)]
             columns += len(prefix)
-    with tqdm(total=columns, unit="column", disable=None, leave=False) as bar:
+    with progress_bar(total=columns, unit="column", leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
         made = pieces.generate(codec, [prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
     for path, codes in zip(paths, made):
@@ -253,7 +253,7 @@ def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
 
 def _progress(blocks: Iterable[np.ndarray], samples: int, sample_rate_hz: int) -> Iterator[np.ndarray]:
     """Passes blocks on and draws, on a terminal, how many seconds of sound are done and how long the rest takes."""
-    with tqdm(total=round(samples / sample_rate_hz, 1), unit="s", unit_scale=True, disable=None, leave=False) as bar:
+    with progress_bar(total=round(samples / sample_rate_hz, 1), unit="s", unit_scale=True, leave=False) as bar:
         for block in blocks:
             yield block
             bar.update(len(block) / sample_rate_hz)

@@ -7,11 +7,11 @@ import os
 
 from array_record.python import array_record_module
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax import storage
 from bandtok_jax.data_pipelines import examples, records, shards, summary
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
+from bandtok_jax.progress import progress_bar
 
 
 def _check_shard(directory, shard, bar):
@@ -55,9 +55,9 @@ def _check_shard(directory, shard, bar):
 
 
 def _check_splits(directory, splits):
-    """{split: [what `_check_shard` gives]}, with a progress bar on a terminal."""
+    """{split: [what `_check_shard` gives]}, with a progress bar."""
     records_there = sum(split["records"] for split in splits.values())
-    with tqdm(total=records_there, unit="record", unit_scale=True, desc="read", disable=None, leave=False) as bar:
+    with progress_bar(total=records_there, unit="record", unit_scale=True, desc="read", leave=False) as bar:
         return {
             name: [_check_shard(directory, shard, bar) for shard in split["shards"]] for name, split in splits.items()
         }

@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 
-from tqdm import tqdm
 
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import reading, records, shard_tasks, summary
 from bandtok_jax.data_pipelines import tracks as find_tracks
+from bandtok_jax.progress import progress_bar
 from bandtok_jax.worker_pool import KILLED, worker_pool
 
 BYTES_A_WORKER = 8 << 20  # below this a new process costs more than it brings
@@ -117,7 +117,7 @@ def prepare(
     else:
         if workers is None:
             workers = min(os.cpu_count() or 1, 1 + sum(track.bytes for track in found) // BYTES_A_WORKER)
-        with tqdm(total=len(found), unit="track", desc="prepare", disable=not progress) as bar:
+        with progress_bar(total=len(found), unit="track", desc="prepare", show=progress) as bar:
             bar.update(sum(len(tasks[number]) for number in done))
             for line in _run_here(waiting, workers):
                 done[line["task"]] = line

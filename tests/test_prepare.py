@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from bandtok_jax import cli
 from bandtok_jax.data_pipelines import doctor, reading, shard_tasks
 from bandtok_jax.data_pipelines.records import RecordSource
+from bandtok_jax.progress import progress_bar
 from tests.music_files import RATE, make_music, reasons, run, sound
 
 
@@ -207,7 +207,7 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path, capsys, monkeypa
     assert cli.main(["doctor", "--data", str(tmp_path / "out"), "--clip-samples=0"]) == 1
     bars = []
     with monkeypatch.context() as patched:
-        patched.setattr(doctor, "tqdm", lambda **options: bars.append(tqdm(**options | {"disable": False})) or bars[0])
+        patched.setattr(doctor, "progress_bar", lambda **options: bars.append(progress_bar(**options)) or bars[0])
         doctor.inspect(tmp_path / "out")
     assert bars[0].n == bars[0].total == 8
     assert doctor.inspect(tmp_path / "out", clip_samples=15_200)["crop"]["padded_share"] == 0.0

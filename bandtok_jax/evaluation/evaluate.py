@@ -18,12 +18,12 @@ import os
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import commands, measures, perceptual, systems
 from bandtok_jax.evaluation.originals import SOUNDS, Piece
+from bandtok_jax.progress import progress_bar
 from bandtok_jax.worker_pool import KILLED, worker_pool
 
 ORIGINAL = "original"  # the folder of the originals' sound, beside those of the systems
@@ -87,9 +87,9 @@ def run(
         settings = dataclasses.replace(settings, without=(*settings.without, "visqol"))
     keys = {(system.name, piece): _key(system, piece, settings) for piece in pieces for system in compared}
     found = {task: values for task, key in keys.items() if (values := _read(output, *task, key)) is not None}
-    seconds, quiet = sum(piece.seconds for _, piece in keys), None if progress else True
+    seconds = sum(piece.seconds for _, piece in keys)
     with (
-        tqdm(total=round(seconds, 1), unit="s", unit_scale=True, desc="evaluate", disable=quiet) as bar,
+        progress_bar(total=round(seconds, 1), unit="s", unit_scale=True, desc="evaluate", show=progress) as bar,
         _measuring(min(workers or os.cpu_count() or 1, len(keys) - len(found))) as (submit, ahead),
     ):
         bar.update(sum(piece.seconds for _, piece in found))

@@ -11,13 +11,13 @@ import os
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import plots, sound_plots, spectra, summary, waveforms
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Result, sound_path
 from bandtok_jax.evaluation.measures import Measure
 from bandtok_jax.evaluation.originals import Piece
+from bandtok_jax.progress import progress_bar
 
 FOLDER = "figures"
 EXCERPT_SECONDS = 10.0  # our choice: what a page shows legibly, and little memory for any number of systems
@@ -145,7 +145,7 @@ def draw_sounds(output: str, excerpt: Excerpt) -> list[Picture]:
         ),
         ("MFCC", _MFCC_MEANING): lambda: sound_plots.cepstra(sounds, rate, magnitude),
     }
-    named = tqdm(figures.items(), desc="figures", disable=None)
+    named = progress_bar(figures.items(), desc="figures")
     return [_write(output, title.lower().replace(" ", "_"), title, meaning, draw()) for (title, meaning), draw in named]
 
 

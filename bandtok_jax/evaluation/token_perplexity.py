@@ -5,11 +5,11 @@ import itertools
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.tokens import TokenSource
 from bandtok_jax.interchange.stage import Stage
+from bandtok_jax.progress import progress_bar
 
 WINDOWS = 8  # in a batch; affects speed and memory alone
 
@@ -45,7 +45,7 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
     counts = [-(-len(source[number]["codes"]) // columns) for number in range(len(source))]
     windows, left = _windows(source, columns), sum(counts)
-    with tqdm(total=left, unit="window", desc="predict", disable=None if progress else True) as bar:
+    with progress_bar(total=left, unit="window", desc="predict", show=progress) as bar:
         while left > 0:
             records = list(itertools.islice(windows, WINDOWS))
             left -= len(records)

@@ -9,12 +9,12 @@ from typing import Any
 import warnings
 
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax import storage
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource
 from bandtok_jax.evaluation import plots, token_dependence, token_latents, token_statistics
 from bandtok_jax.evaluation.originals import Piece
+from bandtok_jax.progress import progress_bar
 
 NMI_MEANING = (
     "nmi: mean over the other rows of 2 I(X_i; X_j) / (H_i + H_j), of codes in the same column, by the plug-in "
@@ -70,7 +70,7 @@ def encode(name: str, codec, pieces: Sequence[Piece]) -> Tokens:
 
     def grids():
         # One piece after the other of each original, as they were cut.
-        with tqdm(total=round(sum(piece.seconds for piece in pieces), 1), unit="s", desc=name, disable=None) as bar:
+        with progress_bar(total=round(sum(piece.seconds for piece in pieces), 1), unit="s", desc=name) as bar:
             chosen = {(piece.original, piece.number) for piece in pieces}
             for original in dict.fromkeys(piece.original for piece in pieces):
                 for number, audio in enumerate(original.cut(pieces[0].piece_seconds)):

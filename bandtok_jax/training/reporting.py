@@ -8,11 +8,11 @@ import uuid
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import plots
+from bandtok_jax.progress import progress_bar
 
 
 class Reporter:
@@ -27,9 +27,7 @@ class Reporter:
 
     def __init__(self, run, config, step: int, *, active: bool = True):
         self._active, self._folder = active, pathlib.Path(run)
-        self._progress = tqdm(
-            total=config.total_steps, initial=step, unit="step", dynamic_ncols=True, disable=not active, mininterval=1.0
-        )
+        self._progress = progress_bar(total=config.total_steps, initial=step, unit="step", show=active)
         self._wandb, self._profiling = None, False
         if not active:
             return
