@@ -252,7 +252,7 @@ def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
 
 
 def _progress(blocks: Iterable[np.ndarray], samples: int, sample_rate_hz: int) -> Iterator[np.ndarray]:
-    """Passes blocks on and draws, on a terminal, how many seconds of sound are done and how long the rest takes."""
+    """Passes blocks on and shows how many seconds of sound are done and how long the rest takes."""
     with progress_bar(total=round(samples / sample_rate_hz, 1), unit="s", unit_scale=True, leave=False) as bar:
         for block in blocks:
             yield block

@@ -83,18 +83,18 @@ def main():
     parser.add_argument("--only-report", action="store_true", help="train nothing: show what there is")
     flags = parser.parse_args()
     _check(flags.data)
-    runs = [(arm, seed) for seed in range(flags.seeds) for arm in ARMS]
+    runs = {os.path.join(flags.output, f"{arm}-{seed}"): (arm, seed) for seed in range(flags.seeds) for arm in ARMS}
     if not flags.only_report:
         os.makedirs(flags.output, exist_ok=True)
-        for arm, seed in runs:
-            _settle(os.path.join(flags.output, f"{arm}-{seed}"), _settings(arm, flags.data))
+        for run, (arm, _) in runs.items():
+            _settle(run, _settings(arm, flags.data))
     start, found = time.monotonic(), []
-    for arm, seed in runs:
-        result = _measured(arm, seed, flags)
+    for run, (arm, seed) in runs.items():
+        result = _read(f"{run}.json") or {"arm": arm, "seed": seed}
         if not set(ROPES) <= set(result):
             if flags.only_report or time.monotonic() - start > 60 * flags.minutes:
                 continue
-            result = _run(arm, seed, flags)
+            _run(run, result, flags.data)
         found.append(result)
     _report(found, flags.output)
 
@@ -120,40 +120,30 @@ def _settings(arm: str, data: str) -> dict:
 def _settle(run: str, settings: dict) -> None:
     """Leaves with a line where something of that run is there already and was made by other settings."""
     path = f"{run}-settings.json"
-    if os.path.exists(path):
-        with open(path) as file:
-            if json.load(file) != settings:
-                sys.exit(
-                    f"{run} is of other settings or other data: give another --output, or delete {run}-* and its .json"
-                )
-    else:
+    there = _read(path)
+    if there is None:
         storage.write_text(path, json.dumps(settings, indent=1))
+    elif there != settings:
+        sys.exit(f"{run} is of other settings or other data: give another --output, or delete {run}-* and its .json")
 
 
-def _measured(arm: str, seed: int, flags) -> dict:
-    """What has been measured of that run so far."""
-    path = os.path.join(flags.output, f"{arm}-{seed}.json")
-    if not os.path.exists(path):
-        return {"arm": arm, "seed": seed}
-    with open(path) as file:
-        return json.load(file)
+def _read(path: str) -> dict | None:
+    return json.loads(storage.read_text(path)) if storage.exists(path) else None
 
 
-def _run(arm: str, seed: int, flags) -> dict:
-    """Trains one tokenizer and its language models, and measures them; what is measured is kept at once."""
-    name, changes = ARMS[arm]
-    run = os.path.join(flags.output, f"{arm}-{seed}")
+def _run(run: str, result: dict, data: str) -> None:
+    """Trains one tokenizer and its language models, and adds to `result`, and to its file, what is measured of them."""
+    (name, changes), seed = ARMS[result["arm"]], result["seed"]
     tokenizer, tokens = f"{run}-tokenizer", f"{run}-tokens"
-    result = _measured(arm, seed, flags)
 
     def keep(**found):
         result.update(found)
         storage.write_text(f"{run}.json", json.dumps(result, indent=1))
 
-    _train(name, tokenizer, {**TOKENIZER, **changes, "seed": seed, "data.sources": flags.data})
-    _bandtok("tokenize", f"--model={tokenizer}", f"--data={flags.data}", f"--output={tokens}", f"--offsets={OFFSETS}")
+    _train(name, tokenizer, {**TOKENIZER, **changes, "seed": seed, "data.sources": data})
+    _bandtok("tokenize", f"--model={tokenizer}", f"--data={data}", f"--output={tokens}", f"--offsets={OFFSETS}")
     codec = bandtok_jax.load(tokenizer)
-    tracks = read_tracks(flags.data, codec.sample_rate_hz)["validation"]
+    tracks = read_tracks(data, codec.sample_rate_hz)["validation"]
     if "mel_error" not in result:
         keep(mel_error=_mel_error(codec, tracks))
     if "codes" not in result:
@@ -172,7 +162,6 @@ def _run(arm: str, seed: int, flags) -> dict:
         pieces = _pieces(tracks, codec)
         moved = continuations.drift(codec, pieces, start_seconds=START_SECONDS, seed=seed)
         keep(**{rope: {"scores": scores, "drift": dataclasses.asdict(moved)}})
-    return result
 
 
 def _train(config: str, run: str, changes: dict) -> None:
