@@ -69,6 +69,8 @@ def check(name: str, source: str, systems: Sequence[str]) -> None:
         raise ValueError(
             f"{flag}={source}: give an .npz file, MODULE:FUNCTION, or a command with {{folder}} and {{output}}"
         )
+    else:
+        commands.parse(source, ("folder", "output"), flag)
 
 
 def _distances(flag: str, found: Mapping[str, np.ndarray]) -> dict[str, float]:

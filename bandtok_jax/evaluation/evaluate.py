@@ -27,6 +27,7 @@ from bandtok_jax.progress import progress_bar
 from bandtok_jax.worker_pool import KILLED, worker_pool
 
 ORIGINAL = "original"  # the folder of the originals' sound, beside those of the systems
+MEASURE_VALUES = ("original", "decoded", "caption")  # what a command of --measure is given
 SOUND_FACTS = ("decoded_sample_rate_hz", "decoded_channels")  # of every result, besides its measures
 PIECES_AHEAD = 2  # for each worker: decoded sound that waits to be measured
 

@@ -13,6 +13,7 @@ import bandtok_jax
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
 from bandtok_jax.evaluation import (
+    commands,
     comparison,
     embeddings,
     figures,
@@ -24,7 +25,7 @@ from bandtok_jax.evaluation import (
     token_perplexity,
     token_report,
 )
-from bandtok_jax.evaluation.evaluate import ORIGINAL, SOUND_FACTS, Settings, run
+from bandtok_jax.evaluation.evaluate import MEASURE_VALUES, ORIGINAL, SOUND_FACTS, Settings, run
 from bandtok_jax.interchange import model_folder
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -181,21 +182,22 @@ def _settings(flags: Any) -> Settings:
         raise ValueError(
             f"--without={min(unknown)}: there is no such measure; there are {', '.join(measures.MEASURES)}"
         )
-    commands = tuple(_named("--measure", text) for text in flags.measure)
-    _refuse_repeated("--measure", [name for name, _ in commands])
+    printing = tuple(_named("--measure", text) for text in flags.measure)
+    _refuse_repeated("--measure", [name for name, _ in printing])
     taken = {*measures.MEASURES, *measures.FACTS, *SOUND_FACTS, *summary.COLUMNS}
-    for name, command in commands:
+    for name, command in printing:
         if name in taken or name.startswith(("FAD-", "codes_")):
             raise ValueError(f"--measure={name}: the tables have a column of that name already; choose another")
         if "{decoded}" not in command:
             raise ValueError(f"--measure={name}: there is no {{decoded}} in {command!r}; say where it goes")
+        commands.parse(command, MEASURE_VALUES, f"--measure={name}")
     return Settings(
         sample_rate_hz=flags.sample_rate,
         channels=1 if flags.mono else None,
         piece_seconds=flags.piece_seconds,
         without=tuple(sorted(flags.without)),
         align=flags.align,
-        commands=commands,
+        commands=printing,
     )
 
 

@@ -8,9 +8,6 @@ from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import math
 import os
-import re
-import shlex
-import shutil
 import tempfile
 import time
 import warnings
@@ -22,7 +19,6 @@ from bandtok_jax.evaluation import commands
 from bandtok_jax.evaluation.originals import Original, Piece
 from bandtok_jax.interchange import container, safetensors
 
-PROGRAM = re.compile(r"[\w./+-]+")  # what begins a command of the shell may also be a variable or a bracket
 OPUS_COMMAND = (
     "ffmpeg -nostdin -v error -y -i {{input}} -c:a libopus -b:a {0}k {{coded}}.opus && "
     "ffmpeg -nostdin -v error -y -i {{coded}}.opus {{output}}"
@@ -184,7 +180,7 @@ class CommandSystem:
     """An external encoder and decoder, called for each piece.
 
     Args:
-      command: for the shell, with {input}, a .wav file, {output}, a .wav file to write, and perhaps {coded}, the
+      command: see `commands.parse`, with {input}, a .wav file, {output}, a .wav file to write, and perhaps {coded}, the
         beginning of the name of a file to encode to, whose size is then the bitrate.
     """
 
@@ -192,11 +188,7 @@ class CommandSystem:
         for needed in ("{input}", "{output}"):
             if needed not in command:
                 raise ValueError(f"--command={name}: there is no {needed} in {command!r}; say where it goes")
-        program = shlex.split(command)[0]
-        if PROGRAM.fullmatch(program) and not shutil.which(program):
-            raise ValueError(
-                f"--command={name}: the program {program!r} is not installed; install it, or give its path"
-            )
+        commands.parse(command, tuple(_COMMAND_FILES), f"--command={name}")
         self.name, self._command, self.identity = name, command, command
         self.facts = {"kind": "command", "command": command}
 
