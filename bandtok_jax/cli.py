@@ -121,7 +121,8 @@ def _prepare(flags):
     manifest = prepare.prepare(
         flags.sources, flags.output, tracks=flags.tracks, workers=flags.workers, clip_seconds=flags.clip_seconds,
         validation_share=flags.validation_share, sample_rate_hz=flags.sample_rate, channels=flags.channels,
-        tfds_dir=flags.tfds_dir, overwrite=flags.overwrite, runner=flags.runner, runner_options=flags.runner_option,
+        tfds_dir=flags.tfds_dir, clips=flags.clips, overwrite=flags.overwrite, runner=flags.runner,
+        runner_options=flags.runner_option,
     )  # fmt: skip
     for name, split in manifest["splits"].items():
         print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")

@@ -253,6 +253,7 @@ def _pieces(
                 "offset_samples": offset,
                 "caption": track.caption,
                 "samples": heard - offset,
+                "ends": track.ends,
                 "embedding": texts.get(track.name),
             }
 

@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
     p = verb("prepare", "make training records from music", "bandtok prepare ~/music --output data/music")
     p.add_argument("sources", nargs="+", metavar="SOURCE", help="a folder, a file, tfds:NAME, synthetic[:PIECES]")
     p.add_argument("--output", "-o", required=True, metavar="DIR", help="a folder, or gs://BUCKET/FOLDER")
-    p.add_argument("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain")
+    p.add_argument("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain, ends")
+    p.add_argument(
+        "--clips", action="store_true", help="the files are clips of longer music: a language model learns no end there"
+    )
     p.add_argument(
         "--validation-share", type=float, default=0.1, metavar="X", help="of the tracks no CSV speaks of (default 0.1)"
     )

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 
-
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import reading, records, shard_tasks, summary
@@ -49,6 +48,7 @@ def prepare(
     sample_rate_hz=44_100,
     channels=None,
     tfds_dir=None,
+    clips=False,
     overwrite=False,
     progress=True,
     runner="local",
@@ -59,12 +59,13 @@ def prepare(
     Args:
       sources: folders (recursive), files, "tfds:NAME" (prepared in `tfds_dir`), "synthetic" or "synthetic:PIECES".
       output: the folder to fill.
-      tracks: CSV with the columns file, split, licence, caption, domain; tracks not in it are split by a hash of their
-        name.
+      tracks: CSV with the columns file, split, licence, caption, domain, ends; tracks not in it are split by a hash of
+        their name.
       workers: processes; None: as many as there are cores and work.
       clip_seconds: length of a record.
       validation_share: of the tracks that no CSV speaks of; above 0, at least one of two or more.
       sample_rate_hz, channels: of the records; channels None: one or two, as the file has them.
+      clips: the files are clips of longer music, so that none ends by itself; the column `ends` of a CSV comes first.
       runner: "local": processes of this machine; "beam": Apache Beam, which `runner_options` are for, such as
         ("--runner=DataflowRunner", "--project=NAME").
     Returns: the manifest.
@@ -83,7 +84,7 @@ def prepare(
         raise ValueError(f"runner {runner!r} with options {list(runner_options)}: give options to the runner 'beam'")
     waveform.check_rate(sample_rate_hz)
     found, left_out, others, note = find_tracks.find(
-        sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir
+        sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
     )
     if not found:
         raise ValueError(

@@ -1,5 +1,7 @@
 """One track, from wherever it lies, to what is known about it and to its records, with bounded memory."""
 
+import os
+
 import numpy as np
 
 from bandtok_jax.audio import waveform
@@ -7,7 +9,7 @@ from bandtok_jax.data_pipelines import tfds_sources, tracks
 from bandtok_jax.data_pipelines.measurement import Measurement
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
-SHORTEST_SECONDS = 1.6  # a shorter track, and a shorter rest of a track, is left out: one default crop is 1.49 s
+SHORTEST_SECONDS = 1.6  # a shorter track is left out, a shorter rest no record of its own: one default crop is 1.49 s
 BLOCK_SAMPLES = 1 << 18
 
 
@@ -58,6 +60,7 @@ def hear(track, path, settings, spool):
         "domain": track.domain,
         "licence": track.licence,
         "caption": track.caption or caption,
+        "ends": track.ends,
         "sample_rate_hz": rate,
         "channels": channels,
         **facts,
@@ -65,15 +68,15 @@ def hear(track, path, settings, spool):
 
 
 def cut(facts, spool, channels, settings):
-    """Yields the records of one track; the rest at its end is one too where it is long enough."""
+    """Yields the records of one track, which hold all of it: a rest too short for a record belongs to the last one."""
     rate = settings["sample_rate_hz"]
     length, shortest = round(settings["clip_seconds"] * rate), round(SHORTEST_SECONDS * rate)
+    remaining = spool.seek(0, os.SEEK_END) // (2 * channels)
     spool.seek(0)
     start = 0
-    while True:
-        audio = np.frombuffer(spool.read(2 * channels * length), "<i2").reshape(-1, channels)
-        if len(audio) < (shortest if start else 1):
-            return
+    while remaining:
+        samples = remaining if remaining < length + shortest else length
+        audio = np.frombuffer(spool.read(2 * channels * samples), "<i2").reshape(-1, channels)
         yield {
             "audio": audio,
             "sample_rate_hz": rate,
@@ -86,4 +89,5 @@ def cut(facts, spool, channels, settings):
             "caption": facts["caption"],
             "licence": facts["licence"],
         }
-        start += length
+        start += samples
+        remaining -= samples

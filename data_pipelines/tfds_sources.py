@@ -96,6 +96,7 @@ def tracks(name, data_dir=None):
                     "example": example,
                     "split": several,
                     "domain": name.split("/")[0],
+                    "ends": False,  # data sets hold clips of music
                     "bytes": os.path.getsize(path) // length,
                 }
 

@@ -23,13 +23,17 @@ VERSION = 1
 LARGEST_CODEBOOK = 2**16
 UNIGRAM_PIECES = 20_000  # some 1,000 h of music; our choice
 CURE = "delete the folder and run  bandtok tokenize  again, or leave it out with --config.data.damaged=skip"
+HEAD = ("track", "offset_samples", "caption", "samples", "ends")
 FACTS = ("codebook_size", "rows", "columns_per_second", "row_kind", "tokenizer", "weight_hash", "samples_per_column")
 
 
 def encode(record):
-    """{'codes': [T, F], 'track', 'offset_samples', 'caption', 'samples', perhaps 'embedding': [L, E]} -> bytes."""
+    """{'codes': [T, F], 'track', 'offset_samples', 'caption', 'samples', 'ends', perhaps 'embedding': [L, E]} -> bytes.
+
+    ends: whether the music ends where the codes do; that of a clip does not.
+    """
     codes, embedding = np.asarray(record["codes"]), record.get("embedding")
-    head = {name: record[name] for name in ("track", "offset_samples", "caption", "samples")} | {"shape": codes.shape}
+    head = {name: record[name] for name in HEAD} | {"shape": codes.shape}
     body = codes.astype("<u2").tobytes()
     if embedding is not None:
         head["embedding_shape"] = np.shape(embedding)
@@ -247,7 +251,7 @@ class _Shard:
 class TokenSource:
     """Random access to the records of one split.
 
-    Each is {'codes': int32 [T, F], 'track', 'offset_samples', 'caption', 'samples', ...}.
+    Each is {'codes': int32 [T, F], 'track', 'offset_samples', 'caption', 'samples', 'ends', ...}.
 
     Raises:
       FileNotFoundError, ValueError: no tokens, no such split, missing or damaged files; each with the cure.

@@ -34,6 +34,7 @@ class Track:
     licence: str = ""
     bytes: int = 0
     changed_ns: int = 0
+    ends: bool = True  # whether the music ends where the sound does; that of a clip does not
     example: int = -1  # number inside a shard of TFDS (path is the shard) or of the embedded music (path is SYNTHETIC)
 
 
@@ -126,7 +127,7 @@ def _files(source, others):
 
 
 def _read_csv(path):
-    """-> {file: row}; columns file (required), split, licence, caption, domain, kind."""
+    """-> {file: row}; columns file (required), split, licence, caption, domain, ends, kind."""
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"--tracks={path}: there is no such file; leave it out to split by a hash of each track's name"
@@ -140,13 +141,16 @@ def _read_csv(path):
             ) from None
     if not rows or not rows[0].get("file"):
         raise ValueError(
-            f"--tracks={path}: no column 'file' with content; the columns are file, split, licence, caption, domain"
+            f"--tracks={path}: no column 'file' with content; the columns are file, split, licence, caption, domain, "
+            "ends"
         )
     for line, row in enumerate(rows, 2):
         if (row.get("split") or SPLITS[0]) not in SPLITS:
             raise ValueError(
                 f"--tracks={path}: line {line} has the split {row['split']!r}; write {', '.join(SPLITS)} or nothing"
             )
+        if row.get("ends") and _yes_or_no(row["ends"]) is None:
+            raise ValueError(f"--tracks={path}: line {line} has {row['ends']!r} under ends; write yes, no or nothing")
     return {os.path.normpath(row["file"]).replace(os.sep, "/"): row for row in rows if row["file"]}
 
 
@@ -159,7 +163,13 @@ def _describe(track, row):
         caption=caption,
         domain=row.get("domain") or track.domain,
         licence=row.get("licence") or "",
+        ends=_yes_or_no(row["ends"]) if row.get("ends") else track.ends,
     )
+
+
+def _yes_or_no(text):
+    """A cell of the CSV as a bool; None where it is neither."""
+    return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}.get(text.strip().lower())
 
 
 def _found(source, validation_share, tfds_dir, left_out, others):
@@ -258,11 +268,12 @@ def _with_validation(tracks, hashes):
     return [replace(track, split="validation") if track is lowest else track for track in tracks], note
 
 
-def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
+def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=False):
     """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, note on validation).
 
     Left out here: second copies of the same content, empty files, files whose link or name is broken, and what the CSV
-    names but nobody has. The note is "" where the hashes and the CSV alone gave the splits.
+    names but nobody has. With `clips`, no track ends by itself where the CSV does not say so. The note is "" where the
+    hashes and the CSV alone gave the splits.
     """
     tracks, left_out, others, used, hashes = {}, [], Counter(), set(), {}
     rows = _read_csv(csv_path) if csv_path else {}
@@ -271,7 +282,7 @@ def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None):
         for track in _found(source, validation_share, tfds_dir, left_out, others):
             own_name, keys = track.name, [track.name, os.path.basename(track.path)]
             # The split stays that of the name within the source: it must not hang on which other sources there are.
-            track = replace(track, name=_free_name(track, tracks))
+            track = replace(track, name=_free_name(track, tracks), ends=track.ends and not clips)
             if csv_path and track.example < 0 and not storage.is_remote(track.path):
                 keys.insert(0, os.path.relpath(track.path, beside).replace(os.sep, "/"))
             key = next((key for key in keys if key in rows), None)

@@ -27,6 +27,7 @@ class Track:
     seconds: float
     lufs: float
     domain: str = ""
+    ends: bool = True  # whether the music ends where the sound does
 
     @property
     def samples(self):
@@ -75,8 +76,8 @@ def read_tracks(data, sample_rate_hz, pieces=1):
         split, numbers = line["split"], range(ends[line["split"]], ends[line["split"]] + line["records"])
         ends[split] = numbers.stop
         lufs = line["lufs"] if line["mono_lufs"] is None else line["mono_lufs"]
-        facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs, line["domain"])
-        tracks[split].append(Track(sources[split], numbers, *facts))
+        facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs)
+        tracks[split].append(Track(sources[split], numbers, *facts, domain=line["domain"], ends=line["ends"]))
     for split, source in sources.items():
         if ends[split] != len(source):
             raise ValueError(

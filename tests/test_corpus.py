@@ -46,7 +46,9 @@ def data(tmp_path_factory):
             for start in starts:
                 audio = sound(name, samples)[start : start + RECORD]
                 writer.write(examples.encode({"audio": audio, "start": start, **facts, **more}))
-            lines.append({**facts, "split": split, "seconds": samples / RATE, "records": len(starts)})
+            lines.append(
+                {**facts, "split": split, "seconds": samples / RATE, "records": len(starts), "ends": name != "short"}
+            )
             count += len(starts)
         writer.close()
         splits[split] = {"records": count, "shards": [{"file": split, "records": count}]}
@@ -70,6 +72,7 @@ def test_whole_tracks_and_shifted_copies(data, tmp_path):
         (piece["track"], piece["offset_samples"], piece["samples"], len(piece["codes"]))
         for piece in (train[i] for i in range(6))
     ]
+    assert [train[number]["ends"] for number in range(6)] == [True, True, False, False, True, True]  # "short" is a clip
     assert found == [
         ("long", 0, 45_000, 11), ("long", 2048, 42_952, 11), ("short", 0, 20_000, 5), ("short", 2048, 17_952, 5),
         ("little", 0, 12_000, 3), ("little", 2048, 9_952, 3),

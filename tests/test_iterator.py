@@ -335,6 +335,7 @@ def test_token_crops(monkeypatch):
             "offset_samples": 0,
             "caption": f"piece {columns}",
             "samples": columns,
+            "ends": True,
         }
         for columns in (5, 8, 20)
     ]

@@ -304,7 +304,7 @@ def markov(tmp_path_factory):
         for column in range(1, len(codes)):
             likely = random.random(ROWS) < 0.9
             codes[column] = np.where(likely, follows[np.arange(ROWS), codes[column - 1]], codes[column])
-        return dict(codes=codes, track=str(number), offset_samples=0, caption="slow", samples=1)
+        return dict(codes=codes, track=str(number), offset_samples=0, caption="slow", samples=1, ends=True)
 
     writer = TokenWriter(
         folder, codebook_size=CODES, rows=ROWS, columns_per_second=10.77, row_kind="band", tokenizer="",

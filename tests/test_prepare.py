@@ -15,7 +15,7 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from bandtok_jax import cli
-from bandtok_jax.data_pipelines import doctor, reading, shard_tasks
+from bandtok_jax.data_pipelines import doctor, reading, records, shard_tasks, whole_tracks
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.progress import progress_bar
 from tests.music_files import RATE, make_music, reasons, run, sound
@@ -34,10 +34,11 @@ def test_records_hold_the_samples_of_the_files(music, tmp_path):
         record = source[index]
         assert record["start"] == sum(map(len, by_track.get(record["track"], []))) and record["sample_rate_hz"] == RATE
         by_track.setdefault(record["track"], []).append(record["audio"])
-    assert [len(by_track[name]) for name in ("a.flac", "b.wav", "live/c.ogg")] == [1, 3, 4]  # rests of 1 s are left out
-    for name, tail in (("a.flac", 8000), ("b.wav", 8000)):
+    assert [len(by_track[name]) for name in ("a.flac", "b.wav", "live/c.ogg")] == [1, 3, 4]
+    assert [len(record) for record in by_track["b.wav"]] == [16_000, 16_000, 24_000]  # with the rest of 1 s
+    for name in ("a.flac", "b.wav"):
         file = soundfile.read(music / name, dtype="int16", always_2d=True)[0]
-        np.testing.assert_array_equal(np.concatenate(by_track[name]), file[: len(file) - tail])
+        np.testing.assert_array_equal(np.concatenate(by_track[name]), file)
     assert manifest["splits"]["train"]["records"] == len(source) == 8
     assert manifest["splits"]["train"]["hours"] == pytest.approx(18 / 3600, abs=1e-4)
     assert manifest["sample_rates_hz"].keys() == {"8000", "16000"} and not manifest["left_out"]
@@ -55,15 +56,33 @@ def test_tfds_reads_every_field(music, tmp_path):
         assert {name: value.decode() if isinstance(value, bytes) else value for name, value in a.items()} == b
 
 
-def test_a_last_piece_of_1_6_seconds_is_kept(tmp_path):
-    for seconds, records in ((3.6, 2), (3.5, 1)):
-        soundfile.write(tmp_path / "x.wav", sound(0, seconds), RATE)
-        assert (
-            run(tmp_path / "x.wav", output=tmp_path / f"out{seconds}", clip_seconds=2.0, validation_share=0)["splits"][
-                "train"
-            ]["records"]
-            == records
-        )
+@pytest.mark.parametrize("seconds, lengths", [(2.0, [2.0]), (3.5, [3.5]), (3.6, [2.0, 1.6]), (7.5, [2.0, 2.0, 3.5])])
+def test_a_rest_is_a_record_or_belongs_to_the_last_one(tmp_path, seconds, lengths):
+    soundfile.write(tmp_path / "x.wav", sound(0, seconds), RATE)
+    run(tmp_path / "x.wav", output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
+    source = RecordSource(tmp_path / "out", "train")
+    found = [source[number] for number in range(len(source))]
+    assert [len(record["audio"]) / RATE for record in found] == lengths
+    assert [record["start"] / RATE for record in found] == [sum(lengths[:number]) for number in range(len(lengths))]
+    file = soundfile.read(tmp_path / "x.wav", dtype="int16", always_2d=True)[0]
+    np.testing.assert_array_equal(np.concatenate([record["audio"] for record in found]), file)
+    (track,) = whole_tracks.read_tracks(tmp_path / "out", RATE)["train"]
+    assert track.samples == len(file) and track.ends
+    assert not records.short_share(records.read_tracks(tmp_path / "out"), 2.0, 1.6)
+
+
+def test_a_clip_does_not_end_by_itself(music, tmp_path):
+    (tmp_path / "tracks.csv").write_text("file,ends\na.flac,no\nb.wav,YES\n")
+    found = {}
+    for clips in (False, True):
+        run(music, output=tmp_path / str(clips), tracks=tmp_path / "tracks.csv", clips=clips, validation_share=0)
+        tracks = whole_tracks.read_tracks(tmp_path / str(clips), RATE)["train"]
+        found[clips] = {track.name: track.ends for track in tracks}
+    assert found[False] == {"a.flac": False, "b.wav": True, "live/c.ogg": True}
+    assert found[True] == {"a.flac": False, "b.wav": True, "live/c.ogg": False}
+    (tmp_path / "tracks.csv").write_text("file,ends\na.flac,perhaps\n")
+    with pytest.raises(ValueError, match="line 2 has 'perhaps' under ends; write yes, no"):
+        run(music, output=tmp_path / "out", tracks=tmp_path / "tracks.csv")
 
 
 def test_bad_files_are_listed_and_skipped(music, tmp_path):
@@ -197,7 +216,7 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path, capsys, monkeypa
         "records": 8,
         "silent_records": 0,
         "clipped_share": 0.0,
-        "crops_without_overlap": 8 * 16_000 // 20_000,
+        "crops_without_overlap": 18 * RATE // 20_000,
     }
     assert found["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(found)
     assert "100.0% of the records are shorter and end in silence" in doctor.report(found)

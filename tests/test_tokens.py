@@ -33,6 +33,7 @@ def piece(number, columns=5, **more):
         "offset_samples": 7,
         "caption": "é",
         "samples": columns * 4096,
+        "ends": bool(number % 2),
         **more,
     }
 

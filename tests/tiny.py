@@ -109,6 +109,7 @@ def token_records(folder: pathlib.Path) -> pathlib.Path:
                         "offset_samples": 0,
                         "caption": ("rising", "falling")[number % 2],
                         "samples": 24 * 4096,
+                        "ends": True,
                     }
                 )
             writer.write(split, 0, pieces)
