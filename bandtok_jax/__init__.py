@@ -25,8 +25,10 @@ def load(path, vocoder=None, language_model=None):
         not belong together.
     """
     # Imported here, so that `import bandtok_jax` is quick and leaves jax alone.
+    from bandtok_jax import compile_cache
     from bandtok_jax.interchange import model_folder
 
+    compile_cache.enable()
     return model_folder.load(path, vocoder=vocoder, language_model=language_model)
 
 
@@ -40,6 +42,8 @@ def create(name, seed=0):
     Raises:
       ValueError: there is no such configuration, or the seed is another.
     """
+    from bandtok_jax import compile_cache
     from bandtok_jax.interchange import model_folder
 
+    compile_cache.enable()
     return model_folder.create(name, seed=seed)

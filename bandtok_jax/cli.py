@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 
-from bandtok_jax import verbs
+from bandtok_jax import compile_cache, verbs
 
 _CURES = {
     errno.ENOSPC: "free some space",
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.free:
         flags.rest = rest
     warnings.formatwarning = lambda message, *_, **__: f"bandtok: note: {message}\n"
+    compile_cache.enable()
     try:
         return _RUN[flags.verb](flags) or 0
     except KeyboardInterrupt:

@@ -30,8 +30,5 @@ if ! grep -qxF "$stamp" "$root/.venv/installed" 2>/dev/null; then
   echo "$stamp" >> "$root/.venv/installed"
 fi
 export PATH="$root/.venv/bin:$PATH"
-# Compiled programs are kept, so that the second start of a stage does not compile again.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$root/.jax_cache}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-1}"
 # On Linux, large arrays in large pages: a training step on the CPU otherwise spends a seventh of its time on page faults.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
