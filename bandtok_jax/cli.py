@@ -47,10 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
+    from bandtok_jax import untrusted
+
     if isinstance(error, OSError) and error.errno and error.filename:
         cure = _CURES.get(error.errno, "check the path and the disk")
-        return f"{error.filename}: {error.strerror.lower()}; {cure}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return untrusted.one_line(f"{error.filename}: {error.strerror.lower()}; {cure}")
+    return untrusted.one_line(error) or type(error).__name__
 
 
 def _load(flags: argparse.Namespace):
