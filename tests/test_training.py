@@ -19,7 +19,7 @@ from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.interchange import model_folder, stage
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.tasks import player
-from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, sharding
+from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, seal, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
@@ -180,7 +180,7 @@ def test_a_truncated_checkpoint_is_set_aside_for_the_one_before(sealed, straight
     run = shutil.copytree(whole, tmp_path / "run")
     newest = run / "checkpoints" / "8"
     if not sealed:  # as if it had been killed right after the last byte
-        (newest / "sizes.json").unlink()
+        (newest / seal.NAME).unlink()
     damaged = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(damaged, damaged.stat().st_size // 2)
     loop.train(tiny.config("language_model", whole.parent), run)

@@ -4,22 +4,21 @@ A checkpoint `RUN/checkpoints/STEP/` holds three parts: `weights` (parameters, b
 exported), `training` (the rest of the state: optimizers, the other player, the step) and `data` (the position).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
-import json
 import logging
-import os
 import pathlib
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bandtok_jax.training import distributed, sharding
+from bandtok_jax.training import distributed, seal, sharding
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 _WEIGHTS = ("parameters", "buffers", "average")
-_SEAL = "sizes.json"  # in the folder of a checkpoint: the size of each of its files when it was whole
+_PARTS = ("weights", "training", "data")
 _SET_ASIDE = "damaged-"
 
 
@@ -34,12 +33,34 @@ class Checkpoints:
       run: the run folder.
       keep: how many of the latest stay; the best one by `best_metric` stays as well.
       best_metric: name of the evaluation metric whose lowest value marks the best.
+      say: prints a line about a damaged checkpoint that is set aside.
+
+    Raises:
+      Damaged: none of those that there are can be read.
     """
 
-    def __init__(self, run, *, keep: int, best_metric: str):
+    def __init__(self, run, *, keep: int, best_metric: str, say=print):
         self.run, self._folder = run, pathlib.Path(run).absolute() / "checkpoints"
-        self._keep, self._best_metric, self._unsealed = keep, best_metric, None
+        self._keep, self._best_metric, self._saving = keep, best_metric, None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._leave_out_unreadable(say)
         self._open()
+
+    def _leave_out_unreadable(self, say) -> None:
+        """Sets aside what would keep Orbax from opening the folder: it reads the metrics of every checkpoint."""
+        steps, damage = saved_steps(self.run), {}
+        if jax.process_index() == 0:
+            damage = {step: _damage(self._folder, step, ()) for step in steps}
+            damage = {step: reason for step, reason in damage.items() if reason}
+        if not distributed.agree(len(damage)):
+            return
+        if distributed.agree(int(len(damage) == len(steps))):
+            with _reading(self._folder, steps[-1], "use"):
+                raise ValueError(damage.get(steps[-1], "see process 0"))
+        for step, reason in damage.items():
+            say(f"{self._folder / str(step)} is damaged and set aside ({reason})")
+            _rename(self._folder, step)
+        distributed.barrier("unreadable checkpoints set aside")
 
     def _open(self):
         policies, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
@@ -84,8 +105,14 @@ class Checkpoints:
         parts = {"weights": weights, "training": training, "data": {"position": np.asarray(position)}}
         self.wait()
         with _explained(self._folder):
-            self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=False, metrics=metrics)
-            self._unsealed = step
+            writing = self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=False, metrics=metrics)
+            self._saving = self._background.submit(self._finish, writing, step)
+
+    def _finish(self, writing, step: int) -> None:
+        """Seals a checkpoint as soon as it is written, beside the training."""
+        writing.result()
+        if jax.process_index() == 0:
+            seal.write(self._folder / str(step))
 
     def restore(self, abstract_state, step: int | None = None):
         """`(state, position)` of a step, laid out as the shardings of `abstract_state` say.
@@ -95,11 +122,12 @@ class Checkpoints:
           ValueError: it belongs to another model or another size.
         """
         step = self.latest if step is None else step
-        # One process looks and all hear of it: a file that only some of them read would leave the others waiting.
-        broken = _broken_seal(self._folder / str(step)) if jax.process_index() == 0 else ""
+        # One process looks, and all get its answer: a file that only some of them read would leave the others waiting.
+        damage = _damage(self._folder, step, _PARTS) if jax.process_index() == 0 else ""
+        distributed.barrier(f"checkpoint {step} verified")  # patient, unlike the devices
         with _reading(self._folder, step, "move it away to go on from"):
-            if distributed.agree(int(bool(broken))):
-                raise ValueError(broken or "a file of it has another size than when it was written")
+            if distributed.agree(int(bool(damage))):
+                raise ValueError(damage or "see process 0")
         weights, training = _split(abstract_state)
         parts = {"weights": weights, "training": training, "data": {"position": np.asarray(0)}}
         with _reading(self._folder, step, "move it away to go on from"):
@@ -124,20 +152,17 @@ class Checkpoints:
         Raises:
           OSError: it could not be written.
         """
-        step, self._unsealed = self._unsealed, None
+        saving, self._saving = self._saving, None
         with _explained(self._folder):
+            if saving is not None:
+                saving.result()
             self._orbax.wait()
-            if step is not None and jax.process_index() == 0:
-                _seal(self._folder / str(step))
 
     def set_aside(self, step: int) -> None:
         """Renames a checkpoint, so that it is none any more."""
         self._orbax.close()
         if jax.process_index() == 0:
-            target = self._folder / f"{_SET_ASIDE}{step}"
-            while target.exists():
-                target = target.with_name(target.name + "x")
-            (self._folder / str(step)).rename(target)
+            _rename(self._folder, step)
         distributed.barrier(f"checkpoint {step} set aside")
         self._open()
 
@@ -166,10 +191,16 @@ def _load_part(run, step: int | None, part: str):
         wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
         raise FileNotFoundError(f"{folder} does not hold {wanted}: train the run first, or give a run that has one")
     step = steps[-1] if step is None else step
-    with ocp.training.Checkpointer(folder) as orbax, _reading(folder, step, "use"):
-        metadata = orbax.checkpointables_metadata(step).metadata[part]
+    path = folder / str(step)
+    with _reading(folder, step, "use"):
+        if damage := _damage(folder, step, (part,)):
+            raise ValueError(damage)
+        # Of this checkpoint alone: the others of the run may be damaged.
+        metadata = ocp.checkpointables_metadata(path).metadata[part]
+        if metadata is None:
+            raise ValueError(f"the description of its {part} is missing or cut off")
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-        return jax.tree.map(np.asarray, orbax.load_checkpointables(step, {part: abstract})[part])
+        return jax.tree.map(np.asarray, ocp.load_checkpointables(path, {part: abstract})[part])
 
 
 def load_start(run, state, step: int | None = None):
@@ -211,26 +242,18 @@ def saved_steps(run) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
 
 
-def _seal(folder: pathlib.Path) -> None:
-    """Notes the sizes of the files of a whole checkpoint, so that one that was cut off later shows."""
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    part = folder / f"{_SEAL}.new"
-    part.write_text(json.dumps(sizes, indent=1))
-    os.replace(part, folder / _SEAL)
+def _damage(folder: pathlib.Path, step: int, parts) -> str:
+    """Returns which file is damaged, in words, of some parts of a checkpoint and of what belongs to none; or ""."""
+    others = set(_PARTS) - set(parts)
+    return seal.damage(folder / str(step), lambda name: name.partition("/")[0] not in others)
 
 
-def _broken_seal(folder: pathlib.Path) -> str:
-    """Which file of a checkpoint is missing or has another size than when it was written; "" if none is."""
-    try:
-        sizes = json.loads((folder / _SEAL).read_text())
-    except (FileNotFoundError, ValueError):
-        return ""  # it was written just before the program was killed; reading it will tell
-    for name, size in sizes.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            return f"{name} is {'missing' if found is None else f'{found} bytes long'} and had {size} bytes"
-    return ""
+def _rename(folder: pathlib.Path, step: int) -> None:
+    """Gives a checkpoint a name that is none of a checkpoint."""
+    target = folder / f"{_SET_ASIDE}{step}"
+    while target.exists():
+        target = target.with_name(target.name + "x")
+    (folder / str(step)).rename(target)
 
 
 def _split(state):

@@ -55,7 +55,7 @@ def train(
     config = states.settle(config, workdir, init_from, resumed=resumed, accept_changed_data=accept_changed_data)
     task = tasks.create(config, model_folder.read_stages)
     config = states.record_stages(config, task)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric, say=say)
 
     with jax.set_mesh(mesh), distributed.Preemption() as preemption:
         program = Program(task, mesh, config.seed)

@@ -1,0 +1,113 @@
+"""Checkpoints: damage that comes after they were written is noticed, down to one bit."""
+
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bandtok_jax.training import checkpoint, seal
+from bandtok_jax.training.checkpoint import Checkpoints, Damaged
+
+FLIPS = 64
+
+
+def _state(step):
+    draw = np.random.default_rng(step).normal
+    model = {"parameters": {"kernel": draw(size=(20, 30)), "bias": np.zeros(30)}, "buffers": {}, "average": {}}
+    return {"step": np.asarray(step), "model": {**model, "optimizer": {"count": np.asarray(step)}}}
+
+
+def _open(run, said=None):
+    return Checkpoints(run, keep=2, best_metric="loss", say=print if said is None else said.append)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two checkpoints, both evaluated."""
+    run = tmp_path_factory.mktemp("run")
+    checkpoints = _open(run)
+    for step in (4, 8):
+        checkpoints.save(step, _state(step), position=10 * step, metrics={"loss": 1.0 / step})
+    checkpoints.close()
+    return run
+
+
+def _files(folder: pathlib.Path):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _restored(run):
+    """The step that a training would resume from, and its state; the lines that it prints."""
+    said = []
+    checkpoints = _open(run, said)
+    try:
+        while True:
+            step = checkpoints.latest
+            try:
+                return *checkpoints.restore(_state(0), step), said
+            except Damaged as error:
+                said.append(str(error))
+                checkpoints.set_aside(step)
+    finally:
+        checkpoints.close()
+
+
+def _flip(path: pathlib.Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_is_noticed(run, tmp_path):
+    random, files, noticed = np.random.default_rng(0), _files(run / "checkpoints" / "8"), 0
+    weights = checkpoint.load_weights(run)["model"]
+    for number in range(FLIPS):
+        copy = pathlib.Path(shutil.copytree(run, tmp_path / str(number)))
+        name = files[number % len(files)]  # each file in turn
+        path = copy / "checkpoints" / "8" / name
+        _flip(path, int(random.integers(8 * path.stat().st_size)))
+        try:
+            loaded = checkpoint.load_weights(copy)["model"]
+        except ValueError as error:
+            assert "checkpoints/8 cannot be read: it is damaged" in str(error) and "\n" not in str(error)
+        else:
+            assert name.parts[0] in ("training", "data"), f"{name}: read without a word"
+            jax.tree.map(np.testing.assert_array_equal, loaded, weights)
+        state, position, said = _restored(copy)
+        assert (int(state["step"]), position, len(said)) == (4, 40, 1), f"{name}: {said}"
+        assert "checkpoints/8" in said[0] and "damaged" in said[0] and "\n" not in said[0]
+        jax.tree.map(np.testing.assert_array_equal, state, _state(4))
+        assert [path.name for path in (copy / "checkpoints").glob("damaged*")] == ["damaged-8"]
+        noticed += 1
+    assert noticed == FLIPS > 2 * len(files)
+
+
+def test_damage_of_another_checkpoint_keeps_nobody_from_the_newest(run, tmp_path):
+    weights = checkpoint.load_weights(run)["model"]
+    for number, name in enumerate(_files(run / "checkpoints" / "4")):
+        copy = pathlib.Path(shutil.copytree(run, tmp_path / str(number)))
+        _flip(copy / "checkpoints" / "4" / name, 3)
+        jax.tree.map(np.testing.assert_array_equal, checkpoint.load_weights(copy)["model"], weights)
+        state, position, said = _restored(copy)
+        assert (int(state["step"]), position) == (8, 80) and len(said) <= 1
+
+
+def test_a_run_of_damaged_checkpoints_does_not_begin_again(run, tmp_path):
+    for number, part in enumerate(("metrics", "weights")):
+        copy = pathlib.Path(shutil.copytree(run, tmp_path / str(number)))
+        for step in ("4", "8"):
+            folder = copy / "checkpoints" / step
+            _flip(next(folder / name for name in _files(folder) if name.parts[0] == part), 5)
+        with pytest.raises(Damaged, match="no earlier one is left|an earlier checkpoint"):
+            _open(copy).restore(_state(0))
+
+
+def test_a_checkpoint_is_sealed_as_soon_as_it_is_written(tmp_path):
+    checkpoints = _open(tmp_path)
+    checkpoints.save(4, _state(4), position=0)
+    checkpoints._saving.result(60)  # nobody has to wait or to close for it
+    folder = tmp_path / "checkpoints" / "4"
+    assert (folder / seal.NAME).is_file() and seal.damage(folder) == ""
+    checkpoints.close()
