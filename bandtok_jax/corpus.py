@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from bandtok_jax import folder_lock
 from bandtok_jax.codec import Codec
 from bandtok_jax.data_pipelines import sources
 from bandtok_jax.data_pipelines.shards import Damaged
@@ -103,17 +104,19 @@ def tokenize(
         embeddings_hash=embeddings and _sha256(embeddings),
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
-    writer = TokenWriter(output, **facts)
-    if not writer.finished:
-        _write(codec, writer, shards[process_index::process_count], texts, skip_damaged, progress=process_index == 0)
-        expected = [(shard.split, shard.number) for shard in shards]
-        # Not by jax's barrier, in which processes must meet within seconds: here the last may come an hour later.
-        if process_index == 0:
-            _wait(lambda: not writer.missing(expected))
-            writer.finish(expected)
-        else:
-            _wait(lambda: writer.finished)
-    return manifest(output)
+    with folder_lock.locked(output, "bandtok tokenize", process_index):
+        writer = TokenWriter(output, **facts)
+        if not writer.finished:
+            own = shards[process_index::process_count]
+            _write(codec, writer, own, texts, skip_damaged, progress=process_index == 0)
+            expected = [(shard.split, shard.number) for shard in shards]
+            # Not by jax's barrier, in which processes must meet within seconds: here the last may come an hour later.
+            if process_index == 0:
+                _wait(lambda: not writer.missing(expected))
+                writer.finish(expected)
+            else:
+                _wait(lambda: writer.finished)
+        return manifest(output)
 
 
 def _sha256(path) -> str:

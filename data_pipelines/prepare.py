@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 
-from bandtok_jax import storage
+from bandtok_jax import folder_lock, storage
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import reading, records, shard_tasks, summary
 from bandtok_jax.data_pipelines import tracks as find_tracks
@@ -83,32 +83,48 @@ def prepare(
     if runner not in RUNNERS or runner_options and runner != "beam":
         raise ValueError(f"runner {runner!r} with options {list(runner_options)}: give options to the runner 'beam'")
     waveform.check_rate(sample_rate_hz)
-    found, left_out, others, note = find_tracks.find(
-        sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
-    )
-    if not found:
-        raise ValueError(
-            f"no music in {', '.join(map(str, sources))}: {len(left_out)} files left out, "
-            f"{sum(others.values())} files of other kinds; "
-            f"give wav, flac, ogg or mp3 files{_first_reason(left_out)}"
+    output, settings = os.fspath(output), {"sample_rate_hz": int(sample_rate_hz), "channels": channels}
+    settings["clip_seconds"] = clip_seconds
+    with folder_lock.locked(output, "bandtok prepare"):
+        found, left_out, others, note = find_tracks.find(
+            sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
         )
-    settings = {"sample_rate_hz": int(sample_rate_hz), "channels": channels, "clip_seconds": clip_seconds}
-    fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
-    output = os.fspath(output)
-    folder = os.path.join(output, shard_tasks.WORKING_FOLDER)
-    if overwrite:
-        summary.remove(output)
-        storage.remove(folder)
-    elif storage.exists(os.path.join(output, records.MANIFEST)):
-        manifest = records.read_manifest(output)
-        if manifest["fingerprint"] != fingerprint:
+        if not found:
             raise ValueError(
-                f"{output} holds other music, or the same made with other settings; name another folder, or --overwrite"
+                f"no music in {', '.join(map(str, sources))}: {len(left_out)} files left out, "
+                f"{sum(others.values())} files of other kinds; "
+                f"give wav, flac, ogg or mp3 files{_first_reason(left_out)}"
             )
-        storage.remove(folder)
-        return manifest
-    done = shard_tasks.begin(folder, fingerprint)
-    tasks = shard_tasks.cut(found)
+        fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
+        folder = os.path.join(output, shard_tasks.WORKING_FOLDER)
+        if overwrite:
+            summary.remove(output)
+            storage.remove(folder)
+        elif storage.exists(os.path.join(output, records.MANIFEST)):
+            manifest = records.read_manifest(output)
+            if manifest["fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"{output} holds other music, or the same made with other settings; "
+                    "name another folder, or --overwrite"
+                )
+            storage.remove(folder)
+            return manifest
+        tasks, done = shard_tasks.cut(found), shard_tasks.begin(folder, fingerprint)
+        lines = _do(tasks, done, settings, folder, workers, progress, runner, runner_options)
+        left_out += [entry for line in lines for entry in line["left_out"]]
+        if not any(line["records"] for line in lines):
+            storage.remove(folder)
+            raise ValueError(
+                f"nothing in {', '.join(map(str, sources))} can be read as music: "
+                f"{len(left_out)} files left out{_first_reason(left_out)}"
+            )
+        splits = [task[0].split for task in tasks]
+        settings["fingerprint"] = fingerprint
+        return summary.finish(output, folder, lines, splits, left_out, others, note, settings)
+
+
+def _do(tasks, done, settings, folder, workers, progress, runner, runner_options):
+    """Does the tasks that are not in `done` {number: line}; -> the line about each, in their order."""
     waiting = [(number, task, settings, folder) for number, task in enumerate(tasks) if number not in done]
     if runner == "beam":
         from bandtok_jax.data_pipelines import beam_runner
@@ -117,23 +133,14 @@ def prepare(
         done = shard_tasks.finished(folder)
     else:
         if workers is None:
-            workers = min(os.cpu_count() or 1, 1 + sum(track.bytes for track in found) // BYTES_A_WORKER)
-        with progress_bar(total=len(found), unit="track", desc="prepare", show=progress) as bar:
+            size = sum(track.bytes for task in tasks for track in task)
+            workers = min(os.cpu_count() or 1, 1 + size // BYTES_A_WORKER)
+        with progress_bar(total=sum(map(len, tasks)), unit="track", desc="prepare", show=progress) as bar:
             bar.update(sum(len(tasks[number]) for number in done))
             for line in _run_here(waiting, workers):
                 done[line["task"]] = line
                 bar.update(len(tasks[line["task"]]))
-    lines = [done[number] for number in range(len(tasks))]
-    left_out += [entry for line in lines for entry in line["left_out"]]
-    if not any(line["records"] for line in lines):
-        storage.remove(folder)
-        raise ValueError(
-            f"nothing in {', '.join(map(str, sources))} can be read as music: "
-            f"{len(left_out)} files left out{_first_reason(left_out)}"
-        )
-    splits = [task[0].split for task in tasks]
-    settings["fingerprint"] = fingerprint
-    return summary.finish(output, folder, lines, splits, left_out, others, note, settings)
+    return [done[number] for number in range(len(tasks))]
 
 
 def _first_reason(left_out):

@@ -13,7 +13,7 @@ import struct
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import numpy as np
 
-from bandtok_jax import storage
+from bandtok_jax import folder_lock, storage
 from bandtok_jax.data_pipelines import shards
 
 MANIFEST = "token_manifest.json"
@@ -85,7 +85,8 @@ class TokenWriter:
         storage.make_folder(self.directory)
         if self._is_begun():
             return
-        filled = any(not name.endswith(".new") for name in storage.names(self.directory))
+        passing = lambda name: name.endswith(".new") or name == folder_lock.NAME
+        filled = not all(map(passing, storage.names(self.directory)))
         if filled and self._is_begun():  # by another process, since the first look
             return
         if filled:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import corpus, experiment, tasks
+from bandtok_jax import corpus, experiment, folder_lock, tasks
 from bandtok_jax.data_pipelines import examples, iterator, records, shards, whole_tracks
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
 from bandtok_jax.interchange.stage import Stage
@@ -108,6 +108,20 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     assert corpus.tokenize(codec(), data, tmp_path / "tokens") == whole and len(coded) == 5
     with pytest.raises(ValueError, match="offsets"):
         corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
+
+
+def test_a_second_process_in_the_folder_is_named_the_first_one(data, tmp_path, monkeypatch):
+    refused, encode_stream = [], MelCodec.encode_stream
+
+    def meet(*arguments):
+        with pytest.raises(folder_lock.Locked, match="in use by process .*bandtok tokenize"):
+            corpus.tokenize(codec(), data, tmp_path / "tokens")
+        refused.append(1)
+        return encode_stream(*arguments)
+
+    monkeypatch.setattr(MelCodec, "encode_stream", meet)
+    corpus.tokenize(codec(), data, tmp_path / "tokens")
+    assert refused and not (tmp_path / "tokens" / folder_lock.NAME).exists()
 
 
 def test_tokens_of_other_data_are_refused(data, tmp_path):

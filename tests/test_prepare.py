@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from bandtok_jax import cli
+from bandtok_jax import cli, folder_lock
 from bandtok_jax.data_pipelines import doctor, reading, records, shard_tasks, whole_tracks
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.progress import progress_bar
@@ -157,6 +157,29 @@ def test_the_same_command_again_does_nothing_and_another_asks(music, tmp_path):
         run(music, output=tmp_path / "out", clip_seconds=3.0)
     assert run(music, output=tmp_path / "out", clip_seconds=3.0, overwrite=True)["clip_seconds"] == 3.0
     assert not (tmp_path / "out" / ".prepare").exists()
+
+
+def test_a_second_process_in_the_folder_is_named_the_first_one(music, tmp_path, monkeypatch):
+    refused, work = [], shard_tasks.run
+
+    def meet(*arguments):
+        with pytest.raises(folder_lock.Locked, match=rf"out is in use by process {os.getpid()} on .*bandtok prepare"):
+            run(music, output=tmp_path / "out", overwrite=True)
+        refused.append(1)
+        return work(*arguments)
+
+    monkeypatch.setattr(shard_tasks, "run", meet)
+    manifest = run(music, output=tmp_path / "out")
+    assert (
+        refused and manifest["splits"]["train"]["tracks"] == 2 and folder_lock.NAME not in os.listdir(tmp_path / "out")
+    )
+
+
+def test_a_refused_preparation_leaves_no_folder_behind(music, tmp_path):
+    (tmp_path / "tracks.csv").write_text("name\n")
+    with pytest.raises(ValueError):
+        run(music, output=tmp_path / "out", tracks=tmp_path / "tracks.csv")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(tmp_path):
