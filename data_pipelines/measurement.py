@@ -3,7 +3,7 @@ whether it is music at all.
 """
 
 import numpy as np
-import scipy.signal
+import scipy
 
 from bandtok_jax.audio import loudness
 

@@ -9,9 +9,10 @@ import librosa
 import numpy as np
 import pyloudnorm
 import pytest
+import scipy.signal
 import soundfile
 
-from bandtok_jax.audio import loudness, spectral, waveform
+from bandtok_jax.audio import loudness, mel_bands, spectral, waveform
 from bandtok_jax.audio.spectral import MELTOK, MelDefinition
 
 RATE_HZ = 44_100
@@ -280,6 +281,11 @@ def test_inverse_returns_the_sound(padding, window_samples, hop_samples):
     assert again.shape == (3, 5_100)
     inside = slice(256, 4_600) if padding == "none" else slice(0, 4_900)
     np.testing.assert_allclose(again[:, inside], audio[:, inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [2, 7, 400, 2048])
+def test_hann_window_is_scipys_to_the_bit(samples):
+    assert np.array_equal(mel_bands.hann_window(samples), scipy.signal.get_window("hann", samples))
 
 
 def test_stft_and_inverse_agree_with_librosa():

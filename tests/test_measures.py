@@ -69,6 +69,14 @@ def test_mfcc_distance_by_librosa():
     assert distances.mfcc_distance(*pair(), RATE) == pytest.approx(expected, rel=1e-5)
 
 
+def test_flatness_is_librosas():
+    for sound in (*pair(), np.zeros(RATE), np.random.default_rng(0).standard_normal(RATE)):
+        magnitudes = spectra.magnitude(sound, 2048)
+        expected = librosa.feature.spectral_flatness(S=magnitudes.T)[0]
+        np.testing.assert_allclose(spectra.flatness(magnitudes), expected, rtol=1e-9)
+    assert spectra.flatness(magnitudes).mean() == pytest.approx(0.56, abs=0.01)  # of white noise, the last one
+
+
 def test_log_spectral_distance_of_a_gain_and_by_bands():
     sound = np.random.default_rng(0).standard_normal(RATE)
     assert distances.log_spectral_distance(sound, sound / 10, RATE) == pytest.approx([20.0, 20.0, 20.0])

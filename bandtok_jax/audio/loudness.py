@@ -4,7 +4,7 @@ import functools
 import math
 
 import numpy as np
-import scipy.signal
+import scipy  # which imports its parts where they are first used
 
 BLOCK_SECONDS = 0.4
 BLOCKS_PER_STEP = 4  # neighbouring blocks overlap by 75 %

@@ -1,4 +1,4 @@
-"""Mel filters as plain NumPy: which band hears which frequency."""
+"""Window and mel filters of a spectrum in plain NumPy."""
 
 import dataclasses
 import functools
@@ -64,6 +64,11 @@ VOCOS_24KHZ = dataclasses.replace(MELTOK, sample_rate_hz=24_000, high_hz=12_000.
 
 # Slaney's Auditory Toolbox: 200/3 Hz a mel up to 1 kHz, then 27 mels for every factor of 6.4.
 SLANEY_HZ_PER_MEL, SLANEY_KNEE_HZ, SLANEY_LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
+
+
+def hann_window(samples: int) -> np.ndarray:
+    """Returns the periodic Hann window, float64 `[samples]`; equal to SciPy's, whose import takes a second."""
+    return 0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, samples + 1)[:-1])
 
 
 def hz_to_mel(hz, scale: str) -> np.ndarray:

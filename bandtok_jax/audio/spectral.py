@@ -9,7 +9,6 @@ import jax
 from jax.lax import Precision
 import jax.numpy as jnp
 import numpy as np
-import scipy.signal
 
 from bandtok_jax.audio.mel_bands import (  # The NumPy half, offered here under one roof.
     MELTOK as MELTOK,
@@ -17,6 +16,7 @@ from bandtok_jax.audio.mel_bands import (  # The NumPy half, offered here under 
 from bandtok_jax.audio.mel_bands import (
     PADDINGS,
     MelDefinition,
+    hann_window,
     mel_filterbank,
 )
 from bandtok_jax.audio.mel_bands import (
@@ -210,7 +210,7 @@ def _real(array) -> jax.Array:
 
 
 def _window(fft_samples: int, window_samples: int | None, dtype) -> np.ndarray:
-    window = scipy.signal.get_window("hann", window_samples or fft_samples)
+    window = hann_window(window_samples or fft_samples)
     before = (fft_samples - window.size) // 2
     return np.pad(window, (before, fft_samples - window.size - before)).astype(dtype)
 

@@ -12,7 +12,6 @@ import io
 import pathlib
 
 import jax
-import librosa
 import numpy as np
 import soundfile
 
@@ -20,7 +19,7 @@ import bandtok_jax
 from bandtok_jax import experiment
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.evaluation import plots
+from bandtok_jax.evaluation import plots, spectra
 from bandtok_jax.evaluation.baselines import k_means_mel_distance
 from bandtok_jax.training.reporting import read_metrics
 
@@ -113,10 +112,10 @@ def _table(metrics, baseline) -> list[tuple[str, str, str]]:
 
 
 def _sound_row(name: str, audio: np.ndarray) -> tuple[str, str, str]:
-    """Is it neither silence, nor clipped, nor noise? Flatness is the mean over frames of 2048 samples (librosa)."""
+    """Is it neither silence, nor clipped, nor noise? Flatness is the mean over frames of 2048 samples."""
     level = 10 * np.log10(np.mean(audio**2) + 1e-12)
-    flatness = librosa.feature.spectral_flatness(y=audio.mean(0)).mean()
-    noise = librosa.feature.spectral_flatness(y=np.random.default_rng(0).normal(size=audio.shape[-1])).mean()
+    flatness = spectra.flatness(spectra.magnitude(audio.mean(0), 2048)).mean()
+    noise = spectra.flatness(spectra.magnitude(np.random.default_rng(0).normal(size=audio.shape[-1]), 2048)).mean()
     clipped = int((np.abs(audio) >= 32767 / 32768).sum())
     measured = f"{level:.1f} dB, {clipped} samples, {flatness:.3f}"
     return f"{name}: level, clipped, flatness", measured, f"flatness {noise:.2f} of white noise"

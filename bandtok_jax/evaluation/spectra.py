@@ -6,13 +6,13 @@ They are those of `bandtok_jax.audio.spectral`, in float64.
 from collections.abc import Callable
 
 import numpy as np
-import scipy.fft
-import scipy.signal
+import scipy
 
-from bandtok_jax.audio.mel_bands import MelDefinition, mel_filterbank
+from bandtok_jax.audio.mel_bands import MelDefinition, hann_window, mel_filterbank
 
 # Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
 FLOOR_DB = -120.0
+LEAST_POWER = 1e-10  # of `flatness`, as in librosa
 HIGH_EDGES_HZ = (10_000, 20_000)
 LOWEST_RATE_WITH_HIGH_EDGES_HZ = 24_000  # our choice: at least 2 kHz to look at
 
@@ -34,7 +34,7 @@ def magnitude(
     hop, half = hop_samples or fft_samples // 4, fft_samples // 2
     audio = np.asarray(audio, np.float64)
     audio = np.pad(audio, (0, max(0, half + 1 - len(audio))))
-    window = scipy.signal.get_window("hann", window_samples or fft_samples)
+    window = hann_window(window_samples or fft_samples)
     before = (fft_samples - len(window)) // 2
     window = np.pad(window, (before, fft_samples - len(window) - before))
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, half, mode="reflect"), fft_samples)[::hop]
@@ -96,3 +96,12 @@ def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
 def mfcc(log_mel: np.ndarray, coefficients: int = 20) -> np.ndarray:
     """Mel-frequency cepstrum: orthonormal DCT-II over the bands, `[T, M]` to `[T, coefficients]`."""
     return scipy.fft.dct(log_mel, norm="ortho", axis=-1)[:, :coefficients]
+
+
+def flatness(magnitudes: np.ndarray) -> np.ndarray:
+    """Geometric to arithmetic mean of the power of each frame, `[T, bins]` to `[T]`.
+
+    About 0 for a tone, 0.56 for white noise and 1 for silence; equal to librosa's.
+    """
+    power = np.maximum(np.square(magnitudes), LEAST_POWER)
+    return np.exp(np.log(power).mean(-1)) / power.mean(-1)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from bandtok_jax.evaluation.evaluate import Result
 from bandtok_jax.evaluation.originals import Piece

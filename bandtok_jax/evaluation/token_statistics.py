@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
+import scipy
 
 # Numbers about all rows of a codec as tables have them, and their units.
 COLUMNS = {

@@ -5,7 +5,7 @@ does exist where the decoded sound alone is silent: who loses a sound must not b
 """
 
 import numpy as np
-import scipy.signal
+import scipy
 
 from bandtok_jax.audio import loudness
 from bandtok_jax.evaluation import distances

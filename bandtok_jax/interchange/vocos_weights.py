@@ -12,7 +12,6 @@ import reprlib
 from typing import Any
 
 import numpy as np
-import scipy.signal
 import yaml
 
 from bandtok_jax import experiment
@@ -49,7 +48,7 @@ _CONSTANTS = {
     "feature_extractor.mel_spec.mel_scale.fb": mel_bands.mel_filterbank,
     **dict.fromkeys(
         ("feature_extractor.mel_spec.spectrogram.window", "head.istft.window"),
-        lambda mel: scipy.signal.get_window("hann", mel.fft_samples),
+        lambda mel: mel_bands.hann_window(mel.fft_samples),
     ),
 }
 # What two parts must agree on, since here one number serves both.

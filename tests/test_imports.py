@@ -1,0 +1,49 @@
+"""What a start of the command line imports: packages that take long are left to the moment that needs them."""
+
+import json
+import subprocess
+import sys
+
+# Packages that take a quarter of a second or more.
+SLOW = ("jax", "flax", "optax", "orbax", "grain", "scipy.signal", "scipy.stats", "scipy.fft", "sklearn", "matplotlib",
+        "librosa", "numba", "pandas", "tensorflow", "tensorflow_datasets", "torch", "tensorboardX", "wandb",
+        "apache_beam", "soundfile", "numpy")  # fmt: skip
+
+
+def _imported(program: str) -> set[str]:
+    """The slow packages that are there after a program in a process of its own."""
+    program = f"{program}\nimport json, sys\nprint(json.dumps([name for name in {SLOW!r} if name in sys.modules]))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_help_imports_no_slow_package():
+    """Of the program and of each verb."""
+    program = (
+        "import contextlib, io\n"
+        "from bandtok_jax import cli\n"
+        "for arguments in [[], *([verb] for verb in cli._RUN)]:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        cli.main([*arguments, '--help'])\n"
+    )
+    assert not _imported(program)
+
+
+def test_the_package_imports_nothing():
+    assert not _imported("import bandtok_jax; bandtok_jax.load, bandtok_jax.__version__")
+
+
+def test_what_computes_leaves_out_what_few_need():
+    modules = (
+        "interchange.model_folder, files, corpus, training.loop, evaluation.request, evaluation.report, planning.plan, "
+        "interchange.dac_weights, interchange.vocos_weights"
+    )
+    program = "".join(f"import bandtok_jax.{module.strip()}\n" for module in modules.split(","))
+    assert _imported(program) <= {"jax", "flax", "optax", "orbax", "grain", "soundfile", "numpy"}
+
+
+def test_data_needs_no_jax():
+    modules = ("doctor", "prepare", "synthetic", "tokens", "tfds_sources")
+    program = "".join(f"import bandtok_jax.data_pipelines.{module}\n" for module in modules)
+    assert _imported(program) <= {"numpy", "soundfile"}
