@@ -86,7 +86,7 @@ def prepare(
     output, settings = os.fspath(output), {"sample_rate_hz": int(sample_rate_hz), "channels": channels}
     settings["clip_seconds"] = clip_seconds
     with folder_lock.locked(output, "bandtok prepare"):
-        found, left_out, others, note = find_tracks.find(
+        found, left_out, others, notes = find_tracks.find(
             sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
         )
         if not found:
@@ -120,7 +120,7 @@ def prepare(
             )
         splits = [task[0].split for task in tasks]
         settings["fingerprint"] = fingerprint
-        return summary.finish(output, folder, lines, splits, left_out, others, note, settings)
+        return summary.finish(output, folder, lines, splits, left_out, others, notes, settings)
 
 
 def _do(tasks, done, settings, folder, workers, progress, runner, runner_options):

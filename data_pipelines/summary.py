@@ -42,17 +42,15 @@ def _by(tracks, name):
     return {value: {"tracks": len(group), "hours": _hours(group)} for value, group in sorted(groups.items())}
 
 
-def manifest(lines, splits, shards, left_out, others, validation_note, settings):
+def manifest(lines, splits, shards, left_out, others, notes, settings):
     tracks = [track for line in lines for track in line["tracks"]]
     split_tracks = {split: [track for track in tracks if track["split"] == split] for split in dict.fromkeys(splits)}
-    notes = []
+    notes = list(notes)
     if not split_tracks.get("validation"):
         notes.append(
             "no validation tracks: evaluation needs some; "
             "prepare again with more tracks, --tracks=CSV or a larger --validation-share"
         )
-    elif validation_note:
-        notes.append(validation_note)
     if not split_tracks.get("train"):
         notes.append("no training tracks: prepare again with more tracks, --tracks=CSV or a smaller --validation-share")
     return {
@@ -116,7 +114,7 @@ def _write_tfds_metadata(output, shards):
             storage.write_text(os.path.join(output, name), storage.read_text(os.path.join(folder, name)))
 
 
-def finish(output, folder, lines, splits, left_out, others, validation_note, settings):
+def finish(output, folder, lines, splits, left_out, others, notes, settings):
     """Every step can be repeated, so an interruption in here costs nothing. -> the manifest."""
     shards = {split: [] for split in splits}
     full = [(line, split) for line, split in zip(lines, splits) if line["records"]]
@@ -134,7 +132,7 @@ def finish(output, folder, lines, splits, left_out, others, validation_note, set
         "".join(json.dumps(track) + "\n" for line in lines for track in line["tracks"]),
     )
     _write_tfds_metadata(output, shards)
-    result = manifest(lines, splits, shards, left_out, others, validation_note, settings)
+    result = manifest(lines, splits, shards, left_out, others, notes, settings)
     storage.write_text(os.path.join(output, records.MANIFEST), json.dumps(result, indent=1))
     storage.remove(folder)
     return result

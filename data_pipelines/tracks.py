@@ -3,7 +3,6 @@ and the split of each.
 """
 
 from collections import Counter
-import csv
 from dataclasses import dataclass, replace
 import hashlib
 import os
@@ -11,13 +10,13 @@ import os
 import soundfile
 
 from bandtok_jax import storage
-from bandtok_jax.data_pipelines import tfds_sources
+from bandtok_jax.data_pipelines import tfds_sources, track_table
 
 ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".aif", ".mp3", ".oga", ".opus"}
-SPLITS = ("train", "validation", "test")
 SYNTHETIC = "synthetic"
 DEFAULT_DOMAIN = "music"
 BEGINNING_BYTES = 1 << 16
+MOST_MISSING = 10  # names of a table that are listed where nobody has them
 # 20 minutes: enough for the smallest models, made in half a minute on two cores.
 SYNTHETIC_PIECES, SYNTHETIC_SECONDS = 100, 12.0
 
@@ -126,50 +125,16 @@ def _files(source, others):
     return sorted(found)
 
 
-def _read_csv(path):
-    """-> {file: row}; columns file (required), split, licence, caption, domain, ends, kind."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"--tracks={path}: there is no such file; leave it out to split by a hash of each track's name"
-        )
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        try:
-            rows = list(csv.DictReader(file))
-        except UnicodeDecodeError:
-            raise ValueError(
-                f"--tracks={path}: it is not UTF-8; save it as UTF-8 (spreadsheets call that 'CSV UTF-8')"
-            ) from None
-    if not rows or not rows[0].get("file"):
-        raise ValueError(
-            f"--tracks={path}: no column 'file' with content; the columns are file, split, licence, caption, domain, "
-            "ends"
-        )
-    for line, row in enumerate(rows, 2):
-        if (row.get("split") or SPLITS[0]) not in SPLITS:
-            raise ValueError(
-                f"--tracks={path}: line {line} has the split {row['split']!r}; write {', '.join(SPLITS)} or nothing"
-            )
-        if row.get("ends") and _yes_or_no(row["ends"]) is None:
-            raise ValueError(f"--tracks={path}: line {line} has {row['ends']!r} under ends; write yes, no or nothing")
-    return {os.path.normpath(row["file"]).replace(os.sep, "/"): row for row in rows if row["file"]}
-
-
 def _describe(track, row):
-    """What a row of the CSV says about a track."""
-    caption = row.get("caption") or row.get("kind") or ""
+    """A track with what a row of the table says about it."""
     return replace(
         track,
-        split=row.get("split") or track.split,
-        caption=caption,
-        domain=row.get("domain") or track.domain,
-        licence=row.get("licence") or "",
-        ends=_yes_or_no(row["ends"]) if row.get("ends") else track.ends,
+        split=row.split or track.split,
+        caption=row.caption,
+        domain=row.domain or track.domain,
+        licence=row.licence,
+        ends=track.ends if row.ends is None else row.ends,
     )
-
-
-def _yes_or_no(text):
-    """A cell of the CSV as a bool; None where it is neither."""
-    return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}.get(text.strip().lower())
 
 
 def _found(source, validation_share, tfds_dir, left_out, others):
@@ -269,33 +234,47 @@ def _with_validation(tracks, hashes):
 
 
 def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=False):
-    """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, note on validation).
+    """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, notes for the person).
 
     Left out here: second copies of the same content, empty files, files whose link or name is broken, and what the CSV
-    names but nobody has. With `clips`, no track ends by itself where the CSV does not say so. The note is "" where the
-    hashes and the CSV alone gave the splits.
+    names but nobody has. With `clips`, no track ends by itself where the CSV does not say so. The notes are about the
+    CSV and about the validation split.
     """
-    tracks, left_out, others, used, hashes = {}, [], Counter(), set(), {}
-    rows = _read_csv(csv_path) if csv_path else {}
+    tracks, left_out, others, hashes = {}, [], Counter(), {}
+    table = track_table.read(csv_path) if csv_path else None
     beside = os.path.dirname(os.path.abspath(csv_path)) if csv_path else ""
     for source in map(os.fspath, sources):
         for track in _found(source, validation_share, tfds_dir, left_out, others):
             own_name, keys = track.name, [track.name, os.path.basename(track.path)]
             # The split stays that of the name within the source: it must not hang on which other sources there are.
             track = replace(track, name=_free_name(track, tracks), ends=track.ends and not clips)
-            if csv_path and track.example < 0 and not storage.is_remote(track.path):
-                keys.insert(0, os.path.relpath(track.path, beside).replace(os.sep, "/"))
-            key = next((key for key in keys if key in rows), None)
-            if key:
-                used.add(key)
-                track = _describe(track, rows[key])
+            if track.example < 0 and not storage.is_remote(track.path):
+                keys = [os.path.relpath(track.path, beside or None), track.path, *keys]
+            if table and (row := table.row(keys, track.name)):
+                track = _describe(track, row)
             if not track.split:
                 hashes[track.name] = _hash(own_name)
                 track = replace(track, split=split_by_hash(own_name, validation_share))
             tracks[track.name] = track
-    reason = f"named in {os.path.basename(csv_path or '')}, but no such file in the sources"
-    left_out += [{"track": key, "reason": reason} for key in rows if key not in used]
-    kept, note = _without_copies([tracks[name] for name in sorted(tracks)], left_out), ""
+    notes = []
+    if table:
+        table.finish(sorted(tracks))
+        left_out += _missing(table)
+        notes += table.notes
+    kept = _without_copies([tracks[name] for name in sorted(tracks)], left_out)
     if validation_share:
         kept, note = _with_validation(kept, hashes)
-    return kept, left_out, dict(sorted(others.items())), note
+        notes += [note] if note else []
+    return kept, left_out, dict(sorted(others.items())), notes
+
+
+def _missing(table):
+    """What is left out since a table names it and nobody has it; of many names, the first ones."""
+    missing, base = table.unused(), os.path.basename(table.path)
+    entries = [
+        {"track": name, "reason": f"named in {base}, but no such file in the sources"}
+        for name in missing[:MOST_MISSING]
+    ]
+    if more := len(missing) - len(entries):
+        entries.append({"track": f"{more} more", "reason": f"named in {base}, but no such files in the sources"})
+    return entries

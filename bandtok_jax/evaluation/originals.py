@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import os
+import warnings
 
 import numpy as np
 
@@ -152,7 +153,9 @@ def _refuse_sounds_of(output: str, data: Sequence[str]) -> None:
 
 
 def _files(data: Sequence[str], split: str | None, tracks_csv: str | None) -> tuple[list[Original], list[str]]:
-    found, left_out, _, _ = tracks.find(data, csv_path=tracks_csv, validation_share=0)
+    found, left_out, _, remarks = tracks.find(data, csv_path=tracks_csv, validation_share=0)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
     originals, notes = [], [f"{entry['track']}: {entry['reason']}" for entry in left_out]
     for track in found:
         if split and track.split != split:

@@ -1,0 +1,202 @@
+"""The table of tracks (`--tracks=CSV`): what a person has written about the files, checked before it is believed.
+
+A comma, a semicolon or a tab separates the cells, as spreadsheets of different languages write them. Names of columns
+may have any case and spaces around them. What is not understood is an error or a note, and never left out in silence.
+"""
+
+import csv
+from dataclasses import dataclass, field
+import difflib
+import io
+import os
+import unicodedata
+
+from bandtok_jax import untrusted
+
+COLUMNS = ("file", "split", "licence", "caption", "domain", "ends", "kind")
+SPLITS = ("train", "validation", "test")
+CURE = "mend that line, or save the table again as 'CSV UTF-8'"
+_DELIMITERS = (",", ";", "\t", "|")
+# Names that others use for a column, besides those that are spelt nearly like it.
+_OTHER_NAMES = {
+    "filename": "file", "file_name": "file", "path": "file", "filepath": "file", "name": "file", "track": "file",
+    "description": "caption", "text": "caption", "prompt": "caption", "tags": "caption",
+    "subset": "split", "fold": "split",
+}  # fmt: skip
+_NEAR = 0.75  # of difflib: "licens" is near "licence" (0.77), "seconds" is not near "ends" (0.73); our choice
+_YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+_MOST_BYTES = 1 << 28
+_SHOWN = 5  # of many lines or names
+
+
+@dataclass
+class Row:
+    """What a line of the table says; "" and None where it says nothing."""
+
+    line: int
+    split: str = ""
+    licence: str = ""
+    caption: str = ""
+    domain: str = ""
+    ends: bool | None = None
+
+
+@dataclass
+class Table:
+    """Rows by the `key` of the file that they name, and notes for the person who wrote them."""
+
+    path: str
+    rows: dict[str, Row] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    used: dict[str, list[str]] = field(default_factory=dict)  # {name in the table: the tracks that it stands for}
+
+    def row(self, names, track: str) -> Row | None:
+        """Returns the row of a track whose file has these names, by the first that is known."""
+        for name in map(key, names):
+            if name in self.rows:
+                self.used.setdefault(name, []).append(track)
+                return self.rows[name]
+        return None
+
+    def unused(self) -> list[str]:
+        """Returns the names that no track was asked for with, in the order of the table."""
+        return [name for name in self.rows if name not in self.used]
+
+    def finish(self, tracks: list[str]) -> None:
+        """Notes how many of all tracks the table speaks of, and what it says of them.
+
+        Raises:
+          ValueError: it speaks of none.
+        """
+        if tracks and not self.used:
+            raise untrusted.refusal(
+                self.path,
+                f"none of its {len(self.rows)} rows names a file of the sources, the first "
+                f"{_quoted(next(iter(self.rows)))}",
+                f"write names such as {_quoted(tracks[0])}",
+            )
+        counts = dict.fromkeys(("captions", "splits", "domains"), 0)
+        for name, described in self.used.items():
+            for what in counts:
+                counts[what] += len(described) * bool(getattr(self.rows[name], what[:-1]))
+        said = ", ".join(f"{what} for {count}" for what, count in counts.items())
+        described = sum(map(len, self.used.values()))
+        self.notes.append(f"{os.path.basename(self.path)} has rows for {described} of {len(tracks)} tracks: {said}")
+
+
+def key(name: str) -> str:
+    """Returns a file's name as tables are searched for it: file systems write accents in two ways."""
+    return unicodedata.normalize("NFC", os.path.normpath(name).replace(os.sep, "/"))
+
+
+def read(path: str | os.PathLike) -> Table:
+    """Reads a table.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it cannot be understood; the line, the reason and the cure.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"--tracks={path}: there is no such file; leave it out to split by a hash of each track's name"
+        )
+    table = Table(path)
+    with untrusted.reading(path, CURE):
+        lines = _cells(path)
+        header, columns = _header(lines, table)
+        nameless = [line for line, cells in lines if not _add(line, cells, header, columns, table)]
+        if not table.rows:
+            raise ValueError("no line below the header names a file")
+    if nameless:
+        table.notes.append(f"{os.path.basename(path)}: no file is named in line {_listed(nameless)}")
+    return table
+
+
+def _cells(path):
+    """Yields (number of the line, cells) of a table, with the delimiter that makes a column `file` of the header."""
+    try:
+        text = untrusted.read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8; save it as UTF-8 (spreadsheets call that 'CSV UTF-8')") from None
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    choices = [choice for choice in _DELIMITERS if choice in head]
+    delimiter = next((choice for choice in choices if "file" in _names(head.split(choice))), (choices + [","])[0])
+    # Strict: a quote that is never closed would swallow the rest of the table.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            reasons = {"unexpected end of data": "a quote is opened there and never closed"}
+            raise ValueError(f"line {line}: {reasons.get(str(error), error)}") from None
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield line, [cell.strip() for cell in cells]
+
+
+def _names(cells):
+    return [cell.strip().strip('"').strip().casefold() for cell in cells]
+
+
+def _header(lines, table):
+    """Returns the names of all columns, and {known name: its position}; notes those that are not known."""
+    _, cells = next(lines, (0, []))
+    names = _names(cells)
+    columns = {name: names.index(name) for name in COLUMNS if name in names}
+    if twice := [name for name in columns if names.count(name) > 1]:
+        raise ValueError(f"two columns have the name {twice[0]}: leave one out")
+    unknown = [name for name in names if name and name not in COLUMNS]
+    for name in unknown:
+        near = difflib.get_close_matches(name, COLUMNS, 1, _NEAR)
+        meant = near[0] if near else _OTHER_NAMES.get(name)
+        if meant and meant not in columns:
+            raise ValueError(
+                f"it has no column {meant!r} but {_quoted(name)}: name it {meant}, or x-{name[:20]} if it is not meant"
+            )
+    if "file" not in columns:
+        raise ValueError(f"it has no column 'file', but {_listed(names)}; the columns are {', '.join(COLUMNS[:-1])}")
+    if unknown:
+        table.notes.append(
+            f"{os.path.basename(table.path)}: nothing is read from {_listed(unknown)}; "
+            f"the columns are {', '.join(COLUMNS[:-1])}"
+        )
+    return names, columns
+
+
+def _add(line, cells, header, columns, table):
+    """Adds a line to the rows of a table; returns false where it names no file."""
+    if any(cells[len(header) :]):
+        raise ValueError(f"line {line} has {len(cells)} cells below {len(header)} columns: put quotes around commas")
+    said = {name: cells[at] if at < len(cells) else "" for name, at in columns.items()}
+    if not said["file"]:
+        return False
+    split, ends = said.get("split", "").casefold(), said.get("ends", "").casefold()
+    if split and split not in SPLITS:
+        raise ValueError(f"line {line} has the split {_quoted(split)}; write {', '.join(SPLITS)} or nothing")
+    if ends and ends not in _YES_OR_NO:
+        raise ValueError(f"line {line} has {_quoted(ends)} under ends; write yes, no or nothing")
+    row = Row(
+        line=line,
+        split=split,
+        licence=said.get("licence", ""),
+        caption=said.get("caption") or said.get("kind", ""),
+        domain=said.get("domain", ""),
+        ends=_YES_OR_NO.get(ends),
+    )
+    before = table.rows.setdefault(key(said["file"]), row)
+    if before is not row and (row.__dict__ | {"line": 0}) != (before.__dict__ | {"line": 0}):
+        raise ValueError(f"lines {before.line} and {line} say different things of {_quoted(said['file'])}: keep one")
+    return True
+
+
+def _quoted(name):
+    return f"'{untrusted.printable(name, 60)}'"
+
+
+def _listed(values):
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    shown = [_quoted(value) if isinstance(value, str) else str(value) for value in values[:_SHOWN]]
+    return (", ".join(shown) or "nothing") + more
