@@ -106,6 +106,9 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     assert done == 2 and len(coded) == 3 + 4 - done and again == whole
     assert same_files(tmp_path / "tokens", tmp_path / "whole")
     assert corpus.tokenize(codec(), data, tmp_path / "tokens") == whole and len(coded) == 5
+    # Where tokenizer and data lie does not matter: their hashes agree.
+    moved = shutil.copytree(data, tmp_path / "moved")
+    assert corpus.tokenize(codec(), moved, tmp_path / "tokens", tokenizer="/elsewhere/tokenizer/") == whole
     with pytest.raises(ValueError, match="offsets"):
         corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
 

@@ -15,9 +15,9 @@ from bandtok_jax.training.program import WARM_START
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
     "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
-    "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer_hash", "vocoder", "vocoder_hash",
+    "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer", "tokenizer_hash", "vocoder", "vocoder_hash",
     experiment.WARMUP_GIVEN,
-    # Where the data lies and how it is read; what it is, its hash says.
+    # Where data and stages lie and how they are read; their hashes decide whether they are the same.
     "data.sources", "data.tokens", "data.workers", "data.damaged",
 )  # fmt: skip
 
