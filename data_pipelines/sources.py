@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import hashlib
 import json
 import math
+import os
+import re
 import warnings
 
 import numpy as np
@@ -16,6 +18,7 @@ from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenSource
 
 PIECE_SECONDS = 6.0
+_WEIGHT = re.compile(r"=[^=,/]*$")
 
 
 class Subset:
@@ -32,23 +35,41 @@ class Subset:
 
 
 def parse_weights(text):
-    """ "DIR=2,synthetic" -> [("DIR", 2.0), ("synthetic", 1.0)]."""
-    pairs = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, weight = part.rpartition("=")
-        name, weight = (name, weight) if equals else (part, "1")
-        try:
-            number = float(weight)
-        except ValueError:
-            number = np.nan
-        if not 0 < number < np.inf:
-            raise ValueError(
-                f"data.sources: {part!r} has the weight {weight!r}; write NAME or NAME=NUMBER with a number above 0"
-            )
-        pairs.append((name, number))
+    """ "DIR=2,synthetic" -> [("DIR", 2.0), ("synthetic", 1.0)].
+
+    A folder whose own name holds a comma or an equals sign is found by its name; `~` is the home folder.
+    """
+    pairs, parts = [], text.split(",")
+    while parts:
+        # The longest run of parts that names a folder on a disk is that folder.
+        runs = (",".join(parts[:count]) for count in range(len(parts), 1, -1))
+        part = next((run for run in runs if _is_folder(run) or _is_folder(_WEIGHT.sub("", run))), parts[0])
+        del parts[: part.count(",") + 1]
+        if part.strip():
+            pairs.append(_weighted(part.strip()))
     if not pairs:
         raise ValueError("data.sources is empty; write 'synthetic' or a folder made by  bandtok prepare")
     return pairs
+
+
+def _weighted(part):
+    """ "DIR=2" -> ("DIR", 2.0); the weight is 1 where what follows the equals sign belongs to the folder's name."""
+    name, equals, weight = part.rpartition("=")
+    if not equals or "/" in weight or _is_folder(part):
+        name, weight = part, "1"
+    try:
+        number = float(weight)
+    except ValueError:
+        number = np.nan
+    if not 0 < number < np.inf:
+        raise ValueError(
+            f"data.sources: {part!r} has the weight {weight!r}; write NAME or NAME=NUMBER with a number above 0"
+        )
+    return os.path.expanduser(name), number
+
+
+def _is_folder(name):
+    return bool(name.strip()) and os.path.isdir(os.path.expanduser(name.strip()))
 
 
 def open_audio(text, split, *, sample_rate_hz, clip_samples):

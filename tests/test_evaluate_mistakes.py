@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from bandtok_jax.evaluation import request
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
 from tests.small_codec import SmallCodec
@@ -53,6 +54,20 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     assert "of which 5 cannot be decoded" in fail(mine, "--rows=5", *data)
     monkeypatch.setenv("PATH", "")
     assert "needs ffmpeg, which is not installed" in fail("--opus=24", *data)
+
+
+def test_codecs_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("x=1/tokenizer", "x=1/voc+oder", "a+b", "a", "b", "_odd name"):
+        (tmp_path / name).mkdir(parents=True)
+    read = lambda text: request._named_model("--codec", text)
+    assert read("x=1/tokenizer") == ("tokenizer", "x=1/tokenizer", "")
+    assert read("mine=x=1/tokenizer+x=1/voc+oder") == ("mine", "x=1/tokenizer", "x=1/voc+oder")
+    assert read("a+b") == ("a-b", "a+b", "") and read("b+a") == ("b", "b", "a")
+    assert read("m=a+b+b") == ("m", "a+b", "b") and read("m=~/a+~/b") == ("m", f"{tmp_path}/a", f"{tmp_path}/b")
+    assert read("_odd name") == ("odd-name", "_odd name", "")
+    assert read("absent+vocoder") == ("absent", "absent", "vocoder")
 
 
 def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, monkeypatch):

@@ -137,6 +137,23 @@ def test_weights_and_balance(folder):
     assert sum(count for track, count in tracks.items() if track < 4) == 16
 
 
+def test_sources_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("x=1", "a, b", "a=2, c", "plain", "two words"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    parse = sources.parse_weights
+    assert parse("x=1/data") == [("x=1/data", 1)]
+    assert parse("x=1") == [("x=1", 1)] and parse("x=1=3") == [("x=1", 3)]
+    assert parse("a, b/data=2,plain") == [("a, b/data", 2), ("plain", 1)]
+    assert parse("plain=2, a=2, c ,two words") == [("plain", 2), ("a=2, c", 1), ("two words", 1)]
+    assert parse("~/x=1,~/plain=3") == [(f"{tmp_path}/x=1", 1), (f"{tmp_path}/plain", 3)]
+    assert parse("absent=2,gs://b/day=3/data") == [("absent", 2), ("gs://b/day=3/data", 1)]
+    for text, part in (("plain=many", "many"), ("plain=0", "0"), ("plain=nan", "nan"), (" , ", "empty")):
+        with pytest.raises(ValueError, match=part):
+            parse(text)
+
+
 def renamed(folder, output, **names):
     """A copy of a folder whose domains have other names."""
     shutil.copytree(folder, output)

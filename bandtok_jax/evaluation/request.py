@@ -127,7 +127,7 @@ def _refuse_sound_flags(flags: Any, of_records: bool) -> None:
 def _token_records(text: str) -> tuple[str, str] | None:
     """`[NAME=]FOLDER` -> both, without a name that of the folder; None where no token records lie there."""
     if token_report.is_tokens(text):
-        return os.path.basename(os.path.normpath(text)), text
+        return _name_of(text), text
     name, _, path = text.partition("=")
     return (_check_name("--data", name), path) if path and token_report.is_tokens(path) else None
 
@@ -138,7 +138,7 @@ def _predictions(flags: Any, records: list[tuple[str, str]]) -> dict[str, dict[s
     for of, path in records:
         hashes.setdefault(token_manifest(path)["weight_hash"], []).append((of, path))
     for text in flags.language_model:
-        name, path = _perhaps_named("--language-model", text, folder=text)
+        name, path, _ = _named_model("--language-model", text, vocoder=False)
         if name in found:
             raise ValueError(f"two language models are called {name}: write --language-model=NAME=RUN")
         stage = model_folder.read_stages(path).get("language_model")
@@ -257,8 +257,7 @@ def _refuse_repeated(flag: str, names: list[str]) -> None:
 
 def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]:
     """`[NAME=]MODEL[+VOCODER]` -> the codec, and where its rows are residual, it with fewer rows."""
-    name, model = _perhaps_named("--codec", text, folder=text.partition("+")[0])
-    path, _, vocoder = model.partition("+")
+    name, path, vocoder = _named_model("--codec", text)
     codec = bandtok_jax.load(path, vocoder or None)
     if codec.row_kind != "residual":
         return [systems.CodecSystem(name, codec)]
@@ -267,12 +266,30 @@ def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]
     return [systems.CodecSystem(names[rows], codec, rows, family=name) for rows in counts]
 
 
-def _perhaps_named(flag: str, text: str, folder: str) -> tuple[str, str]:
-    """`[NAME=]MODEL` -> both; without a name, that of the folder."""
-    name, separator, model = text.partition("=")
-    if not separator:
-        name, model = os.path.basename(os.path.normpath(folder)), text
-    return _check_name(flag, name), model
+def _named_model(flag: str, text: str, vocoder: bool = True) -> tuple[str, str, str]:
+    """`[NAME=]MODEL[+VOCODER]` -> all three; without a name, that of the model's folder.
+
+    A folder whose own name holds "=" or "+" is found by its name: of the ways to read the text, the first one counts
+    in which all folders exist.
+    """
+    name, equals, named = text.partition("=")
+    ways = [("", text), *([(name, named)] if equals else [])]
+    for name, models in ways:
+        pluses = [at for at, letter in enumerate(models) if letter == "+" and vocoder]
+        for at in (None, *pluses):
+            folders = [models] if at is None else [models[:at], models[at + 1 :]]
+            folders = [os.path.expanduser(folder) for folder in folders]
+            if all(map(os.path.isdir, folders)):
+                return _check_name(flag, name or _name_of(folders[0])), folders[0], "".join(folders[1:])
+    name, models = ways[-1]
+    path, _, rest = models.partition("+") if vocoder else (models, "", "")
+    return _check_name(flag, name or _name_of(path)), path, rest
+
+
+def _name_of(folder: str) -> str:
+    """A name for a system that is given as a folder alone: letters that no name may have become hyphens."""
+    name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(folder)))
+    return re.sub(r"^[^A-Za-z0-9]+", "", name).rstrip("-") or "model"
 
 
 def _named(flag: str, text: str) -> tuple[str, str]:

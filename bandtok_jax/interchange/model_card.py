@@ -79,11 +79,12 @@ def describe_data(config) -> list[str]:
     """One line for every source of an experiment: what it is, how much of it, under which licences."""
     if config.data.tokens:
         return [_describe_tokens(config.data.tokens)]
-    return [_describe_source(part.strip()) for part in config.data.sources.split(",")]
+    from bandtok_jax.data_pipelines import sources  # not needed to load a model
+
+    return [_describe_source(folder) for folder, _ in sources.parse_weights(config.data.sources)]
 
 
-def _describe_source(source: str) -> str:
-    folder = source.rpartition("=")[0] or source
+def _describe_source(folder: str) -> str:
     if folder == "synthetic":
         return "the embedded synthetic music, which needs no licence"
     name, manifest = os.path.basename(os.path.normpath(folder)), _read(os.path.join(folder, _MANIFEST))
