@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import errno
 import functools
 import os
+import shutil
 import sys
 import warnings
 
@@ -27,11 +28,13 @@ _CURES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, or 1 after a one-line error. Usage errors leave with 2."""
-    flags, rest = verbs.parser().parse_known_args(arguments)
+    flags, rest = verbs.parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if rest and not flags.free:
         flags.parser.error(f"unknown arguments: {' '.join(rest)}")
     if flags.free:
         flags.rest = rest
+    verbs.expand_home(flags)
+    missing = _first_missing(getattr(flags, "workdir", None) or getattr(flags, "output", None))
     warnings.formatwarning = lambda message, *_, **__: f"bandtok: note: {message}\n"
     compile_cache.enable()
     try:
@@ -44,6 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"bandtok: error: {_one_line(error)}", file=sys.stderr)
         return 1
+    finally:
+        _remove_if_empty(missing)
+
+
+def _first_missing(path: str | None) -> str | None:
+    """The topmost folder of a local path that is not there yet."""
+    if not path or "://" in path or os.path.exists(path):
+        return None
+    above = os.path.dirname(os.path.abspath(path))
+    return path if os.path.exists(above) else _first_missing(above)
+
+
+def _remove_if_empty(folder: str | None) -> None:
+    """Removes a folder that was made for nothing: a refused verb leaves none behind."""
+    if folder and os.path.isdir(folder) and not any(files for _, _, files in os.walk(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import numbers
+import os
 import pathlib
 import pkgutil
 import traceback
@@ -53,6 +54,7 @@ MEANT = {
 WARMUP_GIVEN = "discriminator_warmup_given"
 _OF_NETWORKS = ("model", "mel", "discriminator")
 _MAY_BE_NONE = ("data.loudness_lufs",)
+_PATHS = ("tokenizer", "vocoder", "data.tokens")  # data.sources holds several
 _MISSING = object()
 
 
@@ -258,7 +260,7 @@ def _parse(text, old, key: str):
     if isinstance(old, ConfigDict):
         raise ValueError(f"config.{key} is a group; set one of its keys: {', '.join(old.keys())}")
     if isinstance(old, str):
-        return text
+        return os.path.expanduser(text) if key in _PATHS else text
     try:
         value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
     except (ValueError, SyntaxError):

@@ -1,13 +1,44 @@
 """What every verb of the command line is called, takes and says of itself."""
 
 import argparse
+from collections.abc import Iterator, Sequence
+import difflib
+import os
+import re
+from typing import NoReturn
 
 from bandtok_jax.version import VERSION
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors name the verb or the flag that was probably meant."""
+
+    _arguments: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._arguments = tuple(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Leaves with 2 after a line that says what was wrong."""
+        super().error(message + "".join(f"; {word}: did you mean {name}?" for word, name in self._near_misses()))
+
+    def _near_misses(self) -> Iterator[tuple[str, str]]:
+        """Each verb or flag that does not exist, with the nearest existing name."""
+        words = [argument.partition("=")[0] for argument in self._arguments]
+        if self._subparsers:
+            names = [name for action in self._subparsers._group_actions for name in action.choices or ()]
+            unknown = [word for word in words[:1] if not word.startswith("-") and word not in names]
+        else:
+            names = [name for name in self._option_string_actions if name.startswith("--")]
+            unknown = [word for word in words if word.startswith("--") and word not in names]
+        for word in unknown:
+            yield from ((word, name) for name in difflib.get_close_matches(word, names, n=1))
+
+
 def parser() -> argparse.ArgumentParser:
     """Of the command line: flags hold `verb`, its `parser`, and `free`, whether --config.KEY=VALUE may follow."""
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="bandtok",
         description="Train music tokenizers and language models on top of them, and use them.",
         epilog="`bandtok VERB --help` shows an example of each verb.",
@@ -295,6 +326,18 @@ def _steps(text: str) -> range:
     if not 0 < first < last:
         raise ValueError
     return range(first, last)
+
+
+def expand_home(flags: argparse.Namespace) -> None:
+    """Replaces `~` by the home folder where a shell leaves it: in --output=~/x and in NAME=~/x."""
+    expand = lambda text: re.sub(r"^([\w.-]+=)?(~[^/]*)", lambda m: (m[1] or "") + os.path.expanduser(m[2]), text)
+    for name, value in vars(flags).items():
+        if name == "prompt":
+            continue
+        if isinstance(value, str):
+            setattr(flags, name, expand(value))
+        elif isinstance(value, list):
+            setattr(flags, name, [expand(item) if isinstance(item, str) else item for item in value])
 
 
 def overrides(rest: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -94,6 +94,53 @@ def test_usage_errors_leave_with_2(arguments, capsys):
     assert exit.value.code == 2 and "usage: bandtok" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments, meant",
+    [
+        (["trian", "--workdir=w"], "trian: did you mean train?"),
+        (["generate", "--modl=x", "-o", "y"], "--modl: did you mean --model?"),
+        (["encode", "a.wav", "--model=m", "--ouput", "b.bt"], "--ouput: did you mean --output?"),
+        (["train", "--config=c", "--workdir=w", "--init_from=r"], "--init_from: did you mean --init-from?"),
+        (["evaluate", "--data", "d", "--output=o", "--without=visqol", "--langage-model=m"], "--language-model?"),
+    ],
+)
+def test_usage_errors_name_the_near_miss(arguments, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert meant in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--config=bandtok:tiny", "--config.data.sources=absent", "--workdir"],
+        ["train", "--config=bandtok:tiny", "--config.mesh.fsdp=3", "--workdir"],
+        ["train", "--config=language_model:tiny", "--config.data.tokens=absent", "--workdir"],
+        ["prepare", "absent", "--output"],
+        ["tokenize", "--model=absent", "--data=synthetic", "--output"],
+        ["evaluate", "--codec=absent", "--data=absent", "--output"],
+        ["export", "absent", "--output"],
+        ["import", "absent", "--from=dac", "--output"],
+    ],
+)
+def test_a_refused_verb_leaves_no_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    failure(capsys, *arguments, "made/for/nothing")
+    assert os.listdir(tmp_path) == []
+    os.mkdir("before")
+    failure(capsys, *arguments, "before")
+    assert os.listdir(tmp_path) == ["before"]
+
+
+def test_home_is_expanded_where_no_shell_does(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    flags = verbs.parser().parse_args(["evaluate", "--codec=a=~/m", "--data", "~/x", "y~", "--output=~/report"])
+    verbs.expand_home(flags)
+    assert (flags.codec, flags.data, flags.output) == (["a=/home/me/m"], ["/home/me/x", "y~"], "/home/me/report")
+    config = experiment.load_config("bandtok:tiny", {"tokenizer": "~/runs/tokenizer"})
+    assert config.tokenizer == "/home/me/runs/tokenizer"
+
+
 def test_train_overrides():
     parser = verbs.parser()
     assert verbs.overrides(["--config.a.b=1=2", "--config.c", "3"], parser) == {"a.b": "1=2", "c": "3"}
