@@ -1,34 +1,57 @@
 # shellcheck shell=bash
-# Makes the environment .venv in the source tree and installs the package into it; to be sourced.
-#   source launch/environment.sh [EXTRAS]      EXTRAS such as "test" or "test,eval"
+# Makes an environment in the source tree and installs the package into it; to be sourced.
+#   source launch/environment.sh EXTRAS      such as "test,eval" or "" for none; "accelerator" is that of this machine
+# PYTHON=3.11 (or the path of a program) chooses the Python, in an environment of its own, .venv-3.11. Without it, the
+# environment is .venv, made with the newest Python there is.
 # Installs only when setup.cfg, pyproject.toml or EXTRAS changed since the last time, so that it needs no network then.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-extras="${1:-}"
 
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+# The command of a Python of one of these versions, the first of them that there is. The shims of pyenv may not run.
 find_python() {
-  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
-    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null \
-        && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
+  local version candidate pyenv
+  pyenv="${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "$HOME/.pyenv")}"
+  for version in "$@"; do
+    for candidate in "python$version" python3 "$pyenv/versions/$version".*/bin/python; do
+      if [ "$(version_of "$candidate")" = "$version" ]; then
+        echo "$candidate"
+        return
+      fi
+    done
   done
-  echo "no Python 3.11 to 3.13 was found: install one, or name it with PYTHON=/path/to/python" >&2
+  echo "no Python ${*} was found: install one, or name it with PYTHON=/path/to/python" >&2
   return 1
 }
 
-if [ ! -x "$root/.venv/bin/python" ]; then
-  python="$(find_python)" || exit 1
-  echo "making the environment $root/.venv with $("$python" --version)"
-  "$python" -m venv "$root/.venv"
+venv="$root/.venv" python=""
+case "${PYTHON:-}" in
+  "") [ -x "$venv/bin/python" ] || python="$(find_python 3.13 3.12 3.11)" || exit 1 ;;
+  3.1[123]) python="$(find_python "$PYTHON")" || exit 1 ;;
+  *) case "$(version_of "$PYTHON")" in
+       3.1[123]) python="$PYTHON" ;;
+       *) echo "PYTHON=$PYTHON is no Python 3.11 to 3.13: name another one" >&2; exit 1 ;;
+     esac ;;
+esac
+if [ -n "${PYTHON:-}" ] && [ "$(version_of "$venv/bin/python")" != "$(version_of "$python")" ]; then
+  venv="$root/.venv-$(version_of "$python")"
+fi
+if [ ! -x "$venv/bin/python" ]; then
+  echo "making the environment $venv with $("$python" --version)"
+  "$python" -m venv "$venv"
+fi
+
+extras="$1"
+if [ "$extras" = accelerator ]; then
+  extras="$(bash "$root/launch/accelerator.sh")"
 fi
 stamp="$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum) extras=$extras"
-if ! grep -qxF "$stamp" "$root/.venv/installed" 2>/dev/null; then
-  echo "installing bandtok_jax ${extras:+with [$extras] }and what it needs (about a minute)"
-  "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
-  echo "$stamp" >> "$root/.venv/installed"
+if ! grep -qxF "$stamp" "$venv/installed" 2>/dev/null; then
+  echo "installing bandtok_jax ${extras:+with [$extras] }and what it needs (a minute; with CUDA several)"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
+  echo "$stamp" >> "$venv/installed"
 fi
-export PATH="$root/.venv/bin:$PATH"
+export PATH="$venv/bin:$PATH"
 # On Linux, large arrays in large pages: a training step on the CPU otherwise spends a seventh of its time on page faults.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

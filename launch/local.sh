@@ -42,8 +42,12 @@ music="$(absolute "$music")" output="$(absolute "$output")"
 [ ${#tracks[@]} -eq 0 ] || tracks[1]="$(absolute "${tracks[1]}")"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -n "$dry" ] || source launch/environment.sh
 step() { echo; echo "== $*"; }
+if [ -n "$dry" ]; then
+  step "environment for: $(bash launch/accelerator.sh | grep . || echo cpu)"
+else
+  source launch/environment.sh accelerator
+fi
 run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 
 step "1/6 records: $music"

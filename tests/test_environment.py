@@ -1,0 +1,167 @@
+"""What the launchers install: for the accelerator that is there, with the Python that is asked for, and only once."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Stands for a Python: tells its version, makes environments that hold a copy of itself, and logs what pip is told.
+FAKE_PYTHON = """#!/bin/bash
+version=VERSION
+case "$*" in
+  -c*) echo "$version" ;;
+  --version) echo "Python $version" ;;
+  -m\\ venv*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  -m\\ pip*) echo "$version ${*: -1}" >> "$PIP_LOG" ;;
+esac
+"""
+
+
+def _program(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def _environment(folder: pathlib.Path, **variables: str) -> dict[str, str]:
+    """The variables of a process that sees the programs in `folder`, and of this machine only those of the system."""
+    system = folder / "system"
+    if not system.exists():
+        system.mkdir()
+        names = ("bash", "cat", "cksum", "cp", "dirname", "env", "grep", "head", "mkdir", "sed", "sort", "uname")
+        for name in names:
+            (system / name).symlink_to(shutil.which(name))
+    return {"PATH": f"{folder / 'bin'}:{system}", "HOME": str(folder), "PIP_LOG": str(folder / "pip.log"), **variables}
+
+
+def _bash(*command, **environment):
+    return subprocess.run(["bash", *map(str, command)], capture_output=True, text=True, **environment)
+
+
+def _accelerator(folder, **variables):
+    command = (ROOT / "launch" / "accelerator.sh", folder / "root")
+    run = _bash(*command, env=_environment(folder, **variables))
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("580.159.03, 9.0\n", "cuda13"),
+        ("575.57.08, 9.0\n", "cuda12"),
+        ("590.44, 12.0\n590.44, 7.0\n", "cuda12"),  # the oldest of all GPUs decides
+        ("580.65.06, 10.0\n580.65.06, 9.0\n", "cuda13"),
+        ("470.82.01, 8.0\n", ""),
+        ("No devices were found\n", ""),
+    ],
+)
+def test_nvidia_smi_decides(tmp_path, answer, expected):
+    _program(tmp_path / "bin" / "nvidia-smi", f"#!/bin/bash\nprintf '{answer}'\n")
+    assert _accelerator(tmp_path) == expected
+    assert _accelerator(tmp_path, JAX_PLATFORMS="cpu") == ""
+
+
+@pytest.mark.parametrize("release, expected", [("580.159.03", "cuda13"), ("535.129.03", "cuda12")])
+def test_a_driver_without_nvidia_smi(tmp_path, release, expected):
+    _program(tmp_path / "bin" / "nvidia-smi", "#!/bin/bash\nexit 9\n")
+    version = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {release}  Tue Mar  4 2025\nGCC version:  gcc 12.2.0\n"
+    _program(tmp_path / "root" / "proc" / "driver" / "nvidia" / "version", version)
+    assert _accelerator(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "vendor, device, expected", [("0x1ae0", "0x0063", "tpu"), ("0x1ae0", "0x0042", ""), ("0x10de", "0x0063", "")]
+)
+def test_a_tpu_by_its_number(tmp_path, vendor, device, expected):
+    for name, value in (("vendor", vendor), ("device", device)):
+        _program(tmp_path / "root" / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0" / name, f"{value}\n")
+    assert _accelerator(tmp_path) == expected
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A source tree that can be installed by Pythons that do nothing."""
+    (tmp_path / "tree" / "launch").mkdir(parents=True)
+    for name in ("environment.sh", "accelerator.sh"):
+        shutil.copy(ROOT / "launch" / name, tmp_path / "tree" / "launch")
+    (tmp_path / "tree" / "setup.cfg").write_text("[metadata]\n")
+    (tmp_path / "tree" / "pyproject.toml").touch()
+    return tmp_path / "tree"
+
+
+def _install(tree, extras, **variables):
+    program = f"set -euo pipefail; source launch/environment.sh {extras}; python --version"
+    return _bash("-c", program, cwd=tree, env=_environment(tree.parent, **variables))
+
+
+def _pip_log(tree):
+    log = tree.parent / "pip.log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _python(tree, place, version):
+    _program(tree.parent / place, FAKE_PYTHON.replace("VERSION", version))
+
+
+def test_the_newest_python_and_no_second_installation(tree):
+    for version in ("3.11", "3.12", "3.14"):
+        _python(tree, f"bin/python{version}", version)
+    _program(tree.parent / "bin" / "python3.13", "#!/bin/bash\nexit 127\n")  # as pyenv's shims do
+    assert "Python 3.12" in _install(tree, "test").stdout
+    assert "installing" not in _install(tree, "test").stdout
+    assert _pip_log(tree) == [f"3.12 {tree}[test]"]
+    (tree / "setup.cfg").write_text("[metadata]\nname = other\n")
+    _install(tree, "test")
+    assert len(_pip_log(tree)) == 2
+
+
+@pytest.mark.parametrize("asked", ["3.11", "PATH"])
+def test_another_python_has_an_environment_of_its_own(tree, asked):
+    _python(tree, "bin/python3.13", "3.13")
+    _python(tree, ".pyenv/versions/3.11.7/bin/python", "3.11")
+    asked = str(tree.parent / ".pyenv/versions/3.11.7/bin/python") if asked == "PATH" else asked
+    assert "Python 3.13" in _install(tree, '""').stdout
+    assert "Python 3.11" in _install(tree, '""', PYTHON=asked).stdout
+    assert "Python 3.13" in _install(tree, '""', PYTHON="3.13").stdout
+    assert _pip_log(tree) == [f"3.13 {tree}", f"3.11 {tree}"]
+    assert sorted(path.name for path in tree.glob(".venv*")) == [".venv", ".venv-3.11"]
+
+
+@pytest.mark.parametrize("asked", ["", "3.11", "3.14", "/no/python"])
+def test_no_python(tree, asked):
+    _python(tree, "bin/python3", "3.10")
+    run = _install(tree, '""', PYTHON=asked)
+    assert run.returncode == 1 and len(run.stderr.splitlines()) == 1 and "3.1" in run.stderr, run.stderr
+    assert not list(tree.glob(".venv*"))
+
+
+def test_a_gpu_brings_its_extra(tree):
+    _python(tree, "bin/python3.13", "3.13")
+    _install(tree, "accelerator", JAX_PLATFORMS="cpu")
+    _program(tree.parent / "bin" / "nvidia-smi", "#!/bin/bash\necho 580.159.03, 9.0\n")
+    for _ in range(2):
+        assert _install(tree, "accelerator").returncode == 0
+    assert _pip_log(tree) == [f"3.13 {tree}", f"3.13 {tree}[cuda13]"]
+
+
+def test_all_stages_install_for_the_accelerator(tmp_path):
+    _program(tmp_path / "bin" / "nvidia-smi", "#!/bin/bash\necho 535.1.2, 9.0\n")
+    run = _bash(ROOT / "launch" / "local.sh", "--music", "synthetic", "--dry-run", env=_environment(tmp_path))
+    assert "== environment for: cuda12" in run.stdout, run.stderr
+    assert "source launch/environment.sh accelerator" in (ROOT / "launch" / "local.sh").read_text()
+
+
+def test_the_extras_and_the_pythons_are_those_of_the_package():
+    settings = (ROOT / "setup.cfg").read_text()
+    for extra in ("cuda12", "cuda13", "tpu", "gpu", "test"):
+        assert re.search(rf"^{extra} =", settings, re.M)
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", settings)
+    least, beyond = re.search(r"python_requires = >=3\.(\d+),<3\.(\d+)", settings).groups()
+    assert named == [f"3.{minor}" for minor in range(int(least), int(beyond))]
+    assert f"find_python {' '.join(reversed(named))})" in (ROOT / "launch" / "environment.sh").read_text()
+    image = re.search(r"FROM python:(3\.\d+)", (ROOT / "launch" / "Dockerfile").read_text())[1]
+    assert image in (named[0], named[-1])  # those that are tested
