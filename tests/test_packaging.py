@@ -1,18 +1,29 @@
 """The wheel: all that is needed is in it, and nothing of it stands at the top of site-packages but the package."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 
 import pytest
 
+LINKS = ("configs", "data_pipelines", "launch")  # in the package's folder, to the folders beside it
+
 
 @pytest.fixture(scope="module")
-def wheel(request, tmp_path_factory):
-    source, folder = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("wheel")
+def source(request, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("source") / "tree"
     left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(request.config.rootpath, source, ignore=left_out)
+    shutil.copytree(request.config.rootpath, copy, ignore=left_out, symlinks=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(source)], check=True)
     (found,) = folder.glob("*.whl")
@@ -21,8 +32,44 @@ def wheel(request, tmp_path_factory):
 
 def test_only_the_package_stands_at_the_top(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        tops = {name.split("/")[0] for name in archive.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"bandtok_jax"}
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"bandtok_jax"}
+    assert len(names) == len(set(names))
+    for file in ("configs/bandtok.py", "data_pipelines/prepare.py", "launch/submit.py", "launch/gke/jobset.yaml"):
+        assert [name for name in names if name.endswith(file)] == [f"bandtok_jax/{file}"]
+
+
+def test_the_source_archive_holds_every_file_once(source, tmp_path):
+    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    (found,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    assert len(names) == len(set(names))
+    for file in ("configs/bandtok.py", "data_pipelines/prepare.py", "launch/submit.py"):
+        assert [name for name in names if name.endswith(file)] == [file]
+
+
+def test_an_installed_package_works_at_the_top_of_the_source_tree(request, source, wheel, tmp_path):
+    """There Python takes the package of the tree in place of the installed one."""
+    for name in LINKS:
+        link = request.config.rootpath / "bandtok_jax" / name
+        assert link.is_symlink() and os.readlink(link) == f"../{name}"
+    venv.create(tmp_path / "environment")
+    (packages,) = (tmp_path / "environment" / "lib").glob("python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    # What it needs comes from here; .pth files therein are not read, so this package comes from nowhere else.
+    (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    program = (
+        "import sys, bandtok_jax; from bandtok_jax import experiment; from bandtok_jax.launch import accelerators\n"
+        "from bandtok_jax.data_pipelines import synthetic\n"
+        "print(bandtok_jax.__file__, experiment.load_config('bandtok:tiny').task, *map(len, [experiment.shipped()]))"
+    )
+    python = tmp_path / "environment" / "bin" / "python"
+    for folder, package in ((source, source), (tmp_path, packages)):
+        run = subprocess.run([python, "-c", program], cwd=folder, capture_output=True, text=True)
+        assert run.stdout.split()[:2] == [f"{package}/bandtok_jax/__init__.py", "mel_tokenizer"], run.stderr
 
 
 def test_configurations_are_found_without_the_source_tree(wheel, tmp_path):
