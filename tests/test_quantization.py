@@ -1,5 +1,6 @@
 """The codebook: look-up, moving averages, restarts, k-means, gradients."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from bandtok_jax.layers import quantization
 from bandtok_jax.layers.quantization import Codebook, update_codebook
-from bandtok_jax.layers.residual_quantization import ResidualCodebook, start_levels
+from bandtok_jax.layers.residual_quantization import ResidualCodebook, ResidualQuantizer, start_levels
 from bandtok_jax.models.network import Network
 from bandtok_jax.platforms import jit_once
 
@@ -204,3 +205,33 @@ def test_levels_start_where_those_before_them_leave_off():
     power = [np.mean(given[..., row, :] ** 2) for row in range(3)] + [np.mean((latents - total) ** 2)]
     assert all(after < 0.6 * before for before, after in zip(power, power[1:])), power
     np.testing.assert_allclose(buffers["counts"].sum(1), 100, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
+    latents, key = _latents((40, 4)).astype(dtype), jax.random.key(0)
+    codes = jnp.zeros(40, jnp.int32)
+    start = lambda **options: quantization.start_codebook(latents, 8, key, 2, **options)
+    dac = lambda: ResidualQuantizer(4, rows=2, codes=8, code_width=2, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    made = {
+        "start": start,
+        "start on the sphere": lambda: start(normalise=True),
+        "start of levels": lambda: start_levels(latents, 2, 8, key, 2),
+        "start of DAC": lambda: dac().start(latents[None], key),
+        "codebook": lambda: Codebook(8, 4, rngs=nnx.Rngs(0))(latents),
+        "levels": lambda: ResidualCodebook(2, 8, 4, rngs=nnx.Rngs(0))(latents),
+        "DAC": lambda: dac()(latents[None]),
+        "chosen": lambda: quantization.chosen(latents, codes, 8),
+        "update": lambda: update_codebook(start(), jnp.ones(8, dtype), jnp.ones((8, 4), dtype), latents),
+        "perplexity": lambda: quantization.perplexity(jnp.ones(8, dtype)),
+    }
+    for name, make in made.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make)):
+            assert leaf.dtype in (jnp.float32, jnp.int32), (name, jax.tree_util.keystr(path), leaf.dtype)
+    exact = latents.astype(jnp.float32)
+    np.testing.assert_array_equal(start()["vectors"], quantization.start_codebook(exact, 8, key, 2)["vectors"])
+
+
+def test_a_codebook_on_the_sphere_starts_there():
+    buffers = quantization.start_codebook(_latents((40, 4)), 8, jax.random.key(0), 1, normalise=True)
+    np.testing.assert_allclose(jnp.linalg.norm(buffers["vectors"], axis=-1), 1.0, rtol=1e-5)

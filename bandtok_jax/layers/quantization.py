@@ -4,6 +4,9 @@ Van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1, for the updates; the 
 Yu et al. 2021 (arXiv 2110.04627). The forward pass never changes the codebook: it returns the statistics of the
 batch, and `update_codebook` makes a new codebook from them. Statistics of micro-batches add up, and under a global
 view of sharded data they are global sums without further ado.
+
+Codebooks, statistics and distances are at least float32, whatever dtype the latents were computed in: every function
+here widens what it is given.
 """
 
 from flax import nnx
@@ -60,13 +63,17 @@ class Codebook(nnx.Module):
         return passed_back(latents, quantized, self._gradient), codes, training
 
     def _prepare(self, latents: jax.Array) -> jax.Array:
-        latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
-        return unit(latents) if self._normalise else latents
+        return unit(latents) if self._normalise else wide(latents)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Returns `x` in at least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def nearest(latents: jax.Array, vectors: jax.Array) -> jax.Array:
     """The code of the nearest of `vectors` `[K, D]` to each latent; `[..., D] -> int32 [...]`."""
-    flat = latents.reshape(-1, latents.shape[-1])
+    flat = wide(latents).reshape(-1, latents.shape[-1])
     vectors = vectors.astype(flat.dtype)
     products = jnp.matmul(flat, vectors.T, precision="highest")
     # |z - e|^2 without the |z|^2 that all codes share.
@@ -81,6 +88,7 @@ def chosen(latents: jax.Array, codes: jax.Array, size: int) -> tuple[jax.Array, 
       latents: `[..., D]`.
       codes: int32 `[...]`.
     """
+    latents = wide(latents)
     one_hot = jax.nn.one_hot(codes.reshape(-1), size, dtype=latents.dtype)
     return one_hot.sum(0), jnp.matmul(one_hot.T, latents.reshape(-1, latents.shape[-1]), precision="highest")
 
@@ -98,9 +106,10 @@ def passed_back(latents: jax.Array, quantized: jax.Array, kind: str) -> jax.Arra
     return latents + jax.lax.stop_gradient(quantized - latents)
 
 
-def start_codebook(latents: jax.Array, codes: int, key: jax.Array, batches: int) -> Tree:
+def start_codebook(latents: jax.Array, codes: int, key: jax.Array, batches: int, normalise: bool = False) -> Tree:
     """The buffers of a `Codebook` that starts at the k-means centres of latents `[N, D]` of so many batches."""
-    vectors, counts = k_means(latents, codes, key)
+    vectors, counts = k_means(unit(latents) if normalise else latents, codes, key)
+    vectors = unit(vectors) if normalise else vectors
     counts = jnp.maximum(counts / batches, 1e-3)
     return {"vectors": vectors, "counts": counts, "sums": vectors * counts[:, None]}
 
@@ -133,6 +142,7 @@ def update_codebook(
     Returns:
       The new buffers and the number of codes that were restarted.
     """
+    codebook, counts, sums, candidates = jax.tree.map(wide, (codebook, counts, sums, candidates))
     moving_counts = decay * codebook["counts"] + (1.0 - decay) * counts
     moving_sums = decay * codebook["sums"] + (1.0 - decay) * sums
     codes = moving_counts.shape[-1]
@@ -168,6 +178,7 @@ def draw_candidates(latents: jax.Array, index: jax.Array, key: jax.Array, codes:
 
 def k_means(vectors: jax.Array, codes: int, key: jax.Array, iterations: int = 20) -> tuple[jax.Array, jax.Array]:
     """Lloyd's algorithm from random vectors; `[N, D] -> ([K, D], counts [K])`. Empty clusters take random vectors."""
+    vectors = wide(vectors)
     choose = lambda k: vectors[jax.random.choice(k, vectors.shape[0], (codes,), replace=vectors.shape[0] < codes)]
 
     def iterate(step, carry):
@@ -184,6 +195,7 @@ def k_means(vectors: jax.Array, codes: int, key: jax.Array, iterations: int = 20
 
 def unit(x: jax.Array) -> jax.Array:
     """`x` on the unit sphere of its last axis."""
+    x = wide(x)
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
 
 
@@ -205,5 +217,6 @@ def _rotated(latents: jax.Array, quantized: jax.Array) -> jax.Array:
 
 def perplexity(counts: jax.Array) -> jax.Array:
     """Of how many codes a uniform draw would be as hard to guess: `[..., K]` counts -> `[...]`."""
+    counts = wide(counts)
     share = counts / counts.sum(-1, keepdims=True)
     return jnp.exp(-(share * jnp.log(share + 1e-10)).sum(-1))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers import quantization
 from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
-from bandtok_jax.layers.quantization import unit
+from bandtok_jax.layers.quantization import unit, wide
 from bandtok_jax.models.network import Buffer, Tree
 
 
@@ -77,7 +77,7 @@ class ResidualQuantizer(nnx.Module):
           `[B, T, F, code_width]`, what their look-up was given, and the scalar losses `commitment` and `codebook`: sums
           over the levels in use, means over the examples.
         """
-        residual = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+        residual = wide(latents)
         total, all_codes, all_latents, commitments, pulls = jnp.zeros_like(residual), [], [], 0.0, 0.0
         for number, level in enumerate(self.levels):
             quantized, codes, latents, commitment, codebook = level(residual)
@@ -95,7 +95,7 @@ class ResidualQuantizer(nnx.Module):
         """Vectors `[F, K, code_width]` for latents `[B, T, D]`, k-means centres of what each level is given, and how
         many latents each is the centre of, `[F, K]`.
         """
-        residual, found = latents.astype(jnp.promote_types(latents.dtype, jnp.float32)), []
+        residual, found = wide(latents), []
         for number, level in enumerate(self.levels):
             given = level.project_in(residual)
             flat = given.reshape(-1, given.shape[-1])
@@ -113,7 +113,7 @@ class ResidualQuantizer(nnx.Module):
         return self._levels(latents)[1]
 
     def _levels(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-        residual, all_codes, given = latents.astype(jnp.promote_types(latents.dtype, jnp.float32)), [], []
+        residual, all_codes, given = wide(latents), [], []
         for level in self.levels:
             given.append(level.project_in(residual))
             all_codes.append(level.nearest(given[-1]))
@@ -145,11 +145,11 @@ class ResidualCodebook(nnx.Module):
 
     def nearest(self, latents: jax.Array) -> jax.Array:
         """`[..., D]` -> codes, int32 `[..., F]`."""
-        return self._levels(latents.astype(jnp.promote_types(latents.dtype, jnp.float32)))[0]
+        return self._levels(wide(latents))[0]
 
     def given(self, latents: jax.Array) -> jax.Array:
         """What the look-up of each level is given; `[..., D] -> [..., F, D]`."""
-        return self._levels(latents.astype(jnp.promote_types(latents.dtype, jnp.float32)))[1]
+        return self._levels(wide(latents))[1]
 
     def vectors_of(self, codes: jax.Array) -> jax.Array:
         """The sum of the vectors of the first levels; int32 `[..., f]` with f <= F, -> `[..., D]`."""
@@ -161,7 +161,7 @@ class ResidualCodebook(nnx.Module):
         The dict holds `commitment` (a scalar loss, the mean over the levels), `counts` `[F, K]`, `sums` `[F, K, D]` and
         `latents` `[..., F, D]`, what each level was given.
         """
-        latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+        latents = wide(latents)
         codes, left, vectors = jax.lax.stop_gradient(self._levels(latents))
         rows, size = self.vectors.shape[:2]
         found = [quantization.chosen(left[..., row, :], codes[..., row], size) for row in range(rows)]
@@ -185,7 +185,7 @@ class ResidualCodebook(nnx.Module):
 
 def start_levels(latents: jax.Array, rows: int, codes: int, key: jax.Array, batches: int) -> Tree:
     """The buffers of a `ResidualCodebook` that starts at k-means centres, see `quantization.start_codebook`."""
-    levels = []
+    latents, levels = wide(latents), []
     for row in range(rows):
         levels.append(quantization.start_codebook(latents, codes, jax.random.fold_in(key, row), batches))
         latents = latents - levels[-1]["vectors"][quantization.nearest(latents, levels[-1]["vectors"])]

@@ -66,13 +66,12 @@ class MelTokenizer(Game):
         model = state["model"]
         encode = jax.jit(lambda p, b, x: self.network.apply(p, b, self._picture(x), method="latents"))
         latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
-        if self.config.model.get("normalise_codes", False):
-            latents = quantization.unit(latents)
         flat, codes = latents.reshape(-1, latents.shape[-1]), self.config.model.codes
         if self._residual:
             start = functools.partial(residual_quantization.start_levels, rows=self.network.attribute("rows"))
         else:
-            start = quantization.start_codebook
+            normalise = self.config.model.get("normalise_codes", False)
+            start = functools.partial(quantization.start_codebook, normalise=normalise)
         codebook = jax.jit(functools.partial(start, codes=codes, batches=len(batches)))(flat, key=key)
         return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
 
