@@ -41,8 +41,8 @@ class LoudnessMeter:
 
 
 class Measurement:
-    """Hears blocks float32 `[C, S]` at the file's own rate; raises ValueError with the reason for leaving the track
-    out.
+    """Measures blocks float32 `[C, S]`, as `waveform.check` passes them, at the file's own rate; `result` raises
+    ValueError with the reason for leaving the track out.
     """
 
     def __init__(self, sample_rate_hz, channels):
@@ -56,8 +56,6 @@ class Measurement:
 
     def push(self, block):
         low, high = block.min(axis=1), block.max(axis=1)
-        if not np.isfinite(low + high).all():
-            raise ValueError("holds NaN or infinite samples")
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
         self._clipped += int(np.count_nonzero(np.abs(block) >= CLIPPED_LEVEL))
         self._values += block.size
@@ -85,8 +83,9 @@ class Measurement:
         lufs, mono_lufs = self._meter.lufs(), self._mono_meter.lufs()
         if not np.isfinite(lufs):
             raise ValueError("silent: never louder than -70 LUFS")
-        heard = np.flatnonzero(self._spectrum[1:] > self._spectrum[1:].max() * 10 ** (-BANDWIDTH_DB / 10)) + 1
-        bandwidth_hz = float(heard[-1] * self.sample_rate_hz / SPECTRUM_SAMPLES)
+        strong = np.flatnonzero(self._spectrum[1:] > self._spectrum[1:].max() * 10 ** (-BANDWIDTH_DB / 10)) + 1
+        # Channels of opposite phase leave nothing in the mix-down.
+        bandwidth_hz = float(strong[-1] * self.sample_rate_hz / SPECTRUM_SAMPLES) if len(strong) else 0.0
         return {
             "seconds": round(seconds, 3),
             "lufs": round(lufs, 2),

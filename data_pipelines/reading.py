@@ -35,8 +35,6 @@ def hear(track, path, settings, spool):
     """
     rate, channels, blocks, caption = _blocks(track, path, settings)
     waveform.check_rate(rate)
-    if channels > waveform.MOST_CHANNELS:
-        raise ValueError(f"{channels} channels where {waveform.MOST_CHANNELS} are the limit")
     kept = settings["channels"] or min(channels, 2)
     measurement = Measurement(rate, channels)
     resampler = waveform.Resampler(rate, settings["sample_rate_hz"], kept)
@@ -46,6 +44,7 @@ def hear(track, path, settings, spool):
         spool.write(np.clip(np.rint(samples), -32_768, 32_767).astype("<i2").tobytes())
 
     for block in blocks:
+        block = waveform.check(block, rate, start=measurement.samples)
         measurement.push(block)
         if kept < channels:
             block = waveform.mono(block)[None].repeat(kept, axis=0)

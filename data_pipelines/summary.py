@@ -12,6 +12,7 @@ from bandtok_jax import storage
 from bandtok_jax.data_pipelines import examples, records, shard_tasks
 
 TFDS_METADATA = ("dataset_info.json", "features.json")
+BEYOND_FULL_SCALE = 2.0  # a peak of floating point that is worth a word; what MP3 decodes to is often 1.2; our choice
 UNKNOWN = "unknown"  # of a domain or licence that nobody gave
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -46,6 +47,12 @@ def manifest(lines, splits, shards, left_out, others, notes, settings):
     tracks = [track for line in lines for track in line["tracks"]]
     split_tracks = {split: [track for track in tracks if track["split"] == split] for split in dict.fromkeys(splits)}
     notes = list(notes)
+    if beyond := [track for track in tracks if track["peak"] >= BEYOND_FULL_SCALE]:
+        worst = max(beyond, key=lambda track: track["peak"])
+        notes.append(
+            f"{len(beyond)} tracks are clipped in their records, the worst {worst['track']} with a peak of "
+            f"{worst['peak']:g} where full scale is 1: lower their gain and prepare again"
+        )
     if not split_tracks.get("validation"):
         notes.append(
             "no validation tracks: evaluation needs some; "

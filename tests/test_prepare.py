@@ -95,6 +95,7 @@ def test_bad_files_are_listed_and_skipped(music, tmp_path):
         "constant": 0 * good + 0.5,
         "short": good[:4000],
         "nothing": good[:0],
+        "scaled": np.concatenate([good, good * 32_768]),
         "nan": np.where(np.arange(len(good))[:, None] == 9000, np.nan, good),
     }.items():
         soundfile.write(music / f"{name}.wav", audio, RATE, "FLOAT")
@@ -113,6 +114,7 @@ def test_bad_files_are_listed_and_skipped(music, tmp_path):
         "short.wav",
         "nothing.wav",
         "nan.wav",
+        "scaled.wav",
         "cut.flac",
         "cut.wav",
         "copy.flac",
@@ -124,6 +126,7 @@ def test_bad_files_are_listed_and_skipped(music, tmp_path):
         "constant.wav": "DC",
         "short.wav": "too short",
         "nan.wav": "NaN",
+        "scaled.wav": "full scale is 1.0 and 100 the limit",
         "nothing.wav": "no samples",
         "copy.flac": "same content as a.flac",
         "cut.wav": "truncated",
@@ -157,6 +160,15 @@ def test_the_same_command_again_does_nothing_and_another_asks(music, tmp_path):
         run(music, output=tmp_path / "out", clip_seconds=3.0)
     assert run(music, output=tmp_path / "out", clip_seconds=3.0, overwrite=True)["clip_seconds"] == 3.0
     assert not (tmp_path / "out" / ".prepare").exists()
+
+
+def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
+    for name, audio in {"loud": 20 * sound(0), "opposite": sound(1) * [1, -1], "over": 4.5 * sound(2)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", audio, RATE, "FLOAT")
+    manifest = run(tmp_path, output=tmp_path / "out", validation_share=0)
+    tracks = {track["track"]: track for track in records.read_tracks(tmp_path / "out")}
+    assert not manifest["left_out"] and tracks["opposite.wav"]["mono_lufs"] is None
+    assert "1 tracks are clipped in their records, the worst loud.wav with a peak of" in manifest["notes"][0]
 
 
 def test_a_second_process_in_the_folder_is_named_the_first_one(music, tmp_path, monkeypatch):
