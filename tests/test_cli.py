@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -61,15 +59,6 @@ def failure(capsys, *arguments) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("bandtok: error: ")
     return lines[0]
-
-
-def test_importing_and_helping_leave_jax_alone():
-    code = (
-        "import sys, bandtok_jax\nfrom bandtok_jax import cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'jax', 'numpy', 'ml_collections', 'soundfile', 'flax'} & set(sys.modules)\nassert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_help_names_every_verb_and_each_shows_an_example(capsys):
