@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 import errno
 import functools
+import json
 import os
 import shutil
 import sys
@@ -98,6 +99,15 @@ def _train(flags):
     except distributed.Preempted as notice:
         print(f"bandtok: preempted: {notice}; the same command goes on", file=sys.stderr)
         return RESTART_EXIT_CODE
+
+
+def _config(flags):
+    overrides = verbs.overrides(flags.rest, flags.parser)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # networks are described, and nothing is run
+    from bandtok_jax import config_text, experiment
+
+    config = experiment.load_config(flags.name, overrides)
+    print(json.dumps(experiment.plain(config), indent=2) if flags.json else config_text.text(flags.name, config))
 
 
 def _plan(flags):
@@ -294,6 +304,7 @@ _RUN = {
     "prepare": _prepare,
     "doctor": _doctor,
     "train": _train,
+    "config": _config,
     "plan": _plan,
     "tokenize": _tokenize,
     "encode": _encode,

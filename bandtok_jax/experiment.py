@@ -245,7 +245,9 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         if not isinstance(group, ConfigDict) or name not in group:
             there = list(group.keys()) if isinstance(group, ConfigDict) else []
             where = ".".join(["config", *walked])
-            raise ValueError(f"there is no key {name!r} in {where}{_near(name, there)}")
+            raise ValueError(
+                f"there is no key {name!r} in {where}{_near(name, there)}; all keys:  bandtok config NAME:VARIANT"
+            )
         walked.append(name)
         if name is not last or len(walked) <= len(groups):
             group = group[name]

@@ -86,8 +86,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb(
         "train",
-        "train one stage, or go on where it stopped",
-        "bandtok train --config=bandtok:tiny --workdir=runs/tokenizer --config.batch_size=8",
+        "train one stage, or resume it where it stopped",
+        "bandtok train --config=bandtok:tiny --workdir=runs/tokenizer --config.batch_size=8\n\n"
+        "all keys of a configuration, with their meaning:\n  bandtok config bandtok:tiny",
         free=True,
     )
     p.add_argument(
@@ -105,6 +106,16 @@ def parser() -> argparse.ArgumentParser:
         "bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] "
         "[--overfit-one-batch] [--accept-changed-data] [--profile-steps=A:B] [--start-timeout=S]"
     )
+
+    p = verb(
+        "config",
+        "print every key of a configuration with its value and its meaning",
+        "bandtok config bandtok:small --config.batch_size=8",
+        free=True,
+    )
+    p.add_argument("name", metavar="NAME:VARIANT", help="as for bandtok train --config")
+    p.add_argument("--json", action="store_true", help="print values for programs")
+    p.usage = "bandtok config NAME:VARIANT [--config.KEY=VALUE ...] [--json]"
 
     p = verb(
         "tokenize",

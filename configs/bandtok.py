@@ -27,16 +27,22 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.task = "mel_tokenizer"
     config.best_metric = "mel_distance"
     config.mel = ConfigDict({"mels": 128, "hop_samples": 512, "fft_samples": 2048})  # BigVGAN v2, 44.1 kHz
-    config.codebook = ConfigDict({"decay": 0.99, "restart_share": 0.1, "start_batches": 8})
+    config.codebook = ConfigDict(
+        {
+            "decay": 0.99,  # of the EMA of counts and sums
+            "restart_share": 0.1,  # a code used less than this share of the mean is replaced by a latent of the batch
+            "start_batches": 8,  # batches whose latents start the codebook by k-means
+        }
+    )
     config.loss = ConfigDict(
         {
-            "reconstruction": 1.0,
-            "commitment": 0.25,
-            "adversarial": 0.1,
-            "feature_matching": 1.0,
-            "adversarial_kind": "hinge",
-            "adversarial_start": 0,
-            "discriminator_warmup": 1000,  # steps it learns alone, where a run starts from an export
+            "reconstruction": 1.0,  # weight of the mean absolute error of the log-mel
+            "commitment": 0.25,  # weight of the distance from latents to their codes
+            "adversarial": 0.1,  # weight of the generator's adversarial loss
+            "feature_matching": 1.0,  # weight of the distance between the discriminators' features
+            "adversarial_kind": "hinge",  # or "least_squares"
+            "adversarial_start": 0,  # step at which the discriminators begin
+            "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
         }
     )
     config.discriminator_optimizer = defaults.optimizer()

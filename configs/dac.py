@@ -35,25 +35,29 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.best_metric = "mel_distance"
     config.loss = ConfigDict(
         {
-            "waveform": 0.0,  # of the mean absolute difference of the samples; the published code only logs it
-            "mel": 45.6,  # 15 on the sum of 7 scales in log10: 15 * 7 / ln 10
-            "mel_scales": ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320)),
-            "commitment": 0.25,
-            "codebook": 1.0,
-            "adversarial": 8.0,  # 1 on the sum of 8 critics
-            "feature_matching": 200.0,  # 2 on the sum of their 100 activations: 5 periods * 5 + 3 windows * 5 bands * 5
-            "feature_average": "maps",  # each of these alike; or "critics", as elsewhere
+            "waveform": 0.0,  # weight of the mean absolute error of the samples; the published code only logs it
+            "mel": 45.6,  # weight of the log-mel distance; 15 on the sum of 7 scales in log10: 15 * 7 / ln 10
+            "mel_scales": defaults.DAC_MEL_SCALES,  # (window in samples, mels) of each scale
+            "commitment": 0.25,  # weight of the distance from latents to their codes
+            "codebook": 1.0,  # weight of the distance from codes to their latents
+            "adversarial": 8.0,  # weight of the generator's adversarial loss; 1 on the sum of 8 critics
+            "feature_matching": 200.0,  # 2 on the sum of 100 activations: 5 periods * 5 + 3 windows * 5 bands * 5
+            "feature_average": "maps",  # each activation weighs the same; or "critics", as elsewhere
             "adversarial_kind": "least_squares",  # the published code's; its paper says "hinge"
-            "adversarial_start": 0,
-            "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all
+            "adversarial_start": 0,  # step at which the discriminators begin
+            "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
             "quantizer_dropout": 0.5,  # share of the examples that use fewer levels
             "balancer_decay": 0.0,  # above 0 (EnCodec: 0.999), each loss gets its weight's share of the gradient
         }
     )
-    # decay: of moving averages by which the vectors learn; 0: by gradient, as published.
-    decay = {"tiny": 0.95, "small": 0.99}.get(variant, 0.0)
-    config.codebook = ConfigDict({"decay": decay, "restart_share": 0.1, "start_batches": 16})
+    config.codebook = ConfigDict(
+        {
+            "decay": {"tiny": 0.95, "small": 0.99}.get(variant, 0.0),  # of the EMA; 0: by gradient, as published
+            "restart_share": 0.1,  # a code used less than this share of the mean is replaced by a latent of the batch
+            "start_batches": 16,  # batches whose latents start the codebooks by k-means
+        }
+    )
     full = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
     shapes = {
         "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),

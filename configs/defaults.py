@@ -2,47 +2,56 @@
 
 from ml_collections import ConfigDict
 
+# descript-audio-codec, conf/base.yml: window in samples and mels of each scale.
+DAC_MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
+
 
 def get_config() -> ConfigDict:
     """A fresh, unlocked configuration; `configs/NAME.py` fills in `task`, `model` and `loss` and locks it."""
     config = ConfigDict()
-    config.task = ""
-    config.seed = 0
+    config.task = ""  # module in bandtok_jax/tasks that computes a training step
+    config.seed = 0  # of initial weights, order of the data and dropout
     config.dtype = "float32"  # of the computation; parameters, optimizer and statistics are always float32
-    config.total_steps = 1000
-    config.batch_size = 16  # of all devices together, over all accumulated micro-batches
-    config.log_every = 10
-    config.evaluate_every = 200
-    config.evaluation_batches = 4
-    config.checkpoint_every = 200
-    config.keep_checkpoints = 2
-    config.best_metric = "loss"  # of the evaluation; the checkpoint with its lowest value is kept
-    config.tokenizer = ""  # run or export folder of an earlier stage, where the task needs one
-    config.tokenizer_hash = ""  # of its weights; written by the run
-    config.vocoder = ""  # of a tokenizer: what its samples are played by
-    config.vocoder_hash = ""
-    config.data_hash = ""  # of the manifests of the data; written by the run
-    config.wandb_project = ""  # set: also log to Weights & Biases
+    config.total_steps = 1000  # optimizer steps at which the training ends
+    config.batch_size = 16  # examples a step, of all devices together and over all accumulated micro-batches
+    config.log_every = 10  # steps between two lines of training metrics
+    config.evaluate_every = 200  # steps between two evaluations
+    config.evaluation_batches = 4  # batches of validation data in an evaluation
+    config.checkpoint_every = 200  # steps between two checkpoints
+    config.keep_checkpoints = 2  # newest checkpoints that are kept, beside the best one
+    config.best_metric = "loss"  # evaluation metric whose lowest value marks the best checkpoint
+    config.tokenizer = ""  # run or export folder of a tokenizer, where the task needs one
+    config.tokenizer_hash = ""  # weight hash of the tokenizer; written by the run
+    config.vocoder = ""  # run or export folder of a vocoder, for audio samples of the evaluation
+    config.vocoder_hash = ""  # weight hash of the vocoder; written by the run
+    config.data_hash = ""  # hash of the manifests of the data; written by the run
+    config.wandb_project = ""  # also log to this project of Weights & Biases
 
     config.data = ConfigDict()
-    config.data.sources = "synthetic"  # or "DIR", "DIR=3,OTHER_DIR=1"
-    config.data.tokens = ""  # a folder of token records, for the language model
-    config.data.sample_rate_hz = 44100
-    config.data.clip_samples = 65536
-    config.data.columns = 0  # length of a crop of tokens, for the language model
-    config.data.gain_db = (-6.0, 3.0)
-    config.data.phase_rotation = False
-    config.data.loudness_lufs = -16.0  # DAC's code; None leaves the loudness as it is
-    config.data.balance_full_band = False
-    config.data.balance_domains = False  # of a source: each the same share of the examples
-    config.data.workers = 0
-    config.data.damaged = "fail"  # or "skip": leave out records that cannot be read, and warn of every file once
+    config.data.sources = "synthetic"  # or folders of records with their weights: "DIR", "DIR=3,OTHER_DIR=1"
+    config.data.tokens = ""  # folder of token records, for the language model
+    config.data.sample_rate_hz = 44100  # rate of the audio that a batch holds
+    config.data.clip_samples = 65536  # length of a training example
+    config.data.columns = 0  # length of a training example of the language model
+    config.data.gain_db = (-6.0, 3.0)  # range of a random gain for each example
+    config.data.phase_rotation = False  # rotate the phase of each example by a random angle
+    config.data.loudness_lufs = -16.0  # loudness that every example is brought to (DAC's code); None: unchanged
+    config.data.balance_full_band = False  # draw full-band records as often as all others together
+    config.data.balance_domains = False  # draw every domain of a source equally often
+    config.data.workers = 0  # processes that prepare batches; 0: the training's own
+    config.data.damaged = "fail"  # or "skip": leave out records that cannot be read, with one warning for each file
 
     config.model = ConfigDict()
     config.loss = ConfigDict()
 
     config.optimizer = optimizer()
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all the devices that are left
+    config.mesh = ConfigDict(
+        {
+            "data": -1,  # devices that split the batch; -1: all that the other axes leave
+            "fsdp": 1,  # devices that split batch, parameters and optimizer state
+            "tensor": 1,  # devices that split single matrix products
+        }
+    )
     return config
 
 
@@ -80,16 +89,16 @@ def optimizer() -> ConfigDict:
     """AdamW with a linear warm-up and a cosine decay."""
     return ConfigDict(
         {
-            "learning_rate": 3e-4,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "weight_decay": 0.01,
-            "decay_all": False,  # of biases, gains and other vectors, too
-            "warmup_steps": 100,
-            "schedule": "cosine",  # "cosine", "constant" or "exponential"
-            "final_fraction": 0.1,  # of the learning rate, reached at total_steps; above 0 if "exponential"
-            "gradient_clip_norm": 1.0,  # of all gradients together; 0 switches it off
-            "average_decay": 0.999,  # of the average of the weights that is evaluated and exported; 0 switches it off
-            "accumulation_steps": 1,
+            "learning_rate": 3e-4,  # peak of the schedule
+            "beta1": 0.9,  # decay of Adam's mean of gradients
+            "beta2": 0.99,  # decay of Adam's mean of squared gradients
+            "weight_decay": 0.01,  # decoupled, as a share of the learning rate
+            "decay_all": False,  # also decay biases, gains and other vectors
+            "warmup_steps": 100,  # steps of linear warm-up
+            "schedule": "cosine",  # decay after the warm-up: "cosine", "constant" or "exponential"
+            "final_fraction": 0.1,  # share of the learning rate that is left at total_steps; above 0 if "exponential"
+            "gradient_clip_norm": 1.0,  # limit of the global norm of the gradients; 0 switches it off
+            "average_decay": 0.999,  # of the EMA of the weights, which is evaluated and exported; 0 switches it off
+            "accumulation_steps": 1,  # micro-batches that a batch is split into, to save memory
         }
     )

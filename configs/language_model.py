@@ -21,8 +21,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
     config.task = "language_model"
     config.best_metric = "cross_entropy"
-    config.loss = ConfigDict({"condition_dropout": 0.1})
-    config.captioned_share = -1.0  # of the training pieces; written by the run
+    config.loss = ConfigDict({"condition_dropout": 0.1})  # share of the examples that are trained without their text
+    config.captioned_share = -1.0  # share of the training tracks that have a caption; written by the run
     shapes = {
         "tiny": dict(codebook_size=1024, width=256, layers=4, heads=4, feed_forward=704, text_width=128, text_layers=1),
         "small": dict(

@@ -27,19 +27,19 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.task = "vocoder"
     config.best_metric = "stft_distance"
     config.mel = ConfigDict({"mels": 128, "hop_samples": 512, "fft_samples": 2048})  # BigVGAN v2, 44.1 kHz
-    config.mel_source = "true"  # what the vocoder hears: "true", "decoded" (by config.tokenizer) or "mixed"
+    config.mel_source = "true"  # input of the vocoder: "true", "decoded" (by config.tokenizer) or "mixed"
     config.loss = ConfigDict(
         {
-            "mel": 1.0,
-            "mel_scales": ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320)),  # DAC
-            "stft": 1.0,
-            "stft_windows": (64, 128, 256, 512, 1024, 2048),
-            "adversarial": 0.02,
-            "feature_matching": 0.1,
-            "feature_average": "critics",  # all critics weigh the same; or "maps", as in DAC
-            "adversarial_kind": "hinge",
-            "adversarial_start": 0,
-            "adversarial_samples": 0,  # the critics judge that many in the middle of every clip; 0: all
+            "mel": 1.0,  # weight of the multi-scale log-mel distance
+            "mel_scales": defaults.DAC_MEL_SCALES,  # (window in samples, mels) of each scale
+            "stft": 1.0,  # weight of the multi-resolution STFT distance
+            "stft_windows": (64, 128, 256, 512, 1024, 2048),  # window of each resolution, in samples
+            "adversarial": 0.02,  # weight of the generator's adversarial loss
+            "feature_matching": 0.1,  # weight of the distance between the discriminators' features
+            "feature_average": "critics",  # all discriminators weigh the same; or "maps", as in DAC
+            "adversarial_kind": "hinge",  # or "least_squares"
+            "adversarial_start": 0,  # step at which the discriminators begin
+            "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
         }
     )

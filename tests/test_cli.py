@@ -10,14 +10,14 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, experiment, verbs
+from bandtok_jax import cli, config_text, experiment, verbs
 from bandtok_jax.audio import loudness
 from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.generation import pieces
 from bandtok_jax.interchange import container, model_folder, stage
 from bandtok_jax.mel_codec import MelCodec
 
-VERBS = "prepare train tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
+VERBS = "prepare train config tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
 RATE = 44100
 
 
@@ -138,6 +138,26 @@ def test_train_overrides():
 def test_a_misspelt_config_key_names_the_near_miss(tmp_path, capsys):
     error = failure(capsys, "train", "--config=bandtok:tiny", f"--workdir={tmp_path}", "--config.bach_size=8")
     assert "bach_size" in error and "batch_size" in error
+
+
+def test_config_prints_what_train_reads(tmp_path, capsys):
+    assert cli.main(["config", "vocos:small", "--config.batch_size=3", "--config.data.gain_db=(0.0,1.0)"]) == 0
+    printed = capsys.readouterr().out
+    flags = [line.partition("  # ")[0].strip() for line in printed.splitlines() if line.startswith("--")]
+    expected = experiment.load_config("vocos:small", {"batch_size": "3", "data.gain_db": "(0.0, 1.0)"})
+    overrides = verbs.overrides([flag for flag in flags if "optimizer" not in flag], verbs.parser())
+    again = experiment.load_config("vocos:small", overrides)
+    assert experiment.plain(again) == experiment.plain(expected) and len(flags) == len(config_text.descriptions(again))
+    assert cli.main(["config", "vocos:small", "--config.batch_size=3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch_size"] == 3
+    assert "bandtok config" in failure(capsys, "train", "--config=dac:tiny", "--workdir=w", "--config.los.mel=1")
+
+
+@pytest.mark.parametrize("name", experiment.shipped())
+def test_every_key_has_a_description(name):
+    found = config_text.descriptions(experiment.load_config(name))
+    assert [key for key, description in found.items() if not description] == []
+    assert "codebook" in config_text.descriptions(experiment.load_config("bandtok"))["model.codes"]
 
 
 def test_encode_and_decode(model, song, tmp_path, capsys):

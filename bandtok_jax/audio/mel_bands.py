@@ -13,6 +13,12 @@ class MelDefinition:
     """Everything that decides a log-mel picture. The default is BigVGAN v2's 44.1 kHz, 128-band, hop-512 mel.
 
     Attributes:
+      sample_rate_hz: of the audio.
+      fft_samples: length of a frame and of its window.
+      hop_samples: distance of two frames.
+      mels: M, number of mel bins.
+      low_hz: lower edge of the lowest bin.
+      high_hz: upper edge of the highest bin.
       scale: "slaney" (linear below 1 kHz, as librosa's default) or "htk".
       area_norm: every triangle has the same area (Slaney), else the same height 1.
       padding: "same" mirrors (fft - hop) / 2 samples at both ends, T = S // hop; "center" mirrors fft / 2,
