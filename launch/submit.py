@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 
+from ml_collections import ConfigDict
+
 from bandtok_jax import experiment, verbs
 from bandtok_jax.launch import accelerators, check_flags, render
 
@@ -74,7 +76,7 @@ def create(flags: argparse.Namespace, arguments: list[str]) -> render.Job:
         raise ValueError(
             f"--accelerators={flags.accelerators}: SLURM clusters have GPUs; TPUs: tpu-vm, gke, xpk, skypilot"
         )
-    workdir = _check_arguments(flags.kind, arguments)
+    workdir, config = _check_arguments(flags.kind, arguments)
     own = {}
     for assignment in flags.env:
         name, separator, value = assignment.partition("=")
@@ -87,20 +89,22 @@ def create(flags: argparse.Namespace, arguments: list[str]) -> render.Job:
             raise ValueError(f"{min(buckets)} is a bucket: on a SLURM cluster give a folder that all its nodes see")
         if flags.kind != "skypilot" and any(bucket.startswith("s3") for bucket in buckets):
             raise ValueError(f"{max(buckets)} is no bucket of Google's: only skypilot mounts others here")
+    if config is not None:
+        _check_training(config, machines)
     # A restart takes the compiled programs from here instead of compiling again.
     cache = {"JAX_COMPILATION_CACHE_DIR": re.sub(r"^(gs|s3):/", "/buckets", workdir.rstrip("/")) + "/compiled"}
     job.environment.update({**machines.facts["environment"], **cache, **own})
     return job
 
 
-def _check_arguments(kind: str, arguments: list[str]) -> str:
-    """Reads the arguments as `bandtok train` will; returns the run folder."""
+def _check_arguments(kind: str, arguments: list[str]) -> tuple[str, ConfigDict | None]:
+    """Reads the arguments as `bandtok train` will; returns the run folder, and the configuration if it lies here."""
     if not arguments:
         raise ValueError("nothing to train: give the arguments of `bandtok train` after --")
     train, rest = verbs.parser().parse_known_args(["train", *arguments])
-    overrides = verbs.overrides(rest, train.parser)
+    overrides, config = verbs.overrides(rest, train.parser), None
     if "://" not in train.config:
-        experiment.load_config(train.config, overrides)
+        config = experiment.load_config(train.config, overrides)
         name = train.config.partition(":")[0]
         if kind != "slurm" and (name.endswith(".py") or pathlib.Path(name).is_dir()):
             raise ValueError(f"--config={train.config} is not in the image: put it into the bucket, as gs://BUCKET/...")
@@ -109,7 +113,17 @@ def _check_arguments(kind: str, arguments: list[str]) -> str:
             f"--workdir={train.workdir} is gone with the container that wrote it: give a folder of a bucket, such as "
             "gs://BUCKET/RUN, which is mounted"
         )
-    return train.workdir
+    return train.workdir, config
+
+
+def _check_training(config: ConfigDict, machines: accelerators.Accelerators) -> None:
+    """Raises ValueError where the training would fail as soon as the cluster has started it."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is run here; as a variable it would reach the job
+    from bandtok_jax.planning import plan
+
+    plan.check(config, machines)
 
 
 def _check(job: render.Job) -> str:
@@ -132,14 +146,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
 
-    def kind(name: str, summary: str, machines="v5e:16x16", flags="", bucket="gs://mine/"):
+    def kind(name: str, summary: str, machines="v5e:8x8", flags="", bucket="gs://mine/"):
         example = dict(kind=name, machines=machines, flags=flags, workdir=f"{bucket}runs/lm", tokens=f"{bucket}tokens")
         added = kinds.add_parser(
             name, help=summary, description=summary, epilog=_EXAMPLE.format(**example), allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         added.add_argument(
-            "--accelerators", required=True, metavar="TYPE:SHAPE", help="v5e:16x16, h100:2x8 (hosts x GPUs)"
+            "--accelerators", required=True, metavar="TYPE:SHAPE", help="v5e:8x8, h100:2x8 (hosts x GPUs)"
         )
         added.add_argument("--name", required=True, help="of the job")
         added.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="variable; may be repeated")

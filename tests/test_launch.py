@@ -27,9 +27,9 @@ PROJECT = ("--project=p", "--zone=us-central1-a")
 CASES = {
     "slurm-h100.sbatch": ("slurm", "--accelerators=h100:2x8", "--partition=gpu", "--setup=source /shared/activate"),
     "slurm-l4.sbatch": ("slurm", "--accelerators=l4:1x2", "--sbatch=--constraint=l4", "--env=XLA_FLAGS=--a=1 --b=2"),
-    "tpu-vm-v5e.sh": ("tpu-vm", "--accelerators=v5e:16x16", *PROJECT, IMAGE, "--spot"),
+    "tpu-vm-v5e.sh": ("tpu-vm", "--accelerators=v5e:8x8", *PROJECT, IMAGE, "--spot"),
     "tpu-vm-v5p.sh": ("tpu-vm", "--accelerators=v5p:2x2x1", *PROJECT, "--image=mine:1", "--max-restarts=3"),
-    "gke-v5e.yaml": ("gke", "--accelerators=v5e:16x16", IMAGE, "--spot", "--queue=training"),
+    "gke-v5e.yaml": ("gke", "--accelerators=v5e:8x8", IMAGE, "--spot", "--queue=training"),
     "gke-h100.yaml": ("gke", "--accelerators=h100:2x8", IMAGE, "--service-account=trainer"),
     "xpk-v6e.sh": ("xpk", "--accelerators=v6e:4x8", *PROJECT, "--cluster=c", IMAGE),
     "skypilot-h100.yaml": ("skypilot", "--accelerators=h100:2x8", IMAGE, "--spot", "--infra=gcp/us-central1"),
@@ -153,11 +153,13 @@ def validate_jobset(manifest):
 def test_manifests_are_valid(machine, capsys):
     shape = accelerators.read()[machine].get("topologies", ["1x1", "2x8"])[-1]
     flags = (f"--accelerators={machine}:{shape}", IMAGE, "--spot", f"--env=A={NASTY}", "--env=B=1e3")
-    jobset = yaml.safe_load(render(capsys, "gke", *flags))
+    chips = accelerators.parse(f"{machine}:{shape}").chips
+    train = train_arguments("gke", f"--config.batch_size={chips}")
+    jobset = yaml.safe_load(render(capsys, "gke", *flags, train=train))
     validate_jobset(jobset)
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert {"name": "B", "value": "1e3"} in pod["containers"][0]["env"]
-    task = yaml.safe_load(render(capsys, "skypilot", *flags))
+    task = yaml.safe_load(render(capsys, "skypilot", *flags, train=train))
     jsonschema.validate(task, SKYPILOT)
     assert task["envs"]["A"] == NASTY and task["envs"]["B"] == "1e3"
 
@@ -267,6 +269,11 @@ def test_a_mistake_is_one_line(message, capsys):
         ("gke", [f"--config={ROOT}/configs/vocos.py:base", "--workdir=gs://mine/run"], "is not in the image"),
         ("slurm", ["--config=language_model:base", "--workdir=r", "--config.batch_sise=8"], "batch_size"),
         ("slurm", ["--config=language_modl:base", "--workdir=r"], "language_model"),
+        ("slurm", ["--config=language_model:base", "--workdir=r"], "data.tokens is empty"),
+        ("slurm", ["--config=bandtok:base", "--workdir=r", "--config.batch_size=7"], "not a multiple of 8 data shards"),
+        ("slurm", ["--config=vocos:base", "--workdir=r", "--config.mesh.data=3"], "needs 3 devices and there are 8"),
+        ("slurm", ["--config=vocos:base", "--workdir=r", "--config.mel_source=mixed"], "needs a tokenizer"),
+        ("gke", ["--config=language_model:base", "--workdir=gs://mine/run"], "data.tokens is empty"),
     ],
 )
 def test_what_cannot_be_trained_is_not_sent(kind, train, message, capsys):

@@ -86,6 +86,22 @@ class Plan:
         return self.model_flops / self.peak_flops / self.seconds[name]
 
 
+def check(config, machines: Accelerators) -> None:
+    """Checks a training as far as that takes no compiler and no data.
+
+    Raises:
+      ValueError: mesh, batch or sharding do not fit the machines, or a key without which there is nothing to train on
+        is empty.
+    """
+    sizes = sharding.mesh_sizes(config.mesh, machines.chips)
+    mesh = AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
+    task = tasks.create(config, model_folder.read_stages)
+    task.require_inputs()
+    if max(mesh.shape["fsdp"], mesh.shape["tensor"]) > 1:
+        Program(task, mesh, config.seed)  # the sharding table against the state, which takes seconds to trace
+
+
 def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
     """The plan of a configuration; `quick` compiles with less effort, in a fraction of the time and for more memory.
 

@@ -75,6 +75,9 @@ class Task:
         size = self.config.batch_size
         return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in examples.items()}
 
+    def require_inputs(self) -> None:
+        """Raises ValueError where a key is empty without which there is nothing to train on."""
+
     def load_frozen(self):
         return {}
 

@@ -38,10 +38,13 @@ class LanguageModel(Task):
             (r"embedding|head/kernel", P("tensor", "fsdp")),
         )
 
-    @property
-    def _folder(self) -> str:
+    def require_inputs(self) -> None:
         if not self.config.data.tokens:
             raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
+
+    @property
+    def _folder(self) -> str:
+        self.require_inputs()
         return self.config.data.tokens
 
     @functools.cached_property

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# base-lm: trains on TPUs v5litepod-256, a queued resource of Cloud TPU that is asked for anew whenever it is preempted.
+# base-lm: trains on TPUs v5litepod-64, a queued resource of Cloud TPU that is asked for anew whenever it is preempted.
 # To be left running (tmux, a small machine). Stopped and started again, it takes up what it finds: the training runs in
 # a container on the hosts of the TPU and does not end with this script.
 set -euo pipefail
 name=base-lm
 where=(--project=p --zone=us-central1-a)
-wanted=(--accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite --spot)
+wanted=(--accelerator-type=v5litepod-64 --runtime-version=v2-alpha-tpuv5-lite --spot)
 # Starts the container on a host, unless it is there already.
-start='sudo docker inspect bandtok >/dev/null 2>&1 || { sudo gcloud auth configure-docker us-docker.pkg.dev --quiet && sudo docker run --detach --name=bandtok --privileged --net=host --shm-size=16g --stop-timeout=120 us-docker.pkg.dev/p/images/bandtok:1 bash -c '"'"'export JAX_PLATFORMS=tpu,cpu && export JAX_COMPILATION_CACHE_DIR=/buckets/mine/runs/lm/compiled && mkdir -p /buckets/mine && gcsfuse --implicit-dirs --rename-dir-limit=200000 mine /buckets/mine && python -m bandtok_jax.launch.check_flags --accelerators=v5e:16x16 && exec bandtok train --config=language_model:base --workdir=/buckets/mine/runs/lm --config.data.tokens=/buckets/mine/tokens'"'"'; }'
+start='sudo docker inspect bandtok >/dev/null 2>&1 || { sudo gcloud auth configure-docker us-docker.pkg.dev --quiet && sudo docker run --detach --name=bandtok --privileged --net=host --shm-size=16g --stop-timeout=120 us-docker.pkg.dev/p/images/bandtok:1 bash -c '"'"'export JAX_PLATFORMS=tpu,cpu && export JAX_COMPILATION_CACHE_DIR=/buckets/mine/runs/lm/compiled && mkdir -p /buckets/mine && gcsfuse --implicit-dirs --rename-dir-limit=200000 mine /buckets/mine && python -m bandtok_jax.launch.check_flags --accelerators=v5e:8x8 && exec bandtok train --config=language_model:base --workdir=/buckets/mine/runs/lm --config.data.tokens=/buckets/mine/tokens'"'"'; }'
 max_restarts=100 poll_seconds="${POLL_SECONDS:-30}"
 
 say() { echo "$(date -u +%H:%M:%S) $*" >&2; }
