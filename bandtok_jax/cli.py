@@ -97,8 +97,11 @@ def _train(flags):
             accept_changed_data=flags.accept_changed_data, profile_steps=flags.profile_steps,
         )  # fmt: skip
     except distributed.Preempted as notice:
-        print(f"bandtok: preempted: {notice}; the same command goes on", file=sys.stderr)
+        print(f"bandtok: preempted: {notice}; the same command resumes it", file=sys.stderr)
         return RESTART_EXIT_CODE
+    except distributed.Interrupted as notice:
+        print(f"bandtok: interrupted: {notice}; the same command resumes it", file=sys.stderr)
+        return distributed.INTERRUPTED_EXIT_CODE
 
 
 def _config(flags):

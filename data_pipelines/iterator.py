@@ -6,7 +6,10 @@ whole batch: its crops are written in place, which halves the work of a crop, an
 """
 
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import functools
+import multiprocessing.resource_tracker
+import signal
 import warnings
 
 from absl import flags
@@ -96,20 +99,49 @@ class TrainIterator:
         dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
         if workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
-        self._iterator = iter(dataset)
+        self._iterator, self._begin = iter(dataset), _deaf_to_interrupts if workers else contextlib.nullcontext
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        batch = next(self._iterator)
+        with self._begin():
+            batch = next(self._iterator)  # grain starts its workers within the first one
+        self._begin = contextlib.nullcontext
         self.position += self._batch_size
-        return self._notes.take(batch)
+        return self._notes.take({name: _own(value) for name, value in batch.items()})
 
     def close(self):
         """Ends threads and workers; `position` stays."""
         self._iterator.close()
         self._iterator = iter(())  # grain's iterator complains when it outlives the interpreter (0.2.18)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts():
+    """Lets processes that are started inside ignore Ctrl-C, which a terminal sends to them too: they end with this one.
+
+    A signal that is blocked reaches this process nevertheless, afterwards or by another thread.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # its own start would unblock the signal
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _own(value):
+    """Returns an array that came by shared memory as one of this process, and frees that memory.
+
+    Arrays that JAX still holds when the program ends would leave it behind.
+    """
+    if getattr(value, "shm", None) is None:
+        return value
+    copy = np.array(value, subok=False)
+    value.shm.unlink()
+    value._unlink_on_del = False  # grain 0.2.18 has no public name for it
+    return copy
 
 
 def _skips(data):

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import experiment, tasks
+from bandtok_jax import experiment, folder_lock, tasks
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.interchange import model_folder, stage
 from bandtok_jax.platforms import jit_once
@@ -203,21 +203,40 @@ def test_changed_data_is_refused_unless_it_is_accepted(straight, tmp_path):
     assert loop.train(config, run, accept_changed_data=True) == {}
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number, stop", [(signal.SIGTERM, "Preempted"), (signal.SIGINT, "Interrupted")])
+def test_a_signal_saves_and_the_same_command_goes_on(number, stop, straight, tmp_path, monkeypatch):
     whole, run, progress = straight("language_model"), tmp_path / "run", Reporter.progress
 
     def signal_at_two(self, step, text):
         progress(self, step, text)
         if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Reporter, "progress", signal_at_two)
-    with pytest.raises(distributed.Preempted, match="saved step 3 of 8"):
+    with pytest.raises(getattr(distributed, stop), match="saved step 3 of 8"):
         loop.train(tiny.config("language_model", whole.parent), run)
     assert checkpoint.saved_steps(run) == [3]
     monkeypatch.setattr(Reporter, "progress", progress)
     loop.train(tiny.config("language_model", whole.parent), run)
     assert _same(run, whole)
+
+
+def test_ctrl_c_before_the_first_step_is_an_interrupt(tmp_path):
+    with distributed.StopRequests() as requests:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        requests.steps_begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.reached(1) is distributed.Interrupted
+
+
+def test_two_trainings_in_one_folder_are_refused(straight):
+    run = straight("language_model")
+    before = (run / "metrics.jsonl").read_bytes()
+    with folder_lock.locked(run, "bandtok train"):
+        with pytest.raises(folder_lock.Locked, match=rf"in use by process {os.getpid()} on .*since 20.*another folder"):
+            loop.train(tiny.config("language_model", run.parent, total_steps=12), run)
+    assert (run / "metrics.jsonl").read_bytes() == before and checkpoint.saved_steps(run) == [4, 8]
 
 
 def test_time_is_booked_and_a_profile_is_written(tmp_path, monkeypatch):

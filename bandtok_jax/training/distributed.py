@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -20,8 +21,11 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import multihost
 
+from bandtok_jax import folder_lock
+
 START_TIMEOUT_SECONDS = 300
 BARRIER_TIMEOUT_SECONDS = 3600
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as a shell has it
 _RETRY_SECONDS = 0.2
 
 
@@ -205,39 +209,94 @@ def agree(number: int) -> int:
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
 
 
+@contextlib.contextmanager
+def alone_in(folder, work: str):
+    """Holds the lock of a folder for all processes of this training; see `folder_lock.locked`.
+
+    Raises:
+      folder_lock.Locked: on every process, where another training holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        try:
+            stack.enter_context(folder_lock.locked(folder, work, jax.process_index()))
+        except folder_lock.Locked as error:
+            refusal = error
+        barrier(f"lock of {folder}")  # a lock of another host is watched for longer than devices wait
+        if agree(int(refusal is not None)):
+            raise refusal or folder_lock.Locked(f"{folder} is in use by another process: see process 0")
+        yield
+
+
 def barrier(name: str) -> None:
     """Waits until all processes are here: by the coordinator, not by the devices, whose patience is short."""
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * BARRIER_TIMEOUT_SECONDS)
 
 
-class Preempted(Exception):
-    """The machine is taken away; all is saved, and the same command goes on."""
+class Stopped(Exception):
+    """The training was asked to stop; all is saved, and the same command resumes it."""
 
 
-class Preemption:
-    """Hears SIGTERM, on whichever process it comes, and lets all stop at the same step.
+class Preempted(Stopped):
+    """SIGTERM came: the machine is taken away."""
 
-    with Preemption() as preemption:
+
+class Interrupted(Stopped):
+    """Ctrl-C came."""
+
+
+class StopRequests:
+    """Receives SIGTERM and the first Ctrl-C, on whichever process they come, and lets all stop at the same step.
+
+    with StopRequests() as requests:
         ...
-        if preemption.reached(step): save, and leave
+        requests.steps_begin()
+        ...
+        if stop := requests.reached(step): save, and raise stop(...)
+
+    Ctrl-C before the first step is a KeyboardInterrupt: there is nothing to save. A second one ends the process.
     """
 
     def __enter__(self):
-        self._told, self._previous = False, None
-        # With many processes jax's service hears the signal, tells the others and fixes the step.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._hear)
+        self._received, self._stepping, self._previous = None, False, {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+            # With many processes jax's service receives the signal, informs the others and fixes the step.
+            if jax.process_count() == 1:
+                self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
         return self
 
-    def _hear(self, *_):
-        self._told = True
+    def steps_begin(self) -> None:
+        """From here on Ctrl-C saves."""
+        self._stepping = True
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and leave after this step; all processes ask after every step, and get one answer."""
+    def _terminate(self, *_):
+        self._received = self._received or Preempted
+
+    def _interrupt(self, *_):
+        if not self._stepping:
+            raise KeyboardInterrupt
+        if self._received is Interrupted:
+            leave_at_once()
+        self._received = Interrupted
+        # Not print: the signal may have come within one.
+        os.write(2, b"\nbandtok: saving after this step; Ctrl-C again leaves at once and loses what is not saved\n")
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def reached(self, step: int) -> type[Stopped] | None:
+        """Returns how to stop after this step, if at all; all processes ask after every step, and get one answer."""
         if jax.process_count() == 1:
-            return self._told
-        return multihost_utils.reached_preemption_sync_point(step)
+            return self._received
+        return (self._received or Preempted) if multihost_utils.reached_preemption_sync_point(step) else None
 
     def __exit__(self, *_):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def leave_at_once() -> None:
+    """Ends this process and its workers without waiting for anything."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(INTERRUPTED_EXIT_CODE)

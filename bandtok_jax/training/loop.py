@@ -44,10 +44,21 @@ def train(
       ValueError: the configuration does not fit the run, the mesh or the data.
       FloatingPointError: a metric is not finite; the last checkpoint is from before.
       OSError: a checkpoint could not be written.
-      distributed.Preempted: SIGTERM came, and all is saved.
+      distributed.Stopped: SIGTERM or Ctrl-C came, and all is saved.
+      folder_lock.Locked: another training writes into `workdir`.
     """
+    with distributed.alone_in(workdir, "bandtok train"), distributed.StopRequests() as requests:
+        return _train(
+            config, pathlib.Path(workdir), requests, init_from, overfit_one_batch, accept_changed_data, profile_steps
+        )
+
+
+def _train(
+    config, workdir: pathlib.Path, requests, init_from, overfit_one_batch, accept_changed_data, profile_steps
+) -> dict[str, float]:
+    """Trains as `train` says, in a folder that this training holds."""
     # ---- mesh, task and program ---------------------------------------------------------------------------------
-    stopwatch, workdir, first_process = goodput.Stopwatch(), pathlib.Path(workdir), jax.process_index() == 0
+    stopwatch, first_process = goodput.Stopwatch(), jax.process_index() == 0
     say = print if first_process else lambda *_: None
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
@@ -57,7 +68,7 @@ def train(
     config = states.record_stages(config, task)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric, say=say)
 
-    with jax.set_mesh(mesh), distributed.Preemption() as preemption:
+    with jax.set_mesh(mesh):
         program = Program(task, mesh, config.seed)
         frozen = jax.device_put(task.load_frozen(), program.whole)
 
@@ -132,6 +143,7 @@ def train(
 
         try:
             stopwatch.begin()
+            requests.steps_begin()
             if first_step == 0:
                 evaluate(0)
             stopwatch.restart()
@@ -140,7 +152,7 @@ def train(
                 state, metrics = run(program.train_step, state, frozen, batch, **task.phase(step - 1))
                 pending.append((step, metrics))
                 last = step == config.total_steps
-                stopped = preemption.reached(step) and not last
+                stopped = None if last else requests.reached(step)
                 if len(pending) > STEPS_AHEAD:
                     jax.block_until_ready(pending[-1 - STEPS_AHEAD][1])
                 if not (last or stopped or overfit_one_batch):
@@ -166,7 +178,8 @@ def train(
                         checkpoints.save(step, state, step * config.batch_size, dict(scores) if evaluated else None)
                 if stopped:
                     checkpoints.wait()
-                    raise distributed.Preempted(f"saved step {step} of {config.total_steps} in {workdir}")
+                    kept = "nothing is saved of a single batch" if overfit_one_batch else f"saved step {step}"
+                    raise stopped(f"{kept} of {config.total_steps} in {workdir}")
             checkpoints.wait()
             if checkpoints.best not in (None, checkpoints.latest):
                 reporter.say(f"the best {config.best_metric} is that of {workdir}/checkpoints/{checkpoints.best}")

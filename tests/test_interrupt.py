@@ -1,0 +1,42 @@
+"""Ctrl-C in a terminal, which reaches the training and its workers alike."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from bandtok_jax.training import checkpoint
+from tests import tiny
+
+
+def _start(run, **changes):
+    settings = tiny.settings("mel_tokenizer", **{"loss.adversarial_start": 10**6, "data.workers": 1, **changes})
+    command = [sys.executable, "-m", "bandtok_jax.cli", "train", "--config=bandtok:tiny", f"--workdir={run}"]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # In a group of its own, as a shell starts it: a terminal sends Ctrl-C to the whole group.
+    return subprocess.Popen(command, start_new_session=True, **pipes)
+
+
+def _wait_for(path, process):
+    while not (path.exists() and b"train/loss" in path.read_bytes()):
+        assert process.poll() is None, process.communicate()
+
+
+def test_ctrl_c_saves_and_leaves_no_traces(tmp_path):
+    run = tmp_path / "run"
+    process = _start(run, total_steps=10**6, checkpoint_every=10**6, log_every=1, evaluate_every=10**6)
+    _wait_for(run / "metrics.jsonl", process)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    (step,) = checkpoint.saved_steps(run)
+    assert step and f"interrupted: saved step {step} of 1000000 in {run}; the same command resumes it" in errors
+    for text in ("Traceback", "leaked", "Process", "Exception"):
+        assert text not in printed + errors, errors
+    assert not (run / ".bandtok.lock").exists()
+
+    process = _start(run, total_steps=step + 1)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and checkpoint.saved_steps(run) == [step, step + 1]
+    assert "leaked" not in errors and "Traceback" not in errors
