@@ -11,8 +11,9 @@ import safetensors.numpy
 
 import bandtok_jax
 from bandtok_jax import experiment
-from bandtok_jax.interchange import model_folder
+from bandtok_jax.interchange import model_folder, stage
 from bandtok_jax.training.checkpoint import Checkpoints
+from tests import tiny
 
 AUDIO = 0.1 * np.random.default_rng(0).normal(size=30_000).astype(np.float32)
 
@@ -67,6 +68,19 @@ def test_an_export_of_an_export_is_the_same(export, tmp_path):
     model_folder.export(export, output=tmp_path / "again")
     for name in ("config.json", "README.md", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (export / name).read_bytes()
+
+
+def test_an_export_holds_no_folder_of_the_machine_that_trained_it(tmp_path):
+    folders = {"data.sources": f"{tmp_path}/music=3,{tmp_path}/more,synthetic", "data.tokens": f"{tmp_path}/tokens/"}
+    config = tiny.config("vocoder", tmp_path, tokenizer=f"{tmp_path}/runs/tokenizer", **folders)
+    model_folder.save_vocoder(stage.fresh(config, jax.random.key(0)), tmp_path / "export")
+    texts = [(tmp_path / "export" / name).read_text() for name in ("config.json", "README.md")]
+    assert not any(str(tmp_path) in text for text in texts)
+    written = json.loads(texts[0])["stages"]["vocoder"]["config"]
+    assert written["data"]["sources"] == "music=3,more,synthetic" and written["data"]["tokens"] == "tokens"
+    assert written["tokenizer"] == "tokenizer"
+    assert config.tokenizer == f"{tmp_path}/runs/tokenizer"  # the run keeps its own
+    assert "vocoder" in model_folder.read_stages(tmp_path / "export")
 
 
 def test_a_checkpoint_is_named_from_within_its_run(run, monkeypatch):

@@ -151,12 +151,29 @@ def _write_export(stages: Mapping[str, Stage], write_card: Callable[[Mapping[str
     content = {"export_version": EXPORT_VERSION, "weight_hash": next(iter(hashes.values())), "stages": {}}
     for name, stage in stages.items():
         facts = {"step": stage.step, "tokenizer_hash": stage.tokenizer_hash, "card": cards[name]}
-        content["stages"][name] = {"config": stage.config.to_dict(), "weight_hash": hashes[name], **facts}
+        content["stages"][name] = {"config": _portable(stage.config), "weight_hash": hashes[name], **facts}
     safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
     texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
     for name, text in texts.items():
         with open(os.path.join(output, name), "w") as file:
             file.write(text)
+
+
+def _portable(config: ConfigDict) -> dict:
+    """The configuration of a stage without the folders of the machine that trained it: of paths, the last names."""
+    from bandtok_jax.data_pipelines import sources  # not needed to load a model
+
+    config = config.copy_and_resolve_references().unlock()
+    last = lambda path: os.path.basename(os.path.normpath(path)) if path else ""
+    for group, key in ((config, "tokenizer"), (config, "vocoder"), (config.data, "tokens")):
+        if key in group:
+            group[key] = last(group[key])
+    if config.data.get("sources"):
+        weighted = sources.parse_weights(config.data.sources)
+        config.data.sources = ",".join(
+            last(path) + (f"={weight:g}" if weight != 1 else "") for path, weight in weighted
+        )
+    return config.to_dict()
 
 
 def _is_export(path: str) -> bool:
