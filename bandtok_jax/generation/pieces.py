@@ -54,6 +54,12 @@ def generate(
       ValueError: no language model, or settings that make no sense.
     """
     codec.require("language_model")
+    for prompt in prompts:
+        if not (prompt is None or isinstance(prompt, str)):
+            raise TypeError(
+                f"a prompt is {prompt!r}: pass one text to codec.generate and call it once a piece, or pass a list "
+                "of texts to bandtok_jax.generation.pieces.generate"
+            )
     experiment.check_seed(seed)
     new = columns(codec, seconds)
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix

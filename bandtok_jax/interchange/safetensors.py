@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import hashlib
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,24 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> Tree:
 
 
 def save(path: str | os.PathLike, tree: Tree, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the tree; the file appears under its name only when it is complete."""
+    """Writes the tree; the file appears under its name only when it is complete.
+
+    Raises:
+      OSError: it could not be written.
+    """
     flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
     partial = f"{os.fspath(path)}.partial"
     try:
         with open(partial, "wb") as file:
             mode = os.fstat(file.fileno()).st_mode
-        safetensors.numpy.save_file(flat, partial, metadata=dict(metadata or {}))
+        try:
+            safetensors.numpy.save_file(flat, partial, metadata=dict(metadata or {}))
+        except safetensors.SafetensorError as error:
+            # It is written in Rust, whose words for a full disk are "... (os error 28)".
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise OSError(f"{path} could not be written ({error})") from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path)) from error
         os.chmod(partial, mode)  # safetensors 0.8 lets nobody but the owner read its files
         os.replace(partial, path)
     finally:
