@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 
-from bandtok_jax import compile_cache, verbs
+from bandtok_jax import compile_cache, foreign_errors, verbs
 
 _CURES = {
     errno.ENOSPC: "free some space",
@@ -48,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"bandtok: error: {_one_line(error)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        line = foreign_errors.explain(error, flags.verb)
+        if line is None or os.environ.get("BANDTOK_DEBUG"):
+            raise
+        print(f"bandtok: error: {line}", file=sys.stderr)
+        return 1
     finally:
         _remove_if_empty(missing)
 
@@ -78,7 +84,21 @@ def _one_line(error: Exception) -> str:
 def _load(flags: argparse.Namespace):
     import bandtok_jax
 
-    return bandtok_jax.load(flags.model, getattr(flags, "vocoder", None), getattr(flags, "language_model", None))
+    codec = bandtok_jax.load(flags.model, getattr(flags, "vocoder", None), getattr(flags, "language_model", None))
+    dtypes = (stage.task.config.dtype for stage in codec.stages.values())
+    _announce(*dtypes, devices="one track on each device" if flags.verb == "tokenize" else "one device")
+    return codec
+
+
+def _announce(*dtypes: str, devices: str = "one device") -> None:
+    """Prints what computes, to standard error: the results of a verb go to standard output."""
+    import jax
+
+    from bandtok_jax import startup
+
+    if jax.process_index() == 0:
+        lines = [startup.first_line(" and ".join(dict.fromkeys(dtypes)), devices), startup.unused_gpu()]
+        print("\n".join(filter(None, lines)), file=sys.stderr)
 
 
 def _train(flags):
@@ -94,7 +114,7 @@ def _train(flags):
     try:
         loop.train(
             config, flags.workdir, init_from=flags.init_from, overfit_one_batch=flags.overfit_one_batch,
-            accept_changed_data=flags.accept_changed_data, profile_steps=flags.profile_steps,
+            accept_changed_data=flags.accept_changed_data, profile_steps=flags.profile_steps, verbose=flags.verbose,
         )  # fmt: skip
     except distributed.Preempted as notice:
         print(f"bandtok: preempted: {notice}; the same command resumes it", file=sys.stderr)
@@ -146,6 +166,7 @@ def _plan(flags):
 def _evaluate(flags):
     from bandtok_jax.evaluation import request
 
+    _announce("float32")
     for line in (request.tokens if flags.what == "tokens" else request.evaluate)(flags):
         print(line)
 

@@ -30,7 +30,7 @@ _LEAST_COUNT = {
     "total_steps": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "evaluation_batches": 1,
     "checkpoint_every": 1, "keep_checkpoints": 1, "codebook.start_batches": 1, "data.sample_rate_hz": 1,
     "data.clip_samples": 1, "data.columns": 0, "data.workers": 0, "optimizer.accumulation_steps": 1,
-    "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
+    "schedule_steps": 0, "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
 _RATES = ("optimizer.learning_rate", "discriminator_optimizer.learning_rate")
 _NORMS = ("optimizer.gradient_clip_norm", "discriminator_optimizer.gradient_clip_norm")

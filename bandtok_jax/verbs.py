@@ -99,12 +99,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--overfit-one-batch", action="store_true", help="sanity check: learn a single batch by heart")
     p.add_argument("--accept-changed-data", action="store_true", help="go on though the data is not what it was")
     p.add_argument("--profile-steps", type=_steps, default=range(0), metavar="A:B", help="profile steps A to B - 1")
+    p.add_argument("--verbose", action="store_true", help="print every parameter and where it lies")
     p.add_argument(
         "--start-timeout", type=float, default=300, metavar="S", help="how long to wait for other processes (300)"
     )
     p.usage = (
         "bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] "
-        "[--overfit-one-batch] [--accept-changed-data] [--profile-steps=A:B] [--start-timeout=S]"
+        "[--overfit-one-batch] [--accept-changed-data] [--profile-steps=A:B] [--verbose] [--start-timeout=S]"
     )
 
     p = verb(

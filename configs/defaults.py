@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initial weights, order of the data and dropout
     config.dtype = "float32"  # of the computation; parameters, optimizer and statistics are always float32
     config.total_steps = 1000  # optimizer steps at which the training ends
+    config.schedule_steps = 0  # steps at which the learning rates are at their final value; 0: total_steps
     config.batch_size = 16  # examples a step, of all devices together and over all accumulated micro-batches
     config.log_every = 10  # steps between two lines of training metrics
     config.evaluate_every = 200  # steps between two evaluations
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
     config.vocoder = ""  # run or export folder of a vocoder, for audio samples of the evaluation
     config.vocoder_hash = ""  # weight hash of the vocoder; written by the run
     config.data_hash = ""  # hash of the manifests of the data; written by the run
+    config.versions = ConfigDict()  # packages, Python and devices that trained last; written by the run
     config.wandb_project = ""  # also log to this project of Weights & Biases
 
     config.data = ConfigDict()
@@ -96,7 +98,7 @@ def optimizer() -> ConfigDict:
             "decay_all": False,  # also decay biases, gains and other vectors
             "warmup_steps": 100,  # steps of linear warm-up
             "schedule": "cosine",  # decay after the warm-up: "cosine", "constant" or "exponential"
-            "final_fraction": 0.1,  # share of the learning rate that is left at total_steps; above 0 if "exponential"
+            "final_fraction": 0.1,  # share of the learning rate left at schedule_steps; above 0 if "exponential"
             "gradient_clip_norm": 1.0,  # limit of the global norm of the gradients; 0 switches it off
             "average_decay": 0.999,  # of the EMA of the weights, which is evaluated and exported; 0 switches it off
             "accumulation_steps": 1,  # micro-batches that a batch is split into, to save memory

@@ -75,6 +75,9 @@ def test_every_flipped_bit_is_noticed(run, tmp_path):
         else:
             assert name.parts[0] in ("training", "data"), f"{name}: read without a word"
             jax.tree.map(np.testing.assert_array_equal, loaded, weights)
+        if name.parts[0] == "training":  # which --init-from reads as well
+            with pytest.raises(ValueError, match="checkpoints/8 cannot be read: it is damaged"):
+                checkpoint._load_part(copy, 8, "training")
         state, position, said = _restored(copy)
         assert (int(state["step"]), position, len(said)) == (4, 40, 1), f"{name}: {said}"
         assert "checkpoints/8" in said[0] and "damaged" in said[0] and "\n" not in said[0]

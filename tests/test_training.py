@@ -1,12 +1,16 @@
 """The training loop: it learns, resumes to the bit, refuses what does not fit, and survives what goes wrong."""
 
 import functools
+import gc
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -24,6 +28,7 @@ from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
 from tests.processes import parts
+from tests.tensorboard_events import tensorboard_steps
 
 
 def _fast(*fast):
@@ -95,6 +100,11 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
     assert {0, 4, 8} <= {line["step"] for line in lines if "evaluation/mel_distance" in line}
     names = {name for line in lines if line["step"] == 8 for name in line}
     assert names >= {"train/loss", "train/audio_seconds_per_second", "train/data_wait_share", "time/step_share"}
+    rates = {line["step"]: line for line in lines if "train/loss" in line}
+    # The learning rate of the last update: both warm up over two steps, the discriminator from step 3 on.
+    assert [rates[step]["train/learning_rate"] for step in (2, 4)] == pytest.approx([0.5e-3, 0.825e-3], rel=0.1)
+    assert "train/discriminator_learning_rate" not in rates[2]
+    assert rates[4]["train/discriminator_learning_rate"] == 0.0 < rates[6]["train/discriminator_learning_rate"]
     assert (run / "samples" / "0" / "0_mel.png").stat().st_size > 1000
     for name in ("0_original.wav", "0_reconstruction.wav"):
         audio, rate = soundfile.read(run / "samples" / "8" / name)
@@ -239,9 +249,93 @@ def test_two_trainings_in_one_folder_are_refused(straight):
     assert (run / "metrics.jsonl").read_bytes() == before and checkpoint.saved_steps(run) == [4, 8]
 
 
-def test_time_is_booked_and_a_profile_is_written(tmp_path, monkeypatch):
+def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
+    whole = straight("language_model")
+    run = shutil.copytree(whole, tmp_path / "run")
+    changes = {"total_steps": 12, "optimizer.accumulation_steps": 2, "evaluate_every": 2}
+    config = tiny.config("language_model", whole.parent, **changes)
+    loop.train(config, run)
+    printed = capsys.readouterr().out
+    first, *rest = printed.splitlines()
+    assert f" on 1 x cpu, mesh data 1 x fsdp 1 x tensor 1, float32, jax {jax.__version__}, compile cache " in first
+    jump = re.search(r"rate goes from (\S+) to (\S+) at step 8, .*--config.schedule_steps=8 keeps", printed)
+    assert 0.0 < float(jump[1]) < 0.5 * float(jump[2])
+    lines = read_metrics(run)
+    rates = {line["step"]: line["train/learning_rate"] for line in lines if "train/loss" in line}
+    schedule = player.learning_rate_schedule(config.optimizer, 12)
+    assert rates[12] == pytest.approx(schedule(11)) and rates[10] == pytest.approx(schedule(9))
+    assert "bytes per device" not in printed
+    shown = [line for line in rest if line.startswith("step ")]
+    assert [re.match(r"step (\d+): cross_entropy \S+ \([+-]", line)[1] for line in shown] == ["10", "12"]
+    assert re.search(rf"{run}: 12 steps, cross_entropy \S+; samples in {run}/samples/12; best .* at step", printed)
+    assert printed.splitlines()[-1] == (
+        f"next: bandtok export TOKENIZER_RUN --vocoder=VOCODER_RUN --language-model={run} -o MODEL"
+    )
+    for name in ("train/loss", "evaluation/loss"):
+        assert tensorboard_steps(run, name) == [line["step"] for line in lines if name in line]
+    versions = json.loads((run / "config.json").read_text())["versions"]
+    assert versions["jax"] == jax.__version__ and versions["devices"] == "1 x cpu" and versions["python"]
+
+
+def test_a_schedule_may_keep_its_end(straight):
+    run, said = straight("language_model"), []
+    settle = functools.partial(states.settle, workdir=run, init_from=None, resumed=True, say=said.append)
+    config = tiny.config("language_model", run.parent, total_steps=12, schedule_steps=8)
+    settle(config)
+    assert not said
+    rates = [float(player.learning_rate_schedule(config.optimizer, player.schedule_steps(config))(s)) for s in (8, 11)]
+    assert rates[0] == rates[1] == pytest.approx(config.optimizer.learning_rate * config.optimizer.final_fraction)
+    settle(tiny.config("language_model", run.parent, total_steps=12))
+    assert len(said) == 1 and "--config.schedule_steps=8" in said[0]
+
+
+def test_a_run_killed_before_its_first_checkpoint_shows_its_start_once(tmp_path):
+    config = tiny.config("mel_tokenizer", tmp_path)
+    for loss in (1.0, 2.0):
+        reporter = Reporter(tmp_path, config, 0)
+        reporter.scalars(0, "evaluation", {"loss": loss})
+        reporter.close()
+    assert tensorboard_steps(tmp_path, "evaluation/loss") == [0]
+    assert [line["evaluation/loss"] for line in read_metrics(tmp_path)] == [2.0]
+
+
+def test_damaged_lines_of_metrics_are_left_out(tmp_path):
+    whole = [{"step": step, "train/loss": 1.0 / (1 + step)} for step in range(3)]
+    lines = [json.dumps(line).encode() for line in whole]
+    lines[1:1] = [
+        b'{"step": 1, "train/loss\xff": 1.0}',
+        b'{"stap": 1}',
+        b"[1, 2]",
+        b'{"step": "1"}',
+        b'{"step": 1, "tr',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_metrics(tmp_path) == whole
+
+
+@pytest.mark.parametrize("fails", ["init", "log"])
+def test_a_training_goes_on_without_weights_and_biases(fails, tmp_path, monkeypatch, capsys):
+    class UsageError(Exception):
+        pass
+
+    def refuse(*_, **__):
+        raise UsageError("api_key not configured (no-tty)\n call wandb.login(key=[your_api_key])")
+
+    run = types.SimpleNamespace(log=refuse if fails == "log" else print, finish=lambda: None)
+    init = refuse if fails == "init" else lambda **_: run
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    reporter = Reporter(tmp_path, tiny.config("mel_tokenizer", tmp_path, wandb_project="music"), 0)
+    for step in range(2):
+        reporter.scalars(step, "train", {"loss": 1.0})
+    reporter.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Weights & Biases" in line]
+    assert "api_key not configured" in line and len(read_metrics(tmp_path)) == 2
+
+
+def test_time_is_booked_and_a_profile_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(goodput, "peak_flops", lambda: 1e12)
     loop.train(tiny.config("language_model", tmp_path), tmp_path / "run", profile_steps=range(3, 5))
+    assert "step 0: the language model predicts" not in capsys.readouterr().out  # nothing is learned yet
     (shares,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "time/step_share" in line]
     values = [value for name, value in shares.items() if name.startswith("time/")]
     assert len(values) == 6 and sum(values) == pytest.approx(1) and min(values) >= 0
@@ -328,7 +422,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(str
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
 
 
-def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, monkeypatch):
+def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, monkeypatch, capfd):
     run, progress = tmp_path / "run", Reporter.progress
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -347,6 +441,9 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
             loop.train(tiny.config("mel_tokenizer", tmp_path), run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    gc.collect()  # what was not written complains when it is collected
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err and len(printed.err.splitlines()) < 5, printed.err
     assert checkpoint.load_weights(run)["step"] == 4
 
 

@@ -14,6 +14,7 @@ A task has
 
 import functools
 import importlib
+import shlex
 
 import jax
 
@@ -31,6 +32,8 @@ class Task:
     """What the tasks share, and the answers they give unless they know better."""
 
     start_batches = 1  # how many batches `warm_start` wants to see
+    HEADLINE: tuple[str, ...] = ()  # evaluation metrics that the console shows beside the best metric
+    NEXT = "bandtok export {run} -o MODEL"  # see `next_command`
 
     def __init__(self, config, read_stages=None):
         self.config, self.read_stages = config, read_stages
@@ -102,6 +105,12 @@ class Task:
 
     def summaries(self, state, frozen, batch):
         return {}
+
+    def next_command(self, run) -> str:
+        """Returns the command that a person will want after this training; words in capitals are to be filled in."""
+        data, tokenizer = self.config.data.sources, self.config.tokenizer or "TOKENIZER_RUN"
+        names = {"run": str(run), "data": data, "tokenizer": tokenizer}
+        return self.NEXT.format(**{name: shlex.quote(value) for name, value in names.items()})
 
 
 def create(config, read_stages=None):

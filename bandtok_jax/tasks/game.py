@@ -16,8 +16,10 @@ class Game(Task):
         config = self.config
         adversarial.check_kind(config.loss.adversarial_kind)
         self.network, self.discriminator = network, discriminator
-        self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
-        self.discriminator_optimizer = player.create_optimizer(config.discriminator_optimizer, config.total_steps)
+        self.optimizer = player.create_optimizer(config.optimizer, player.schedule_steps(config))
+        self.discriminator_optimizer = player.create_optimizer(
+            config.discriminator_optimizer, player.schedule_steps(config)
+        )
 
     def init(self, key, batch_spec=None):
         model_key, discriminator_key = jax.random.split(key)

@@ -22,11 +22,14 @@ from bandtok_jax.tasks import Task, player
 class LanguageModel(Task):
     """The task `language_model`; see `bandtok_jax.tasks` for the methods."""
 
+    HEADLINE = ("cross_entropy", "unigram_gap", "end_accuracy")
+    NEXT = "bandtok export TOKENIZER_RUN --vocoder=VOCODER_RUN --language-model={run} -o MODEL"
+
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
         self.settings = {**config.model, "dtype": jnp.dtype(config.dtype)}
         self.network = Network(lambda rngs: language_model.LanguageModel(**self.settings, rngs=rngs))
-        self.optimizer = player.create_optimizer(config.optimizer, config.total_steps)
+        self.optimizer = player.create_optimizer(config.optimizer, player.schedule_steps(config))
 
     @property
     def SHARDING(self):

@@ -33,6 +33,9 @@ class MelTokenizer(Game):
         (r"codebook/(vectors|sums|counts)", P()),
     )
 
+    HEADLINE = ("mel_distance", "codebook_use")
+    NEXT = "bandtok tokenize --model={run} --data={data} --output=TOKENS"
+
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
         self.mel = MelDefinition(**config.mel)

@@ -14,6 +14,24 @@ from bandtok_jax.models.network import Network, Tree
 Player = dict[str, Tree]
 
 
+def schedule_steps(config) -> int:
+    """Number of steps in which the learning rates come to their final value."""
+    return config.schedule_steps or config.total_steps
+
+
+def learning_rates(state, config) -> dict[str, float]:
+    """Learning rate of the last update of each player of a state, by the name of the metric; a player that was never
+    updated has none."""
+    rates = {}
+    for name, group in (("model", "optimizer"), ("discriminator", "discriminator_optimizer")):
+        leaves = jax.tree_util.tree_leaves_with_path(state.get(name, {}).get("optimizer", {}))
+        counts = [int(leaf) for path, leaf in leaves if getattr(path[-1], "name", "") == "count"]
+        if counts and max(counts):
+            schedule = learning_rate_schedule(config[group], schedule_steps(config))
+            rates[group.replace("optimizer", "learning_rate")] = float(schedule(max(counts) - 1))
+    return rates
+
+
 def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
     """Learning rate as a function of the step, as the `optimizer` group of a config says."""
     peak, warmup = settings.learning_rate, settings.warmup_steps

@@ -25,6 +25,8 @@ CRITICS_SHARDING = (
 class SoundGame(Game, abc.ABC):
     """A game whose model makes sound; `self.mel` is the mel by which it is evaluated and shown."""
 
+    HEADLINE = ("mel_distance", "stft_distance", "codebook_use")
+
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
         adversarial.check_average(self._feature_average)

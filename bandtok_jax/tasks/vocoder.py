@@ -18,6 +18,7 @@ MEL_SOURCES = ("true", "decoded", "mixed")
 class Vocoder(SoundGame):
     """The task `vocoder`; see `bandtok_jax.tasks` for the methods."""
 
+    NEXT = "bandtok export {tokenizer} --vocoder={run} -o MODEL"
     SHARDING = (
         (r"expand/kernel", P("fsdp", "tensor")),
         (r"contract/kernel", P("tensor", "fsdp")),

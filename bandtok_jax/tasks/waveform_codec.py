@@ -18,6 +18,7 @@ from bandtok_jax.tasks.sound_game import CRITICS_SHARDING, SoundGame
 class WaveformCodec(SoundGame):
     """The task `waveform_codec`; see `bandtok_jax.tasks` for the methods."""
 
+    NEXT = "bandtok reconstruct SONG --model={run} -o COPY.wav"
     SHARDING = (
         (r"coder_blocks/.*(dilated|single|down)/kernel", P(None, "fsdp", "tensor")),
         (r"decoder_blocks/.*up/kernel", P(None, "tensor", "fsdp")),

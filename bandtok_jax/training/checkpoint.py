@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import logging
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -15,11 +16,29 @@ from orbax.checkpoint import v1 as ocp
 
 from bandtok_jax.training import distributed, seal, sharding
 
-logging.getLogger("absl").setLevel(logging.WARNING)
-
 _WEIGHTS = ("parameters", "buffers", "average")
 _PARTS = ("weights", "training", "data")
 _SET_ASIDE = "damaged-"
+
+
+def _quiet_storage() -> None:
+    """Leaves out what Orbax and TensorStore print of their failures: each one is raised as well.
+
+    Of a full disk they would print more than a thousand lines, from threads that wait for one another.
+    """
+    absl = logging.getLogger("absl")
+    absl.setLevel(logging.WARNING)
+    absl.addFilter(lambda record: "orbax" not in pathlib.PurePath(record.pathname).parts)
+    show = sys.unraisablehook
+
+    def show_others(report):
+        if str(report.exc_value) != "Event loop is closed":  # TensorStore's, after a failure
+            show(report)
+
+    sys.unraisablehook = show_others
+
+
+_quiet_storage()
 
 
 class Damaged(ValueError):
@@ -89,10 +108,9 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     @property
-    def best(self) -> int | None:
-        """Step of the whole checkpoint with the lowest value of the best metric, of those that were evaluated."""
-        values = {found.step: found.metrics[self._best_metric] for found in self._orbax.checkpoints if found.metrics}
-        return min(values, key=values.get, default=None)
+    def values(self) -> dict[int, float]:
+        """The best metric of each checkpoint that was evaluated, by its step."""
+        return {found.step: found.metrics[self._best_metric] for found in self._orbax.checkpoints if found.metrics}
 
     def save(self, step: int, state, position: int, metrics: dict[str, float] | None = None) -> None:
         """Starts to save; the state is copied before this returns, the writing goes on beside the training.

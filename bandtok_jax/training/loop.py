@@ -7,9 +7,10 @@ import pathlib
 import jax
 import numpy as np
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import experiment, startup, tasks
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.interchange import model_folder
+from bandtok_jax.tasks import player
 from bandtok_jax.training import distributed, flops, goodput, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.checkpoint import Checkpoints, saved_steps
@@ -27,6 +28,7 @@ def train(
     overfit_one_batch: bool = False,
     accept_changed_data: bool = False,
     profile_steps: range = range(0),
+    verbose: bool = False,
 ) -> dict[str, float]:
     """Trains to `config.total_steps` and returns the last evaluation; goes on where `workdir` stopped.
 
@@ -39,6 +41,7 @@ def train(
       overfit_one_batch: repeat the first batch and evaluate on it: a model that cannot learn it by heart is broken.
       accept_changed_data: go on though the data is not what the run began with.
       profile_steps: of which a profile is written to the run folder, for TensorBoard or Perfetto.
+      verbose: also print every parameter and its place on one device alone.
 
     Raises:
       ValueError: the configuration does not fit the run, the mesh or the data.
@@ -49,27 +52,33 @@ def train(
     """
     with distributed.alone_in(workdir, "bandtok train"), distributed.StopRequests() as requests:
         return _train(
-            config, pathlib.Path(workdir), requests, init_from, overfit_one_batch, accept_changed_data, profile_steps
-        )
+            config, pathlib.Path(workdir), requests, init_from=init_from, overfit_one_batch=overfit_one_batch,
+            accept_changed_data=accept_changed_data, profile_steps=profile_steps, verbose=verbose,
+        )  # fmt: skip
 
 
 def _train(
-    config, workdir: pathlib.Path, requests, init_from, overfit_one_batch, accept_changed_data, profile_steps
+    config, workdir, requests, *, init_from, overfit_one_batch, accept_changed_data, profile_steps, verbose
 ) -> dict[str, float]:
     """Trains as `train` says, in a folder that this training holds."""
     # ---- mesh, task and program ---------------------------------------------------------------------------------
     stopwatch, first_process = goodput.Stopwatch(), jax.process_index() == 0
-    say = print if first_process else lambda *_: None
+    say = functools.partial(print, flush=True) if first_process else lambda *_: None
     mesh = sharding.create_mesh(config.mesh)
+    say(startup.first_line(config.dtype, startup.mesh_axes(mesh)))
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
     resumed = bool(distributed.agree(len(saved_steps(workdir))))
-    config = states.settle(config, workdir, init_from, resumed=resumed, accept_changed_data=accept_changed_data)
+    config = states.settle(
+        config, workdir, init_from, resumed=resumed, accept_changed_data=accept_changed_data, say=say
+    )
     task = tasks.create(config, model_folder.read_stages)
     config = states.record_stages(config, task)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric, say=say)
 
     with jax.set_mesh(mesh):
         program = Program(task, mesh, config.seed)
+        for hint in _hints(config, program):
+            say(hint)
         frozen = jax.device_put(task.load_frozen(), program.whole)
 
         # ---- state and data -----------------------------------------------------------------------------------
@@ -92,7 +101,8 @@ def _train(
             state = states.begin(program, config, frozen, first_batch, init_from, share, alone=overfit_one_batch)
         if first_process:
             experiment.write_config(config, workdir)
-        say(sharding.table(*(sharding.parameters(tree) for tree in (program.abstract, program.layout))))
+        if verbose or mesh.size > 1:
+            say(sharding.table(*(sharding.parameters(tree) for tree in (program.abstract, program.layout))))
 
         # ---- train ----------------------------------------------------------------------------------------------
         reporter = Reporter(workdir, config, first_step, active=first_process)
@@ -121,9 +131,9 @@ def _train(
                 scores.update({n: float(v) for n, v in task.combine(jax.device_get(totals), len(evaluation)).items()})
                 _check_best(config.best_metric, scores)
                 _check_finite(step, "evaluation", scores, checkpoints)
-                reporter.scalars(step, "evaluation", scores)
+                reporter.evaluation(step, scores, [config.best_metric, *task.HEADLINE])
                 reporter.summaries(step, program.gather(task.summaries(state, frozen, program.put(evaluation[0]))))
-                for warning in task.warnings(scores):
+                for warning in task.warnings(scores) if step else ():  # nothing is learned at step 0
                     reporter.say(f"step {step}: {warning}")
             reporter.scalars(step, "time", {f"{kind}_share": share for kind, share in stopwatch.shares().items()})
 
@@ -161,6 +171,7 @@ def _train(
                     batch = program.put(examples)  # while the device still computes
                 if step % config.log_every == 0 or last or stopped:
                     steps, means = len(pending), flush()
+                    means |= player.learning_rates(state, config)
                     means |= stopwatch.rates(steps, config.batch_size * task.seconds_per_example)
                     if peak:
                         rate = phase_flops(**task.phase(step - 1)) / means["seconds_per_step"] / mesh.size
@@ -181,14 +192,33 @@ def _train(
                     kept = "nothing is saved of a single batch" if overfit_one_batch else f"saved step {step}"
                     raise stopped(f"{kept} of {config.total_steps} in {workdir}")
             checkpoints.wait()
-            if checkpoints.best not in (None, checkpoints.latest):
-                reporter.say(f"the best {config.best_metric} is that of {workdir}/checkpoints/{checkpoints.best}")
             reporter.say(stopwatch.summary())
+            for line in _last_lines(config, task, workdir, checkpoints, scores):
+                reporter.say(line)
             return dict(scores)
         finally:
             reporter.close()
             batches.close()
             checkpoints.close()
+
+
+def _hints(config, program) -> list[str]:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract["model"]["parameters"]))
+    shards = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
+    return startup.hints(config.dtype, parameters, config.batch_size / shards / config.optimizer.accumulation_steps)
+
+
+def _last_lines(config, task, workdir, checkpoints, scores) -> list[str]:
+    """Returns what a person wants to know at the end: folder, best score, samples, and the next command."""
+    name, step, values = config.best_metric, config.total_steps, checkpoints.values
+    lines = [f"{workdir}: {step} steps, {name} {scores[name]:.4g}; samples in {workdir / 'samples' / str(step)}"]
+    if values:
+        best = min(values, key=values.get)
+        lines[0] += f"; best {name} {values[best]:.4g} at step {best}"
+        if best != step:
+            lines.append(f"the best checkpoint is {workdir / 'checkpoints' / str(best)}, which --model and export take")
+        lines.append(f"next: {task.next_command(workdir)}")
+    return lines
 
 
 def _check_best(name: str, scores) -> None:

@@ -4,15 +4,18 @@ import contextlib
 import json
 import math
 import pathlib
+import sys
 import uuid
 
 import jax
 import numpy as np
 
-from bandtok_jax import storage
+from bandtok_jax import storage, untrusted
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import plots
 from bandtok_jax.progress import progress_bar
+
+_EVALUATION = "evaluation/"
 
 
 class Reporter:
@@ -28,21 +31,28 @@ class Reporter:
     def __init__(self, run, config, step: int, *, active: bool = True):
         self._active, self._folder = active, pathlib.Path(run)
         self._progress = progress_bar(total=config.total_steps, initial=step, unit="step", show=active)
-        self._wandb, self._profiling = None, False
+        self._wandb, self._profiling, self._evaluated = None, False, {}
         if not active:
             return
         from tensorboardX import SummaryWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
         metrics = self._folder / "metrics.jsonl"
-        _cut_back(metrics, step)
+        for line in _cut_back(metrics, step):
+            self._evaluated |= {n.removeprefix(_EVALUATION): v for n, v in line.items() if n.startswith(_EVALUATION)}
         self._metrics = metrics.open("a", buffering=1)
         # A queue without a limit: where its writer dies of a full disk, a limited one would stop the training for ever.
+        # TensorBoard drops what earlier lives wrote from `purge_step` on, that step included.
         self._tensorboard = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=step if step else None, max_queue=0
+            str(self._folder / "tensorboard"), purge_step=step + 1 if step else 0, max_queue=0
         )
         if config.wandb_project:
-            self._wandb = _start_wandb(config, self._folder)
+            _wandb()
+            try:
+                self._wandb = _start_wandb(config, self._folder)
+            except Exception as error:  # without a login, a network or a service
+                reason = untrusted.one_line(error)
+                self.say(f"no log goes to Weights & Biases: {reason}; cure: wandb login, or WANDB_MODE=offline")
 
     def scalars(self, step: int, group: str, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, `{"step": step, "GROUP/name": value, ...}`, and the same to the other writers."""
@@ -54,8 +64,28 @@ class Reporter:
         self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in named.items():
             self._tensorboard.add_scalar(name, value, step)
-        if self._wandb:
-            self._wandb.log(named, step=step)
+        self._to_wandb(lambda: self._wandb.log(named, step=step))
+
+    def evaluation(self, step: int, scores: dict[str, float], shown: list[str]) -> None:
+        """Writes the scores of an evaluation, and says those that are `shown` with their change since the last one."""
+        self.scalars(step, "evaluation", scores)
+        words = []
+        for name in dict.fromkeys(name for name in shown if name in scores):
+            before = self._evaluated.get(name)
+            change = "" if before is None else f" ({scores[name] - before:+.3g})"
+            words.append(f"{name} {scores[name]:.4g}{change}")
+        self._evaluated = dict(scores)
+        self.say(f"step {step}: {', '.join(words)}")
+
+    def _to_wandb(self, send) -> None:
+        """Sends something to Weights & Biases, without which a long training goes on."""
+        if not self._wandb:
+            return
+        try:
+            send()
+        except Exception as error:  # whatever a service far away raises
+            self._wandb = None
+            self.say(f"Weights & Biases is left out from here on: {untrusted.one_line(error)}")
 
     def summaries(self, step: int, items: dict[str, tuple]) -> None:
         """Sounds and mel pictures, to samples/STEP/; pictures whose names differ in the last part share one file."""
@@ -68,11 +98,8 @@ class Reporter:
                 path = folder / f"{name.replace('/', '_')}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 waveform.write(path, audio, rate)
-                self._tensorboard.add_audio(name, audio, step, sample_rate=rate)
-                if self._wandb:
-                    import wandb
-
-                    self._wandb.log({name: wandb.Audio(audio, sample_rate=rate)}, step=step)
+                self._tensorboard.add_audio(name, np.clip(audio, -1.0, 1.0), step, sample_rate=rate)
+                self._to_wandb(lambda: self._wandb.log({name: _wandb().Audio(audio, sample_rate=rate)}, step=step))
             else:
                 group, _, title = name.rpartition("/")
                 pictures.setdefault((group, value[1]), {})[title] = np.asarray(value[0])
@@ -82,10 +109,7 @@ class Reporter:
             plots.panels(path, panels, unit=unit)
             image = _pixels(path)
             self._tensorboard.add_image(group, image, step, dataformats="HWC")
-            if self._wandb:
-                import wandb
-
-                self._wandb.log({group: wandb.Image(image)}, step=step)
+            self._to_wandb(lambda: self._wandb.log({group: _wandb().Image(image)}, step=step))
 
     def profile(self, step: int, steps: range) -> None:
         """Begins a profile before the first of these steps and ends it after the last; each process writes its own."""
@@ -109,6 +133,7 @@ class Reporter:
         """A line above the progress bar."""
         if self._active:
             self._progress.write(text)
+            sys.stdout.flush()  # a log shows it at once
 
     def close(self) -> None:
         if self._profiling:
@@ -121,26 +146,28 @@ class Reporter:
             except OSError as error:  # must not hide why the run ended, nor must a log on the same full disk
                 with contextlib.suppress(OSError):
                     print(f"{self._folder / 'tensorboard'} is incomplete: {error}", flush=True)
-            if self._wandb:
-                self._wandb.finish()
+            self._to_wandb(lambda: self._wandb.finish())
 
 
 def read_metrics(run) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line that was cut off in the middle of writing is left out."""
-    path = pathlib.Path(run) / "metrics.jsonl"
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """Returns the lines of a run's metrics.jsonl without those that are damaged or were cut off in the middle."""
+    path, lines = pathlib.Path(run) / "metrics.jsonl", []
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 
-def _cut_back(path: pathlib.Path, step: int) -> None:
+def _cut_back(path: pathlib.Path, step: int) -> list[dict]:
+    """Leaves the lines up to a step in metrics.jsonl, none for step 0, and returns them."""
     lines = [line for line in read_metrics(path.parent) if line["step"] <= step] if step else []
     if path.exists():
         storage.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
 
 
 def _pixels(path) -> np.ndarray:
@@ -149,19 +176,23 @@ def _pixels(path) -> np.ndarray:
     return (image.imread(path)[..., :3] * 255).astype(np.uint8)
 
 
-def _start_wandb(config, folder: pathlib.Path):
+def _wandb():
     try:
         import wandb
     except ImportError:
         raise ValueError(
             "config.wandb_project is set but wandb is not installed: pip install 'bandtok-jax[wandb]'"
         ) from None
+    return wandb
+
+
+def _start_wandb(config, folder: pathlib.Path):
     # The same id after a restart, so that one run stays one curve, and another one for another run of the same name.
     identity = folder / "wandb" / "id"
     if not identity.exists():
         identity.parent.mkdir(parents=True, exist_ok=True)
         identity.write_text(uuid.uuid4().hex[:8])
-    return wandb.init(
+    return _wandb().init(
         project=config.wandb_project,
         name=folder.name,
         id=identity.read_text(),

@@ -4,26 +4,33 @@ import pathlib
 
 import jax
 
-from bandtok_jax import experiment
+from bandtok_jax import experiment, startup
 from bandtok_jax.data_pipelines import iterator, sources
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.interchange.stage import STAGE_OF_TASK
+from bandtok_jax.tasks import player
 from bandtok_jax.training import distributed
 from bandtok_jax.training.checkpoint import Damaged, load_start, saved_steps, with_weights
 from bandtok_jax.training.program import WARM_START
 
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
-    "total_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every", "keep_checkpoints",
-    "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer", "tokenizer_hash", "vocoder", "vocoder_hash",
-    experiment.WARMUP_GIVEN,
+    "total_steps", "schedule_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every",
+    "keep_checkpoints", "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer", "tokenizer_hash",
+    "vocoder", "vocoder_hash", "versions", experiment.WARMUP_GIVEN,
+    # How the same result is computed.
+    "optimizer.accumulation_steps", "discriminator_optimizer.accumulation_steps", "model.remat",
+    "model.sequence_sharding",
     # Where data and stages lie and how they are read; their hashes decide whether they are the same.
     "data.sources", "data.tokens", "data.workers", "data.damaged",
 )  # fmt: skip
 
 
-def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_changed_data: bool = False):
+def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_changed_data: bool = False, say=print):
     """The configuration to run with, checked against the one that is stored in the run folder.
+
+    Args:
+      say: prints a line about what changes in the course of the run without being refused.
 
     Raises:
       ValueError: they differ in what makes a run what it is, the data is not what it was, or an export lies there.
@@ -35,6 +42,7 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
         config[experiment.WARMUP_GIVEN] = config.loss.discriminator_warmup
         config.loss.discriminator_warmup = 0  # both players start together, or both are there
     config.data_hash = sources.fingerprint(config.data)
+    config.versions = startup.versions()
     if resumed:
         stored = _completed(experiment.read_config(workdir), config)
         if "discriminator_warmup" in config.loss:
@@ -47,8 +55,11 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
                 raise ValueError(
                     f"{workdir} is a run of another configuration: "
                     f"{experiment.difference(was[name], now.get(name), name)}; "
-                    "give the same configuration, or another --workdir"
+                    f"give the same configuration, or another --workdir with --init-from={workdir} to start from its "
+                    "weights"
                 )
+        for line in _changes(stored, config, max(saved_steps(workdir), default=0)):
+            say(line)
         if stored.get("data_hash", "") not in ("", config.data_hash) and not accept_changed_data:
             raise ValueError(
                 f"the data has changed since {workdir} was last trained ({config.data.tokens or config.data.sources}): "
@@ -56,6 +67,24 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
             )
         config.tokenizer_hash = stored.get("tokenizer_hash", "")
     return config.lock()
+
+
+def _changes(stored, config, step: int) -> list[str]:
+    """Returns what a person should know of a configuration that resumes a run at `step`."""
+    lines = []
+    schedule = lambda of: player.learning_rate_schedule(of.optimizer, player.schedule_steps(of))
+    before, after = (float(schedule(of)(step)) for of in (stored, config))
+    if step and abs(after - before) > 0.05 * max(after, before):
+        ended = player.schedule_steps(stored)
+        lines.append(
+            f"the learning rate goes from {before:.3g} to {after:.3g} at step {step}, as it now ends at step "
+            f"{player.schedule_steps(config)} and ended at {ended}; --config.schedule_steps={ended} keeps it as it was"
+        )
+    old, new = stored.get("versions", {}), config.versions
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]]
+    if changed:
+        lines.append(f"the run was trained elsewhere, so results may differ in rounding: {', '.join(changed)}")
+    return lines
 
 
 def _refuse_export(workdir: pathlib.Path) -> None:
