@@ -51,7 +51,7 @@ def html(report, sort_by: str, quality: Sequence[Picture], sounds: Sequence[Pict
         "<p>The same numbers: <a href=summary.csv>summary.csv</a>, <a href=files.csv>files.csv</a> of each file, "
         "<a href=report.json>report.json</a> with the codes row by row.</p>",
     ]
-    return _PAGE.format(title=escape(report.title), body="\n".join(body))
+    return document(report.title, "\n".join(body))
 
 
 def _excerpt(report) -> str:
@@ -82,7 +82,8 @@ def number(value: float | None) -> str:
     return f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}".replace("-", "&minus;")
 
 
-def _table(head: list[str], rows: list[str]) -> str:
+def table(head: list[str], rows: list[str]) -> str:
+    """Returns an HTML table of cells that are HTML already, with a scroll bar of its own where it is broad."""
     return f"<div class=wide><table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
@@ -99,7 +100,7 @@ def _system_table(report) -> str:
             described = facts.get("command") or f"decoded files in {facts['path']}"
             rate = "&ndash;"
         rows.append(f"<tr><th>{escape(name)}</th><td class=text>{escape(described)}</td><td>{rate}</td></tr>")
-    return _table(["<th>system</th>", "<th class=text>what it is</th>", "<th>nominal kbit/s</th>"], rows)
+    return table(["<th>system</th>", "<th class=text>what it is</th>", "<th>nominal kbit/s</th>"], rows)
 
 
 def _means_table(report, domain: str) -> str:
@@ -112,7 +113,7 @@ def _means_table(report, domain: str) -> str:
     for name, values in report.frechet[domain].items():
         means = {system: summary.Mean(values[system], None, 0, 0) for system in systems}
         rows.append(_means_row(Measure(name, "", "lower", meaning), means))
-    return _table(
+    return table(
         ["<th>measure</th>", *(f"<th class=number colspan=2>{escape(system)}</th>" for system in systems)], rows
     )
 
@@ -139,9 +140,9 @@ def _token_table(report) -> str:
         rows = [_token_row(escape(name), tokens["together"], rates)]
         rows += [_token_row(f"row {i}", row, [""] * len(rates)) for i, row in enumerate(tokens["rows"])]
         tables.append(rows)
-    overview = _table(titles, [rows[0] for rows in tables])
+    overview = table(titles, [rows[0] for rows in tables])
     details = "".join(
-        f"<details><summary>{escape(name)}, row by row</summary>{_table(titles, rows)}</details>"
+        f"<details><summary>{escape(name)}, row by row</summary>{table(titles, rows)}</details>"
         for name, rows in zip(report.tokens, tables)
     )
     return (
@@ -169,29 +170,47 @@ def _players(report, sort_by: str) -> str:
             cells.append(f'<td>{value}<audio controls preload=none src="{source}"></audio></td>')
         domain = f"<br><small>{escape(piece.original.domain)}</small>" if piece.original.domain else ""
         rows.append(f"<tr><th>{escape(piece.label)}{domain}</th>{''.join(cells)}</tr>")
-    return _table(["<th>piece</th>", *(f"<th class=number>{escape(name)}</th>" for name in names)], rows)
+    return table(["<th>piece</th>", *(f"<th class=number>{escape(name)}</th>" for name in names)], rows)
+
+
+def document(title: str, body: str) -> str:
+    """Returns a whole HTML page, readable on a small screen and in the dark, that needs nothing from elsewhere.
+
+    Args:
+      title: as plain text.
+      body: HTML below the heading.
+    """
+    return _PAGE.format(title=escape(title), body=body)
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; color: #1d2330; }}
+:root {{ color-scheme: light dark; --text: #1d2330; --quiet: #667; --line: #e4e6ec; --head: #b8bdca; --hover: #f6f7fa;
+  --best: #e3f3e6; --ground: #fff; --link: #0b57d0; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --text: #e4e6ec; --quiet: #9aa0b0; --line: #343a47; --head: #555d6e;
+  --hover: #232833; --best: #1f4a2b; --ground: #161a21; --link: #8ab4f8; }} }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem;
+  color: var(--text); background: var(--ground); }}
+a {{ color: var(--link); }}
 h1 {{ margin-bottom: 0; }} h2 {{ margin: 2.2rem 0 .4rem; font-size: 1.25rem; }}
-.facts {{ margin-top: .1rem; }} .facts, small, .width {{ color: #667; }}
+.facts {{ margin-top: .1rem; }} .facts, small, .width {{ color: var(--quiet); }}
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; margin: .6rem 0; }}
-td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #e4e6ec; vertical-align: top; }}
-thead th {{ border-bottom: 2px solid #b8bdca; font-weight: 600; }}
+td, th {{ padding: .3rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top; }}
+thead th {{ border-bottom: 2px solid var(--head); font-weight: 600; }}
 th {{ text-align: left; font-weight: 500; }} td, th.number {{ text-align: right; }}
 td {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
 td.text, th.text {{ text-align: left; white-space: normal; }} thead th {{ white-space: nowrap; }}
-tbody tr:hover {{ background: #f6f7fa; }}
+tbody tr:hover {{ background: var(--hover); }}
 
 .mean {{ padding-right: .2rem; }} .width {{ padding-left: .2rem; text-align: left; font-size: 85%; }}
-.best {{ background: #e3f3e6; }} .mean.best {{ font-weight: 600; }}
+.best {{ background: var(--best); }} .mean.best {{ font-weight: 600; }}
 details {{ margin: .5rem 0; }} summary {{ cursor: pointer; }}
-audio {{ width: 15rem; height: 2.2rem; display: block; margin-left: auto; }}
-.pictures {{ display: flex; flex-wrap: wrap; gap: 1.2rem; }} figure {{ margin: 0; max-width: 36rem; }}
-figure img {{ width: 100%; }} figcaption {{ color: #667; font-size: 90%; }} li {{ margin: .2rem 0; max-width: 60rem; }}
+audio {{ width: 15rem; max-width: 100%; height: 2.2rem; display: block; }} td audio {{ margin-left: auto; }}
+.pictures {{ display: flex; flex-wrap: wrap; gap: 1.2rem; }} figure {{ margin: 0 0 .7rem; max-width: 34rem; }}
+figure.broad {{ max-width: 60rem; }} img {{ max-width: 100%; background: #fff; border-radius: 4px; }}
+figure img {{ width: 100%; }} figcaption {{ color: var(--quiet); font-size: 90%; }}
+li {{ margin: .2rem 0; max-width: 60rem; }} p {{ margin: .4rem 0; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>

@@ -7,7 +7,9 @@
 
 import argparse
 import base64
-import html
+from collections.abc import Sequence
+import datetime
+from html import escape
 import io
 import pathlib
 
@@ -19,43 +21,47 @@ import bandtok_jax
 from bandtok_jax import experiment
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.evaluation import plots, spectra
+from bandtok_jax.evaluation import page, plots, spectra
 from bandtok_jax.evaluation.baselines import k_means_mel_distance
 from bandtok_jax.training.reporting import read_metrics
+from bandtok_jax.version import VERSION
 
 STAGES = ("tokenizer", "vocoder", "language_model")
 PIECES, SECONDS = 2, 6.0  # validation pieces on the page, and how much of each
 
 
-def write_report(runs, data: str, output, generated=()) -> list[tuple[str, str, str]]:
+def write_report(runs, data: str, output, generated=(), prompt: str = "") -> list[tuple[str, str, str]]:
     """Writes the page and returns its table of `(measure, ours, baseline)`.
 
     Args:
       runs: folder with the run folders `tokenizer`, `vocoder`, `language_model` and the export `model`.
       data: sources of the records, as `config.data.sources`.
       output: the page, an .html file.
-      generated: sound files of new music to show.
+      generated: audio files of new music to show.
+      prompt: text that they were generated from; "" if there was none.
     """
     runs, output = pathlib.Path(runs), pathlib.Path(output)
     codec = bandtok_jax.load(runs / "model")
     metrics = {name: read_metrics(runs / name) for name in STAGES}
     table = _table(metrics, _mel_baseline(codec, data))
-    body = ["<h2>Training</h2>", *_curve_html(metrics), "<h2>Validation pieces</h2>"]
+    body = ["<h2>Training</h2>", _stages_html(codec, metrics), *_curve_html(metrics), "<h2>Validation crops</h2>"]
     for number, audio in enumerate(_pieces(codec, data)):
-        body += [f"<h3>Piece {number + 1}</h3>", *_piece_html(codec, audio)]
-    body.append("<h2>New music</h2>")
+        body += [f"<h3>Crop {number + 1}</h3>", *_piece_html(codec, audio)]
+    body += ["<h2>New music</h2>", f"<p>Prompt: <q>{escape(prompt)}</q></p>" if prompt else "<p>Without a prompt.</p>"]
     for path in map(pathlib.Path, generated):
         audio, rate = waveform.read(path)
         table.append(_sound_row(path.name, audio))
-        log_mel = np.asarray(spectral.log_mel(audio.mean(0), codec.stages["tokenizer"].mel))
+        mel = codec.stages["tokenizer"].mel
+        panels = {path.name: np.asarray(spectral.log_mel(audio.mean(0), mel))}
+        seconds = mel.hop_samples / mel.sample_rate_hz
         body += [
             _player(path.name, audio.mean(0), rate),
-            _picture(lambda f: plots.panels(f, {path.name: log_mel})),
+            _picture(f"log-mel of {path.name}", lambda f: plots.panels(f, panels, hop_seconds=seconds)),
         ]
+    now = datetime.datetime.now(datetime.UTC)
+    facts = f"<p class=facts>bandtok_jax {VERSION}, {now:%Y-%m-%d %H:%M} UTC, data: {escape(data)}</p>"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(
-        _PAGE.format(title=html.escape(f"bandtok_jax: {runs.name}"), body="\n".join([_table_html(table), *body]))
-    )
+    output.write_text(page.document(f"bandtok_jax: {runs.name}", "\n".join([facts, _table_html(table), *body])))
     return table
 
 
@@ -122,16 +128,42 @@ def _sound_row(name: str, audio: np.ndarray) -> tuple[str, str, str]:
 
 
 def _table_html(table) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>" for a, b, c in table
-    )
-    return f"<table><tr><th>measure</th><th>this run</th><th>beside</th></tr>{rows}</table>"
+    return _html_table(["measure", "this run", "beside"], table)
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of plain text, whose first column names the rows."""
+    cells = [
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
+        for name, *rest in rows
+    ]
+    first, *others = map(escape, head)
+    return page.table([f"<th>{first}</th>", *(f"<th class=number>{name}</th>" for name in others)], cells)
+
+
+def _stages_html(codec, metrics) -> str:
+    """Returns a table of the configuration of each stage and of the time that its training took."""
+    rows = []
+    for name, stage in codec.stages.items():
+        config, lines = stage.config, [line for line in metrics[name] if "train/seconds_per_step" in line]
+        steps = np.diff([0, *(line["step"] for line in lines)])
+        minutes = sum(steps * [line["train/seconds_per_step"] for line in lines]) / 60
+        size = sum(leaf.size for leaf in jax.tree.leaves(codec.parameters[name]["parameters"]))
+        rate = config.optimizer.learning_rate
+        rows.append(
+            (name.replace("_", " "), config.task, f"{size / 1e6:.1f} M", f"{config.total_steps:,}",
+             str(config.batch_size), f"{rate:g}", config.dtype, f"{minutes:.1f}")
+        )  # fmt: skip
+    head = ("stage", "task", "parameters", "steps", "batch", "learning rate", "dtype", "minutes in steps")
+    return _html_table(head, rows)
 
 
 def _curve_html(metrics) -> list[str]:
     charts = (
         ("tokenizer", "mel error", "nats", ("train/reconstruction", "evaluation/mel_distance")),
-        ("vocoder", "mel error", "nats", ("train/mel", "evaluation/mel_distance")),
+        # The training loss is over several scales, another measure than the evaluation's: an axis for each.
+        ("vocoder", "multi-scale mel loss", "nats", ("train/mel",)),
+        ("vocoder", "mel error", "nats", ("evaluation/mel_distance",)),
         (
             "language_model",
             "loss",
@@ -148,8 +180,9 @@ def _curve_html(metrics) -> list[str]:
                 lines[name] = tuple(zip(*points))
         if lines:
             title = f"{stage.replace('_', ' ')}: {title}"
-            drawn.append(_picture(lambda f: plots.curves(f, lines, title=title, label=label)))
-    return drawn
+            last = ", ".join(f"{name} {values[-1]:.3f} at step {steps[-1]}" for name, (steps, values) in lines.items())
+            drawn.append(_picture(f"{title}: {last}", lambda f: plots.curves(f, lines, title=title, label=label), ""))
+    return [f"<div class=pictures>{''.join(drawn)}</div>"]
 
 
 def _piece_html(codec, audio: np.ndarray) -> list[str]:
@@ -169,34 +202,29 @@ def _piece_html(codec, audio: np.ndarray) -> list[str]:
     seconds = mel.hop_samples / rate
     return [
         *(_player(name, sound, rate) for name, sound in sounds.items()),
-        _picture(lambda f: plots.panels(f, pictures, hop_seconds=seconds)),
-        _picture(lambda f: plots.token_grid(f, codes, codec.row_edges_hz, codec.columns_per_second)),
+        _picture(
+            "log-mel of the original and from the tokens", lambda f: plots.panels(f, pictures, hop_seconds=seconds)
+        ),
+        _picture(
+            f"grid of {codes.shape[0]} columns and {codes.shape[1]} rows of codes",
+            lambda f: plots.token_grid(f, codes, codec.row_edges_hz, codec.columns_per_second),
+        ),
     ]
 
 
-def _picture(draw) -> str:
+def _picture(description: str, draw, kind: str = "broad") -> str:
+    """Returns a figure of the page with a text in its place for those who do not see it."""
     file = io.BytesIO()
     draw(file)
-    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f'<figure class="{kind}"><img src="{source}" alt="{escape(description)}"></figure>'
 
 
 def _player(name: str, audio: np.ndarray, rate: int) -> str:
     file = io.BytesIO()
     soundfile.write(file, np.clip(audio, -1, 1), rate, format="WAV", subtype="PCM_16")
     sound = base64.b64encode(file.getvalue()).decode()
-    return f'<p>{html.escape(name)}<br><audio controls src="data:audio/wav;base64,{sound}"></audio></p>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; }} td, th {{ border: 1px solid #ccc; padding: .3rem .7rem; text-align: left; }}
-img {{ max-width: 100%; display: block; margin: .7rem 0; }} audio {{ width: 24rem; max-width: 100%; }}
-p {{ margin: .4rem 0; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
+    return f'<p>{escape(name)}<br><audio controls src="data:audio/wav;base64,{sound}"></audio></p>'
 
 
 def main():
@@ -204,9 +232,10 @@ def main():
     parser.add_argument("--runs", required=True, metavar="DIR", help="the folder that launch/local.sh wrote")
     parser.add_argument("--data", required=True, metavar="SOURCES")
     parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what generated*.wav was generated from")
     flags = parser.parse_args()
     generated = sorted(pathlib.Path(flags.runs).glob("generated*.wav"))
-    table = write_report(flags.runs, flags.data, flags.output, generated)
+    table = write_report(flags.runs, flags.data, flags.output, generated, flags.prompt)
     widths = [max(len(row[i]) for row in table) for i in range(3)]
     print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in table))
     print(f"report: {flags.output}")

@@ -1,0 +1,36 @@
+"""The page about the stages of a codec: what stands on it, for every eye and screen."""
+
+import json
+import re
+
+import numpy as np
+import soundfile
+
+import bandtok_jax
+from bandtok_jax.evaluation import report
+from bandtok_jax.interchange import model_folder
+
+
+def test_the_page_says_how_it_was_made(tmp_path, monkeypatch):
+    model_folder.save(bandtok_jax.create("bandtok:tiny", seed=0), tmp_path / "model")
+    for stage in report.STAGES:
+        (tmp_path / stage).mkdir()
+        lines = [{"step": step, "train/seconds_per_step": 0.6} for step in (100, 300)]
+        lines += [{"step": 300, "train/mel": 0.5, "evaluation/mel_distance": 0.4, "train/reconstruction": 0.3}]
+        (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(report, "_pieces", lambda codec, data: [])
+    monkeypatch.setattr(report, "_mel_baseline", lambda codec, data: {"k_means": 1.0, "median": 2.0})
+    soundfile.write(tmp_path / "generated.wav", 0.1 * np.sin(np.arange(22_050)), 44_100)
+    table = report.write_report(
+        tmp_path, "data/<mine>", tmp_path / "page.html", [tmp_path / "generated.wav"], prompt="<b>piano</b>"
+    )
+    page = (tmp_path / "page.html").read_text()
+    assert "width=device-width" in page and "prefers-color-scheme: dark" in page
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 4 and all(re.search(r' alt="[^"]{10,}"', image) for image in images)
+    assert "<q>&lt;b&gt;piano&lt;/b&gt;</q>" in page and "data/&lt;mine&gt;" in page and "<b>" not in page
+    # 300 steps of 0.6 s; the losses that are not the same measure do not share a chart.
+    assert re.search(r"tokenizer</th><td>mel_tokenizer</td><td>1\.\d M</td>.*<td>float32</td><td>3\.0</td>", page)
+    assert "vocoder: mel error: evaluation/mel_distance 0.400" in page
+    assert "vocoder: multi-scale mel loss: train/mel 0.500" in page
+    assert table[-1][0].startswith("generated.wav")
