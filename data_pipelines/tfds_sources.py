@@ -1,11 +1,12 @@
 """Audio data sets that TFDS has prepared on disk, read without TensorFlow (TFDS itself cannot open an Audio feature
 without it).
 
-Both of its file formats are read: ArrayRecord and TFRecord (length, checksum, bytes, checksum).
+Both of its file formats are read: ArrayRecord and TFRecord (length, checksum, bytes, checksum). Whoever prepared the
+data set wrote the metadata, so nothing in it is believed before it is checked.
 """
 
+import functools
 import glob
-import json
 import os
 import re
 import struct
@@ -13,8 +14,44 @@ import struct
 from array_record.python import array_record_module
 import numpy as np
 
+from bandtok_jax import untrusted
+from bandtok_jax.data_pipelines import shards
+
 DEFAULT_DIRECTORY = "~/tensorflow_datasets"
 INT16_SCALE = 32_768  # TFDS stores 16-bit samples in whatever integer the feature names
+LEAST_RECORD_BYTES = 16  # of TFRecord: a length, and two checksums
+MOST_EXAMPLES = 100_000_000
+CURE = "prepare the data set again with  tfds build"
+_TYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
+# TFDS writes numbers of its metadata as text.
+_WHOLE = r"\d{1,9}"
+_SPLIT = untrusted.record(
+    {
+        "name": untrusted.text(100, r"[\w.-]+"),
+        "shardLengths?": untrusted.listing(untrusted.text(9, _WHOLE)),
+        "filepathTemplate?": untrusted.text(200),
+    }
+)
+_INFO = untrusted.record(
+    {"name": untrusted.text(200), "fileFormat?": untrusted.text(40), "splits": untrusted.listing(_SPLIT, least=1)}
+)
+_KIND = untrusted.record(
+    {
+        "dtype?": untrusted.one_of(*_TYPES),
+        "encoding?": untrusted.text(40),
+        "sampleRate?": untrusted.text(9, _WHOLE),
+        "lazyDecode?": untrusted.truth(),
+        "shape?": untrusted.record({"dimensions?": untrusted.listing(untrusted.text(12, r"-?\d+"), most=8)}),
+    }
+)
+_FEATURE = untrusted.record(
+    {
+        **dict.fromkeys(("pythonClassName?", "python_class_name?"), untrusted.text(1000)),
+        **dict.fromkeys(("audio?", "tensor?"), _KIND),
+    }
+)
+_FEATURES = untrusted.record({"features": untrusted.mapping(_FEATURE, most=10_000)})
+_CONTENT = untrusted.record(dict.fromkeys(("featuresDict?", "features_dict?"), _FEATURES))
 
 
 def _directory(name, data_dir):
@@ -35,14 +72,10 @@ def _directory(name, data_dir):
     return max(found, key=lambda folder: [int(number) for number in re.findall(r"\d+", os.path.basename(folder))])
 
 
-def _read_json(folder, name):
-    with open(os.path.join(folder, name)) as file:
-        return json.load(file)
-
-
 def _features(folder):
     """-> ({feature name: its JSON}, name of the audio feature)."""
-    content = _read_json(folder, "features.json")
+    path = os.path.join(folder, "features.json")
+    content = untrusted.read_json(path, _CONTENT, cure=CURE)
     features = content.get("featuresDict", content.get("features_dict", {})).get("features", {})
     audio = [name for name, feature in features.items() if _class(feature) == "Audio"]
     audio = audio or [
@@ -51,7 +84,8 @@ def _features(folder):
         if _class(feature) == "Tensor" and name in ("audio", "waveform", "music", "speech")
     ]
     if len(audio) != 1:
-        raise ValueError(f"{folder} has {len(audio)} audio features among {', '.join(features)}; exactly one is needed")
+        names = ", ".join(features) or "none"
+        raise untrusted.refusal(path, f"{len(audio)} audio features among {names}", "exactly one is needed")
     return features, audio[0]
 
 
@@ -59,72 +93,133 @@ def _class(feature):
     return feature.get("pythonClassName", feature.get("python_class_name", "")).rsplit(".", 1)[-1]
 
 
-def _shards(folder, split):
-    """-> [(path, examples)] of one split entry of dataset_info.json."""
-    info = _read_json(folder, "dataset_info.json")
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    lengths = [int(length) for length in split["shardLengths"]]
-    for number, length in enumerate(lengths):
-        values = {
-            "DATASET": info["name"],
-            "SPLIT": split["name"],
-            "FILEFORMAT": info.get("fileFormat") or "tfrecord",
-            "SHARD_INDEX": f"{number:05d}",
-            "NUM_SHARDS": f"{len(lengths):05d}",
-            "SHARD_X_OF_Y": f"{number:05d}-of-{len(lengths):05d}",
-        }
-        yield os.path.join(folder, template.format(**values)), length
+def _shards(folder):
+    """-> [(name of the split, path, examples)] by dataset_info.json."""
+    path = os.path.join(folder, "dataset_info.json")
+    info = untrusted.read_json(path, _INFO, cure=CURE)
+    with untrusted.reading(path, CURE):
+        for split in info["splits"]:
+            template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+            count = len(split.get("shardLengths", []))
+            for number, length in enumerate(map(int, split.get("shardLengths", []))):
+                values = {
+                    "DATASET": info["name"],
+                    "SPLIT": split["name"],
+                    "FILEFORMAT": info.get("fileFormat") or "tfrecord",
+                    "SHARD_INDEX": f"{number:05d}",
+                    "NUM_SHARDS": f"{count:05d}",
+                    "SHARD_X_OF_Y": f"{number:05d}-of-{count:05d}",
+                }
+                # Not str.format: a template could ask for gigabytes of blanks, or for attributes.
+                name = re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+                untrusted.file_name()(name, "a file of a shard")
+                yield split["name"], os.path.join(folder, name), length
 
 
 def tracks(name, data_dir=None):
     """Yields a dict for each example: name, path of its shard, example number in it, domain, and split where the
     data set has several.
+
+    Raises: FileNotFoundError, ValueError: it is not prepared, or damaged.
     """
     folder = _directory(name, data_dir)
     _features(folder)
-    splits = _read_json(folder, "dataset_info.json")["splits"]
-    for split in splits:
-        held_out = {"validation": "validation", "valid": "validation", "test": "test"}.get(split["name"])
-        several = held_out or ("train" if len(splits) > 1 else "")
-        for path, length in _shards(folder, split):
-            if not os.path.exists(path):
-                raise FileNotFoundError(f"tfds:{name} lacks {path}; prepare it again with  tfds build {name}")
-            for example in range(length):
-                yield {
-                    "name": f"{name}/{os.path.basename(path)}/{example}",
-                    "path": path,
-                    "example": example,
-                    "split": several,
-                    "domain": name.split("/")[0],
-                    "ends": False,  # data sets hold clips of music
-                    "bytes": os.path.getsize(path) // length,
-                }
+    listed = list(_shards(folder))
+    several = len({split for split, _, _ in listed}) > 1
+    for split, path, length in listed:
+        held_out = {"validation": "validation", "valid": "validation", "test": "test"}.get(split)
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"tfds:{name} lacks {path}; prepare it again with  tfds build {name}")
+        with untrusted.reading(path, CURE):
+            if length != (there := _count(path)):
+                raise ValueError(f"it holds {there} examples, and dataset_info.json says {length}")
+        for example in range(length):
+            yield {
+                "name": f"{name}/{os.path.basename(path)}/{example}",
+                "path": path,
+                "example": example,
+                "split": held_out or ("train" if several else ""),
+                "domain": name.split("/")[0],
+                "ends": False,  # data sets hold clips of music
+                "bytes": os.path.getsize(path) // length,
+            }
+
+
+def _is_tfrecord(path):
+    return ".tfrecord" in os.path.basename(path)
+
+
+def _count(path):
+    """How many examples a shard holds."""
+    if _is_tfrecord(path):
+        return len(_offsets(path, os.path.getsize(path), os.stat(path).st_mtime_ns))
+    with _array_record(path) as reader:
+        return reader.num_records()
+
+
+@functools.lru_cache(maxsize=16)
+def _offsets(path, size, changed_ns):
+    """Where the examples of a TFRecord file begin, and their bytes: [(offset, size)]."""
+    offsets, at = [], 0
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            header = file.read(8)
+            if len(header) < 8:
+                raise ValueError("its end is missing")
+            (length,) = struct.unpack("<Q", header)
+            untrusted.require_bytes(length, size - at - LEAST_RECORD_BYTES, f"example {len(offsets)}")
+            offsets.append((at + 12, length))
+            at += length + LEAST_RECORD_BYTES
+    return offsets
+
+
+class _array_record:
+    """ArrayRecord's reader as a context; its errors are RuntimeErrors."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        if os.path.getsize(self._path) % shards.BLOCK_BYTES:
+            raise ValueError("its end is missing")
+        self._reader = array_record_module.ArrayRecordReader(self._path)
+        return self._reader
+
+    def __exit__(self, *_):
+        self._reader.close()
 
 
 def _serialized(path, example):
-    if ".tfrecord" not in os.path.basename(path):
-        reader = array_record_module.ArrayRecordReader(path)
-        data = reader.read([example])[0]
-        reader.close()
-        return data
+    if not _is_tfrecord(path):
+        with _array_record(path) as reader:
+            return reader.read([example])[0]
+    offset, size = _offsets(path, os.path.getsize(path), os.stat(path).st_mtime_ns)[example]
     with open(path, "rb") as file:
-        for _ in range(example):
-            file.seek(struct.unpack("<Q", file.read(8))[0] + 8, os.SEEK_CUR)
-        size = struct.unpack("<Q", file.read(8))[0]
-        file.seek(4, os.SEEK_CUR)
+        file.seek(offset)
         return file.read(size)
 
 
 def read(path, example):
-    """-> (audio float32 [C, S], sample_rate_hz, caption: the text or label of the example)."""
-    from tensorflow_datasets.proto import tf_example_pb2  # brings all of TFDS with it
+    """-> (audio float32 [C, S], sample_rate_hz, caption: the text or label of the example).
 
+    Raises: ValueError: it is damaged, or stored in a way that is not read here.
+    """
     folder = os.path.dirname(path)
     features, audio_name = _features(folder)
-    kind = features[audio_name].get("audio") or features[audio_name].get("tensor")
-    fields = tf_example_pb2.Example.FromString(_serialized(path, example)).features.feature
+    with untrusted.reading(path, CURE):
+        return _decoded(_serialized(path, example), features, audio_name, folder)
+
+
+def _decoded(data, features, audio_name, folder):
+    from tensorflow_datasets.proto import tf_example_pb2  # brings all of TFDS with it
+
+    kind = features[audio_name].get("audio") or features[audio_name].get("tensor") or {}
+    fields = tf_example_pb2.Example.FromString(data).features.feature
 
     def value(name):
+        if name not in fields or not fields[name].WhichOneof("kind"):
+            raise ValueError(f"an example has no {name}")
         feature = fields[name]
         return getattr(feature, feature.WhichOneof("kind")).value
 
@@ -135,12 +230,16 @@ def read(path, example):
         raise ValueError("the TFDS features tell no sample rate")
     if kind.get("lazyDecode"):
         raise ValueError("stored undecoded (lazy_decode) in TFDS; prepare the data set without it")
+    if "dtype" not in kind:
+        raise ValueError(f"the TFDS feature {audio_name} has no dtype")
     dtype, encoding = np.dtype(kind["dtype"]), kind.get("encoding", "none").lower()
     data = value(audio_name) if audio_name in fields else value(audio_name + "/value")
     if encoding == "zlib":
         raise ValueError("stored with zlib in TFDS; prepare the data set without it")
     audio = np.frombuffer(data[0], dtype) if encoding == "bytes" else np.array(data, dtype)
     channels = int(value(audio_name + "/shape")[1]) if audio_name + "/shape" in fields else _channels(kind)
+    if not 0 < channels <= max(1, len(audio)):
+        raise ValueError(f"{channels} channels of {len(audio)} numbers")
     audio = audio.reshape(-1, channels).T.astype(np.float32)
     if not np.issubdtype(dtype, np.floating):
         audio /= INT16_SCALE
@@ -157,9 +256,11 @@ def _caption(features, audio_name, value, folder):
         if _class(feature) == "Text" and name in ("caption", "text", "description"):
             return value(name)[0].decode(errors="replace")
     for name, feature in features.items():
-        if _class(feature) == "ClassLabel":
-            labels = os.path.join(folder, f"{name}.labels.txt")
+        labels = os.path.join(folder, f"{name}.labels.txt")
+        if _class(feature) == "ClassLabel" and os.path.basename(labels) == f"{name}.labels.txt":
             if os.path.exists(labels):
-                with open(labels) as file:
-                    return file.read().splitlines()[value(name)[0]]
+                names, number = untrusted.read_bytes(labels).decode().splitlines(), value(name)[0]
+                if not 0 <= number < len(names):
+                    raise ValueError(f"{name} is {number}, where {len(names)} labels are known")
+                return names[number]
     return ""

@@ -121,7 +121,7 @@ def test_bandwidth_is_where_the_spectrum_ends(cut_hz):
     assert facts["bandwidth_hz"] == pytest.approx(cut_hz, abs=60) and facts["full_band"] == (cut_hz > 19_000)
 
 
-def _write_tfds(folder, kind):
+def write_tfds(folder, kind):
     """A data set as TFDS lays it out, with the feature that its GTZAN has (int64 without encoding) or a tensor of
     bytes.
     """
@@ -181,7 +181,7 @@ def _write_tfds(folder, kind):
 
 @pytest.mark.parametrize("kind", ["audio", "tensor"])
 def test_a_prepared_tfds_data_set_needs_no_tensorflow(tmp_path, kind):
-    audio = _write_tfds(tmp_path / "tfds" / "gtzan" / "1.0.0", kind)
+    audio = write_tfds(tmp_path / "tfds" / "gtzan" / "1.0.0", kind)
     run("tfds:gtzan", output=tmp_path / "out", tfds_dir=tmp_path / "tfds", validation_share=0)
     source = RecordSource(tmp_path / "out", "train")
     for index, samples in enumerate(audio):
