@@ -96,7 +96,8 @@ def prepare(
                 f"give wav, flac, ogg or mp3 files{_first_reason(left_out)}"
             )
         fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
-        folder = os.path.join(output, shard_tasks.WORKING_FOLDER)
+        folder = os.path.join(output, records.WORKING_FOLDER)
+        summary.refuse_foreign(output)
         if overwrite:
             summary.remove(output)
             storage.remove(folder)
@@ -109,7 +110,8 @@ def prepare(
                 )
             storage.remove(folder)
             return manifest
-        tasks, done = shard_tasks.cut(found), shard_tasks.begin(folder, fingerprint)
+        tasks = shard_tasks.cut(found)
+        done = {number: line for number, line in shard_tasks.begin(folder, fingerprint).items() if number < len(tasks)}
         lines = _do(tasks, done, settings, folder, workers, progress, runner, runner_options)
         left_out += [entry for line in lines for entry in line["left_out"]]
         if not any(line["records"] for line in lines):

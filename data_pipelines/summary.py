@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 
-from bandtok_jax import storage
+from bandtok_jax import folder_lock, storage, untrusted
 from bandtok_jax.data_pipelines import examples, records, shard_tasks
 
 TFDS_METADATA = ("dataset_info.json", "features.json")
@@ -17,10 +17,25 @@ UNKNOWN = "unknown"  # of a domain or licence that nobody gave
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
+def _shards(names):
+    """Those of some names that are shards of a prepared data set."""
+    return [name for name in names if re.fullmatch(rf"{records.NAME}-\w+\.array_record-\d+-of-\d+", name)]
+
+
+def refuse_foreign(output):
+    """Raises ValueError where a folder holds files and none of them was made here: they are the person's own."""
+    names = [name for name in storage.names(output) if name != folder_lock.NAME]
+    if names and records.WORKING_FOLDER not in names and not _shards(names):
+        raise ValueError(
+            f"{output} holds other files, such as {untrusted.printable(names[0], 60)}, and no records: "
+            "give an empty or a new folder as --output"
+        )
+
+
 def remove(output):
     """Deletes a prepared data set and nothing else; the manifest first, so that no half of it passes for whole."""
     storage.remove(os.path.join(output, records.MANIFEST))
-    shards = [name for name in storage.names(output) if re.fullmatch(rf"{records.NAME}-\w+\.array_record-.*", name)]
+    shards = _shards(storage.names(output))
     paths = [os.path.join(output, name) for name in (records.TRACKS, *TFDS_METADATA, *shards)]
     storage.for_each(storage.remove, paths)
 

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 import os
 from pathlib import Path
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tensorflow_datasets as tfds
 from bandtok_jax import cli, folder_lock
 from bandtok_jax.data_pipelines import doctor, reading, records, shard_tasks, whole_tracks
 from bandtok_jax.data_pipelines.records import RecordSource
+from bandtok_jax.data_pipelines.tokens import TokenSource
 from bandtok_jax.progress import progress_bar
 from tests.music_files import RATE, make_music, reasons, run, sound
 
@@ -192,6 +194,34 @@ def test_a_refused_preparation_leaves_no_folder_behind(music, tmp_path):
     with pytest.raises(ValueError):
         run(music, output=tmp_path / "out", tracks=tmp_path / "tracks.csv")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cure_never_writes_into_a_folder_of_music(music, tmp_path):
+    music = music.rename(tmp_path / "my music")
+    for read in (lambda: RecordSource(music, "train"), lambda: doctor.inspect(music), lambda: run_tokenize(music)):
+        with pytest.raises(FileNotFoundError) as refused:
+            read()
+        command = shlex.split(str(refused.value).split("  ", 1)[1])
+        assert command[:2] == ["bandtok", "prepare"] and command[-2:] == ["--output", f"{music}-records"]
+    with pytest.raises(FileNotFoundError, match=r"--data=DIR --output='.*my music-tokens'"):
+        TokenSource(music, "train")
+    run(music, output=tmp_path / "records", validation_share=0)
+    with pytest.raises(FileNotFoundError, match="--data=.*/records --output=.*/records-tokens"):
+        TokenSource(tmp_path / "records", "train")
+
+
+def run_tokenize(folder):
+    whole_tracks.read_tracks(str(folder), RATE)
+
+
+def test_nothing_is_written_among_other_files_and_none_of_them_is_removed(music, tmp_path):
+    for name in ("manifest.json", "features.json"):
+        (music / name).write_text("mine")
+    before = sorted(path.relative_to(music) for path in music.rglob("*"))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="holds other files, such as .* give an empty or a new folder"):
+            run(music, output=music, overwrite=overwrite)
+    assert sorted(path.relative_to(music) for path in music.rglob("*")) == before
 
 
 def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(tmp_path):
