@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from bandtok_jax import folder_lock
+from bandtok_jax import folder_lock, untrusted
 from bandtok_jax.codec import Codec
 from bandtok_jax.data_pipelines import sources
 from bandtok_jax.data_pipelines.shards import Damaged
@@ -34,6 +34,7 @@ from bandtok_jax.progress import progress_bar
 TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
 MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
 POLL_SECONDS = 3.0
+LEAST_LIMIT, MOST_PACKED = 1 << 26, 50  # bytes that a file of embeddings may unpack to, beside those it has; our choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,18 +217,21 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
     """
     if not path:
         return {}
-    try:
-        with np.load(path) as file:
+    with untrusted.reading(path, "write it with numpy.savez"):
+        with zipfile.ZipFile(path) as file:
+            limit = LEAST_LIMIT + MOST_PACKED * os.path.getsize(path)
+            untrusted.require_bytes(sum(part.file_size for part in file.infolist()), limit, "what it unpacks to")
+        with np.load(path, allow_pickle=False) as file:
             found = {name: np.atleast_2d(np.asarray(file[name], np.float32)) for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz file of arrays ({error}): write it with numpy.savez") from error
+        if not all(array.ndim == 2 and array.size and np.isfinite(array).all() for array in found.values()):
+            raise ValueError("the embeddings must be finite and all [L, E] or [E]")
     if not names & found.keys():
         raise ValueError(
             f"{path} names none of the tracks, such as {min(names)!r}: use the names in the data's manifest"
         )
-    widths = {array.shape[-1] for array in found.values() if array.ndim == 2}
-    if len(widths) != 1 or not all(array.ndim == 2 and np.isfinite(array).all() for array in found.values()):
-        raise ValueError(f"{path}: the embeddings must be finite and all [L, E] of one E: {sorted(widths)} were found")
+    widths = {array.shape[-1] for array in found.values()}
+    if len(widths) != 1:
+        raise ValueError(f"{path}: the embeddings must be all [L, E] of one E: {sorted(widths)[:10]} were found")
     longest = max(len(array) for array in found.values())
     padded = {name: np.pad(array, ((0, longest - len(array)), (0, 0))) for name, array in found.items()}
     return {name: padded.get(name, np.zeros((longest, *widths), np.float32)) for name in names}

@@ -63,6 +63,19 @@ def names(folder) -> list[str]:
         return []
 
 
+def sizes(folder) -> dict[str, int]:
+    """Returns the bytes of every file in a folder by its name; nothing if there is no such folder."""
+    try:
+        if not is_remote(folder):
+            with os.scandir(folder) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        files, name = _open(folder)
+        listed = files.ls(name, detail=True)
+        return {os.path.basename(entry["name"]): int(entry["size"]) for entry in listed if entry["type"] == "file"}
+    except FileNotFoundError:
+        return {}
+
+
 def find(path) -> dict[str, dict]:
     """Whatever lies in a folder of a bucket and below it: {name from there on: facts such as "size"}; of a file, ""."""
     files, root = _open(path)

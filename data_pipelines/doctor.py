@@ -3,12 +3,14 @@ checked.
 """
 
 from collections import Counter
+import math
 import os
+import shlex
 
 from array_record.python import array_record_module
 import numpy as np
 
-from bandtok_jax import storage
+from bandtok_jax import storage, untrusted
 from bandtok_jax.data_pipelines import examples, records, shards, summary
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
 from bandtok_jax.progress import progress_bar
@@ -21,18 +23,18 @@ def _check_shard(directory, shard, bar):
     """
     path = os.path.join(directory, shard["file"])
     if not storage.exists(path):
-        raise FileNotFoundError(
-            f"{path} is missing, though the manifest names it; "
-            "make the folder again with  bandtok prepare ... --overwrite"
-        )
+        raise FileNotFoundError(f"{path} is missing, though the manifest names it; {records.REMAKE}")
     counts = {"records": 0, "samples": 0, "values": 0, "clipped": 0, "silent_records": 0}
     try:
         with storage.local_copy(path) as local:
+            shards.Shard(local, shard["records"], records.REMAKE)  # whose layout the library would believe
             reader = array_record_module.ArrayRecordReader(local)
-            for number in range(reader.num_records()):
+            for number in range(shard["records"]):
                 data = reader.read([number])[0]
                 record, shape, begin = examples.decode_head(data)
                 audio = np.abs(np.frombuffer(data, "<i2", offset=begin).astype(np.int32))
+                if audio.size != math.prod(shape):
+                    raise ValueError(f"record {number} has another length than it says")
                 counts["records"] += 1
                 counts["samples"] += shape[0]
                 counts["values"] += audio.size
@@ -40,17 +42,10 @@ def _check_shard(directory, shard, bar):
                 counts["silent_records"] += bool(audio.max() < SILENCE_PEAK * 32_768)
                 bar.update()
             reader.close()
-    except (ValueError, IndexError, RuntimeError) as error:
+    except (*shards.DAMAGE, RuntimeError) as error:
         shards.check_system(error, path)
-        raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0][:120]}); "
-            "make the folder again with  bandtok prepare ... --overwrite"
-        ) from None
-    if counts["records"] != shard["records"]:
-        raise ValueError(
-            f"{path} holds {counts['records']} records where the manifest names {shard['records']}; "
-            "make the folder again with  bandtok prepare ... --overwrite"
-        )
+        reason = error.args[1] if isinstance(error, shards.Damaged) else next(iter(str(error).splitlines()), "")
+        raise shards.Damaged(path, untrusted.printable(reason, 120), records.REMAKE) from None
     return counts
 
 
@@ -74,7 +69,8 @@ def inspect(directory, clip_samples=65_536):
     manifest = records.read_manifest(directory)
     if not any(split["records"] for split in manifest["splits"].values()):
         raise ValueError(
-            f"{directory} is empty; make it again with  bandtok prepare MUSIC --output {directory} --overwrite"
+            f"{directory} is empty; make it again with  bandtok prepare MUSIC --overwrite --output "
+            f"{shlex.quote(os.fspath(directory))}"
         )
     tracks = list(records.read_tracks(directory))
     heard, read = Counter(), {}
@@ -162,4 +158,4 @@ def report(found):
             f"{'not music':<12}" + ", ".join(f"{count} x {ending}" for ending, count in found["other_files"].items())
         )
     lines += [f"{'note':<12}{note}" for note in found["notes"]]
-    return "\n".join(lines)
+    return "\n".join(map(untrusted.printable, lines))  # names and reasons come from elsewhere

@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 
+from bandtok_jax import untrusted
 from bandtok_jax.data_pipelines.shards import read_varint
 
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 1, 2, 3  # fields of tf.train.Feature
@@ -22,6 +23,21 @@ FIELDS = {
     "caption": BYTES_LIST,
     "licence": BYTES_LIST,
 }
+_TEXT, _LEVEL = untrusted.text(1 << 20), untrusted.number(-1000, 1000)
+CHECK = untrusted.record(
+    {
+        "sample_rate_hz": untrusted.whole(1, 1 << 20),
+        "track": _TEXT,
+        "start": untrusted.whole(),
+        "domain": _TEXT,
+        "full_band": untrusted.truth(),
+        "lufs": _LEVEL,
+        "mono_lufs": _LEVEL,
+        "caption": _TEXT,
+        "licence": _TEXT,
+    }
+)
+MOST_CHANNELS = 8
 
 
 def tfds_features():
@@ -84,33 +100,60 @@ def encode(record):
 def _open_message(data, at):
     """Skips one tag: -> field, where its payload begins, its size."""
     size, begin = read_varint(data, at + 1)
+    if data[at] & 7 != 2:
+        raise ValueError("no message lies where it should")
     return data[at] >> 3, begin, size
 
 
 def decode_head(data):
-    """First bytes of a record -> its fields without the samples, the shape of the samples and where they begin."""
+    """First bytes of a record -> its fields but for the samples, their shape `(S, C)`, and where they begin.
+
+    Raises: IndexError: there are too few bytes; ValueError: they are not as `encode` writes them.
+    """
+    record, shape, at = _fields(data)
+    CHECK(record, "")
+    if len(shape) != 2 or not (0 < shape[0] < 1 << 40 and 0 < shape[1] <= MOST_CHANNELS):
+        raise ValueError(f"samples of shape {untrusted.shown(shape)}")
+    return record, shape, at
+
+
+def _fields(data):
+    """The fields of a record, in whatever order, up to its samples; see `decode_head`."""
     record, shape, at = {}, (), _open_message(data, 0)[1]
     while True:
         _, at, entry_size = _open_message(data, at)
         end = at + entry_size
         _, key_at, key_size = _open_message(data, at)
-        name = bytes(data[key_at : key_at + key_size]).decode()
+        name = _taken(data, key_at, key_size).decode()
         _, at, _ = _open_message(data, key_at + key_size)  # the feature
         kind, at, _ = _open_message(data, at)  # its list
         _, at, size = _open_message(data, at)  # its one value, or its packed numbers
         if name == "audio/value":
             return record, shape, at
-        if kind == INT64_LIST:
-            numbers = []
-            while at < end:
-                number, at = read_varint(data, at)
-                numbers.append(number)
-            if name == "audio/shape":
-                shape = tuple(numbers)
-            else:
-                record[name] = bool(numbers[0]) if name == "full_band" else numbers[0]
-        elif kind == FLOAT_LIST:
-            record[name] = struct.unpack_from("<f", data, at)[0]
+        if kind != (INT64_LIST if name == "audio/shape" else FIELDS.get(name)):
+            raise ValueError(f"{untrusted.shown(name)} is no field of a record, or of another type")
+        payload = _taken(data, at, size)
+        if kind == FLOAT_LIST:
+            record[name] = struct.unpack("<f", payload)[0]
+        elif kind == BYTES_LIST:
+            record[name] = payload.decode()
+        elif name == "audio/shape":
+            shape = tuple(_numbers(payload))
         else:
-            record[name] = bytes(data[at : at + size]).decode()
+            (number,) = _numbers(payload)
+            record[name] = bool(number) if name == "full_band" else number
         at = end
+
+
+def _taken(data, at, size):
+    if at + size > len(data):
+        raise IndexError("a field goes on behind what is there")
+    return bytes(data[at : at + size])
+
+
+def _numbers(payload):
+    numbers, at = [], 0
+    while at < len(payload):
+        number, at = read_varint(payload, at)
+        numbers.append(number)
+    return numbers

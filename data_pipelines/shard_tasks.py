@@ -11,14 +11,25 @@ import tempfile
 
 from array_record.python import array_record_module
 
-from bandtok_jax import storage
-from bandtok_jax.data_pipelines import examples, reading, shards
+from bandtok_jax import storage, untrusted
+from bandtok_jax.data_pipelines import examples, reading, records, shards
 
 TASK_BYTES = 64 << 20  # of source files; what one interruption can cost
 LEAST_TASKS = 16  # so that every worker has something to do
 MOST_TASKS = 1 << 14  # in a larger corpus the shards grow; our choice
+MOST_BYTES = 1 << 28  # of what is said about a task
 SPOOL_BYTES = 64 << 20  # a longer track waits on disk while it is measured
-WORKING_FOLDER, FINGERPRINT = ".prepare", "fingerprint"
+FINGERPRINT = "fingerprint"
+_COUNT = untrusted.whole(0, 1 << 40)
+_LEFT_OUT = untrusted.record({"track": untrusted.text(1 << 20), "reason": untrusted.text(1 << 20)})
+_CHECK = untrusted.record(
+    {
+        "task": _COUNT,
+        "records": _COUNT,
+        "tracks": untrusted.listing(records.CHECK_TRACK),
+        "left_out": untrusted.listing(_LEFT_OUT),
+    }
+)
 
 
 def cut(tracks):
@@ -86,7 +97,7 @@ def begin(folder, fingerprint):
     """-> {task number: what is said about it} of what an interrupted run has finished, none if there was none."""
     path = os.path.join(folder, FINGERPRINT)
     storage.make_folder(folder)
-    if storage.exists(path) and storage.read_text(path) != fingerprint:
+    if storage.exists(path) and untrusted.read_bytes(path, 1 << 10) != fingerprint.encode():
         raise ValueError(
             f"{folder} is of an interrupted run with other music or settings; "
             "repeat that command, or begin again with --overwrite"
@@ -101,5 +112,5 @@ def begin(folder, fingerprint):
 def finished(folder):
     """-> {task number: what is said about it} of the tasks that are done."""
     paths = [os.path.join(folder, name) for name in storage.names(folder) if name.endswith(".json")]
-    lines = map(json.loads, storage.for_each(storage.read_text, paths))
-    return {line["task"]: line for line in lines}
+    read = lambda path: untrusted.read_json(path, _CHECK, cure="begin again with --overwrite", most_bytes=MOST_BYTES)
+    return {line["task"]: line for line in storage.for_each(read, paths)}

@@ -17,13 +17,14 @@ import weakref
 
 import numpy as np
 
-from bandtok_jax import storage
+from bandtok_jax import storage, untrusted
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
 BLOCK_BYTES, BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 65_536, 24, 40
 PAYLOAD_BYTES = BLOCK_BYTES - BLOCK_HEADER_BYTES
 MAGIC = 0x71930E704FDAE05E  # of the last block
 _FIRST_CHUNK = CHUNK_HEADER_BYTES  # in the payload; before it lies the signature of the file
+MOST_UNSEEN = 1 << 20  # records that are believed without a file that could hold them; our choice
 MOST_OPEN = 256  # files of a process, where many systems allow 1024; our choice
 
 # What a system says of itself, and not of the content of a file.
@@ -31,6 +32,10 @@ _OF_THE_SYSTEM = (
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ETIMEDOUT,
     errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENOENT,
 )  # fmt: skip
+
+
+# What reading damaged bytes raises here; whatever else there is, such as memory, is not theirs.
+DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, struct.error)
 
 
 class Damaged(ValueError):
@@ -94,14 +99,15 @@ def _reader(path):
 
 
 def read_varint(data, at):
-    """-> the number that begins at `at`, and where it ends."""
+    """-> the number of at most 64 bits that begins at `at`, and where it ends."""
     number = shift = 0
-    while True:
+    while shift < 70:
         byte = int(data[at])
         number |= (byte & 127) << shift
         at, shift = at + 1, shift + 7
         if byte < 128:
             return number, at
+    raise ValueError("a number has more than 64 bits")
 
 
 def _numbers(data, at, end):
@@ -139,12 +145,12 @@ class Shard:
             self._length = len(data)
             with storage.end_at_hand(data, 2 * BLOCK_BYTES):  # a footer of some thousand records, too
                 self._begins, self._sizes = self._find_records(records)
-        except (ValueError, LookupError, struct.error) as error:
+        except DAMAGE as error:
             raise error if isinstance(error, Damaged) else self.damaged(error) from None
 
     def damaged(self, reason):
         """The error to raise where a record turns out not to be as it was written."""
-        return Damaged(self.path, str(reason), self._cure)
+        return Damaged(self.path, untrusted.printable(reason, 120), self._cure)
 
     def _span(self, first, last):
         """Payload bytes `[first, last)`: the file without the headers of its blocks; no other bytes are touched."""
@@ -190,8 +196,11 @@ class Shard:
         chunks = [_numbers(*message) for message in self._messages(footer)[1:]]  # the first describes the footer
         if len(chunks) != records:
             raise ValueError(f"it holds {len(chunks)} records, not {records}")
-        sizes = np.array([chunk[2] for chunk in chunks], np.int64)
-        starts = np.array([_payload_position(chunk[1]) for chunk in chunks] + [footer], np.int64)
+        places = [(_payload_position(chunk[1]), chunk[2]) for chunk in chunks]
+        if not all(start < self._length and size < self._length for start, size in [*places, (footer, 0)]):
+            raise ValueError("its records lie beyond its end")
+        starts = np.array([start for start, _ in places] + [footer], np.int64)
+        sizes = np.array([size for _, size in places], np.int64)
         begins = starts[1:] - sizes  # a chunk ends with its record, and the next one follows
         if not ((begins - starts[:-1] > CHUNK_HEADER_BYTES) & (begins - starts[:-1] < 2 * CHUNK_HEADER_BYTES)).all():
             raise ValueError(f"it was not written with {WRITER_OPTIONS}")
@@ -230,21 +239,24 @@ class Shards:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: there is nothing in the split.
+      ValueError: there is nothing in the split, or more than files of that size can hold.
     """
 
     def __init__(self, directory, splits, split, unit, *, open_shard, cure, split_cure):
         if not splits.get(split, {}).get(unit):
             has = ", ".join(f"{name} ({info[unit]} {unit})" for name, info in splits.items()) or "is empty"
             raise ValueError(f"{directory} has nothing in the split {split!r}, but {has}; {split_cure}")
-        files = {shard["file"]: shard[unit] for shard in splits[split]["shards"]}
-        self._paths = [os.path.join(directory, name) for name in files]
-        self._counts, self._ends = list(files.values()), np.cumsum(list(files.values()))
-        self._open_shard, self._opened = open_shard, {}
-        missing = sorted(files.keys() - set(storage.names(directory)))
+        files, sizes = {shard["file"]: shard[unit] for shard in splits[split]["shards"]}, storage.sizes(directory)
+        missing = sorted(files.keys() - sizes.keys())
         if missing:
             path = os.path.join(directory, missing[0])
             raise FileNotFoundError(f"{path} is missing, though the manifest names it; {cure}")
+        # A shard that was cut off may hold fewer: that is found when it is opened, and can be left out.
+        if sum(files.values()) > MOST_UNSEEN + sum(sizes[name] for name in files) // CHUNK_HEADER_BYTES:
+            raise ValueError(f"{directory}: the manifest names more {unit} than its files can hold; {cure}")
+        self._paths = [os.path.join(directory, name) for name in files]
+        self._counts, self._ends = list(files.values()), np.cumsum(list(files.values()))
+        self._open_shard, self._opened = open_shard, {}
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": {}}

@@ -7,14 +7,16 @@ files of one split.
 
 import functools
 import json
+import math
 import os
+import shlex
 import struct
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import numpy as np
 
-from bandtok_jax import folder_lock, storage
-from bandtok_jax.data_pipelines import shards
+from bandtok_jax import folder_lock, storage, untrusted
+from bandtok_jax.data_pipelines import records, shards
 
 MANIFEST = "token_manifest.json"
 HEADER = "token_header.json"  # while the folder is being written
@@ -22,10 +24,50 @@ COUNTS = ".counts.json"  # of a whole shard, until there is a manifest
 VERSION = 1
 LARGEST_CODEBOOK = 2**16
 UNIGRAM_PIECES = 20_000  # some 1,000 h of music; our choice
-CURE = "delete the folder and run  bandtok tokenize  again, or leave it out with --config.data.damaged=skip"
+REMAKE = "run  bandtok tokenize  again with a new folder as --output"
+CURE = f"{REMAKE}, or leave it out with --config.data.damaged=skip"
 HEAD = ("track", "offset_samples", "caption", "samples", "ends")
 FACTS = ("codebook_size", "rows", "columns_per_second", "row_kind", "tokenizer", "weight_hash", "samples_per_column")
 PLACES = ("tokenizer", "data", "embeddings")  # where things lay; their hashes decide whether they are the same
+
+
+_TEXT, _COUNT = untrusted.text(1 << 20), untrusted.whole(0, 1 << 40)
+_SHAPE = untrusted.listing(untrusted.whole(1, 1 << 40), most=2, least=2)
+_CHECK_HEAD = untrusted.record(
+    {
+        **dict.fromkeys(("track", "caption"), _TEXT),
+        **dict.fromkeys(("offset_samples", "samples"), _COUNT),
+        "ends": untrusted.truth(),
+        "shape": _SHAPE,
+        "embedding_shape?": _SHAPE,
+    },
+    others=None,
+)
+_FACTS = {
+    "version": untrusted.one_of(VERSION),
+    "codebook_size": untrusted.whole(1, LARGEST_CODEBOOK),
+    "rows": untrusted.whole(1, 1 << 16),
+    "columns_per_second": untrusted.number(1e-6, 1e6),
+    "row_kind": untrusted.one_of("band", "residual"),
+    **dict.fromkeys(("tokenizer", "weight_hash"), _TEXT),
+    "samples_per_column": untrusted.whole(1, 1 << 32),
+}
+_CHECK_HEADER = untrusted.record(_FACTS)
+_SHARD = untrusted.record(
+    {"file": untrusted.file_name(), "pieces": _COUNT, "columns": _COUNT, "captions?": _COUNT}, others=None
+)
+_LEFT_OUT = untrusted.listing(untrusted.record({"track": _TEXT, "reason": _TEXT}))
+_CHECK_COUNTS = untrusted.record({"shard": _SHARD, "left_out": _LEFT_OUT})
+_CHECK = untrusted.record(
+    {
+        **_FACTS,
+        "splits": untrusted.mapping(
+            untrusted.record({"pieces": _COUNT, "columns": _COUNT, "shards": untrusted.listing(_SHARD)}),
+            keys=untrusted.text(100, r"\w+"),
+        ),
+        "left_out": _LEFT_OUT,
+    }
+)
 
 
 def encode(record):
@@ -44,14 +86,21 @@ def encode(record):
 
 
 def decode(data):
-    """Bytes -> the record, codes as int32."""
+    """Bytes -> the record, codes as int32. Raises: ValueError, struct.error: they are not as `encode` writes them."""
     end = 4 + struct.unpack_from("<I", data)[0]
-    record = json.loads(data[4:end])
+    untrusted.require_bytes(end, len(data), "its head")
+    record = json.loads(data[4:end].decode())
+    untrusted.check_plain(record, end)
+    _CHECK_HEAD(record, "")
     shape, embedding_shape = record.pop("shape"), record.pop("embedding_shape", None)
-    count = int(np.prod(shape))
+    count, numbers = math.prod(shape), math.prod(embedding_shape or [0])
+    if end + 2 * count + 4 * numbers != len(data):
+        raise ValueError("its codes have another length than it says")
     record["codes"] = np.frombuffer(data, "<u2", count, end).reshape(shape).astype(np.int32)
     if embedding_shape is not None:
         record["embedding"] = np.frombuffer(data, "<f4", offset=end + 2 * count).reshape(embedding_shape)
+        if not np.isfinite(record["embedding"]).all():
+            raise ValueError("its embedding is not finite")
     return record
 
 
@@ -96,10 +145,13 @@ class TokenWriter:
 
     def _is_begun(self):
         """Whether the folder holds these tokens, or some of them. Raises: ValueError: it holds others."""
-        for name in (HEADER, MANIFEST):  # in this order: the second is there before the first one goes
+        for name, check in (
+            (HEADER, _CHECK_HEADER),
+            (MANIFEST, _CHECK),
+        ):  # in this order: the second is there before the first one goes
             path = os.path.join(self.directory, name)
             try:
-                self._compare(_read_json(path), path)
+                self._compare(_read_json(path, check), path)
                 return True
             except FileNotFoundError:
                 continue
@@ -112,8 +164,7 @@ class TokenWriter:
                 continue
             if found.get(name) != value:
                 raise ValueError(
-                    f"{path} was written with {name} {found.get(name)!r}, and this is {value!r}: "
-                    "give a new folder, or delete that one"
+                    f"{path} was written with {name} {found.get(name)!r}, and this is {value!r}: give a new folder"
                 )
 
     def _path(self, split, number, ending=".array_record"):
@@ -178,7 +229,8 @@ class TokenWriter:
         if missing := self.missing(expected):
             example = self._path(*missing[0])
             raise ValueError(f"{len(missing)} shards are missing, such as {example}: run the same command again")
-        found = storage.for_each(_read_json, [self._path(*shard, COUNTS) for shard in expected])
+        paths = [self._path(*shard, COUNTS) for shard in expected]
+        found = storage.for_each(lambda path: _read_json(path, _CHECK_COUNTS), paths)
         splits = {}
         for (split, _), counts in zip(expected, (one["shard"] for one in found)):
             total = splits.setdefault(split, {"pieces": 0, "columns": 0, "shards": []})
@@ -192,13 +244,8 @@ class TokenWriter:
         return result
 
 
-def _read_json(path):
-    try:
-        return json.loads(storage.read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); delete the folder and make it again with  bandtok tokenize"
-        ) from None
+def _read_json(path, check):
+    return untrusted.read_json(path, check, cure=REMAKE, most_bytes=1 << 30)
 
 
 def captioned_share(manifest, split="train"):
@@ -216,38 +263,55 @@ def manifest(directory):
       FileNotFoundError, ValueError: there is no such folder, it is not finished, or it is something else.
     """
     directory = os.fspath(directory)
-    cure = f"make it with  bandtok tokenize --model=RUN --data=DIR --output={directory}"
     if not storage.is_folder(directory):
-        raise FileNotFoundError(f"no tokens at {directory}: there is no such folder; {cure}")
-    path = os.path.join(directory, MANIFEST)
-    if not storage.exists(path):
-        begun = storage.exists(os.path.join(directory, HEADER))
-        what = "its writing was interrupted; run the same command again" if begun else f"it has no {MANIFEST}; {cure}"
+        raise FileNotFoundError(f"no tokens at {directory}: there is no such folder; {_cure('DIR', directory)}")
+    names = storage.names(directory)
+    if MANIFEST not in names:
+        if HEADER in names:
+            what = "its writing was interrupted; run the same command again"
+        else:  # never written into a folder that holds other files
+            holds = directory if records.MANIFEST in names else "DIR"
+            what = f"it has no {MANIFEST}; {_cure(holds, directory.rstrip('/') + '-tokens')}"
         raise FileNotFoundError(f"no tokens in {directory}: {what}")
-    found = _read_json(path)
-    if not isinstance(found, dict) or found.get("version") != VERSION or "splits" not in found:
-        raise ValueError(f"{path} is no manifest of token records, version {VERSION}; {cure}")
+    path = os.path.join(directory, MANIFEST)
+    found = _read_json(path, _CHECK)
+    with untrusted.reading(path, REMAKE):
+        for name, split in found["splits"].items():
+            files = {shard["file"] for shard in split["shards"]}
+            if len(files) < len(split["shards"]) or any(
+                sum(shard[unit] for shard in split["shards"]) != split[unit] for unit in ("pieces", "columns")
+            ):
+                raise ValueError(f"its shards do not add up to the pieces and columns of the split {name}")
     return found
 
 
-class _Shard:
-    """The records of one file, of which there must be `pieces`."""
+def _cure(data, output):
+    return f"make it with  bandtok tokenize --model=RUN --data={shlex.quote(data)} --output={shlex.quote(output)}"
 
-    def __init__(self, path, pieces):
-        self._shard = shards.Shard(path, pieces, CURE)
+
+class _Shard:
+    """The records of one file, of which there must be `pieces`, with codes `[T, rows]` below `codebook_size`."""
+
+    def __init__(self, path, pieces, rows, codebook_size):
+        self._shard, self._rows, self._codebook_size = shards.Shard(path, pieces, CURE), rows, codebook_size
         # On a local disk, ArrayRecord's own reader: it compares checksums, too.
         self._file = None if self._shard.remote else shards.OpenFile(functools.partial(ArrayRecordReader, path))
 
     def __getitem__(self, number):
         try:
             if self._file:
-                return decode(self._file.get().read([number])[0])
-            return decode(self._shard.read(number, 0, self._shard.size(number)).tobytes())
+                data = self._file.get().read([number])[0]
+            else:
+                data = self._shard.read(number, 0, self._shard.size(number)).tobytes()
+            record = decode(data)
+            if record["codes"].shape[1] != self._rows or record["codes"].max() >= self._codebook_size:
+                raise ValueError("its codes are not those of the manifest's tokenizer")
+            return record
         except shards.Damaged:
             raise
-        except (ValueError, LookupError, RuntimeError, struct.error) as error:
+        except (*shards.DAMAGE, RuntimeError) as error:
             shards.check_system(error, self._shard.path)
-            raise self._shard.damaged(str(error).splitlines()[0][:120]) from None
+            raise self._shard.damaged(f"record {number}: {error}") from None
 
 
 class TokenSource:
@@ -261,9 +325,10 @@ class TokenSource:
 
     def __init__(self, directory, split):
         self.directory, self.manifest = os.fspath(directory), manifest(directory)
+        facts = {name: self.manifest[name] for name in ("rows", "codebook_size")}
         self._shards = shards.Shards(
             self.directory, self.manifest["splits"], split, "pieces",
-            open_shard=_Shard, cure=CURE, split_cure="tokenize data that has this split",
+            open_shard=functools.partial(_Shard, **facts), cure=CURE, split_cure="tokenize data that has this split",
         )  # fmt: skip
 
     def __len__(self):

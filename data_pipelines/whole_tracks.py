@@ -78,12 +78,6 @@ def read_tracks(data, sample_rate_hz, pieces=1):
         lufs = line["lufs"] if line["mono_lufs"] is None else line["mono_lufs"]
         facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs)
         tracks[split].append(Track(sources[split], numbers, *facts, domain=line["domain"], ends=line["ends"]))
-    for split, source in sources.items():
-        if ends[split] != len(source):
-            raise ValueError(
-                f"{data}: {records.TRACKS} speaks of {ends[split]} records in {split} where there are {len(source)}: "
-                "make the folder again with  bandtok prepare ... --overwrite"
-            )
     return tracks
 
 

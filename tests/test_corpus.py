@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import zipfile
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import jax
@@ -11,11 +12,12 @@ import pytest
 
 import bandtok_jax
 from bandtok_jax import corpus, experiment, folder_lock, tasks
-from bandtok_jax.data_pipelines import examples, iterator, records, shards, whole_tracks
+from bandtok_jax.data_pipelines import examples, iterator, records, shards, summary, whole_tracks
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
 from bandtok_jax.interchange.stage import Stage
 from bandtok_jax.mel_codec import MelCodec
 from bandtok_jax.platforms import jit_once
+from tests import fuzz
 
 RATE, RECORD = 44100, 20_000
 write = TokenWriter.write
@@ -41,18 +43,25 @@ def data(tmp_path_factory):
         writer, count = ArrayRecordWriter(str(folder / split), shards.WRITER_OPTIONS), 0
         for name, samples in tracks:
             facts = {"lufs": -20.0, "mono_lufs": -20.0, "caption": f"a {name}", "track": name, "domain": "music"}
-            more = {"full_band": True, "licence": "", "sample_rate_hz": RATE}
+            facts |= {"full_band": True, "licence": "", "sample_rate_hz": RATE}
             starts = range(0, samples, RECORD)
             for start in starts:
                 audio = sound(name, samples)[start : start + RECORD]
-                writer.write(examples.encode({"audio": audio, "start": start, **facts, **more}))
-            lines.append(
-                {**facts, "split": split, "seconds": samples / RATE, "records": len(starts), "ends": name != "short"}
-            )
+                writer.write(examples.encode({"audio": audio, "start": start, **facts}))
+            measured = {
+                "seconds": samples / RATE,
+                "channels": 2,
+                "bandwidth_hz": 20_000,
+                "peak": 0.5,
+                "clipped_share": 0.0,
+            }
+            lines.append({**facts, **measured, "split": split, "records": len(starts), "ends": name != "short"})
             count += len(starts)
         writer.close()
-        splits[split] = {"records": count, "shards": [{"file": split, "records": count}]}
-    (folder / records.MANIFEST).write_text(json.dumps({"sample_rate_hz": RATE, "splits": splits}))
+        splits[split] = [{"file": split, "records": count}]
+    settings = {"sample_rate_hz": RATE, "clip_seconds": RECORD / RATE, "channels": None, "fingerprint": "f"}
+    made = summary.manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
+    (folder / records.MANIFEST).write_text(json.dumps(made))
     (folder / records.TRACKS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -242,9 +251,21 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
         wrong.load_frozen()
 
 
+def test_damaged_embeddings(tmp_path):
+    path = tmp_path / "texts.npz"
+    np.savez_compressed(path, a=np.ones((3, 4), np.float32), b=np.arange(4.0))
+    fuzz.check(lambda _: corpus.read_embeddings(path, {"a", "c"}), path, path.read_bytes(), cases=300)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w", force_zip64=True) as part:
+        np.lib.format.write_array_header_1_0(part, {"descr": "<f4", "fortran_order": False, "shape": (1 << 25,)})
+        for _ in range(80):
+            part.write(bytes(1 << 20))
+    with pytest.raises(ValueError, match="texts.npz: what it unpacks to would take 8.* bytes"):
+        corpus.read_embeddings(path, {"a"})
+
+
 def test_embeddings_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "no.npz").write_text("no")
-    with pytest.raises(ValueError, match="no .npz file"):
+    with pytest.raises(ValueError, match="no.npz: .* not a zip file; write it with numpy.savez"):
         corpus.read_embeddings(tmp_path / "no.npz", {"a"})
     np.savez(tmp_path / "other.npz", b=np.ones((2, 3)))
     with pytest.raises(ValueError, match="names none of the tracks, such as 'a'"):

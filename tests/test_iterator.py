@@ -167,7 +167,7 @@ def test_a_list_of_tracks_that_is_not_of_these_records_is_named(folder, tmp_path
     copy = renamed(folder, tmp_path / "copy")
     lines = (tmp_path / "copy" / "tracks.jsonl").read_text().splitlines()
     (tmp_path / "copy" / "tracks.jsonl").write_text("\n".join(lines[1:]))
-    with pytest.raises(ValueError, match="tracks.jsonl speaks of .* prepare ... --overwrite"):
+    with pytest.raises(ValueError, match="tracks.jsonl: it has .* less in train than .* prepare ... --overwrite"):
         heard(copy, 1, domains=True)
 
 

@@ -92,7 +92,7 @@ def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
     monkeypatch.setattr(shard_tasks, "run", broken)
     with pytest.raises(KeyboardInterrupt):
         run(music, output=f"{bucket}/records", clip_seconds=4.0)
-    with pytest.raises(FileNotFoundError, match="finish it"):
+    with pytest.raises(FileNotFoundError, match="interrupted: run the same  bandtok prepare  again"):
         RecordSource(f"{bucket}/records", "train")
     monkeypatch.setattr(shard_tasks, "run", lambda number, *rest: made.append(number) or run_task(number, *rest))
     run(music, output=f"{bucket}/records", clip_seconds=4.0)
@@ -122,7 +122,7 @@ def test_training_reads_the_bytes_of_its_crops(local, bucket, monkeypatch):
     monkeypatch.setattr(storage, "read_range", lambda path, a, b: asked.append((path, b - a)) or read_range(path, a, b))
     there, position = take(config(f"{bucket}/records", clip_samples=800), 6)
     assert by_index(here) == by_index(there) and position == 24
-    shards = {path for path, _ in asked}
+    shards = {path for path, _ in asked if not path.endswith(".json")}
     crops = [size for _, size in asked if size in range(1600, 4000)]
     ends = [size for _, size in asked if size > 100_000]  # of a shard, once for each
     assert 24 <= len(crops) and len(shards) <= len(ends) < 2 * len(shards)  # two threads may come to one together

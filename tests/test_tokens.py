@@ -122,10 +122,10 @@ def test_names_what_is_wrong_with_a_folder(folder, tmp_path):
     with pytest.raises(ValueError, match=r"nothing in the split 'test', but train \(3 pieces\)"):
         TokenSource(folder, "test")
     (tmp_path / "empty" / MANIFEST).write_text(json.dumps({"splits": {}}))
-    with pytest.raises(ValueError, match="no manifest of token records"):
+    with pytest.raises(ValueError, match="token_manifest.json: it has no version; run  bandtok tokenize"):
         manifest(tmp_path / "empty")
     (tmp_path / "empty" / MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="token_manifest.json: it is no JSON"):
         manifest(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("hello")
