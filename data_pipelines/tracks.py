@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 import hashlib
 import os
+import unicodedata
 
 import soundfile
 
@@ -38,8 +39,9 @@ class Track:
 
 
 def _hash(name):
-    """A number in [0, 1) from a name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    """A number in [0, 1) from a name without its ending, so that two encodings of a track are on the same side."""
+    stem = unicodedata.normalize("NFC", os.path.splitext(name)[0]).casefold()
+    return int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big") / 2**64
 
 
 def split_by_hash(name, validation_share):
@@ -223,14 +225,15 @@ def _with_validation(tracks, hashes):
     """
     splits = Counter(track.split for track in tracks)
     free = [track for track in tracks if track.name in hashes]
-    if splits["validation"] or splits["train"] < 2 or not free:
+    lowest = min(free, key=lambda track: hashes[track.name], default=None)
+    moved = {track.name for track in free if hashes[track.name] == hashes[lowest.name]}  # with its other encodings
+    if splits["validation"] or splits["train"] <= len(moved) or not free:
         return tracks, ""
-    lowest = min(free, key=lambda track: hashes[track.name])
     note = (
         f"{lowest.name} is the validation track: so few tracks had none by their hashes; "
         "when tracks are added, another may take its place"
     )
-    return [replace(track, split="validation") if track is lowest else track for track in tracks], note
+    return [replace(track, split="validation") if track.name in moved else track for track in tracks], note
 
 
 def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=False):

@@ -49,8 +49,8 @@ def test_the_csv_decides(music, tmp_path):
 def test_a_few_tracks_have_one_for_validation(music, tmp_path):
     manifest = run(music, output=tmp_path / "out")
     validation = RecordSource(tmp_path / "out", "validation")
-    assert {validation[i]["track"] for i in range(len(validation))} == {"a.flac"}  # of the lowest hash
-    assert manifest["splits"]["train"]["tracks"] == 2 and "a.flac is the validation track" in manifest["notes"][0]
+    assert {validation[i]["track"] for i in range(len(validation))} == {"b.wav"}  # of the lowest hash
+    assert manifest["splits"]["train"]["tracks"] == 2 and "b.wav is the validation track" in manifest["notes"][0]
     splits = lambda *sources, **options: {track.name: track.split for track in find(sources, **options)[0]}
     assert set(splits(music, validation_share=0).values()) == {"train"} == set(splits(music / "b.wav").values())
     (tmp_path / "tracks.csv").write_text("file,split\na.flac,train\n")
@@ -87,6 +87,23 @@ def test_more_tracks_move_none(tmp_path):
     share = np.mean([split_by_hash(name, 0.1) == "validation" for name in names])
     assert 0.08 < share < 0.12
     assert all(split_by_hash(name, 0.2) == "validation" for name in names if split_by_hash(name, 0.1) == "validation")
+
+
+def test_two_encodings_of_a_track_are_on_the_same_side(tmp_path):
+    for number in range(40):
+        for name in (f"{number} café.wav", f"{number} CAFE\u0301.mp3"):
+            (tmp_path / name).write_bytes(name.encode())
+    sides = {}
+    for track in find([tmp_path], validation_share=0.3)[0]:
+        sides.setdefault(track.name.split()[0], []).append(track.split)
+    assert all(len(found) == 2 and len({*found}) == 1 for found in sides.values())
+    assert {found[0] for found in sides.values()} == {"train", "validation"}
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("a.wav", "a.flac", "b.wav", "b.flac"):
+        (few / name).write_bytes(name.encode())
+    assert sorted(track.split for track in find([few], validation_share=1e-9)[0]) == ["train"] * 2 + ["validation"] * 2
+    assert {track.split for track in find([few / "a.wav", few / "a.flac"], validation_share=1e-9)[0]} == {"train"}
 
 
 def test_files_of_one_name_are_all_kept_and_keep_their_split(tmp_path):
