@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _RUN[flags.verb](flags) or 0
     except KeyboardInterrupt:
+        if arguments is None:  # this is the whole program, whose end may take a moment: a second Ctrl-C need not wait
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         print("bandtok: interrupted", file=sys.stderr)
         return 130
     except (ValueError, FloatingPointError, OSError, ImportError) as error:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import functools
 import multiprocessing.resource_tracker
+import os
 import signal
 import warnings
 
@@ -93,6 +94,8 @@ class TrainIterator:
 
     def __init__(self, batches, batch_size, workers, start):
         self._batch_size, self.position, self._notes = batch_size, start, _Notes()
+        if workers:
+            _start_quiet_tracker()
         if workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read a flag of their own, in scripts without absl too
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
@@ -117,13 +120,27 @@ class TrainIterator:
         self._iterator = iter(())  # grain's iterator complains when it outlives the interpreter (0.2.18)
 
 
+def _start_quiet_tracker():
+    """Starts Python's process that frees the shared memory of processes that were killed, and lets it do so silently.
+
+    It inherits its warnings by the environment. Its start unblocks signals, so it comes before `_deaf_to_interrupts`.
+    """
+    given = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        multiprocessing.resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if given is not None:
+            os.environ["PYTHONWARNINGS"] = given
+
+
 @contextlib.contextmanager
 def _deaf_to_interrupts():
     """Lets processes that are started inside ignore Ctrl-C, which a terminal sends to them too: they end with this one.
 
     A signal that is blocked reaches this process nevertheless, afterwards or by another thread.
     """
-    multiprocessing.resource_tracker.ensure_running()  # its own start would unblock the signal
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

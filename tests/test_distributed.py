@@ -119,10 +119,10 @@ def test_who_never_reaches_process_0_says_so(address):
 
 def test_a_signal_is_heard_and_then_left_to_others():
     before = signal.getsignal(signal.SIGTERM)
-    with distributed.Preemption() as preemption:
-        assert not preemption.reached(1)
+    with distributed.StopRequests() as requests:
+        assert not requests.reached(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached(2)
+        assert requests.reached(2) is distributed.Preempted
     assert signal.getsignal(signal.SIGTERM) is before
 
 
