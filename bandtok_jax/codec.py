@@ -125,7 +125,8 @@ class Codec(abc.ABC):
           sample_rate_hz: 8000 to 192000; resampled to the codec's rate.
 
         Returns:
-          Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column): the end is filled with silence.
+          Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column). The last column is filled up: by
+          the mirrored end of the sound where the tokenizer works on a mel, else by zeros.
 
         Raises:
           ValueError: what is wrong with the sound, and the cure.
@@ -227,6 +228,18 @@ class Codec(abc.ABC):
     def generator(self) -> Generator:
         """The language model, ready to write."""
         return Generator(self.stages["language_model"].task.settings, self._weights["language_model"]["parameters"])
+
+    def settled_columns(self, samples: int) -> int:
+        """Returns how many columns of a sound of `samples` stay the same, however the sound continues.
+
+        The columns after them see the end of the sound, and code it.
+        """
+        return max(0, samples - self._context_samples[1]) // self.samples_per_column
+
+    @property
+    @abc.abstractmethod
+    def _context_samples(self) -> tuple[int, int]:
+        """Samples before and after a chunk that its columns depend on."""
 
     @abc.abstractmethod
     def _columns_stream(

@@ -134,7 +134,8 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
     """
     _refuse_overwriting(source, target)
     size, rows = COMPARISON_SAMPLES, codec.check_levels(levels)
-    mel = jax.jit(lambda audio: spectral.log_mel(audio, codec.mel))
+    unpadded = dataclasses.replace(codec.mel, padding="none")
+    mel = jax.jit(lambda audio: spectral.log_mel(audio, unpadded))
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
     with _naming(source), waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
         heard, compared = itertools.tee(_listen(codec, source))

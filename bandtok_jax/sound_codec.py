@@ -8,7 +8,6 @@ Letters: S samples, T columns of the grid, F rows.
 """
 
 from collections.abc import Iterable, Iterator
-import dataclasses
 import functools
 import math
 
@@ -36,7 +35,7 @@ class SoundCodec(Codec):
             None,
             language_model,
             sample_rate_hz=sample_rate_hz,
-            mel=MelDefinition(sample_rate_hz=sample_rate_hz, high_hz=sample_rate_hz / 2, padding="none"),
+            mel=MelDefinition(sample_rate_hz=sample_rate_hz, high_hz=sample_rate_hz / 2),
             samples_per_column=tokenizer.network.attribute("samples_per_column"),
             chunk_columns=chunk_columns,
         )
@@ -45,17 +44,21 @@ class SoundCodec(Codec):
         self, blocks: Iterable[np.ndarray], method: str, device: jax.Device | None
     ) -> Iterator[np.ndarray]:
         hop, columns = self.samples_per_column, self._chunk_columns
-        context = self.stages["tokenizer"].network.attribute("encoder_context_columns")
         weights = self._tokenizer_weights(device)
-        cut = windows(blocks, columns * hop, context * hop, context * hop, outside=0.0)
-        for number, (window, samples) in enumerate(cut):
+        before, after = self._context_samples
+        for number, (window, samples) in enumerate(windows(blocks, columns * hop, before, after, outside=0.0)):
             left = math.ceil(samples / hop)
-            found = self._encode_chunk(weights, window, span(number, columns, context, left), method=method)
+            found = self._encode_chunk(weights, window, span(number, columns, before // hop, left), method=method)
             yield np.asarray(found)[:left]
+
+    @property
+    def _context_samples(self) -> tuple[int, int]:
+        context = self.stages["tokenizer"].network.attribute("encoder_context_columns") * self.samples_per_column
+        return context, context
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """The natural-log mel `[T', M]` of what codes `[T, F]` sound like."""
-        audio, mel = self.decode(codes), dataclasses.replace(self.mel, padding="same")
+        audio, mel = self.decode(codes), self.mel
         frames = len(audio) // mel.hop_samples
         audio = np.pad(audio, (0, max(0, mel.fft_samples - len(audio))))  # enough for a frame
         return np.asarray(spectral.log_mel(audio, mel))[:frames]

@@ -1,5 +1,6 @@
 """The codec: codes do not depend on chunks, blocks or length; bad input is refused; folders return the same codes."""
 
+import dataclasses
 import doctest
 import functools
 import itertools
@@ -55,18 +56,27 @@ def test_equal_seeds_make_equal_weights():
     assert weight_hashes[0] == create().weight_hash != weight_hashes[1]
 
 
-def test_chunked_codes_are_those_of_the_whole_file():
-    codec, audio = create(), music()
-    codes = codec.encode(audio, RATE)
-    assert codes.dtype == np.int32 and codes.shape == (math.ceil(len(audio) / 4096), 16) and len(np.unique(codes)) > 20
-    context = 4  # columns of silence around the whole file, more than any receptive field
-    margins = (context * 4096, (len(codes) + context) * 4096 - len(audio))
-    tokenizer = codec.stages["tokenizer"]
-    log_mel = spectral.log_mel(np.pad(audio, margins), tokenizer.mel)[None]
-    encode = jax.jit(functools.partial(tokenizer.network.apply, method="encode"))
-    whole = encode(tokenizer.weights["parameters"], tokenizer.weights["buffers"], log_mel)[0]
+def whole(stage, x, method="__call__"):
+    """What the network of a stage makes of a whole file at once, `x [1, ...]`: what training computes for a clip."""
+    apply = jax.jit(functools.partial(stage.network.apply, method=method))
+    return np.asarray(apply(stage.weights["parameters"], stage.weights["buffers"], x))[0]
+
+
+@pytest.mark.parametrize("samples", [1, 700, 4096, 4097, 100_000, 4 * RATE])
+def test_chunks_have_the_codes_and_the_sound_of_the_whole_file(samples):
+    codec, audio = create(), music()[:samples]
+    tokenizer, vocoder = codec.stages["tokenizer"], codec.stages["vocoder"]
+    codes, columns = codec.encode(audio, RATE), math.ceil(samples / 4096)
+    assert codes.dtype == np.int32 and codes.shape == (columns, 16) and (samples < 10_000 or len(np.unique(codes)) > 20)
+    around = (codec.mel.fft_samples - codec.mel.hop_samples) // 2
+    mirrored = np.pad(audio, (around, columns * 4096 - samples + around), mode="reflect")
+    log_mel = spectral.log_mel(mirrored, dataclasses.replace(codec.mel, padding="none"))[None]
     # Two programs round differently: a code may differ where two code vectors are equally near.
-    assert (codes == np.asarray(whole)[context:-context]).mean() > 0.998
+    assert (codes == whole(tokenizer, log_mel, "encode")).mean() > 0.998
+    log_mel = whole(tokenizer, codes[None], "decode")
+    np.testing.assert_allclose(codec.decode_mel(codes), log_mel, atol=1e-4)
+    sound = whole(vocoder, log_mel[None])
+    np.testing.assert_allclose(codec.decode(codes), sound, atol=1e-4 * np.abs(sound).max())
 
 
 @pytest.mark.parametrize("samples", [1, 4096, 40_000, 100_001])
@@ -76,7 +86,8 @@ def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
     reach = codec.samples_per_column * math.ceil(
         codec.stages["tokenizer"].network.attribute("encoder_context_frames") / 8
     )
-    settled = max(0, (samples - reach - codec.mel.fft_samples) // codec.samples_per_column)
+    settled = codec.settled_columns(samples)
+    assert settled >= (samples - reach - codec.mel.fft_samples) // codec.samples_per_column
     np.testing.assert_array_equal(prefix[:settled], whole[:settled])
     assert len(prefix) == math.ceil(samples / codec.samples_per_column)
 

@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 
-from bandtok_jax.audio.windows import windows
+from bandtok_jax.audio.windows import MIRROR, windows
 
 
-@pytest.mark.parametrize("outside", [0.0, None])
-@pytest.mark.parametrize("length, size, before, after", [(1, 4, 3, 2), (8, 4, 0, 0), (23, 5, 7, 1), (100, 8, 3, 30)])
+@pytest.mark.parametrize("outside", [0.0, None, MIRROR])
+@pytest.mark.parametrize(
+    "length, size, before, after",
+    [(1, 4, 3, 2), (2, 3, 7, 5), (8, 4, 0, 0), (23, 5, 7, 1), (25, 5, 7, 9), (100, 8, 3, 30), (101, 8, 40, 3)],
+)
 def test_windows_equal_slices_of_the_padded_whole(length, size, before, after, outside):
     rng = np.random.default_rng(length)
     stream = rng.normal(size=(length, 2))
     count = -(-length // size)
     margin = ((before, count * size - length + after), (0, 0))
-    padded = np.pad(stream, margin, mode="edge") if outside is None else np.pad(stream, margin, constant_values=outside)
+    mode = {0.0: "constant", None: "edge", MIRROR: "reflect"}[outside]
+    padded = np.pad(stream, margin, mode=mode)
     expected = [padded[i * size : i * size + before + size + after] for i in range(count)]
     for cuts in ([], [length // 2], sorted(rng.integers(0, length + 1, 6)), range(1, length)):
         found = list(windows(np.split(stream, cuts), size, before, after, outside))

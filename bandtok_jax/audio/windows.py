@@ -5,44 +5,48 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 FIRST_OUTSIDE = -1  # where the stream began is of no interest once it lies before the window
+MIRROR = "mirror"
 
 
 def windows(
-    blocks: Iterable[np.ndarray], size: int, before: int, after: int, outside: float | None
+    blocks: Iterable[np.ndarray], size: int, before: int, after: int, outside: float | str | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Cuts a stream of blocks [any length, ...] into windows on a fixed grid; holds one window and one block.
+    """Cuts a stream of blocks [any length, ...] into windows on a fixed grid; holds a window or two, and one block.
 
     Args:
       blocks: consecutive pieces of the stream, joined along their first axis.
       size: how many items each window adds to the one before it.
       before: context items on the left: window i covers the items i * size - before ... (i + 1) * size + after.
       after: context items on the right.
-      outside: the value beyond both ends of the stream; None repeats the first and the last item.
+      outside: the value beyond both ends of the stream; None repeats the first and the last item, MIRROR mirrors the
+        stream at them.
 
     Yields:
       (window [before + size + after, ...], how many items of the stream it holds from its centre's first one on: at
       most size + after).
     """
-    whole = before + size + after
+    # What the mirror at the end shows is held until then.
+    kept = max(before, size + after) if outside == MIRROR else before
+    whole = kept + size + after
     held, waiting = None, []
     for block in blocks:
         if not len(block):
             continue
-        if held is None:
-            held = _beyond(block[:1], before, outside)
         waiting.append(block)
-        if len(held) + sum(map(len, waiting)) >= whole:
+        if held is None and (outside != MIRROR or sum(map(len, waiting)) > kept):
+            held, waiting = _pad(np.concatenate(waiting), kept, 0, outside), []
+        if held is not None and len(held) + sum(map(len, waiting)) >= whole:
             held, waiting = np.concatenate([held, *waiting]), []
             while len(held) >= whole:
-                yield held[:whole], size + after
+                yield held[kept - before : whole], size + after
                 held = held[size:]
-    if held is None:
+    if held is None and not waiting:
         return
-    held = np.concatenate([held, *waiting])
-    left = len(held) - before
+    held = _pad(np.concatenate(waiting), kept, 0, outside) if held is None else np.concatenate([held, *waiting])
+    left = len(held) - kept
+    held = _pad(held, 0, max(0, -(-left // size) * size + after - left), outside)
     while left > 0:
-        held = np.concatenate([held, _beyond(held[-1:], max(whole - len(held), 0), outside)])
-        yield held[:whole], min(size + after, left)
+        yield held[kept - before : whole], min(size + after, left)
         held, left = held[size:], left - size
 
 
@@ -55,5 +59,8 @@ def span(number: int, size: int, before: int, left: int) -> np.ndarray:
     return np.array([max(before - number * size, FIRST_OUTSIDE), before + left], np.int32)
 
 
-def _beyond(item: np.ndarray, count: int, outside: float | None) -> np.ndarray:
-    return np.repeat(item if outside is None else np.full_like(item, outside), count, axis=0)
+def _pad(items: np.ndarray, before: int, after: int, outside: float | str | None) -> np.ndarray:
+    widths = [(before, after)] + [(0, 0)] * (items.ndim - 1)
+    if outside == MIRROR:
+        return np.pad(items, widths, mode="reflect")
+    return np.pad(items, widths, mode="edge") if outside is None else np.pad(items, widths, constant_values=outside)

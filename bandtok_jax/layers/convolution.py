@@ -176,11 +176,16 @@ class DepthwiseConvolution(nnx.Module):
 
 
 def inside(x: jax.Array, span: Span | None) -> jax.Array:
-    """`[B, T, C]` with zeros outside of the file; by default the array is the file."""
+    """Returns `[B, T, ...]` with zeros outside of the file; by default the array is the file."""
     if span is None:
         return x
-    frame = jnp.arange(x.shape[1])[:, None]
+    frame = jnp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
     return jnp.where((frame >= span[0]) & (frame < span[1]), x, 0)
+
+
+def scaled(span: Span | None, rate: int) -> Span | None:
+    """Returns the span counted in frames of which `rate` make one of its own."""
+    return None if span is None else (span[0] * rate, span[1] * rate)
 
 
 def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:

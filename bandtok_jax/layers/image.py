@@ -1,13 +1,15 @@
 """Blocks for pictures `[B, T, M, C]`: patches, residual blocks, changes of resolution.
 
 Everything normalises over channels at one position, never over time or frequency, so that what a block says about a
-moment does not depend on how long the piece is.
+moment does not depend on how long the piece is. Beyond the ends of a file every convolution sees zeros: those that it
+pads with where the array is the file, those that `inside` puts there where the file lies within the array.
 """
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.layers.convolution import Span, inside, scaled
 from bandtok_jax.layers.placement import place_examples
 
 
@@ -57,9 +59,9 @@ class ResidualBlock(nnx.Module):
         self.shortcut = conv(channels, out_channels, 1) if channels != out_channels else None
         self._activation = getattr(jax.nn, activation)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv_in(self._activation(self.norm_in(x)))
-        y = self.conv_out(self._activation(self.norm_out(y)))
+    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
+        y = self.conv_in(inside(self._activation(self.norm_in(x)), span))
+        y = self.conv_out(inside(self._activation(self.norm_out(y)), span))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -69,8 +71,8 @@ class Downsample(nnx.Module):
     def __init__(self, channels: int, *, dtype=jnp.float32, rngs):
         self.conv = PictureConvolution(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.conv(x)
+    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
+        return self.conv(inside(x, span))
 
 
 class Upsample(nnx.Module):
@@ -79,5 +81,5 @@ class Upsample(nnx.Module):
     def __init__(self, channels: int, *, dtype=jnp.float32, rngs):
         self.conv = PictureConvolution(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
+        return self.conv(inside(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), scaled(span, 2)))

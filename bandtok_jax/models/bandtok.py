@@ -18,6 +18,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.layers.convolution import Span, inside, scaled
 from bandtok_jax.layers.image import (
     ChannelNorm,
     Downsample,
@@ -143,52 +144,63 @@ class BandTok(nnx.Module):
             radius += stride * (ResidualBlock.RADIUS if isinstance(block, ResidualBlock) else 1)
         return math.ceil((radius + stride) / self.frames_per_column)
 
-    def latents(self, log_mel: jax.Array) -> jax.Array:
+    def latents(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
         """What the codebook quantizes; `[B, T, M] -> [B, T/8, N, D]`, of residual levels `[B, T/8, D]`.
 
-        T must be a multiple of `frames_per_column`.
+        Args:
+          log_mel: T must be a multiple of `frames_per_column`.
+          span: the columns of the array in which the file lies; by default the array is the file. Beyond the file every
+            convolution sees zeros, as it does beyond the clips of training.
         """
         if log_mel.shape[1] % self.frames_per_column or log_mel.shape[2] != self.mels:
             raise ValueError(
                 f"log_mel is {log_mel.shape}; it must be [B, T, {self.mels}], T a multiple of {self.frames_per_column}"
             )
         picture = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE).astype(_compute(self._dtype, log_mel))
-        x = self.encoder_in(patchify(picture[..., None], self._patch))
+        rate = self.frames_per_column // self._patch
+        x = self.encoder_in(inside(patchify(picture[..., None], self._patch), scaled(span, rate)))
         if self.encoder_rows is not None:
             x = x + self.encoder_rows[...].astype(x.dtype)
         for block in self.encoder_blocks:
-            x = block(x)
+            x = block(x, scaled(span, rate))
+            rate //= 2 if isinstance(block, Downsample) else 1
         latents = self.encoder_out(self.encoder_norm(x))
         return latents if self.row_kind == "band" else self.column_in(latents.reshape(*latents.shape[:2], -1))
 
-    def picture(self, quantized: jax.Array) -> jax.Array:
-        """The decoder; what `latents` makes, quantized, to log-mel `[B, 8T, M]`, in float32 or wider."""
+    def picture(self, quantized: jax.Array, span: Span | None = None) -> jax.Array:
+        """The decoder; what `latents` makes, quantized, to log-mel `[B, 8T, M]`, in float32 or wider.
+
+        `span` is that of `latents`.
+        """
         if self.row_kind == "residual":
             quantized = self.column_out(quantized)
             quantized = quantized.reshape(*quantized.shape[:2], self.bands, -1)
-        x = self.decoder_in(quantized.astype(_compute(self._dtype, quantized)))
+        rate = 1
+        x = self.decoder_in(inside(quantized.astype(_compute(self._dtype, quantized)), span))
         if self.decoder_rows is not None:
             x = x + self.decoder_rows[...].astype(x.dtype)
         for block in self.decoder_blocks:
-            x = block(x)
-        x = self.decoder_out(jax.nn.silu(self.decoder_norm(x)))
-        return unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
+            x = block(x, scaled(span, rate))
+            rate *= 2 if isinstance(block, Upsample) else 1
+        x = self.decoder_out(inside(jax.nn.silu(self.decoder_norm(x)), scaled(span, rate)))
+        picture = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
+        return picture
 
-    def encode(self, log_mel: jax.Array) -> jax.Array:
-        """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`."""
-        return self.codebook.nearest(self.latents(log_mel))
+    def encode(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
+        """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`; see `latents`."""
+        return self.codebook.nearest(self.latents(log_mel, span))
 
-    def row_latents(self, log_mel: jax.Array) -> jax.Array:
-        """What the look-up of each row is given, `[B, T/8, F, D]`; see `encode`."""
-        latents = self.latents(log_mel)
+    def row_latents(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
+        """What the look-up of each row is given, `[B, T/8, F, D]`; see `latents`."""
+        latents = self.latents(log_mel, span)
         return latents if self.row_kind == "band" else self.codebook.given(latents)
 
-    def decode(self, codes: jax.Array) -> jax.Array:
-        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end.
+    def decode(self, codes: jax.Array, span: Span | None = None) -> jax.Array:
+        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end; see `picture`.
 
         Fewer residual levels, the first ones, are accepted; the decoder has only learned from all of them.
         """
-        return jnp.maximum(self.picture(self.codebook.vectors_of(codes)), math.log(self._floor))
+        return jnp.maximum(self.picture(self.codebook.vectors_of(codes), span), math.log(self._floor))
 
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
         """Reconstruction `[B, T, M]`, codes `[B, T/8, F]`, and what training needs (see `Codebook`)."""

@@ -15,7 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside
+from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside, scaled
 from bandtok_jax.layers.residual_quantization import ResidualQuantizer
 from bandtok_jax.layers.snake import Snake
 
@@ -113,12 +113,11 @@ class DAC(nnx.Module):
         """What is quantized; `[B, S] -> [B, ceil(S / samples_per_column), D]`, the end filled with zeros."""
         hop = self.samples_per_column
         x = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % hop if self.padded else 0)))[..., None]
-        scale = lambda rate: None if span is None else (span[0] * rate, span[1] * rate)
         rate = hop
-        x = self.encoder_in(inside(x, scale(rate)))
+        x = self.encoder_in(inside(x, scaled(span, rate)))
         for stride, block in zip(self.strides, self.encoder_blocks):
-            x, rate = block(x, scale(rate)), rate // stride
-        return self.encoder_out(inside(self.encoder_snake(x), scale(rate)))
+            x, rate = block(x, scaled(span, rate)), rate // stride
+        return self.encoder_out(inside(self.encoder_snake(x), scaled(span, rate)))
 
     def sound(self, quantized: jax.Array, span: Span | None = None) -> jax.Array:
         """The decoder; `[B, T, D] -> [B, T * samples_per_column]` (a little less with `parity`), in [-1, 1]."""

@@ -33,7 +33,7 @@ class Vocos(nnx.Module):
         random: the untrained network is a noise vocoder. False starts from nothing, as published. Our choice: with it
         a handful of steps do what takes thousands without.
       parity: computes what the published program does, for its weights: the log-mel as it is, the error function's
-        GELU, magnitudes up to 100; and outside of a file every layer sees zeros, where by default silence is played.
+        GELU, magnitudes up to 100.
       depthwise: "shifts" or "grouped", see `DepthwiseConvolution`.
       dtype: of the trunk; the spectrum and its inverse are at least float32.
     """
@@ -106,13 +106,11 @@ class Vocos(nnx.Module):
         """`[B, R + T + R, M]` -> `[B, T * hop_samples]`: the inner frames, R = `receptive_field_frames` on either side.
 
         What a frame sounds like is settled by its R neighbours on both sides, so pieces decoded with their true
-        neighbours and put in a row are the whole. Outside of a file the neighbours are frames of silence. With `parity`
-        it is `span`, as for `__call__`, that says where a file begins and ends. (With padding "center" a whole file has
-        one hop less; here what the last frames know of that hop follows.)
+        neighbours and put in a row are the whole; `span`, as for `__call__`, says where a file begins and ends. (With
+        padding "center" a whole file has one hop less; here what the last frames know of that hop follows.)
         """
         context, hop = self.receptive_field_frames, self.mel.hop_samples
-        sound = self(log_mel, span if self.parity else None)
-        return sound[:, context * hop : (log_mel.shape[1] - context) * hop]
+        return self(log_mel, span)[:, context * hop : (log_mel.shape[1] - context) * hop]
 
 
 class ConvNextBlock(nnx.Module):
