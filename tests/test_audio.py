@@ -366,6 +366,17 @@ def test_griffin_lim_is_no_worse_than_librosas():
     assert np.array_equal(ours, again) and not np.allclose(ours, other)
 
 
+@pytest.mark.parametrize("padding", mel_bands.PADDINGS)
+@pytest.mark.parametrize("hop_samples", [128, 256])
+def test_griffin_lim_has_quiet_ends(padding, hop_samples):
+    definition = MelDefinition(fft_samples=512, hop_samples=hop_samples, mels=40, padding=padding)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(128 * 64).astype(np.float32)
+    made = np.asarray(spectral.griffin_lim(spectral.log_mel(noise, definition), definition, 16))
+    assert len(made) == len(noise)
+    ends, middle = np.concatenate([made[:512], made[-512:]]), made[512:-512]
+    assert np.abs(ends).max() < 1.5 * np.abs(middle).max() and 0.5 < ends.std() / middle.std() < 1.5
+
+
 def test_bad_definitions_name_the_cure():
     with pytest.raises(ValueError, match="high_hz"):
         MelDefinition(sample_rate_hz=16_000)

@@ -170,6 +170,10 @@ def griffin_lim(log_mel, definition: MelDefinition = MelDefinition(), iterations
     """
     fft, hop, padding = definition.fft_samples, definition.hop_samples, definition.padding
     target = magnitude_from_mel(jnp.exp(_real(log_mel)), definition)
+    # Without padding, a single window reaches the first and the last samples. It falls to zero there, and the division
+    # by it would blow up what does not fit. So repeated frames surround the sound, which is cut out of theirs.
+    around = -(-fft // hop) - 1 if padding == "none" else 0
+    target = jnp.pad(target, ((around, around), (0, 0)), mode="edge")
     key = jax.random.key(0) if key is None else key
     phase = jax.random.uniform(key, target.shape, target.dtype, maxval=2 * jnp.pi)
     weight = GRIFFIN_LIM_MOMENTUM / (1 + GRIFFIN_LIM_MOMENTUM)
@@ -182,7 +186,8 @@ def griffin_lim(log_mel, definition: MelDefinition = MelDefinition(), iterations
 
     unit = jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
     unit, _ = jax.lax.fori_loop(0, iterations, step, (unit, jnp.zeros_like(unit)))
-    return istft(target * unit, fft, hop, padding=padding)
+    audio = istft(target * unit, fft, hop, padding=padding)
+    return audio[around * hop : len(audio) - around * hop]
 
 
 def magnitude_from_mel(mel, definition: MelDefinition = MelDefinition()) -> jax.Array:
