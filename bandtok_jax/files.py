@@ -166,7 +166,8 @@ def generate(
     """Writes new pieces, as sound or, where `target` ends with .bt, as codes.
 
     Args:
-      beginning: a sound file that the pieces begin with and go on from, by its whole columns.
+      beginning: a sound file that the pieces begin with and go on from. They leave its last columns out, whose codes
+        would be others if the file continued (see `Codec.settled_columns`).
       count: number of pieces; from two on their names are numbered.
       sampling: see `bandtok_jax.generation.pieces.generate`.
 
@@ -201,8 +202,8 @@ def generate(
             target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
             gain = loudness.gain_to(target_lufs, lufs, float(np.abs(sound).max()))
             prefix = np.concatenate(list(codec.encode_stream([sound * np.float32(gain)])))
-            # The last column is filled up with silence where the sound ends within it: nothing goes on from there.
-            prefix = prefix[: max(1, len(sound) // codec.samples_per_column)]
+            # The last columns code that the sound ends: those of a longer sound have other codes.
+            prefix = prefix[: max(1, codec.settled_columns(len(sound)))]
             columns += len(prefix)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
