@@ -22,9 +22,11 @@ class PatchDiscriminator(nnx.Module):
 
     def __init__(self, width: int, *, normalisation: str, dtype=jnp.float32, rngs):
         sizes, strides = (1, width, 2 * width, 4 * width, 8 * width, 1), (2, 2, 2, 1, 1)
+        wide = jnp.promote_types(dtype, jnp.float32)
         self.layers = nnx.List(
             [
-                PictureConvolution(i, o, (4, 4), strides=s, padding="SAME", dtype=dtype, rngs=rngs)
+                # The last layer makes logits, in float32 or wider.
+                PictureConvolution(i, o, (4, 4), strides=s, padding="SAME", dtype=dtype if o > 1 else wide, rngs=rngs)
                 for i, o, s in zip(sizes[:-1], sizes[1:], strides)
             ]
         )
@@ -74,6 +76,6 @@ class MultiScalePatchGAN(nnx.Module):
                     picture, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), count_include_pad=False
                 )
             verdict, maps = discriminator(picture)
-            logits.append(verdict.astype(jnp.promote_types(verdict.dtype, jnp.float32)))
+            logits.append(verdict)
             features.append(maps)
         return logits, features

@@ -59,8 +59,7 @@ class WaveformDiscriminators(nnx.Module):
         audio = audio - audio.mean(-1, keepdims=True)
         audio = PEAK * audio / (_peak(audio) + 1e-9)
         verdicts = [critic(audio) for critic in (*self.periods, *self.scales, *self.spectra)]
-        logits = [verdict.astype(jnp.promote_types(verdict.dtype, jnp.float32)) for verdict, _ in verdicts]
-        return logits, [features for _, features in verdicts]
+        return [logits for logits, _ in verdicts], [features for _, features in verdicts]
 
 
 def _peak(audio: jax.Array) -> jax.Array:
@@ -73,6 +72,12 @@ def _peak(audio: jax.Array) -> jax.Array:
     peak = jax.lax.stop_gradient(size.max(-1, keepdims=True))
     mean = size.mean(-1, keepdims=True, where=size >= (1 - PEAK_ROUNDING) * peak)
     return mean + jax.lax.stop_gradient(peak - mean)
+
+
+def _verdict(channels: int, kernel: Sequence[int], settings) -> Convolution:
+    """The last layer of a critic, whose logits are in float32 or wider."""
+    wide = {"initializer": fan_in_uniform, **settings, "dtype": jnp.promote_types(settings["dtype"], jnp.float32)}
+    return Convolution(channels, 1, kernel, **wide)
 
 
 class PeriodDiscriminator(nnx.Module):
@@ -91,7 +96,7 @@ class PeriodDiscriminator(nnx.Module):
                 for i, o, stride in zip((1, *channels), channels, strides)
             ]
         )
-        self.verdict = Convolution(channels[-1], 1, (3,), initializer=fan_in_uniform, **settings)
+        self.verdict = _verdict(channels[-1], (3,), settings)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         batch, samples = audio.shape
@@ -122,7 +127,7 @@ class ScaleDiscriminator(nnx.Module):
                 Convolution(*last, (5,), **settings),
             ]
         )
-        self.verdict = Convolution(channels[-1], 1, (3,), **settings)
+        self.verdict = _verdict(channels[-1], (3,), settings)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         x, features = decimate(audio, self.rate)[..., None], []
@@ -165,7 +170,7 @@ class SpectrumDiscriminator(nnx.Module):
             )
 
         self.bands = nnx.List([band() for _ in self.edges[1:]])
-        self.verdict = Convolution(channels, 1, (3, 3), **settings)
+        self.verdict = _verdict(channels, (3, 3), settings)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         spectrum = stft(audio, self.window, self.window // 4, padding="same")

@@ -1,0 +1,44 @@
+"""What leaves a network is in float32, to the last layer, where the network computes in 16 bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.models.bandtok import BandTok
+from bandtok_jax.models.dac import DAC
+from bandtok_jax.models.network import Network
+from bandtok_jax.models.patchgan import MultiScalePatchGAN
+from bandtok_jax.models.vocos import Vocos
+from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
+from bandtok_jax.platforms import jit_once
+
+MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=32)
+LOG_MEL, AUDIO = (2, 128, 32), (2, 4096)
+NETWORKS = {
+    "bandtok": (lambda **of: BandTok(mels=32, patch=8, channels=(8,), codes=16, code_width=4, **of), LOG_MEL),
+    "vocos": (lambda **of: Vocos(mel=MEL, width=8, hidden=8, blocks=1, **of), LOG_MEL),
+    "dac": (
+        lambda **of: DAC(encoder_width=4, decoder_width=8, strides=(4,), rows=2, codes=16, code_width=4, **of), AUDIO
+    ),
+    "patchgan": (lambda **of: MultiScalePatchGAN(width=8, scales=1, **of), LOG_MEL),
+    "waveform discriminators": (
+        lambda **of: WaveformDiscriminators(
+            periods=(2,), period_channels=(4, 8), rates=(1,), windows=(128,), spectrum_channels=4, **of
+        ),
+        AUDIO,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_are_not_rounded_to_16_bits(name):
+    create, shape = NETWORKS[name]
+    network = Network(lambda rngs: create(dtype=jnp.bfloat16, rngs=rngs))
+    weights = jit_once(network.init)(jax.random.key(0))
+    made = jax.jit(network.apply)(*weights, jax.random.normal(jax.random.key(1), shape))
+    outputs = {"bandtok": lambda: [made[0]], "vocos": lambda: [made], "dac": lambda: [made["audio"]]}
+    for output in outputs.get(name, lambda: made[0])():
+        # Values of 16 bits repeat themselves: there are 128 of each sign in an octave.
+        assert output.dtype == jnp.float32 and len(np.unique(output)) > 0.9 * output.size
