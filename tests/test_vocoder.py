@@ -124,6 +124,17 @@ def test_critics_ignore_loudness_and_offset():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
+    settings = dict(periods=(3,), period_channels=(2, 4), windows=(128,), spectrum_channels=2)
+    network = Network(lambda rngs: WaveformDiscriminators(**settings, rngs=rngs))
+    weights = jit_once(network.init)(jax.random.key(0))
+    noise = jax.random.uniform(jax.random.key(1), (1, 1000), minval=-1.0)
+    slope = jax.jit(jax.grad(lambda x: adversarial.generator_loss(network.apply(*weights, x)[0])))
+    size = lambda level_db: float(jnp.linalg.norm(slope(10 ** (level_db / 20) * noise)))
+    assert size(-60) > 500 * size(0), "above the floor every loudness is judged alike"
+    assert size(-80) < 2 * size(-60) and size(-200) < 2 * size(-60)
+
+
 def test_every_sample_at_the_peak_moves_it():
     audio = jnp.array([0.5, -0.9, 0.2, 0.9 * (1 - 1e-7), 0.0])
     peak, slope = jax.value_and_grad(lambda x: waveform_discriminators._peak(x)[0])(audio)

@@ -18,6 +18,7 @@ from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
 
 SLOPE = 0.1  # of the leaky rectifiers
 PEAK = 0.8  # every sound is scaled to it: a critic shall not judge loudness
+QUIETEST_PEAK = 1e-3  # our choice: scaled further, near silence would have nearly all of the gradient of a batch
 PEAK_ROUNDING = 1e-6  # our choice: some units in the last place of 32 bits
 SCALE_CHANNELS = (16, 64, 256, 1024, 1024, 1024)
 LOW_PASS = dict(zeros=24, rolloff=0.945)  # of resampling: julius, by which the published code resamples
@@ -57,7 +58,7 @@ class WaveformDiscriminators(nnx.Module):
 
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         audio = audio - audio.mean(-1, keepdims=True)
-        audio = PEAK * audio / (_peak(audio) + 1e-9)
+        audio = PEAK * audio / jnp.maximum(_peak(audio), QUIETEST_PEAK)
         verdicts = [critic(audio) for critic in (*self.periods, *self.scales, *self.spectra)]
         return [logits for logits, _ in verdicts], [features for _, features in verdicts]
 
