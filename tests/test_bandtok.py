@@ -90,6 +90,22 @@ def test_decoded_picture_is_never_below_the_floor_of_the_front_end():
     assert picture.shape == (2, 40, 32) and float(picture.min()) >= np.log(1e-5) - 1e-5
 
 
+def test_values_below_the_floor_are_raised_in_training_too_and_can_rise():
+    network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
+    parameters = {**parameters, "decoder_out": {**parameters["decoder_out"], "bias": jnp.full(64, -100.0)}}
+    floor, log_mel = np.log(np.float32(1e-5)), _picture(16)
+
+    def error(bias, target):
+        changed = {**parameters, "decoder_out": {**parameters["decoder_out"], "bias": bias}}
+        return jnp.abs(network.apply(changed, buffers, log_mel)[0] - target).sum()
+
+    value, slope = jax.value_and_grad(error)(parameters["decoder_out"]["bias"], floor)
+    assert value == 0 and not slope.any(), "silence is silence"
+    assert (jax.grad(error)(parameters["decoder_out"]["bias"], floor + 1) < 0).all(), (
+        "where there is sound it must rise"
+    )
+
+
 def test_a_clip_that_is_no_whole_number_of_columns_is_refused():
     config = experiment.load_config("bandtok:tiny", {"data.clip_samples": "30000"})
     with pytest.raises(ValueError, match="data.clip_samples 30000 .* multiple of 4096"):

@@ -170,7 +170,7 @@ class BandTok(nnx.Module):
     def picture(self, quantized: jax.Array, span: Span | None = None) -> jax.Array:
         """The decoder; what `latents` makes, quantized, to log-mel `[B, 8T, M]`, in float32 or wider.
 
-        `span` is that of `latents`.
+        Values below the floor of the front end are raised to it. `span` is that of `latents`.
         """
         if self.row_kind == "residual":
             quantized = self.column_out(quantized)
@@ -184,7 +184,7 @@ class BandTok(nnx.Module):
             rate *= 2 if isinstance(block, Upsample) else 1
         x = self.decoder_out(inside(jax.nn.silu(self.decoder_norm(x)), scaled(span, rate)))
         picture = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
-        return picture
+        return _raised(picture, math.log(self._floor))
 
     def encode(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
         """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`; see `latents`."""
@@ -196,16 +196,28 @@ class BandTok(nnx.Module):
         return latents if self.row_kind == "band" else self.codebook.given(latents)
 
     def decode(self, codes: jax.Array, span: Span | None = None) -> jax.Array:
-        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`, not below the floor of the front end; see `picture`.
+        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`; see `picture`.
 
         Fewer residual levels, the first ones, are accepted; the decoder has only learned from all of them.
         """
-        return jnp.maximum(self.picture(self.codebook.vectors_of(codes), span), math.log(self._floor))
+        return self.picture(self.codebook.vectors_of(codes), span)
 
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
         """Reconstruction `[B, T, M]`, codes `[B, T/8, F]`, and what training needs (see `Codebook`)."""
         quantized, codes, training = self.codebook(self.latents(log_mel))
         return self.picture(quantized), codes, training
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _raised(values: jax.Array, floor: float) -> jax.Array:
+    """Returns `max(values, floor)`, whose gradient lets values below the floor rise, but not fall further."""
+    return jnp.maximum(values, floor)
+
+
+_raised.defvjp(
+    lambda values, floor: (jnp.maximum(values, floor), values < floor),
+    lambda floor, below, slope: (jnp.where(below, jnp.minimum(slope, 0), slope),),
+)
 
 
 def _compute(dtype, x: jax.Array):
