@@ -57,9 +57,9 @@ def main():
 
 
 def _mel(codec, audio: np.ndarray) -> np.ndarray:
-    """Log-mel of a whole track; silence follows its end, up to whole columns."""
-    samples = -(-len(audio) // codec.samples_per_column) * codec.samples_per_column
-    return np.asarray(spectral.log_mel(np.pad(audio, (0, samples - len(audio))), codec.stages["tokenizer"].mel))
+    """Log-mel of a whole track; its mirror fills up the last column."""
+    audio = np.pad(audio, (0, -len(audio) % codec.samples_per_column), mode="reflect")
+    return np.asarray(spectral.log_mel(audio, codec.stages["tokenizer"].mel))
 
 
 def _tokenizer(codec, validation: list[Track], train: list[Track]) -> None:
