@@ -18,7 +18,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from bandtok_jax import storage
+from bandtok_jax import storage, untrusted
 from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.configs import defaults
 
@@ -55,6 +55,11 @@ WARMUP_GIVEN = "discriminator_warmup_given"
 _OF_NETWORKS = ("model", "mel", "discriminator")
 _MAY_BE_NONE = ("data.loudness_lufs",)
 _PATHS = ("tokenizer", "vocoder", "data.tokens")  # data.sources holds several
+# What config.json holds of each type; and our limits for numbers of networks, and for lists.
+_STORED_AS = {
+    bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list,), list: (list,), ConfigDict: (dict,),
+}  # fmt: skip
+_LARGEST_OF_NETWORKS, _LONGEST = 1 << 24, 64
 _MISSING = object()
 
 
@@ -102,13 +107,42 @@ def read_config(folder) -> ConfigDict:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a run or of an export")
-    try:
-        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")), convert_dict=True)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no configuration ({error}): copy it again from a run of the same one, or give another folder"
-        ) from None
-    return config.lock()
+    cure = "copy it again from a run of the same one, or give another folder"
+    content = untrusted.read_json(path, untrusted.mapping(untrusted.anything), cure=cure)
+    with untrusted.reading(path, cure):
+        return stored(content)
+
+
+def stored(content: dict) -> ConfigDict:
+    """The locked configuration that config.json holds as plain values.
+
+    Raises:
+      ValueError: names the first key whose value has another type than that of a configuration, or is one that nothing
+        can run with.
+    """
+    _check_like(content, _kin(content.get("task")), "")
+    config = ConfigDict(content, convert_dict=True).lock()
+    _check_values(config)
+    return config
+
+
+def _check_like(value, known, key: str) -> None:
+    """Raises a ValueError where a stored value is not like that of a shipped configuration, None for unknown ones."""
+    if isinstance(value, dict):
+        if known is not None and not isinstance(known, ConfigDict):
+            raise ValueError(f"{key} is a group of keys, not a value like {known!r}")
+        for name, item in value.items():
+            _check_like(item, known.get(name) if known is not None else None, f"{key}.{name}".strip("."))
+        return
+    large = abs(value) > _LARGEST_OF_NETWORKS if isinstance(value, (int, float)) else False
+    if (large and key.partition(".")[0] in _OF_NETWORKS) or (isinstance(value, list) and len(value) > _LONGEST):
+        raise ValueError(f"{key} is {untrusted.shown(value)}, which no experiment has")
+    if isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_like(item, None, f"{key}[{position}]")
+    kinds = _STORED_AS.get(type(known))
+    if kinds and not (type(value) in kinds or value is None and key in _MAY_BE_NONE):
+        raise ValueError(f"{key} is {untrusted.shown(value)}, not a value like {known!r}")
 
 
 def write_config(config: ConfigDict, folder) -> None:
@@ -175,9 +209,7 @@ def _from_file(path: str, variant: str) -> ConfigDict:
 
 def _require_keys(config: ConfigDict, path: str) -> None:
     """Raises a ValueError where a configuration lacks what every one of its task has; networks know what they need."""
-    kin = [_shipped(name, "") for name in shipped()]
-    expected = next((one for one in kin if one.task == config.get("task")), defaults.get_config())
-    for group, value in expected.items():
+    for group, value in _kin(config.get("task")).items():
         inside = isinstance(value, ConfigDict) and group not in _OF_NETWORKS
         for key in [group, *(f"{group}.{name}" for name in (value if inside else ()))]:
             if _find(config, key) is _MISSING and key not in MEANT:
@@ -187,12 +219,24 @@ def _require_keys(config: ConfigDict, path: str) -> None:
                 )
 
 
+def _kin(task) -> ConfigDict:
+    """A shipped configuration of that task, with the keys that all of them have; the defaults where there is none."""
+    kin = [_shipped(name, "") for name in shipped()]
+    return next((one for one in kin if one.task == task), defaults.get_config())
+
+
 def _given(variant: str) -> tuple[str, ...]:
     """The arguments of `get_config`: without a variant, its own default holds."""
     return (variant,) if variant else ()
 
 
 def _check(config: ConfigDict) -> None:
+    """Raises a ValueError where nothing can be trained with a configuration."""
+    _check_values(config)
+    _check_rates(config)
+
+
+def _check_values(config: ConfigDict) -> None:
     """Raises a ValueError where a value is one that nothing can run with; keys that are not there need no check."""
     for key, least in _LEAST_COUNT.items():
         value = _find(config, key)
@@ -210,7 +254,6 @@ def _check(config: ConfigDict) -> None:
         check_seed(config.seed, "config.seed")
     if config.get("dtype", DTYPES[0]) not in DTYPES:
         raise ValueError(f"config.dtype is {config.dtype!r}: set it to one of {', '.join(DTYPES)}")
-    _check_rates(config)
 
 
 def _check_rates(config: ConfigDict) -> None:

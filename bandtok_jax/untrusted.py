@@ -19,6 +19,7 @@ problem and the cure. Whoever prints a name, a caption or a message from elsewhe
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import errno
 import json
 import math
 import os
@@ -97,19 +98,34 @@ def reading(path: str | os.PathLike, cure: str = "copy it again") -> Iterator[No
         raise refusal(path, f"{kind}{error}" if str(error) else type(error).__name__, cure) from error
 
 
+def file_size(path: str | os.PathLike) -> int:
+    """Returns the bytes of a file.
+
+    Raises:
+      Refused: it is a pipe or a device, which would never end.
+      OSError: the system's.
+    """
+    if storage.is_remote(path):
+        return storage.size(path)
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise refusal(path, "it is no regular file", "give a file on a disk")
+    return status.st_size
+
+
 def read_bytes(path: str | os.PathLike, most_bytes: int = MOST_BYTES) -> bytes:
     """Returns the content of a file, whose real size decides whether it is read.
 
     Raises:
-      Refused: it is larger, or no regular file (a pipe would never end).
+      Refused: it is larger, or as of `file_size`.
       OSError: the system's.
     """
-    if not storage.is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-        raise refusal(path, "it is no regular file", "give a file on a disk")
-    size = 0 if os.path.isdir(path) else storage.size(path)
+    size = file_size(path)
     if size > most_bytes:
         raise refusal(path, f"it has {size} bytes, and such a file has at most {most_bytes}", "give the right file")
-    return storage.read_range(path, 0, max(size, 1))
+    return storage.read_range(path, 0, size)
 
 
 def read_json(
@@ -132,7 +148,25 @@ def parse_json(data: bytes | str, path: str | os.PathLike, check: Check, *, cure
             value = json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
             raise ValueError(f"it is no JSON ({error})") from error
-        check_plain(value, len(data))
+        check_plain(value)
+        check(value, "")
+    return value
+
+
+def read_yaml(path: str | os.PathLike, check: Check, *, cure: str = "copy it again", most_bytes: int = 1 << 16) -> Any:
+    """Returns what a YAML file holds, of plain values alone, of which `check` holds; else as `read_json`."""
+    import yaml
+
+    with reading(path, cure):
+        text = read_bytes(path, most_bytes).decode("utf-8")
+        try:
+            # References would let a small file stand for any number of values.
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+                raise ValueError("it refers to its own parts, which no configuration needs")
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"it is no YAML ({' '.join(str(error).split())})") from error
+        check_plain(value)
         check(value, "")
     return value
 
@@ -141,17 +175,13 @@ def _refuse_constant(name: str):
     raise ValueError(f"it holds {name}, which is no number of JSON")
 
 
-def check_plain(value: Any, most_values: int) -> None:
-    """Raises ValueError unless a value is made of None, numbers of 64 bits, text, lists and dicts, within limits.
-
-    most_values: of all; the bytes that it was read from are a limit, which references of YAML to themselves exceed.
-    """
-    remaining, count = [(value, 0)], 0
+def check_plain(value: Any) -> None:
+    """Raises ValueError unless a value is made of None, text, lists, dicts and finite numbers of 64 bits."""
+    remaining = [(value, 0)]
     while remaining:
         item, depth = remaining.pop()
-        count += 1
-        if depth > DEEPEST or count > max(most_values, 1):
-            raise ValueError(f"its values are nested more than {DEEPEST} deep, or refer to each other")
+        if depth > DEEPEST:
+            raise ValueError(f"its values are nested more than {DEEPEST} deep")
         if isinstance(item, str):
             if not item.isascii():
                 item.encode("utf-8")

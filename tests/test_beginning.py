@@ -37,7 +37,7 @@ def test_an_export_is_no_run_folder(tmp_path):
         experiment.load_config(str(tmp_path))
     export.write_text('{"task": "mel_tok')
     for use in (lambda: loop.train(config, tmp_path), lambda: experiment.load_config(str(tmp_path))):
-        with pytest.raises(ValueError, match=r"config.json is no configuration .*copy it again"):
+        with pytest.raises(ValueError, match=r"config.json: it is no JSON .*copy it again"):
             use()
     assert export.read_text() == '{"task": "mel_tok' and len(list(tmp_path.iterdir())) == 1
 

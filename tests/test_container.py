@@ -92,7 +92,7 @@ def test_a_sound_checksum_over_nonsense_is_still_an_error(tmp_path):
     wide = dataclasses.replace(HEADER, codebook_size=1024)
     container.write(path, np.full((4, 5), 1023), wide, 4 * 4096)
     data = path.read_bytes()
-    payload_checksum = container._decode_header(data[:64], "")[1]
+    payload_checksum = container._decode_header(data[:64])[1]
     narrow = dataclasses.replace(HEADER, samples=4 * 4096, columns=4)
     path.write_bytes(container._encode_header(narrow, payload_checksum) + data[64:])
     with pytest.raises(ValueError, match="outside its codebook"):

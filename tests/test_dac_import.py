@@ -181,12 +181,12 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, protocol
     attack = pickle.dumps({"state_dict": Attack()}, protocol)
     path = changed(tmp_path, lambda entries: entries.update({next(k for k in entries if "data.pkl" in k): attack}))
     for read in (torch_file.read, lambda path: pickles.read_numpy(attack, path)):
-        with pytest.raises(ValueError, match="is refused: its pickle wants .*system"):
+        with pytest.raises(ValueError, match="its pickle wants .*system"):
             read(path)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
     (tmp_path / "a.dac").write_bytes(header.getvalue() + attack)
-    with pytest.raises(ValueError, match="is refused"):
+    with pytest.raises(ValueError, match="its pickle wants"):
         dac_file.read(str(tmp_path / "a.dac"))
     assert not (tmp_path / "attacked").exists()
 
@@ -194,7 +194,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, protocol
 @pytest.mark.parametrize("name", ["builtins.eval", "numpy.load", "torch._utils._rebuild_tensor", "os.getcwd"])
 def test_other_names_are_refused(name):
     module, _, function = name.rpartition(".")
-    with pytest.raises(ValueError, match=f"a.dac is refused: its pickle wants {name}"):
+    with pytest.raises(ValueError, match=f"^a.dac: its pickle wants {name}"):
         pickles.read_numpy(f"c{module}\n{function}\n.".encode(), "a.dac")
 
 
@@ -256,11 +256,11 @@ def test_other_models_of_transformers_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
         dac_weights.read_transformers(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="model_type is None"):
+    with pytest.raises(ValueError, match="its content is \[\], not an object"):
         dac_weights.read_transformers(str(tmp_path))
     settings = json.loads((GOLDEN / "hf" / "config.json").read_text())
     for change, words in (
-        ({"model_type": "encodec"}, "'encodec', not 'dac'"),
+        ({"model_type": "encodec"}, "model_type is 'encodec', not one of 'dac'"),
         ({"n_codebooks": None}, "n_codebooks is None"),
         ({"codebook_size": 64}, "shape"),
     ):
@@ -276,9 +276,9 @@ def test_other_models_of_transformers_are_refused(tmp_path):
         (lambda found: found["metadata"].update(dac_version="2.0.0"), "2.0.0"),
         (lambda found: found["metadata"].pop("chunk_length"), "chunk_length"),
         (lambda found: found.update(codes=found["codes"].astype(np.float32)), "float32"),
-        (lambda found: found["metadata"].update(sample_rate=0), "sample rate"),
+        (lambda found: found["metadata"].update(sample_rate=0), "sample_rate is 0"),
         (lambda found: found["metadata"].update(chunk_length=7), "no whole number of pieces"),
-        (lambda found: found["metadata"].update(chunk_length=float("inf")), "infinity"),
+        (lambda found: found["metadata"].update(chunk_length=float("inf")), "chunk_length is inf, not a whole"),
         (lambda found: found["metadata"].update(original_length=10**13), "made them"),
         (lambda found: found["metadata"].update(input_db=np.float32([1e5])), "1e.05|100000"),
         (lambda found: found.update(codes=found), "damaged"),

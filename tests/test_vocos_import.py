@@ -159,7 +159,7 @@ def copy(tmp_path, **changes):
         ({"backbone": {"dim": True}}, "backbone.dim is True, not a whole number"),
         ({"backbone": {"num_layers": 0}}, "num_layers is 0"),
         ({"backbone": {"num_layers": 3}}, "has no backbone.convnext.2.dwconv.weight"),
-        ({"backbone": {"num_layers": 1}}, "holds backbone.convnext.1"),
+        ({"backbone": {"num_layers": 1}}, "holds .backbone.convnext.1"),
         ({"backbone": {"intermediate_dim": 24}}, "of shape"),
         ({"backbone": {"adanorm_num_embeddings": 4}}, "told a bitrate"),
         ({"head": {"padding": "reflect"}}, "neither 'center' nor 'same'"),
@@ -168,7 +168,7 @@ def copy(tmp_path, **changes):
         ({"feature_extractor": {"f_min": 20}}, "knows no feature_extractor.'f_min'"),
         ({"feature_extractor": {"sample_rate": 16000}}, "mel_scale.fb is not what"),
         ({"feature_extractor": {"sample_rate": 1}}, "config.yaml: a mel from 0.0 to 0.0 Hz"),
-        (dict.fromkeys(("feature_extractor", "head"), {"n_fft": 10**9}), "of shape"),
+        (dict.fromkeys(("feature_extractor", "head"), {"n_fft": 10**9}), "n_fft is 1000000000, not a whole number"),
         (dict.fromkeys(("feature_extractor", "head"), {"hop_length": 15}), "config.yaml: .* a whole number of hops"),
         (dict.fromkeys(("feature_extractor", "head"), {"hop_length": 32}), 'for padding "center" at least 3'),
     ],
@@ -205,7 +205,7 @@ def test_damaged_weights_are_refused(tmp_path, monkeypatch, capsys):
         assert re.fullmatch(rf"[^\n]*{re.escape(str(path))}[^\n]*{words}[^\n]*\n", capsys.readouterr().err)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"head.out.weight": Attack()}))
-    with pytest.raises(ValueError, match="is refused: its pickle wants .*system"):
+    with pytest.raises(ValueError, match="its pickle wants .*system"):
         vocos_weights.read(str(path))
     assert not (tmp_path / "attacked").exists() and not (tmp_path / "out").exists()
 

@@ -8,6 +8,9 @@ import numpy as np
 PADDINGS = ("same", "center", "none")
 
 
+LARGEST_MELS, LARGEST_FFT_SAMPLES = 1024, 1 << 16  # our limits: the filters are one matrix of both
+
+
 @dataclasses.dataclass(frozen=True)
 class MelDefinition:
     """Everything that decides a log-mel picture. The default is BigVGAN v2's 44.1 kHz, 128-band, hop-512 mel.
@@ -44,6 +47,11 @@ class MelDefinition:
             raise ValueError(
                 f"a mel from {self.low_hz} to {self.high_hz} Hz at {self.sample_rate_hz} Hz:"
                 f" 0 <= low_hz < high_hz <= {self.sample_rate_hz / 2} is needed; set high_hz to half the sample rate"
+            )
+        if not (0 < self.mels <= LARGEST_MELS and self.fft_samples <= LARGEST_FFT_SAMPLES):
+            raise ValueError(
+                f"a mel of {self.mels} bands and {self.fft_samples} fft_samples: use 1 to {LARGEST_MELS} bands and at "
+                f"most {LARGEST_FFT_SAMPLES} samples"
             )
         if self.scale not in ("slaney", "htk"):
             raise ValueError(f"mel scale {self.scale!r}; use 'slaney' or 'htk'")

@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from bandtok_jax import partial_file
+from bandtok_jax import partial_file, untrusted
 
 # The first byte is no ASCII and the line ends differ, so that a transfer as text shows (the PNG specification's idea).
 MAGIC = b"\x89BT\r\n\x1a\n"
@@ -30,6 +30,7 @@ _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 HASH_DIGITS = 32
 _READ_BYTES = 1 << 20
+_CURE = "copy it again or encode the sound again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,19 +138,18 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike):
         self._path = os.fspath(path)
-        with open(self._path, "rb") as file:
-            self.header, expected = _decode_header(file.read(HEADER_BYTES), self._path)
-            checksum = size = 0
-            while block := file.read(_READ_BYTES):
-                checksum, size = zlib.crc32(block, checksum), size + len(block)
-        if size != self.header.payload_bytes:
-            word = "truncated" if size < self.header.payload_bytes else "too long"
-            raise ValueError(
-                f"{self._path} is {word}: {size} bytes of codes instead of {self.header.payload_bytes}; "
-                "copy it again or encode the sound again"
-            )
-        if checksum != expected:
-            raise _damaged(self._path, "the codes' checksum is wrong")
+        with untrusted.reading(path, _CURE):
+            size = untrusted.file_size(path) - HEADER_BYTES
+            with open(self._path, "rb") as file:
+                self.header, expected = _decode_header(file.read(HEADER_BYTES))
+                if size != self.header.payload_bytes:
+                    word = "truncated" if size < self.header.payload_bytes else "too long"
+                    raise ValueError(f"it is {word}: {size} bytes of codes instead of {self.header.payload_bytes}")
+                checksum = 0
+                while block := file.read(_READ_BYTES):
+                    checksum = zlib.crc32(block, checksum)
+            if checksum != expected:
+                raise ValueError("the codes' checksum is wrong")
 
     def blocks(self, columns: int = 512) -> Iterator[np.ndarray]:
         """Yields the codes in order, int32 [<= columns, F]; memory is bounded by `columns`."""
@@ -161,7 +161,7 @@ class Reader:
                 count = min(step * rows, codes_left)
                 codes = unpack(file.read(-(-count * bits // 8)), bits, count)
                 if len(codes) != count or codes.max() >= self.header.codebook_size:
-                    raise _damaged(self._path, "it holds codes outside its codebook")
+                    raise untrusted.refusal(self._path, "it holds codes outside its codebook", _CURE)
                 codes_left -= count
                 yield codes.reshape(-1, rows)
 
@@ -229,30 +229,23 @@ def _encode_header(header: Header, payload_checksum: int) -> bytes:
     return head + _CHECKSUM.pack(zlib.crc32(head))
 
 
-def _decode_header(data: bytes, path: str) -> tuple[Header, int]:
-    """The header and the payload's checksum."""
+def _decode_header(data: bytes) -> tuple[Header, int]:
+    """The header and the payload's checksum; ValueError where they cannot be those of a `.bt` file."""
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
-        raise ValueError(f"{path} is no .bt file (it begins with {data[:4]!r}): pass what `bandtok encode` wrote")
+        raise ValueError(f"it is no .bt file (it begins with {data[:4]!r})")
     if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
         raise ValueError(
-            f"{path} has format version {data[len(MAGIC)]}, this program reads up to {VERSION}: upgrade bandtok-jax"
+            f"it has format version {data[len(MAGIC)]}, this program reads up to {VERSION}: upgrade bandtok-jax"
         )
     if len(data) < HEADER_BYTES:
-        raise ValueError(f"{path} is truncated: {len(data)} bytes are no whole header; encode the sound again")
+        raise ValueError(f"it is truncated: {len(data)} bytes are no whole header")
     fields = _HEADER.unpack(data[: _HEADER.size])
     _, version, header_bytes, kind, rows, codebook_size, rate, per_column, samples, columns, weights, checksum = fields
     if _CHECKSUM.unpack(data[_HEADER.size :])[0] != zlib.crc32(data[: _HEADER.size]):
-        raise _damaged(path, "the header's checksum is wrong")
+        raise ValueError("the header's checksum is wrong")
     if version != VERSION or header_bytes != HEADER_BYTES or kind >= len(ROW_KINDS):
-        raise _damaged(
-            path, f"version {version}, {header_bytes} bytes of header and row kind {kind} do not go together"
-        )
+        raise ValueError(f"version {version}, {header_bytes} bytes of header and row kind {kind} do not go together")
     header = Header(rows, codebook_size, ROW_KINDS[kind], rate, per_column, weights.hex(), samples, columns)
-    problem = header.problem()
-    if problem:
-        raise _damaged(path, problem)
+    if problem := header.problem():
+        raise ValueError(problem)
     return header, checksum
-
-
-def _damaged(path: str, reason: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({reason}): copy it again or encode the sound again")

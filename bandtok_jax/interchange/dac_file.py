@@ -16,7 +16,7 @@ import os
 import jax
 import numpy as np
 
-from bandtok_jax import partial_file
+from bandtok_jax import partial_file, untrusted
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.interchange import container, pickles
 from bandtok_jax.models.dac import DAC, DILATIONS, TAPS
@@ -28,6 +28,18 @@ SILENCE_LUFS = -70.0  # audiotools' loudness is never below
 CODED_LUFS = -16.0  # dac, model/base.py, compress
 _MOST_LUFS = 100.0  # our limit for what a file may claim
 _MAGIC = b"\x93NUMPY"
+_MOST_BYTES = 1 << 30  # days of sound
+_CURE = "give what `dac encode` wrote"
+_FACTS = untrusted.record(
+    {
+        "dac_version": untrusted.one_of(*VERSIONS),
+        "chunk_length": untrusted.whole(1),
+        "padding": untrusted.truth(),
+        "input_db": untrusted.number(-_MOST_LUFS, _MOST_LUFS),
+        "original_length": untrusted.whole(1),
+        "sample_rate": untrusted.whole(1),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +63,7 @@ class DacFile:
 
 def is_one(path: str) -> bool:
     """Whether the file begins as a `.dac` file does."""
+    untrusted.file_size(path)
     with open(path, "rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
@@ -61,40 +74,34 @@ def read(path: str) -> DacFile:
     Raises:
       ValueError: a damaged file, one that holds something else, or one of an unknown version.
     """
-    with open(path, "rb") as file:
-        data = io.BytesIO(file.read())
-    try:
+    with untrusted.reading(path, _CURE):
+        data = io.BytesIO(untrusted.read_bytes(path, _MOST_BYTES))
         if np.lib.format.read_magic(data) != (1, 0):
             raise ValueError("an unknown version of the .npy format")
         _, _, dtype = np.lib.format.read_array_header_1_0(data)
-    except Exception as error:  # NumPy's parser of a damaged header fails in many ways
-        raise ValueError(f"{path} is no .dac file ({error}): give what `dac encode` wrote") from error
-    if dtype.kind != "O":
-        raise ValueError(f"{path} holds an array of {dtype}, no .dac codes: give what `dac encode` wrote")
-    found = pickles.read_numpy(data.read(), path)
-    try:
-        facts, codes = found["metadata"], np.asarray(found["codes"])
-        if facts["dac_version"] not in VERSIONS:
-            raise ValueError(f"its version is {facts['dac_version']!r}, this program reads {', '.join(VERSIONS)}")
-        if codes.dtype != np.uint16 or codes.ndim != 3 or 0 in codes.shape:
-            raise ValueError(f"its codes are {codes.dtype} {list(codes.shape)}, not uint16 [channels, rows, columns]")
-        read_file = DacFile(
+        if dtype.kind != "O":
+            raise ValueError(f"it holds an array of {dtype}, no .dac codes")
+        content = pickles.read_numpy(data.read(), path)
+        untrusted.record({"codes": untrusted.anything, "metadata": untrusted.anything})(content, "")
+        codes = content["codes"]
+        if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 3 or 0 in codes.shape:
+            raise ValueError(f"its codes are {untrusted.shown(codes)}, not uint16 [channels, rows, columns]")
+        facts = {name: _plain(value) for name, value in content["metadata"].items()}
+        _FACTS(facts, "metadata")
+        waveform.check_rate(facts["sample_rate"])
+        return DacFile(
             codes=codes.astype(np.int32).swapaxes(1, 2),
-            piece_columns=int(facts["chunk_length"]),
-            padded=bool(facts["padding"]),
-            lufs=float(np.ravel(facts["input_db"])[0]),
-            samples=int(facts["original_length"]),
-            sample_rate_hz=int(facts["sample_rate"]),
+            piece_columns=facts["chunk_length"],
+            padded=facts["padding"],
+            lufs=float(facts["input_db"]),
+            samples=facts["original_length"],
+            sample_rate_hz=facts["sample_rate"],
         )
-    except (KeyError, TypeError, IndexError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path} is no .dac file that can be read ({error}): write it again") from error
-    waveform.check_rate(read_file.sample_rate_hz)
-    if read_file.piece_columns < 1 or read_file.samples < 1 or not abs(read_file.lufs) < _MOST_LUFS:
-        raise ValueError(
-            f"{path} is damaged: pieces of {read_file.piece_columns} columns, {read_file.samples} samples, "
-            f"{read_file.lufs} LUFS"
-        )
-    return read_file
+
+
+def _plain(value):
+    """A number of NumPy, or an array of one number, as a number of Python."""
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def write(path: str, file: DacFile) -> None:

@@ -6,16 +6,17 @@ weight normalisation belong to the last axis.
 """
 
 from collections.abc import Iterator, Mapping
-import json
 import os
 from typing import Any
 
 import numpy as np
 
-from bandtok_jax import experiment
+from bandtok_jax import experiment, untrusted
 from bandtok_jax.interchange import safetensors, torch_file
 from bandtok_jax.interchange.stage import Stage
 
+_CURE = "give the whole files of a DAC release"
+_LARGEST, _MOST_STRIDES = 1 << 20, 16  # far above every published model
 # Their names of what our configuration calls so.
 _OFFICIAL = dict(
     encoder_width="encoder_dim", decoder_width="decoder_dim", strides="encoder_rates", latent_width="latent_dim",
@@ -37,21 +38,23 @@ def read_official(path: str, parity: bool = False) -> Stage:
     Raises:
       ValueError, FileNotFoundError: no such file, a damaged one, or of another model.
     """
-    found = torch_file.read(path)
-    if not isinstance(found, Mapping) or not {"state_dict", "metadata"} <= set(found):
-        raise ValueError(f"{path} holds no state_dict with metadata: give the weights.pth of a DAC release")
-    metadata = found["metadata"]
-    settings = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{path} does not say of what shape its model is: give the weights.pth of a DAC release")
-    shape = _shape(settings, _OFFICIAL, path)
-    rates = settings.get("decoder_rates")
-    if not isinstance(rates, (list, tuple)) or list(rates) != shape["strides"][::-1]:
-        raise ValueError(
-            f"{path}: the decoder's rates {rates} are not the encoder's {shape['strides']} in "
-            "reverse: only such models can be imported"
-        )
-    return _stage(found["state_dict"], {**shape, "parity": parity}, 1, path)
+    content = torch_file.read(path)
+    with untrusted.reading(path, _CURE):
+        if not isinstance(content, Mapping) or not {"state_dict", "metadata"} <= set(content):
+            raise ValueError("it holds no state_dict with metadata")
+        metadata, state = content["metadata"], content["state_dict"]
+        settings = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
+        if not isinstance(settings, Mapping):
+            raise ValueError("it does not say of what shape its model is")
+        if not isinstance(state, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in state.values()):
+            raise ValueError("its state_dict holds more than tensors")
+        shape = _shape(settings, _OFFICIAL)
+        rates = settings.get("decoder_rates")
+        if not isinstance(rates, (list, tuple)) or list(rates) != shape["strides"][::-1]:
+            raise ValueError(
+                f"the decoder's rates {untrusted.shown(rates)} are not the encoder's {shape['strides']} in reverse"
+            )
+        return _stage(state, {**shape, "parity": parity}, 1, path)
 
 
 def read_transformers(path: str, parity: bool = False) -> Stage:
@@ -60,36 +63,31 @@ def read_transformers(path: str, parity: bool = False) -> Stage:
     config_file = os.path.join(folder, "config.json")
     if not os.path.isfile(config_file):
         raise FileNotFoundError(f"{config_file} does not exist: put the model's config.json beside its weights")
-    try:
-        with open(config_file) as file:
-            settings = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{config_file} is no JSON ({error}): download it again") from error
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind != "dac":
-        raise ValueError(f"{config_file}: model_type is {kind!r}, not 'dac': give a DacModel")
+    settings = untrusted.read_json(config_file, untrusted.record({"model_type": untrusted.one_of("dac")}), cure=_CURE)
+    with untrusted.reading(config_file, _CURE):
+        shape = {**_shape(settings, _TRANSFORMERS), "parity": parity}
     weights_file = os.path.join(folder, name)
     if not os.path.isfile(weights_file):
         raise FileNotFoundError(f"{weights_file} does not exist: download it beside config.json")
-    shape = {**_shape(settings, _TRANSFORMERS, config_file), "parity": parity}
-    return _stage(safetensors.load_flat(weights_file), shape, 2, weights_file)
+    with untrusted.reading(weights_file, _CURE):
+        return _stage(safetensors.load_flat(weights_file), shape, 2, weights_file)
 
 
-def _shape(settings: Mapping[str, Any], names: Mapping[str, str], path: str) -> dict[str, Any]:
+def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """What the configuration says of the model, by our names."""
     missing = [name for key, name in names.items() if key != "latent_width" and name not in settings]
     if missing:
-        raise ValueError(f"{path} does not say {', '.join(missing)}: give the whole file of a DAC release")
+        raise ValueError(f"it does not say {', '.join(missing)}")
     shape = {key: settings.get(name) for key, name in names.items()}
-    whole = lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0
-    strides = shape.pop("strides")
-    if not isinstance(strides, (list, tuple)) or not strides or not all(map(whole, strides)):
-        raise ValueError(f"{path}: {names['strides']} is {strides!r}, not a list of whole numbers")
-    shape["latent_width"] = shape["latent_width"] or shape["encoder_width"] * 2 ** len(strides)
+    if isinstance(shape["strides"], tuple):
+        shape["strides"] = list(shape["strides"])
+    untrusted.listing(untrusted.whole(1, _LARGEST), most=_MOST_STRIDES, least=1)(shape["strides"], names["strides"])
     for key, value in shape.items():
-        if not whole(value):
-            raise ValueError(f"{path}: {names[key]} is {value!r}, not a whole number above 0")
-    return {**shape, "strides": list(strides)}
+        if key == "latent_width" and not value:
+            shape[key] = shape["encoder_width"] * 2 ** len(shape["strides"])
+        elif key != "strides":
+            untrusted.whole(1, _LARGEST)(value, names[key])
+    return shape
 
 
 def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Stage:
@@ -100,27 +98,27 @@ def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, p
         config.model.update({**shape, "strides": tuple(shape["strides"])})
     left, ours = dict(flat), {}
     for layer in _layers(len(config.model.strides), config.model.rows):
-        for name, leaf in _leaves(left, layer[column], path):
+        for name, leaf in _leaves(left, layer[column]):
             ours[f"{layer[0]}.{name}"] = leaf
     if left:
-        raise ValueError(f"{path} holds {sorted(left)[0]}, which no DAC has: it is of another model")
+        raise ValueError(f"it holds {untrusted.shown(next(iter(left)))}, which no DAC has")
     for name, leaf in ours.items():
         if not np.isfinite(leaf).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinity: download it again")
+            raise ValueError(f"{name} holds NaN or infinity")
     origin = os.path.basename(os.path.normpath(path))
     card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
     weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
     return Stage(config, weights, origin=path, card=card).check()
 
 
-def _leaves(left: dict[str, np.ndarray], prefix: str, path: str) -> Iterator[tuple[str, np.ndarray]]:
+def _leaves(left: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     """Takes what belongs to one of their layers out of `left`, and gives it our names and axes."""
 
     def take(*names):
         for name in names:
             if f"{prefix}.{name}" in left:
                 return np.asarray(left.pop(f"{prefix}.{name}"), np.float32)
-        raise ValueError(f"{path} has no {prefix}.{names[0]}: it is incomplete, or of another model")
+        raise ValueError(f"it has no {prefix}.{names[0]}")
 
     kind = prefix.rpartition(".")[2]
     if f"{prefix}.alpha" in left:
@@ -130,7 +128,7 @@ def _leaves(left: dict[str, np.ndarray], prefix: str, path: str) -> Iterator[tup
     else:
         kernel = take("weight_v", "parametrizations.weight.original1", "weight")
         if kernel.ndim != 3:
-            raise ValueError(f"{path}: {prefix} has kernels of shape {list(kernel.shape)}: it is of another model")
+            raise ValueError(f"{prefix} has kernels of shape {list(kernel.shape)}")
         kernel = np.ascontiguousarray(kernel.transpose(2, 1, 0))
         yield "kernel", kernel
         yield "bias", take("bias")

@@ -15,15 +15,36 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from bandtok_jax import experiment
+from bandtok_jax import experiment, untrusted
 from bandtok_jax.codec import Codec
 from bandtok_jax.interchange import model_card, safetensors
-from bandtok_jax.interchange.stage import Stage, fresh
+from bandtok_jax.interchange.stage import STAGE_OF_TASK, Stage, fresh
 from bandtok_jax.mel_codec import MelCodec
 from bandtok_jax.sound_codec import SoundCodec
 
 EXPORT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
+_CURE = "copy it again from its run or export, or upgrade bandtok-jax"
+_CARD = {
+    "scores": untrusted.mapping(untrusted.optional(untrusted.number()), most=1000, keys=untrusted.text(100)),
+    "data": untrusted.listing(untrusted.text(2000), most=1000),
+}
+_STAGE = {
+    "config": untrusted.mapping(untrusted.anything),
+    "weight_hash": untrusted.text(64, "[0-9a-f]{64}"),
+    "step": untrusted.whole(),
+    "tokenizer_hash": untrusted.text(64, "[0-9a-f]*"),
+    "card": untrusted.record(_CARD),
+}
+_EXPORT = untrusted.record(
+    {
+        "export_version": untrusted.whole(1, EXPORT_VERSION),
+        "weight_hash": untrusted.text(64, "[0-9a-f]{64}"),
+        "stages": untrusted.mapping(
+            untrusted.record(_STAGE, others=None), most=3, keys=untrusted.one_of(*STAGE_OF_TASK.values())
+        ),
+    }
+)
 # The vocoder that goes with each tokenizer's config when both are made from nothing, where it needs one.
 VOCODER_OF = {"bandtok": "vocos", "dac": None}
 WITHOUT_VOCODER = ("bandtok:tiny_24khz",)  # for imported ones
@@ -108,10 +129,10 @@ def read_stages(path: str) -> dict[str, Stage]:
         raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
     if not os.path.isfile(config_file):
         raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
-    content = _read_json(config_file)
-    if not isinstance(content, dict):
-        raise ValueError(f"{config_file} is the config of no model: copy it again from its run or export")
-    stages = _read_export(path, content) if "stages" in content else [_read_run(path, step).check()]
+    content = untrusted.read_json(config_file, untrusted.mapping(untrusted.anything), cure=_CURE)
+    stages = [] if "stages" in content else [_read_run(path, step)]
+    with untrusted.reading(config_file, _CURE):
+        stages = [stage.check() for stage in stages] or _read_export(path, content)
     return {stage.name: stage for stage in stages}
 
 
@@ -182,18 +203,10 @@ def _is_export(path: str) -> bool:
     if not all(map(os.path.isfile, files)):
         return False
     try:
-        content = _read_json(files[0])
+        untrusted.read_json(files[0], untrusted.record({"export_version": untrusted.whole()}))
     except ValueError:
         return False
-    return isinstance(content, dict) and "export_version" in content
-
-
-def _read_json(path: str) -> Any:
-    with open(path) as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON ({error}): copy it again from its run or export") from error
+    return True
 
 
 def _read_export(path: str, content: dict) -> list[Stage]:
@@ -203,34 +216,30 @@ def _read_export(path: str, content: dict) -> list[Stage]:
       ValueError: its config describes no model of this version, or its weights are not those that were exported.
     """
     version = content.get("export_version", 0)
-    if version > EXPORT_VERSION:
-        raise ValueError(f"{path} is an export of version {version}: upgrade bandtok-jax")
+    if isinstance(version, int) and version > EXPORT_VERSION:
+        raise ValueError(f"it is of an export of version {version}: upgrade bandtok-jax")
+    _EXPORT(content, "")
     weights_file = os.path.join(path, WEIGHTS_FILE)
     if not os.path.isfile(weights_file):
-        raise ValueError(f"{path} holds no {WEIGHTS_FILE}: export it again")
+        raise untrusted.refusal(path, f"it holds no {WEIGHTS_FILE}", "export it again")
     weights = safetensors.load(weights_file)
     stages = []
-    try:
-        for name, facts in content["stages"].items():
-            if name not in weights:
-                raise ValueError(f"{weights_file} holds no weights of the {name.replace('_', ' ')}: export it again")
-            facts = dict(facts)
-            config = ConfigDict(facts.pop("config"), convert_dict=True).lock()
-            expected = facts.pop("weight_hash", None)  # the first exports have none
-            stage = Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, **facts)
-            if stage.name != name:
-                raise ValueError(f"{path}: config.json calls a {stage.name} {name}: copy it again from its export")
-            if stage.check().weight_hash != expected and expected:
-                raise ValueError(
-                    f"{weights_file}: the weights of the {name.replace('_', ' ')} are not those that were exported: "
-                    "the file is damaged or of another export; copy the folder again"
-                )
-            stages.append(stage)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{os.path.join(path, 'config.json')} describes no model that this version knows "
-            f"({type(error).__name__}: {error}): copy it again from its export, or upgrade bandtok-jax"
-        ) from error
+    for name, facts in content["stages"].items():
+        spoken = name.replace("_", " ")
+        if not isinstance(weights.get(name), dict):
+            raise untrusted.refusal(weights_file, f"it holds no weights of the {spoken}", "export it again")
+        facts = dict(facts)
+        config, expected = experiment.stored(facts.pop("config")), facts.pop("weight_hash")
+        stage = Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, **facts)
+        if stage.name != name:
+            raise ValueError(f"it calls a {stage.name} {name}")
+        if stage.check().weight_hash != expected:
+            raise untrusted.refusal(
+                weights_file,
+                f"the weights of the {spoken} are not those that were exported",
+                "the file is damaged or of another export; copy the folder again",
+            )
+        stages.append(stage)
     return stages
 
 

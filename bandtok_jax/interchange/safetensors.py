@@ -7,10 +7,12 @@ import re
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from bandtok_jax import untrusted
+
 Tree = Any
+_CURE = "copy or export it again"
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -28,13 +30,23 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, np.ndarray]) -> Tree:
-    """The inverse of `flatten`, save for empty dicts."""
+    """The inverse of `flatten`, save for empty dicts.
+
+    Raises:
+      ValueError: a name is that of an array and of a group, or is made of more levels than any network has.
+    """
     tree: dict = {}
     for path, leaf in flat.items():
         *parents, name = path.split(".")
+        if len(parents) > untrusted.DEEPEST:
+            raise ValueError(f"{untrusted.printable(path, 60)} has more than {untrusted.DEEPEST} levels")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or name in node:
+            raise ValueError(f"{untrusted.printable(path, 60)} is an array and holds others")
         node[name] = leaf
     return tree
 
@@ -67,15 +79,15 @@ def save(path: str | os.PathLike, tree: Tree, metadata: Mapping[str, str] | None
 
 def load(path: str | os.PathLike) -> Tree:
     """Reads a tree of NumPy arrays; a damaged or foreign file is a ValueError."""
-    return unflatten(load_flat(path))
+    with untrusted.reading(path, _CURE):
+        return unflatten(load_flat(path))
 
 
 def load_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the arrays under the names that they have in the file; see `load`."""
-    try:
+    untrusted.file_size(path)
+    with untrusted.reading(path, _CURE):
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): copy or export it again") from error
 
 
 def weight_hash(tree: Tree) -> str:

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from bandtok_jax import platforms, tasks
+from bandtok_jax import platforms, tasks, untrusted
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.interchange import safetensors
 from bandtok_jax.models.network import Network
@@ -21,6 +21,7 @@ STAGE_OF_TASK = {
     "vocoder": "vocoder",
     "language_model": "language_model",
 }
+_NUMBERS_OF_LAYERS = ("blocks", "middle_blocks", "layers", "text_layers", "residual_levels")  # of config.model
 
 
 @dataclasses.dataclass
@@ -52,9 +53,10 @@ class Stage:
         """
         task = self.config.get("task")
         if task not in STAGE_OF_TASK:
-            raise ValueError(
-                f"{self.origin}: the task in config.json is {task!r}; it must be one of {', '.join(STAGE_OF_TASK)}: "
-                "copy config.json again from its run or export, or upgrade bandtok-jax"
+            raise untrusted.refusal(
+                self.origin,
+                f"the task in config.json is {untrusted.shown(task)}; it must be one of {', '.join(STAGE_OF_TASK)}",
+                "copy config.json again from its run or export, or upgrade bandtok-jax",
             )
         return STAGE_OF_TASK[task]
 
@@ -85,9 +87,10 @@ class Stage:
         Raises:
           ValueError: names the first leaf that is missing, left over, or of another size.
         """
+        found = safetensors.flatten(self.weights)
+        self._check_layers(found)
         parameters, buffers = self.network.shapes()
         expected = safetensors.flatten({"parameters": parameters, "buffers": buffers})
-        found = safetensors.flatten(self.weights)
         for path, leaf in expected.items():
             if path not in found:
                 raise self._misfit(f"no {path}")
@@ -98,10 +101,19 @@ class Stage:
                 raise self._misfit(f"{path}, which this model does not know")
         return self
 
+    def _check_layers(self, found: Mapping[str, Any]) -> None:
+        """Refuses numbers of layers that these weights cannot be of, before as many layers are built."""
+        stacked = max((np.shape(leaf)[0] for leaf in found.values() if np.ndim(leaf)), default=0)
+        most = max(len(found), stacked if self.config.model.get("scan_layers") else 0)
+        for key in (*_NUMBERS_OF_LAYERS, *("rows",) * (self.config.task == "waveform_codec")):
+            if (number := self.config.model.get(key, 0)) > most:
+                raise self._misfit(f"no {number} of {key}: they are {len(found)} arrays")
+
     def _misfit(self, what: str) -> ValueError:
-        return ValueError(
-            f"{self.origin}: the weights of the {self.name.replace('_', ' ')} have {what}: "
-            "they belong to another model or another size; pair each config.json with its own weights"
+        return untrusted.refusal(
+            self.origin,
+            f"the weights of the {self.name.replace('_', ' ')} have {what}",
+            "they belong to another model or another size; pair each config.json with its own weights",
         )
 
 

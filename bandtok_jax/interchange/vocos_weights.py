@@ -8,19 +8,19 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import math
 import os
-import reprlib
 from typing import Any
 
 import numpy as np
-import yaml
 
-from bandtok_jax import experiment
+from bandtok_jax import experiment, tasks, untrusted
 from bandtok_jax.audio import mel_bands
 from bandtok_jax.interchange import safetensors, torch_file
 from bandtok_jax.interchange.stage import Stage
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILES = ("pytorch_model.bin", "model.safetensors")
+_CURE = "give the whole files of a Vocos release that plays a mel by one inverse STFT"
+_LARGEST = 1 << 20
 CONSTANTS_TOLERANCE = 0.01  # theirs may be kept in 16 bits
 
 _REQUIRED = object()
@@ -68,36 +68,36 @@ def read(path: str) -> Stage:
       ValueError, FileNotFoundError: no such file, a damaged one, or one of a model that hears no mel.
     """
     weights_file, config_file = _files(path)
-    settings = _settings(config_file)
+    with untrusted.reading(config_file, _CURE):
+        settings = _settings(config_file)
+        config = _config(settings)
+        mel = tasks.create(config).mel
     read_weights = safetensors.load_flat if weights_file.endswith(".safetensors") else torch_file.read
     left = read_weights(weights_file)
-    if not isinstance(left, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in left.values()):
-        raise ValueError(f"{weights_file} holds no plain state_dict: give the {WEIGHTS_FILES[0]} of a Vocos release")
-    left, ours = dict(left), {}
-    constants = {name: left.pop(name) for name in _CONSTANTS if name in left}
-    for name, theirs in _leaves(settings["backbone.num_layers"]):
-        if theirs not in left:
-            raise ValueError(f"{weights_file} has no {theirs}: it is incomplete, or of another model")
-        leaf = np.asarray(left.pop(theirs), np.float32)
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{weights_file}: {theirs} holds NaN or infinity: download it again")
-        ours[name] = np.ascontiguousarray(leaf.T)
-    if left:
-        raise ValueError(f"{weights_file} holds {next(iter(left))}, which no Vocos of mels has: it is of another model")
-    origin = os.path.basename(os.path.abspath(path))
-    card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
-    weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-    try:
-        stage = Stage(_config(settings), weights, origin=path, card=card).check()
-    except ValueError as error:  # a mel or a shape that cannot be, whose message knows no file
-        raise error if path in str(error) else ValueError(f"{config_file}: {error}") from error
-    for name, found in constants.items():
-        expected = _CONSTANTS[name](stage.mel)
-        found = np.asarray(found, np.float32)
-        if found.shape != expected.shape or not np.allclose(found, expected, atol=CONSTANTS_TOLERANCE):
-            raise ValueError(
-                f"{weights_file}: {name} is not what vocos 0.1.0 makes of {CONFIG_FILE}: it is of another program"
-            )
+    with untrusted.reading(weights_file, _CURE):
+        if not isinstance(left, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in left.values()):
+            raise ValueError("it holds no plain state_dict")
+        left, ours = dict(left), {}
+        constants = {name: left.pop(name) for name in _CONSTANTS if name in left}
+        for name, theirs in _leaves(settings["backbone.num_layers"]):
+            if theirs not in left:
+                raise ValueError(f"it has no {theirs}")
+            leaf = np.asarray(left.pop(theirs), np.float32)
+            if not np.isfinite(leaf).all():
+                raise ValueError(f"{theirs} holds NaN or infinity")
+            ours[name] = np.ascontiguousarray(leaf.T)
+        if left:
+            raise ValueError(f"it holds {untrusted.shown(next(iter(left)))}, which no Vocos of mels has")
+        origin = os.path.basename(os.path.abspath(path))
+        card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
+        weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
+        with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
+            stage = Stage(config, weights, origin=path, card=card).check()
+        for name, found in constants.items():
+            expected = _CONSTANTS[name](mel)
+            found = np.asarray(found, np.float32)
+            if found.shape != expected.shape or not np.allclose(found, expected, atol=CONSTANTS_TOLERANCE):
+                raise ValueError(f"{name} is not what vocos 0.1.0 makes of {CONFIG_FILE}")
     return stage
 
 
@@ -118,51 +118,41 @@ def _files(path: str) -> tuple[str, str]:
 
 def _settings(path: str) -> dict[str, Any]:
     """What the parts of the model are told, by names such as "head.n_fft"; every value is checked."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            parts = yaml.safe_load(file)
-    except OSError:
-        raise
-    except Exception as error:  # YAML fails in many ways, and speaks in many lines
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}): download it again") from error
+    parts = untrusted.read_yaml(path, untrusted.mapping(untrusted.anything), cure=_CURE)
     settings = {}
     for part, (class_path, known) in _PARTS.items():
-        found = parts.get(part) if isinstance(parts, Mapping) else None
+        found = parts.get(part)
         if not isinstance(found, Mapping) or "class_path" not in found:
-            raise ValueError(f"{path} does not say {part}.class_path: give the {CONFIG_FILE} of a Vocos release")
+            raise ValueError(f"it does not say {part}.class_path")
         if found["class_path"] != class_path:
-            raise ValueError(
-                f"{path}: {part} is {reprlib.repr(found['class_path'])}, and only {class_path} can be imported: "
-                "give a model that plays a mel by one inverse STFT, such as vocos-mel-24khz"
-            )
+            raise ValueError(f"{part} is {untrusted.shown(found['class_path'])}, and only {class_path} can be imported")
         told = found.get("init_args") or {}
         if not isinstance(told, Mapping):
-            raise ValueError(f"{path}: {part}.init_args is {reprlib.repr(told)}, not a list of names with values")
+            raise ValueError(f"{part}.init_args is {untrusted.shown(told)}, not a list of names with values")
         for name in told:
             if name not in known:
-                raise ValueError(f"{path}: vocos 0.1.0 knows no {part}.{reprlib.repr(name)}: give a model of its kind")
+                raise ValueError(f"vocos 0.1.0 knows no {part}.{untrusted.shown(name)}")
         for name, default in known.items():
-            settings[f"{part}.{name}"] = _checked(told.get(name, default), part, name, path)
+            settings[f"{part}.{name}"] = _checked(told.get(name, default), part, name)
     for one, other in _EQUAL:
         if settings[one] != settings[other]:
             raise ValueError(
-                f"{path}: {one} is {settings[one]!r} and {other} is {settings[other]!r}: "
+                f"{one} is {settings[one]!r} and {other} is {settings[other]!r}: "
                 "only models where both are the same can be imported"
             )
     return settings
 
 
-def _checked(value: Any, part: str, name: str, path: str) -> Any:
+def _checked(value: Any, part: str, name: str) -> Any:
+    where = f"{part}.{name}"
     if value is _REQUIRED:
-        raise ValueError(f"{path} does not say {part}.{name}: give the whole {CONFIG_FILE} of a Vocos release")
+        raise ValueError(f"it does not say {where}")
     if name == "padding" and value not in ("center", "same"):
-        raise ValueError(f"{path}: {part}.padding is {reprlib.repr(value)}, neither 'center' nor 'same'")
+        raise ValueError(f"{where} is {untrusted.shown(value)}, neither 'center' nor 'same'")
     if name == "adanorm_num_embeddings" and value:
-        raise ValueError(
-            f"{path}: {part}.{name} is {reprlib.repr(value)}: a model that is told a bitrate cannot be imported"
-        )
-    if name not in _NO_NUMBERS and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"{path}: {part}.{name} is {reprlib.repr(value)}, not a whole number above 0")
+        raise ValueError(f"{where} is {untrusted.shown(value)}: a model that is told a bitrate cannot be imported")
+    if name not in _NO_NUMBERS:
+        untrusted.whole(1, _LARGEST)(value, where)
     return value
 
 

@@ -1,0 +1,184 @@
+"""Damaged and hostile files of models and codes: each is taken, or refused by one line that names it."""
+
+import functools
+import io
+import json
+import pathlib
+import pickle
+import pickletools
+import shutil
+import struct
+import zipfile
+import zlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bandtok_jax import experiment, tasks
+from bandtok_jax.interchange import container, dac_file, dac_weights, model_folder, vocos_weights
+from bandtok_jax.interchange import safetensors as weights_file
+from bandtok_jax.interchange.stage import fresh
+from tests import fuzz
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+HEADER = container.Header(
+    rows=5, codebook_size=1000, row_kind="band", sample_rate_hz=44100, samples_per_column=4096, weight_hash="ab" * 16
+)
+
+
+@pytest.fixture(autouse=True)
+def tasks_of_known_networks(monkeypatch):
+    """One task for each description of a network: most of the time goes into building what nothing has changed."""
+    create, known = tasks.create, {}
+
+    def create_once(config, *arguments):
+        key = json.dumps([experiment.plain(config).get(name) for name in ("task", "model", "mel", "dtype")])
+        if key not in known:
+            known[key] = create(config, *arguments)
+        return known[key]
+
+    monkeypatch.setattr(tasks, "create", create_once)
+
+
+def torch_weights(random, valid):
+    """Mutates a file of torch.save: its bytes, or one file of the zip, mostly its pickle."""
+    if random.random() < 0.3:
+        return fuzz.binary(random, valid)
+    with zipfile.ZipFile(io.BytesIO(valid)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = random.choice(list(entries)) if random.random() < 0.2 else next(n for n in entries if n.endswith("data.pkl"))
+    mutate = pickled if name.endswith("data.pkl") and random.random() < 0.7 else fuzz.binary
+    entries[name] = mutate(random, entries[name])
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return written.getvalue()
+
+
+def pickled(random, valid):
+    """Changes the steps of a pickle: their arguments, their order, or which there are."""
+    steps = [place for _, _, place in pickletools.genops(valid)] + [len(valid)]
+    parts = [bytearray(valid[first:last]) for first, last in zip(steps, steps[1:])]
+    for _ in range(random.choice((1, 1, 2, 4))):
+        place, other = random.randrange(len(parts)), random.randrange(len(parts))
+        match random.randrange(6):
+            case 0:
+                del parts[place : place + random.choice((1, 1, 3))]
+                parts = parts or [bytearray(b".")]
+            case 1:
+                parts.insert(place, bytearray(parts[other]))
+            case 2:
+                parts[place], parts[other] = parts[other], parts[place]
+            case 3:
+                argument = random.choice(fuzz.EXTREMES) % (1 << 8 * max(len(parts[place]) - 1, 1))
+                parts[place][1:] = argument.to_bytes(max(len(parts[place]) - 1, 1), "little")[: len(parts[place]) - 1]
+            case 4:
+                value = random.choice(fuzz.HOSTILE_VALUES[:-1])
+                parts[place] = bytearray(pickle.dumps(value if value != "\ud800" else 3, 2)[2:-1])
+            case 5:
+                parts[place] = bytearray(fuzz.binary(random, bytes(parts[place])))
+    return b"".join(parts)
+
+
+def test_weights_of_dac(tmp_path):
+    valid = (GOLDEN / "dac" / "even.pth").read_bytes()
+    fuzz.check(lambda path: dac_weights.read_official(str(path)), tmp_path / "weights.pth", valid, torch_weights)
+
+
+def test_weights_of_vocos(tmp_path):
+    shutil.copy(GOLDEN / "vocos" / "same" / "config.yaml", tmp_path)
+    valid = (GOLDEN / "vocos" / "same" / "pytorch_model.bin").read_bytes()
+    fuzz.check(lambda path: vocos_weights.read(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
+
+
+def test_settings_of_vocos(tmp_path):
+    shutil.copytree(GOLDEN / "vocos" / "same", tmp_path, dirs_exist_ok=True)
+    valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: vocos_weights.read(str(tmp_path))
+    fuzz.check(read, tmp_path / "config.yaml", valid, fuzz.text, named=str(tmp_path))
+
+
+def test_settings_and_weights_of_transformers(tmp_path):
+    shutil.copytree(GOLDEN / "dac" / "hf", tmp_path, dirs_exist_ok=True)
+    for name, mutate in (("config.json", fuzz.json_text), ("model.safetensors", tensors)):
+        valid = (tmp_path / name).read_bytes()
+        fuzz.check(
+            lambda _: dac_weights.read_transformers(str(tmp_path)), tmp_path / name, valid, mutate, named=str(tmp_path)
+        )
+
+
+def tensors(random, valid):
+    """Mutates a safetensors file: its bytes, or its header, whose length then fits."""
+    if random.random() < 0.3:
+        return fuzz.binary(random, valid)
+    (length,) = struct.unpack("<Q", valid[:8])
+    header = fuzz.json_text(random, valid[8 : 8 + length])
+    return struct.pack("<Q", len(header)) + header + valid[8 + length :]
+
+
+def test_tensors(tmp_path):
+    tree = {"a": {"kernel": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float16)}, "b": np.arange(3)}
+    weights_file.save(tmp_path / "valid", tree, {"format": "bandtok-jax"})
+    valid = (tmp_path / "valid").read_bytes()
+    fuzz.check(weights_file.load, tmp_path / "model.safetensors", valid, tensors, cases=400)
+
+
+@pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), (".".join("a" * 5000),)])
+def test_names_of_tensors_that_make_no_tree(names, tmp_path):
+    safetensors.numpy.save_file({name: np.zeros(2) for name in names}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors: a.* (is an array and holds|has more than 32 levels)"):
+        weights_file.load(tmp_path / "a.safetensors")
+
+
+@functools.cache
+def small_tokenizer():
+    config = experiment.load_config("bandtok:tiny")
+    with config.unlocked():
+        config.model.update(channels=(8,), patch=32, codes=16, code_width=4)
+    return fresh(config, jax.random.key(0))
+
+
+def test_configuration_of_an_export(tmp_path):
+    stage = small_tokenizer()
+    model_folder.save(model_folder.join({stage.name: stage}), tmp_path)
+    valid = (tmp_path / "config.json").read_bytes()
+    read = lambda _: model_folder.read_stages(tmp_path)
+    fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
+
+
+def test_configuration_of_a_run(tmp_path):
+    experiment.write_config(experiment.load_config("bandtok:tiny"), tmp_path)
+    valid = (tmp_path / "config.json").read_bytes()
+    read = lambda _: experiment.load_config(str(tmp_path))
+    fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
+
+
+def dac_codes(random, valid):
+    """Mutates a `.dac` file: its bytes, or the steps of its pickle."""
+    begin = valid.index(b"\n") + 1
+    return fuzz.binary(random, valid) if random.random() < 0.4 else valid[:begin] + pickled(random, valid[begin:])
+
+
+@pytest.mark.parametrize("name", ["song", "pieces"])
+def test_dac_files(name, tmp_path):
+    valid = (GOLDEN / "dac" / f"{name}.dac").read_bytes()
+    fuzz.check(lambda path: dac_file.read(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
+
+
+def signed(random, valid):
+    """Mutates a `.bt` file: its bytes, or a field of the header, whose checksum then fits."""
+    data = bytearray(fuzz.binary(random, valid))
+    if random.random() < 0.6:
+        data = bytearray(valid)
+        place, width = random.randrange(8, 60), random.choice((1, 2, 4, 8))
+        data[place : place + width] = (random.choice(fuzz.EXTREMES) % (1 << 8 * width)).to_bytes(width, "little")
+        data[60:64] = zlib.crc32(data[:60]).to_bytes(4, "little")
+    return bytes(data)
+
+
+def test_bt_files(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 1000, (40, 5), dtype=np.int32)
+    container.write(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
+    fuzz.check(container.read, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)
