@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -154,6 +155,9 @@ def main(arguments=None) -> int:
         flags.processes, hosts=flags.hosts, host=flags.host, coordinator=flags.coordinator or _free_address(),
         devices=flags.devices_per_process,
     )  # fmt: skip
+    if flags.hosts == 1:  # others that reach the port shall not pass for one of them
+        secret = os.environ.get("BANDTOK_CLUSTER_SECRET") or secrets.token_hex(32)
+        variables = [{**own, "BANDTOK_CLUSTER_SECRET": secret} for own in variables]
     command = [sys.executable, "-u", "-m", "bandtok_jax.cli", "train", *flags.train]
     return run(command, variables, grace_seconds=flags.grace_seconds, linger_seconds=flags.linger_seconds)
 

@@ -1,13 +1,16 @@
 """Finding the other processes: who they are, what is refused, and who is missing."""
 
 import concurrent.futures
+import contextlib
+import json
 import os
 import signal
 import socket
+import time
 
 import pytest
 
-from bandtok_jax.training import distributed
+from bandtok_jax.training import distributed, roll_call
 from tests import processes
 
 SLURM = {
@@ -115,6 +118,102 @@ def test_two_of_one_number_are_refused(address):
 def test_who_never_reaches_process_0_says_so(address):
     (text,) = _roll_call([1], 2, 0.5, address)
     assert f"process 1 of 2 cannot reach process 0 at {address}; that is this machine itself (127.x)" in text
+
+
+def _call(address, lines, stay=True):
+    """Calls at process 0 as a stranger, as soon as it listens; the connection stays open."""
+    host, port = address.split(":")
+    for _ in range(200):
+        try:
+            connection = socket.create_connection((host, int(port)), timeout=5)
+            break
+        except OSError:
+            time.sleep(0.02)
+    connection.recv(1000)
+    with contextlib.suppress(OSError):  # it may be dropped before it has said all
+        for line in lines:
+            connection.sendall(line)
+    return connection
+
+
+PRETENDED = {"process": 1, "count": 2, "host": "elsewhere", "challenge": "0" * 64, "proof": "0" * 64}
+STRANGERS = {
+    "nothing": b"",
+    "empty object": b"{}\n",
+    "no object": b"[1]\nnull\n",
+    "half a line": b'{"process": 1',
+    "bytes": bytes(range(256)) + b"\n",
+    "a browser": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "without end": b"x" * 1_000_000,
+    "deep": b"[" * 5000 + b"\n",
+    "before 0.1": json.dumps({"process": 1, "count": 2, "host": "elsewhere"}).encode() + b"\n",
+    "process 1": json.dumps(PRETENDED).encode() + b"\n",
+    "process 0": json.dumps(PRETENDED | {"process": 0}).encode() + b"\n",
+    "wrong types": json.dumps(PRETENDED | {"process": "1", "count": None, "host": [], "proof": 1}).encode() + b"\n",
+    "of another count": json.dumps(PRETENDED | {"count": 2**63}).encode() + b"\n",
+    "without number": json.dumps({"count": 2, "host": "elsewhere"}).encode() + b"\n",
+    "control characters": json.dumps(PRETENDED | {"host": "\x1b[2J\0" * 9}).encode() + b"\n",
+}
+
+
+@pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS)
+def test_strangers_end_nothing_and_take_nobodys_place(said, address):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(_roll_call, [0], 2, 20, address)
+        with _call(address, [said]), _call(address, [said]):
+            assert _roll_call([1], 2, 20, address) == [""]
+            assert roll.result() == [""]
+
+
+def test_many_strangers_at_once(address):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as connections:
+        roll = pool.submit(_roll_call, [0], 2, 20, address)
+        for _ in range(300):
+            connections.enter_context(_call(address, []))
+        assert _roll_call([1], 2, 20, address) == [""] == roll.result()
+
+
+def test_a_place_is_free_again_when_its_process_leaves(address):
+    """A process that was ended, and started again, calls a second time."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        roll = pool.submit(_roll_call, [0], 3, 20, address)
+        own, about = "0" * 64, {"process": 1, "count": 3, "host": "gone"}
+        with contextlib.closing(_call(address, [])) as connection:
+            connection.close()
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            theirs = json.loads(connection.makefile().readline())["challenge"]
+            proof = roll_call._proof(
+                distributed.Cluster("plain", address, 3, 1), "caller", theirs, own, *about.values()
+            )
+            connection.sendall(json.dumps({**about, "challenge": own, "proof": proof}).encode() + b"\n")
+        assert _roll_call([1, 2], 3, 20, address) == ["", ""] and roll.result() == [""]
+
+
+def test_another_secret_is_another_training(address, monkeypatch):
+    monkeypatch.setenv("BANDTOK_CLUSTER_SECRET", "a")
+    assert _roll_call([0, 1], 2, 20, address) == ["", ""]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(_roll_call, [0], 2, 1.0, address)
+        _call(address, [b"{}\n"]).close()
+        assert "1 callers did not prove to know its BANDTOK_CLUSTER_SECRET" in roll.result()[0]
+    proofs = [roll_call._proof(distributed.Cluster("plain", address, 2, 1), "caller")]
+    monkeypatch.setenv("BANDTOK_CLUSTER_SECRET", "b")
+    assert roll_call._proof(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"{}\n", b"[]\n", b'{"verdict": ""}\n', b"\xff\n", b"x" * 20_000, b"SSH-2.0-x\r\n"]
+)
+def test_something_else_at_the_coordinators_port_is_not_believed(said, address):
+    host, port = address.split(":")
+    with socket.create_server((host, int(port))) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(_roll_call, [1], 2, 0.6, address)
+        server.settimeout(5)
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(said)
+        assert "cannot reach process 0" in roll.result()[0]
 
 
 def test_a_signal_is_heard_and_then_left_to_others():

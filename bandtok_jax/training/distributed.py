@@ -8,7 +8,6 @@ Kubernetes and Open MPI as jax detects them, or anything else that sets `JAX_COO
 import contextlib
 import dataclasses
 import ipaddress
-import json
 import multiprocessing
 import os
 import signal
@@ -22,11 +21,11 @@ import numpy as np
 from orbax.checkpoint import multihost
 
 from bandtok_jax import folder_lock
+from bandtok_jax.training import roll_call as roll_calls
 
 START_TIMEOUT_SECONDS = 300
 BARRIER_TIMEOUT_SECONDS = 3600
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as a shell has it
-_RETRY_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,86 +121,12 @@ def roll_call(cluster: Cluster, timeout_seconds: float) -> None:
       ValueError: not all came in time, or two go by one number.
     """
     deadline = time.monotonic() + timeout_seconds
-    if cluster.process == 0:
-        verdict = _take_the_roll(cluster, deadline)
-    else:
-        verdict = _answer_the_roll(cluster, deadline)
+    verdict = (roll_calls.take if cluster.process == 0 else roll_calls.answer)(cluster, deadline)
     if verdict:
+        host = cluster.coordinator.rpartition(":")[0]
+        if "cannot reach" in verdict and _is_loopback(host):
+            verdict += "; that is this machine itself (127.x): is process 0 on another one?"
         raise ValueError(verdict)
-
-
-def _take_the_roll(cluster: Cluster, deadline: float) -> str:
-    port, here, verdict = int(cluster.coordinator.rpartition(":")[2]), {0: socket.gethostname()}, ""
-    callers = []
-    family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-    try:
-        server = socket.create_server(("", port), **family)
-    except OSError as error:
-        return f"process 0 cannot listen at port {port} ({error.strerror}): set JAX_COORDINATOR_ADDRESS to a free one"
-    with contextlib.ExitStack() as open_sockets:
-        open_sockets.enter_context(server)
-        while len(here) < cluster.count and not verdict:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                connection = open_sockets.enter_context(server.accept()[0])
-                connection.settimeout(max(deadline - time.monotonic(), 0.01))
-                caller = json.loads(connection.makefile().readline())
-            except TimeoutError:
-                missing = sorted(set(range(cluster.count)) - here.keys())
-                verdict = (
-                    f"{len(missing)} of {cluster.count} processes did not come to {cluster.coordinator} in time: "
-                    f"{_ranges(missing)}; look at their logs, and see that they reach that address"
-                )
-                break
-            except (OSError, ValueError):
-                continue  # something else knocked
-            callers.append(connection)
-            number, host = caller["process"], caller["host"]
-            if number in here or caller["count"] != cluster.count:
-                verdict = (
-                    f"process {number} of {caller['count']} on {host} does not fit: {cluster.count} are expected"
-                    + (f", and {number} is on {here[number]}" if number in here else "")
-                )
-            here[number] = host
-        for connection in callers:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps({"verdict": verdict}).encode() + b"\n")
-    return verdict
-
-
-def _answer_the_roll(cluster: Cluster, deadline: float) -> str:
-    host, _, port = cluster.coordinator.rpartition(":")
-    hint = ""
-    while True:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            if _is_loopback(host):
-                hint = "; that is this machine itself (127.x): is process 0 on another one?"
-            return f"process {cluster.process} of {cluster.count} cannot reach process 0 at {cluster.coordinator}{hint}"
-        # Until process 0 listens there, nothing answers, or something else.
-        with (
-            contextlib.suppress(OSError, ValueError),
-            socket.create_connection((host.strip("[]"), int(port)), timeout=remaining) as connection,
-        ):
-            about = {"process": cluster.process, "count": cluster.count, "host": socket.gethostname()}
-            connection.sendall(json.dumps(about).encode() + b"\n")
-            # Process 0 answers when its own time is up, which began about when ours did.
-            connection.settimeout(remaining + 10)
-            answer = connection.makefile().readline()
-            if answer:
-                return json.loads(answer)["verdict"]
-        time.sleep(_RETRY_SECONDS)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`[1, 2, 3, 7]` -> "1-3, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def agree(number: int) -> int:
