@@ -16,6 +16,7 @@ import warnings
 
 from bandtok_jax import compile_cache, foreign_errors, verbs
 
+_CURE = "check the path and the disk"
 _CURES = {
     errno.ENOSPC: "free some space",
     errno.EACCES: "choose a place you may read and write",
@@ -78,9 +79,9 @@ def _remove_if_empty(folder: str | None) -> None:
 def _one_line(error: Exception) -> str:
     from bandtok_jax import untrusted
 
-    if isinstance(error, OSError) and error.errno and error.filename:
-        cure = _CURES.get(error.errno, "check the path and the disk")
-        return untrusted.one_line(f"{error.filename}: {error.strerror.lower()}; {cure}")
+    if isinstance(error, OSError) and (error.errno in _CURES or error.filename):
+        place, cure = f"{error.filename}: " if error.filename else "", _CURES.get(error.errno, _CURE)
+        return untrusted.one_line(f"{place}{(error.strerror or 'failed').lower()}; {cure}")
     return untrusted.one_line(error) or type(error).__name__
 
 
