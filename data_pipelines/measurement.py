@@ -64,8 +64,9 @@ class Measurement:
         self._meter.push(block)
         self._mono_meter.push(mono[None])
         # The rest of a block that fills no frame is left out: it is the long mean that counts.
-        frames = np.resize(mono, max(len(mono), SPECTRUM_SAMPLES))[
-            : max(1, len(mono) // SPECTRUM_SAMPLES) * SPECTRUM_SAMPLES
+        audible = mono if mono.any() else block[0]  # channels of opposite phase cancel each other
+        frames = np.resize(audible, max(len(audible), SPECTRUM_SAMPLES))[
+            : max(1, len(audible) // SPECTRUM_SAMPLES) * SPECTRUM_SAMPLES
         ]
         self._spectrum += np.sum(np.abs(np.fft.rfft(frames.reshape(-1, SPECTRUM_SAMPLES) * self._window)) ** 2, axis=0)
 

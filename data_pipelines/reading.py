@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from bandtok_jax.audio import waveform
+from bandtok_jax.audio.audio_file import AudioFile
 from bandtok_jax.data_pipelines import tfds_sources, tracks
 from bandtok_jax.data_pipelines.measurement import Measurement
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
@@ -24,8 +25,15 @@ def _blocks(track, path, settings):
             audio, rate, caption = tfds_sources.read(path, track.example)
         firsts = range(0, audio.shape[1], BLOCK_SAMPLES)
         return rate, len(audio), (audio[:, first : first + BLOCK_SAMPLES] for first in firsts), caption
-    rate, channels, _ = waveform.probe(path)
-    return rate, channels, waveform.blocks(path, BLOCK_SAMPLES, whole=False), ""
+    file = AudioFile(path)
+    return file.sample_rate_hz, file.channels, _read(file), ""
+
+
+def _read(file):
+    """Yields blocks float32 `[C, S]` of an opened file, and closes it."""
+    with file:
+        for block in file.blocks(BLOCK_SAMPLES):
+            yield np.ascontiguousarray(block.T)
 
 
 def hear(track, path, settings, spool):

@@ -7,120 +7,71 @@ from collections.abc import Iterator
 import contextlib
 import math
 import os
-import re
 
 import numpy as np
 import soundfile
 import soxr
 
 from bandtok_jax import partial_file
+from bandtok_jax.audio.audio_file import (
+    HIGHEST_RATE_HZ,
+    LOWEST_RATE_HZ,
+    MOST_CHANNELS,
+    AudioFile,
+    reason_of,
+)
 
-LOWEST_RATE_HZ = 8_000
-HIGHEST_RATE_HZ = 192_000
-MOST_CHANNELS = 8
 HIGHEST_PEAK = 100  # our choice: 40 dB above full scale is no recording, but integers that were made floating point
 INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writing it again changes nothing.
 READ_BLOCK_SAMPLES = 1 << 18
 # soundfile hands libsndfile one buffer; very long Vorbis buffers overflow its stack (libsndfile 1.0 to 1.2).
 WRITE_BLOCK_SAMPLES = 1 << 16
-LONGEST_DIFFERENCE_SECONDS = 0.1  # our choice: in length, of what is taken for the same sound
-# libsndfile reads a cut WAV or AIFF file without complaint, but its log tells; a recorder that never knew the length
-# writes a huge one.
-_TRUNCATED = re.compile(r"^\s*(?:data|SSND) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_OPEN_ENDED_BYTES = 0x7FFF_0000
 _SYSTEM_ERROR = 2  # of libsndfile: the system's own failure, such as a full disk
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
 
 
-def _open(path) -> soundfile.SoundFile:
-    if not os.path.exists(path):
-        raise ValueError(f"{path}: no such file; check the path")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: by its name it is sound without a header
-        raise _unreadable(path, error) from error
-    lengths = _TRUNCATED.search(file.extra_info)
-    promised, there = map(int, lengths.groups()) if lengths else (0, 0)
-    if 0 < there < promised < _OPEN_ENDED_BYTES:
-        try:
-            refuse_early_end(path, file.frames, file.frames * promised // there, file.samplerate)
-        except ValueError:
-            file.close()
-            raise
-    return file
-
-
-def refuse_early_end(name, held: int, promised: int, sample_rate_hz: float) -> None:
-    """Raises ValueError, by that name, where a sound ends well before the `promised` samples of its header."""
-    if promised and not held or promised - held > LONGEST_DIFFERENCE_SECONDS * sample_rate_hz:
-        raise ValueError(
-            f"{name}: truncated: it ends after {held / sample_rate_hz:.2f} s, where its header promises "
-            f"{promised / sample_rate_hz:.2f} s; copy it again, leave it out, or convert it to wav"
-        )
-
-
-def _unreadable(path, error) -> ValueError:
-    return ValueError(f"{path}: cannot be read as sound ({_reason(error)}); give a whole wav, flac, ogg or mp3 file")
-
-
-def _unwritable(path, error) -> OSError:
-    return OSError(f"{path}: cannot be written ({_reason(error)}); the disk may be full: free some space")
-
-
-def _reason(error) -> str:
-    return getattr(error, "error_string", str(error)).strip().rstrip(".")
-
-
 def probe(path) -> tuple[int, int, int]:
-    """`(sample_rate_hz, channels, samples)` from the header alone; a damaged file may hold fewer samples.
+    """`(sample_rate_hz, channels, samples)` of an audio file, whatever its header says; see `AudioFile`.
 
     Raises:
-      ValueError: the file is missing, is no sound, or is shorter than what its header promises where that is certain.
+      ValueError: the file is missing, is no audio, or is shorter than what its header promises.
     """
-    with _open(path) as file:
-        return file.samplerate, file.channels, file.frames
+    with AudioFile(path) as file:
+        return file.sample_rate_hz, file.channels, file.samples
 
 
-def blocks(path, block_samples: int, *, whole: bool = True) -> Iterator[np.ndarray]:
+def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
     """Yields the file as float32 `[C, <=block_samples]`, never holding more than one block.
 
-    Args:
-      whole: refuse an .mp3 file that ends before what its header says; some whole ones only guess.
-
     Raises:
-      ValueError: the file is missing, is no sound, or is damaged (possibly after some good blocks).
+      ValueError: the file is missing, is no audio, or is damaged (possibly after some good blocks).
     """
-    held = 0
-    with _open(path) as file:
-        while True:
-            try:
-                block = file.read(block_samples, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise _unreadable(path, error) from error
-            if not len(block):
-                break
-            held += len(block)
+    with AudioFile(path) as file:
+        for block in file.blocks(block_samples):
             yield np.ascontiguousarray(block.T)
-        if whole:
-            refuse_early_end(path, held, file.frames, file.samplerate)
 
 
 def read(path) -> tuple[np.ndarray, int]:
     """A whole file as `(audio float32 [C, S], sample_rate_hz)`; raises as `blocks`."""
-    sample_rate_hz, channels, _ = probe(path)
-    # By blocks, because the sample count in a damaged header may ask for more memory than there is.
-    parts = list(blocks(path, READ_BLOCK_SAMPLES))
-    return np.concatenate(parts or [np.zeros((channels, 0), np.float32)], axis=1), sample_rate_hz
+    with AudioFile(path) as file:
+        # By blocks, because a damaged file may hold less than it promises.
+        parts = [np.ascontiguousarray(block.T) for block in file.blocks(READ_BLOCK_SAMPLES)]
+        return np.concatenate(parts or [np.zeros((file.channels, 0), np.float32)], axis=1), file.sample_rate_hz
 
 
 def read_part(path, first: int, stop: int) -> np.ndarray:
     """The samples `first` to `stop` of a file, float32 `[C, <= stop - first]`."""
-    with _open(path) as file:
-        try:
-            file.seek(min(first, file.frames))
-            return np.ascontiguousarray(file.read(stop - first, dtype="float32", always_2d=True).T)
-        except soundfile.LibsndfileError as error:
-            raise _unreadable(path, error) from error
+    with AudioFile(path) as file:
+        file.seek(first)
+        parts, missing = [], stop - first
+        while missing > 0 and len(block := file.read(min(missing, READ_BLOCK_SAMPLES))):
+            parts.append(block.T)
+            missing -= len(block)
+        return np.concatenate(parts or [np.zeros((file.channels, 0), np.float32)], axis=1)
+
+
+def _unwritable(path, error) -> OSError:
+    return OSError(f"{path}: cannot be written ({reason_of(error)}); the disk may be full: free some space")
 
 
 class Writer:
@@ -159,7 +110,7 @@ class Writer:
             if getattr(error, "code", None) == _SYSTEM_ERROR:
                 raise _unwritable(path, error) from error
             raise ValueError(
-                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz ({_reason(error)}); choose .wav"
+                f"{path}: cannot write {channels} channels at {sample_rate_hz} Hz ({reason_of(error)}); choose .wav"
             ) from error
 
     def write(self, block: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import warnings
 
 import numpy as np
 
-from bandtok_jax.audio import waveform
+from bandtok_jax.audio import audio_file, waveform
 from bandtok_jax.evaluation import commands
 from bandtok_jax.evaluation.originals import Original, Piece
 from bandtok_jax.interchange import container, safetensors
@@ -172,7 +172,7 @@ class FolderSystem:
         audio = waveform.read_part(path, first, stop)
         held = first + audio.shape[1]
         if held < min(stop, samples):
-            waveform.refuse_early_end(f"--decoded={self.name}: {path}", held, samples, rate)
+            audio_file.refuse_early_end(path, held, samples, rate)
         return Coded(audio, rate, {"length_difference": 1000 * difference})
 
 
@@ -204,7 +204,10 @@ class CommandSystem:
             commands.run(self._command, paths, f"--command={self.name}", piece.stem)
             if not os.path.exists(paths["output"]):
                 raise ValueError(f"--command={self.name} wrote no {{output}} for {piece.stem}: try it by hand")
-            decoded, rate = waveform.read(paths["output"])
+            try:
+                decoded, rate = waveform.read(paths["output"])
+            except audio_file.UnreadableAudio as error:  # the command's mistake, and none of the original
+                raise ValueError(f"--command={self.name} wrote no audio for {piece.stem}: {error}") from error
             coded = [file for file in os.listdir(folder) if file.startswith(_COMMAND_FILES["coded"])]
             size = sum(os.path.getsize(os.path.join(folder, file)) for file in coded)
         wanted, seconds = audio.shape[1] / piece.original.sample_rate_hz, decoded.shape[1] / rate
@@ -233,7 +236,7 @@ def aligned(coded: Coded, original: np.ndarray, sample_rate_hz: int, name: str, 
 
 def _refuse_length(name: str, what: str, seconds: float, wanted: float) -> float:
     """How much longer the decoded sound is, in seconds; ValueError where that is too much."""
-    if abs(seconds - wanted) > (longest := waveform.LONGEST_DIFFERENCE_SECONDS):
+    if abs(seconds - wanted) > (longest := audio_file.LONGEST_DIFFERENCE_SECONDS):
         raise ValueError(
             f"{name}: {what} {seconds:.2f} s long, its original {wanted:.2f} s; over {longest} s "
             "is not cut off silently: decode it to the original's length, or check its sample rate"

@@ -1,0 +1,265 @@
+"""The one door to audio files: no length in a header is believed, and what a file is decides how it is read."""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import os
+import stat
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from bandtok_jax.audio import chunks, ffmpeg, flac, libsndfile, mpeg, ogg, signatures
+
+LOWEST_RATE_HZ = 8_000
+HIGHEST_RATE_HZ = 192_000
+MOST_CHANNELS = 8
+LONGEST_DIFFERENCE_SECONDS = 0.1  # our choice: in length, of what is taken for the same audio
+# No format holds more samples a byte: longer announcements are damage (a FLAC block of silence has 65535 in 10 bytes).
+_MOST_SAMPLES_A_BYTE = 8192
+_COUNT_BLOCK_SAMPLES = 1 << 16
+_MPEG_SPARE_FRAMES = 3  # of delay and padding, which encoders note beside the count of frames
+_MPEG_ENDINGS = (".mp3", ".mp2", ".mpga")
+CURE = "give a whole wav, flac, ogg or mp3 file"
+
+
+class UnreadableAudio(ValueError):
+    """A file that holds no audio, or is damaged; the message names it."""
+
+
+class AudioFile:
+    """An audio file that is read as float32 `[<= frames, C]`. Use as a context manager.
+
+    Attributes:
+      sample_rate_hz: from LOWEST_RATE_HZ to HIGHEST_RATE_HZ.
+      channels: 1 to MOST_CHANNELS.
+      announced: how many samples the file is said to have, checked as far as its ends show; None: unknown.
+
+    Raises:
+      UnreadableAudio: naming the path: no such file, no audio, truncated, or a rate or channels beyond the limits.
+      OSError: the system's.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        self._closing, self._position = contextlib.ExitStack(), 0
+        try:
+            self._open()
+            self._check_format()
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            raise UnreadableAudio(f"{self.path}: no such file; check the path") from None
+        except ValueError as error:  # a NUL in the name
+            raise UnreadableAudio(f"{self.path!a}: {error}; check the path") from None
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is {what}; {CURE}")
+        self._size, self._identity = status.st_size, (self.path, status.st_size, status.st_mtime_ns)
+        if not self._size:
+            raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is empty; copy it again, or leave it out")
+        file = self._closing.enter_context(open(self.path, "rb"))
+        head = file.read(signatures.BYTES)
+        if what := signatures.foreign(head):
+            raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is {what}; {CURE}")
+        file.seek(mpeg.after_tags(file))
+        container = signatures.ffmpeg_container(file.read(signatures.BYTES))
+        self._demuxer = container and container[1]
+        self._may_print = head[:4] not in (b"OggS", b"fLaC")
+        if container:
+            if not ffmpeg.installed():
+                raise UnreadableAudio(
+                    f"{self.path}: {container[0]} needs ffmpeg, which is not installed: {ffmpeg.CURE}"
+                )
+            with self._translated():
+                self._decoder = self._closing.enter_context(ffmpeg.Decoder(self.path, self._demuxer))
+            self.sample_rate_hz, self.channels = self._decoder.sample_rate_hz, self._decoder.channels
+            self.announced = None
+            return
+        if head[:4] == b"OggS" and (problem := _scanned(ogg.damage, *self._identity)):
+            raise UnreadableAudio(f"{self.path}: truncated or damaged: {problem}; copy it again, or convert it to flac")
+        if samples := chunks.find(file, self._size):
+            self._open_chunks(file, head, samples)
+        elif stream := flac.scan(file, self._size, mpeg.after_tags(file)):
+            self._open_flac(file, head, stream)
+        elif (frames := _scanned(mpeg.scan, *self._identity)) if self._may_be_mpeg(head) else None:
+            self._open_mpeg(file, head, frames)
+        else:
+            self._decode(libsndfile.Content(file, self._size), head)
+        self.sample_rate_hz, self.channels = self._decoder.samplerate, self._decoder.channels
+        if not 0 <= self.announced <= _MOST_SAMPLES_A_BYTE * self._size:
+            raise UnreadableAudio(
+                f"{self.path}: its header is damaged: it promises {self.announced} samples; copy it again"
+            )
+
+    def _may_be_mpeg(self, head: bytes) -> bool:
+        return head[:3] == b"ID3" or head[0] == 0xFF or self.path.lower().endswith(_MPEG_ENDINGS)
+
+    def _decode(self, content: libsndfile.Content, head: bytes) -> None:
+        """Has libsndfile decode this from now on."""
+        try:
+            with libsndfile.quiet(self._may_print):
+                self._decoder = self._closing.enter_context(libsndfile.Decoder(content))
+        except (soundfile.LibsndfileError, TypeError, AssertionError) as error:
+            content.raise_error()
+            what = signatures.likely(head)
+            reason = f": it is {what}" if what else f" ({reason_of(error)})"
+            raise UnreadableAudio(f"{self.path}: cannot be read as audio{reason}; {CURE}") from error
+        self._content, self.announced = content, self._decoder.frames
+
+    def _open_chunks(self, file: BinaryIO, head: bytes, samples: chunks.Samples) -> None:
+        spliced = samples.to_the_end(file) if samples.announced is None else None
+        self._decode(libsndfile.Content(file, self._size, *(spliced or ())), head)
+        rate, frames = max(self._decoder.samplerate, 1), self._decoder.frames
+        if samples.announced is None or not frames:
+            return
+        if samples.announced > samples.there:
+            refuse_early_end(self.path, frames, frames * samples.announced // samples.there, rate)
+        elif samples.tail / samples.announced * frames > LONGEST_DIFFERENCE_SECONDS * rate:
+            raise UnreadableAudio(
+                f"{self.path}: its header promises {frames / rate:.2f} s, and {samples.tail} bytes follow that belong "
+                "to no part of it: convert it to flac, or repair its header"
+            )
+
+    def _open_flac(self, file: BinaryIO, head: bytes, stream: flac.Stream) -> None:
+        rate = max(int.from_bytes(stream.head[18:21], "big") >> 4, 1)
+        refuse_early_end(self.path, stream.samples, stream.announced, rate)
+        if not stream.whole and stream.samples != stream.announced or not stream.samples:
+            raise UnreadableAudio(
+                f"{self.path}: truncated: its last frame, after {stream.samples / rate:.2f} s, is not whole; "
+                "copy it again, or leave it out"
+            )
+        spliced = () if stream.samples == stream.announced else stream.corrected()
+        self._decode(libsndfile.Content(file, self._size, *spliced), head)
+
+    def _open_mpeg(self, file: BinaryIO, head: bytes, frames: mpeg.Frames) -> None:
+        length = frames.samples_a_frame
+        self._decode(libsndfile.Content(file, self._size, start=frames.first), head)
+        if frames.announced:
+            refuse_early_end(self.path, frames.samples, self.announced, frames.sample_rate_hz)
+        if 0 <= frames.samples - self.announced <= _MPEG_SPARE_FRAMES * length:
+            return
+        if spliced := frames.corrected():
+            self._decode(libsndfile.Content(file, self._size, *spliced), head)
+        elif self.announced < frames.samples:
+            raise UnreadableAudio(f"{self.path}: its header promises less than it holds; convert it to flac or wav")
+        self.announced = min(self.announced, frames.samples)
+
+    def _check_format(self) -> None:
+        rate, channels = self.sample_rate_hz, self.channels
+        if not LOWEST_RATE_HZ <= rate <= HIGHEST_RATE_HZ:
+            raise UnreadableAudio(
+                f"{self.path}: a sample rate of {rate} Hz, where {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz work: "
+                "resample it first"
+            )
+        if not 1 <= channels <= MOST_CHANNELS:
+            raise UnreadableAudio(
+                f"{self.path}: {channels} channels, where {MOST_CHANNELS} channels are the limit: mix it down first"
+            )
+
+    @property
+    def samples(self) -> int:
+        """How many samples it has; of formats that only ffmpeg reads, counted by decoding the file once.
+
+        Raises:
+          UnreadableAudio: it is damaged.
+        """
+        if self.announced is None:
+            self.announced = _count(*self._identity)
+        return self.announced
+
+    def blocks(self, block_samples: int) -> Iterator[np.ndarray]:
+        """Yields all that it holds from where it stands, as `read` returns it.
+
+        Raises:
+          UnreadableAudio: it is damaged, or ends before what its header promises, possibly after some good blocks.
+        """
+        held = self._position
+        while len(block := self.read(block_samples)):
+            held += len(block)
+            yield block
+        if self.announced is not None:
+            refuse_early_end(self.path, held, self.announced, self.sample_rate_hz)
+
+    def read(self, frames: int) -> np.ndarray:
+        """Returns the next samples; none at the end.
+
+        Raises:
+          UnreadableAudio: it is damaged.
+        """
+        with self._translated(), libsndfile.quiet(self._may_print):
+            if self._demuxer:
+                block = self._decoder.read(frames)
+            else:
+                remaining = max(self._decoder.frames - self._position, 0)
+                block = self._decoder.read(min(frames, remaining), dtype="float32", always_2d=True)
+        self._position += len(block)
+        return block
+
+    def seek(self, first: int) -> None:
+        """Goes to a sample, or to the end where there are less; of what ffmpeg reads, forwards only."""
+        if not self._demuxer:
+            with self._translated(), libsndfile.quiet(self._may_print):
+                self._position = self._decoder.seek(min(first, self._decoder.frames))
+            return
+        while self._position < first and len(self.read(min(first - self._position, _COUNT_BLOCK_SAMPLES))):
+            pass
+
+    @contextlib.contextmanager
+    def _translated(self):
+        """Turns errors of the libraries into UnreadableAudio, and those that the system kept into its own."""
+        try:
+            yield
+        except ffmpeg.Failed as error:
+            raise UnreadableAudio(str(error)) from error
+        except (soundfile.LibsndfileError, AssertionError, ValueError) as error:
+            self._content.raise_error()
+            raise UnreadableAudio(
+                f"{self.path}: damaged: cannot be read as audio ({reason_of(error)}); copy it again, or leave it out"
+            ) from error
+        if not self._demuxer:
+            self._content.raise_error()
+
+    def close(self) -> None:
+        """Closes the file, or ends the program that decodes it."""
+        self._closing.close()
+
+    def __enter__(self) -> "AudioFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@functools.lru_cache(maxsize=4096)
+def _scanned(scan, path: str, size: int, changed_ns: int):
+    """Returns what a scan of a file of that size and time finds, which reads all of it."""
+    with open(path, "rb") as file:
+        return scan(file, size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _count(path: str, size: int, changed_ns: int) -> int:
+    """Returns the samples of a file of that size and time, by reading it."""
+    with AudioFile(path) as file:
+        return sum(map(len, file.blocks(_COUNT_BLOCK_SAMPLES)))
+
+
+def refuse_early_end(name, held: int, promised: int, sample_rate_hz: float) -> None:
+    """Raises ValueError, by that name, where audio ends well before the `promised` samples of its header."""
+    if promised and not held or promised - held > LONGEST_DIFFERENCE_SECONDS * sample_rate_hz:
+        raise UnreadableAudio(
+            f"{name}: truncated: it ends after {held / sample_rate_hz:.2f} s, where its header promises "
+            f"{promised / sample_rate_hz:.2f} s; copy it again, leave it out, or convert it to wav"
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what libsndfile says."""
+    return getattr(error, "error_string", str(error)).strip().rstrip(".")
