@@ -90,11 +90,7 @@ def prepare(
             sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
         )
         if not found:
-            raise ValueError(
-                f"no music in {', '.join(map(str, sources))}: {len(left_out)} files left out, "
-                f"{sum(others.values())} files of other kinds; "
-                f"give wav, flac, ogg or mp3 files{_first_reason(left_out)}"
-            )
+            raise ValueError(find_tracks.none_found(sources, left_out, others))
         fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
         folder = os.path.join(output, records.WORKING_FOLDER)
         summary.refuse_foreign(output)
@@ -118,7 +114,7 @@ def prepare(
             storage.remove(folder)
             raise ValueError(
                 f"nothing in {', '.join(map(str, sources))} can be read as music: "
-                f"{len(left_out)} files left out{_first_reason(left_out)}"
+                f"{len(left_out)} files left out{find_tracks.first_reason(left_out)}"
             )
         splits = [task[0].split for task in tasks]
         settings["fingerprint"] = fingerprint
@@ -143,7 +139,3 @@ def _do(tasks, done, settings, folder, workers, progress, runner, runner_options
                 done[line["task"]] = line
                 bar.update(len(tasks[line["task"]]))
     return [done[number] for number in range(len(tasks))]
-
-
-def _first_reason(left_out):
-    return f", the first, {left_out[0]['track']}, because: {left_out[0]['reason']}" if left_out else ""

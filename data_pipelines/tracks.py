@@ -11,9 +11,12 @@ import unicodedata
 import soundfile
 
 from bandtok_jax import storage
+from bandtok_jax.audio import ffmpeg
+from bandtok_jax.audio.signatures import FFMPEG_ENDINGS
 from bandtok_jax.data_pipelines import tfds_sources, track_table
 
-ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | {".aif", ".mp3", ".oga", ".opus"}
+_MORE_ENDINGS = {".aif", ".aifc", ".bwf", ".mp2", ".mp3", ".mpga", ".oga", ".opus", ".snd", ".wave"}
+ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | _MORE_ENDINGS
 SYNTHETIC = "synthetic"
 DEFAULT_DOMAIN = "music"
 BEGINNING_BYTES = 1 << 16
@@ -89,6 +92,32 @@ def _printable(name):
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
+def _is_music(ending):
+    """Whether a file of this ending is read, with the programs that are installed."""
+    return ending in ENDINGS or ending in FFMPEG_ENDINGS and ffmpeg.installed()
+
+
+def _needing_ffmpeg(others):
+    """What is left out since only ffmpeg reads it and is not installed; taken out of `others`."""
+    endings = sorted(set(others) & set(FFMPEG_ENDINGS))
+    reason = "{} files of this ending need ffmpeg, which is not installed: " + ffmpeg.CURE
+    return [{"track": f"*{ending}", "reason": reason.format(others.pop(ending))} for ending in endings]
+
+
+def none_found(sources, left_out, others):
+    """What to say where no track was found, and why."""
+    kinds = ", ".join(f"{count} {ending}" for ending, count in list(others.items())[:5])
+    return (
+        f"no music in {', '.join(map(str, sources))}: {len(left_out)} files left out, {sum(others.values())} files of "
+        f"other kinds{f' ({kinds})' if kinds else ''}; give wav, flac, ogg or mp3 files{first_reason(left_out)}"
+    )
+
+
+def first_reason(left_out):
+    """What to say about the first track that was left out."""
+    return f", the first, {left_out[0]['track']}, because: {left_out[0]['reason']}" if left_out else ""
+
+
 def _remote_files(source, others):
     """The tracks of a bucket: what it says of its files comes with their names."""
     listed = storage.find(source)
@@ -98,7 +127,7 @@ def _remote_files(source, others):
         path = os.path.join(source, below) if below else source
         name = below or os.path.basename(source)
         ending = os.path.splitext(name)[1].lower()
-        if ending in ENDINGS:
+        if _is_music(ending):
             # A bucket tells of a changed file by another mark, not everywhere by a time.
             mark = str([facts.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "created")])
             changed = int.from_bytes(hashlib.sha256(mark.encode()).digest()[:6], "big")
@@ -119,7 +148,7 @@ def _files(source, others):
     for folder, names in _folders(source):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
-            if ending in ENDINGS:
+            if _is_music(ending):
                 path = os.path.join(folder, name)
                 found.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
             else:
@@ -259,6 +288,7 @@ def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=F
                 hashes[track.name] = _hash(own_name)
                 track = replace(track, split=split_by_hash(own_name, validation_share))
             tracks[track.name] = track
+    left_out += _needing_ffmpeg(others)
     notes = []
     if table:
         table.finish(sorted(tracks))
