@@ -21,8 +21,9 @@ import numpy as np
 
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
+from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.evaluation import commands, measures, perceptual, systems
-from bandtok_jax.evaluation.originals import SOUNDS, Piece
+from bandtok_jax.evaluation.originals import SOUNDS, Original, Piece
 from bandtok_jax.progress import progress_bar
 from bandtok_jax.worker_pool import KILLED, worker_pool
 
@@ -72,8 +73,10 @@ def run(
     *,
     workers: int | None = None,
     progress: bool = True,
-) -> list[Result]:
+) -> tuple[list[Result], list[str]]:
     """Measures every piece with every system, but for those whose results lie in `output` already.
+
+    A file that turns out to be damaged, the original or one that another codec decoded, is left out for all systems.
 
     Args:
       compared: systems of `bandtok_jax.evaluation.systems`, with different names.
@@ -81,8 +84,11 @@ def run(
       output: folder of the report; gets `results`, `audio` and `codes`.
       workers: processes that measure; 1 measures in this one, None is one for each core.
 
+    Returns:
+      The results, and what was left out and why.
+
     Raises:
-      ValueError: what is wrong with a sound, a system or a command.
+      ValueError: what is wrong with a system or a command, or that every file is damaged.
     """
     if not perceptual.visqol_installed():
         settings = dataclasses.replace(settings, without=(*settings.without, "visqol"))
@@ -95,6 +101,7 @@ def run(
     ):
         bar.update(sum(piece.seconds for _, piece in found))
         waiting: deque = deque()
+        damaged: dict[Original, str] = {}
 
         def finish():
             task, facts, job = waiting.popleft()
@@ -103,19 +110,27 @@ def run(
             _write(output, *task, keys[task], found[task], embeddings)
             bar.update(task[1].seconds)
 
-        for piece, audio, missing in _sounds(compared, pieces, found, settings):
+        for piece, audio, missing in _sounds(compared, pieces, found, settings, damaged):
             for system in missing:
-                waiting.append(((system.name, piece), *_start(system, piece, audio, output, settings, submit)))
+                try:
+                    started = _start(system, piece, audio, output, settings, submit)
+                except UnreadableAudio as error:
+                    damaged[piece.original] = str(error)
+                    break
+                waiting.append(((system.name, piece), *started))
                 while len(waiting) > ahead:
                     finish()
         while waiting:
             finish()
     place = lambda name, piece: _path("results", output, name, piece)
-    return [Result(name, piece, found[name, piece], place(name, piece)) for name, piece in keys]
+    left = [(name, piece) for name, piece in keys if piece.original not in damaged]
+    if not left:
+        raise ValueError(f"no file can be compared: of {len(damaged)}, the first is left out: {[*damaged.values()][0]}")
+    return [Result(name, piece, found[name, piece], place(name, piece)) for name, piece in left], [*damaged.values()]
 
 
-def _sounds(compared, pieces, found, settings) -> Iterator[tuple[Piece, np.ndarray, list]]:
-    """The pieces that some system has yet to code, with their sound and these systems."""
+def _sounds(compared, pieces, found, settings, damaged) -> Iterator[tuple[Piece, np.ndarray, list]]:
+    """The pieces that some system has yet to code, with their sound and these systems, but for `damaged` originals."""
     for original, group in itertools.groupby(pieces, key=lambda piece: piece.original):
         todo = {
             piece.number: (piece, missing)
@@ -125,12 +140,15 @@ def _sounds(compared, pieces, found, settings) -> Iterator[tuple[Piece, np.ndarr
         if not todo:
             continue
         piece_seconds = next(iter(todo.values()))[0].piece_seconds
-        for number, audio in enumerate(original.cut(piece_seconds, settings.channels)):
-            if number in todo:
-                piece, missing = todo.pop(number)
-                yield piece, audio, missing
-            if not todo:
-                break
+        try:
+            for number, audio in enumerate(original.cut(piece_seconds, settings.channels)):
+                if number in todo:
+                    piece, missing = todo.pop(number)
+                    yield piece, audio, missing
+                if not todo or original in damaged:
+                    break
+        except UnreadableAudio as error:
+            damaged[original] = str(error)
 
 
 def _start(system, piece: Piece, audio: np.ndarray, output: str, settings: Settings, submit) -> tuple[dict, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bandtok_jax import storage
 from bandtok_jax.audio import waveform
+from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.data_pipelines import records, tracks, whole_tracks
 
@@ -39,14 +40,14 @@ class Original:
         """Its pieces, float32 `[C, S]`, with only one of them in memory; 1 channel is the mix-down.
 
         Raises:
-          ValueError: the file is damaged, ends before what its header promises, or holds NaN.
+          UnreadableAudio: the file is damaged, ends before what its header promises, or holds NaN.
         """
         size = round(min(piece_seconds, self.seconds) * self.sample_rate_hz)  # never more memory than the file needs
         for number, (window, samples) in zip(range(self.pieces(piece_seconds)), windows(self.read(), size, 0, 0, 0.0)):
             try:
                 audio = waveform.check(np.ascontiguousarray(window[:samples].T), self.sample_rate_hz, number * size)
             except ValueError as error:
-                raise ValueError(f"{self.name}: {error}") from error
+                raise UnreadableAudio(f"{self.name}: {error}") from error
             yield waveform.mono(audio)[None] if channels == 1 else audio[:2]
 
 
@@ -104,11 +105,16 @@ def find(
         )
     if output and not prepared:
         _refuse_sounds_of(output, data)
-    found, notes = (_records(data[0], split or "validation"), []) if prepared else _files(data, split, tracks_csv)
+    if prepared:
+        return _records(data[0], split or "validation"), []
+    found, notes, others = _files(data, split, tracks_csv)
     if not found:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in list(others.items())[:5])
+        kinds = f"; files of other kinds: {kinds}" if kinds else ""
         raise ValueError(
             f"no sound in {', '.join(data)}{f' of the split {split}' if split else ''}: "
-            f"give wav, flac, ogg or mp3 files, or prepared records{'; ' if notes else ''}{'; '.join(notes[:1])}"
+            f"give wav, flac, ogg or mp3 files, or prepared records{kinds}"
+            f"{f'; left out: {notes[0]}' if notes else ''}"
         )
     return found, notes
 
@@ -152,8 +158,10 @@ def _refuse_sounds_of(output: str, data: Sequence[str]) -> None:
             )
 
 
-def _files(data: Sequence[str], split: str | None, tracks_csv: str | None) -> tuple[list[Original], list[str]]:
-    found, left_out, _, remarks = tracks.find(data, csv_path=tracks_csv, validation_share=0)
+def _files(
+    data: Sequence[str], split: str | None, tracks_csv: str | None
+) -> tuple[list[Original], list[str], dict[str, int]]:
+    found, left_out, others, remarks = tracks.find(data, csv_path=tracks_csv, validation_share=0)
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
     originals, notes = [], [f"{entry['track']}: {entry['reason']}" for entry in left_out]
@@ -161,17 +169,16 @@ def _files(data: Sequence[str], split: str | None, tracks_csv: str | None) -> tu
         if split and track.split != split:
             continue
         try:
-            rate, channels, samples = waveform.probe(track.path)
-            waveform.check_rate(rate)
-        except ValueError as error:
+            rate, _, samples = waveform.probe(track.path)
+        except (ValueError, OSError) as error:
             notes.append(str(error))
             continue
-        if not samples or channels > waveform.MOST_CHANNELS:
-            notes.append(f"{track.name}: {samples} samples, {channels} channels")
+        if not samples:
+            notes.append(f"{track.path}: it holds no samples")
             continue
         folder = os.path.dirname(track.name).split("/")[0]
         domain = folder if track.domain in ("", tracks.DEFAULT_DOMAIN) else track.domain
         identity = f"{track.name} {track.bytes} {track.changed_ns}"
         read = lambda path=track.path: (block.T for block in waveform.blocks(path, waveform.READ_BLOCK_SAMPLES))
         originals.append(Original(track.name, domain, track.caption, rate, samples / rate, identity, read))
-    return originals, notes
+    return originals, notes, others

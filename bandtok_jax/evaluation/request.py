@@ -49,8 +49,10 @@ def evaluate(flags: Any) -> Iterator[str]:
     compared = _systems(flags, chosen, [original.name for original in found])
     for name, source in sources:
         embeddings.check(name, source, [system.name for system in compared])
-    results = run(compared, pieces, flags.output, settings, workers=flags.workers)
-    notes = [f"Left out: {note}." for note in notes]
+    results, damaged = run(compared, pieces, flags.output, settings, workers=flags.workers)
+    notes = [f"Left out: {note}." for note in (*notes, *damaged)]
+    if figure_piece and figure_piece not in {result.piece for result in results}:
+        figure_piece = None
     report = comparison.write(
         flags.output,
         compared,
@@ -83,13 +85,16 @@ def tokens(flags: Any) -> Iterator[str]:
     if flags.language_model and not records:
         raise ValueError("--language-model predicts token records: give them as --data, made with  bandtok tokenize")
     _refuse_equal([name for name, _ in records], "--data=NAME=FOLDER")
+    notes: list[str] = []
     compared = [token_report.read(path, flags.split or "train", name) for name, path in records]
     if flags.codec:
-        found, _ = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
+        found, notes = originals.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
         pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
         codecs = [system for text in flags.codec for system in _codecs(text, ())]
         _refuse_equal([system.name for system in codecs])
-        compared = [token_report.encode(system.name, system.codec, pieces) for system in codecs]
+        damaged: dict[originals.Original, str] = {}
+        compared = [token_report.encode(system.name, system.codec, pieces, damaged) for system in codecs]
+        notes += damaged.values()
     models = _predictions(flags, records)
     for name, facts in token_report.write(flags.output, compared, models).items():
         rates = facts["bits_per_second"]
@@ -106,6 +111,7 @@ def tokens(flags: Any) -> Iterator[str]:
             f"{name}: {scores['cross_entropy']:.3f} nats per token of {scores['tokens']} of {scores['of']}, "
             f"unigrams of each row {scores['unigram_cross_entropy']:.3f}"
         )
+    yield from (f"Left out: {note}." for note in notes)
     yield f"report: {os.path.join(flags.output, 'tokens.json')}"
 
 

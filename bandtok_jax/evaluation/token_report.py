@@ -11,9 +11,10 @@ import warnings
 import numpy as np
 
 from bandtok_jax import storage
+from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource
 from bandtok_jax.evaluation import plots, token_dependence, token_latents, token_statistics
-from bandtok_jax.evaluation.originals import Piece
+from bandtok_jax.evaluation.originals import Original, Piece
 from bandtok_jax.progress import progress_bar
 
 NMI_MEANING = (
@@ -63,8 +64,11 @@ def read(path: str, split: str, name: str = "") -> Tokens:
     return Tokens(name or os.path.basename(os.path.normpath(path)), _first_columns(whole, path), **facts)
 
 
-def encode(name: str, codec, pieces: Sequence[Piece]) -> Tokens:
-    """Tokens that a codec makes of pieces of sound, at most `token_dependence.MOST_COLUMNS` columns."""
+def encode(name: str, codec, pieces: Sequence[Piece], damaged: dict[Original, str]) -> Tokens:
+    """Tokens that a codec makes of pieces of sound, at most `token_dependence.MOST_COLUMNS` columns.
+
+    What follows where a file is damaged is left out, and the reason goes to `damaged`.
+    """
     columns = sum(piece.seconds for piece in pieces) * codec.columns_per_second
     apart, latents = math.ceil(columns * codec.rows / token_latents.MOST_POINTS), []
 
@@ -73,11 +77,14 @@ def encode(name: str, codec, pieces: Sequence[Piece]) -> Tokens:
         with progress_bar(total=round(sum(piece.seconds for piece in pieces), 1), unit="s", desc=name) as bar:
             chosen = {(piece.original, piece.number) for piece in pieces}
             for original in dict.fromkeys(piece.original for piece in pieces):
-                for number, audio in enumerate(original.cut(pieces[0].piece_seconds)):
-                    if (original, number) in chosen:
-                        yield codec.encode(audio, original.sample_rate_hz)
-                        latents.append(codec.latents(audio, original.sample_rate_hz)[::apart])
-                        bar.update(audio.shape[1] / original.sample_rate_hz)
+                try:
+                    for number, audio in enumerate(original.cut(pieces[0].piece_seconds)):
+                        if (original, number) in chosen:
+                            yield codec.encode(audio, original.sample_rate_hz)
+                            latents.append(codec.latents(audio, original.sample_rate_hz)[::apart])
+                            bar.update(audio.shape[1] / original.sample_rate_hz)
+                except UnreadableAudio as error:
+                    damaged[original] = str(error)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the mix-down: a codec's business, and the same for each piece
