@@ -16,7 +16,6 @@ import warnings
 
 from bandtok_jax import compile_cache, foreign_errors, verbs
 
-_CURE = "check the path and the disk"
 _CURES = {
     errno.ENOSPC: "free some space",
     errno.EACCES: "choose a place you may read and write",
@@ -79,9 +78,9 @@ def _remove_if_empty(folder: str | None) -> None:
 def _one_line(error: Exception) -> str:
     from bandtok_jax import untrusted
 
-    if isinstance(error, OSError) and (error.errno in _CURES or error.filename):
-        place, cure = f"{error.filename}: " if error.filename else "", _CURES.get(error.errno, _CURE)
-        return untrusted.one_line(f"{place}{(error.strerror or 'failed').lower()}; {cure}")
+    if isinstance(error, OSError) and error.errno and error.filename:
+        cure = _CURES.get(error.errno, "check the path and the disk")
+        return untrusted.one_line(f"{error.filename}: {error.strerror.lower()}; {cure}")
     return untrusted.one_line(error) or type(error).__name__
 
 
@@ -221,9 +220,9 @@ def _tokenize(flags):
 
 
 def _encode(flags):
-    from bandtok_jax import files
+    from bandtok_jax import files, partial_file
 
-    target = flags.output or os.path.splitext(flags.sound)[0] + ".bt"
+    target = flags.output or partial_file.derived(os.path.splitext(flags.sound)[0] + ".bt")
     as_dac = os.path.splitext(target)[1].lower() == ".dac"
     if flags.window is not None and not (as_dac and flags.window > 0):
         raise ValueError("--window is for .dac files, and above 0: codes of a .bt file are those of the whole sound")
@@ -246,11 +245,9 @@ def _encode(flags):
 
 
 def _decode(flags):
-    from bandtok_jax import files
+    from bandtok_jax import files, partial_file
 
-    target = flags.output or os.path.splitext(flags.codes)[0] + ".wav"
-    if not flags.output and os.path.exists(target):
-        raise ValueError(f"{target} exists, perhaps as the original: say where to write with -o FILE")
+    target = flags.output or partial_file.derived(os.path.splitext(flags.codes)[0] + ".wav")
     codec = _load(flags)
     if files.dac_file.is_one(flags.codes):
         samples, rate, clipped = files.decode_dac(codec, flags.codes, target, flags.levels)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bandtok_jax import partial_file
 from bandtok_jax.audio import loudness, spectral, waveform
+from bandtok_jax.audio.audio_file import AudioFile
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.codec import Codec
 from bandtok_jax.generation import pieces
@@ -192,6 +193,9 @@ def generate(
     paths = [target] if count == 1 else [f"{stem}-{number + 1}{written_ending}" for number in range(count)]
     for path in paths:
         _refuse_overwriting(beginning, path)
+    for path in paths:
+        if count > 1:
+            partial_file.derived(path, "choose another --output, or move it away")
         partial_file.check(path)
     prefix, gain = None, 1.0
     if beginning:
@@ -247,15 +251,17 @@ class _Counted:
 
 
 def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
-    sample_rate_hz, _, samples = waveform.probe(path)
-    expected = math.ceil(samples * codec.sample_rate_hz / sample_rate_hz)
-    sound = codec.listen(waveform.blocks(path, BLOCK_SAMPLES), sample_rate_hz)
-    return _progress(sound, expected, codec.sample_rate_hz)
+    with AudioFile(path) as file:
+        rate = file.sample_rate_hz
+        expected = None if file.announced is None else math.ceil(file.announced * codec.sample_rate_hz / rate)
+        blocks = (np.ascontiguousarray(block.T) for block in file.blocks(BLOCK_SAMPLES))
+        yield from _progress(codec.listen(blocks, rate), expected, codec.sample_rate_hz)
 
 
-def _progress(blocks: Iterable[np.ndarray], samples: int, sample_rate_hz: int) -> Iterator[np.ndarray]:
-    """Passes blocks on and shows how many seconds of sound are done and how long the rest takes."""
-    with progress_bar(total=round(samples / sample_rate_hz, 1), unit="s", unit_scale=True, leave=False) as bar:
+def _progress(blocks: Iterable[np.ndarray], samples: int | None, sample_rate_hz: int) -> Iterator[np.ndarray]:
+    """Passes blocks on and shows how many seconds of sound are done and, of a known length, how long the rest takes."""
+    total = None if samples is None else round(samples / sample_rate_hz, 1)
+    with progress_bar(total=total, unit="s", unit_scale=True, leave=False) as bar:
         for block in blocks:
             yield block
             bar.update(len(block) / sample_rate_hz)

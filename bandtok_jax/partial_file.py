@@ -26,6 +26,17 @@ def begin(path: str | os.PathLike) -> str:
     return partial
 
 
+def derived(path: str | os.PathLike, cure: str = "say where to write with -o FILE") -> str:
+    """Returns a path that nobody has written out, such as that of song.bt for song.wav and for song.flac.
+
+    Raises:
+      ValueError: there is a file of that name, which may hold anything.
+    """
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists, perhaps as the original or made of another file: {cure}")
+    return os.fspath(path)
+
+
 def check(path: str | os.PathLike) -> None:
     """Raises what `begin` would, before the work that is to be written there."""
     os.remove(begin(path))

@@ -209,6 +209,8 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
     original = f"--continue={tmp_path}/new-2.WAV"
     error = failure(capsys, "generate", *flags, original, "--count=2", "-o", f"{tmp_path}/new.WAV")
     assert "new-2.WAV is the original itself" in error
+    error = failure(capsys, "generate", *flags, "--count=2", "-o", f"{tmp_path}/new.WAV")
+    assert "new-1.WAV exists" in error and "choose another --output" in error
     for seconds in ("nan", "inf", "1e12"):
         error = failure(capsys, "generate", *flags, f"--seconds={seconds}", "-o", f"{tmp_path}/new.wav")
         assert "seconds of music" in error
@@ -257,11 +259,11 @@ def test_evaluate(model, song, tmp_path, capsys):
 
 def test_prepare_says_what_it_did_not_read(tmp_path, capsys):
     (tmp_path / "music").mkdir()
-    for name in ("a.m4a", "README"):
+    for name in ("a.xyz", "README"):
         (tmp_path / "music" / name).write_text("no sound")
     soundfile.write(tmp_path / "music" / "b.wav", np.sin(np.arange(2 * RATE)), RATE)
     assert cli.main(["prepare", str(tmp_path / "music"), "--workers=1", "-o", str(tmp_path / "out")]) == 0
-    assert "\nnot read: 1 x .m4a, 1 x no ending\n" in capsys.readouterr().out
+    assert "\nnot read: 1 x .xyz, 1 x no ending\n" in capsys.readouterr().out
 
 
 def test_tokenize(model, tmp_path, monkeypatch, capsys):
@@ -294,6 +296,21 @@ def test_mistakes_with_files(model, song, tmp_path, capsys):
     error = failure(capsys, "encode", f"{tmp_path}/nan.wav", f"--model={model}")
     assert "nan.wav: audio with samples that are NaN or infinite, the first at sample 70000" in error
     assert not [name for name in os.listdir(tmp_path) if "partial" in name or name in ("a.wav", "nan.bt", "empty.bt")]
+
+
+def test_names_that_are_not_given_replace_nothing(model, tmp_path, capsys):
+    for seed, ending in enumerate((".wav", ".flac")):
+        noise = 0.1 * np.random.default_rng(seed).standard_normal(RATE)
+        soundfile.write(tmp_path / f"song{ending}", noise, RATE)
+    songs, flag = [str(tmp_path / name) for name in ("song.wav", "song.flac")], f"--model={model}"
+    assert cli.main(["encode", songs[0], flag]) == 0
+    before = (tmp_path / "song.bt").read_bytes(), (tmp_path / "song.wav").read_bytes()
+    for verb, source, name in (("encode", songs[1], "song.bt"), ("decode", f"{tmp_path}/song.bt", "song.wav")):
+        error = failure(capsys, verb, source, flag)
+        assert f"{name} exists" in error and "with -o FILE" in error
+    assert before == ((tmp_path / "song.bt").read_bytes(), (tmp_path / "song.wav").read_bytes())
+    assert cli.main(["encode", songs[1], flag, "-o", f"{tmp_path}/song.bt"]) == 0
+    assert (tmp_path / "song.bt").read_bytes() != before[0]
 
 
 def test_truncated_sound_is_refused(model, composer, tmp_path, capsys):
