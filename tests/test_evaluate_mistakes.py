@@ -30,7 +30,7 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     assert "no sound in" in fail(mine, "--data", tmp_path / "empty")
     (tmp_path / "empty" / "a.wav").write_text("no sound")
-    assert "cannot be read as sound" in fail(mine, "--data", tmp_path / "empty")
+    assert "cannot be read as audio" in fail(mine, "--data", tmp_path / "empty")
     assert "two systems are called mine" in fail(mine, mine, *data)
     assert "has letters, digits" in fail("--codec=a/b=x", *data)
     assert "there is no {output}" in fail("--command=a=cp {input} here", *data)

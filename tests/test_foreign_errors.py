@@ -1,17 +1,14 @@
 """Errors of other libraries reach a person as one line with a cure."""
 
-import errno
 import os
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from bandtok_jax import cli, foreign_errors
-from bandtok_jax.generation import pieces
 from bandtok_jax.interchange import safetensors
 
 
@@ -33,22 +30,6 @@ def test_out_of_memory_names_what_to_lower(monkeypatch, capsys):
     assert foreign_errors.explain(ValueError("RESOURCE_EXHAUSTED: no space left on device")) is None
     assert foreign_errors.explain(RuntimeError("something else")) is None
     assert foreign_errors.explain(AssertionError()) is None
-
-
-def test_a_prompt_is_one_text():
-    codec = types.SimpleNamespace(require=lambda name: None)
-    for wrong in (["a", "b"], 3, b"slow"):
-        with pytest.raises(TypeError, match="pass one text to codec.generate"):
-            pieces.generate(codec, [wrong])
-
-
-def test_an_error_of_the_system_names_the_cure_without_a_file_too(monkeypatch, capsys):
-    def fail(flags):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setitem(cli._RUN, "doctor", fail)
-    assert cli.main(["doctor", "--data=records"]) == 1
-    assert capsys.readouterr().err == "bandtok: error: no space left on device; free some space\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

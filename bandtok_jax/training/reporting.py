@@ -5,7 +5,6 @@ import json
 import math
 import pathlib
 import sys
-import threading
 import uuid
 
 import jax
@@ -17,22 +16,6 @@ from bandtok_jax.evaluation import plots
 from bandtok_jax.progress import progress_bar
 
 _EVALUATION = "evaluation/"
-
-
-def _shorten_failures_of_tensorboard() -> None:
-    """Lets TensorBoard's thread end in one line where its file cannot be written: the training continues without it."""
-    show = threading.excepthook
-
-    def show_others(report):
-        if isinstance(report.exc_value, OSError) and type(report.thread).__module__.startswith("tensorboardX"):
-            print(f"TensorBoard's log ends here: {untrusted.one_line(report.exc_value)}", file=sys.stderr, flush=True)
-        else:
-            show(report)
-
-    threading.excepthook = show_others
-
-
-_shorten_failures_of_tensorboard()
 
 
 class Reporter:
