@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.data.sample_rate_hz = 44100  # rate of the audio that a batch holds
     config.data.clip_samples = 65536  # length of a training example
     config.data.columns = 0  # length of a training example of the language model
+    config.data.draw = "seconds"  # of tokens: all "seconds" come equally often, or each "track" once in a pass
     config.data.gain_db = (-6.0, 3.0)  # range of a random gain for each example
     config.data.phase_rotation = False  # rotate the phase of each example by a random angle
     config.data.loudness_lufs = -16.0  # loudness that every example is brought to (DAC's code); None: unchanged

@@ -169,6 +169,16 @@ def _skips(data):
     return choices[choice]
 
 
+def _crops(data):
+    """-> (source) -> how many crops a pass takes from each of its records; None where it is one from each."""
+    # A crop may reach over both ends of a track, so a track has as many as it has columns, and some more.
+    by_seconds = lambda source: (source.lengths + data["columns"] - 1) / data["columns"]
+    choices = {"track": None, "seconds": by_seconds}
+    if (choice := data.get("draw", "seconds")) not in choices:
+        raise ValueError(f"config.data.draw is {choice!r}: set it to one of {', '.join(choices)}")
+    return choices[choice] if data["tokens"] else None
+
+
 def _open(data, split):
     """-> [(source, weight)] and the crop that makes examples of their records."""
     if data["tokens"]:
@@ -201,7 +211,7 @@ def create(data, *, split, batch_size, seed, process_index=0, process_count=1, s
         weighted = sources.balance(
             weighted, full_band=data["balance_full_band"], domains=data.get("balance_domains", False)
         )
-    stream = mixture.stream(weighted, seed, _skips(data))
+    stream = mixture.stream(weighted, seed, _skips(data), _crops(data))
     remote = "://" in (data["tokens"] or data["sources"])
     batches = HostBatches(stream, crop, seed, batch_size, process_index, process_count, int(start), remote)
     return TrainIterator(batches, batch_size, data["workers"], int(start))

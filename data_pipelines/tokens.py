@@ -54,7 +54,12 @@ _FACTS = {
 }
 _CHECK_HEADER = untrusted.record(_FACTS)
 _SHARD = untrusted.record(
-    {"file": untrusted.file_name(), "pieces": _COUNT, "columns": _COUNT, "captions?": _COUNT}, others=None
+    {
+        "file": untrusted.file_name(),
+        **dict.fromkeys(("pieces", "columns", "captions?"), _COUNT),
+        "lengths": untrusted.text(1 << 28, r"(\d{1,12}( \d{1,12})*)?"),  # columns of each piece
+    },
+    others=None,
 )
 _LEFT_OUT = untrusted.listing(untrusted.record({"track": _TEXT, "reason": _TEXT}))
 _CHECK_COUNTS = untrusted.record({"shard": _SHARD, "left_out": _LEFT_OUT})
@@ -191,18 +196,19 @@ class TokenWriter:
 
         left_out: [{"track", "reason"}] for the manifest, looked at when the records are at their end.
         """
-        path, columns, pieces, captions = self._path(split, number), 0, 0, 0
+        path, lengths, captions = self._path(split, number), [], 0
         with storage.written(path) as passing:
             writer = ArrayRecordWriter(passing, shards.WRITER_OPTIONS)
             try:
                 for record in records:
                     self._check(record)
                     writer.write(encode(record))
-                    pieces, columns = pieces + 1, columns + len(record["codes"])
+                    lengths.append(len(record["codes"]))
                     captions += bool(record["caption"])
             finally:
                 writer.close()
-        counts = {"file": os.path.basename(path), "pieces": pieces, "columns": columns, "captions": captions}
+        counts = {"file": os.path.basename(path), "pieces": len(lengths), "columns": sum(lengths)}
+        counts |= {"captions": captions, "lengths": " ".join(map(str, lengths))}  # a list would take a line each
         _write_json(self._path(split, number, COUNTS), {"shard": counts, "left_out": list(left_out)})
 
     def _check(self, record):
@@ -282,11 +288,19 @@ def manifest(directory):
                 sum(shard[unit] for shard in split["shards"]) != split[unit] for unit in ("pieces", "columns")
             ):
                 raise ValueError(f"its shards do not add up to the pieces and columns of the split {name}")
+            for shard in split["shards"]:
+                lengths = _lengths(shard)
+                if len(lengths) != shard["pieces"] or lengths.sum() != shard["columns"]:
+                    raise ValueError(f"the lengths of {shard['file']} are not those of its pieces")
     return found
 
 
 def _cure(data, output):
     return f"make it with  bandtok tokenize --model=RUN --data={shlex.quote(data)} --output={shlex.quote(output)}"
+
+
+def _lengths(shard):
+    return np.array(shard["lengths"].split(), np.int64)
 
 
 class _Shard:
@@ -324,7 +338,7 @@ class TokenSource:
     """
 
     def __init__(self, directory, split):
-        self.directory, self.manifest = os.fspath(directory), manifest(directory)
+        self.directory, self.manifest, self._split = os.fspath(directory), manifest(directory), split
         facts = {name: self.manifest[name] for name in ("rows", "codebook_size")}
         self._shards = shards.Shards(
             self.directory, self.manifest["splits"], split, "pieces",
@@ -333,6 +347,11 @@ class TokenSource:
 
     def __len__(self):
         return len(self._shards)
+
+    @property
+    def lengths(self):
+        """Columns of each record, int64 `[records]`."""
+        return np.concatenate([_lengths(shard) for shard in self.manifest["splits"][self._split]["shards"]])
 
     def __getitem__(self, index):
         shard, position = self._shards[index]

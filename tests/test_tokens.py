@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax import storage
-from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines import iterator, mixture
 from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.tokens import (
     HEADER,
@@ -180,6 +180,31 @@ def test_batches(folder):
         ]
         assert any(same)
         assert (codes[columns:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "draw, expected", [("track", [1 / 3, 1 / 3, 1 / 3]), ("seconds", [12 / 144, 45 / 144, 87 / 144])]
+)
+def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, expected):
+    writer = TokenWriter(tmp_path, **FACTS)
+    writer.write("train", 0, [piece(0, 5), piece(1, 38)])
+    writer.write("train", 1, [piece(2, 80)])
+    writer.finish()
+    data = dict(tokens=str(tmp_path), columns=8, draw=draw)
+    source = TokenSource(tmp_path, "train")
+    assert source.lengths.tolist() == [5, 38, 80]
+    for longest in (mixture.LONGEST_TABLE, 2):  # by a table, and by arithmetic alone
+        monkeypatch.setattr(mixture, "LONGEST_TABLE", longest)
+        stream = mixture.stream([(source, 1.0)], 3, crops=iterator._crops(data))
+        drawn = np.array([int(stream[position]["track"][1]) for position in range(1800)])
+        np.testing.assert_allclose(np.bincount(drawn) / len(drawn), expected, atol=0.005)
+    if draw == "seconds":  # 1.5, 5.6 and 10.9 crops in a pass of 18
+        assert {tuple(np.bincount(one, minlength=3) // [1, 5, 10]) for one in drawn.reshape(-1, 18)} <= {
+            (1, 1, 1),
+            (2, 1, 1),
+        }
+    with pytest.raises(ValueError, match="config.data.draw is 'hours': set it to one of track, seconds"):
+        iterator.create({**data, "draw": "hours", "damaged": "fail"}, split="train", batch_size=1, seed=0)
 
 
 def test_an_end_is_as_frequent_before_a_column_as_in_whole_pieces():
