@@ -194,8 +194,12 @@ def _prepare(flags):
 
 
 def _doctor(flags):
-    from bandtok_jax.data_pipelines import doctor
+    from bandtok_jax import storage
+    from bandtok_jax.data_pipelines import doctor, token_doctor, tokens
 
+    if tokens.MANIFEST in storage.names(flags.data):
+        print(token_doctor.report(flags.data, flags.columns))
+        return
     print(doctor.report(doctor.inspect(flags.data, flags.clip_samples)))
 
 

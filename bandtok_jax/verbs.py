@@ -204,9 +204,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", "-o", required=True, metavar="DIR")
 
     p = verb("doctor", "read prepared records and show what a model will hear", "bandtok doctor --data data/music")
-    p.add_argument("--data", required=True, metavar="DIR", help="prepared records")
+    p.add_argument("--data", required=True, metavar="DIR", help="prepared records, or tokens")
     p.add_argument(
         "--clip-samples", type=int, default=65_536, metavar="N", help="a crop, as data.clip_samples (default 65536)"
+    )
+    p.add_argument(
+        "--columns", type=int, default=108, metavar="N", help="of tokens: a crop, as data.columns (default 108)"
     )
 
     p = verb(

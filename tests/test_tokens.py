@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from bandtok_jax import storage
+from bandtok_jax import cli, storage
 from bandtok_jax.data_pipelines import iterator, mixture
 from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.tokens import (
@@ -193,11 +193,13 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
     data = dict(tokens=str(tmp_path), columns=8, draw=draw)
     source = TokenSource(tmp_path, "train")
     assert source.lengths.tolist() == [5, 38, 80]
-    for longest in (mixture.LONGEST_TABLE, 2):  # by a table, and by arithmetic alone
-        monkeypatch.setattr(mixture, "LONGEST_TABLE", longest)
-        stream = mixture.stream([(source, 1.0)], 3, crops=iterator._crops(data))
-        drawn = np.array([int(stream[position]["track"][1]) for position in range(1800)])
-        np.testing.assert_allclose(np.bincount(drawn) / len(drawn), expected, atol=0.005)
+    crops = iterator._crops(data)
+    passes = mixture.Passes([0, 1, 2], (3, 0), crops=crops and crops(source))
+    drawn = np.array([passes[position] for position in range(1800)])
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), expected, atol=0.005)
+    monkeypatch.setattr(mixture, "LONGEST_TABLE", 2)  # without a table, too
+    passes = mixture.Passes([0, 1, 2], (3, 0), crops=crops and crops(source))
+    np.testing.assert_allclose(np.bincount([passes[position] for position in range(36)]) / 36, expected, atol=0.06)
     if draw == "seconds":  # 1.5, 5.6 and 10.9 crops in a pass of 18
         assert {tuple(np.bincount(one, minlength=3) // [1, 5, 10]) for one in drawn.reshape(-1, 18)} <= {
             (1, 1, 1),
@@ -212,3 +214,16 @@ def test_an_end_is_as_frequent_before_a_column_as_in_whole_pieces():
     batch = crop.batch([record] * 8000, [np.random.default_rng(number) for number in range(8000)])
     assert batch["ended"].sum() / batch["columns"].sum() == pytest.approx(1 / 130, rel=0.2)
     assert set(batch["start"]) == set(range(130)) and set(batch["columns"]) == set(range(1, 33))
+
+
+def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
+    assert cli.main(["doctor", "--data", str(folder), "--columns", "8"]) == 0
+    printed = capsys.readouterr().out
+    # Of the 5 + 9 + 30 columns, each is in 8 of the 12 + 16 + 37 crops.
+    assert (
+        "3 pieces, 44 columns" in printed and f"{1 - 44 / 65:.1%} of a batch is padding; 33.3% of the pieces" in printed
+    )
+    assert "3 with a caption, 2 clips" in printed and "\x1b" not in printed
+    (folder / "tokens-train-00000.array_record").write_bytes(b"")
+    assert cli.main(["doctor", "--data", str(folder)]) == 1
+    assert "tokens-train-00000.array_record is damaged" in capsys.readouterr().err
