@@ -175,6 +175,7 @@ def _evaluate(flags):
 
 
 def _prepare(flags):
+    from bandtok_jax import untrusted
     from bandtok_jax.data_pipelines import prepare
 
     manifest = prepare.prepare(
@@ -186,11 +187,12 @@ def _prepare(flags):
     for name, split in manifest["splits"].items():
         print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")
     for entry in manifest["left_out"]:
-        print(f"left out: {entry['track']}: {entry['reason']}")
+        print(untrusted.printable(f"left out: {entry['track']}: {entry['reason']}"))
     if manifest["other_files"]:
-        print("not read: " + ", ".join(f"{count} x {ending}" for ending, count in manifest["other_files"].items()))
+        others = ", ".join(f"{count} x {ending}" for ending, count in manifest["other_files"].items())
+        print(untrusted.printable(f"not read: {others}"))
     for note in manifest["notes"]:
-        print(f"note: {note}")
+        print(untrusted.printable(f"note: {note}"))
 
 
 def _doctor(flags):
@@ -206,7 +208,7 @@ def _doctor(flags):
 def _tokenize(flags):
     import jax
 
-    from bandtok_jax import corpus
+    from bandtok_jax import corpus, untrusted
     from bandtok_jax.training import distributed
 
     distributed.start()
@@ -220,7 +222,7 @@ def _tokenize(flags):
         hours = counts["columns"] / manifest["columns_per_second"] / 3600
         print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
     for entry in manifest["left_out"]:
-        print(f"left out: {entry['track']}: {entry['reason']}")
+        print(untrusted.printable(f"left out: {entry['track']}: {entry['reason']}"))
 
 
 def _encode(flags):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from bandtok_jax import folder_lock
 from bandtok_jax.evaluation import request
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
@@ -52,6 +53,8 @@ def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
         assert "would be originals of --data=" in error and "outside of it" in error
     assert "--piece-seconds is 0.5" in fail(mine, "--piece-seconds=0.5", *data)
     assert "of which 5 cannot be decoded" in fail(mine, "--rows=5", *data)
+    with folder_lock.locked(tmp_path / "report", "bandtok evaluate"):
+        assert "report is in use by process" in fail(mine, *data)
     monkeypatch.setenv("PATH", "")
     assert "needs ffmpeg, which is not installed" in fail("--opus=24", *data)
 

@@ -164,6 +164,15 @@ def test_the_same_command_again_does_nothing_and_another_asks(music, tmp_path):
     assert not (tmp_path / "out" / ".prepare").exists()
 
 
+def test_names_of_files_reach_no_terminal_as_they_are(music, tmp_path, capsys):
+    (music / "\x1b[31mred.wav").write_bytes(b"no sound")
+    (music / "b.\x1b[31mred").write_bytes(b"of another kind")
+    assert cli.main(["prepare", str(music), "-o", str(tmp_path / "out"), "--sample-rate", str(RATE)]) == 0
+    assert cli.main(["doctor", "--data", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and printed.count("\\x1b[31mred.wav") == 2
+
+
 def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
     for name, audio in {"loud": 20 * sound(0), "opposite": sound(1) * [1, -1], "over": 4.5 * sound(2)}.items():
         soundfile.write(tmp_path / f"{name}.wav", audio, RATE, "FLOAT")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import bandtok_jax
+from bandtok_jax import folder_lock
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
 from bandtok_jax.evaluation import (
@@ -49,20 +50,21 @@ def evaluate(flags: Any) -> Iterator[str]:
     compared = _systems(flags, chosen, [original.name for original in found])
     for name, source in sources:
         embeddings.check(name, source, [system.name for system in compared])
-    results, damaged = run(compared, pieces, flags.output, settings, workers=flags.workers)
-    notes = [f"Left out: {note}." for note in (*notes, *damaged)]
-    if figure_piece and figure_piece not in {result.piece for result in results}:
-        figure_piece = None
-    report = comparison.write(
-        flags.output,
-        compared,
-        results,
-        settings,
-        notes=notes,
-        embedding_sources=sources,
-        sort_by=flags.sort_by,
-        figure_piece=figure_piece,
-    )
+    with folder_lock.locked(flags.output, "bandtok evaluate"):
+        results, damaged = run(compared, pieces, flags.output, settings, workers=flags.workers)
+        notes = [f"Left out: {note}." for note in (*notes, *damaged)]
+        if figure_piece and figure_piece not in {result.piece for result in results}:
+            figure_piece = None
+        report = comparison.write(
+            flags.output,
+            compared,
+            results,
+            settings,
+            notes=notes,
+            embedding_sources=sources,
+            sort_by=flags.sort_by,
+            figure_piece=figure_piece,
+        )
     width = max(len(system.name) for system in compared)
     for system, means in report.means["all"].items():
         shown = [f"{name} {mean.mean:.3f}" for name in _SHOWN if (mean := means.get(name)) and mean.mean is not None]
