@@ -95,7 +95,7 @@ def decode(data):
     end = 4 + struct.unpack_from("<I", data)[0]
     untrusted.require_bytes(end, len(data), "its head")
     record = json.loads(data[4:end].decode())
-    untrusted.check_plain(record, end)
+    untrusted.check_plain(record)
     _CHECK_HEAD(record, "")
     shape, embedding_shape = record.pop("shape"), record.pop("embedding_shape", None)
     count, numbers = math.prod(shape), math.prod(embedding_shape or [0])
