@@ -186,6 +186,12 @@ def test_undefined_values_are_left_out_of_lines():
     assert only.get_label() == "a" and list(only.lines[0].get_xdata()) == [2.0]
 
 
+def test_files_of_two_names_are_two_files():
+    pieces = [piece(name) for name in ("a..b.wav", "a_b.wav", "../a_b.wav", "a.wav", "a.flac")]
+    stems = [one.stem for one in pieces]
+    assert len({*stems}) == 5 and not any(".." in stem.split("/") for stem in stems)
+
+
 def test_a_piece_is_named_by_its_stem_or_its_file():
     pieces = [piece("live/a.wav"), piece("live/a.wav", 1), piece("studio/a.wav"), piece("studio/long.wav", 1)]
     named = lambda name: figures.named_piece(pieces, name)

@@ -74,7 +74,9 @@ class Piece:
     @property
     def stem(self) -> str:
         """A name for its files below a folder: that of the original, and where it begins if it is not all of that."""
-        stem = self.original.name.replace("..", "_").lstrip("/")
+        # Nothing outside of the folder, and for "a..b" another name than for "a_b".
+        parts = self.original.name.lstrip("/").split("/")
+        stem = "/".join("_" if part == ".." else part for part in parts)
         if self.original.pieces(self.piece_seconds) == 1:
             return stem
         return f"{stem}.{round(self.number * self.piece_seconds):05d}s"
