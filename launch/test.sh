@@ -3,6 +3,7 @@
 #   bash launch/test.sh                the fast tests (minutes)
 #   bash launch/test.sh -m slow        the slow proofs
 #   PYTHON=3.11 bash launch/test.sh    with another Python, in an environment of its own (launch/environment.sh)
+# tests/README.md names the slowest ones and what they prove.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh test

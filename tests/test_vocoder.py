@@ -222,7 +222,7 @@ def _plainly(task, state):
     @jax.jit
     def everything():
         loss, slope = jax.value_and_grad(generator_loss)(model)
-        return loss, optax.global_norm(slope), optax.global_norm(jax.grad(critic_loss)(critics))
+        return loss, optax.tree.norm(slope), optax.tree.norm(jax.grad(critic_loss)(critics))
 
     return everything()
 

@@ -109,7 +109,7 @@ def update_player(
         decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
         average = jax.tree.map(lambda a, p: (a + (1.0 - decay) * (p - a)).astype(a.dtype), average, parameters)
     updated = {**player, "parameters": parameters, "optimizer": memory, "average": average}
-    return updated, optax.global_norm(gradients)
+    return updated, optax.tree.norm(gradients)
 
 
 def evaluation_parameters(player: Player) -> Tree:
