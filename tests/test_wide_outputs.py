@@ -22,7 +22,7 @@ NETWORKS = {
     "dac": (
         lambda **of: DAC(encoder_width=4, decoder_width=8, strides=(4,), rows=2, codes=16, code_width=4, **of), AUDIO
     ),
-    "patchgan": (lambda **of: MultiScalePatchGAN(width=8, scales=1, **of), LOG_MEL),
+    "patchgan": (lambda **of: MultiScalePatchGAN(width=8, scales=1, **of), (2, 2048, 32)),
     "waveform discriminators": (
         lambda **of: WaveformDiscriminators(
             periods=(2,), period_channels=(4, 8), rates=(1,), windows=(128,), spectrum_channels=4, **of
