@@ -102,7 +102,7 @@ def test_the_training_step_averages_features_as_the_configuration_says(tmp_path)
     for average, expected in (("maps", (1 + 3 * 3) / 4), ("critics", (1 + 3) / 2)):
         made = _task(tmp_path, **{"loss.feature_average": average})
         made.discriminator = critics
-        terms = made._play(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
+        terms = made._judge(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
         assert terms["feature_matching"] == pytest.approx(expected)
     with pytest.raises(ValueError, match='set it to "critics" or "maps"'):
         adversarial.feature_matching([[jnp.ones(2)]], [[jnp.ones(2)]], "layers")
@@ -127,7 +127,7 @@ def test_the_mel_term_is_the_published_sum():
 
 def test_a_distance_between_the_samples_joins_where_it_has_a_weight(tmp_path):
     without = _task(tmp_path, **{"loss.waveform": 0.0})
-    assert set(without._reconstruction(jnp.ones((1, 2048)), jnp.ones((1, 2048)))) == {"mel"}
+    assert set(without.reconstruction_terms(jnp.ones((1, 2048)), jnp.ones((1, 2048)))) == {"mel"}
     made = _task(tmp_path, **{"loss.waveform": 300.0, "loss.quantizer_dropout": 0.0})
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     sound = jit_once(made.network.apply)(state["model"]["parameters"], {}, batch["audio"])["audio"]

@@ -1,8 +1,4 @@
-"""Training of a tokenizer of mel pictures (BandTok): reconstruction, commitment, PatchGAN, feature matching.
-
-Both players take their gradients at the same old weights (the discriminator judges the very pictures that the
-generator is updated with), so the generator runs once a step and micro-batches add up exactly.
-"""
+"""Training of a tokenizer of mel pictures (BandTok): reconstruction, commitment, PatchGAN, feature matching."""
 
 import functools
 
@@ -12,7 +8,6 @@ from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
 from bandtok_jax.layers import quantization, residual_quantization
-from bandtok_jax.losses import adversarial
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
@@ -78,73 +73,35 @@ class MelTokenizer(Game):
         codebook = jax.jit(functools.partial(start, codes=codes, batches=len(batches)))(flat, key=key)
         return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
 
-    def train_step(self, state, frozen, batch, key, playing=True, judged=True):
-        weights, step = self.config.loss, state["step"]
-        model, discriminator = state["model"], state["discriminator"]
+    def original(self, batch):
+        return self._picture(batch["audio"])
 
-        def judge(parameters, picture):
-            return self.discriminator.apply(parameters, discriminator["buffers"], picture)
+    def generate(self, parameters, buffers, frozen, batch, real, key):
+        reconstruction, _, training = self.network.apply(parameters, buffers, real)
+        totals = {name: training[name] for name in ("counts", "sums")}
+        return (reconstruction, {"commitment": training["commitment"]}), (totals, training["latents"])
 
-        def generator_loss(parameters, picture):
-            reconstruction, codes, training = self.network.apply(parameters, model["buffers"], picture)
-            terms = {
-                "reconstruction": jnp.abs(reconstruction - picture).mean(),
-                "commitment": training["commitment"],
-            }
-            if judged:
-                fake_logits, fake_features = judge(discriminator["parameters"], reconstruction)
-                _, real_features = judge(discriminator["parameters"], picture)
-                terms["adversarial"] = adversarial.generator_loss(fake_logits, weights.adversarial_kind)
-                terms["feature_matching"] = adversarial.feature_matching(real_features, fake_features)
-            return sum(weights[name] * value for name, value in terms.items()), (reconstruction, training, terms)
+    def reconstruction_terms(self, fake, real):
+        return {"reconstruction": jnp.abs(fake - real).mean()}
 
-        def discriminator_loss(parameters, real, fake):
-            real_logits, fake_logits = judge(parameters, real)[0], judge(parameters, fake)[0]
-            return adversarial.discriminator_loss(real_logits, fake_logits, weights.adversarial_kind)
-
-        def micro_step(micro_batch):
-            picture = self._picture(micro_batch["audio"])
-            (loss, (fake, training, terms)), gradients = jax.value_and_grad(generator_loss, has_aux=True)(
-                model["parameters"], picture
-            )
-            metrics, critic_gradients = {"loss": loss, **terms}, {}
-            if playing:
-                metrics["discriminator_loss"], critic_gradients = jax.value_and_grad(discriminator_loss)(
-                    discriminator["parameters"], picture, jax.lax.stop_gradient(fake)
-                )
-            counts = {name: training[name] for name in ("counts", "sums")}
-            return (gradients, critic_gradients, counts, metrics), training["latents"]
-
-        steps = self.config.optimizer.accumulation_steps
-        (gradients, critic_gradients, totals, metrics), latents = player.accumulate(micro_step, batch, steps)
-        counts, sums = totals["counts"] * steps, totals["sums"] * steps
-
-        new_model, norm = player.update_player(
-            model, gradients, self.optimizer, self.config.optimizer.average_decay, step
-        )
-        if playing:
-            discriminator, metrics["discriminator_gradient_norm"] = player.update_player(
-                discriminator, critic_gradients, self.discriminator_optimizer, 0.0, step
-            )
-        settings = self.config.codebook
-        draw = lambda vectors: quantization.draw_candidates(vectors, batch["index"], key, counts.shape[-1])
-        candidates = jax.vmap(draw, in_axes=-2)(latents) if self._residual else draw(latents)
+    def learn(self, old, new, totals, rows, batch, key):
+        """Moves the codes to the means of the latents that chose them, and restarts those that have died."""
+        settings, size = self.config.codebook, totals["counts"].shape[-1]
+        draw = lambda latents: quantization.draw_candidates(latents, batch["index"], key, size)
         codebook, restarted = quantization.update_codebook(
-            model["buffers"]["codebook"],
-            counts,
-            sums,
-            candidates,
+            old["buffers"]["codebook"],
+            totals["counts"],
+            totals["sums"],
+            jax.vmap(draw, in_axes=-2)(rows) if self._residual else draw(rows),
             decay=settings.decay,
             restart_share=settings.restart_share,
             normalise=self.config.model.get("normalise_codes", False),
         )
-        new_model["buffers"] = {**model["buffers"], "codebook": codebook}
-        metrics |= {
-            "gradient_norm": norm,
+        metrics = {
             "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),
-            "codes_restarted": restarted.astype(norm.dtype),
+            "codes_restarted": restarted.astype(jnp.float32),
         }
-        return {"step": step + 1, "model": new_model, "discriminator": discriminator}, metrics
+        return {**new, "buffers": {**old["buffers"], "codebook": codebook}}, metrics
 
     def eval_step(self, state, frozen, batch):
         """Mean absolute error of the log-mel in nats, and the histogram of codes, row by row."""

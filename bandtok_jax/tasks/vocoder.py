@@ -59,11 +59,11 @@ class Vocoder(SoundGame):
             )
         return {"tokenizer": dict(self.tokenizer.weights)}
 
-    def generate(self, parameters, buffers, frozen, batch, key):
-        return (self.network.apply(parameters, buffers, self._heard(frozen, batch, key)), {}), {}
+    def generate(self, parameters, buffers, frozen, batch, real, key):
+        return (self.network.apply(parameters, buffers, self._heard(frozen, batch, key)), {}), ({}, {})
 
     def reconstruct(self, parameters, buffers, frozen, batch):
-        return self.generate(parameters, buffers, frozen, batch, jax.random.key(0))[0]
+        return self.generate(parameters, buffers, frozen, batch, None, jax.random.key(0))[0]
 
     def _heard(self, frozen, batch, key):
         """What the vocoder hears `[B, T, M]`: the true mel, the tokenizer's, or either by a coin for each example."""

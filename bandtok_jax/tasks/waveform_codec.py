@@ -67,15 +67,15 @@ class WaveformCodec(SoundGame):
         counts = jnp.maximum(counts / len(batches), 1e-3)
         return {**state, "model": {**_with_vectors(model, vectors), "code_counts": counts}}
 
-    def generate(self, parameters, buffers, frozen, batch, key):
+    def generate(self, parameters, buffers, frozen, batch, real, key):
         levels = draw_levels(batch["index"], key, self.config.model.rows, self.config.loss.quantizer_dropout)
         made = self.network.apply(parameters, buffers, batch["audio"], levels)
         losses = ("commitment",) if self._codes_decay else ("commitment", "codebook")
         rows = ("codes", "latents") if self._codes_decay else ()
         pick = lambda names: {name: made[name] for name in names}
-        return (self._fill(made["audio"], batch), pick(losses)), pick(rows)
+        return (self._fill(made["audio"], batch), pick(losses)), ({}, pick(rows))
 
-    def learn(self, old, new, rows, batch, key):
+    def learn(self, old, new, totals, rows, batch, key):
         """Moves the vectors of all levels to the means of what chose them, whether or not an example uses the level."""
         if not self._codes_decay:
             return new, {}

@@ -1,0 +1,58 @@
+"""The training step of two players: one forward pass of the discriminator gives the gradients of all losses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandtok_jax import tasks
+from bandtok_jax.losses import adversarial
+from bandtok_jax.platforms import jit_once
+from bandtok_jax.tasks import player
+from tests import tiny
+
+
+def _written_down(task, state, batch):
+    """Gradients of both players from each loss by itself, the discriminator run anew for each."""
+    model, discriminator, weights = state["model"], state["discriminator"], task.config.loss
+    real = task.original(batch)
+    judge = lambda parameters, output: task.discriminator.apply(parameters, {}, output)
+
+    def generator_loss(parameters):
+        (fake, own), _ = task.generate(parameters, model["buffers"], {}, batch, real, jax.random.key(1))
+        (logits, features), (_, real_features) = (judge(discriminator["parameters"], x) for x in (fake, real))
+        terms = {**own, **task.reconstruction_terms(fake, real)}
+        terms["adversarial"] = adversarial.generator_loss(logits, weights.adversarial_kind)
+        terms["feature_matching"] = adversarial.feature_matching(real_features, features)
+        return sum(weights[name] * value for name, value in terms.items()), fake
+
+    def discriminator_loss(parameters, fake):
+        return adversarial.discriminator_loss(
+            judge(parameters, real)[0], judge(parameters, fake)[0], weights.adversarial_kind
+        )
+
+    gradients, fake = jax.grad(generator_loss, has_aux=True)(model["parameters"])
+    return gradients, jax.grad(discriminator_loss)(discriminator["parameters"], fake)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "group"])
+def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_players(
+    normalisation, tmp_path, monkeypatch
+):
+    config = tiny.config("mel_tokenizer", tmp_path, **{"discriminator.normalisation": normalisation})
+    task, taken = tasks.create(config), []
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(config)
+    monkeypatch.setattr(player, "update_player", lambda old, gradients, *_: (taken.append(gradients), (old, 0.0))[1])
+
+    def step(state, batch):
+        taken.clear()
+        task.train_step(state, {}, batch, jax.random.key(1))
+        return tuple(taken)
+
+    found, expected = jit_once(lambda s, b: (step(s, b), _written_down(task, s, b)))(state, batch)
+    for name, ours, theirs in zip(("model", "discriminator"), found, expected, strict=True):
+        scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+        assert scale > 1e-4
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=name), ours, theirs
+        )
