@@ -22,7 +22,8 @@ from bandtok_jax import storage, untrusted
 from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.configs import defaults
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16")  # float64 too, where JAX computes in 64 bits
+_READABLE_DTYPES = (*DTYPES, "float16", "float64")
 LARGEST_SEED = 2**32 - 1  # JAX cuts off the higher bits
 
 # The least value of the numbers that no experiment can run below, where its configuration has them.
@@ -173,13 +174,21 @@ def shipped() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "defaults")
 
 
+def variants(name: str) -> list[str]:
+    """Returns the variants of a configuration that comes with the package."""
+    return list(_module(name).VARIANTS)
+
+
 def _shipped(name: str, variant: str) -> ConfigDict:
+    return _module(name).get_config(*_given(variant))
+
+
+def _module(name: str):
     if name not in shipped():
         raise ValueError(
             f"there is no configuration {name!r}{_near(name, shipped())}; shipped are {', '.join(shipped())}"
         )
-    module = importlib.import_module(f"bandtok_jax.configs.{name}")
-    return module.get_config(*_given(variant))
+    return importlib.import_module(f"bandtok_jax.configs.{name}")
 
 
 def _from_file(path: str, variant: str) -> ConfigDict:
@@ -233,6 +242,7 @@ def _given(variant: str) -> tuple[str, ...]:
 def _check(config: ConfigDict) -> None:
     """Raises a ValueError where nothing can be trained with a configuration."""
     _check_values(config)
+    _check_dtype(config.get("dtype", DTYPES[0]))
     _check_rates(config)
 
 
@@ -252,8 +262,25 @@ def _check_values(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} is {value!r}: set it to a number of at least 0; 0 switches it off")
     if "seed" in config:
         check_seed(config.seed, "config.seed")
-    if config.get("dtype", DTYPES[0]) not in DTYPES:
+    if config.get("dtype", DTYPES[0]) not in _READABLE_DTYPES:
         raise ValueError(f"config.dtype is {config.dtype!r}: set it to one of {', '.join(DTYPES)}")
+
+
+def _check_dtype(name: str) -> None:
+    """Raises a ValueError unless a training can compute in that dtype."""
+    if name in DTYPES or name == "float64" and _computes_in_64_bits():
+        return
+    reason = {
+        "float16": ", whose range is too narrow for gradients without loss scaling; bfloat16 has that of float32",
+        "float64": ", and JAX computes in 32 bits: export JAX_ENABLE_X64=1 to change that",
+    }[name]
+    raise ValueError(f"config.dtype is {name!r}{reason}: set it to one of {', '.join(DTYPES)}")
+
+
+def _computes_in_64_bits() -> bool:
+    import jax  # for the rare configuration that asks for it
+
+    return jax.config.jax_enable_x64
 
 
 def _check_rates(config: ConfigDict) -> None:

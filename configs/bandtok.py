@@ -21,12 +21,21 @@ from ml_collections import ConfigDict
 from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
 
+_TINY = dict(patch=8, channels=(128,), blocks=1, middle_blocks=1, codes=1024, code_width=32)
+# What the network of each variant has of its own.
+VARIANTS = {
+    "tiny": _TINY,
+    "tiny_24khz": {**_TINY, "patch": 4, "mels": mel_bands.VOCOS_24KHZ.mels},
+    "small": dict(patch=2, channels=(64, 128, 256), blocks=2, middle_blocks=2, codes=4096, code_width=64),
+    "base": dict(patch=2, channels=(128, 256, 512), blocks=2, middle_blocks=2, codes=8192, code_width=64),
+}
+
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
     config.task = "mel_tokenizer"
     config.best_metric = "mel_distance"
-    config.mel = ConfigDict({"mels": 128, "hop_samples": 512, "fft_samples": 2048})  # BigVGAN v2, 44.1 kHz
+    config.mel = ConfigDict(dataclasses.asdict(mel_bands.MelDefinition()))  # BigVGAN v2, 44.1 kHz
     config.codebook = ConfigDict(
         {
             "decay": 0.99,  # of the EMA of counts and sums
@@ -47,15 +56,18 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     config.discriminator_optimizer = defaults.optimizer()
     config.discriminator_optimizer.beta1 = 0.5
-    tiny = dict(patch=8, channels=(128,), blocks=1, middle_blocks=1, codes=1024, code_width=32)
-    shapes = {
-        "tiny": tiny,
-        "tiny_24khz": {**tiny, "patch": 4, "mels": mel_bands.VOCOS_24KHZ.mels},
-        "small": dict(patch=2, channels=(64, 128, 256), blocks=2, middle_blocks=2, codes=4096, code_width=64),
-        "base": dict(patch=2, channels=(128, 256, 512), blocks=2, middle_blocks=2, codes=8192, code_width=64),
-    }
-    levels = {"residual_levels": 0, "column_width": 128}
-    config.model = ConfigDict({**defaults.choose(shapes, "bandtok", variant), **levels})
+    config.model = ConfigDict(
+        {
+            "mels": 128,  # M, mel bins of the spectrogram
+            **defaults.choose(VARIANTS, "bandtok", variant),
+            "normalise_codes": False,  # compare latents and codes on the unit sphere
+            "code_gradient": "straight_through",  # or "rotation"
+            "row_embedding": True,  # encoder and decoder know the band they look at; the codebook does not
+            "residual_levels": 0,  # above 0: residual levels of whole columns in place of bands
+            "column_width": 128,  # D of these levels
+            "activation": "silu",  # of the residual blocks, from jax.nn
+        }
+    )
     if variant == "tiny_24khz":
         config.mel = ConfigDict(dataclasses.asdict(mel_bands.VOCOS_24KHZ))
         config.data.sample_rate_hz = mel_bands.VOCOS_24KHZ.sample_rate_hz

@@ -28,6 +28,17 @@ from bandtok_jax.configs import defaults
 
 CLIP_SECONDS = 0.38
 
+_FULL = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
+# What the network of each variant has of its own.
+VARIANTS = {
+    "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),
+    "small": dict(encoder_width=32, decoder_width=768, strides=(2, 4, 8, 8), latent_width=512, rows=9),
+    "base": _FULL,
+    "base_16kbps": {**_FULL, "latent_width": 128, "rows": 18},
+    "base_24khz": {**_FULL, "strides": (2, 4, 5, 8), "rows": 32},
+    "base_16khz": {**_FULL, "strides": (2, 4, 5, 8), "rows": 12},
+}
+
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
@@ -58,17 +69,16 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "start_batches": 16,  # batches whose latents start the codebooks by k-means
         }
     )
-    full = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
-    shapes = {
-        "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),
-        "small": dict(encoder_width=32, decoder_width=768, strides=(2, 4, 8, 8), latent_width=512, rows=9),
-        "base": full,
-        "base_16kbps": {**full, "latent_width": 128, "rows": 18},
-        "base_24khz": {**full, "strides": (2, 4, 5, 8), "rows": 32},
-        "base_16khz": {**full, "strides": (2, 4, 5, 8), "rows": 12},
-    }
-    shape = defaults.choose(shapes, "dac", variant)
-    config.model = ConfigDict({**shape, "codes": 1024, "code_width": 8, "parity": False})
+    shape = defaults.choose(VARIANTS, "dac", variant)
+    config.model = ConfigDict(
+        {
+            **shape,
+            "codes": 1024,  # K, size of each codebook
+            "code_width": 8,  # dimensions in which codes are compared
+            "parity": False,  # lose a sample at each odd stride of the decoder, as published
+            "padding": True,  # False: only what zero padding has no part in, as the published program does by chunks
+        }
+    )
     config.discriminator = defaults.sound_critics(variant)
     config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
     column_samples = math.prod(shape["strides"])

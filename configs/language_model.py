@@ -16,6 +16,13 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.configs import defaults
 
+# What the network of each variant has of its own.
+VARIANTS = {
+    "tiny": dict(codebook_size=1024, width=256, layers=4, heads=4, feed_forward=704, text_width=128, text_layers=1),
+    "small": dict(codebook_size=4096, width=768, layers=12, heads=12, feed_forward=2048, text_width=384, text_layers=4),
+    "base": dict(codebook_size=8192, width=1024, layers=24, heads=16, feed_forward=2816, text_width=512, text_layers=4),
+}
+
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
@@ -23,19 +30,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.best_metric = "cross_entropy"
     config.loss = ConfigDict({"condition_dropout": 0.1})  # share of the examples that are trained without their text
     config.captioned_share = -1.0  # share of the training tracks that have a caption; written by the run
-    shapes = {
-        "tiny": dict(codebook_size=1024, width=256, layers=4, heads=4, feed_forward=704, text_width=128, text_layers=1),
-        "small": dict(
-            codebook_size=4096, width=768, layers=12, heads=12, feed_forward=2048, text_width=384, text_layers=4
-        ),
-        "base": dict(
-            codebook_size=8192, width=1024, layers=24, heads=16, feed_forward=2816, text_width=512, text_layers=4
-        ),
-    }
     config.model = ConfigDict(
         {
             "rows": 16,
-            **defaults.choose(shapes, "language_model", variant),
+            **defaults.choose(VARIANTS, "language_model", variant),
             "rope": "2d",
             "row_embedding": False,
             "row_vocabulary": False,  # True where each row has a codebook of its own

@@ -17,16 +17,26 @@ by, and reaches transients that no mel shows.
   base   the published size, 14 million parameters and 42 million in its critics
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
+from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
+
+# What the network of each variant has of its own.
+VARIANTS = {
+    "tiny": dict(width=256, hidden=768, blocks=6),
+    "small": dict(width=384, hidden=1152, blocks=8),
+    "base": dict(width=512, hidden=1536, blocks=8),
+}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
     config.task = "vocoder"
     config.best_metric = "stft_distance"
-    config.mel = ConfigDict({"mels": 128, "hop_samples": 512, "fft_samples": 2048})  # BigVGAN v2, 44.1 kHz
+    config.mel = ConfigDict(dataclasses.asdict(mel_bands.MelDefinition()))  # BigVGAN v2, 44.1 kHz
     config.mel_source = "true"  # input of the vocoder: "true", "decoded" (by config.tokenizer) or "mixed"
     config.loss = ConfigDict(
         {
@@ -46,12 +56,15 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optimizer.beta1 = 0.8
     config.discriminator_optimizer = defaults.optimizer()
     config.discriminator_optimizer.beta1 = 0.8
-    shapes = {
-        "tiny": dict(width=256, hidden=768, blocks=6),
-        "small": dict(width=384, hidden=1152, blocks=8),
-        "base": dict(width=512, hidden=1536, blocks=8),
-    }
-    config.model = ConfigDict(defaults.choose(shapes, "vocos", variant))
+    config.model = ConfigDict(
+        {
+            **defaults.choose(VARIANTS, "vocos", variant),
+            "taps": 7,  # length of the filters over time
+            "envelope": True,  # start from the spectral envelope of the mel; False: from nothing, as published
+            "parity": False,  # compute what the published program does, for its weights
+            "depthwise": "shifts",  # or "grouped": XLA's grouped convolution, slow on CPUs
+        }
+    )
     config.discriminator = defaults.sound_critics(variant)
     if variant == "tiny":
         config.total_steps, config.batch_size = 400, 8

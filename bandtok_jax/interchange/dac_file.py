@@ -243,7 +243,7 @@ def _play_pieces(codec: SoundCodec, codes: np.ndarray, piece_columns: int) -> np
 
 def _unpadded(codec: SoundCodec, method: str):
     """The network's method, compiled, with no zeros around what it is given."""
-    network = Network(lambda rngs: DAC(**codec.stages["tokenizer"].config.model, padding=False, rngs=rngs))
+    network = Network(lambda rngs: DAC(**{**codec.stages["tokenizer"].config.model, "padding": False}, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
 
 

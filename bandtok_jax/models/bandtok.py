@@ -28,6 +28,7 @@ from bandtok_jax.layers.image import (
     patchify,
     unpatchify,
 )
+from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.quantization import Codebook
 from bandtok_jax.layers.residual_quantization import ResidualCodebook
 
@@ -186,10 +187,12 @@ class BandTok(nnx.Module):
         picture = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
         return _raised(picture, math.log(self._floor))
 
+    @exact
     def encode(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
         """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`; see `latents`."""
         return self.codebook.nearest(self.latents(log_mel, span))
 
+    @exact
     def row_latents(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
         """What the look-up of each row is given, `[B, T/8, F, D]`; see `latents`."""
         latents = self.latents(log_mel, span)

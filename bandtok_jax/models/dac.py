@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside, scaled
+from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.residual_quantization import ResidualQuantizer
 from bandtok_jax.layers.snake import Snake
 
@@ -131,6 +132,7 @@ class DAC(nnx.Module):
         x = inside(jnp.tanh(x), span)[..., 0]
         return x[:, : span[1]] if whole else x
 
+    @exact
     def encode(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
         """Sound `[B, S]` to codes, int32 `[B, T, F]`.
 
@@ -139,6 +141,7 @@ class DAC(nnx.Module):
         """
         return self.quantizer.encode(self.latents(audio, span))
 
+    @exact
     def row_latents(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
         """What the look-up of each level is given, `[B, T, F, code_width]`; see `encode`."""
         return self.quantizer.given(self.latents(audio, span))
@@ -147,6 +150,7 @@ class DAC(nnx.Module):
         """Codes of the first levels, int32 `[B, T, f]` with f <= F, to sound `[B, T * samples_per_column]`."""
         return self.sound(self.quantizer.decode(codes), span)
 
+    @exact
     def start_codes(self, latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `ResidualQuantizer.start`."""
         return self.quantizer.start(latents, key)

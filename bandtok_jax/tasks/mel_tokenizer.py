@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
 from bandtok_jax.layers import quantization, residual_quantization
+from bandtok_jax.layers.precision import exact
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
@@ -62,13 +63,13 @@ class MelTokenizer(Game):
     def warm_start(self, state, frozen, batches, key):
         """Starts the codebook, or that of each level, at the k-means centres of the encoder's first latents."""
         model = state["model"]
-        encode = jax.jit(lambda p, b, x: self.network.apply(p, b, self._picture(x), method="latents"))
+        encode = jax.jit(exact(lambda p, b, x: self.network.apply(p, b, self._picture(x), method="latents")))
         latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
         flat, codes = latents.reshape(-1, latents.shape[-1]), self.config.model.codes
         if self._residual:
             start = functools.partial(residual_quantization.start_levels, rows=self.network.attribute("rows"))
         else:
-            normalise = self.config.model.get("normalise_codes", False)
+            normalise = self.config.model.normalise_codes
             start = functools.partial(quantization.start_codebook, normalise=normalise)
         codebook = jax.jit(functools.partial(start, codes=codes, batches=len(batches)))(flat, key=key)
         return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
@@ -95,7 +96,7 @@ class MelTokenizer(Game):
             jax.vmap(draw, in_axes=-2)(rows) if self._residual else draw(rows),
             decay=settings.decay,
             restart_share=settings.restart_share,
-            normalise=self.config.model.get("normalise_codes", False),
+            normalise=self.config.model.normalise_codes,
         )
         metrics = {
             "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),

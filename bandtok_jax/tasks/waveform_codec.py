@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers import quantization
+from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.residual_quantization import draw_levels
 from bandtok_jax.models.dac import DAC
 from bandtok_jax.models.network import Network, Tree
@@ -61,7 +62,7 @@ class WaveformCodec(SoundGame):
         if not self._codes_decay:
             return state
         model = state["model"]
-        apply = functools.partial(jax.jit(self.network.apply, static_argnames="method"), model["parameters"], {})
+        apply = functools.partial(jax.jit(exact(self.network.apply), static_argnames="method"), model["parameters"], {})
         latents = jnp.concatenate([apply(batch["audio"], method="latents") for batch in batches])
         vectors, counts = apply(latents, key, method="start_codes")
         counts = jnp.maximum(counts / len(batches), 1e-3)

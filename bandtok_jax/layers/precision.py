@@ -1,0 +1,20 @@
+"""The precision of products where a rounding decides: a code must not depend on the device that computes it."""
+
+import functools
+
+import jax
+
+
+def exact(function):
+    """Returns `function` with all its matrix products and convolutions at the highest precision.
+
+    By default NVIDIA GPUs round float32 factors to TF32, and TPUs to bfloat16. `jax.default_matmul_precision` around a
+    call changes nothing here.
+    """
+
+    @functools.wraps(function)
+    def computed(*arguments, **keywords):
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments, **keywords)
+
+    return computed
