@@ -1,5 +1,6 @@
 """Configurations and batches that are small enough for a test, one for each task."""
 
+import math
 import pathlib
 
 import jax
@@ -89,6 +90,44 @@ def config(task: str, folder, **overrides):
     if task == "language_model":
         changes["data.tokens"] = str(token_records(pathlib.Path(folder) / "tokens"))
     return experiment.load_config(_NAMES[task], changes)
+
+
+def shrunk(name: str, folder, **overrides):
+    """The configuration of that name with less width, depth, batch and clip; all else is its own.
+
+    The discriminators play from step 0. `folder` is where it may keep data that it needs.
+    """
+    config = experiment.load_config(name).copy_and_resolve_references().unlock()
+    model, channels = config.model, lambda values: (8,) * len(values)
+    common = {"batch_size": 2, "evaluation_batches": 1, "data.workers": 0, "total_steps": 3, "log_every": 1}
+    common |= {"evaluate_every": 3, "checkpoint_every": 1}
+    discriminators = {"discriminator.period_channels": (4, 8), "discriminator.spectrum_channels": 2}
+    if config.task in ("vocoder", "waveform_codec"):
+        discriminators |= {"discriminator.periods": config.discriminator.periods[:1], "loss.adversarial_start": 0}
+        discriminators |= {"discriminator.windows": config.discriminator.windows[-1:]}
+        discriminators |= {"loss.mel_scales": config.loss.mel_scales[3:5] or config.loss.mel_scales[:1]}
+    changes = {
+        "mel_tokenizer": lambda: {
+            "model.channels": channels(model.channels), "model.blocks": 1, "model.middle_blocks": 1, "model.codes": 64,
+            "model.code_width": 8, "discriminator.width": 4, "codebook.start_batches": 2, "loss.adversarial_start": 0,
+            "data.clip_samples": 4 * config.mel.hop_samples * model.patch * 2 ** (len(model.channels) - 1),
+        },
+        "vocoder": lambda: {
+            "model.width": 16, "model.hidden": 32, "model.blocks": 1, "data.clip_samples": 16 * config.mel.hop_samples,
+            "loss.stft_windows": config.loss.stft_windows[:1], **discriminators,
+        },
+        "waveform_codec": lambda: {
+            "model.encoder_width": 4, "model.decoder_width": 2 ** (1 + len(model.strides)), "model.rows": 2,
+            "model.latent_width": 8, "model.codes": 16, "model.code_width": 4, "codebook.start_batches": 2,
+            "data.clip_samples": 4 * math.prod(model.strides), **discriminators,
+        },
+        "language_model": lambda: {
+            "data.columns": 8, "model.codebook_size": 64, "model.rows": 4, "model.width": 32, "model.layers": 2,
+            "model.heads": 2, "model.feed_forward": 64, "model.text_width": 16, "model.text_layers": 1,
+            "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
+        },
+    }[config.task]()  # fmt: skip
+    return experiment.load_config(name, {key: str(value) for key, value in {**common, **changes, **overrides}.items()})
 
 
 def token_records(folder: pathlib.Path) -> pathlib.Path:

@@ -95,6 +95,19 @@ class Task:
         """Keyword arguments of `train_step` that change in the course of a run; each set of values is compiled once."""
         return {}
 
+    def phases(self) -> list[dict[str, bool]]:
+        """Returns what `phase` gives in the steps of this run, each once, in order; a phase is an interval of steps."""
+
+        def between(first, last):
+            ends = [self.phase(first), self.phase(last)]
+            if ends[0] == ends[1] or last - first == 1:
+                return ends
+            middle = (first + last) // 2
+            return between(first, middle) + between(middle, last)
+
+        found = between(0, max(self.config.total_steps - 1, 1))
+        return [phase for number, phase in enumerate(found) if phase not in found[:number]]
+
     def combine(self, totals: dict, batches: int) -> dict:
         """Evaluation metrics from the sums of what `eval_step` gave for each of `batches` batches."""
         return {name: value / batches for name, value in totals.items()}

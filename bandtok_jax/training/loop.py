@@ -97,6 +97,15 @@ def _train(
         else:
             counts = dict(batch_size=config.batch_size, count=config.evaluation_batches)
             evaluation = list(iterator.evaluation_batches(config.data, split="validation", **counts, **share))
+        batch, promised = program.put(first_batch), {}
+        if jax.process_count() == 1:  # else all processes compile the same program at the same time
+            # While the weights are drawn and the codebook starts, threads compile the two largest programs.
+            for make, examples, phase in (
+                (program.train_step, batch, task.phase(first_step)),
+                (program.eval_step, program.put(evaluation[0]), {}),
+            ):
+                step = program.compile(make(**phase), program.targets(), frozen, examples, ahead=True)
+                promised[(make, *sorted(phase.items()))] = step
         if state is None:
             state = states.begin(program, config, frozen, first_batch, init_from, share, alone=overfit_one_batch)
         if first_process:
@@ -107,13 +116,13 @@ def _train(
         # ---- train ----------------------------------------------------------------------------------------------
         reporter = Reporter(workdir, config, first_step, active=first_process)
         pending, scores, compiled, peak = collections.deque(), {}, {}, goodput.peak_flops()
-        batch = program.put(first_batch)
 
         def run(make, *arguments, **phase):
             name = (make, *sorted(phase.items()))
             if name not in compiled:
                 with stopwatch.during("compile"):
-                    compiled[name] = program.compile(make(**phase), *arguments)
+                    promise = promised.pop(name, None) or program.compile(make(**phase), *arguments)
+                    compiled[name] = promise.result()
                     # Collectives on CPUs wait for others for 30 s and no longer, and one may compile while one reads
                     # its cache.
                     distributed.barrier(f"compiled {len(compiled)}")

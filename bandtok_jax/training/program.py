@@ -1,5 +1,8 @@
 """The steps of a task as programs for a mesh: where its state lives, and what is compiled."""
 
+from concurrent.futures import Future
+import threading
+
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,6 +33,41 @@ class Program:
 
     def _init(self):
         return self.task.init(jax.random.key(self.seed))
+
+    def check_state(self, state, origin: str) -> None:
+        """Raises a ValueError that names the first leaf in which `state` (arrays, or their shapes) is not as `init`
+        makes it: no step could take it, or be repeated after it.
+
+        Args:
+          origin: what made the state, for the message.
+        """
+        shown = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+        paths = lambda tree: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): shown(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        expected, found = paths(self.abstract), paths(state)
+        for name in [*expected, *found]:
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"{origin} gives {name} as {found.get(name, 'nothing')}, and a state holds "
+                    f"{expected.get(name, 'nothing')} there: the step could not be repeated; "
+                    f"let the task {self.task.config.task} keep shape and dtype"
+                )
+
+    def check_repeats(self, frozen, batch, **phase) -> None:
+        """Raises a ValueError unless warm start and training step leave the state as `init` makes it.
+
+        Nothing is computed.
+
+        Args:
+          frozen, batch: shapes and types.
+        """
+        task, key = self.task, jax.eval_shape(lambda: self.key(TRAIN))
+        batches = [batch] * task.start_batches
+        self.check_state(jax.eval_shape(task.warm_start, self.abstract, frozen, batches, key), "warm_start")
+        step = lambda *arguments: task.train_step(*arguments, **phase)[0]
+        self.check_state(jax.eval_shape(step, self.abstract, frozen, batch, key), "train_step")
 
     def init(self):
         """A fresh state, made where it lives: it never lies whole on one device."""
@@ -67,16 +105,39 @@ class Program:
             out_shardings=self.whole,
         )
 
-    def compile(self, step, *arguments):
-        """A step as a program for these arguments.
+    def compile(self, step, *arguments, ahead: bool = False) -> Future:
+        """Compiles a step as a program for these arguments, or their shapes and places.
+
+        Args:
+          ahead: traces the step and returns while a thread compiles it; XLA compiles several programs at once.
+
+        Returns:
+          The program, or what it will be.
 
         Raises:
-          ValueError: it leaves a large part of the state whole on every device of a mesh that should share it.
+          ValueError: a training step that cannot be repeated, or (from the future) that leaves a large part of the
+            state whole on every device of a mesh that should share it.
         """
-        compiled = step.lower(*arguments).compile()
-        if isinstance(compiled.output_shardings, tuple):
-            sharding.check_spread(self.abstract, compiled.output_shardings[0], self.mesh)
-        return compiled
+        lowered, promise = step.lower(*arguments), Future()
+        trains = isinstance(lowered.out_info, tuple)
+        if trains:
+            self.check_state(lowered.out_info[0], "train_step")
+
+        def compile():
+            try:
+                compiled = lowered.compile()
+                if trains:
+                    sharding.check_spread(self.abstract, compiled.output_shardings[0], self.mesh)
+                promise.set_result(compiled)
+            except BaseException as error:
+                promise.set_exception(error)
+
+        if ahead:
+            # A thread that does not keep a program alive that was told to stop.
+            threading.Thread(target=compile, name="compile", daemon=True).start()
+        else:
+            compile()
+        return promise
 
     def share(self, batch_size: int) -> dict[str, int]:
         """Which rows of a global batch this process reads, for `iterator.create`: those that its devices hold.

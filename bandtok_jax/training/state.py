@@ -174,6 +174,7 @@ def begin(program, config, frozen, first_batch, init_from, share: dict, *, alone
         starts = [first_batch, *_take(config, wanted - 1, share)]
         starts = [program.put(batch) for batch in starts]
         state = program.task.warm_start(state, frozen, starts, program.key(WARM_START))
+    program.check_state(state, f"--init-from={init_from}" if init_from else "warm_start")
     # Weights from a file lie on the host; what was computed may lie elsewhere than the layout says.
     place = lambda leaf, sharding: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding)
     return jax.jit(lambda x: x, out_shardings=program.layout)(jax.tree.map(place, state, program.layout))

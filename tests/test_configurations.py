@@ -1,0 +1,168 @@
+"""All configurations and variants in `configs/`: a step can be repeated, numbers are wide, options can be set."""
+
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bandtok_jax import experiment, tasks
+from bandtok_jax.audio.mel_bands import MelDefinition
+from bandtok_jax.training import checkpoint, loop, sharding
+from bandtok_jax.training.program import Program
+from bandtok_jax.training.reporting import Reporter, read_metrics
+from tests import tiny
+
+NAMES = [f"{name}:{variant}" for name in experiment.shipped() for variant in experiment.variants(name)]
+
+
+def _kind(name: str) -> str:
+    """Returns all that makes the steps of two shrunk configurations different: what is not a number, and what is on."""
+
+    def kind(value):
+        if isinstance(value, dict):
+            return {key: kind(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return len(value)
+        return value > 0 if isinstance(value, (int, float)) else value
+
+    config = experiment.load_config(name)
+    return json.dumps([kind(config.to_dict()[group]) for group in ("task", "dtype", "model", "loss", "codebook")
+                       if group in config])  # fmt: skip
+
+
+def _first_of_each_kind() -> list:
+    """All names; those whose kind came before are slow proofs."""
+    seen: set[str] = set()
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if _kind(name) in seen or seen.add(_kind(name)) else name
+        for name in NAMES
+    ]
+
+
+def _program(config) -> Program:
+    mesh = sharding.create_mesh(config.mesh, jax.devices()[:1])
+    return Program(tasks.create(config), mesh, config.seed)
+
+
+def _check(config) -> None:
+    """Every leaf is wide, and every phase of every way to accumulate leaves the state as it was."""
+    for steps in (1, 2):
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.optimizer.accumulation_steps = steps
+        program = _program(config)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(program.abstract):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                assert leaf.dtype == jnp.float32, (jax.tree_util.keystr(path), leaf.dtype)
+        task = program.task
+        batch, frozen, key = task.batch_spec(), task.frozen_spec(), jax.eval_shape(lambda: jax.random.key(0))
+        for phase in task.phases():
+            program.check_repeats(frozen, batch, **phase)
+        _, metrics = jax.eval_shape(lambda *a: task.train_step(*a, **phase), program.abstract, frozen, batch, key)
+        sums = jax.eval_shape(task.eval_step, program.abstract, frozen, batch)
+        for name, value in {**metrics, **sums}.items():
+            assert value.dtype == jnp.float32, (name, value.dtype)
+
+
+@pytest.mark.parametrize("name", _first_of_each_kind())
+def test_every_step_can_be_repeated_and_every_number_is_wide(name, tmp_path):
+    _check(tiny.shrunk(name, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_of_the_whole_size_can_be_repeated(name):
+    _check(experiment.load_config(name))
+
+
+def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, monkeypatch):
+    program = _program(tiny.shrunk("bandtok:tiny", tmp_path))
+    step, frozen, batch = program.task.train_step, program.task.frozen_spec(), program.task.batch_spec()
+
+    def narrow(*arguments, **phase):
+        state, metrics = step(*arguments, **phase)
+        state["model"]["buffers"]["codebook"]["sums"] = jnp.zeros((64, 8), jnp.bfloat16)
+        return state, metrics
+
+    message = r"train_step gives model/buffers/codebook/sums as bfloat16\[64, 8\], and a state holds float32"
+    monkeypatch.setattr(program.task, "train_step", narrow)
+    with pytest.raises(ValueError, match=message):
+        program.check_repeats(frozen, batch, playing=False, judged=False)
+    with pytest.raises(ValueError, match=message):
+        program.compile(program.train_step(playing=False, judged=False), program.abstract, frozen, batch, ahead=True)
+    start = lambda state, *_: {**state, "step": jnp.zeros((2,))}
+    monkeypatch.setattr(program.task, "warm_start", start)
+    with pytest.raises(ValueError, match=r"warm_start gives step as float32\[2\], and a state holds int32\[\]"):
+        program.check_repeats(frozen, batch)
+
+
+def _trained() -> list:
+    """Configurations whose training no other test covers: of those of one kind the first, in 16 bits or in a loop."""
+    seen, found = set(), []
+    for name in NAMES:
+        config = experiment.load_config(name)
+        fast = config.dtype != "float32" and _kind(name) not in seen
+        seen.add(_kind(name))
+        found.append(name if fast else pytest.param(name, marks=pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize("name", _trained())
+def test_three_steps_with_a_resume(name, tmp_path, monkeypatch):
+    _train_with_a_resume(tiny.shrunk(name, tmp_path), tmp_path / "run", monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(":small")])
+def test_three_steps_of_the_whole_network(name, tmp_path, monkeypatch):
+    few = ("batch_size", "evaluation_batches", "total_steps", "log_every", "evaluate_every", "checkpoint_every")
+    small = tiny.shrunk(name, tmp_path)
+    changes = {key: str(small[key]) for key in few} | {"data.workers": "0", "data.tokens": small.data.tokens}
+    if "adversarial_start" in small.loss:
+        changes["loss.adversarial_start"] = "1"
+    if small.task == "language_model":
+        changes |= {"model.rows": "4", "model.codebook_size": "64"}
+    _train_with_a_resume(experiment.load_config(name, changes), tmp_path / "run", monkeypatch)
+
+
+def _train_with_a_resume(config, run, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def stop(self, step, text):
+            if step == 2:
+                raise InterruptedError
+
+        patch.setattr(Reporter, "progress", stop)
+        with pytest.raises(InterruptedError):
+            loop.train(config, run)
+    assert checkpoint.saved_steps(run) == [1]
+    loop.train(config, run)
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3]
+    if "adversarial_start" in config.loss:
+        assert "train/adversarial" in [line for line in lines if "train/loss" in line][-1]
+    assert any(line["step"] == 3 and f"evaluation/{config.best_metric}" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_of_a_network_can_be_set(name):
+    config = experiment.load_config(name)
+    task = tasks.create(config)
+    owners = {"model": task.network}
+    if "discriminator" in config:
+        owners["discriminator"] = task.discriminator
+    given_by_the_task = {"dtype", "rngs", "floor", "mel"}
+    for group, network in owners.items():
+        options = set(inspect.signature(network.attribute("__class__").__init__).parameters) - {"self"}
+        assert set(config[group]) == options - given_by_the_task, group
+    if "mel" in config:
+        assert set(config.mel) == set(inspect.signature(MelDefinition).parameters)
+
+
+@pytest.mark.parametrize("dtype, cure", [("float16", "loss scaling; bfloat16"), ("float64", "JAX_ENABLE_X64=1")])
+@pytest.mark.parametrize("name", experiment.shipped())
+def test_a_dtype_that_cannot_train_is_refused(name, dtype, cure):
+    with pytest.raises(ValueError, match=f"config.dtype is '{dtype}'.*{cure}.*one of float32, bfloat16"):
+        experiment.load_config(name, {"dtype": dtype})
