@@ -50,7 +50,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "adversarial": 0.1,  # weight of the generator's adversarial loss
             "feature_matching": 1.0,  # weight of the distance between the discriminators' features
             "adversarial_kind": "hinge",  # or "least_squares"
-            "adversarial_start": 0,  # step at which the discriminators begin
+            "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
+            "adversarial_ramp": 5000,  # steps over which the discriminators' gradient rises to its whole; 0: none
+            "adversarial_limit": 0.5,  # largest length of it, in lengths of the reconstruction's; 0: none
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
         }
     )
@@ -78,7 +80,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.discriminator = ConfigDict(
             {"width": 8, "scales": 2, "normalisation": "none"}
         )  # too few steps to need it
-        config.loss.adversarial_start = 650
+        # At this size discriminators stay near chance, and what they say costs detail (docs/results.md).
+        config.loss.adversarial_start = -1
         # Few steps: the codebook must follow the encoder faster than in a long run.
         config.codebook.decay, config.codebook.restart_share = 0.95, 0.2
     else:

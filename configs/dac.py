@@ -55,8 +55,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "feature_matching": 200.0,  # 2 on the sum of 100 activations: 5 periods * 5 + 3 windows * 5 bands * 5
             "feature_average": "maps",  # each activation weighs the same; or "critics", as elsewhere
             "adversarial_kind": "least_squares",  # the published code's; its paper says "hinge"
-            "adversarial_start": 0,  # step at which the discriminators begin
+            "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
+            "adversarial_ramp": 0,  # steps over which the discriminators' gradient rises to its whole; 0: none
+            "adversarial_limit": 0.0,  # largest length of it, in lengths of the reconstruction's; 0: none
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
             "quantizer_dropout": 0.5,  # share of the examples that use fewer levels
             "balancer_decay": 0.0,  # above 0 (EnCodec: 0.999), each loss gets its weight's share of the gradient

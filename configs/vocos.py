@@ -48,8 +48,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "feature_matching": 0.1,  # weight of the distance between the discriminators' features
             "feature_average": "critics",  # all discriminators weigh the same; or "maps", as in DAC
             "adversarial_kind": "hinge",  # or "least_squares"
-            "adversarial_start": 0,  # step at which the discriminators begin
+            "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
+            "adversarial_ramp": 0,  # steps over which the discriminators' gradient rises to its whole; 0: none
+            "adversarial_limit": 0.0,  # largest length of it, in lengths of the reconstruction's; 0: none
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
         }
     )

@@ -89,6 +89,11 @@ class Game(Task, abc.ABC):
             "discriminator": player.create_player(self.discriminator, discriminator_key, self.discriminator_optimizer),
         }
         if self._decay:
+            if self.config.loss.adversarial_ramp or self.config.loss.adversarial_limit:
+                raise ValueError(
+                    "loss.balancer_decay gives every loss its share of the gradient already: set it to 0, or both "
+                    "--config.loss.adversarial_ramp=0 and --config.loss.adversarial_limit=0"
+                )
             if self.config.optimizer.accumulation_steps > 1:
                 raise ValueError(
                     "loss.balancer_decay looks at the gradient of a whole batch: "
@@ -101,11 +106,11 @@ class Game(Task, abc.ABC):
         """Returns when the players meet, by the `loss` group.
 
         `playing`: the discriminator learns. `judged`: its losses reach the generator; later, where only the generator
-        came from another run. Known before compilation: XLA runs the convolutions of a conditional 13 times slower on a
-        CPU.
+        came from another run. A negative start means never. Known before compilation: XLA runs the convolutions of a
+        conditional 13 times slower on a CPU.
         """
         loss = self.config.loss
-        playing = step >= loss.adversarial_start
+        playing = 0 <= loss.adversarial_start <= step
         return {"playing": playing, "judged": playing and step >= loss.adversarial_start + loss.discriminator_warmup}
 
     def train_step(self, state, frozen, batch, key, playing=True, judged=True):
@@ -127,8 +132,10 @@ class Game(Task, abc.ABC):
                 opinion, push, loss, discriminator_gradients = self._judge(discriminator, real, fake)
                 metrics |= {**opinion, "discriminator_loss": loss}
             if judged:
-                slopes |= self._slopes(opinion, push)
-                metrics["loss"] += self._weighed(opinion)
+                opinion_slopes, measured = self._limited(slopes, self._slopes(opinion, push), step)
+                slopes |= opinion_slopes
+                metrics["loss"] += measured["adversarial_scale"] * self._weighed(opinion)
+                metrics |= measured
             memory = {}
             if self._decay:
                 slope, memory = balancer.balance(slopes, self.config.loss, model["balancer"], self._decay)
@@ -172,6 +179,33 @@ class Game(Task, abc.ABC):
             return {" and ".join(terms): push(weights)[0]}
         one = lambda name: {other: jnp.full_like(weight, other == name) for other, weight in weights.items()}
         return {name: push(one(name))[0] for name in terms if self.config.loss[name]}
+
+    def _limited(self, reconstruction, opinion, step):
+        """Ramps the discriminator's part of the gradient up, and limits it in each example (our choice).
+
+        In the first steps the discriminator knows little, and what it says is noise. Where its part of the gradient by
+        the output is no longer than a share below 1 of the reconstruction's, no step raises the reconstruction losses
+        to first order. VQGAN (arXiv 2012.09841, eq. 7) sets the ratio of the two at the last layer for a whole batch;
+        here each example has its own, so that micro-batches add up and no example depends on its neighbours.
+
+        Args:
+          reconstruction, opinion: gradients by the output, `{name: [B, ...]}`.
+
+        Returns:
+          `opinion`, scaled; and metrics: `adversarial_ratio`, the length of its gradient in those of the
+          reconstruction, before the scaling, and `adversarial_scale`, both as means over the examples.
+        """
+        settings = self.config.loss
+        length = lambda slopes: jnp.sqrt(sum(jnp.sum(x.astype(jnp.float32) ** 2, range(1, x.ndim)) for x in slopes))
+        ratio = length([sum(opinion.values())]) / (length([sum(reconstruction.values())]) + 1e-12)
+        scale = jnp.ones_like(ratio)
+        if settings.adversarial_limit:
+            scale = jnp.minimum(scale, settings.adversarial_limit / jnp.maximum(ratio, 1e-12))
+        if settings.adversarial_ramp:
+            first = settings.adversarial_start + settings.discriminator_warmup
+            scale *= jnp.clip((step + 1 - first) / settings.adversarial_ramp, 0, 1)
+        scaled = {n: x * scale.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) for n, x in opinion.items()}
+        return scaled, {"adversarial_ratio": ratio.mean(), "adversarial_scale": scale.mean()}
 
     def _judge(self, discriminator, real, fake):
         """Runs the discriminator once for both players.
