@@ -37,28 +37,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags.rest = rest
     verbs.expand_home(flags)
     missing = _first_missing(getattr(flags, "workdir", None) or getattr(flags, "output", None))
-    warnings.formatwarning = lambda message, *_, **__: f"bandtok: note: {message}\n"
+    warnings.formatwarning = _note
     compile_cache.enable()
     try:
         return _RUN[flags.verb](flags) or 0
     except KeyboardInterrupt:
         if arguments is None:  # this is the whole program, whose end may take a moment: a second Ctrl-C need not wait
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        print("bandtok: interrupted", file=sys.stderr)
+        _print("bandtok: interrupted", file=sys.stderr)
         return 130
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         if os.environ.get("BANDTOK_DEBUG"):
             raise
-        print(f"bandtok: error: {_one_line(error)}", file=sys.stderr)
+        _print(f"bandtok: error: {_one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:
         line = foreign_errors.explain(error, flags.verb)
         if line is None or os.environ.get("BANDTOK_DEBUG"):
             raise
-        print(f"bandtok: error: {line}", file=sys.stderr)
+        _print(f"bandtok: error: {line}", file=sys.stderr)
         return 1
     finally:
         _remove_if_empty(missing)
+
+
+def _note(message, *_, **__) -> str:
+    from bandtok_jax.untrusted import one_line
+
+    return f"bandtok: note: {one_line(message)}\n"
 
 
 def _first_missing(path: str | None) -> str | None:
@@ -73,6 +79,13 @@ def _remove_if_empty(folder: str | None) -> None:
     """Removes a folder that was made for nothing: a refused verb leaves none behind."""
     if folder and os.path.isdir(folder) and not any(files for _, _, files in os.walk(folder)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _print(text: object, **options) -> None:
+    """Prints lines in which names and captions of others reach no terminal with control characters."""
+    from bandtok_jax.untrusted import printable
+
+    print("\n".join(map(printable, str(text).split("\n"))), **options)
 
 
 def _one_line(error: Exception) -> str:
@@ -101,7 +114,7 @@ def _announce(*dtypes: str, devices: str = "one device") -> None:
 
     if jax.process_index() == 0:
         lines = [startup.first_line(" and ".join(dict.fromkeys(dtypes)), devices), startup.unused_gpu()]
-        print("\n".join(filter(None, lines)), file=sys.stderr)
+        _print("\n".join(filter(None, lines)), file=sys.stderr)
 
 
 def _train(flags):
@@ -120,10 +133,10 @@ def _train(flags):
             accept_changed_data=flags.accept_changed_data, profile_steps=flags.profile_steps, verbose=flags.verbose,
         )  # fmt: skip
     except distributed.Preempted as notice:
-        print(f"bandtok: preempted: {notice}; the same command resumes it", file=sys.stderr)
+        _print(f"bandtok: preempted: {notice}; the same command resumes it", file=sys.stderr)
         return RESTART_EXIT_CODE
     except distributed.Interrupted as notice:
-        print(f"bandtok: interrupted: {notice}; the same command resumes it", file=sys.stderr)
+        _print(f"bandtok: interrupted: {notice}; the same command resumes it", file=sys.stderr)
         return distributed.INTERRUPTED_EXIT_CODE
 
 
@@ -133,7 +146,7 @@ def _config(flags):
     from bandtok_jax import config_text, experiment
 
     config = experiment.load_config(flags.name, overrides)
-    print(json.dumps(experiment.plain(config), indent=2) if flags.json else config_text.text(flags.name, config))
+    _print(json.dumps(experiment.plain(config), indent=2) if flags.json else config_text.text(flags.name, config))
 
 
 def _plan(flags):
@@ -145,14 +158,14 @@ def _plan(flags):
 
     config = experiment.load_config(flags.config, overrides)
     machines = accelerators.parse(flags.topology).check_shape()
-    say = lambda what: print(f"bandtok: {what} ...", file=sys.stderr, flush=True)
+    say = lambda what: _print(f"bandtok: {what} ...", file=sys.stderr, flush=True)
     if flags.weak_scaling:
         plans = search.weak_scaling(config, machines, say, quick=flags.quick)
-        print(text.as_json(plans) if flags.json else text.table(plans))
+        _print(text.as_json(plans) if flags.json else text.table(plans))
         return 0 if all(found.fits for found in plans) else 1
     say("compiling takes minutes" if machines.facts["kind"] == "tpu" else "tracing")
     found = plan.plan(config, machines, quick=flags.quick)
-    print(text.as_json([found]) if flags.json else text.text(found, flags.config), flush=True)
+    _print(text.as_json([found]) if flags.json else text.text(found, flags.config), flush=True)
     if found.fits:
         return None
     changes, cured = search.cure(config, machines, found, say, quick=flags.quick)
@@ -160,9 +173,9 @@ def _plan(flags):
         tried = f" (tried up to {search.as_flags(changes)})" if changes else ""
         raise ValueError(f"it does not fit, nor with less memory for each example{tried}: take more or larger chips")
     if flags.json:  # one document, of what was asked for
-        print(f"bandtok: it fits with {search.as_flags(changes)}", file=sys.stderr)
+        _print(f"bandtok: it fits with {search.as_flags(changes)}", file=sys.stderr)
     else:
-        print(f"\nit fits with {search.as_flags(changes)}:\n\n{text.text(cured, flags.config)}")
+        _print(f"\nit fits with {search.as_flags(changes)}:\n\n{text.text(cured, flags.config)}")
     return 1
 
 
@@ -171,11 +184,10 @@ def _evaluate(flags):
 
     _announce("float32")
     for line in (request.tokens if flags.what == "tokens" else request.evaluate)(flags):
-        print(line)
+        _print(line)
 
 
 def _prepare(flags):
-    from bandtok_jax import untrusted
     from bandtok_jax.data_pipelines import prepare
 
     manifest = prepare.prepare(
@@ -185,14 +197,13 @@ def _prepare(flags):
         runner_options=flags.runner_option,
     )  # fmt: skip
     for name, split in manifest["splits"].items():
-        print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")
+        _print(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")
     for entry in manifest["left_out"]:
-        print(untrusted.printable(f"left out: {entry['track']}: {entry['reason']}"))
+        _print(f"left out: {entry['track']}: {entry['reason']}")
     if manifest["other_files"]:
-        others = ", ".join(f"{count} x {ending}" for ending, count in manifest["other_files"].items())
-        print(untrusted.printable(f"not read: {others}"))
+        _print("not read: " + ", ".join(f"{count} x {ending}" for ending, count in manifest["other_files"].items()))
     for note in manifest["notes"]:
-        print(untrusted.printable(f"note: {note}"))
+        _print(f"note: {note}")
 
 
 def _doctor(flags):
@@ -200,15 +211,15 @@ def _doctor(flags):
     from bandtok_jax.data_pipelines import doctor, token_doctor, tokens
 
     if tokens.MANIFEST in storage.names(flags.data):
-        print(token_doctor.report(flags.data, flags.columns))
+        _print(token_doctor.report(flags.data, flags.columns))
         return
-    print(doctor.report(doctor.inspect(flags.data, flags.clip_samples)))
+    _print(doctor.report(doctor.inspect(flags.data, flags.clip_samples)))
 
 
 def _tokenize(flags):
     import jax
 
-    from bandtok_jax import corpus, untrusted
+    from bandtok_jax import corpus
     from bandtok_jax.training import distributed
 
     distributed.start()
@@ -220,9 +231,9 @@ def _tokenize(flags):
         return  # process 0 speaks for all
     for split, counts in manifest["splits"].items():
         hours = counts["columns"] / manifest["columns_per_second"] / 3600
-        print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
+        _print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
     for entry in manifest["left_out"]:
-        print(untrusted.printable(f"left out: {entry['track']}: {entry['reason']}"))
+        _print(f"left out: {entry['track']}: {entry['reason']}")
 
 
 def _encode(flags):
@@ -236,7 +247,7 @@ def _encode(flags):
     if as_dac:
         made = files.encode_dac(codec, flags.sound, target, flags.levels, flags.window)
         channels, columns, rows = made.codes.shape
-        print(
+        _print(
             f"{target}: {channels} channel{'s' * (channels > 1)} of {columns} columns x {rows} rows, "
             f"{made.samples / made.sample_rate_hz:.2f} s, {os.path.getsize(target)} bytes"
         )
@@ -244,7 +255,7 @@ def _encode(flags):
     header = files.encode(codec, flags.sound, target, flags.levels)
     rate = codec.bits_per_second * header.rows / codec.rows
     seconds = header.samples / header.sample_rate_hz
-    print(
+    _print(
         f"{target}: {header.columns} columns x {header.rows} rows, {seconds:.2f} s, {os.path.getsize(target)} bytes, "
         f"{rate / 1000:.2f} kbit/s"
     )
@@ -260,7 +271,7 @@ def _decode(flags):
     else:
         header, clipped = files.decode(codec, flags.codes, target, flags.levels)
         samples, rate = header.samples, header.sample_rate_hz
-    print(f"{target}: {samples / rate:.2f} s at {rate} Hz{_clipped(clipped)}")
+    _print(f"{target}: {samples / rate:.2f} s at {rate} Hz{_clipped(clipped)}")
 
 
 def _reconstruct(flags):
@@ -268,7 +279,7 @@ def _reconstruct(flags):
 
     codec = _load(flags)
     found = files.reconstruct(codec, flags.sound, flags.output, flags.levels)
-    print(
+    _print(
         f"{flags.output}: {found.samples / codec.sample_rate_hz:.2f} s; level {found.original_level_db:.1f} dB -> "
         f"{found.reconstruction_level_db:.1f} dB; log-mel distance {found.mel_distance:.3f} nats"
         f"{_clipped(found.clipped_samples)}"
@@ -288,7 +299,7 @@ def _generate(flags):
         count=flags.count, **sampling,
     )  # fmt: skip
     for path, columns, clipped in pieces:
-        print(f"{path}: {columns / codec.columns_per_second:.2f} s, {columns} columns{_clipped(clipped)}")
+        _print(f"{path}: {columns / codec.columns_per_second:.2f} s, {columns} columns{_clipped(clipped)}")
 
 
 def _clipped(samples: int) -> str:
@@ -301,7 +312,7 @@ def _export(flags):
     codec = model_folder.export(
         flags.run_folder, vocoder=flags.vocoder, language_model=flags.language_model, output=flags.output
     )
-    print(f"{flags.output}: {', '.join(codec.stages)}; weight hash {codec.weight_hash[:12]}")
+    _print(f"{flags.output}: {', '.join(codec.stages)}; weight hash {codec.weight_hash[:12]}")
 
 
 def _import(flags):
@@ -318,14 +329,14 @@ def _import(flags):
     if stage.name == "vocoder":
         model_folder.save_vocoder(stage, flags.output)
         mel = stage.mel
-        print(
+        _print(
             f"{flags.output}: vocoder, {mel.mels} mel bands of {mel.sample_rate_hz} Hz, {mel.hop_samples} samples a "
             f'frame, padding "{mel.padding}"; weight hash {stage.weight_hash[:12]}; use it with a tokenizer of that mel'
         )
         return
     codec = model_folder.join({stage.name: stage})
     model_folder.save(codec, flags.output)
-    print(
+    _print(
         f"{flags.output}: {stage.name}, {codec.rows} rows of {codec.codebook_size} codes at {codec.sample_rate_hz} Hz, "
         f"{codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
     )

@@ -18,7 +18,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from bandtok_jax import experiment, verbs
+from bandtok_jax import experiment, untrusted, verbs
 from bandtok_jax.launch import accelerators, check_flags, render
 
 _FOLDER = pathlib.Path("launched")
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{path} written; running {shlex.join([*command, str(path)])}", flush=True)
         return subprocess.run([*command, str(path)]).returncode
     except (ValueError, OSError) as error:
-        print(f"submit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"submit: error: {untrusted.one_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import hashlib
 import itertools
 import math
 import os
+import re
 import warnings
 
 import numpy as np
@@ -17,6 +19,7 @@ from bandtok_jax.data_pipelines import records, tracks, whole_tracks
 
 SYNTHETIC_PIECES, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation pieces of 12 s
 SOUNDS = "audio"  # the folder in a report that holds its sounds
+_LONGEST_NAME = 200  # bytes; file systems take 255, with what is put behind
 SHORTEST_REST_SECONDS = 1.0  # the end of a file, where less than this is left, is not a piece of its own
 
 
@@ -73,10 +76,18 @@ class Piece:
 
     @property
     def stem(self) -> str:
-        """A name for its files below a folder: that of the original, and where it begins if it is not all of that."""
-        # Nothing outside of the folder, and for "a..b" another name than for "a_b".
-        parts = self.original.name.lstrip("/").split("/")
-        stem = "/".join("_" if part == ".." else part for part in parts)
+        """A name for its files below a folder: that of the original, and where it begins if it is not all of that.
+
+        A name that no file may have here, or that looks like that of a piece, is changed; its hash keeps it apart from
+        names that are already as it is then.
+        """
+        name = self.original.name
+        parts = re.sub(r"[\0-\x1f\x7f]", "_", name).split("/")
+        parts = [part.encode(errors="ignore")[:_LONGEST_NAME].decode(errors="ignore") for part in parts]
+        parts = [part for part in parts if part not in ("", ".")]
+        stem = "/".join("_" if part == ".." else part for part in parts)  # nothing outside of the folder
+        if stem != name or re.search(r"\.\d{5,}s$", name):
+            stem = f"{stem}.{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
         if self.original.pieces(self.piece_seconds) == 1:
             return stem
         return f"{stem}.{round(self.number * self.piece_seconds):05d}s"

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import experiment
+from bandtok_jax import experiment, untrusted
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.evaluation import page, plots, spectra
@@ -237,8 +237,8 @@ def main():
     generated = sorted(pathlib.Path(flags.runs).glob("generated*.wav"))
     table = write_report(flags.runs, flags.data, flags.output, generated, flags.prompt)
     widths = [max(len(row[i]) for row in table) for i in range(3)]
-    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in table))
-    print(f"report: {flags.output}")
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in table]
+    print("\n".join(map(untrusted.printable, [*lines, f"report: {flags.output}"])))
 
 
 if __name__ == "__main__":

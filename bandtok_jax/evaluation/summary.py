@@ -8,11 +8,14 @@ import math
 import numpy as np
 import scipy
 
+from bandtok_jax import untrusted
 from bandtok_jax.evaluation.evaluate import Result
 from bandtok_jax.evaluation.originals import Piece
 
 CONFIDENCE = 0.95
 ALL = "all"  # files of every domain together
+NO_DOMAIN = "-"
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and the wide forms of the same
 COLUMNS = ("file", "domain", "system", "seconds", "pieces")  # of the table of files, before the values
 
 
@@ -41,7 +44,7 @@ def mean_of(values: Iterable[float | None]) -> Mean:
 
 def domain_of(piece: Piece) -> str:
     """The domain of a piece as tables have it, which is never ALL."""
-    return {"": "-", ALL: f"{ALL} (domain)"}.get(piece.original.domain, piece.original.domain)
+    return {"": NO_DOMAIN, ALL: f"{ALL} (domain)"}.get(piece.original.domain, piece.original.domain)
 
 
 def by_file(results: Iterable[Result]) -> list[dict]:
@@ -110,9 +113,19 @@ def worst_first(results: Iterable[Result], name: str, better: str) -> list[tuple
 
 
 def write_csv(path, lines: Sequence[dict]) -> None:
-    """Writes dicts as a table; columns in the order of their first appearance, nothing where a value is missing."""
+    """Writes dicts as a table; columns in the order of their first appearance, nothing where a value is missing.
+
+    Text that a spreadsheet would run as a formula begins with an apostrophe, and control characters are escaped.
+    """
     columns = dict.fromkeys(name for line in lines for name in line)
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, restval="")
-        table.writeheader()
-        table.writerows(lines)
+        table.writerow({name: _cell(name) for name in columns})
+        table.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
+
+
+def _cell(value):
+    """A value as a table has it; numbers stay as they are."""
+    if not isinstance(value, str) or value == NO_DOMAIN:
+        return value
+    return ("'" if value.lstrip().startswith(_FORMULA) else "") + untrusted.printable(value)
