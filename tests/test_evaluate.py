@@ -207,8 +207,9 @@ def test_prepared_records_are_evaluated_by_tracks(codec, tmp_path):
     assert {one.domain for group in splits.values() for one in group} == {"music"}
     one = next(one for group in splits.values() for one in group if one.name == "b.wav")
     (piece,) = one.cut(30.0)
-    assert piece.shape == (1, 6 * 8000)  # preparing left out the rest of a second
-    np.testing.assert_allclose(piece[0], soundfile.read(folder / "b.wav")[0][: 6 * 8000], atol=2 / 32768)
+    whole = soundfile.read(folder / "b.wav")[0]
+    assert piece.shape == (1, 7 * 8000)  # records of 6 s and of the rest
+    np.testing.assert_allclose(piece[0], whole, atol=2 / 32768)
     with pytest.raises(ValueError, match="no records in the split test"):
         originals.find([str(tmp_path / "records")], split="test")
 
