@@ -99,22 +99,12 @@ def _one_line(error: Exception) -> str:
 
 def _load(flags: argparse.Namespace):
     import bandtok_jax
+    from bandtok_jax import startup
 
     codec = bandtok_jax.load(flags.model, getattr(flags, "vocoder", None), getattr(flags, "language_model", None))
     dtypes = (stage.task.config.dtype for stage in codec.stages.values())
-    _announce(*dtypes, devices="one track on each device" if flags.verb == "tokenize" else "one device")
+    startup.announce(*dtypes, spread="one track on each device" if flags.verb == "tokenize" else "one device")
     return codec
-
-
-def _announce(*dtypes: str, devices: str = "one device") -> None:
-    """Prints what computes, to standard error: the results of a verb go to standard output."""
-    import jax
-
-    from bandtok_jax import startup
-
-    if jax.process_index() == 0:
-        lines = [startup.first_line(" and ".join(dict.fromkeys(dtypes)), devices), startup.unused_gpu()]
-        _print("\n".join(filter(None, lines)), file=sys.stderr)
 
 
 def _train(flags):
@@ -182,7 +172,6 @@ def _plan(flags):
 def _evaluate(flags):
     from bandtok_jax.evaluation import request
 
-    _announce("float32")
     for line in (request.tokens if flags.what == "tokens" else request.evaluate)(flags):
         _print(line)
 

@@ -1,11 +1,13 @@
 """The first line of a program that computes for long: devices, dtype, versions, compile cache; and hints."""
 
+import functools
 import glob
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
+import sys
 
 import jax
 
@@ -41,6 +43,14 @@ def first_line(dtype: str, spread: str = "one device") -> str:
         f"bandtok-jax {VERSION} on {devices()}{processes}, {spread}, {dtype}, jax {jax.__version__}, "
         f"compile cache {compile_cache.folder() or 'none'}"
     )
+
+
+@functools.cache
+def announce(*dtypes: str, spread: str = "one device") -> None:
+    """Prints `first_line` to standard error, once, on process 0: the results of a verb go to standard output."""
+    if jax.process_index() == 0:
+        lines = [first_line(" and ".join(dict.fromkeys(dtypes)), spread), unused_gpu()]
+        print("\n".join(filter(None, lines)), file=sys.stderr)
 
 
 def mesh_axes(mesh) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import bandtok_jax
-from bandtok_jax import folder_lock
+from bandtok_jax import folder_lock, startup
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
 from bandtok_jax.evaluation import (
@@ -51,6 +51,7 @@ def evaluate(flags: Any) -> Iterator[str]:
     for name, source in sources:
         embeddings.check(name, source, [system.name for system in compared])
     with folder_lock.locked(flags.output, "bandtok evaluate"):
+        startup.announce("float32")
         results, damaged = run(compared, pieces, flags.output, settings, workers=flags.workers)
         notes = [f"Left out: {note}." for note in (*notes, *damaged)]
         if figure_piece and figure_piece not in {result.piece for result in results}:
@@ -94,6 +95,7 @@ def tokens(flags: Any) -> Iterator[str]:
         pieces = originals.choose(found, settings.piece_seconds, flags.limit_seconds)
         codecs = [system for text in flags.codec for system in _codecs(text, ())]
         _refuse_equal([system.name for system in codecs])
+        startup.announce("float32")
         damaged: dict[originals.Original, str] = {}
         compared = [token_report.encode(system.name, system.codec, pieces, damaged) for system in codecs]
         notes += damaged.values()
@@ -162,6 +164,7 @@ def _predictions(flags: Any, records: list[tuple[str, str]]) -> dict[str, dict[s
             raise ValueError(
                 f"--language-model={text} could predict {folder} and {others[0][1]}: give only one of them as --data"
             )
+        startup.announce(stage.task.config.dtype)
         scores = token_perplexity.scores(stage, folder, flags.split or "validation")
         found[name] = {"of": of, **scores}
     return found
