@@ -17,7 +17,6 @@ import queue
 import time
 from typing import Any
 import warnings
-import zipfile
 
 import jax
 import numpy as np
@@ -34,7 +33,6 @@ from bandtok_jax.progress import progress_bar
 TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
 MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
 POLL_SECONDS = 3.0
-LEAST_LIMIT, MOST_PACKED = 1 << 26, 50  # bytes that a file of embeddings may unpack to, beside those it has; our choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +216,7 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
     if not path:
         return {}
     with untrusted.reading(path, "write it with numpy.savez"):
-        with zipfile.ZipFile(path) as file:
-            limit = LEAST_LIMIT + MOST_PACKED * os.path.getsize(path)
-            untrusted.require_bytes(sum(part.file_size for part in file.infolist()), limit, "what it unpacks to")
+        untrusted.require_unpacked(path)
         with np.load(path, allow_pickle=False) as file:
             found = {name: np.atleast_2d(np.asarray(file[name], np.float32)) for name in file.files}
         if not all(array.ndim == 2 and array.size and np.isfinite(array).all() for array in found.values()):

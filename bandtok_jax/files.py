@@ -6,12 +6,11 @@ import dataclasses
 import itertools
 import math
 import os
-import zipfile
 
 import jax
 import numpy as np
 
-from bandtok_jax import partial_file
+from bandtok_jax import partial_file, untrusted
 from bandtok_jax.audio import loudness, spectral, waveform
 from bandtok_jax.audio.audio_file import AudioFile
 from bandtok_jax.audio.windows import windows
@@ -227,13 +226,14 @@ def read_embedding(codec: Codec, path: str) -> np.ndarray:
     Raises:
       ValueError: it is no .npy file of one array, or not what the language model takes.
     """
-    try:
-        found = np.load(path)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no whole .npy file ({error}): write it with numpy.save, [L, E] or [E]") from error
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise ValueError(f"{path} holds arrays of many names: write one, [L, E] or [E], to an .npy file by numpy.save")
+    cure = "write one array, [L, E] or [E], by numpy.save"
+    untrusted.file_size(path)
+    with untrusted.reading(path, cure):
+        # A map of the file is refused where the header says more than the file holds; nothing is allocated for it.
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            found.close()
+            raise ValueError("it holds arrays of many names")
     with _naming(path):
         return pieces.check_embedding(codec, found)
 

@@ -27,6 +27,7 @@ import re
 import reprlib
 import stat
 from typing import Any
+import zipfile
 
 from bandtok_jax import storage
 
@@ -34,6 +35,8 @@ LONGEST_LINE = 480
 DEEPEST = 32
 LARGEST_INTEGER = 2**63 - 1
 MOST_BYTES = 1 << 26  # of a text file that is read whole; records and weights are far larger, and are read by parts
+
+_LEAST_UNPACKED, _MOST_PACKED = 1 << 26, 50  # bytes, and bytes for each byte that a zip has; our choice
 
 # Controls of terminals, ends of lines, marks that turn the direction of writing, and halves of a pair of UTF-16.
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -202,6 +205,13 @@ def require_bytes(needed: int, available: int, part: str) -> None:
     """Raises ValueError where a part of a file cannot be as long as the file says."""
     if not 0 <= needed <= available:
         raise ValueError(f"{part} would take {shown(needed)} bytes of the {available} that are there")
+
+
+def require_unpacked(path: str | os.PathLike) -> None:
+    """Raises ValueError where a zip, such as an .npz file, would unpack to far more bytes than it has."""
+    limit = _LEAST_UNPACKED + _MOST_PACKED * file_size(path)
+    with zipfile.ZipFile(path) as archive:
+        require_bytes(sum(part.file_size for part in archive.infolist()), limit, "what it unpacks to")
 
 
 # What may be expected of a value. Each check is called with the value and the place where it stands.

@@ -190,7 +190,7 @@ def json_text(random: random.Random, valid: bytes) -> bytes:
             case 3 if isinstance(parent[key], int):
                 parent[key] = random.choice((parent[key] + 1, -parent[key], parent[key] * 10**6, float(parent[key])))
             case _:
-                parent[key] = random.choice(HOSTILE_VALUES)
+                parent[key] = copy.deepcopy(random.choice(HOSTILE_VALUES))
     written = json.dumps(document[0] if document else None)
     written = written.replace(json.dumps(_LONG_INTEGER), "9" * 6000)
     depth = random.choice((40, 990, 100_000))

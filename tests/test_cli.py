@@ -216,7 +216,7 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
         assert "seconds of music" in error
     (tmp_path / "empty.npy").write_bytes(b"")
     embedded = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/empty.npy", "-o", f"{tmp_path}/new.wav")
-    assert "empty.npy is no whole .npy file" in embedded
+    assert "empty.npy: " in embedded and "by numpy.save" in embedded
     assert "cannot write .xyz" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/new.xyz")
 
 

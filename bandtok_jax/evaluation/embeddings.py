@@ -9,11 +9,10 @@ import importlib
 import os
 import re
 import tempfile
-import zipfile
-import zlib
 
 import numpy as np
 
+from bandtok_jax import untrusted
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation import commands, frechet
 from bandtok_jax.evaluation.evaluate import ORIGINAL, Result, embeddings_path, sound_path
@@ -84,13 +83,10 @@ def _distances(flag: str, found: Mapping[str, np.ndarray]) -> dict[str, float]:
 def _arrays(flag: str, source: str, systems: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, of the originals and of each system."""
     names = (ORIGINAL, *systems)
-    try:
-        with zipfile.ZipFile(source), np.load(source) as file:
+    with untrusted.reading(source, f"write it with numpy.savez, or copy it again, for {flag}"):
+        untrusted.require_unpacked(source)
+        with np.load(source, allow_pickle=False) as file:
             found = {name: file[name] for name in names if name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{flag}: {source} is no whole .npz file ({error}); write it with numpy.savez, or copy it again"
-        ) from error
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{flag}: {source} holds no array {missing[0]!r}: save one for {ORIGINAL} and each codec")
@@ -145,6 +141,6 @@ def _by_command(flag: str, source: str, system: str, sounds: list[str]) -> np.nd
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:
             commands.run(source, {"folder": folder, "output": file.name}, flag, f"the sounds of {system}")
             try:
-                return np.load(file.name)
-            except (ValueError, EOFError) as error:
+                return np.array(np.load(file.name, mmap_mode="r", allow_pickle=False))
+            except (ValueError, EOFError, OverflowError) as error:
                 raise ValueError(f"{flag}: the command wrote no .npy file to {{output}} ({error})") from error

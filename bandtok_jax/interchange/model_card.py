@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ def _describe_source(folder: str) -> str:
         return "the embedded synthetic music, which needs no licence"
     name, manifest = os.path.basename(os.path.normpath(folder)), _read(os.path.join(folder, _MANIFEST))
     if not manifest:
-        return f"{name}, whose manifest was not there when this was exported"
+        return f"{name}, whose manifest could not be read when this was exported"
     train = manifest["splits"].get("train", {"tracks": 0, "hours": 0.0})
     licences = ", ".join(f"{licence} ({group['tracks']} tracks)" for licence, group in manifest["licences"].items())
     return f"{name}: {train['tracks']} training tracks, {train['hours']:.2f} h; licences of all tracks: {licences}"
@@ -98,7 +97,7 @@ def _describe_source(folder: str) -> str:
 def _describe_tokens(folder: str) -> str:
     manifest = _read(os.path.join(folder, _TOKEN_MANIFEST))
     if not manifest:
-        return "token records, whose manifest was not there when this was exported"
+        return "token records, whose manifest could not be read when this was exported"
     train = manifest["splits"].get("train", {"pieces": 0, "columns": 0})
     hours = train["columns"] / manifest["columns_per_second"] / 3600
     origin = _describe_source(manifest["data"]) if "data" in manifest else "data that is not recorded"
@@ -106,7 +105,13 @@ def _describe_tokens(folder: str) -> str:
 
 
 def _read(path: str) -> dict:
+    """A manifest; empty where there is none, and where it is damaged: the weights can be exported all the same."""
     if not os.path.isfile(path):
         return {}
-    with open(path) as file:
-        return json.load(file)
+    from bandtok_jax.data_pipelines import records, tokens
+
+    folder, name = os.path.split(path)
+    try:
+        return records.read_manifest(folder) if name == _MANIFEST else tokens.manifest(folder)
+    except (ValueError, OSError):
+        return {}
