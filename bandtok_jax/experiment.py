@@ -80,7 +80,8 @@ def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDic
         config = read_config(name)
         if "task" not in config:
             raise ValueError(f"{name} holds no run's configuration: give a run, NAME:VARIANT or path/to/config.py")
-        config = _as_given(config)
+        with untrusted.reading(pathlib.Path(name) / "config.json", "copy it again from its run"):
+            _check(config := _as_given(config))
     else:
         config = _from_file(path, variant) if path.endswith(".py") else _shipped(path, variant)
     for key, text in (overrides or {}).items():
