@@ -29,7 +29,7 @@ LARGEST_SEED = 2**32 - 1  # JAX cuts off the higher bits
 # The least value of the numbers that no experiment can run below, where its configuration has them.
 _LEAST_COUNT = {
     "total_steps": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "evaluation_batches": 1,
-    "checkpoint_every": 1, "keep_checkpoints": 1, "codebook.start_batches": 1, "data.sample_rate_hz": 1,
+    "checkpoint_every": 1, "keep_checkpoints": 1, "patience": 0, "codebook.start_batches": 1, "data.sample_rate_hz": 1,
     "data.clip_samples": 1, "data.columns": 0, "data.workers": 0, "optimizer.accumulation_steps": 1,
     "schedule_steps": 0, "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip

@@ -20,10 +20,11 @@ def get_config() -> ConfigDict:
     config.evaluation_batches = 4  # batches of validation data in an evaluation
     config.checkpoint_every = 200  # steps between two checkpoints
     config.keep_checkpoints = 2  # newest checkpoints that are kept, beside the best one
+    config.patience = 0  # evaluations in a row without a better one after which the training ends; 0: none
     config.best_metric = "loss"  # evaluation metric whose lowest value marks the best checkpoint
     config.tokenizer = ""  # run or export folder of a tokenizer, where the task needs one
     config.tokenizer_hash = ""  # weight hash of the tokenizer; written by the run
-    config.vocoder = ""  # run or export folder of a vocoder, for audio samples of the evaluation
+    config.vocoder = ""  # run or export folder of a vocoder, for the audio samples of an evaluation
     config.vocoder_hash = ""  # weight hash of the vocoder; written by the run
     config.data_hash = ""  # hash of the manifests of the data; written by the run
     config.versions = ConfigDict()  # packages, Python and devices that trained last; written by the run
@@ -36,6 +37,7 @@ def get_config() -> ConfigDict:
     config.data.clip_samples = 65536  # length of a training example
     config.data.columns = 0  # length of a training example of the language model
     config.data.draw = "seconds"  # of tokens: all "seconds" come equally often, or each "track" once in a pass
+    config.data.caption_bytes = 512  # bytes of a caption that are read; a longer one is cut between two characters
     config.data.gain_db = (-6.0, 3.0)  # range of a random gain for each example
     config.data.phase_rotation = False  # rotate the phase of each example by a random angle
     config.data.loudness_lufs = -16.0  # loudness that every example is brought to (DAC's code); None: unchanged

@@ -36,7 +36,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **defaults.choose(VARIANTS, "language_model", variant),
             "rope": "2d",
             "row_embedding": False,
-            "row_vocabulary": False,  # True where each row has a codebook of its own
+            "row_vocabulary": None,  # whether each row has codes of its own; None: where the tokens' rows are levels
+            "dropout": 0.0 if variant == "tiny" else 0.1,  # a corpus is passed over many times in a long run
             "text": "bytes",
             "attention": "auto",
             "remat": False,

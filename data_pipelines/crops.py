@@ -9,15 +9,14 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 
-CAPTION_BYTES = 128
 INT16_SCALE = 32_768
 STRETCH_SAMPLES = 16_384
 
 
-def caption_bytes(text):
-    """UTF-8 bytes `[128]`, zero padded, cut between characters."""
-    data = text.encode()[:CAPTION_BYTES].decode(errors="ignore").encode()
-    return np.frombuffer(data.ljust(CAPTION_BYTES, b"\0"), np.uint8)
+def caption_bytes(text, size):
+    """UTF-8 bytes `[size]`, zero padded, cut between characters."""
+    data = text.encode()[:size].decode(errors="ignore").encode()
+    return np.frombuffer(data.ljust(size, b"\0"), np.uint8)
 
 
 def mix_down(audio, start, out):
@@ -46,7 +45,7 @@ def _choices(records, generators, places):
 
 def _start(spare, rng, place):
     """Where a crop begins if `spare` samples or columns are left beside it."""
-    return int(rng.integers(spare + 1)) if rng else int(place * (spare + 1))
+    return int(rng.integers(spare + 1)) if rng else round(place * spare)
 
 
 def rotate_phase(audio, angle):
@@ -61,7 +60,7 @@ def rotate_phase(audio, angle):
 
 @dataclass(frozen=True)
 class AudioCrop:
-    """Audio records -> {'audio': float32 [B, clip_samples], 'caption': uint8 [B, 128]}.
+    """Audio records -> {'audio': float32 [B, clip_samples], 'caption': uint8 [B, caption_bytes]}.
 
     gain_db: range of a random gain. phase_rotation: one random angle for a crop. loudness_lufs: brings the mix-down of
     the whole track to this loudness (None: as it is). The peak never exceeds 1: a gain that would clip is lowered. A
@@ -73,13 +72,15 @@ class AudioCrop:
     gain_db: tuple = (0.0, 0.0)
     phase_rotation: bool = False
     loudness_lufs: float | None = None
+    caption_bytes: int = 512
 
     def batch(self, records, generators=None, places=None):
-        """Random augmented crops, one `np.random.Generator` for each; or crops as they are from `places` in [0, 1)."""
+        """Random augmented crops, one `np.random.Generator` for each; or crops as they are, at `places` in [0, 1]."""
         audio = np.empty((len(records), self.clip_samples), np.float32)
         for row, record, rng, place in zip(audio, records, *_choices(records, generators, places)):
             self._fill(row, record, rng, place)
-        return {"audio": audio, "caption": np.stack([caption_bytes(record["caption"]) for record in records])}
+        captions = [caption_bytes(record["caption"], self.caption_bytes) for record in records]
+        return {"audio": audio, "caption": np.stack(captions)}
 
     def _fill(self, row, record, rng, place):
         audio, rate = record["audio"], record["sample_rate_hz"]
@@ -113,24 +114,32 @@ class TokenCrop:
     """
 
     columns: int
+    caption_bytes: int = 512
 
     def batch(self, records, generators=None, places=None):
-        """Crops at random places, one `np.random.Generator` for each; or from `places` in [0, 1)."""
+        """Crops at random places, one `np.random.Generator` for each; or whole ones, at `places` in [0, 1]."""
         examples = [self._example(*choice) for choice in zip(records, *_choices(records, generators, places))]
         return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
     def _example(self, record, rng, place):
-        # In training a crop may begin anywhere and end early: so an end follows as often as it does in whole pieces. Of
-        # the crops that are whole, one in hundreds would show it.
         length = len(record["codes"])
-        start = _start(length - 1 if rng else max(0, length - self.columns), rng, place)
-        codes = record["codes"][start : start + self.columns]
+        # A window that may reach over both ends of the track: so every column, the beginning and the end are each in
+        # as many of its places, and are learned as often as they come in music.
+        places = length + self.columns - 1
+        window = 1 - self.columns + (int(rng.integers(places)) if rng else round(place * (places - 1)))
+        if rng is None:  # what reaches over an end moves inside: short crops would show less, for the same work
+            window = min(max(window, 0), max(length - self.columns, 0))
+        return self.example(record, max(window, 0), window + self.columns)
+
+    def example(self, record, start, stop):
+        """The columns of a record from `start` to `stop`, which may lie behind its end, padded with zeros."""
+        codes = record["codes"][start:stop]
         example = {
             "codes": np.pad(codes, ((0, self.columns - len(codes)), (0, 0))).astype(np.int32),
             "columns": np.int32(len(codes)),
-            "ended": np.bool_(start + self.columns >= len(record["codes"])),
+            "ended": np.bool_(stop >= len(record["codes"]) and record["ends"]),
             "start": np.int32(start),
-            "caption": caption_bytes(record["caption"]),
+            "caption": caption_bytes(record["caption"], self.caption_bytes),
         }
         if "embedding" in record:
             example["embedding"] = np.asarray(record["embedding"], np.float32)

@@ -182,7 +182,7 @@ def _crops(data):
 def _open(data, split):
     """-> [(source, weight)] and the crop that makes examples of their records."""
     if data["tokens"]:
-        return sources.open_tokens(data["tokens"], split), TokenCrop(data["columns"])
+        return sources.open_tokens(data["tokens"], split), TokenCrop(data["columns"], data["caption_bytes"])
     opened = sources.open_audio(
         data["sources"], split, sample_rate_hz=data["sample_rate_hz"], clip_samples=data["clip_samples"]
     )
@@ -192,6 +192,7 @@ def _open(data, split):
         tuple(data["gain_db"]),
         data["phase_rotation"],
         data["loudness_lufs"],
+        data["caption_bytes"],
     )
 
 
@@ -242,6 +243,6 @@ class EvaluationBatches:
 
 
 def evaluation_batches(data, *, split="validation", batch_size, count, process_index=0, process_count=1):
-    """`count` batches from records spread evenly over a split, not augmented: the first crop of each, and where there
-    are fewer records than that, further crops spread evenly over them."""
+    """`count` batches from records spread evenly over a split, not augmented: one crop of each, and where there are
+    fewer records than that, several; their places are spread from the beginnings to the ends."""
     return EvaluationBatches(*_open(data, split), _skips(data), batch_size, count, process_index, process_count)

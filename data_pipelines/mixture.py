@@ -100,8 +100,9 @@ def spread(weighted, batch_size, count):
     """Crops for evaluation: `[count, batch_size]` of (source number, record number, place), the same at every call.
 
     Each source gives its weight's share, spread evenly over its records, so every track is heard before any is heard
-    twice; a batch repeats a record only where a source has fewer records than the batch needs. The crops of one record
-    begin at places in [0, 1) that are spread evenly.
+    twice; a batch repeats a record only where a source has fewer records than the batch needs. The places, in [0, 1],
+    are spread evenly over the crops of one record, and over those of different ones: the crops of few records already
+    have beginnings, ends and middles among them.
     """
     wanted = count * batch_size
     total = sum(weight for _, weight in weighted)
@@ -112,9 +113,20 @@ def spread(weighted, batch_size, count):
         even = [index * len(source) // distinct for index in range(distinct)]
         # Every batch reaches over the whole split.
         order = [index for first in range(count) for index in even[first::count]]
-        times = [len(range(i, share, distinct)) for i in range(distinct)]  # that each record is heard
-        pairs += [
-            ((j + 0.5) / share, number, order[j % distinct], j // distinct / times[j % distinct]) for j in range(share)
-        ]
+        for j in range(share):
+            visit, i = divmod(j, distinct)
+            times = len(range(i, share, distinct))  # that this record is heard
+            place = (visit + _even(i)) / times if distinct > 1 else _even(visit)
+            pairs.append(((j + 0.5) / share, number, order[i], place))
     pairs = [pair[1:] for pair in sorted(pairs)]
     return [pairs[first : first + batch_size] for first in range(0, wanted, batch_size)]
+
+
+def _even(number):
+    """Number 0, 1, 2 ... of an endless sequence in [0, 1] whose beginnings are all spread evenly: 0, 1, then van der
+    Corput's 1/2, 1/4, 3/4, 1/8 ...
+    """
+    if number < 2:
+        return float(number)
+    digits = f"{number - 1:b}"
+    return int(digits[::-1], 2) / 2 ** len(digits)

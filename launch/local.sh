@@ -62,7 +62,8 @@ step "4/6 tokens of the whole corpus"
 run bandtok tokenize --model="$output/tokenizer" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
 step "5/6 language model over the grid"
 run bandtok train --config="language_model:$size" --workdir="$output/language_model" \
-  --config.data.tokens="$output/tokens" ${language_model[@]+"${language_model[@]}"}
+  --config.data.tokens="$output/tokens" --config.tokenizer="$output/tokenizer" --config.vocoder="$output/vocoder" \
+  ${language_model[@]+"${language_model[@]}"}
 step "6/6 export, new music, report"
 run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
 run bandtok generate --model="$output/model" ${prompt:+--prompt "$prompt"} --seconds "$seconds" --seed 1 -o "$output/generated.wav"

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 
 from bandtok_jax import experiment, tasks
-from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
 from bandtok_jax.layers import attention
 from bandtok_jax.platforms import made_for
 from bandtok_jax.training import flops
@@ -26,14 +25,14 @@ def _language_model(columns=8, **changes):
 
 def _formula(config, pairs: float) -> float:
     """Six times weights times vectors that pass through them, and 12 D for each pair of a query and a key."""
-    model = config.model
+    model, text = config.model, config.data.caption_bytes
     tokens, D, vocabulary = config.data.columns * model.rows + 1, model.width, 512
     main = 4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward  # self-attention, out of and into the text, feed-forward
     total = 6 * tokens * (model.layers * main + vocabulary * D) + 12 * D * pairs * model.layers
-    total += model.layers * (6 * CAPTION_BYTES * 2 * D**2 + 12 * D * tokens * CAPTION_BYTES)
+    total += model.layers * (6 * text * 2 * D**2 + 12 * D * tokens * text)
     E = model.text_width
-    total += 6 * CAPTION_BYTES * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
-    total += model.text_layers * 12 * E * CAPTION_BYTES**2
+    total += 6 * text * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
+    total += model.text_layers * 12 * E * text**2
     return config.batch_size * total
 
 

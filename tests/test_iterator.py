@@ -55,6 +55,7 @@ def config(folder, **changes):
             "balance_full_band": False,
             "workers": 0,
             "columns": 0,
+            "caption_bytes": 128,
         }
         | changes
     )
@@ -258,6 +259,16 @@ def test_evaluation_hears_every_track_and_repeats_itself(folder):
     )
 
 
+def test_evaluation_hears_beginnings_middles_and_ends(monkeypatch):
+    ramps = [record(np.arange(9000, dtype=np.int16)[:, None]) for _ in range(6)]
+    monkeypatch.setattr(sources, "open_audio", lambda *_, **__: [(ramps, 1.0)])
+    for count in (1, 2):
+        batches = iterator.evaluation_batches(config("", loudness_lufs=None), batch_size=6, count=count)
+        starts = np.concatenate([np.rint(32_768 * batch["audio"][:, 0]).astype(int) for batch in batches])
+        assert {0, 5000} <= set(starts) and len(set(starts)) >= 6 * count - 1
+        assert np.abs(np.sort(starts) / 5000 - np.linspace(0, 1, 6 * count)).max() < 0.2
+
+
 def test_hosts_share_the_evaluation(folder):
     data, share = config(folder), dict(batch_size=4, count=2)
     whole = iterator.evaluation_batches(data, **share)
@@ -340,8 +351,8 @@ def test_phase_rotation_keeps_every_magnitude():
 
 
 def test_captions_are_cut_between_characters():
-    assert bytes(caption_bytes("ä" * 100)).decode().rstrip("\0") == "ä" * 64
-    assert bytes(caption_bytes("x" + "ä" * 100)).rstrip(b"\0").decode() == "x" + "ä" * 63
+    assert bytes(caption_bytes("ä" * 100, 128)).decode().rstrip("\0") == "ä" * 64
+    assert bytes(caption_bytes("x" + "ä" * 100, 128)).rstrip(b"\0").decode() == "x" + "ä" * 63
 
 
 def test_token_crops(monkeypatch):
@@ -368,13 +379,15 @@ def test_token_crops(monkeypatch):
         ):
             length = int(caption.tobytes().rstrip(b"\0").split()[1])
             piece = next(piece["codes"] for piece in pieces if len(piece["codes"]) == length)
-            assert columns == min(8, length - start) and ended == (start + 8 >= length) and not codes[columns:].any()
+            assert ended == (start + columns == length) and (ended or start == 0 or columns == 8)
+            assert not codes[columns:].any()
             np.testing.assert_array_equal(codes[:columns], piece[start : start + columns])
             seen.add((length, int(start)))
     assert len({start for length, start in seen if length == 20}) > 3
     assert take(data, 1, batch_size=2, start=22)[0][0]["codes"].tolist() == batches[11]["codes"].tolist()
     evaluation = iterator.evaluation_batches(data, batch_size=3, count=1)[0]
-    assert evaluation["start"].tolist() == [0, 0, 0] and sorted(evaluation["columns"]) == [5, 8, 8]
+    assert evaluation["start"].tolist() == [0, 0, 6] and evaluation["columns"].tolist() == [5, 8, 8]  # 6 of 0..12
+    assert evaluation["ended"].tolist() == [True, True, False]
     example = TokenCrop(4).batch([{**pieces[0], "embedding": np.ones((7, 2), np.float16)}])
     assert example["embedding"].shape == (1, 7, 2) and example["embedding"].dtype == np.float32
 

@@ -1,4 +1,4 @@
-"""The language model: parts beside second implementations, cache beside the full forward pass, and that it learns."""
+"""The language model: parts beside second implementations, and cache beside the full forward pass."""
 
 import functools
 
@@ -8,55 +8,12 @@ import numpy as np
 import pytest
 
 from bandtok_jax import experiment, tasks
-from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.data_pipelines.tokens import TokenWriter
-from bandtok_jax.generation import sampling
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention
-from bandtok_jax.models.language_model import LanguageModel
-from bandtok_jax.models.network import Network
+from bandtok_jax.layers.transformer import dropout
 from bandtok_jax.platforms import jit_once, made_for
-from bandtok_jax.training import sharding
-from bandtok_jax.training import state as states
 from tests import tiny
-
-ROWS, CODES = 3, 20
-SETTINGS = dict(
-    rows=ROWS, codebook_size=CODES, width=32, layers=2, heads=2, feed_forward=48, text="bytes", text_width=16,
-    text_layers=1,
-)  # fmt: skip
-
-
-def network(**changes):
-    return Network(lambda rngs: LanguageModel(**SETTINGS | changes, rngs=rngs))
-
-
-@functools.cache
-def weights():
-    """Weights with a say: at their start all logits are nearly the same."""
-    parameters, _ = jit_once(network().init)(jax.random.key(0))
-    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
-
-
-@functools.cache
-def forward(**changes):
-    model = network(**changes)
-
-    @jax.jit
-    def logits(parameters, codes, caption=None):
-        caption = jnp.zeros((codes.shape[0], 1), jnp.uint8) if caption is None else caption
-        return model.apply(parameters, {}, codes, *model.apply(parameters, {}, caption=caption, method="context"))
-
-    return logits
-
-
-def grid(batch, columns, seed=0):
-    return np.random.default_rng(seed).integers(0, CODES, (batch, columns, ROWS)).astype(np.int32)
-
-
-def captions(*texts):
-    return np.stack([np.frombuffer(text.ljust(8, b"\0"), np.uint8) for text in texts])
-
+from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, network, weights
 
 # ---- layers ---------------------------------------------------------------------------------------------------------
 
@@ -175,16 +132,12 @@ def test_size_of_the_published_scale():
     assert sum(millions.values()) < 500
 
 
-# ---- generation -----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def generator():
-    return sampling.Generator(SETTINGS, weights())
-
-
-def generate(columns=5, window_columns=40, seed=0, **more):
-    return generator().generate(columns=columns, window_columns=window_columns, key=jax.random.key(seed), **more)
+def test_a_grid_from_the_middle_of_a_track_is_told_from_a_beginning():
+    codes = grid(2, 3)
+    begins, middle = (np.asarray(forward()(weights(), codes, begins=value))[..., :CODES] for value in (True, False))
+    mixed = forward()(weights(), codes, begins=np.array([True, False]))[..., :CODES]
+    assert np.abs(begins - middle).max() > 1e-3
+    np.testing.assert_allclose(mixed, np.stack([begins[0], middle[1]]), atol=1e-5)
 
 
 def test_cached_decoding_equals_the_forward_pass():
@@ -209,189 +162,17 @@ def test_cached_decoding_equals_the_forward_pass():
     np.testing.assert_allclose(decode(weights())[..., : CODES + 1], full, atol=1e-4)
 
 
-def test_greedy_generation_takes_the_likeliest_codes():
-    codes, lengths = generate(temperature=0.0)
-    length = int(lengths[0])
-    logits = np.asarray(forward()(weights(), codes[:, :length]))[0]
-    for number in range(length * ROWS):
-        allowed = CODES + 1 if number % ROWS == 0 and number else CODES
-        assert codes[0].reshape(-1)[number] == logits[number, :allowed].argmax()
-    if length < 5:
-        assert logits[length * ROWS].argmax() == CODES
-    again, _ = generate(temperature=0.0, prefix=codes[:, :2])
-    np.testing.assert_array_equal(again, codes)
-
-
-def test_an_example_does_not_depend_on_its_batch():
-    both, lengths = generate(batch=2, columns=8)
-    one, length = generate(columns=8)
-    np.testing.assert_array_equal(both[0], one[0])
-    assert lengths[0] == length[0] and (both[0] != both[1]).any()
-    for codes, columns in zip(both, lengths):
-        assert (codes[columns:] == 0).all() and codes.max() < CODES
-
-
-def test_guidance_of_one_is_none():
-    text = dict(caption=captions(b"slow"), columns=4, temperature=0.5)
-    plain, _ = generate(**text)
-    np.testing.assert_array_equal(plain, generate(guidance=1.0, **text)[0])
-    assert (plain != generate(guidance=8.0, **text)[0]).any()
-
-
-def test_top_k_and_top_p_keep_what_they_should():
-    random = np.random.default_rng(0)
-    logits = random.standard_normal(12) * 2
-    keys = jax.random.split(jax.random.key(0), 4000)
-    for top_k, top_p, temperature in ((4, 1.0, 1.0), (None, 0.7, 1.0), (6, 0.8, 0.5), (1, 1.0, 1.0), (None, 1.0, 2.0)):
-        order = np.argsort(-logits)[:top_k]
-        share = np.exp(logits[order] / temperature)
-        share /= share.sum()
-        count = int(np.searchsorted(np.cumsum(share), top_p) + 1) if top_p < 1 else len(share)
-        expected = np.zeros(12)
-        expected[order[:count]] = share[:count] / share[:count].sum()
-        drawn = jax.jit(functools.partial(sampling.sample, top_k=top_k, nucleus=top_p < 1))(
-            jnp.tile(jnp.asarray(logits, jnp.float32), (4000, 1)), keys, temperature=temperature, top_p=top_p
-        )
-        found = np.bincount(drawn, minlength=12) / 4000
-        assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
-        np.testing.assert_allclose(found, expected, atol=0.04)
-
-
-def test_any_duration_with_the_same_programs():
-    endless = jax.tree.map(jnp.copy, weights())
-    endless["head"]["kernel"] = endless["head"]["kernel"].at[CODES].set(0)  # an end becomes as rare as any code
-    writer = sampling.Generator(SETTINGS, endless)
-    run = lambda columns, key: writer.generate(columns=columns, window_columns=50, key=jax.random.key(key), top_k=1)
-    run(60, 0)
-    programs = sampling._advance._cache_size(), sampling._prefill._cache_size()
-    columns = []
-    codes, lengths = writer.generate(
-        columns=170, window_columns=50, key=jax.random.key(1), top_k=1, report=columns.append
-    )
-    assert (sampling._advance._cache_size(), sampling._prefill._cache_size()) == programs
-    assert codes.shape == (1, 170, ROWS) and (lengths < 170 or columns[-1] == 170)
-    # What follows a full window is what a window that begins in its middle predicts.
-    if lengths[0] > 50:
-        logits = np.asarray(forward()(endless, codes[:, 25:50]))[0, -1]
-        assert codes[0, 50, 0] == logits[: CODES + 1].argmax()
-
-
-def test_refuses_what_makes_no_sense():
-    for wrong, message in (
-        (dict(prefix=np.full((1, 2, ROWS), CODES)), r"outside the codebook 0\.\.19"),
-        (dict(prefix=grid(1, 5)), "ask for more columns"),
-        (dict(prefix=np.zeros((2, 2, ROWS))), r"it must be \[1, columns, 3\]"),
-        (dict(embedding=np.zeros((1, 2, 3))), "it takes caption"),
-        (dict(caption=captions(b"a", b"b")), "has 2 entries and the batch 1"),
-        (dict(top_k=0), r"top_k is 0; it must be in 1\.\.20"),
-        (dict(top_p=0.0), "top_p is 0.0: it must be above 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            generate(**wrong)
-
-
-# ---- task -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def markov(tmp_path_factory):
-    """Pieces in which a row's next code follows from the last one nine times in ten: unigrams know nothing of it."""
-    folder, random = tmp_path_factory.mktemp("tokens") / "markov", np.random.default_rng(0)
-    follows = np.stack([random.permutation(CODES) for _ in range(ROWS)])
-
-    def piece(number):
-        codes = random.integers(0, CODES, (random.integers(6, 40), ROWS))
-        for column in range(1, len(codes)):
-            likely = random.random(ROWS) < 0.9
-            codes[column] = np.where(likely, follows[np.arange(ROWS), codes[column - 1]], codes[column])
-        return dict(codes=codes, track=str(number), offset_samples=0, caption="slow", samples=1, ends=True)
-
-    writer = TokenWriter(
-        folder, codebook_size=CODES, rows=ROWS, columns_per_second=10.77, row_kind="band", tokenizer="",
-        weight_hash="x", samples_per_column=4096,
-    )  # fmt: skip
-    writer.write("train", 0, map(piece, range(40)))
-    writer.write("validation", 0, map(piece, range(8)))
-    writer.finish()
-    return folder
-
-
-def task_of(folder, **changes):
-    changes = {
-        "model.rows": ROWS, "model.codebook_size": CODES, "model.width": 64, "model.layers": 2, "model.heads": 2,
-        "model.feed_forward": 128, "model.text_width": 16, "data.columns": 12, "data.tokens": folder, "batch_size": 16,
-        "total_steps": 120, "optimizer.warmup_steps": 5, "optimizer.learning_rate": 0.005, **changes,
-    }  # fmt: skip
-    return tasks.create(experiment.load_config("language_model:tiny", {k: str(v) for k, v in changes.items()}))
-
-
-def batches(task, count):
-    stream = iterator.create(task.config.data, split="train", batch_size=task.config.batch_size, seed=0)
-    found = [next(stream) for _ in range(count)]
-    stream.close()
-    return found
-
-
-def test_learns_more_than_the_unigrams(markov):
-    task = task_of(markov)
-    frozen, state = task.load_frozen(), jit_once(task.init)(jax.random.key(0))
-    step = jax.jit(task.train_step, donate_argnums=0)
-    for number, batch in enumerate(batches(task, 120)):
-        state, metrics = step(state, frozen, batch, jax.random.key(number))
-    held_out = iterator.evaluation_batches(task.config.data, batch_size=8, count=1)[0]
-    scores = task.combine(jax.device_get(jax.jit(task.eval_step)(state, frozen, held_out)), 1)
-    assert scores["unigram_gap"] < -0.7, scores
-    assert abs(scores["unigram_cross_entropy"] - np.log(CODES)) < 0.3
-    assert scores["cross_entropy"] == pytest.approx(
-        np.mean([scores[f"row_cross_entropy/{row:02d}"] for row in range(ROWS)])
-    )
-    assert scores["end_accuracy"] > 0.8
-    assert not task.warnings(scores)
-
-
-def test_the_loss_counts_what_is_there_and_adds_up(markov):
-    small = {"model.layers": 1}
-    whole, parts = task_of(markov, **small), task_of(markov, **small, **{"optimizer.accumulation_steps": 2})
-    state = jit_once(whole.init)(jax.random.key(0))
-    batch = batches(whole, 1)[0]
-    padding = np.arange(12) >= batch["columns"][:, None]
-    assert padding.any() and batch["ended"].any()
-    garbage = {**batch, "codes": np.where(padding[..., None], 7, batch["codes"])}
-    step = jax.jit(whole.train_step)
-    expected, metrics = step(state, {}, batch, jax.random.key(0))
-    assert float(step(state, {}, garbage, jax.random.key(0))[1]["loss"]) == pytest.approx(
-        float(metrics["loss"]), rel=1e-6
-    )
-    turned = {name: value[::-1] for name, value in batch.items()}  # an example's dropout hangs on its index alone
-    assert float(step(state, {}, turned, jax.random.key(0))[1]["loss"]) == pytest.approx(
-        float(metrics["loss"]), rel=1e-6
-    )
-    _, accumulated = jax.jit(parts.train_step)(state, {}, batch, jax.random.key(0))
-    for name in ("loss", "cross_entropy", "end_cross_entropy", "gradient_norm"):
-        assert float(accumulated[name]) == pytest.approx(float(metrics[name]), rel=1e-4)
-
-
-def test_names_tokens_that_do_not_fit(markov):
-    with pytest.raises(ValueError, match="set --config.model.codebook_size=20"):
-        task_of(markov, **{"model.codebook_size": 64}).load_frozen()
-    with pytest.raises(ValueError, match="data.tokens is empty"):
-        task_of("").load_frozen()
-
-
-def test_tokens_without_captions_are_told(markov):
-    made = task_of(markov)
-    assert made.captioned_share == 1
-    for shard in made._manifest["splits"]["train"]["shards"]:
-        shard["captions"] = 0
-    with pytest.warns(UserWarning, match="no piece in .* has a caption"):
-        made.load_frozen()
-    assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).captioned_share == 0
-
-
-@pytest.mark.parametrize("variant", ["tiny", "base"])
-def test_every_weight_has_a_place(variant):
-    task = tasks.create(experiment.load_config(f"language_model:{variant}"))
-    mesh = sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    places = sharding.shardings(state, task.SHARDING, mesh)
-    assert jax.tree.structure(places) == jax.tree.structure(state)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_dropout_drops_in_every_branch_of_every_layer(stacked):
+    model = network(dropout=0.25, text="none", scan_layers=stacked)
+    parameters, _ = jit_once(model.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 2)
+    grad = jax.jit(jax.grad(lambda p, keys: jnp.square(model.apply(p, {}, grid(2, 3), keys=keys)[..., :CODES]).mean()))
+    # What is dropped has no gradient: the last projection of every branch sees other vectors.
+    dropped, whole = grad(parameters, keys), grad(parameters, None)
+    for one, other in zip(jax.tree.leaves(dropped["blocks"]), jax.tree.leaves(whole["blocks"])):
+        one, other = (np.asarray(x if stacked else x[None]) for x in (one, other))
+        assert (np.abs(one - other).max(axis=tuple(range(1, one.ndim))) > 0).all()
+    x = dropout(jnp.ones((2, 200, 50)), keys, 0.25)
+    assert float((x == 0).mean()) == pytest.approx(0.25, abs=0.01) and float(x.max()) == pytest.approx(4 / 3)
+    assert (np.asarray(x[0] == 0) != np.asarray(x[1] == 0)).any()

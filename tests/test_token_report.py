@@ -99,7 +99,7 @@ def test_perplexity_is_that_of_each_window_from_its_own_beginning(tmp_path, monk
     for record in map(TokenSource(folder, "validation").__getitem__, range(8)):
         for start in range(0, 24, 7):
             codes = record["codes"][None, start : start + 7]
-            logits = np.asarray(apply(codes, *_read(stage, record["caption"]))[0])
+            logits = np.asarray(apply(codes, *_read(stage, record["caption"]), begins=np.array(start == 0))[0])
             chosen = np.take_along_axis(logits, np.append(codes.reshape(-1), 64)[:, None], -1)[:, 0]
             losses = np.log(np.exp(logits[..., :65]).sum(-1)) - chosen
             sums, count = sums + losses[:-1].reshape(-1, 4).sum(0), count + codes.shape[1]
@@ -114,7 +114,7 @@ def test_perplexity_is_that_of_each_window_from_its_own_beginning(tmp_path, monk
 
 
 def _read(stage, caption):
-    text = caption_bytes(caption)[None]
+    text = caption_bytes(caption, 32)[None]
     return stage.network.apply(stage.weights["parameters"], {}, caption=text, drop=np.zeros(1, bool), method="context")
 
 

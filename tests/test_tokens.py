@@ -162,19 +162,20 @@ def test_row_unigrams(folder):
 
 
 def test_batches(folder):
-    data = dict(tokens=str(folder), columns=8, workers=0)
+    data = dict(tokens=str(folder / "x" / "plain"), columns=8, workers=0, caption_bytes=16)
     (folder / "x").mkdir()
     writer = TokenWriter(folder / "x" / "plain", **FACTS)
     writer.write("train", 0, [piece(0), piece(1, 9), piece(2, 30)])
     writer.finish()
-    stream = iterator.create({**data, "tokens": str(folder / "x" / "plain")}, split="train", batch_size=6, seed=0)
+    stream = iterator.create(data, split="train", batch_size=6, seed=0)
     batch = next(stream)
     stream.close()
-    assert batch["codes"].shape == (6, 8, 3) and batch["caption"].shape == (6, 128)
+    assert batch["codes"].shape == (6, 8, 3) and batch["caption"].shape == (6, 16)
     originals = {5: piece(0), 9: piece(1, 9), 30: piece(2, 30)}
     for codes, columns, start, ended in zip(*(batch[name] for name in ("codes", "columns", "start", "ended"))):
         same = [
-            (original["codes"][start : start + columns] == codes[:columns]).all() and ended == (start + 8 >= length)
+            (original["codes"][start : start + columns] == codes[:columns]).all()
+            and ended == (original["ends"] and start + columns == length)
             for length, original in originals.items()
             if len(original["codes"][start : start + columns]) == columns
         ]
@@ -209,13 +210,6 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
         iterator.create({**data, "draw": "hours", "damaged": "fail"}, split="train", batch_size=1, seed=0)
 
 
-def test_an_end_is_as_frequent_before_a_column_as_in_whole_pieces():
-    record, crop = {"codes": np.zeros((130, 2), int), "caption": ""}, TokenCrop(32)
-    batch = crop.batch([record] * 8000, [np.random.default_rng(number) for number in range(8000)])
-    assert batch["ended"].sum() / batch["columns"].sum() == pytest.approx(1 / 130, rel=0.2)
-    assert set(batch["start"]) == set(range(130)) and set(batch["columns"]) == set(range(1, 33))
-
-
 def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
     assert cli.main(["doctor", "--data", str(folder), "--columns", "8"]) == 0
     printed = capsys.readouterr().out
@@ -227,3 +221,45 @@ def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
     (folder / "tokens-train-00000.array_record").write_bytes(b"")
     assert cli.main(["doctor", "--data", str(folder)]) == 1
     assert "tokens-train-00000.array_record is damaged" in capsys.readouterr().err
+
+
+class Draw:
+    """A generator that gives one number, and notes of how many."""
+
+    def __init__(self, number=0):
+        self.number = number
+
+    def integers(self, count):
+        self.count = count
+        return self.number
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("length, columns", [(1, 8), (5, 8), (8, 8), (9, 8), (130, 32), (30, 1)])
+def test_every_column_the_beginning_and_the_end_are_learned_as_often_as_they_come(length, columns, ends):
+    record = {"codes": np.arange(length)[:, None], "caption": "", "ends": ends}
+    crop, draw = TokenCrop(columns), Draw()
+    crop.batch([record], [draw])
+    seen, begins, ended = np.zeros(length, int), 0, 0
+    for number in range(draw.count):  # all that may be drawn, each once
+        batch = crop.batch([record], [Draw(number)])
+        count, start = int(batch["columns"][0]), int(batch["start"][0])
+        assert batch["codes"][0, :count, 0].tolist() == list(range(start, start + count)) and count
+        assert not batch["codes"][0, count:].any()
+        seen[start : start + count] += 1
+        begins, ended = begins + (start == 0), ended + int(batch["ended"][0])
+    assert set(seen) == {begins} == {columns}
+    assert ended == (columns if ends else 0)  # once for each time that a column is seen; a clip from a track has none
+
+
+def test_evaluation_sees_beginnings_middles_and_ends(tmp_path):
+    writer = TokenWriter(tmp_path / "tokens", **FACTS)
+    writer.write("validation", 0, [piece(number, 60 + number, ends=True) for number in range(6)])
+    writer.finish()
+    data = dict(tokens=str(tmp_path / "tokens"), columns=8, workers=0, caption_bytes=16)
+    for count in (1, 2):
+        batches = list(iterator.evaluation_batches(data, batch_size=6, count=count))
+        start, ended = (np.concatenate([batch[name] for batch in batches]) for name in ("start", "ended"))
+        assert (start == 0).any() and ended.any() and ((start > 0) & ~ended).sum() > 2 * count
+        assert {int(columns) for batch in batches for columns in batch["columns"]} == {8}  # all are whole
+        assert len(set(start.tolist())) >= len(start) - 1

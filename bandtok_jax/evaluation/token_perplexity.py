@@ -17,7 +17,7 @@ WINDOWS = 8  # in a batch; affects speed and memory alone
 def scores(stage: Stage, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
     """The evaluation of a language model on all tokens of one split.
 
-    The pieces are cut into windows of the length of its training, and each is predicted from its own beginning.
+    The tracks are cut into windows of the length of its training, and each is predicted from its own beginning.
 
     Args:
       stage: the language model.
@@ -44,16 +44,15 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
     counts = [-(-len(source[number]["codes"]) // columns) for number in range(len(source))]
-    windows, left = _windows(source, columns), sum(counts)
+    windows, left = _windows(source, TokenCrop(columns, config.data.caption_bytes)), sum(counts)
     with progress_bar(total=left, unit="window", desc="predict", show=progress) as bar:
         while left > 0:
-            records = list(itertools.islice(windows, WINDOWS))
-            left -= len(records)
-            bar.update(len(records))
-            empty = {**records[0], "codes": records[0]["codes"][:0], "last": False}
-            records += [empty] * (WINDOWS - len(records))
-            ended = np.array([record["last"] for record in records])
-            found = step(state, frozen, TokenCrop(columns).batch(records) | {"ended": ended})
+            examples = list(itertools.islice(windows, WINDOWS))
+            left -= len(examples)
+            bar.update(len(examples))
+            empty = {**examples[0], "columns": np.int32(0), "ended": np.bool_(False)}
+            examples += [empty] * (WINDOWS - len(examples))
+            found = step(state, frozen, {name: np.stack([one[name] for one in examples]) for name in empty})
             # In 64 bits: there may be more tokens than 32 can count.
             found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
             totals = jax.tree.map(np.add, totals, found) if totals else found
@@ -61,10 +60,9 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     return found | {"tokens": int(totals["columns"]) * task.settings["rows"]}
 
 
-def _windows(source: TokenSource, columns: int):
-    """The pieces of a source in windows of so many columns, with whether the piece ends there."""
+def _windows(source: TokenSource, crop: TokenCrop):
+    """The tracks of a source as examples, one after the other."""
     for number in range(len(source)):
         record = source[number]
-        for start in range(0, len(record["codes"]), columns):
-            codes = record["codes"][start : start + columns]
-            yield {**record, "codes": codes, "last": start + columns >= len(record["codes"])}
+        for start in range(0, len(record["codes"]), crop.columns):
+            yield crop.example(record, start, start + crop.columns)

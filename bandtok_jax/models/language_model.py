@@ -1,12 +1,13 @@
 """A decoder-only transformer over the flattened grid of tokens (sizes and numerics: our choices; rows and columns as in
 BandTok, Cheng et al. 2026, arXiv 2605.15831).
 
-The sequence is `begin`, then the grid `[T, F]` column by column, the lowest row first; `end` follows the last column.
-Place 0 is `begin`, and code n stands at place n + 1, in column n // F + 1 and row n % F: so `begin` stands in the last
-row of column 0, right before the first code. Positions are relative, so a crop is numbered like a whole piece.
+The sequence is a first token, then the grid `[T, F]` column by column, the lowest row first; END follows the last
+column of a track. The first token is BEGIN where the grid begins a track, and MIDDLE before a crop from inside of one.
+It stands at place 0, and code n at place n + 1, in column n // F + 1 and row n % F: so the first token stands in the
+last row of column 0, right before the first code. Positions are relative, so a crop is numbered like a whole track.
 
-Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, and nothing up to the padded vocabulary. END and the codes are the
-only outputs; all other logits are -inf.
+Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, MIDDLE = K + 2, and nothing up to the padded vocabulary. END and
+the codes are the only outputs; all other logits are -inf.
 """
 
 from flax import nnx
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import empty_cache, store
 from bandtok_jax.layers.placement import place_examples
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, product
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, dropout, product
 from bandtok_jax.models.text import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
@@ -34,6 +35,7 @@ class LanguageModel(nnx.Module):
         codebook each have. By default all rows have one vocabulary, as bands of one codebook do.
       text: "bytes" reads captions with its own encoder, "embedding" takes embeddings made elsewhere, "none" neither.
       text_width: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
+      dropout: share of the embeddings, and of what each branch of a layer adds, that is set to zero in training.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the layers again in the backward pass instead of keeping their insides.
       scan_layers: one compiled layer for all, their weights stacked: compiles faster; slower on CPUs.
@@ -56,6 +58,7 @@ class LanguageModel(nnx.Module):
         text: str = "bytes",
         text_width: int = 256,
         text_layers: int = 2,
+        dropout: float = 0.0,
         attention: str = "auto",
         remat: bool = False,
         scan_layers: bool = False,
@@ -67,14 +70,15 @@ class LanguageModel(nnx.Module):
             raise ValueError(
                 f'rope is {rope!r} and text is {text!r}: choose "1d" or "2d", and "bytes", "embedding" or "none"'
             )
+        if not 0 <= dropout < 1 or row_vocabulary not in (True, False):
+            raise ValueError(
+                f"dropout is {dropout} and row_vocabulary is {row_vocabulary}: "
+                "the first must be at least 0 and below 1, the second True or False"
+            )
         self.rows, self.codebook_size, self.rope, self.text = rows, codebook_size, rope, text
-        self.dtype, self.heads, self.pairs, self.remat, self.scan_layers = (
-            dtype,
-            heads,
-            width // heads // 2,
-            remat,
-            scan_layers,
-        )
+        self.dropout = dropout
+        self.dtype, self.heads, self.pairs, self.layers = dtype, heads, width // heads // 2, layers
+        self.remat, self.scan_layers = remat, scan_layers
         self.sequence_sharding, self.row_vocabulary = sequence_sharding, row_vocabulary
         self.vocabulary = padded_vocabulary(codebook_size)
         entries = self.vocabulary * (rows if row_vocabulary else 1)
@@ -120,24 +124,39 @@ class LanguageModel(nnx.Module):
         self.norm = RMSNorm(width, rngs=rngs)
         self.head = Linear(width, entries, wide=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, codes: jax.Array, context=None, context_mask=None) -> jax.Array:
-        """`codes [B, T, F]` -> logits `[B, T * F + 1, V]`: for code n at place n, and what follows the last one."""
-        tokens = jnp.concatenate([self.begin(codes.shape[0])[:, None], codes.reshape(codes.shape[0], -1)], axis=1)
+    def __call__(self, codes: jax.Array, context=None, context_mask=None, *, begins=True, keys=None) -> jax.Array:
+        """`codes [B, T, F]` -> logits `[B, T * F + 1, V]`: for code n at place n, and what follows the last one.
+
+        Args:
+          begins: bool, or `[B]`: whether the grids begin a track, or are from the middle of one.
+          keys: random ones `[B]` of the examples, for dropout; without them nothing is dropped.
+        """
+        first = jnp.broadcast_to(first_token(self.codebook_size, begins), codes.shape[:1])
+        tokens = jnp.concatenate([first[:, None], codes.reshape(codes.shape[0], -1)], axis=1)
         places = jnp.arange(tokens.shape[1])
         x, angles = self._embed(tokens, places), self._angles(places)
+        drops = keys is not None and self.dropout > 0
 
-        def layer(x, state):
+        def drop(x, number):
+            return dropout(x, jax.vmap(jax.random.fold_in, (0, None))(keys, number), self.dropout)
+
+        def layer(x, numbered):
+            number, state = numbered
             x = place_examples(x, self.sequence_sharding)
-            return nnx.merge(graph, state)(x, angles, causal=True, context=context, context_mask=context_mask)[0], None
+            # A layer has three branches; number 0 is that of the embeddings.
+            how = {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if drops else {}
+            block = nnx.merge(graph, state)
+            return block(x, angles, causal=True, context=context, context_mask=context_mask, **how)[0], None
 
+        x = drop(x, 0) if drops else x
         layer = jax.checkpoint(layer) if self.remat else layer
         if self.scan_layers:
             graph, stacked = nnx.split(self.blocks)
-            x, _ = jax.lax.scan(layer, x, stacked)
+            x, _ = jax.lax.scan(layer, x, (jnp.arange(self.layers), stacked))
         else:
-            for block in self.blocks:
+            for number, block in enumerate(self.blocks):
                 graph, state = nnx.split(block)
-                x, _ = layer(x, state)
+                x, _ = layer(x, (number, state))
         return self._logits(x, places)
 
     def context(self, *, caption=None, embedding=None, drop=None):
@@ -184,10 +203,6 @@ class LanguageModel(nnx.Module):
         width = 2 * self.pairs
         return tuple(empty_cache(batch, length, self.heads, width, self.dtype) for _ in self.blocks)
 
-    def begin(self, batch: int) -> jax.Array:
-        """The token that every sequence begins with, `[batch]`."""
-        return jnp.full(batch, self.codebook_size + 1, jnp.int32)
-
     def _embed(self, tokens, places):
         if self.row_vocabulary:
             tokens = tokens * self.rows + (places - 1) % self.rows
@@ -219,6 +234,11 @@ class LanguageModel(nnx.Module):
         return logits.reshape(batch, -1, self.vocabulary)[:, :length]
 
 
+def first_token(codebook_size: int, begins):
+    """The token before a grid: BEGIN where it begins a track, else MIDDLE; a number or an array, as `begins` is."""
+    return codebook_size + 2 - begins
+
+
 def padded_vocabulary(codebook_size: int) -> int:
-    """Codes, END and BEGIN, rounded up."""
-    return -(-(codebook_size + 2) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    """Codes, END, BEGIN and MIDDLE, rounded up."""
+    return -(-(codebook_size + 3) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -18,8 +18,6 @@ import shlex
 
 import jax
 
-from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
-
 _CLASSES = {
     "mel_tokenizer": "MelTokenizer",
     "vocoder": "Vocoder",
@@ -37,6 +35,11 @@ class Task:
 
     def __init__(self, config, read_stages=None):
         self.config, self.read_stages = config, read_stages
+
+    @staticmethod
+    def settled(config, remote=True):
+        """See the function of that name."""
+        return config
 
     @functools.cached_property
     def tokenizer(self):
@@ -69,7 +72,8 @@ class Task:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names, shapes and types of a whole batch, as `data_pipelines` gives it."""
-        clips = {"audio": ((self.config.data.clip_samples,), "float32"), "caption": ((CAPTION_BYTES,), "uint8")}
+        data = self.config.data
+        clips = {"audio": ((data.clip_samples,), "float32"), "caption": ((data.caption_bytes,), "uint8")}
         return self._batch_spec(clips)
 
     def _batch_spec(self, examples: dict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -135,7 +139,18 @@ def create(config, read_stages=None):
     Raises:
       ValueError: there is no such task.
     """
-    if config.task not in _CLASSES:
-        raise ValueError(f"task is {config.task!r}; it must be one of {', '.join(sorted(_CLASSES))}")
-    module = importlib.import_module(f"{__name__}.{config.task}")
-    return getattr(module, _CLASSES[config.task])(config, read_stages)
+    return _find(config.task)(settled(config, remote=False), read_stages)
+
+
+def settled(config, remote: bool = True):
+    """Returns the configuration with values in place of `None` where the data decides.
+
+    remote: read the data for that where it lies in a bucket, too, which a plan does not.
+    """
+    return _find(config.task).settled(config, remote)
+
+
+def _find(name: str) -> type[Task]:
+    if name not in _CLASSES:
+        raise ValueError(f"task is {name!r}; it must be one of {', '.join(sorted(_CLASSES))}")
+    return getattr(importlib.import_module(f"{__name__}.{name}"), _CLASSES[name])

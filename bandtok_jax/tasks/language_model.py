@@ -1,7 +1,7 @@
 """Training of a language model over grids of tokens: cross-entropy of the next token, with text or without.
 
-All sums run over what is there: padding after a piece counts nowhere, and a piece that ends inside the crop is followed
-by the end token. Losses are in nats per code.
+All sums run over what is there: padding counts nowhere, and a track that ends inside the crop is followed by the end
+token. Losses are in nats per code.
 """
 
 import functools
@@ -12,11 +12,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from bandtok_jax import storage
 from bandtok_jax.data_pipelines import tokens
-from bandtok_jax.data_pipelines.crops import CAPTION_BYTES
+from bandtok_jax.generation import SAMPLING, sampling
 from bandtok_jax.models import language_model
 from bandtok_jax.models.network import Network
 from bandtok_jax.tasks import Task, player
+
+DROPOUT = 1  # what a key of an example is folded with for it
+EXAMPLES_SHOWN = 2  # of the samples; our choice
 
 
 class LanguageModel(Task):
@@ -30,6 +34,15 @@ class LanguageModel(Task):
         self.settings = {**config.model, "dtype": jnp.dtype(config.dtype)}
         self.network = Network(lambda rngs: language_model.LanguageModel(**self.settings, rngs=rngs))
         self.optimizer = player.create_optimizer(config.optimizer, player.schedule_steps(config))
+
+    @staticmethod
+    def settled(config, remote=True):
+        """Rows that are levels have codes of their own: each level has a codebook."""
+        if config.model.row_vocabulary is None:
+            folder, config = config.data.tokens, config.copy_and_resolve_references()
+            with config.unlocked(), config.model.ignore_type():
+                config.model.row_vocabulary = (remote or not storage.is_remote(folder)) and _are_levels(folder)
+        return config
 
     @property
     def SHARDING(self):
@@ -78,8 +91,14 @@ class LanguageModel(Task):
                     f"model.{name} is {model[name]}, and the tokens in {self._folder} have {self._manifest[name]}: "
                     f"set --config.model.{name}={self._manifest[name]}"
                 )
+        if self._manifest["row_kind"] == "residual" and not model.row_vocabulary:
+            raise ValueError(
+                f"model.row_vocabulary is False, and the rows of the tokens in {self._folder} are residual levels, "
+                "each with a codebook of its own: set --config.model.row_vocabulary=True, or leave it out"
+            )
         if model.text == "embedding":
             self._embedding_shape()
+        _ = self._codec  # so that what does not fit is named at once
         if model.text == "bytes" and self.captioned_share == 0:
             warnings.warn(
                 f"no piece in {self._folder} has a caption, so prompts will mean nothing to this model: captions come "
@@ -99,7 +118,7 @@ class LanguageModel(Task):
             "columns": ((), "int32"),
             "ended": ((), "bool"),
             "start": ((), "int32"),
-            "caption": ((CAPTION_BYTES,), "uint8"),
+            "caption": ((self.config.data.caption_bytes,), "uint8"),
         }
         if self.config.model.text == "embedding":
             examples["embedding"] = (self._embedding_shape(), "float32")
@@ -118,10 +137,53 @@ class LanguageModel(Task):
         return shape
 
     def summaries(self, state, frozen, batch):
-        """How surprised the model is by every code of the first two examples, row by row."""
-        examples = {name: value[:2] for name, value in batch.items()}
-        losses = self._surprise(player.evaluation_parameters(state["model"]), examples)
-        return {f"{i}/surprise": ("image", losses[i], "nats per token") for i in range(len(losses))}
+        """How surprised the model is by every code of the first two examples, row by row; and with a codec, new music
+        to the texts of both."""
+        examples = {name: value[:EXAMPLES_SHOWN] for name, value in batch.items()}
+        parameters = player.evaluation_parameters(state["model"])
+        losses = self._surprise(parameters, examples)
+        shown = {f"{i}/surprise": ("image", losses[i], "nats per token") for i in range(len(losses))}
+        # Of several processes, none has all of the weights.
+        if self._codec and jax.process_count() == 1:
+            shown |= self._new_music(parameters, examples)
+        return shown
+
+    def _new_music(self, parameters, examples):
+        """As long as what the model sees at a time, from the same random numbers at each call."""
+        text = {"bytes": "caption", "embedding": "embedding", "none": None}[self.settings["text"]]
+        columns, count = self.config.data.columns, len(examples["codes"])
+        codes, _ = sampling.Generator(self.settings, parameters).generate(
+            columns=columns, window_columns=columns, key=jax.random.key(self.config.seed), batch=count,
+            temperature=SAMPLING["temperature"], top_k=min(SAMPLING["top_k"], self.settings["codebook_size"]),
+            **({text: np.asarray(examples[text])} if text else {}),
+        )  # fmt: skip
+        rate = self._codec.sample_rate_hz
+        return {f"{i}/generated": ("audio", self._codec.decode(codes[i]), rate) for i in range(count)}
+
+    @functools.cached_property
+    def _codec(self):
+        """Of `config.tokenizer` and `config.vocoder`, which turns codes into sound; None where no tokenizer is named.
+
+        Raises:
+          ValueError: they do not belong to the tokens, or not together, or make no sound.
+        """
+        if not self.config.tokenizer:
+            return None
+        from bandtok_jax.interchange import model_folder  # which imports the tasks
+
+        if self.tokenizer.weight_hash != self.tokenizer_hash:
+            raise ValueError(
+                f"config.tokenizer {self.config.tokenizer} is {self.tokenizer.weight_hash[:12]}, the tokens in "
+                f"{self._folder} were made by {self.tokenizer_hash[:12]}: give that one, or none"
+            )
+        stages = {"tokenizer": self.tokenizer} | ({"vocoder": self.vocoder} if self.config.vocoder else {})
+        codec = model_folder.join(stages)
+        if not codec.makes_sound:
+            raise ValueError(
+                f"config.tokenizer {self.config.tokenizer} makes no sound by itself: set config.vocoder to a vocoder's "
+                "run, so that samples are heard, or leave both out"
+            )
+        return codec
 
     @functools.cached_property
     def _surprise(self):
@@ -142,9 +204,10 @@ class LanguageModel(Task):
         def micro_step(micro_batch):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
             drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.condition_dropout))(keys)
+            dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
 
             def loss(parameters):
-                codes, ends, _ = self._losses(parameters, micro_batch, drop)
+                codes, ends, _ = self._losses(parameters, micro_batch, drop, dropout_keys)
                 terms = {"cross_entropy": codes.sum() / share, "end_cross_entropy": ends.sum() / share}
                 return terms["cross_entropy"] + terms["end_cross_entropy"], terms
 
@@ -189,16 +252,19 @@ class LanguageModel(Task):
             return []
         return ["the language model predicts no better than the frequencies of the codes in each row"]
 
-    def _losses(self, parameters, batch, drop):
+    def _losses(self, parameters, batch, drop, keys=None):
         """Cross-entropy in nats, zero where nothing is: of the codes `[B, T, F]`, and of the ends `[B, T + 1]`; and
-        where, before a column or an end, the model was right about which of the two comes, bool `[B, T + 1]`."""
+        where, before a column or an end, the model was right about which of the two comes, bool `[B, T + 1]`.
+
+        drop: bool `[B]`, whose text is left out; keys: `[B]` for dropout, None where there is none.
+        """
         codes, columns = batch["codes"], batch["columns"][:, None]
         kind, end = self.settings["text"], self.settings["codebook_size"]
         text = ()
         if kind != "none":
             given = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}[kind]
             text = self.network.apply(parameters, {}, **given, drop=drop, method="context")
-        logits = self.network.apply(parameters, {}, codes, *text)
+        logits = self.network.apply(parameters, {}, codes, *text, begins=batch["start"] == 0, keys=keys)
 
         batch_size, length, rows = codes.shape
         before_column = jnp.arange(length + 1)
@@ -212,6 +278,14 @@ class LanguageModel(Task):
         end_losses = jnp.where(ends, losses[:, ::rows], 0)
         right = (logits[:, ::rows].argmax(-1) == end) == ends
         return code_losses, end_losses, right & (ends | (before_column < columns))
+
+
+def _are_levels(folder: str) -> bool:
+    """Whether the rows of these tokens are residual levels; False where there are no tokens, as for a plan."""
+    try:
+        return bool(folder) and tokens.manifest(folder)["row_kind"] == "residual"
+    except FileNotFoundError:
+        return False
 
 
 def _valid(batch):

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from bandtok_jax import experiment, startup
+from bandtok_jax import experiment, startup, tasks
 from bandtok_jax.data_pipelines import iterator, sources
 from bandtok_jax.interchange import model_folder
 from bandtok_jax.interchange.stage import STAGE_OF_TASK
@@ -16,8 +16,8 @@ from bandtok_jax.training.program import WARM_START
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
     "total_steps", "schedule_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every",
-    "keep_checkpoints", "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer", "tokenizer_hash",
-    "vocoder", "vocoder_hash", "versions", experiment.WARMUP_GIVEN,
+    "keep_checkpoints", "patience", "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer",
+    "tokenizer_hash", "vocoder", "vocoder_hash", "versions", experiment.WARMUP_GIVEN,
     # How the same result is computed.
     "optimizer.accumulation_steps", "discriminator_optimizer.accumulation_steps", "model.remat",
     "model.sequence_sharding",
@@ -36,7 +36,7 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
       ValueError: they differ in what makes a run what it is, the data is not what it was, or an export lies there.
     """
     _refuse_export(workdir)
-    config = config.copy_and_resolve_references().unlock()
+    config = tasks.settled(config).copy_and_resolve_references().unlock()
     config.tokenizer_hash = config.vocoder_hash = ""  # a run's own, not those of a run that lent its configuration
     if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
         config[experiment.WARMUP_GIVEN] = config.loss.discriminator_warmup

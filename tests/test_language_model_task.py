@@ -1,0 +1,188 @@
+"""Training of the language model: that it learns, what counts in its loss, and what it takes from its tokens."""
+
+import jax
+import numpy as np
+import pytest
+
+import bandtok_jax
+from bandtok_jax import experiment, tasks
+from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.data_pipelines.tokens import TokenWriter
+from bandtok_jax.interchange import model_folder
+from bandtok_jax.mel_codec import MelCodec
+from bandtok_jax.platforms import jit_once
+from bandtok_jax.training import sharding
+from bandtok_jax.training import state as states
+from tests.small_language_model import CODES, ROWS, grid
+
+
+@pytest.fixture(scope="module")
+def markov(tmp_path_factory):
+    """Pieces in which a row's next code follows from the last one nine times in ten: unigrams know nothing of it."""
+    folder, random = tmp_path_factory.mktemp("tokens") / "markov", np.random.default_rng(0)
+    follows = np.stack([random.permutation(CODES) for _ in range(ROWS)])
+
+    def piece(number):
+        codes = random.integers(0, CODES, (random.integers(6, 40), ROWS))
+        for column in range(1, len(codes)):
+            likely = random.random(ROWS) < 0.9
+            codes[column] = np.where(likely, follows[np.arange(ROWS), codes[column - 1]], codes[column])
+        return dict(codes=codes, track=str(number), offset_samples=0, caption="slow", samples=1, ends=True)
+
+    writer = TokenWriter(
+        folder, codebook_size=CODES, rows=ROWS, columns_per_second=10.77, row_kind="band", tokenizer="",
+        weight_hash="x", samples_per_column=4096,
+    )  # fmt: skip
+    writer.write("train", 0, map(piece, range(40)))
+    writer.write("validation", 0, map(piece, range(8)))
+    writer.finish()
+    return folder
+
+
+def task_of(folder, **changes):
+    changes = {
+        "model.rows": ROWS, "model.codebook_size": CODES, "model.width": 64, "model.layers": 2, "model.heads": 2,
+        "model.feed_forward": 128, "model.text_width": 16, "data.columns": 12, "data.tokens": folder, "batch_size": 16,
+        "total_steps": 120, "optimizer.warmup_steps": 5, "optimizer.learning_rate": 0.005, **changes,
+    }  # fmt: skip
+    return tasks.create(experiment.load_config("language_model:tiny", {k: str(v) for k, v in changes.items()}))
+
+
+def batches(task, count):
+    stream = iterator.create(task.config.data, split="train", batch_size=task.config.batch_size, seed=0)
+    found = [next(stream) for _ in range(count)]
+    stream.close()
+    return found
+
+
+def test_learns_more_than_the_unigrams(markov):
+    task = task_of(markov)
+    frozen, state = task.load_frozen(), jit_once(task.init)(jax.random.key(0))
+    step = jax.jit(task.train_step, donate_argnums=0)
+    for number, batch in enumerate(batches(task, 120)):
+        state, metrics = step(state, frozen, batch, jax.random.key(number))
+    held_out = iterator.evaluation_batches(task.config.data, batch_size=8, count=1)[0]
+    scores = task.combine(jax.device_get(jax.jit(task.eval_step)(state, frozen, held_out)), 1)
+    assert scores["unigram_gap"] < -0.7, scores
+    assert abs(scores["unigram_cross_entropy"] - np.log(CODES)) < 0.3
+    assert scores["cross_entropy"] == pytest.approx(
+        np.mean([scores[f"row_cross_entropy/{row:02d}"] for row in range(ROWS)])
+    )
+    assert scores["end_accuracy"] > 0.8
+    assert not task.warnings(scores)
+
+
+def test_the_loss_counts_what_is_there_and_adds_up(markov):
+    small = {"model.layers": 1}
+    whole, parts = task_of(markov, **small), task_of(markov, **small, **{"optimizer.accumulation_steps": 2})
+    state = jit_once(whole.init)(jax.random.key(0))
+    batch = batches(whole, 1)[0]
+    padding = np.arange(12) >= batch["columns"][:, None]
+    assert padding.any() and batch["ended"].any()
+    garbage = {**batch, "codes": np.where(padding[..., None], 7, batch["codes"])}
+    step = jax.jit(whole.train_step)
+    expected, metrics = step(state, {}, batch, jax.random.key(0))
+    assert float(step(state, {}, garbage, jax.random.key(0))[1]["loss"]) == pytest.approx(
+        float(metrics["loss"]), rel=1e-6
+    )
+    turned = {name: value[::-1] for name, value in batch.items()}  # an example's dropout hangs on its index alone
+    assert float(step(state, {}, turned, jax.random.key(0))[1]["loss"]) == pytest.approx(
+        float(metrics["loss"]), rel=1e-6
+    )
+    _, accumulated = jax.jit(parts.train_step)(state, {}, batch, jax.random.key(0))
+    for name in ("loss", "cross_entropy", "end_cross_entropy", "gradient_norm"):
+        assert float(accumulated[name]) == pytest.approx(float(metrics[name]), rel=1e-4)
+
+
+def test_dropout_is_keyed_by_example_and_only_in_training(markov):
+    plain, dropping = task_of(markov), task_of(markov, **{"model.dropout": 0.5, "loss.condition_dropout": 0.0})
+    state, batch = jit_once(plain.init)(jax.random.key(0)), batches(plain, 1)[0]
+    frozen = plain.load_frozen()
+    scores = [jax.jit(task.eval_step)(state, frozen, batch)["row_cross_entropy"] for task in (plain, dropping)]
+    np.testing.assert_array_equal(*scores)
+    step = jax.jit(dropping.train_step)
+    loss = lambda batch, key: float(step(state, frozen, batch, jax.random.key(key))[1]["loss"])
+    turned = {name: value[::-1] for name, value in batch.items()}
+    assert loss(turned, 0) == pytest.approx(loss(batch, 0), rel=1e-6)
+    renamed = {**batch, "index": batch["index"] + 1}
+    assert abs(loss(renamed, 0) - loss(batch, 0)) > 1e-5 and abs(loss(batch, 1) - loss(batch, 0)) > 1e-5
+
+
+def test_residual_levels_have_codes_of_their_own_by_default(tmp_path, markov):
+    facts = dict(codebook_size=CODES, rows=ROWS, columns_per_second=10.77, samples_per_column=4096)
+    writer = TokenWriter(tmp_path / "levels", **facts, row_kind="residual", tokenizer="", weight_hash="x")
+    for split in ("train", "validation"):
+        track = dict(codes=grid(1, 9)[0], track="a", offset_samples=0, caption="", samples=9 * 4096, ends=True)
+        writer.write(split, 0, [track])
+    writer.finish()
+    entries = lambda task: task.network.shapes()[0]["embedding"].shape[0]
+    levels = task_of(tmp_path / "levels")
+    assert levels.config.model.row_vocabulary is True and entries(levels) == ROWS * 256
+    levels.load_frozen()
+    for folder, shared in ((markov, 256), ("", 256)):
+        assert task_of(folder).config.model.row_vocabulary is False and entries(task_of(folder)) == shared
+    with pytest.raises(ValueError, match="are residual levels, each with a codebook of its own"):
+        task_of(tmp_path / "levels", **{"model.row_vocabulary": False}).load_frozen()
+    # A run writes what it has found, and finds it again.
+    for folder, settled in ((tmp_path / "levels", True), (markov, False)):
+        config = experiment.load_config("language_model:tiny", {"data.tokens": str(folder)})
+        assert states.settle(config, tmp_path / "run", None, resumed=False).model.row_vocabulary is settled
+
+
+def test_names_tokens_that_do_not_fit(markov):
+    with pytest.raises(ValueError, match="set --config.model.codebook_size=20"):
+        task_of(markov, **{"model.codebook_size": 64}).load_frozen()
+    with pytest.raises(ValueError, match="data.tokens is empty"):
+        task_of("").load_frozen()
+
+
+def test_tokens_without_captions_are_told(markov):
+    made = task_of(markov)
+    assert made.captioned_share == 1
+    for shard in made._manifest["splits"]["train"]["shards"]:
+        shard["captions"] = 0
+    with pytest.warns(UserWarning, match="no piece in .* has a caption"):
+        made.load_frozen()
+    assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).captioned_share == 0
+
+
+@pytest.mark.parametrize("variant", ["tiny", "base"])
+def test_every_weight_has_a_place(variant):
+    task = tasks.create(experiment.load_config(f"language_model:{variant}"))
+    mesh = sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    places = sharding.shardings(state, task.SHARDING, mesh)
+    assert jax.tree.structure(places) == jax.tree.structure(state)
+
+
+def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
+    codec = bandtok_jax.create("bandtok:tiny")
+    model_folder.save(codec, tmp_path / "model")
+    model_folder.save(MelCodec(codec.stages["tokenizer"]), tmp_path / "tokenizer")
+    folder = {"mine": codec.weight_hash, "other": "0" * 64}
+    for name, weight_hash in folder.items():
+        writer = TokenWriter(
+            tmp_path / name, codebook_size=1024, rows=16, columns_per_second=10.77, row_kind="band", tokenizer="",
+            weight_hash=weight_hash, samples_per_column=4096,
+        )  # fmt: skip
+        codes = np.random.default_rng(0).integers(0, 1024, (9, 16))
+        writer.write("train", 0, [dict(codes=codes, track="a", offset_samples=0, caption="slow", samples=1, ends=True)])
+        writer.finish()
+
+    def task(tokens, tokenizer, **changes):
+        changes = {"model.rows": 16, "model.codebook_size": 1024, "data.columns": 4, "batch_size": 3, **changes}
+        config = task_of(tmp_path / tokens, **changes, tokenizer=tmp_path / tokenizer).config
+        return tasks.create(config, model_folder.read_stages)
+
+    made = task("mine", "model", vocoder=tmp_path / "model")
+    state, frozen = jit_once(made.init)(jax.random.key(0)), made.load_frozen()
+    shown = made.summaries(state, frozen, batches(made, 1)[0])
+    sounds = {name: (np.asarray(sound), rate) for name, (kind, sound, rate) in shown.items() if kind == "audio"}
+    assert set(sounds) == {"0/generated", "1/generated"}
+    for sound, rate in sounds.values():
+        assert sound.shape == (4 * 4096,) and rate == 44_100 and np.isfinite(sound).all() and sound.std() > 0
+    assert (sounds["0/generated"][0] != sounds["1/generated"][0]).any()
+    with pytest.raises(ValueError, match="makes no sound by itself: set config.vocoder"):
+        task("mine", "tokenizer").load_frozen()
+    with pytest.raises(ValueError, match="were made by 000000000000: give that one, or none"):
+        task("other", "model", vocoder=tmp_path / "model").load_frozen()
