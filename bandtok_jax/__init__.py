@@ -12,13 +12,15 @@ from bandtok_jax.version import VERSION as __version__
 __all__ = ["__version__", "create", "load"]
 
 
-def load(path, vocoder=None, language_model=None):
+def load(path, vocoder=None, language_model=None, dtype=""):
     """A trained codec, see `bandtok_jax.codec.Codec`.
 
     Args:
       path: run folder of a tokenizer (`bandtok train`), or an export folder (`bandtok export`).
       vocoder: run or export folder; in place of the vocoder in `path`, if that has one.
       language_model: run or export folder; likewise.
+      dtype: that vocoder and language model compute in, such as "bfloat16"; by default that of their training, but
+        float32 on a CPU. The tokenizer always computes in float32, so that its codes do not depend on the device.
 
     Raises:
       ValueError, FileNotFoundError: a folder or file is missing, holds another model or another size, or the stages do
@@ -29,7 +31,7 @@ def load(path, vocoder=None, language_model=None):
     from bandtok_jax.interchange import model_folder
 
     compile_cache.enable()
-    return model_folder.load(path, vocoder=vocoder, language_model=language_model)
+    return model_folder.load(path, vocoder=vocoder, language_model=language_model, dtype=dtype)
 
 
 def create(name, seed=0):

@@ -50,25 +50,28 @@ VOCODER_OF = {"bandtok": "vocos", "dac": None}
 WITHOUT_VOCODER = ("bandtok:tiny_24khz",)  # for imported ones
 
 
-def load(path: str, vocoder: str | None = None, language_model: str | None = None) -> Codec:
+def load(path: str, vocoder: str | None = None, language_model: str | None = None, dtype: str = "") -> Codec:
     """A trained codec.
 
     Args:
       path: run folder of a tokenizer, or an export folder.
       vocoder: run or export folder; in place of the one in `path`, if that has one.
       language_model: run or export folder; likewise.
+      dtype: that vocoder and language model compute in; see `Stage.computed_in`.
 
     Raises:
       ValueError: a folder or file is missing, holds another model or size, or the stages do not belong together.
     """
-    stages = read_stages(path)
+    if dtype not in ("", *experiment.DTYPES):
+        raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(experiment.DTYPES)}")
+    stages = read_stages(path, dtype)
     if "tokenizer" not in stages:
         raise ValueError(
             f"{path} holds a {_list(stages)}, no tokenizer: pass the tokenizer's folder, and this one beside it"
         )
     for name, folder in (("vocoder", vocoder), ("language_model", language_model)):
         if folder:
-            found = read_stages(folder)
+            found = read_stages(folder, dtype)
             if name not in found:
                 raise ValueError(f"{folder} holds a {_list(found)}, no {name.replace('_', ' ')}: pass another folder")
             stages[name] = found[name]
@@ -121,8 +124,8 @@ def create(name: str, seed: int = 0) -> Codec:
     return join({stage.name: stage for stage in stages})
 
 
-def read_stages(path: str) -> dict[str, Stage]:
-    """The stages in a run or export folder by their names, each checked against its own config."""
+def read_stages(path: str, dtype: str = "") -> dict[str, Stage]:
+    """The stages in a run or export folder by their names, each checked against its config; `dtype` as for `load`."""
     path, step = split_step(path)
     config_file = os.path.join(path, "config.json")
     if not os.path.isdir(path):
@@ -130,9 +133,9 @@ def read_stages(path: str) -> dict[str, Stage]:
     if not os.path.isfile(config_file):
         raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
     content = untrusted.read_json(config_file, untrusted.mapping(untrusted.anything), cure=_CURE)
-    stages = [] if "stages" in content else [_read_run(path, step)]
+    stages = [] if "stages" in content else [_read_run(path, step, dtype)]
     with untrusted.reading(config_file, _CURE):
-        stages = [stage.check() for stage in stages] or _read_export(path, content)
+        stages = [stage.check() for stage in stages] or _read_export(path, content, dtype)
     return {stage.name: stage for stage in stages}
 
 
@@ -209,7 +212,7 @@ def _is_export(path: str) -> bool:
     return True
 
 
-def _read_export(path: str, content: dict) -> list[Stage]:
+def _read_export(path: str, content: dict, dtype: str) -> list[Stage]:
     """The stages of an export, checked.
 
     Raises:
@@ -230,7 +233,7 @@ def _read_export(path: str, content: dict) -> list[Stage]:
             raise untrusted.refusal(weights_file, f"it holds no weights of the {spoken}", "export it again")
         facts = dict(facts)
         config, expected = experiment.stored(facts.pop("config")), facts.pop("weight_hash")
-        stage = Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, **facts)
+        stage = Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, dtype=dtype, **facts)
         if stage.name != name:
             raise ValueError(f"it calls a {stage.name} {name}")
         if stage.check().weight_hash != expected:
@@ -251,7 +254,7 @@ def split_step(path: str) -> tuple[str, int | None]:
     return (run or ".", int(step)) if checkpoints == "checkpoints" and step.isdigit() else (path, None)
 
 
-def _read_run(path: str, step: int | None) -> Stage:
+def _read_run(path: str, step: int | None, dtype: str) -> Stage:
     from bandtok_jax.training import checkpoint
 
     config = experiment.read_config(path)
@@ -262,6 +265,7 @@ def _read_run(path: str, step: int | None) -> Stage:
         origin=path,
         step=int(weights.get("step", 0)),
         tokenizer_hash=config.get("tokenizer_hash", ""),
+        dtype=dtype,
     )
 
 

@@ -1,0 +1,49 @@
+"""Which part of a codec computes in which dtype: a tokenizer in float32, others as trained or as asked."""
+
+import jax
+import numpy as np
+import pytest
+
+import bandtok_jax
+from bandtok_jax import cli, experiment
+from bandtok_jax.interchange import model_folder
+from bandtok_jax.interchange.stage import Stage
+from bandtok_jax.mel_codec import MelCodec
+from bandtok_jax.platforms import made_for
+
+NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
+
+
+@pytest.mark.parametrize("trained", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform, asked", [("cpu", ""), ("gpu", ""), ("tpu", "float32"), ("cpu", "bfloat16")])
+def test_a_tokenizer_in_float32_and_others_as_trained_or_asked(trained, platform, asked):
+    computed = {}
+    for name in NAMES:
+        stage = Stage(experiment.load_config(name, {"dtype": trained}), {}, dtype=asked)
+        with made_for(platform):
+            computed[name] = stage.task.config.dtype
+    assert computed["bandtok:tiny"] == computed["dac:tiny"] == "float32"
+    expected = asked or ("float32" if platform == "cpu" else trained)
+    assert computed["vocos:tiny"] == computed["language_model:tiny"] == expected
+
+
+def test_codes_stay_and_sound_hardly_changes_in_16_bits(tmp_path):
+    model_folder.save(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
+    short = [bandtok_jax.load(tmp_path / "model", dtype=dtype) for dtype in ("", "bfloat16")]
+    short = [MelCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8) for codec in short]
+    audio = np.random.default_rng(0).normal(size=20_000).astype(np.float32) * 0.1
+    codes = [codec.encode(audio, 44_100) for codec in short]
+    np.testing.assert_array_equal(*codes)
+    wide, narrow = (codec.decode(codes[0]) for codec in short)
+    assert narrow.dtype == np.float32 and 0 < np.square(narrow - wide).mean() < 1e-2 * np.square(wide).mean()
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(short[1].parameters)} == {"float32"}
+    with pytest.raises(ValueError, match="dtype is 'float12': give one of float32, bfloat16"):
+        bandtok_jax.load(tmp_path / "model", dtype="float12")
+
+
+def test_the_command_line_passes_it_on(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(bandtok_jax, "load", lambda path, **how: given.update(how) or bandtok_jax.create("nothing"))
+    for verb in (["decode", "a.bt"], ["reconstruct", "a.wav", "-o", "b.wav"], ["generate", "-o", f"{tmp_path}/a.wav"]):
+        assert cli.main([*verb, "--model=x", "--dtype=bfloat16"]) == 1
+        assert given.pop("dtype") == "bfloat16"
