@@ -14,8 +14,9 @@ from bandtok_jax.tasks import player
 from bandtok_jax.training import distributed, flops, goodput, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.checkpoint import Checkpoints, saved_steps
+from bandtok_jax.training.early_stop import EarlyStop
 from bandtok_jax.training.program import Program
-from bandtok_jax.training.reporting import Reporter
+from bandtok_jax.training.reporting import Reporter, read_metrics
 
 STEPS_AHEAD = 2  # that the loop may hand to the device before it waits; else time for data would hide behind steps
 
@@ -84,9 +85,12 @@ def _train(
         # ---- state and data -----------------------------------------------------------------------------------
         state, position = states.restore(program, checkpoints, say)
         first_step = 0 if state is None else int(state["step"])
-        if first_step >= config.total_steps:
+        past = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+        early_stop = EarlyStop(config.patience, config.best_metric, past if first_step else [])
+        if first_step >= config.total_steps or early_stop.reached:
             checkpoints.close()
-            say(f"{workdir} is complete: {first_step} of {config.total_steps} steps")
+            why = f": {early_stop}" if early_stop.reached else ""
+            say(f"{workdir} is complete: {first_step} of {config.total_steps} steps{why}")
             return {}
         share = program.share(config.batch_size)
         data = dict(batch_size=config.batch_size, seed=config.seed)
@@ -140,6 +144,7 @@ def _train(
                 scores.update({n: float(v) for n, v in task.combine(jax.device_get(totals), len(evaluation)).items()})
                 _check_best(config.best_metric, scores)
                 _check_finite(step, "evaluation", scores, checkpoints)
+                early_stop.note(scores[config.best_metric])
                 reporter.evaluation(step, scores, [config.best_metric, *task.HEADLINE])
                 reporter.summaries(step, program.gather(task.summaries(state, frozen, program.put(evaluation[0]))))
                 for warning in task.warnings(scores) if step else ():  # nothing is learned at step 0
@@ -191,6 +196,7 @@ def _train(
                 if step % config.evaluate_every == 0 or last:
                     arrive()
                     evaluate(step)
+                    last = last or early_stop.reached
                 if (step % config.checkpoint_every == 0 or last or stopped) and not overfit_one_batch:
                     arrive()
                     evaluated = step % config.evaluate_every == 0 or last
@@ -200,9 +206,13 @@ def _train(
                     checkpoints.wait()
                     kept = "nothing is saved of a single batch" if overfit_one_batch else f"saved step {step}"
                     raise stopped(f"{kept} of {config.total_steps} in {workdir}")
+                if last:
+                    break
             checkpoints.wait()
+            if early_stop.reached:
+                reporter.say(f"stopped at step {step} of {config.total_steps}: {early_stop}")
             reporter.say(stopwatch.summary())
-            for line in _last_lines(config, task, workdir, checkpoints, scores):
+            for line in _last_lines(config, task, workdir, checkpoints, scores, step):
                 reporter.say(line)
             return dict(scores)
         finally:
@@ -217,9 +227,9 @@ def _hints(config, program) -> list[str]:
     return startup.hints(config.dtype, parameters, config.batch_size / shards / config.optimizer.accumulation_steps)
 
 
-def _last_lines(config, task, workdir, checkpoints, scores) -> list[str]:
+def _last_lines(config, task, workdir, checkpoints, scores, step: int) -> list[str]:
     """Returns what a person wants to know at the end: folder, best score, samples, and the next command."""
-    name, step, values = config.best_metric, config.total_steps, checkpoints.values
+    name, values = config.best_metric, checkpoints.values
     lines = [f"{workdir}: {step} steps, {name} {scores[name]:.4g}; samples in {workdir / 'samples' / str(step)}"]
     if values:
         best = min(values, key=values.get)

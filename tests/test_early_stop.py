@@ -1,0 +1,35 @@
+"""A training ends where it becomes no better, and knows so when it is started again."""
+
+from bandtok_jax.training import loop
+from bandtok_jax.training.checkpoint import saved_steps
+from bandtok_jax.training.early_stop import EarlyStop
+from tests import tiny
+
+
+def test_counts_the_evaluations_since_the_best():
+    def stop_after(values, patience):
+        stop = EarlyStop(patience, "loss", [])
+        for number, value in enumerate(values):
+            stop.note(value)
+            if stop.reached:
+                return number
+        return None
+
+    values = [5.0, 4.0, 4.0, 3.0, 3.5, 3.2, 3.1]
+    assert [stop_after(values, patience) for patience in (0, 1, 2, 3, 4)] == [None, 2, 5, 6, None]
+    for first in range(len(values)):  # resumed anywhere, it counts on
+        lines = [{"step": 0, "train/loss": 0.0}, *({"step": 1, "evaluation/loss": value} for value in values[:first])]
+        stop = EarlyStop(3, "loss", lines)
+        assert not stop.reached
+        for value in values[first:]:
+            stop.note(value)
+        assert stop.reached
+
+
+def test_a_training_stops_and_stays_stopped(tmp_path, capsys):
+    changes = {"patience": 1, "optimizer.learning_rate": 0.0, "total_steps": 40, "evaluate_every": 2}
+    config = tiny.config("language_model", tmp_path, **changes, checkpoint_every=10)
+    scores = loop.train(config, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == [2] and "cross_entropy" in scores
+    assert loop.train(config, tmp_path / "run") == {}
+    assert "no better than" in capsys.readouterr().out
