@@ -101,8 +101,9 @@ def _load(flags: argparse.Namespace):
     import bandtok_jax
     from bandtok_jax import startup
 
-    codec = bandtok_jax.load(flags.model, getattr(flags, "vocoder", None), getattr(flags, "language_model", None))
-    dtypes = (stage.task.config.dtype for stage in codec.stages.values())
+    names = ("vocoder", "language_model", "dtype")
+    codec = bandtok_jax.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names})
+    dtypes = (stage.computed_in for stage in codec.stages.values())
     startup.announce(*dtypes, spread="one track on each device" if flags.verb == "tokenize" else "one device")
     return codec
 
@@ -277,9 +278,9 @@ def _reconstruct(flags):
 
 def _generate(flags):
     from bandtok_jax import files
+    from bandtok_jax.generation import SAMPLING
 
-    names = ("temperature", "top_k", "top_p", "guidance")
-    sampling = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    sampling = {name: getattr(flags, name) for name in (*SAMPLING, "may_end")}
     codec = _load(flags)
     if flags.embedding:
         sampling["embedding"] = files.read_embedding(codec, flags.embedding)
@@ -287,8 +288,8 @@ def _generate(flags):
         codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
         count=flags.count, **sampling,
     )  # fmt: skip
-    for path, columns, clipped in pieces:
-        _print(f"{path}: {columns / codec.columns_per_second:.2f} s, {columns} columns{_clipped(clipped)}")
+    for path, samples, columns, clipped in pieces:
+        _print(f"{path}: {samples / codec.sample_rate_hz:.2f} s, {columns} columns{_clipped(clipped)}")
 
 
 def _clipped(samples: int) -> str:

@@ -162,8 +162,8 @@ def generate(
     beginning: str | None = None,
     count: int = 1,
     **sampling,
-) -> Iterator[tuple[str, int, int]]:
-    """Writes new pieces, as sound or, where `target` ends with .bt, as codes.
+) -> Iterator[tuple[str, int, int, int]]:
+    """Writes new pieces, as sound or, where `target` ends with .bt, as codes: `seconds` of new music each.
 
     Args:
       beginning: a sound file that the pieces begin with and go on from. They leave its last columns out, whose codes
@@ -172,7 +172,7 @@ def generate(
       sampling: see `bandtok_jax.generation.pieces.generate`.
 
     Yields:
-      (path, columns, clipped samples) of each piece when it is written.
+      (path, samples, columns, clipped samples) of each piece when it is written.
 
     Raises:
       ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as `pieces.generate`.
@@ -211,13 +211,15 @@ def generate(
     with progress_bar(total=columns, unit="column", leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
         made = pieces.generate(codec, [prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
+    wanted = (0 if prefix is None else len(prefix)) * codec.samples_per_column + pieces.samples(codec, seconds)
     for path, codes in zip(paths, made):
-        clipped = 0
+        clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
         if ending == ".bt":
-            container.write(path, codes, codec.header, len(codes) * codec.samples_per_column)
+            container.write(path, codes, codec.header, samples)
         else:
-            clipped = waveform.write(path, codec.decode(codes) / np.float32(gain), codec.sample_rate_hz)
-        yield path, len(codes), clipped
+            sound = codec.decode(codes, samples=samples) / np.float32(gain)
+            clipped = waveform.write(path, sound, codec.sample_rate_hz)
+        yield path, samples, len(codes), clipped
 
 
 def read_embedding(codec: Codec, path: str) -> np.ndarray:

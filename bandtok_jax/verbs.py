@@ -7,6 +7,7 @@ import os
 import re
 from typing import NoReturn
 
+from bandtok_jax.generation import SAMPLING
 from bandtok_jax.version import VERSION
 
 
@@ -175,14 +176,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompt", help="what it should sound like")
     p.add_argument("--embedding", metavar="NPY", help="in place of --prompt, where the model learned from embeddings")
     p.add_argument("--seconds", type=float, default=10.0, help="length of the new music (default 10, at most 3600)")
+    p.add_argument("--may-end", action="store_true", help="let the model end a piece before that length")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="0 (default) to 4294967295")
-    # Left out flags are not passed on: their defaults are those of the sampling itself.
-    p.add_argument("--temperature", type=float, help="below 1: safer, above 1: wilder")
-    p.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest codes; 0: among all")
     p.add_argument(
-        "--top-p", type=float, metavar="P", help="draw among the likeliest codes that have the share P together"
-    )
-    p.add_argument("--guidance", type=float, metavar="W", help="how closely to follow the prompt; 1: no guidance")
+        "--temperature", type=float, default=SAMPLING["temperature"], metavar="X",
+        help="below 1: safer, above 1: wilder, 0: always the likeliest code (default %(default)g)",
+    )  # fmt: skip
+    p.add_argument(
+        "--top-k", type=int, default=SAMPLING["top_k"], metavar="K",
+        help="draw among the K likeliest codes; 0: among all (default %(default)d)",
+    )  # fmt: skip
+    p.add_argument(
+        "--top-p", type=float, default=SAMPLING["top_p"], metavar="P",
+        help="draw among the likeliest codes that have the share P together (default %(default)g: all)",
+    )  # fmt: skip
+    p.add_argument(
+        "--guidance", type=float, default=SAMPLING["guidance"], metavar="W",
+        help="how closely to follow the prompt; 1: no guidance (default %(default)g)",
+    )  # fmt: skip
     p.add_argument(
         "--continue", dest="beginning", metavar="SOUND", help="go on from this sound, which the output begins with"
     )
@@ -322,6 +333,10 @@ def _model_flags(parser: argparse.ArgumentParser, decoding: bool = True) -> None
     )
     if decoding:
         parser.add_argument("--vocoder", metavar="RUN", help="run or export folder, where --model holds no vocoder")
+        parser.add_argument(
+            "--dtype", choices=("float32", "bfloat16"),
+            help="that vocoder and language model compute in (default: as in training, but float32 on a CPU)",
+        )  # fmt: skip
 
 
 def _levels_flag(parser: argparse.ArgumentParser, verb: str) -> None:

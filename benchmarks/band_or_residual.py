@@ -240,13 +240,12 @@ def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
             figures[name, "nats per token", rope] = [run[rope]["scores"][name] for run in runs]
         drift = [run[rope]["drift"] for run in runs]
         for number, when in ((0, "first"), (-1, "last")):
-            for name in ("continued", "reconstructed", "astray", "floor", "left"):
+            for name in ("continued", "reconstructed", "astray", "floor"):
                 values = [one[name][number] for one in drift]
                 if name in ("astray", "floor"):  # of the spread of what the codec can say at all
-                    values = [value / one["spread"] for value, one in zip(values, drift) if value is not None]
-                if None not in values and len(values) == len(runs):
-                    unit = "" if name in ("continued", "reconstructed") else "share"
-                    figures[f"{name}_{when}_slot", unit, rope] = values
+                    values = [value / one["spread"] for value, one in zip(values, drift)]
+                unit = "" if name in ("continued", "reconstructed") else "share"
+                figures[f"{name}_{when}_slot", unit, rope] = values
     return figures
 
 

@@ -210,12 +210,12 @@ def composer(text="bytes"):
 def test_generate():
     codec = composer()
     codes = codec.generate("slow piano", seconds=1.1, seed=3)  # longer than what the model sees at once
-    assert codes.shape[1] == 16 and 1 <= len(codes) <= 12
+    assert codes.shape == (12, 16)
     np.testing.assert_array_equal(codec.generate("slow piano", seconds=1.1, seed=3), codes)
     prefix = create().encode(music()[:20_000], RATE)
     longer = codec.generate("slow piano", seconds=0.3, prefix=prefix, temperature=0.9)
     np.testing.assert_array_equal(longer[: len(prefix)], prefix)
-    assert len(prefix) < len(longer) <= len(prefix) + 4
+    assert len(longer) == len(prefix) + 4
     assert codec.decode(longer).shape == (4096 * len(longer),)
     for seconds in (0, 3601, 1e12, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"^{seconds} seconds .* more than 0 and at most 3600".replace("+", ".")):
@@ -231,8 +231,8 @@ def test_prompts_are_left_out_where_no_caption_was_learned():
     codec = composer()
     config = codec.stages["language_model"].config
     free = codec.generate(seconds=0.3, seed=3)
-    with pytest.warns(UserWarning, match="first 128 bytes"):
-        assert len(codec.generate(129 * "a", seconds=0.3, seed=3))
+    with pytest.warns(UserWarning, match="first 512 bytes"):
+        assert len(codec.generate(513 * "a", seconds=0.3, seed=3))
     with config.unlocked():
         config.captioned_share = 0.0
     with pytest.warns(UserWarning, match="learned from no caption: the prompt is left out"):

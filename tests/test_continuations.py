@@ -1,4 +1,4 @@
-"""The drift of continuations: none where the truth goes on, more where the model goes astray, and what has ended."""
+"""The drift of continuations: none where the truth goes on, more where the model goes astray."""
 
 import dataclasses
 import types
@@ -15,21 +15,20 @@ PIECES, SECONDS, START = 24, 7.0, 1.0
 
 
 class Writer:
-    """Goes on as `true`, but for noise that grows with time, and ends every second piece after `columns`."""
+    """Goes on as `true`, but for noise that grows with time; it would end pieces if it might."""
 
-    def __init__(self, true, astray=0.0, columns=None):
-        self.true, self.astray, self.columns = true, astray, columns
-        self.ends = lambda number: number % 2 == 1
+    def __init__(self, true, astray=0.0):
+        self.true, self.astray = true, astray
 
-    def generate(self, *, columns, prefix, batch, **_):
+    def generate(self, *, columns, prefix, batch, begins, may_end=False, **_):
+        assert not may_end and not begins, "these are excerpts"
         first = prefix.shape[1]
         own = [int((self.true[:, :first] == one).all((1, 2)).argmax()) for one in prefix]
         codes = self.true[own, :columns].copy()
         loudness = self.astray * np.linspace(0, 1, columns - first)[:, None]
         noise = np.random.default_rng(0).normal(size=(batch, columns - first, 1)) * loudness
         codes[:, first:, :1] = np.clip(codes[:, first:, :1] + np.rint(noise), 0, 255)
-        ended = self.ends(np.arange(batch)) & (self.columns is not None)
-        return codes, np.where(ended, self.columns or 0, columns)
+        return codes, np.full(batch, columns)
 
 
 def codec_that_writes(**how):
@@ -54,7 +53,7 @@ def pieces():
 
 def test_the_truth_does_not_drift():
     found = continuations.drift(codec_that_writes(), pieces(), start_seconds=START)
-    assert found.continued == found.reconstructed and found.left == [1.0] * 3
+    assert found.continued == found.reconstructed
     assert max(found.astray) < 0.1 * min(found.reconstructed), "what the codec loses is not the model's"
     assert found.astray == found.floor and found.spread > 10 * max(found.floor)
     np.testing.assert_allclose(found.seconds, [1, 3, 5])
@@ -66,20 +65,6 @@ def test_errors_that_grow_are_seen_to_grow():
     above = np.subtract(found.continued, found.reconstructed)
     assert 1 < above[0] < above[1] < above[2]
     assert found.astray == sorted(found.astray)
-
-
-def test_pieces_that_the_model_ends_no_longer_count():
-    found = continuations.drift(codec_that_writes(columns=4000 * 4), pieces(), start_seconds=START)
-    assert found.left == [1.0, 0.5, 0.5]
-
-
-@pytest.mark.parametrize("left", [0.0, 0.5])
-def test_a_slot_that_too_few_pieces_reach_has_no_distance(left):
-    codec = codec_that_writes(columns=4000 * 4)
-    codec.generator.ends = lambda number: (number % 2 == 1) | (left == 0)
-    found = continuations.drift(codec, pieces()[:2], start_seconds=START)
-    assert found.left == [1.0, left, left]
-    assert found.continued[1:] == found.astray[1:] == [None, None] and found.reconstructed[2] > 0
 
 
 def test_what_cannot_be_followed_is_refused():

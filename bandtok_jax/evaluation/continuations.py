@@ -1,8 +1,8 @@
 """How a free-running language model drifts: what its continuations of real pieces are like, second by second.
 
 Every piece is begun with its true codes and continued by the model's own, which it reads as if they were true, so its
-errors feed on themselves. The continuations, and the pieces themselves as the codec gives them back, are compared with
-all of the real music in what their mels are like, in one slot of time after the other.
+errors feed on themselves; it may not end any. The continuations, and the pieces themselves as the codec gives them
+back, are compared with all of the real music in what their mels are like, in one slot of time after the other.
 """
 
 import dataclasses
@@ -26,23 +26,20 @@ class Drift:
 
     Attributes:
       seconds: the middle of each slot.
-      continued: of the model's continuations to all of the real music; None where too few are left.
+      continued: of the model's continuations to all of the real music.
       reconstructed: of the true continuations, as the codec gives them back, to all of the real music.
       astray: of the model's continuations to all of the true ones as the codec gives them back: what the model alone
-        does, whatever the codec loses. None as above.
+        does, whatever the codec loses.
       floor: of the true ones as the codec gives them back to all of these: what `astray` is of a perfect model.
       spread: total variance of these, in units of `astray`: of a codec that blurs more, both are smaller.
-      left: share of the pieces that the model has not ended before the slot does; those that it has ended do not count,
-        and with fewer pieces a distance is larger.
     """
 
     seconds: list[float]
-    continued: list[float | None]
+    continued: list[float]
     reconstructed: list[float]
-    astray: list[float | None]
+    astray: list[float]
     floor: list[float]
     spread: float
-    left: list[float]
 
 
 def drift(codec: Codec, pieces: np.ndarray, *, start_seconds: float, seed: int = 0) -> Drift:
@@ -73,12 +70,11 @@ def drift(codec: Codec, pieces: np.ndarray, *, start_seconds: float, seed: int =
     columns = first + slots * slot_columns
     pieces = pieces[:, : columns * codec.samples_per_column]
     true = np.stack([codec.encode(piece, codec.sample_rate_hz) for piece in pieces])
-    written, lengths = _continue(codec, true, first, window, seed)
+    written = _continue(codec, true, first, window, seed)
     hears = lambda grids: np.stack([codec.decode_mel(codes) for codes in grids])
     mel = dataclasses.replace(codec.mel, padding="same")
     real = np.stack([np.asarray(spectral.log_mel(piece, mel)) for piece in pieces])
     frames = real.shape[1] / columns
-    there = [lengths >= first + (slot + 1) * slot_columns for slot in range(slots)]
 
     def by_slot(log_mels):
         edges = [round((first + slot * slot_columns) * frames) for slot in range(slots + 1)]
@@ -86,37 +82,33 @@ def drift(codec: Codec, pieces: np.ndarray, *, start_seconds: float, seed: int =
 
     real, given_back, made = by_slot(real), by_slot(hears(true)), by_slot(hears(written))
     all_real, all_given_back = (_flat(np.concatenate(slot)) for slot in (real, given_back))
-    continued = [made[slot][there[slot]] for slot in range(slots)]
-    distances = lambda reference, found: [
-        frechet_distance(reference, _flat(one)) if len(one) > 1 else None for one in found
-    ]
+    distances = lambda reference, found: [frechet_distance(reference, _flat(one)) for one in found]
     return Drift(
         seconds=[(slot + 0.5) * slot_columns / codec.columns_per_second for slot in range(slots)],
-        continued=distances(all_real, continued),
+        continued=distances(all_real, made),
         reconstructed=distances(all_real, given_back),
-        astray=distances(all_given_back, continued),
+        astray=distances(all_given_back, made),
         floor=distances(all_given_back, given_back),
         spread=float(all_given_back.var(axis=0, ddof=1).sum()),
-        left=[float(chosen.mean()) for chosen in there],
     )
 
 
-def _continue(codec: Codec, true: np.ndarray, first: int, window: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes `[N, T, F]` of which the first columns are true and the rest the model's, and where it ended them `[N]`."""
+def _continue(codec: Codec, true: np.ndarray, first: int, window: int, seed: int) -> np.ndarray:
+    """Codes `[N, T, F]` of which the first columns are true and the rest the model's."""
     made = []
     for start in range(0, len(true), PIECES_AT_ONCE):
         prefix = true[start : start + PIECES_AT_ONCE, :first]
         prefix = np.concatenate([prefix, np.repeat(prefix[:1], PIECES_AT_ONCE - len(prefix), axis=0)])
-        codes, lengths = codec.generator.generate(
+        codes, _ = codec.generator.generate(
             columns=true.shape[1],
             window_columns=window,
             key=jax.random.fold_in(jax.random.key(seed), start),
             batch=PIECES_AT_ONCE,
             prefix=prefix,
+            begins=False,
         )
-        made.append((codes, lengths))
-    codes, lengths = (np.concatenate(parts)[: len(true)] for parts in zip(*made))
-    return codes, lengths
+        made.append(codes)
+    return np.concatenate(made)[: len(true)]
 
 
 def _embeddings(log_mel: np.ndarray, codec: Codec) -> np.ndarray:

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from bandtok_jax import experiment
-from bandtok_jax.data_pipelines.crops import CAPTION_BYTES, caption_bytes
+from bandtok_jax.data_pipelines.crops import caption_bytes
+from bandtok_jax.generation import SAMPLING
 from bandtok_jax.interchange.container import check_codes
 
 if TYPE_CHECKING:
     from bandtok_jax.codec import Codec
 
 LONGEST_SECONDS = 3600  # our choice: a piece is held in memory whole
+SHORTEST_TEXT = 64  # bytes that are read of a prompt; our choice
 
 
 def generate(
@@ -26,18 +28,18 @@ def generate(
     *,
     embedding: np.ndarray | None = None,
     prefix: np.ndarray | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = 250,
-    top_p: float = 1.0,
-    guidance: float = 3.0,
+    temperature: float = SAMPLING["temperature"],
+    top_k: int | None = SAMPLING["top_k"],
+    top_p: float = SAMPLING["top_p"],
+    guidance: float = SAMPLING["guidance"],
+    may_end: bool = False,
     report: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
-    """New pieces, all at once. The defaults are MusicGen's (arXiv 2306.05284).
+    """New pieces, all at once.
 
     Args:
       prompts: what each piece should sound like; None where it may be anything.
-      seconds: length of the new music, up to an hour and beyond what the model saw in training. A model may end a piece
-        earlier.
+      seconds: length of the new music, up to an hour and beyond what the model saw in training.
       seed: from 0 to 2**32 - 1; piece b depends on it and on b.
       embedding: of the text of all pieces, float `[L, E]` or `[E]`, in place of prompts, where the model learned from
         embeddings.
@@ -45,6 +47,7 @@ def generate(
       temperature: 0 always takes the likeliest code.
       top_k, top_p: choose among the k likeliest codes (None, 0: all), and among the likeliest with this share together.
       guidance: how closely to follow the prompts; 1: as the model itself would.
+      may_end: let the model end a piece before `seconds`; a warning names the lengths of those that it has ended.
       report: called with the number of finished columns now and then.
 
     Returns:
@@ -64,38 +67,54 @@ def generate(
     new = columns(codec, seconds)
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)
-    prompted = any(prompts)
-    if prompted and codec.stages["language_model"].config.get("captioned_share", -1.0) == 0:
+    prompted, settings = any(prompts), codec.stages["language_model"].config
+    if prompted and settings.get("captioned_share", -1.0) == 0:
         warnings.warn("this language model has learned from no caption: the prompt is left out", stacklevel=3)
         prompted = False
-    if any(len((prompt or "").encode()) > CAPTION_BYTES for prompt in prompts):
-        warnings.warn(f"of a prompt the first {CAPTION_BYTES} bytes are read, as of captions", stacklevel=3)
-    if prompted and codec.stages["language_model"].config.model.text == "embedding":
+    longest, most = max(len((prompt or "").encode()) for prompt in prompts), settings.data.caption_bytes
+    if longest > most:
+        warnings.warn(f"of a prompt the first {most} bytes are read, as of captions", stacklevel=3)
+    if prompted and settings.model.text == "embedding":
         raise ValueError("this language model learned from embeddings: give the embedding of the prompt in its place")
     if embedding is not None:
         embedding = np.repeat(check_embedding(codec, embedding)[None], len(prompts), axis=0)
     codes, lengths = codec.generator.generate(
         columns=len(start) + new,
-        window_columns=codec.stages["language_model"].config.data.columns,
+        window_columns=settings.data.columns,
         key=jax.random.key(seed),
         batch=len(prompts),
-        caption=np.stack([caption_bytes(prompt or "") for prompt in prompts]) if prompted else None,
+        caption=_captions(prompts, longest, most) if prompted else None,
         embedding=embedding,
         prefix=np.repeat(start[None], len(prompts), axis=0) if len(start) else None,
         temperature=temperature,
         top_k=min(top_k, codec.codebook_size) if top_k else None,
         top_p=top_p,
         guidance=guidance,
+        may_end=may_end,
         report=report,
     )
+    if (early := lengths < len(start) + new).any():
+        ends = ", ".join(f"{length / codec.columns_per_second:.2f}" for length in lengths[early] - len(start))
+        warnings.warn(f"{early.sum()} of {len(prompts)} end before {seconds:g} s, after {ends} s", stacklevel=3)
     return [piece[:length] for piece, length in zip(codes, lengths)]
+
+
+def _captions(prompts, longest: int, most: int) -> np.ndarray:
+    """Bytes `[B, M]`, zero padded. M is one of few: each is a program to compile, and empty bytes cost time as well."""
+    size = min(most, max(SHORTEST_TEXT, 1 << (longest - 1).bit_length()))
+    return np.stack([caption_bytes(prompt or "", size) for prompt in prompts])
 
 
 def columns(codec: "Codec", seconds: float) -> int:
     """How many columns so many seconds of new music take; ValueError where nobody can want so many."""
     if not 0 < seconds <= LONGEST_SECONDS:
         raise ValueError(f"{seconds} seconds of music: ask for more than 0 and at most {LONGEST_SECONDS}, our limit")
-    return math.ceil(seconds * codec.columns_per_second)
+    return math.ceil(samples(codec, seconds) / codec.samples_per_column)
+
+
+def samples(codec: "Codec", seconds: float) -> int:
+    """Samples of so many seconds, at least one."""
+    return max(1, round(seconds * codec.sample_rate_hz))
 
 
 def check_embedding(codec: "Codec", embedding: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandtok_jax.models.language_model import LanguageModel
+from bandtok_jax.models.language_model import LanguageModel, first_token
 from bandtok_jax.models.network import Network, Tree
 
 SMALLEST_SPAN = 128  # of attention, in tokens; every further span is twice as long, the last one holds the window
@@ -47,9 +47,11 @@ class Generator:
         top_k: int | None = None,
         top_p: float = 1.0,
         guidance: float = 1.0,
+        may_end: bool = False,
+        begins: bool = True,
         report: Callable[[int], None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Grids of `columns` columns, or shorter ones where the model ends a piece.
+        """Grids of `columns` columns; shorter ones only where the model may end them.
 
         Args:
           columns: T, of the whole result, the prefix included.
@@ -60,6 +62,8 @@ class Generator:
           temperature: 0 always takes the likeliest token.
           top_k: choose among the k likeliest tokens; top_p: among the likeliest that together have this probability.
           guidance: how far to go from the prediction without text to the one with it, and beyond (above 1).
+          may_end: let the model end a track before; else the end token has no probability.
+          begins: whether the prefix begins a track, or comes from the middle of one.
           report: is called with the number of finished columns now and then.
 
         Returns:
@@ -79,13 +83,13 @@ class Generator:
         spans = _spans(window_columns * rows + 1)
         cache = self._network.apply(self._parameters, {}, copies, spans[-1], method="empty_cache")
         how = dict(network=self._network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
-        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance)
+        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
         ended, lengths = np.zeros(batch, bool), np.full(batch, columns)
         done, seen = first, None  # finished columns; those of them in the window, None: nothing is in the cache yet
         while done < columns and not ended.all():
             if seen is None or seen == window_columns:
                 seen = done if seen is None and done < window_columns else window_columns // 2
-                tokens = self._sequence(codes[:, done - seen : done])
+                tokens = self._sequence(codes[:, done - seen : done], begins and done == seen)
                 if seen:
                     span = next(s for s in spans if s >= tokens.shape[1])
                     padded = np.pad(tokens, ((0, 0), (0, span - tokens.shape[1])))
@@ -95,7 +99,7 @@ class Generator:
             span = next(s for s in spans if s >= place + rows)
             count = min((span - place) // rows, window_columns - seen, columns - done)
             new, token, stopped, cache = _advance(
-                self._parameters, cache, token, place, (done - seen) * rows, count * rows, jnp.asarray(ended), text,
+                self._parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
                 key, numbers, span=span, **how,
             )  # fmt: skip
             codes[:, done : done + count] = np.asarray(new)[:, : count * rows].reshape(batch, count, rows)
@@ -139,10 +143,10 @@ class Generator:
         codes[:, : prefix.shape[1]] = prefix
         return prefix.shape[1]
 
-    def _sequence(self, codes):
-        """BEGIN and the grid, flat: `[B, 1 + T * F]`."""
-        begin = np.full((codes.shape[0], 1), self.settings["codebook_size"] + 1, np.int32)
-        return np.concatenate([begin, codes.reshape(codes.shape[0], -1)], axis=1)
+    def _sequence(self, codes, begins):
+        """The first token and the grid, flat: `[B, 1 + T * F]`."""
+        first = np.full((codes.shape[0], 1), first_token(self.settings["codebook_size"], begins), np.int32)
+        return np.concatenate([first, codes.reshape(codes.shape[0], -1)], axis=1)
 
     def _text(self, caption, embedding, batch):
         kind = self.settings.get("text", "bytes")
@@ -189,10 +193,11 @@ def sample(logits, keys, *, temperature, top_p=1.0, top_k: int | None = None, nu
 def _advance(
     parameters, cache, token, place, offset, count, ended, text, key, numbers, *, network, span, top_k, nucleus, guided
 ):
-    """`count` more tokens after `token [B]`, which stands at `place`.
+    """`count` more columns after `token [B]`, which stands at `place`.
 
     Returns:
-      The tokens `[B, span]`, of which `count` count; the last one; at which a piece ended `[B]`, or -1; the cache.
+      The tokens `[B, span]`, of which those of `count` columns count; the last one; at which a track ended `[B]`, or
+      -1; the cache.
     """
     model = network.settings
     rows, end = model["rows"], model["codebook_size"]
@@ -201,19 +206,26 @@ def _advance(
     mask = None if text is None else text["mask"]
 
     def more(state):
-        i, _, stopped, _, _ = state
-        return (i < count) & ~(ended | (stopped >= 0)).all()
+        column, (_, stopped, _, _) = state
+        return (column < count) & ~(ended | (stopped >= 0)).all()
 
-    def step(state):
-        i, token, stopped, tokens, cache = state
+    # The steps of a column are a loop of its own, whose length the compiler knows: a GPU can then queue all of them
+    # before the first is done, where it would wait for the condition of an open loop after each.
+    def column(state):
+        column, state = state
+        step_of_column = lambda row, state: step(column * rows + row, state)
+        return column + 1, jax.lax.fori_loop(0, rows, step_of_column, state)
+
+    def step(i, state):
+        token, stopped, tokens, cache = state
         now = place + i
         logits, cache = network.apply(parameters, {}, _twice(token, guided), now, cache, context, mask, method="decode")
         logits = logits[:, : end + 1]
         if guided:
             with_text, without = jnp.split(logits, 2)
             logits = without + numbers["guidance"] * (with_text - without)
-        # A piece may end between two columns, after the first.
-        may_end = (now % rows == 0) & (now + offset > 0)
+        # A track may end between two columns, after the first.
+        may_end = numbers["may_end"] & (now % rows == 0) & (now + offset > 0)
         logits = jnp.where((jnp.arange(end + 1) == end) & ~may_end, -jnp.inf, logits)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, now + offset)
         token = sample(
@@ -223,12 +235,12 @@ def _advance(
         # What follows an end is thrown away; it only has to be a token.
         token = jnp.where(token == end, 0, token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], i, axis=1)
-        return i + 1, token, stopped, tokens, cache
+        return token, stopped, tokens, cache
 
     near = jax.tree.map(lambda x: x[:, :span], cache)
     tokens = jnp.zeros((token.shape[0], span), jnp.int32)
-    state = (jnp.int32(0), token, jnp.full(token.shape, -1, jnp.int32), tokens, near)
-    _, token, stopped, tokens, near = jax.lax.while_loop(more, step, state)
+    state = (token, jnp.full(token.shape, -1, jnp.int32), tokens, near)
+    _, (token, stopped, tokens, near) = jax.lax.while_loop(more, column, (jnp.int32(0), state))
     cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (0,) * whole.ndim), cache, near)
     return tokens, token, stopped, cache
 
@@ -278,10 +290,10 @@ def _network(settings: tuple) -> _DecodingNetwork:
 
 
 def _lay_out(parameters: Tree, dtype, stacked: bool) -> Tree:
-    """Weights as decoding wants them: the matrices in the type of the computation, and layer by layer."""
-    parameters = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, parameters)
+    """Weights as decoding wants them: layer by layer, and the matrices in the type of the computation."""
     blocks = parameters["blocks"]
     if stacked:
         layers = jax.tree.leaves(blocks)[0].shape[0]
         blocks = {str(i): jax.tree.map(lambda x: x[i], blocks) for i in range(layers)}
-    return {**parameters, "blocks": blocks}
+    # After the layers are taken apart: a stack of vectors, such as the gains of norms, has two axes as well.
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, {**parameters, "blocks": blocks})

@@ -1,0 +1,138 @@
+"""New grids: what is drawn, how long they get, and that one does not hang on its batch or on the window."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandtok_jax.generation import sampling
+from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, weights
+
+
+@functools.cache
+def generator():
+    return sampling.Generator(SETTINGS, weights())
+
+
+def generate(columns=5, window_columns=40, seed=0, **more):
+    return generator().generate(columns=columns, window_columns=window_columns, key=jax.random.key(seed), **more)
+
+
+def test_greedy_generation_takes_the_likeliest_codes():
+    codes, lengths = generate(temperature=0.0, may_end=True)
+    length = int(lengths[0])
+    logits = np.asarray(forward()(weights(), codes[:, :length]))[0]
+    for number in range(length * ROWS):
+        allowed = CODES + 1 if number % ROWS == 0 and number else CODES
+        assert codes[0].reshape(-1)[number] == logits[number, :allowed].argmax()
+    if length < 5:
+        assert logits[length * ROWS].argmax() == CODES
+    again, _ = generate(temperature=0.0, prefix=codes[:, :2], may_end=True)
+    np.testing.assert_array_equal(again, codes)
+
+
+def test_an_example_does_not_depend_on_its_batch():
+    both, lengths = generate(batch=2, columns=8, may_end=True)
+    one, length = generate(columns=8, may_end=True)
+    np.testing.assert_array_equal(both[0], one[0])
+    assert lengths[0] == length[0] and (both[0] != both[1]).any()
+    for codes, columns in zip(both, lengths):
+        assert (codes[columns:] == 0).all() and codes.max() < CODES
+
+
+def test_tracks_last_as_long_as_asked_unless_they_may_end():
+    kernel = weights()["head"]["kernel"]
+    # One that would end tracks: before every second column END is far likelier than all codes together.
+    eager = sampling.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(100)}})
+    text = dict(caption=captions(*[b"slow"] * 6), guidance=3.0)
+    for more in ({}, text, dict(prefix=grid(6, 3)), dict(temperature=0.0)):
+        how = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
+        codes, lengths = eager.generate(**how)
+        assert (lengths == 14).all() and codes.max() < CODES and (codes[:, -1] != 0).any()
+        ended, lengths = eager.generate(**how, may_end=True)
+        assert (lengths < 14).sum() > 3 and lengths.min() >= (3 if "prefix" in more else 1)
+        for one, other, length in zip(codes, ended, lengths):
+            assert (other[length:] == 0).all() and len(one) == 14
+
+
+def test_the_compiler_knows_how_many_steps_a_column_takes():
+    writer, cache = generator(), generator()._network.apply(weights(), {}, 1, 128, method="empty_cache")
+    program = sampling._advance.lower(
+        weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
+        dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),
+        network=writer._network, span=128, top_k=None, nucleus=False, guided=False,
+    )  # fmt: skip
+    assert f'"known_trip_count":{{"n":"{ROWS}"}}' in program.compile().as_text().replace(" ", "")
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_decoding_in_16_bits_keeps_norms_wide(stacked):
+    parameters = weights()
+    if stacked:
+        layers = [parameters["blocks"][str(i)] for i in range(SETTINGS["layers"])]
+        parameters = {**parameters, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    writer = sampling.Generator({**SETTINGS, "scan_layers": stacked, "dtype": "bfloat16"}, parameters)
+    kinds = {(x.ndim > 1, str(x.dtype)) for x in jax.tree.leaves(writer._parameters)}
+    assert kinds == {(True, "bfloat16"), (False, "float32")}
+    codes, lengths = writer.generate(columns=3, window_columns=40, key=jax.random.key(0))
+    assert codes.shape == (1, 3, ROWS) and lengths == 3
+
+
+def test_guidance_of_one_is_none():
+    text = dict(caption=captions(b"slow"), columns=4, temperature=0.5)
+    plain, _ = generate(**text)
+    np.testing.assert_array_equal(plain, generate(guidance=1.0, **text)[0])
+    assert (plain != generate(guidance=8.0, **text)[0]).any()
+
+
+def test_top_k_and_top_p_keep_what_they_should():
+    random = np.random.default_rng(0)
+    logits = random.standard_normal(12) * 2
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for top_k, top_p, temperature in ((4, 1.0, 1.0), (None, 0.7, 1.0), (6, 0.8, 0.5), (1, 1.0, 1.0), (None, 1.0, 2.0)):
+        order = np.argsort(-logits)[:top_k]
+        share = np.exp(logits[order] / temperature)
+        share /= share.sum()
+        count = int(np.searchsorted(np.cumsum(share), top_p) + 1) if top_p < 1 else len(share)
+        expected = np.zeros(12)
+        expected[order[:count]] = share[:count] / share[:count].sum()
+        drawn = jax.jit(functools.partial(sampling.sample, top_k=top_k, nucleus=top_p < 1))(
+            jnp.tile(jnp.asarray(logits, jnp.float32), (4000, 1)), keys, temperature=temperature, top_p=top_p
+        )
+        found = np.bincount(drawn, minlength=12) / 4000
+        assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
+        np.testing.assert_allclose(found, expected, atol=0.04)
+
+
+def test_any_duration_with_the_same_programs():
+    endless = jax.tree.map(jnp.copy, weights())
+    endless["head"]["kernel"] = endless["head"]["kernel"].at[CODES].set(0)  # an end becomes as rare as any code
+    writer = sampling.Generator(SETTINGS, endless)
+    writer.generate(columns=60, window_columns=50, key=jax.random.key(0), top_k=1)
+    programs = sampling._advance._cache_size(), sampling._prefill._cache_size()
+    columns = []
+    codes, lengths = writer.generate(
+        columns=170, window_columns=50, key=jax.random.key(1), top_k=1, may_end=True, report=columns.append
+    )
+    assert (sampling._advance._cache_size(), sampling._prefill._cache_size()) == programs
+    assert codes.shape == (1, 170, ROWS) and (lengths < 170 or columns[-1] == 170)
+    # What follows a full window is what a window that begins in its middle predicts.
+    if lengths[0] > 50:
+        logits = np.asarray(forward()(endless, codes[:, 25:50], begins=False))[0, -1]
+        assert codes[0, 50, 0] == logits[: CODES + 1].argmax()
+
+
+def test_refuses_what_makes_no_sense():
+    for wrong, message in (
+        (dict(prefix=np.full((1, 2, ROWS), CODES)), r"outside the codebook 0\.\.19"),
+        (dict(prefix=grid(1, 5)), "ask for more columns"),
+        (dict(prefix=np.zeros((2, 2, ROWS))), r"it must be \[1, columns, 3\]"),
+        (dict(embedding=np.zeros((1, 2, 3))), "it takes caption"),
+        (dict(caption=captions(b"a", b"b")), "has 2 entries and the batch 1"),
+        (dict(top_k=0), r"top_k is 0; it must be in 1\.\.20"),
+        (dict(top_p=0.0), "top_p is 0.0: it must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(**wrong)
