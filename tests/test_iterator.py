@@ -368,7 +368,7 @@ def test_token_crops(monkeypatch):
         for columns in (5, 8, 20)
     ]
     monkeypatch.setattr(sources, "open_tokens", lambda directory, split: [(pieces, 1.0)])
-    data = config("", tokens="folder", columns=8)
+    data = config("", tokens="folder", columns=8, draw="track")
     batches, position = take(data, 12, batch_size=2)
     assert position == 24
     seen = set()

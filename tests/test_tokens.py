@@ -191,7 +191,7 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
     writer.write("train", 0, [piece(0, 5), piece(1, 38)])
     writer.write("train", 1, [piece(2, 80)])
     writer.finish()
-    data = dict(tokens=str(tmp_path), columns=8, draw=draw)
+    data = dict(tokens=str(tmp_path), columns=8, draw=draw, caption_bytes=16)
     source = TokenSource(tmp_path, "train")
     assert source.lengths.tolist() == [5, 38, 80]
     crops = iterator._crops(data)
