@@ -14,7 +14,7 @@ from bandtok_jax.launch import accelerators, check_flags, processes, submit
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-TRAIN = ["--config=language_model:base", "--workdir=gs://mine/runs/lm"]
+TRAIN = ["--config=language_model:base", "--workdir=gs://mine/runs/lm", "--config.data.tokens=gs://mine/tokens"]
 
 
 def fake(folder, name: str, program: str) -> None:
@@ -46,7 +46,7 @@ def path(folder) -> dict[str, str]:
 def run_job(capsys, folder, code: int, *, check: int = 0, state: str = "RUNNING", restarts: int = 0) -> int:
     """Renders the script of a job and runs it as SLURM would; its processes leave with `code`."""
     machines = ["--accelerators=h100:2x8", "--name=lm", "--max-restarts=5", "--dry-run"]
-    assert submit.main(["slurm", *machines, "--", "--config=language_model:base", "--workdir=/shared/a run"]) == 0
+    assert submit.main(["slurm", *machines, "--", "--config=bandtok:base", "--workdir=/shared/a run"]) == 0
     fake(folder, "srun", f"sys.exit({check} if 'bandtok_jax.launch.check_flags' in arguments else {code})\n")
     fake(folder, "squeue", f"print({state!r})\n")
     fake(folder, "scontrol", "")
@@ -64,7 +64,7 @@ def test_a_preempted_job_is_queued_again(capsys, tmp_path):
     ]
     assert training[1:] == [
         *("--cpus-per-task=8", "--kill-on-bad-exit=0", "--wait=60"),
-        *("bandtok", "train", "--config=language_model:base", "--workdir=/shared/a run"),
+        *("bandtok", "train", "--config=bandtok:base", "--workdir=/shared/a run"),
     ]
     assert queue == ["scontrol", "requeue", "7"]
 
@@ -93,7 +93,7 @@ def test_submitting_writes_the_script_and_hands_it_over(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     job = ["slurm", "--accelerators=h100:8", "--name=lm"]
-    train = ["--", "--config=language_model:base", "--workdir=/shared/run"]
+    train = ["--", "--config=bandtok:base", "--workdir=/shared/run"]
     assert submit.main([*job, "--env=XLA_FLAGS=--xla_nonsense=1", *train]) == 1
     assert "does not know --xla_nonsense=1" in capsys.readouterr().err and not calls(tmp_path, "sbatch")
     assert submit.main([*job, *train]) == 3  # as sbatch left
