@@ -271,6 +271,7 @@ def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     changes = {"total_steps": 12, "optimizer.accumulation_steps": 2, "evaluate_every": 2}
     config = tiny.config("language_model", whole.parent, **changes)
+    capsys.readouterr()  # of the first run
     loop.train(config, run)
     printed = capsys.readouterr().out
     first, *rest = printed.splitlines()
