@@ -40,7 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _note
     compile_cache.enable()
     try:
-        return _RUN[flags.verb](flags) or 0
+        code = _RUN[flags.verb](flags) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # such as that of  bandtok config ... | head
+        sys.stdout = open(os.devnull, "w")  # else the interpreter fails again at its end
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         if arguments is None:  # this is the whole program, whose end may take a moment: a second Ctrl-C need not wait
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))

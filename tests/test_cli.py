@@ -154,6 +154,16 @@ def test_config_prints_what_train_reads(tmp_path, capsys):
     assert "bandtok config" in failure(capsys, "train", "--config=dac:tiny", "--workdir=w", "--config.los.mel=1")
 
 
+def test_a_reader_that_leaves_early_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "bandtok_jax.cli", "config", "bandtok:tiny"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("name", experiment.shipped())
 def test_every_key_has_a_description(name):
     found = config_text.descriptions(experiment.load_config(name))
