@@ -99,7 +99,7 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
 
 
 def _trained() -> list:
-    """All names; those in 32 bits, whose kind came before or whose audio discriminators compile for long are slow proofs."""
+    """All names; slow proofs are those in 32 bits, of a kind that came before, or with discriminators of audio."""
     seen, found = set(), []
     for name in NAMES:
         config = experiment.load_config(name)
