@@ -22,18 +22,19 @@ def _flags(stage: str, task: str, **changes) -> list[str]:
 
 
 def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
-    output = tmp_path / "two words"
+    output = tmp_path / "two = words"
     command = [
         "bash",
         str(ROOT / "launch" / "local.sh"),
         "--music",
         "synthetic:6",
-        "--output",
-        str(output),
+        "--output=~/two = words",
         "--dry-run",
     ]
     command += ["--prompt", "it's slow", "--validation-share", "0.25", "--config.seed=3", "--vocoder.model.width=16"]
-    printed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True, text=True
+    ).stdout
     lines = [shlex.split(line) for line in printed.splitlines() if line and not line.startswith("==")]
     *commands, report = lines
     parsed = {}
