@@ -39,7 +39,7 @@ done
 [ -n "$music" ] || usage
 # A shell leaves ~ in --output=~/x to the program.
 absolute() {
-  case "$1" in /*|synthetic*) echo "$1" ;; "~"|"~/"*) echo "$HOME${1#"~"}" ;; *) echo "$PWD/$1" ;; esac
+  case "$1" in /*|synthetic*) echo "$1" ;; \~|\~/*) echo "$HOME${1#\~}" ;; *) echo "$PWD/$1" ;; esac
 }
 music="$(absolute "$music")" output="$(absolute "$output")"
 [ ${#tracks[@]} -eq 0 ] || tracks[1]="$(absolute "${tracks[1]}")"
