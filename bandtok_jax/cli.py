@@ -5,6 +5,7 @@ Whatever is slow to import is imported inside the verb that needs it, so that `b
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import errno
 import functools
 import json
@@ -12,9 +13,11 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import warnings
 
 from bandtok_jax import compile_cache, foreign_errors, verbs
+from bandtok_jax.compile_cache import COMPILING
 
 _CURES = {
     errno.ENOSPC: "free some space",
@@ -30,6 +33,23 @@ _CURES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, or 1 after a one-line error. Usage errors leave with 2."""
+    code = _main(arguments)
+    if arguments is None and any(thread.name == COMPILING for thread in threading.enumerate()):
+        _leave_at_once(code)
+    return code
+
+
+def _leave_at_once(code: int) -> None:
+    """Ends the program while programs compile that nobody will run: Python would wait minutes for them."""
+    from bandtok_jax.training import distributed
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    distributed.leave_at_once(code)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     flags, rest = verbs.parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if rest and not flags.free:
         flags.parser.error(f"unknown arguments: {' '.join(rest)}")

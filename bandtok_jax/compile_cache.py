@@ -10,6 +10,7 @@ import sys
 
 _FOLDER = os.path.join("bandtok_jax", "compiled")
 LARGEST_BYTES = 4 * 2**30  # our choice: some hundred training steps
+COMPILING = "bandtok-compile"  # name of the threads that compile beside other work
 
 
 def enable() -> str | None:

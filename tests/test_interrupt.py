@@ -9,9 +9,9 @@ from bandtok_jax.training import checkpoint
 from tests import tiny
 
 
-def _start(run, **changes):
+def _start(run, program=("-m", "bandtok_jax.cli"), **changes):
     settings = tiny.settings("mel_tokenizer", **{"loss.adversarial_start": 10**6, "data.workers": 1, **changes})
-    command = [sys.executable, "-m", "bandtok_jax.cli", "train", "--config=bandtok:tiny", f"--workdir={run}"]
+    command = [sys.executable, *program, "train", "--config=bandtok:tiny", f"--workdir={run}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # In a group of its own, as a shell starts it: a terminal sends Ctrl-C to the whole group.
@@ -21,6 +21,20 @@ def _start(run, **changes):
 def _wait_for(path, process):
     while not (path.exists() and b"train/loss" in path.read_bytes()):
         assert process.poll() is None, process.communicate()
+
+
+INTERRUPTED_WHILE_IT_COMPILES = """
+import signal, sys, threading
+from bandtok_jax import cli
+from bandtok_jax.training import state
+
+def begin(*_, **__):
+    assert any(thread.name == cli.COMPILING for thread in threading.enumerate())
+    signal.raise_signal(signal.SIGINT)
+
+state.begin = begin
+sys.exit(cli.main())
+"""
 
 
 def test_ctrl_c_saves_and_leaves_no_traces(tmp_path):
@@ -40,3 +54,11 @@ def test_ctrl_c_saves_and_leaves_no_traces(tmp_path):
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and checkpoint.saved_steps(run) == [step, step + 1]
     assert "leaked" not in errors and "Traceback" not in errors
+
+
+def test_ctrl_c_ends_a_training_that_compiles(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # else nothing might be left to compile
+    process = _start(tmp_path / "run", ("-c", INTERRUPTED_WHILE_IT_COMPILES))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and errors.endswith("bandtok: interrupted\n"), errors
+    assert not (tmp_path / "run").exists()

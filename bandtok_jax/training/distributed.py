@@ -220,8 +220,8 @@ class StopRequests:
             signal.signal(number, handler)
 
 
-def leave_at_once() -> None:
+def leave_at_once(code: int = INTERRUPTED_EXIT_CODE) -> None:
     """Ends this process and its workers without waiting for anything."""
     for worker in multiprocessing.active_children():
         worker.kill()
-    os._exit(INTERRUPTED_EXIT_CODE)
+    os._exit(code)

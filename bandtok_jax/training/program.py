@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bandtok_jax import platforms
+from bandtok_jax.compile_cache import COMPILING
 from bandtok_jax.training import sharding
 
 # What a random number is for, behind the seed and before the step.
@@ -133,8 +134,8 @@ class Program:
                 promise.set_exception(error)
 
         if ahead:
-            # A thread that does not keep a program alive that was told to stop.
-            threading.Thread(target=compile, name="compile", daemon=True).start()
+            # No daemon: XLA aborts a process whose interpreter ends while it compiles. The command line waits for none.
+            threading.Thread(target=compile, name=COMPILING).start()
         else:
             compile()
         return promise
