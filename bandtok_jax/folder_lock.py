@@ -76,6 +76,7 @@ def _take(path: str, work: str) -> int:
             own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), "work": work}
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(own).encode(), 0)
+            os.fsync(file)  # else hosts of a network file system see an empty file for a while
             return file
         except BaseException:
             with contextlib.suppress(OSError):
@@ -99,7 +100,9 @@ def _flock(file: int) -> bool | None:
 def _is_current(file: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # as network file systems say of a file that is gone
+            raise
         return False
 
 
@@ -127,10 +130,11 @@ def _in_use(path: str, holder: dict | None) -> str:
 def _is_alive(holder: dict, path: str, taken: bool | None) -> bool:
     """Returns whether the holder that a lock file names still works; `taken` is what `_flock` returned.
 
-    A file of another host is watched for a touch. The clocks of two hosts are not compared.
+    A file is watched for a touch where nothing else decides: of another host, whose clock is not compared, and of this
+    one without locks of the system, as another process may have the number by now (in containers all are 1).
     """
-    if holder["host"] == socket.gethostname():
-        return taken is None and _exists(holder["pid"])
+    if holder["host"] == socket.gethostname() and (taken or not _exists(holder["pid"])):
+        return False
     first, end = _touched(path), time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, WATCH_SECONDS / 10))
@@ -165,7 +169,9 @@ def _beat(file: int, stop: threading.Event) -> None:
 
 
 def _release(file: int, path: str) -> None:
-    if _is_current(file, path):
-        with contextlib.suppress(FileNotFoundError):
+    """Gives the lock free. What fails here must not fail the work that is done: the file is stale then."""
+    with contextlib.suppress(OSError):
+        if _is_current(file, path):
             os.remove(path)
-    os.close(file)
+    with contextlib.suppress(OSError):
+        os.close(file)

@@ -1,5 +1,6 @@
 """One process at a time writes in a folder, and another one is told which."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from bandtok_jax import folder_lock
 HOLDER = """
 import sys
 from bandtok_jax import folder_lock
+folder_lock.BEAT_SECONDS = 0.1
 with folder_lock.locked(sys.argv[1], "bandtok train"):
     print("held", flush=True)
     sys.stdin.read()
@@ -55,16 +57,40 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path):
         pass
 
 
-def test_without_locks_of_the_system_a_living_process_of_this_host_is_refused(tmp_path, monkeypatch):
+@pytest.fixture
+def without_flock(monkeypatch):
+    """A file system that has no locks; a file is watched for a second for a touch."""
+
     def unsupported(*_):
         raise OSError(38, "not implemented")
 
     monkeypatch.setattr(folder_lock.fcntl, "flock", unsupported)
+    monkeypatch.setattr(folder_lock, "WATCH_SECONDS", 1.0)
+
+
+def test_without_locks_of_the_system_a_living_process_of_this_host_is_refused(tmp_path, without_flock):
     holder = _start(tmp_path)
     with pytest.raises(folder_lock.Locked, match=f"process {holder.pid} "), folder_lock.locked(tmp_path, "x"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
+    with folder_lock.locked(tmp_path, "x"):
+        pass
+
+
+def test_a_process_that_has_the_number_of_the_holder_today_is_not_the_holder(tmp_path, without_flock):
+    _write(tmp_path / "run", host=socket.gethostname(), pid=os.getpid())  # as in containers, where all are number 1
+    with folder_lock.locked(tmp_path / "run", "x"):
+        pass
+
+
+@pytest.mark.parametrize("failing", ["stat", "close", "remove"])
+def test_work_that_is_done_does_not_fail_for_its_lock(tmp_path, monkeypatch, failing):
+    def stale(*_):
+        raise OSError(errno.ESTALE, "stale file handle")
+
+    with monkeypatch.context() as patch, folder_lock.locked(tmp_path, "x"):
+        patch.setattr(folder_lock.os, failing, stale)
     with folder_lock.locked(tmp_path, "x"):
         pass
 

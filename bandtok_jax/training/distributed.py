@@ -140,16 +140,17 @@ def alone_in(folder, work: str):
 
     Raises:
       folder_lock.Locked: on every process, where another training holds it.
+      OSError: likewise, where nothing can be written there.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
         try:
             stack.enter_context(folder_lock.locked(folder, work, jax.process_index()))
-        except folder_lock.Locked as error:
+        except OSError as error:
             refusal = error
         barrier(f"lock of {folder}")  # a lock of another host is watched for longer than devices wait
         if agree(int(refusal is not None)):
-            raise refusal or folder_lock.Locked(f"{folder} is in use by another process: see process 0")
+            raise refusal or folder_lock.Locked(f"{folder} cannot be written to: see process 0")
         yield
 
 
