@@ -218,15 +218,21 @@ def _from_file(path: str, variant: str) -> ConfigDict:
 
 
 def _require_keys(config: ConfigDict, path: str) -> None:
-    """Raises a ValueError where a configuration lacks what every one of its task has; networks know what they need."""
-    for group, value in _kin(config.get("task")).items():
-        inside = isinstance(value, ConfigDict) and group not in _OF_NETWORKS
-        for key in [group, *(f"{group}.{name}" for name in (value if inside else ()))]:
+    """Raises a ValueError where a configuration lacks what every one of its task has, or gives a network more."""
+    for group, value in (kin := _kin(config.get("task"))).items():
+        for key in [group, *(f"{group}.{name}" for name in (value if isinstance(value, ConfigDict) else ()))]:
             if _find(config, key) is _MISSING and key not in MEANT:
                 raise ValueError(
                     f"the configuration of {path} has no key {key}: begin with  defaults.get_config()  of "
                     "bandtok_jax.configs, and give it what that of another file has for this task"
                 )
+    for group in _OF_NETWORKS:
+        known = kin.get(group, {})
+        if unknown := [key for key in config.get(group, {}) if known and key not in known]:
+            raise ValueError(
+                f"the configuration of {path} has the key {group}.{unknown[0]}, which no network of its task takes"
+                f"{_near(unknown[0], known)}; take it out"
+            )
 
 
 def _kin(task) -> ConfigDict:
