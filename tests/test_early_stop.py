@@ -33,3 +33,13 @@ def test_a_training_stops_and_stays_stopped(tmp_path, capsys):
     assert saved_steps(tmp_path / "run") == [2] and "cross_entropy" in scores
     assert loop.train(config, tmp_path / "run") == {}
     assert "no better than" in capsys.readouterr().out
+
+
+def test_process_0_decides_for_all(tmp_path, monkeypatch):
+    """Others may have read other lines of metrics.jsonl, and one that stopped alone would leave the rest waiting."""
+    noted = []
+    monkeypatch.setattr(EarlyStop, "note", lambda self, value: noted.append(value))
+    monkeypatch.setattr(loop.distributed, "agree", lambda number: 1 if len(noted) == 2 else number)
+    config = tiny.config("language_model", tmp_path, patience=5, total_steps=40, evaluate_every=2, checkpoint_every=10)
+    loop.train(config, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == [2]

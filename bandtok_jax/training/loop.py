@@ -87,7 +87,7 @@ def _train(
         first_step = 0 if state is None else int(state["step"])
         past = [line for line in read_metrics(workdir) if line["step"] <= first_step]
         early_stop = EarlyStop(config.patience, config.best_metric, past if first_step else [])
-        if first_step >= config.total_steps or early_stop.reached:
+        if first_step >= config.total_steps or distributed.agree(int(early_stop.reached)):
             checkpoints.close()
             why = f": {early_stop}" if early_stop.reached else ""
             say(f"{workdir} is complete: {first_step} of {config.total_steps} steps{why}")
@@ -196,7 +196,8 @@ def _train(
                 if step % config.evaluate_every == 0 or last:
                     arrive()
                     evaluate(step)
-                    last = last or early_stop.reached
+                    # Of process 0: what was read of metrics.jsonl may not be the same everywhere.
+                    last = last or bool(distributed.agree(int(early_stop.reached)))
                 if (step % config.checkpoint_every == 0 or last or stopped) and not overfit_one_batch:
                     arrive()
                     evaluated = step % config.evaluate_every == 0 or last
