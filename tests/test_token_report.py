@@ -113,6 +113,15 @@ def test_perplexity_is_that_of_each_window_from_its_own_beginning(tmp_path, monk
         token_perplexity.scores(other, str(folder), progress=False)
 
 
+def test_perplexity_needs_no_codec_of_the_training(tmp_path):
+    stage = language_model(tmp_path)
+    config = stage.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.tokenizer = config.vocoder = str(tmp_path / "gone")
+    found = token_perplexity.scores(dataclasses.replace(stage, config=config), str(tmp_path / "tokens"), progress=False)
+    assert found == token_perplexity.scores(stage, str(tmp_path / "tokens"), progress=False)
+
+
 def _read(stage, caption):
     text = caption_bytes(caption, 32)[None]
     return stage.network.apply(stage.weights["parameters"], {}, caption=text, drop=np.zeros(1, bool), method="context")

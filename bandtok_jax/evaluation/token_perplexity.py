@@ -33,6 +33,7 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     config = stage.config.copy_and_resolve_references()
     with config.unlocked():
         config.data.tokens = folder
+        config.tokenizer = config.vocoder = ""  # those of its samples in training, which nothing here needs
     stage = dataclasses.replace(stage, config=config)
     source, columns = TokenSource(folder, split), config.data.columns
     if stage.tokenizer_hash and stage.tokenizer_hash != source.manifest["weight_hash"]:
