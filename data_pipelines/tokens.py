@@ -255,7 +255,9 @@ def _read_json(path, check):
 
 
 def captioned_share(manifest, split="train"):
-    """Share of the pieces of a split that have a caption; None where the manifest does not say, as older ones."""
+    """Share of the pieces of a split that have a caption; None where the manifest does not say, or has no such split."""
+    if split not in manifest["splits"]:
+        return None
     shards = manifest["splits"][split]["shards"]
     if any("captions" not in shard for shard in shards):
         return None

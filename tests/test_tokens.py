@@ -76,6 +76,7 @@ def test_the_manifest_says_how_many_pieces_have_a_caption(tmp_path):
     assert captioned_share(found) == 1 / 4
     del found["splits"]["train"]["shards"][1]["captions"]  # as older folders
     assert captioned_share(found) is None
+    assert captioned_share(found, "validation") is None  # there is no such split
 
 
 def test_an_interrupted_writer_goes_on(tmp_path):
