@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
+import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
@@ -176,3 +177,17 @@ def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
         assert cli.main(["evaluate", "tokens", *arguments]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert words in line
+
+
+def test_where_every_sound_is_damaged_the_first_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: SmallCodec())
+    path = tmp_path / "music" / "broken.flac"
+    path.parent.mkdir()
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), 44_100)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4000] = bytes(4000)
+    path.write_bytes(content)
+    assert cli.main(["evaluate", "tokens", f"--data={path.parent}", f"--output={tmp_path / 'r'}", "--codec=a=x"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "0 columns of codes" in line and f"of 1 damaged files, the first: {path}: damaged" in line

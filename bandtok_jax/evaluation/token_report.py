@@ -68,6 +68,9 @@ def encode(name: str, codec, pieces: Sequence[Piece], damaged: dict[Original, st
     """Tokens that a codec makes of pieces of sound, at most `token_dependence.MOST_COLUMNS` columns.
 
     What follows where a file is damaged is left out, and the reason goes to `damaged`.
+
+    Raises:
+      ValueError: what is left is too little to count.
     """
     columns = sum(piece.seconds for piece in pieces) * codec.columns_per_second
     apart, latents = math.ceil(columns * codec.rows / token_latents.MOST_POINTS), []
@@ -88,7 +91,12 @@ def encode(name: str, codec, pieces: Sequence[Piece], damaged: dict[Original, st
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the mix-down: a codec's business, and the same for each piece
-        codes = _first_columns(grids(), name)
+        try:
+            codes = _first_columns(grids(), name)
+        except ValueError as error:
+            if not damaged:
+                raise
+            raise ValueError(f"{error}; of {len(damaged)} damaged files, the first: {[*damaged.values()][0]}") from None
     facts = (codec.codebook_size, codec.columns_per_second, codec.row_kind)
     return Tokens(name, codes, *facts, np.concatenate(latents) if latents else None)
 
