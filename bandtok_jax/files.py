@@ -217,8 +217,11 @@ def generate(
         if ending == ".bt":
             container.write(path, codes, codec.header, samples)
         else:
-            sound = codec.decode(codes, samples=samples) / np.float32(gain)
-            clipped = waveform.write(path, sound, codec.sample_rate_hz)
+            with waveform.Writer(path, codec.sample_rate_hz, 1) as writer:
+                blocks = codec.decode_stream([codes], samples=samples)
+                for audio in _progress(blocks, samples, codec.sample_rate_hz):
+                    writer.write(audio / np.float32(gain))
+            clipped = writer.clipped_samples
         yield path, samples, len(codes), clipped
 
 

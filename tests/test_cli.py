@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, config_text, experiment, verbs
-from bandtok_jax.audio import loudness
+from bandtok_jax import cli, config_text, experiment, files, verbs
+from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.data_pipelines import whole_tracks
 from bandtok_jax.generation import pieces
 from bandtok_jax.interchange import container, model_folder, stage
@@ -230,6 +230,23 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
     embedded = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/empty.npy", "-o", f"{tmp_path}/new.wav")
     assert "empty.npy: " in embedded and "by numpy.save" in embedded
     assert "cannot write .xyz" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/new.xyz")
+
+
+def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
+    codec, written, write = bandtok_jax.load(composer), [], waveform.Writer.write
+    monkeypatch.setattr(waveform.Writer, "write", lambda self, block: (written.append(len(block)), write(self, block)))
+    ((_, samples, _, _),) = files.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
+    assert samples == sum(written) == 7 * RATE > max(written)
+    whole = codec.decode(codec.generate(seconds=7, seed=1), samples=samples)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
+
+
+def test_a_prompt_that_is_no_text_is_refused(composer):
+    codec = bandtok_jax.load(composer)
+    with pytest.raises(ValueError, match="a prompt of characters that UTF-8 does not have"):
+        codec.generate("piano \udcff", seconds=0.1)
+    with pytest.raises(ValueError, match="no prompts"):
+        pieces.generate(codec, [], seconds=0.1)
 
 
 def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, tmp_path):

@@ -16,7 +16,7 @@ from bandtok_jax.interchange.container import check_codes
 if TYPE_CHECKING:
     from bandtok_jax.codec import Codec
 
-LONGEST_SECONDS = 3600  # our choice: a piece is held in memory whole
+LONGEST_SECONDS = 3600  # our choice
 SHORTEST_TEXT = 64  # bytes that are read of a prompt; our choice
 
 
@@ -63,6 +63,8 @@ def generate(
                 f"a prompt is {prompt!r}: pass one text to codec.generate and call it once a piece, or pass a list "
                 "of texts to bandtok_jax.generation.pieces.generate"
             )
+    if not prompts:
+        raise ValueError("no prompts: pass one for each piece, None where it may be anything")
     experiment.check_seed(seed)
     new = columns(codec, seconds)
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
@@ -71,7 +73,10 @@ def generate(
     if prompted and settings.get("captioned_share", -1.0) == 0:
         warnings.warn("this language model has learned from no caption: the prompt is left out", stacklevel=3)
         prompted = False
-    longest, most = max(len((prompt or "").encode()) for prompt in prompts), settings.data.caption_bytes
+    try:
+        longest, most = max(len((prompt or "").encode()) for prompt in prompts), settings.data.caption_bytes
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 come as lone surrogates
+        raise ValueError("a prompt of characters that UTF-8 does not have: write it in UTF-8") from None
     if longest > most:
         warnings.warn(f"of a prompt the first {most} bytes are read, as of captions", stacklevel=3)
     if prompted and settings.model.text == "embedding":
