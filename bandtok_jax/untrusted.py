@@ -96,6 +96,8 @@ def reading(path: str | os.PathLike, cure: str = "copy it again") -> Iterator[No
         raise refusal(path, "it asks for more memory than there is", cure) from error
     except UnicodeError as error:
         raise refusal(path, f"it is no text in UTF-8 ({error.reason})", cure) from error
+    except zipfile.BadZipFile as error:
+        raise refusal(path, f"it is no whole archive of the kind of zip and .npz ({error})", cure) from error
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise refusal(path, f"{kind}{error}" if str(error) else type(error).__name__, cure) from error

@@ -161,8 +161,8 @@ def test_what_cannot_work_is_told_before_anything_is_measured(music, codec, tmp_
     monkeypatch.syspath_prepend(tmp_path)
     arguments = ("--codec=mine=x", "--data", music / "c.wav", f"--output={tmp_path / 'report'}")
     for flag, words in (
-        (f"--embedding=E={tmp_path}/half.npz", "half.npz is no whole .npz file"),
-        (f"--embedding=E={tmp_path}/array.npz", "array.npz is no whole .npz file"),
+        (f"--embedding=E={tmp_path}/half.npz", "half.npz: it is no whole archive of the kind of zip and .npz"),
+        (f"--embedding=E={tmp_path}/array.npz", "array.npz: it is no whole archive of the kind of zip and .npz"),
         (f"--embedding=E={tmp_path}/none.npz", "none.npz: no such file"),
         ("--embedding=E=unfinished:embed", "importing it failed: ZeroDivisionError"),
         ("--embedding=E=failing:embeds", "has no attribute 'embeds'"),
