@@ -22,13 +22,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from bandtok_jax import folder_lock, untrusted
+from bandtok_jax import untrusted
 from bandtok_jax.codec import Codec
 from bandtok_jax.data_pipelines import sources
 from bandtok_jax.data_pipelines.shards import Damaged
 from bandtok_jax.data_pipelines.tokens import TokenWriter, manifest
 from bandtok_jax.data_pipelines.whole_tracks import Track, read_tracks
 from bandtok_jax.progress import progress_bar
+from bandtok_jax.training import distributed
 
 TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
 MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
@@ -103,7 +104,7 @@ def tokenize(
         embeddings_hash=embeddings and _sha256(embeddings),
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
-    with folder_lock.locked(output, "bandtok tokenize", process_index):
+    with distributed.alone_in(output, "bandtok tokenize", process_index):
         writer = TokenWriter(output, **facts)
         if not writer.finished:
             own = shards[process_index::process_count]

@@ -273,3 +273,10 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.ones((2, 3)), b=np.ones((2, 4)))
     with pytest.raises(ValueError, match="all .L, E. of one E"):
         corpus.read_embeddings(tmp_path / "two.npz", {"a"})
+
+
+def test_where_process_0_is_refused_no_process_writes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.distributed, "agree", lambda number: 1)
+    with pytest.raises(folder_lock.Locked, match="see process 0"):
+        corpus.tokenize(codec(), data, tmp_path / "tokens", process_index=1, process_count=2)
+    assert not (tmp_path / "tokens").exists()

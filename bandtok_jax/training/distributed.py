@@ -135,17 +135,21 @@ def agree(number: int) -> int:
 
 
 @contextlib.contextmanager
-def alone_in(folder, work: str):
-    """Holds the lock of a folder for all processes of this training; see `folder_lock.locked`.
+def alone_in(folder, work: str, process_index: int | None = None):
+    """Holds the lock of a folder for all processes of this job; see `folder_lock.locked`.
+
+    Args:
+      process_index: by default, as jax counts.
 
     Raises:
-      folder_lock.Locked: on every process, where another training holds it.
+      folder_lock.Locked: on every process, where another job holds it.
       OSError: likewise, where nothing can be written there.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
         try:
-            stack.enter_context(folder_lock.locked(folder, work, jax.process_index()))
+            index = jax.process_index() if process_index is None else process_index
+            stack.enter_context(folder_lock.locked(folder, work, index))
         except OSError as error:
             refusal = error
         barrier(f"lock of {folder}")  # a lock of another host is watched for longer than devices wait
