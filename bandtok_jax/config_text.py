@@ -10,6 +10,7 @@ import importlib
 import inspect
 import io
 import re
+import shlex
 import tokenize
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ _ENTRY = re.compile(r"(?:^|; )((?:\w+, )*\w+): ")  # of a docstring's list of ar
 
 
 def text(name: str, config: ConfigDict) -> str:
-    """Returns every key of a configuration as `--config.KEY=VALUE`, with its description.
+    """Returns every key of a configuration as `--config.KEY=VALUE`, quoted for a shell, with its description.
 
     Args:
       name: of the configuration, for the heading.
@@ -29,14 +30,13 @@ def text(name: str, config: ConfigDict) -> str:
     """
     about = descriptions(config)
     lines, group = [f"# {name}"], ""
-    values = dict(_flat(config))
-    width = max(len(f"{key}={value}") for key, value in values.items() if len(f"{key}={value}") < 60)
-    for key, value in values.items():
+    flags = {key: f"--config.{key}={shlex.quote(value) if value else ''}" for key, value in _flat(config)}
+    width = max(len(flag) for flag in flags.values() if len(flag) < 70)
+    for key, flag in flags.items():
         if (above := key.rpartition(".")[0]) != group:
             group = above
             lines.append("")
-        shown = f"--config.{key}={value}"
-        lines.append(f"{shown:<{width + 10}}  # {about[key]}" if about[key] else shown)
+        lines.append(f"{flag:<{width}}  # {about[key]}" if about[key] else flag)
     return "\n".join(lines)
 
 
