@@ -382,6 +382,9 @@ def test_bad_definitions_name_the_cure():
         MelDefinition(sample_rate_hz=16_000)
     with pytest.raises(ValueError, match="'htk'"):
         MelDefinition(scale="bark")
+    for values in ({"floor": 0.0}, {"floor": float("nan")}, {"epsilon": -1.0}):
+        with pytest.raises(ValueError, match="the floor, of which a logarithm is taken, must be above 0"):
+            MelDefinition(**values)
     with pytest.raises(ValueError, match="center"):
         spectral.stft(np.zeros(9_000), 256, 64, padding="valid")
     with pytest.raises(ValueError, match="769 samples or more"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -57,6 +58,11 @@ class MelDefinition:
             raise ValueError(f"mel scale {self.scale!r}; use 'slaney' or 'htk'")
         if self.padding not in PADDINGS:
             raise ValueError(f"padding {self.padding!r}; use one of {', '.join(PADDINGS)}")
+        if not (0 < self.floor < math.inf and 0 <= self.epsilon < math.inf):
+            raise ValueError(
+                f"a mel with floor {self.floor} and epsilon {self.epsilon}: the floor, of which a logarithm is taken, "
+                "must be above 0, as 1e-5 is, and epsilon at least 0"
+            )
         if not 0 < self.hop_samples <= self.fft_samples:
             raise ValueError(f"a hop of {self.hop_samples} samples; use 1 to fft_samples = {self.fft_samples}")
 
