@@ -255,7 +255,7 @@ def _read_json(path, check):
 
 
 def captioned_share(manifest, split="train"):
-    """Share of the pieces of a split that have a caption; None where the manifest does not say, or has no such split."""
+    """Share of the pieces of a split that have a caption; None where the manifest does not say, or has no split."""
     if split not in manifest["splits"]:
         return None
     shards = manifest["splits"][split]["shards"]
