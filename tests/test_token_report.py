@@ -13,7 +13,7 @@ import sklearn.metrics
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli
+from bandtok_jax import cli, folder_lock
 from bandtok_jax.data_pipelines.crops import caption_bytes
 from bandtok_jax.data_pipelines.tokens import TokenSource
 from bandtok_jax.evaluation import token_dependence, token_latents, token_perplexity, token_report
@@ -57,6 +57,9 @@ def test_token_records_on_the_command_line(tmp_path, capsys):
     assert found["samples"] == 384 and len(found["rows"]) == len(found["nmi"]) == 4
     for name in ("nmi", "entropy", "use", "pairs_tokens"):
         assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
+    with folder_lock.locked(tmp_path / "report", "bandtok evaluate"):
+        assert cli.main(["evaluate", "tokens", f"--data={tokens}", f"--output={tmp_path / 'report'}"]) == 1
+    assert "report is in use by process" in capsys.readouterr().err
 
 
 def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeypatch, capsys):

@@ -100,7 +100,9 @@ def tokens(flags: Any) -> Iterator[str]:
         compared = [token_report.encode(system.name, system.codec, pieces, damaged) for system in codecs]
         notes += damaged.values()
     models = _predictions(flags, records)
-    for name, facts in token_report.write(flags.output, compared, models).items():
+    with folder_lock.locked(flags.output, "bandtok evaluate tokens"):
+        written = token_report.write(flags.output, compared, models)
+    for name, facts in written.items():
         rates = facts["bits_per_second"]
         dependence = ""
         if facts["nmi"]:
