@@ -1,5 +1,7 @@
 """Training of the language model: that it learns, what counts in its loss, and what it takes from its tokens."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from bandtok_jax.mel_codec import MelCodec
 from bandtok_jax.platforms import jit_once
 from bandtok_jax.training import sharding
 from bandtok_jax.training import state as states
+from tests import tiny
 from tests.small_language_model import CODES, ROWS, grid
 
 
@@ -186,3 +189,15 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
         task("mine", "tokenizer").load_frozen()
     with pytest.raises(ValueError, match="were made by 000000000000: give that one, or none"):
         task("other", "model", vocoder=tmp_path / "model").load_frozen()
+
+
+def test_the_next_command_names_the_runs_that_are_known(tmp_path):
+    named = {"tokenizer": "runs/a tokenizer", "vocoder": "runs/vocoder"}
+    read = lambda task: lambda path: {"tokenizer": types.SimpleNamespace(config=types.SimpleNamespace(task=task))}
+    known = tasks.create(tiny.config("language_model", tmp_path, **named), read("mel_tokenizer"))
+    expected = "bandtok export 'runs/a tokenizer' --vocoder=runs/vocoder --language-model=lm -o MODEL"
+    assert known.next_command("lm") == expected
+    alone = tasks.create(tiny.config("language_model", tmp_path, tokenizer="runs/dac"), read("waveform_codec"))
+    assert alone.next_command("lm") == "bandtok export runs/dac --language-model=lm -o MODEL"
+    unknown = tasks.create(tiny.config("language_model", tmp_path))
+    assert unknown.next_command("lm").startswith("bandtok export TOKENIZER_RUN --vocoder=VOCODER_RUN ")

@@ -125,8 +125,12 @@ class Task:
 
     def next_command(self, run) -> str:
         """Returns the command that a person will want after this training; words in capitals are to be filled in."""
-        data, tokenizer = self.config.data.sources, self.config.tokenizer or "TOKENIZER_RUN"
-        names = {"run": str(run), "data": data, "tokenizer": tokenizer}
+        names = {
+            "run": str(run),
+            "data": self.config.data.sources,
+            "tokenizer": self.config.tokenizer or "TOKENIZER_RUN",
+            "vocoder": self.config.vocoder or "VOCODER_RUN",
+        }
         return self.NEXT.format(**{name: shlex.quote(value) for name, value in names.items()})
 
 

@@ -27,7 +27,6 @@ class LanguageModel(Task):
     """The task `language_model`; see `bandtok_jax.tasks` for the methods."""
 
     HEADLINE = ("cross_entropy", "unigram_gap", "end_accuracy")
-    NEXT = "bandtok export TOKENIZER_RUN --vocoder=VOCODER_RUN --language-model={run} -o MODEL"
 
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
@@ -57,6 +56,12 @@ class LanguageModel(Task):
     def require_inputs(self) -> None:
         if not self.config.data.tokens:
             raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
+
+    @property
+    def NEXT(self) -> str:
+        alone = self.config.tokenizer and self.tokenizer.config.task == "waveform_codec"
+        vocoder = "" if alone else " --vocoder={vocoder}"
+        return f"bandtok export {{tokenizer}}{vocoder} --language-model={{run}} -o MODEL"
 
     @property
     def _folder(self) -> str:
