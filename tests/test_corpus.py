@@ -265,7 +265,7 @@ def test_damaged_embeddings(tmp_path):
 
 def test_embeddings_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "no.npz").write_text("no")
-    with pytest.raises(ValueError, match="no.npz: .* not a zip file; write it with numpy.savez"):
+    with pytest.raises(ValueError, match="no.npz: it is no whole archive .*; write it with numpy.savez"):
         corpus.read_embeddings(tmp_path / "no.npz", {"a"})
     np.savez(tmp_path / "other.npz", b=np.ones((2, 3)))
     with pytest.raises(ValueError, match="names none of the tracks, such as 'a'"):

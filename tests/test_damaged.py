@@ -58,7 +58,9 @@ def take_with_notes(data, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batches, _ = take(data, BATCHES, **options)
-    return by_index(batches), [str(warning.message) for warning in caught if warning.category is UserWarning]
+    # The resources of other tests' processes may be cleaned up meanwhile, which Python 3.13 warns of.
+    ours = (w for w in caught if w.category is UserWarning and "multiprocessing" not in w.filename)
+    return by_index(batches), [str(warning.message) for warning in ours]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -96,7 +98,7 @@ def test_the_evaluation_leaves_it_out_too(damaged):
     with pytest.warns(UserWarning, match="music-validation.array_record-00000-of-00002 is damaged") as caught:
         captions = {row.tobytes().rstrip(b"\0") for batch in batches for row in batch["caption"]}
         again = [batch["audio"].tobytes() for batch in batches]
-    assert captions == {b"track 11"} and len(caught) == 1
+    assert captions == {b"track 11"} and sum("is damaged" in str(warning.message) for warning in caught) == 1
     with pytest.warns(UserWarning):
         other = iterator.evaluation_batches(data, batch_size=4, count=2)
         assert again == [batch["audio"].tobytes() for batch in other]
