@@ -259,8 +259,8 @@ def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
     with AudioFile(path) as file:
         rate = file.sample_rate_hz
         expected = None if file.announced is None else math.ceil(file.announced * codec.sample_rate_hz / rate)
-        blocks = (np.ascontiguousarray(block.T) for block in file.blocks(BLOCK_SAMPLES))
-        yield from _progress(codec.listen(blocks, rate), expected, codec.sample_rate_hz)
+        sound = codec.listen(file.channel_blocks(BLOCK_SAMPLES), rate)
+        yield from _progress(sound, expected, codec.sample_rate_hz)
 
 
 def _progress(blocks: Iterable[np.ndarray], samples: int | None, sample_rate_hz: int) -> Iterator[np.ndarray]:

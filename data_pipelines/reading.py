@@ -32,8 +32,7 @@ def _blocks(track, path, settings):
 def _read(file):
     """Yields blocks float32 `[C, S]` of an opened file, and closes it."""
     with file:
-        for block in file.blocks(BLOCK_SAMPLES):
-            yield np.ascontiguousarray(block.T)
+        yield from file.channel_blocks(BLOCK_SAMPLES)
 
 
 def hear(track, path, settings, spool):

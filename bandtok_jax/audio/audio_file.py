@@ -165,7 +165,7 @@ class AudioFile:
 
     @property
     def samples(self) -> int:
-        """How many samples it has; of formats that only ffmpeg reads, counted by decoding the file once.
+        """Number of samples; of formats that only ffmpeg reads, counted by decoding the file once.
 
         Raises:
           UnreadableAudio: it is damaged.
@@ -186,6 +186,11 @@ class AudioFile:
             yield block
         if self.announced is not None:
             refuse_early_end(self.path, held, self.announced, self.sample_rate_hz)
+
+    def channel_blocks(self, block_samples: int) -> Iterator[np.ndarray]:
+        """Yields what `blocks` yields with the channels first, `[C, <= block_samples]`; raises as that."""
+        for block in self.blocks(block_samples):
+            yield np.ascontiguousarray(block.T)
 
     def read(self, frames: int) -> np.ndarray:
         """Returns the next samples; none at the end.

@@ -47,15 +47,14 @@ def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
       ValueError: the file is missing, is no audio, or is damaged (possibly after some good blocks).
     """
     with AudioFile(path) as file:
-        for block in file.blocks(block_samples):
-            yield np.ascontiguousarray(block.T)
+        yield from file.channel_blocks(block_samples)
 
 
 def read(path) -> tuple[np.ndarray, int]:
     """A whole file as `(audio float32 [C, S], sample_rate_hz)`; raises as `blocks`."""
     with AudioFile(path) as file:
         # By blocks, because a damaged file may hold less than it promises.
-        parts = [np.ascontiguousarray(block.T) for block in file.blocks(READ_BLOCK_SAMPLES)]
+        parts = list(file.channel_blocks(READ_BLOCK_SAMPLES))
         return np.concatenate(parts or [np.zeros((file.channels, 0), np.float32)], axis=1), file.sample_rate_hz
 
 
