@@ -15,7 +15,7 @@ _LONGEST_HEAD = 1 << 26
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How the chunks of a format are written: the first one's place, and the header of each."""
+    """Layout of the chunks of a format: the place of the first one, and the header of each."""
 
     first: int
     name: bytes
@@ -23,7 +23,6 @@ class _Layout:
     size: str
     counts_itself: bool = False
     alignment: int = 2
-    after_name: int = 0  # bytes between the size and the samples
 
 
 _LAYOUTS = {
@@ -42,8 +41,8 @@ class Samples:
     """Where the samples lie, and how many bytes of them are announced (None: unknown) and there.
 
     Attributes:
-      field: place and format of the length in the header.
-      open_ended: what the field holds, to this format's readers, where the samples go on to the end of the file.
+      field, size: place and format of the length in the header.
+      counted: bytes of the chunk's own header, where the length includes them.
       tail: bytes behind the announced end that are no chunks.
     """
 

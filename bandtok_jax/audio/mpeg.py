@@ -52,7 +52,6 @@ class Frames:
       first: where the first one begins; it may be one that holds no audio but says how many follow.
       count: of those that hold audio.
       announced: what the file says about their count.
-      skipped_bytes: that lie between frames and belong to none.
       info: the first frame where it holds no audio, else empty.
     """
 
@@ -62,7 +61,6 @@ class Frames:
     sample_rate_hz: int
     header: bytes
     announced: int | None
-    skipped_bytes: int
     info: bytes
 
     @property
@@ -97,8 +95,8 @@ def scan(file: BinaryIO, size: int) -> Frames | None:
     place = _count_place(frame)
     is_info = place is not None or frame[36:40] == b"VBRI"
     announced = int.from_bytes(frame[place : place + 4], "big") if place else None
-    count, skipped = _count(file, first + length if is_info else first, size, header)
-    return Frames(first, count, samples, rate, header, announced or None, skipped, frame if is_info else b"")
+    count = _count(file, first + length if is_info else first, size, header)
+    return Frames(first, count, samples, rate, header, announced or None, frame if is_info else b"")
 
 
 def _first(file: BinaryIO, size: int) -> tuple[int, bytes] | None:
@@ -136,12 +134,11 @@ def _is_frame(data: bytes, at: int, lengths: dict[int, int]) -> bool:
     return len(data) > at + 2 and data[at] == 0xFF and data[at + 1] << 8 | data[at + 2] in lengths
 
 
-def _count(file: BinaryIO, start: int, size: int, header: bytes) -> tuple[int, int]:
-    """Returns the number of whole frames from `start` on, and of the bytes between them."""
+def _count(file: BinaryIO, start: int, size: int, header: bytes) -> int:
+    """Returns the number of whole frames from `start` on."""
     lengths = _lengths(header[1], header[2])
     sync = re.compile(b"\xff[" + re.escape(bytes([header[1] & 0xFE])) + re.escape(bytes([header[1] | 1])) + b"]")
-    count = skipped = 0
-    place = start
+    count, place = 0, start
     while place + 4 <= size:
         file.seek(place)
         data = file.read(_READ_BYTES)
@@ -159,9 +156,8 @@ def _count(file: BinaryIO, start: int, size: int, header: bytes) -> tuple[int, i
             after = _next(file, place, size, sync, lengths)
             if after is None:
                 break
-            skipped += after - place
             place = after
-    return count, skipped
+    return count
 
 
 def _next(file: BinaryIO, place: int, size: int, sync: re.Pattern, lengths: dict[int, int]) -> int | None:
