@@ -196,8 +196,9 @@ class Game(Task, abc.ABC):
           reconstruction, before the scaling, and `adversarial_scale`, both as means over the examples.
         """
         settings = self.config.loss
-        length = lambda slopes: jnp.sqrt(sum(jnp.sum(x.astype(jnp.float32) ** 2, range(1, x.ndim)) for x in slopes))
-        ratio = length([sum(opinion.values())]) / (length([sum(reconstruction.values())]) + 1e-12)
+        total = lambda slopes: sum(slopes.values()).astype(jnp.float32)
+        length = lambda slope: jnp.sqrt(jnp.sum(slope**2, range(1, slope.ndim)))
+        ratio = length(total(opinion)) / (length(total(reconstruction)) + 1e-12)
         scale = jnp.ones_like(ratio)
         if settings.adversarial_limit:
             scale = jnp.minimum(scale, settings.adversarial_limit / jnp.maximum(ratio, 1e-12))
