@@ -44,8 +44,8 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     task, totals = stage.task, {}
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
-    counts = [-(-len(source[number]["codes"]) // columns) for number in range(len(source))]
-    windows, left = _windows(source, TokenCrop(columns, config.data.caption_bytes)), sum(counts)
+    windows = _windows(source, TokenCrop(columns, config.data.caption_bytes))
+    left = int(-(-source.lengths // columns).sum())
     with progress_bar(total=left, unit="window", desc="predict", show=progress) as bar:
         while left > 0:
             examples = list(itertools.islice(windows, WINDOWS))
