@@ -133,9 +133,10 @@ def read_stages(path: str, dtype: str = "") -> dict[str, Stage]:
     if not os.path.isfile(config_file):
         raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
     content = untrusted.read_json(config_file, untrusted.mapping(untrusted.anything), cure=_CURE)
-    stages = [] if "stages" in content else [_read_run(path, step, dtype)]
+    is_export = "stages" in content
+    run = None if is_export else _read_run(path, step, dtype)  # its errors name the files of the run
     with untrusted.reading(config_file, _CURE):
-        stages = [stage.check() for stage in stages] or _read_export(path, content, dtype)
+        stages = _read_export(path, content, dtype) if is_export else [run.check()]
     return {stage.name: stage for stage in stages}
 
 
