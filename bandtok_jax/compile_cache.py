@@ -37,7 +37,7 @@ def folder() -> str | None:
 
 
 def _chosen() -> str | None:
-    """What jax is set to: a folder, "" for none, or None where nothing was chosen."""
+    """Returns the folder that jax is set to, "" for none, or None where nothing was chosen."""
     jax = sys.modules.get("jax")
     if jax:
         return jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else ""

@@ -154,7 +154,7 @@ def _exists(pid: int) -> bool:
 
 
 def _touched(path: str) -> int:
-    # Opened anew: network file systems ask their server for the time of a file then.
+    # Opened again: network file systems ask their server for the time of a file then.
     try:
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns

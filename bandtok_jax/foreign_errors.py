@@ -41,7 +41,7 @@ def explain(error: BaseException, verb: str = "") -> str | None:
 
 
 def _failed_to_start(error: BaseException, text: str) -> bool:
-    """Whether jax could not start a backend; of CUDA without a GPU it says nothing but an assertion."""
+    """Returns whether jax could not start a backend. For CUDA without a GPU it raises a bare assertion."""
     if "Unable to initialize backend" in text or "No visible GPU devices" in text:
         return True
     return isinstance(error, AssertionError) and any(name.endswith("xla_bridge.py") for name in _files(error))

@@ -83,7 +83,7 @@ class Decoder:
         return np.frombuffer(data[:whole], ">f4").astype(np.float32).reshape(-1, self.channels)
 
     def _read(self, size: int) -> bytes:
-        """Returns so many bytes, or less at the end."""
+        """Returns `size` bytes, or fewer at the end."""
         parts, missing, pipe = [], size, self._process.stdout.fileno()
         while missing:
             if not select.select([pipe], [], [], STALLED_SECONDS)[0]:

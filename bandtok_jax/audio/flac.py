@@ -28,7 +28,7 @@ _CRC8, _CRC16 = _tables()
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What a FLAC stream announces and holds, in samples of each channel.
+    """Lengths of a FLAC stream in samples of each channel: the announced one and the real one.
 
     Attributes:
       first: where it begins, behind a tag.

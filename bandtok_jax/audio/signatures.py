@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where its name says audio and libsndfile cannot read it."""
+"""Kinds of files by their first bytes, for those that have the name of an audio file and are none."""
 
 import re
 

@@ -118,7 +118,7 @@ def columns(codec: "Codec", seconds: float) -> int:
 
 
 def samples(codec: "Codec", seconds: float) -> int:
-    """Samples of so many seconds, at least one."""
+    """Returns the number of samples of a length in seconds, at least one."""
     return max(1, round(seconds * codec.sample_rate_hz))
 
 
