@@ -41,7 +41,7 @@ def _first_step(name: str, program: Program) -> None:
     lower = {
         "init": lambda: jax.jit(program._init, out_shardings=program.layout).lower(),
         "train_step": lambda: program.train_step(**task.phase(0)).lower(*arguments),
-        "eval_step": lambda: program.eval_step().lower(*arguments),
+        "evaluate": lambda: program.evaluate().lower(*arguments),
     }
     begun, lowered = time.perf_counter(), {}
     for kind, make in lower.items():

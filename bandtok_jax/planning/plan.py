@@ -130,7 +130,8 @@ def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
     found.model_flops = flops.training_flops(task, config.batch_size, **phase) / machines.chips
     itemsize = jnp.dtype(config.dtype).itemsize
     found.gradient_bytes = itemsize * sum(leaf.size for leaf in jax.tree.leaves(sharding.parameters(program.abstract)))
-    program.check_repeats(task.frozen_spec(), task.batch_spec(), **phase)
+    program.check_warm_start(task.frozen_spec(), task.batch_spec())
+    program.check_train_step(task.frozen_spec(), task.batch_spec(), **phase)
     if tpu:
         _compile(found, program, machines, quick)
     else:

@@ -4,8 +4,8 @@ A task has
   `init(key, batch_spec) -> state`, a plain dict `{'step', 'model', ...}` of players (see `player.py`);
   `warm_start(state, frozen, batches, key) -> state`, what must look at data before step 0 (k-means);
   `train_step(state, frozen, batch, key, **phase(step)) -> (state, metrics)`;
-  `eval_step(state, frozen, batch) -> metrics`;
-  `summaries(state, frozen, batch) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M], unit)}`;
+  `evaluate(state, frozen, batch) -> (metrics, outputs)`, with `eval_step` for the metrics alone;
+  `summaries(state, frozen, batch, outputs) -> {name: ("audio", [S], sample_rate_hz) | ("image", [T, M], unit)}`;
   `combine(totals, batches)`, evaluation metrics from summed `eval_step`s, and `warnings` about them;
   `load_frozen() -> frozen`, the weights of earlier stages, an argument of every step and never a constant of it;
   `batch_spec()` and `frozen_spec()`, what a batch and `frozen` look like, to compile a step where no data is;
@@ -120,7 +120,23 @@ class Task:
         """What a person should be told about these evaluation metrics."""
         return []
 
-    def summaries(self, state, frozen, batch):
+    def evaluate(self, state, frozen, batch):
+        """Returns the metrics of a batch, and the model's outputs `[B, ...]` that `summaries` shows.
+
+        One program computes both, so that no second one has to be compiled for the samples.
+        """
+        raise NotImplementedError
+
+    def eval_step(self, state, frozen, batch):
+        """Returns the metrics of a batch, see `combine`."""
+        return self.evaluate(state, frozen, batch)[0]
+
+    def summaries(self, state, frozen, batch, outputs=None):
+        """Returns samples of the first examples of a batch.
+
+        Args:
+          outputs: those of `evaluate` for this batch; by default they are computed.
+        """
         return {}
 
     def next_command(self, run) -> str:

@@ -141,12 +141,13 @@ class LanguageModel(Task):
             )
         return shape
 
-    def summaries(self, state, frozen, batch):
-        """How surprised the model is by every code of the first two examples, row by row; and with a codec, new music
-        to the texts of both."""
+    def summaries(self, state, frozen, batch, outputs=None):
+        """Returns the token losses `[T, F]` of the first two examples; and with a codec, audio generated from the texts
+        of both."""
+        if outputs is None:
+            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
         examples = {name: value[:EXAMPLES_SHOWN] for name, value in batch.items()}
-        parameters = player.evaluation_parameters(state["model"])
-        losses = self._surprise(parameters, examples)
+        parameters, losses = player.evaluation_parameters(state["model"]), outputs[:EXAMPLES_SHOWN]
         shown = {f"{i}/surprise": ("image", losses[i], "nats per token") for i in range(len(losses))}
         # Of several processes, none has all of the weights.
         if self._codec and jax.process_count() == 1:
@@ -190,10 +191,6 @@ class LanguageModel(Task):
             )
         return codec
 
-    @functools.cached_property
-    def _surprise(self):
-        return jax.jit(lambda p, batch: self._losses(p, batch, jnp.zeros(len(batch["codes"]), bool))[0])
-
     def init(self, key, batch_spec=None):
         average = self.config.optimizer.average_decay > 0
         return {
@@ -223,14 +220,15 @@ class LanguageModel(Task):
         model, norm = player.update_player(model, gradients, self.optimizer, settings.average_decay, state["step"])
         return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
 
-    def eval_step(self, state, frozen, batch):
-        """Sums over the batch, from which `combine` makes means: of the losses of each row and the decisions to end."""
+    def evaluate(self, state, frozen, batch):
+        """Returns sums over the batch, of the losses of each row and of the decisions to end, from which `combine` makes
+        means; and the token losses `[B, T, F]`."""
         parameters = player.evaluation_parameters(state["model"])
         codes, ends, decisions = self._losses(parameters, batch, jnp.zeros(batch["codes"].shape[0], bool))
         rows = jnp.arange(batch["codes"].shape[-1])
         valid = _valid(batch)
         unigrams = jnp.where(valid[..., None], -frozen["row_unigrams"][rows, batch["codes"]], 0)
-        return {
+        metrics = {
             "row_cross_entropy": codes.sum((0, 1)),
             "row_unigram_cross_entropy": unigrams.sum((0, 1)),
             "columns": valid.sum().astype(codes.dtype),
@@ -238,6 +236,7 @@ class LanguageModel(Task):
             "ends": batch["ended"].sum().astype(codes.dtype),
             "right_decisions": decisions.sum().astype(codes.dtype),
         }
+        return metrics, codes
 
     def combine(self, totals, batches: int):
         """Evaluation: cross-entropy beside that of the unigrams of each row, and how often "go on or end" is right."""

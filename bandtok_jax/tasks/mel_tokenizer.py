@@ -104,19 +104,21 @@ class MelTokenizer(Game):
         }
         return {**new, "buffers": {**old["buffers"], "codebook": codebook}}, metrics
 
-    def eval_step(self, state, frozen, batch):
-        """Mean absolute error of the log-mel in nats, and the histogram of codes, row by row."""
+    def evaluate(self, state, frozen, batch):
+        """Returns the mean absolute error of the log-mel in nats and the histogram of the codes of each row; and the
+        reconstructed log-mel `[B, T, M]`."""
         model = state["model"]
         picture = self._picture(batch["audio"])
         reconstruction, codes, training = self.network.apply(
             player.evaluation_parameters(model), model["buffers"], picture
         )
         one_hot = jax.nn.one_hot(codes, self.config.model.codes, dtype=picture.dtype)
-        return {
+        metrics = {
             "mel_distance": jnp.abs(reconstruction - picture).mean(),
             "commitment": training["commitment"],
             "row_histogram": one_hot.sum((0, 1)),
         }
+        return metrics, reconstruction
 
     def combine(self, totals, batches: int):
         """Evaluation metrics from the sums of `eval_step` over `batches` batches: codebook health among them.
@@ -153,15 +155,16 @@ class MelTokenizer(Game):
             )
         return {"vocoder": dict(self.vocoder.weights)}
 
-    def summaries(self, state, frozen, batch):
-        """Sound and mel of the first two examples, and of what the tokenizer keeps of them.
+    def summaries(self, state, frozen, batch, outputs=None):
+        """Returns audio and log-mel of the first two examples and of their reconstructions.
 
-        The reconstruction is played by `config.vocoder`, or by Griffin-Lim where there is none.
+        `config.vocoder` makes the audio of a reconstruction, or Griffin-Lim where there is none.
         """
+        if outputs is None:
+            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
         shown = {}
-        originals = batch["audio"][:EXAMPLES_SHOWN]
-        pictures = self._picture(originals)
-        reconstructions, sounds = self._show(state["model"], frozen, pictures)
+        originals, reconstructions = batch["audio"][:EXAMPLES_SHOWN], outputs[:EXAMPLES_SHOWN]
+        pictures, sounds = self._show(frozen, originals, reconstructions)
         for i in range(len(originals)):
             shown[f"{i}/original"] = ("audio", originals[i], self.mel.sample_rate_hz)
             shown[f"{i}/reconstruction"] = ("audio", sounds[i], self.mel.sample_rate_hz)
@@ -171,16 +174,15 @@ class MelTokenizer(Game):
 
     @functools.cached_property
     def _show(self):
-        """Pictures `[B, T, M]` -> their reconstructions, and these as sound `[B, S]`."""
+        """The log-mel `[B, T, M]` of audio `[B, S]`, and the audio of reconstructed log-mels, jitted."""
 
-        def show(model, frozen, pictures):
-            parameters = player.evaluation_parameters(model)
-            reconstructions, _, _ = self.network.apply(parameters, model["buffers"], pictures)
+        def show(frozen, originals, reconstructions):
+            pictures = self._picture(originals)
             if "vocoder" in frozen:
                 weights = frozen["vocoder"]
                 apply = self.vocoder.network.apply
-                return reconstructions, apply(weights["parameters"], weights["buffers"], reconstructions)
-            play = lambda picture: griffin_lim(picture, self.mel, GRIFFIN_LIM_ROUNDS)
-            return reconstructions, jax.vmap(play)(reconstructions)
+                return pictures, apply(weights["parameters"], weights["buffers"], reconstructions)
+            invert = functools.partial(griffin_lim, definition=self.mel, iterations=GRIFFIN_LIM_ROUNDS)
+            return pictures, jax.vmap(invert)(reconstructions)
 
         return jax.jit(show)

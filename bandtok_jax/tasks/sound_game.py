@@ -55,23 +55,27 @@ class SoundGame(Game, abc.ABC):
         model = state["model"]
         return self.reconstruct(player.evaluation_parameters(model), model["buffers"], frozen, batch)
 
-    def eval_step(self, state, frozen, batch):
-        """Log-mel error in nats, and STFT distances of both sounds rounded to 16 bits: each window and their mean."""
+    def evaluate(self, state, frozen, batch):
+        """Returns the log-mel error in nats, and the STFT distances of both waveforms rounded to 16 bits, of each window
+        and their mean; and the reconstructed audio `[B, S]`."""
         real, (fake, sums) = batch["audio"], self._reconstructed(state, frozen, batch)
         distances = {
             f"stft_distance_{window}": spectral.stft_distance(real, fake, window)
             for window in spectral.DISTANCE_WINDOWS
         }
-        return {
+        metrics = {
             "mel_distance": spectral.log_mel_l1(real, fake, self.mel),
             "stft_distance": sum(distances.values()) / len(distances),
             **distances,
             **sums,
         }
+        return metrics, fake
 
-    def summaries(self, state, frozen, batch):
-        """Sound and mel of the first two examples, and of what the model makes of them."""
-        sounds = {"original": batch["audio"], "reconstruction": jax.jit(self._reconstructed)(state, frozen, batch)[0]}
+    def summaries(self, state, frozen, batch, outputs=None):
+        """Returns audio and log-mel of the first two examples and of their reconstructions."""
+        if outputs is None:
+            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
+        sounds = {"original": batch["audio"], "reconstruction": outputs}
         shown = {}
         for i in range(min(2, len(batch["audio"]))):
             for name, audio in sounds.items():

@@ -106,7 +106,7 @@ def _train(
             # While the weights are drawn and the codebook starts, threads compile the two largest programs.
             for make, examples, phase in (
                 (program.train_step, batch, task.phase(first_step)),
-                (program.eval_step, program.put(evaluation[0]), {}),
+                (program.evaluate, program.put(evaluation[0]), {}),
             ):
                 step = program.compile(make(**phase), program.targets(), frozen, examples, ahead=True)
                 promised[(make, *sorted(phase.items()))] = step
@@ -138,7 +138,8 @@ def _train(
             totals = None
             with stopwatch.during("evaluation"):
                 for examples in evaluation:
-                    metrics = run(program.eval_step, state, frozen, program.put(examples))
+                    metrics, outputs = run(program.evaluate, state, frozen, program.put(examples))
+                    shown = outputs if totals is None else shown
                     totals = metrics if totals is None else jax.tree.map(lambda a, b: a + b, totals, metrics)
                 scores.clear()
                 scores.update({n: float(v) for n, v in task.combine(jax.device_get(totals), len(evaluation)).items()})
@@ -146,7 +147,8 @@ def _train(
                 _check_finite(step, "evaluation", scores, checkpoints)
                 early_stop.note(scores[config.best_metric])
                 reporter.evaluation(step, scores, [config.best_metric, *task.HEADLINE])
-                reporter.summaries(step, program.gather(task.summaries(state, frozen, program.put(evaluation[0]))))
+                samples = task.summaries(state, frozen, program.put(evaluation[0]), shown)
+                reporter.summaries(step, program.gather(samples))
                 for warning in task.warnings(scores) if step else ():  # nothing is learned at step 0
                     reporter.say(f"step {step}: {warning}")
             reporter.scalars(step, "time", {f"{kind}_share": share for kind, share in stopwatch.shares().items()})

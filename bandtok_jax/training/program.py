@@ -1,6 +1,7 @@
 """The steps of a task as programs for a mesh: where its state lives, and what is compiled."""
 
 from concurrent.futures import Future
+import functools
 import threading
 
 import jax
@@ -56,19 +57,28 @@ class Program:
                     f"let the task {self.task.config.task} keep shape and dtype"
                 )
 
-    def check_repeats(self, frozen, batch, **phase) -> None:
-        """Raises a ValueError unless warm start and training step leave the state as `init` makes it.
-
-        Nothing is computed.
+    def check_warm_start(self, frozen, batch) -> None:
+        """Raises a ValueError unless the warm start leaves the state as `init` makes it. Nothing is computed.
 
         Args:
           frozen, batch: shapes and types.
         """
-        task, key = self.task, jax.eval_shape(lambda: self.key(TRAIN))
-        batches = [batch] * task.start_batches
-        self.check_state(jax.eval_shape(task.warm_start, self.abstract, frozen, batches, key), "warm_start")
-        step = lambda *arguments: task.train_step(*arguments, **phase)[0]
-        self.check_state(jax.eval_shape(step, self.abstract, frozen, batch, key), "train_step")
+        batches, key = [batch] * self.task.start_batches, jax.eval_shape(lambda: self.key(WARM_START))
+        self.check_state(jax.eval_shape(self.task.warm_start, self.abstract, frozen, batches, key), "warm_start")
+
+    def check_train_step(self, frozen, batch, **phase):
+        """Raises a ValueError unless the training step leaves the state as `init` makes it. Nothing is computed.
+
+        Args:
+          frozen, batch: shapes and types.
+
+        Returns:
+          Shapes and types of the metrics.
+        """
+        step, key = functools.partial(self.task.train_step, **phase), jax.eval_shape(lambda: self.key(TRAIN))
+        state, metrics = jax.eval_shape(step, self.abstract, frozen, batch, key)
+        self.check_state(state, "train_step")
+        return metrics
 
     def init(self):
         """A fresh state, made where it lives: it never lies whole on one device."""
@@ -98,12 +108,12 @@ class Program:
             donate_argnums=0,
         )
 
-    def eval_step(self):
-        """`(state, frozen, batch) -> metrics`, jitted."""
+    def evaluate(self):
+        """`(state, frozen, batch) -> (metrics, outputs)`, jitted; the outputs stay on the devices of their examples."""
         return jax.jit(
-            self.task.eval_step,
+            self.task.evaluate,
             in_shardings=(self.layout, self.whole, self.batch_layout),
-            out_shardings=self.whole,
+            out_shardings=(self.whole, self.batch_layout),
         )
 
     def compile(self, step, *arguments, ahead: bool = False) -> Future:
@@ -120,7 +130,7 @@ class Program:
             state whole on every device of a mesh that should share it.
         """
         lowered, promise = step.lower(*arguments), Future()
-        trains = isinstance(lowered.out_info, tuple)
+        trains = jax.tree.structure(lowered.out_info[0]) == jax.tree.structure(self.abstract)
         if trains:
             self.check_state(lowered.out_info[0], "train_step")
 
