@@ -50,11 +50,6 @@ def test_ctrl_c_saves_and_leaves_no_traces(tmp_path):
         assert text not in printed + errors, errors
     assert not (run / ".bandtok.lock").exists()
 
-    process = _start(run, total_steps=step + 1)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 and checkpoint.saved_steps(run) == [step, step + 1]
-    assert "leaked" not in errors and "Traceback" not in errors
-
 
 def test_ctrl_c_ends_a_training_that_compiles(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # else nothing might be left to compile

@@ -31,6 +31,7 @@ _SPECIAL = {
         "loss.adversarial_start": "3",
         "codebook.start_batches": "2",
         "discriminator.width": "4",
+        "discriminator.scales": "1",
     },
     "vocoder": {
         "data.clip_samples": "8192",
