@@ -221,8 +221,8 @@ class LanguageModel(Task):
         return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
 
     def evaluate(self, state, frozen, batch):
-        """Returns sums over the batch, of the losses of each row and of the decisions to end, from which `combine` makes
-        means; and the token losses `[B, T, F]`."""
+        """Returns sums over the batch, of the losses of each row and of the decisions to end, for `combine`; and the
+        token losses `[B, T, F]`."""
         parameters = player.evaluation_parameters(state["model"])
         codes, ends, decisions = self._losses(parameters, batch, jnp.zeros(batch["codes"].shape[0], bool))
         rows = jnp.arange(batch["codes"].shape[-1])

@@ -56,8 +56,8 @@ class SoundGame(Game, abc.ABC):
         return self.reconstruct(player.evaluation_parameters(model), model["buffers"], frozen, batch)
 
     def evaluate(self, state, frozen, batch):
-        """Returns the log-mel error in nats, and the STFT distances of both waveforms rounded to 16 bits, of each window
-        and their mean; and the reconstructed audio `[B, S]`."""
+        """Returns the log-mel error in nats, and the STFT distances of both waveforms rounded to 16 bits: of each
+        window, and their mean; and the reconstructed audio `[B, S]`."""
         real, (fake, sums) = batch["audio"], self._reconstructed(state, frozen, batch)
         distances = {
             f"stft_distance_{window}": spectral.stft_distance(real, fake, window)

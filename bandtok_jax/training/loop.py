@@ -135,7 +135,7 @@ def _train(
         phase_flops = functools.cache(functools.partial(flops.training_flops, task, config.batch_size))
 
         def evaluate(step):
-            totals = None
+            totals = shown = None
             with stopwatch.during("evaluation"):
                 for examples in evaluation:
                     metrics, outputs = run(program.evaluate, state, frozen, program.put(examples))
