@@ -13,7 +13,7 @@ __all__ = ["__version__", "create", "load"]
 
 
 def load(path, vocoder=None, language_model=None, dtype=""):
-    """A trained codec, see `bandtok_jax.codec.Codec`.
+    """A trained codec, see `bandtok_jax.codecs.codec.Codec`.
 
     Args:
       path: run folder of a tokenizer (`bandtok train`), or an export folder (`bandtok export`).
@@ -27,8 +27,8 @@ def load(path, vocoder=None, language_model=None, dtype=""):
         not belong together.
     """
     # Imported here, so that `import bandtok_jax` is quick and leaves jax alone.
-    from bandtok_jax import compile_cache
-    from bandtok_jax.interchange import model_folder
+    from bandtok_jax.pretrained import model_folder
+    from bandtok_jax.runtime import compile_cache
 
     compile_cache.enable()
     return model_folder.load(path, vocoder=vocoder, language_model=language_model, dtype=dtype)
@@ -44,8 +44,8 @@ def create(name, seed=0):
     Raises:
       ValueError: there is no such configuration, or the seed is another.
     """
-    from bandtok_jax import compile_cache
-    from bandtok_jax.interchange import model_folder
+    from bandtok_jax.pretrained import model_folder
+    from bandtok_jax.runtime import compile_cache
 
     compile_cache.enable()
     return model_folder.create(name, seed=seed)

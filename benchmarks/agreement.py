@@ -80,11 +80,11 @@ def give_codebooks(quantizer, latents):
 def compare_dac(folder):
     import jax
 
-    from bandtok_jax.interchange import dac_weights, model_folder
+    from bandtok_jax.pretrained import import_dac, model_folder
 
     for number, name in enumerate(DACS):
         source = pathlib.Path(folder) / str(number)
-        stage = dac_weights.read_official(str(source / "weights.pth"), parity=True)
+        stage = import_dac.read_official(str(source / "weights.pth"), parity=True)
         codec = model_folder.join({"tokenizer": stage})
         reference = np.load(source / "reference.npz")
         codes = codec.encode(reference["audio"], codec.sample_rate_hz)
@@ -151,18 +151,19 @@ def make_vocos(folder):
 def compare_vocos(folder):
     import jax
 
-    from bandtok_jax import experiment
     from bandtok_jax.audio.spectral import log_mel
-    from bandtok_jax.interchange import stage, vocos_weights
-    from bandtok_jax.mel_codec import MelCodec
+    from bandtok_jax.codecs import component
+    from bandtok_jax.codecs.mel import MelCodec
+    from bandtok_jax.config import experiment
+    from bandtok_jax.pretrained import import_vocos
 
     for padding in PADDINGS:
         source = pathlib.Path(folder) / padding
-        vocoder = vocos_weights.read(str(source))
+        vocoder = import_vocos.read(str(source))
         reference = np.load(source / "reference.npz")
         expected = reference["sound"]
         config = experiment.load_config("bandtok:tiny_24khz", {"mel.padding": padding})
-        codec = MelCodec(stage.fresh(config, jax.random.key(0)), vocoder)
+        codec = MelCodec(component.fresh(config, jax.random.key(0)), vocoder)
         parameters = vocoder.weights["parameters"]
         whole = jax.jit(vocoder.network.apply)(parameters, {}, reference["log_mel"][None])[0]
         difference = lambda found, expected: float(np.abs(found[: len(expected)] - expected).max())

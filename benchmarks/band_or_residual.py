@@ -29,12 +29,14 @@ import numpy as np
 from timing import emit
 
 import bandtok_jax
-from bandtok_jax import corpus, storage
 from bandtok_jax.audio import spectral
+from bandtok_jax.commands import tokenize_corpus
+from bandtok_jax.data_pipelines.full_tracks import read_tracks
 from bandtok_jax.data_pipelines.records import read_manifest
-from bandtok_jax.data_pipelines.whole_tracks import read_tracks
-from bandtok_jax.evaluation import continuations, token_dependence, token_perplexity, token_report, token_statistics
-from bandtok_jax.interchange.model_folder import read_stages
+from bandtok_jax.evaluation.metrics import continuations, mutual_information, token_perplexity, token_statistics
+from bandtok_jax.evaluation.report import token_report
+from bandtok_jax.pretrained.model_folder import read_stages
+from bandtok_jax.runtime import storage
 
 # What all tokenizers, and all language models, have in common.
 TOKENIZER = {"total_steps": 1000, "loss.adversarial_start": 850, "evaluate_every": 500, "checkpoint_every": 250}
@@ -150,7 +152,7 @@ def _run(run: str, result: dict, data: str) -> None:
         codes = token_report.read(tokens, "train").codes
         counts = token_statistics.count_codes([codes], codec.codebook_size)
         statistics = token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)
-        keep(codes=statistics, **token_dependence.dependence(codes))
+        keep(codes=statistics, **mutual_information.dependence(codes))
     for rope in ROPES:
         if rope in result:
             continue
@@ -177,7 +179,7 @@ def _mel_error(codec, tracks) -> float:
     """Mean absolute log-mel error in nats on whole tracks, at the loudness of training."""
     total, frames = 0.0, 0
     for track in tracks:
-        audio = np.concatenate(list(corpus.listen(codec, track)))
+        audio = np.concatenate(list(tokenize_corpus.listen(codec, track)))
         audio = audio[: len(audio) // codec.samples_per_column * codec.samples_per_column]
         mel = dataclasses.replace(codec.mel, padding="same")
         codes = codec.encode(audio, codec.sample_rate_hz)
@@ -189,7 +191,7 @@ def _mel_error(codec, tracks) -> float:
 def _pieces(tracks, codec) -> np.ndarray:
     """As many excerpts `[PIECES, S]`, spread evenly over all tracks."""
     samples = round((START_SECONDS + CONTINUED_SECONDS) * codec.sample_rate_hz)
-    sounds = (np.concatenate(list(corpus.listen(codec, track))) for track in tracks)
+    sounds = (np.concatenate(list(tokenize_corpus.listen(codec, track))) for track in tracks)
     sounds = [sound for sound in sounds if len(sound) >= samples]
     ends = np.cumsum([len(sound) - samples + 1 for sound in sounds])
     found = []

@@ -12,7 +12,8 @@ import numpy as np
 from timing import emit, keep_freed_memory, measure
 
 import bandtok_jax
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 
 SECONDS = 30
 

@@ -14,7 +14,8 @@ import time
 import jax
 from timing import emit, spread
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 from bandtok_jax.losses import adversarial
 from bandtok_jax.training import sharding
 from bandtok_jax.training.program import Program

@@ -16,8 +16,8 @@ from timing import emit
 
 import bandtok_jax
 from bandtok_jax.audio import spectral
-from bandtok_jax.corpus import read_tracks
-from bandtok_jax.evaluation import distances, perceptual
+from bandtok_jax.commands.tokenize_corpus import read_tracks
+from bandtok_jax.evaluation.metrics import spectral_distances, visqol
 
 END_SECONDS, LONG_SECONDS = 0.1, 10
 
@@ -79,10 +79,10 @@ def _columns(codec, excerpts: list[np.ndarray]) -> None:
 def _quality(codec, excerpts: list[np.ndarray]) -> None:
     rate = codec.sample_rate_hz
     pairs = [(audio, _decode(codec, audio)) for audio in excerpts]
-    _emit("mel_distance", "", [distances.mel_distance(*pair, rate) for pair in pairs])
-    _emit("stft_distance", "", [distances.stft_distance(*pair) for pair in pairs])
-    if perceptual.visqol_installed():
-        _emit("visqol", "", [perceptual.visqol(*pair, rate) for pair in pairs])
+    _emit("mel_distance", "", [spectral_distances.mel_distance(*pair, rate) for pair in pairs])
+    _emit("stft_distance", "", [spectral_distances.stft_distance(*pair) for pair in pairs])
+    if visqol.visqol_installed():
+        _emit("visqol", "", [visqol.visqol(*pair, rate) for pair in pairs])
 
 
 if __name__ == "__main__":

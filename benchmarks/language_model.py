@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from timing import emit, keep_freed_memory, measure
 
-from bandtok_jax import experiment, tasks
-from bandtok_jax.generation.sampling import Generator
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
+from bandtok_jax.generation.autoregressive import Generator
 
 ROWS, PROMPT_COLUMNS, NEW_COLUMNS, TOP_K = 16, 1, 16, 50
 BATCH, COLUMNS = 4, 32

@@ -23,11 +23,11 @@ from timing import emit
 
 import bandtok_jax
 from bandtok_jax.audio import spectral
-from bandtok_jax.corpus import Track, read_tracks
-from bandtok_jax.evaluation import spectra, token_perplexity
-from bandtok_jax.evaluation.baselines import k_means_mel_distance
-from bandtok_jax.interchange.model_folder import read_stages
+from bandtok_jax.commands.tokenize_corpus import Track, read_tracks
+from bandtok_jax.evaluation.metrics import spectra, token_perplexity
+from bandtok_jax.evaluation.metrics.kmeans_baseline import k_means_mel_distance
 from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
+from bandtok_jax.pretrained.model_folder import read_stages
 
 PICTURE_FRAMES = 128
 BAND_EDGES_HZ = (0, 250, 500, 1000, 2000, 4000, 8000)

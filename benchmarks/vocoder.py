@@ -13,7 +13,7 @@ import numpy as np
 from timing import emit, keep_freed_memory, measure
 
 from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.models.network import Network
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models.vocos import Vocos
 
 SECONDS = 10

@@ -17,11 +17,12 @@ import jax
 import numpy as np
 from timing import emit, keep_freed_memory, measure
 
-from bandtok_jax import experiment, tasks
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.interchange.stage import Stage
+from bandtok_jax import tasks
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.config import experiment
 from bandtok_jax.losses import spectral
-from bandtok_jax.tasks import player
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.tasks import optimization
 
 SECONDS, STEP_BATCH, STEP_SAMPLES = 5, 2, 16384
 
@@ -69,7 +70,7 @@ def main():
 
 def _generator_step(stage, config):
     """One step of the generator."""
-    network, optimizer = stage.network, player.create_optimizer(config.optimizer, config.total_steps)
+    network, optimizer = stage.network, optimization.create_optimizer(config.optimizer, config.total_steps)
     audio = _crops()
 
     def loss(parameters):

@@ -10,10 +10,10 @@ import shlex
 from array_record.python import array_record_module
 import numpy as np
 
-from bandtok_jax import storage, untrusted
-from bandtok_jax.data_pipelines import examples, records, shards, summary
+from bandtok_jax.data_pipelines import metadata, records, shards, tf_example
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
-from bandtok_jax.progress import progress_bar
+from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime.progress import progress_bar
 
 
 def _check_shard(directory, shard, bar):
@@ -31,7 +31,7 @@ def _check_shard(directory, shard, bar):
             reader = array_record_module.ArrayRecordReader(local)
             for number in range(shard["records"]):
                 data = reader.read([number])[0]
-                record, shape, begin = examples.decode_head(data)
+                record, shape, begin = tf_example.decode_head(data)
                 audio = np.abs(np.frombuffer(data, "<i2", offset=begin).astype(np.int32))
                 if audio.size != math.prod(shape):
                     raise ValueError(f"record {number} has another length than it says")
@@ -76,7 +76,7 @@ def inspect(directory, clip_samples=65_536):
     heard, read = Counter(), {}
     for track in tracks:
         if track["split"] == "train":
-            heard[track["domain"] or summary.UNKNOWN] += track["records"]
+            heard[track["domain"] or metadata.UNKNOWN] += track["records"]
     for name, counts in _check_splits(directory, manifest["splits"]).items():
         total = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
         read[name] = {

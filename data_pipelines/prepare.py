@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 
-from bandtok_jax import folder_lock, storage
 from bandtok_jax.audio import waveform
-from bandtok_jax.data_pipelines import reading, records, shard_tasks, summary
-from bandtok_jax.data_pipelines import tracks as find_tracks
-from bandtok_jax.progress import progress_bar
-from bandtok_jax.worker_pool import KILLED, worker_pool
+from bandtok_jax.data_pipelines import discovery as find_tracks
+from bandtok_jax.data_pipelines import ingest, metadata, prepare_shards, records
+from bandtok_jax.runtime import folder_lock, storage
+from bandtok_jax.runtime.progress import progress_bar
+from bandtok_jax.runtime.worker_pool import KILLED, worker_pool
 
 BYTES_A_WORKER = 8 << 20  # below this a new process costs more than it brings
 RUNNERS = ("local", "beam")
@@ -25,10 +25,10 @@ RUNNERS = ("local", "beam")
 def _run_here(waiting, workers):
     """Yields what is to be said about each task, as they are finished."""
     if workers == 1 or len(waiting) < 2:
-        yield from (shard_tasks.run(*arguments) for arguments in waiting)
+        yield from (prepare_shards.run(*arguments) for arguments in waiting)
         return
     with worker_pool(min(workers, len(waiting))) as pool:
-        futures = [pool.submit(shard_tasks.run, *arguments) for arguments in waiting]
+        futures = [pool.submit(prepare_shards.run, *arguments) for arguments in waiting]
         try:
             yield from (future.result() for future in as_completed(futures))
         except BrokenProcessPool:
@@ -72,8 +72,8 @@ def prepare(
     Raises: ValueError, FileNotFoundError: nothing readable, a wrong argument, or other data in `output`; each with the
     cure.
     """
-    if not reading.SHORTEST_SECONDS <= clip_seconds <= 600:
-        raise ValueError(f"clip_seconds {clip_seconds}: give {reading.SHORTEST_SECONDS} to 600 s")
+    if not ingest.SHORTEST_SECONDS <= clip_seconds <= 600:
+        raise ValueError(f"clip_seconds {clip_seconds}: give {ingest.SHORTEST_SECONDS} to 600 s")
     if not 0 <= validation_share < 1:
         raise ValueError(f"validation_share {validation_share}: give a share from 0 to below 1")
     if channels not in (None, 1, 2):
@@ -93,9 +93,9 @@ def prepare(
             raise ValueError(find_tracks.none_found(sources, left_out, others))
         fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
         folder = os.path.join(output, records.WORKING_FOLDER)
-        summary.refuse_foreign(output)
+        metadata.refuse_foreign(output)
         if overwrite:
-            summary.remove(output)
+            metadata.remove(output)
             storage.remove(folder)
         elif storage.exists(os.path.join(output, records.MANIFEST)):
             manifest = records.read_manifest(output)
@@ -106,8 +106,10 @@ def prepare(
                 )
             storage.remove(folder)
             return manifest
-        tasks = shard_tasks.cut(found)
-        done = {number: line for number, line in shard_tasks.begin(folder, fingerprint).items() if number < len(tasks)}
+        tasks = prepare_shards.cut(found)
+        done = {
+            number: line for number, line in prepare_shards.begin(folder, fingerprint).items() if number < len(tasks)
+        }
         lines = _do(tasks, done, settings, folder, workers, progress, runner, runner_options)
         left_out += [entry for line in lines for entry in line["left_out"]]
         if not any(line["records"] for line in lines):
@@ -118,7 +120,7 @@ def prepare(
             )
         splits = [task[0].split for task in tasks]
         settings["fingerprint"] = fingerprint
-        return summary.finish(output, folder, lines, splits, left_out, others, notes, settings)
+        return metadata.finish(output, folder, lines, splits, left_out, others, notes, settings)
 
 
 def _do(tasks, done, settings, folder, workers, progress, runner, runner_options):
@@ -128,7 +130,7 @@ def _do(tasks, done, settings, folder, workers, progress, runner, runner_options
         from bandtok_jax.data_pipelines import beam_runner
 
         beam_runner.run(waiting, runner_options)
-        done = shard_tasks.finished(folder)
+        done = prepare_shards.finished(folder)
     else:
         if workers is None:
             size = sum(track.bytes for task in tasks for track in task)

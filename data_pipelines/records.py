@@ -6,8 +6,8 @@ import math
 import os
 import shlex
 
-from bandtok_jax import storage, untrusted
-from bandtok_jax.data_pipelines import examples, shards
+from bandtok_jax.data_pipelines import shards, tf_example
+from bandtok_jax.runtime import storage, untrusted
 
 NAME = "music"
 MANIFEST = "manifest.json"
@@ -156,9 +156,9 @@ class RecordSource:
     def _read_head(self, index, shard, position):
         try:
             try:
-                head = examples.decode_head(shard.head(position, HEAD_BYTES))
+                head = tf_example.decode_head(shard.head(position, HEAD_BYTES))
             except IndexError:  # a caption that is longer than the head
-                head = examples.decode_head(shard.head(position, shard.size(position)))
+                head = tf_example.decode_head(shard.head(position, shard.size(position)))
         except shards.DAMAGE as error:
             raise error if isinstance(error, shards.Damaged) else shard.damaged(f"record {position}: {error}") from None
         if head[2] + 2 * math.prod(head[1]) != shard.size(position):

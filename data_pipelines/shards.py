@@ -17,7 +17,7 @@ import weakref
 
 import numpy as np
 
-from bandtok_jax import storage, untrusted
+from bandtok_jax.runtime import storage, untrusted
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
 BLOCK_BYTES, BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 65_536, 24, 40

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 
 from bandtok_jax.data_pipelines import records, tokens
-from bandtok_jax.data_pipelines.reading import SHORTEST_SECONDS
+from bandtok_jax.data_pipelines.ingest import SHORTEST_SECONDS
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.tokens import TokenSource

@@ -14,8 +14,8 @@ import struct
 from array_record.python import array_record_module
 import numpy as np
 
-from bandtok_jax import untrusted
 from bandtok_jax.data_pipelines import shards
+from bandtok_jax.runtime import untrusted
 
 DEFAULT_DIRECTORY = "~/tensorflow_datasets"
 INT16_SCALE = 32_768  # TFDS stores 16-bit samples in whatever integer the feature names

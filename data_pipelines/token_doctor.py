@@ -2,9 +2,9 @@
 checked.
 """
 
-from bandtok_jax import untrusted
 from bandtok_jax.data_pipelines import tokens
-from bandtok_jax.progress import progress_bar
+from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime.progress import progress_bar
 
 
 def report(directory, columns):

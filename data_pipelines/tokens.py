@@ -15,8 +15,8 @@ import struct
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import numpy as np
 
-from bandtok_jax import folder_lock, storage, untrusted
 from bandtok_jax.data_pipelines import records, shards
+from bandtok_jax.runtime import folder_lock, storage, untrusted
 
 MANIFEST = "token_manifest.json"
 HEADER = "token_header.json"  # while the folder is being written

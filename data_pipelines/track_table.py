@@ -11,7 +11,7 @@ import io
 import os
 import unicodedata
 
-from bandtok_jax import untrusted
+from bandtok_jax.runtime import untrusted
 
 COLUMNS = ("file", "split", "licence", "caption", "domain", "ends", "kind")
 SPLITS = ("train", "validation", "test")

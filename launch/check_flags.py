@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 
-from bandtok_jax.launch import accelerators
+from bandtok_jax.runtime import accelerators
 
 _TIMEOUT_SECONDS = 300
 _COMPILE = """

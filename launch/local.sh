@@ -70,5 +70,5 @@ run bandtok train --config="language_model:$size" --workdir="$output/language_mo
 step "6/6 export, new music, report"
 run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
 run bandtok generate --model="$output/model" ${prompt:+--prompt "$prompt"} --seconds "$seconds" --seed 1 -o "$output/generated.wav"
-run python -m bandtok_jax.evaluation.report --runs "$output" --data "$output/data" --output "$output/report.html" \
+run python -m bandtok_jax.evaluation.report.run_page --runs "$output" --data "$output/data" --output "$output/report.html" \
   ${prompt:+--prompt "$prompt"}

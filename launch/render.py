@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 
-from bandtok_jax.launch.accelerators import Accelerators
+from bandtok_jax.runtime.accelerators import Accelerators
 
 COORDINATOR_PORT = 8476
 _BUCKETS = "/buckets"  # where buckets are mounted: the training knows files and folders only

@@ -18,8 +18,10 @@ import sys
 
 from ml_collections import ConfigDict
 
-from bandtok_jax import experiment, untrusted, verbs
-from bandtok_jax.launch import accelerators, check_flags, render
+from bandtok_jax.cli import verbs
+from bandtok_jax.config import experiment
+from bandtok_jax.launch import check_flags, render
+from bandtok_jax.runtime import accelerators, untrusted
 
 _FOLDER = pathlib.Path("launched")
 _RENDER = {

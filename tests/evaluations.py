@@ -7,7 +7,8 @@ import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.evaluation import figures, perceptual
+from bandtok_jax.evaluation.metrics import visqol
+from bandtok_jax.evaluation.report import figures
 from tests import music_files
 from tests.small_codec import SmallCodec
 
@@ -30,7 +31,7 @@ def use_small_codec(monkeypatch):
     monkeypatch.setattr(figures, "draw_sounds", lambda output, excerpt: [])
     monkeypatch.setattr(figures, "draw_quality", lambda output, report: [])
     monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: found)
-    monkeypatch.setattr(perceptual, "visqol_installed", lambda: False)
+    monkeypatch.setattr(visqol, "visqol_installed", lambda: False)
     return found
 
 

@@ -22,7 +22,7 @@ import signal
 import sys
 import warnings
 
-from bandtok_jax import cli
+from bandtok_jax.cli import dispatch as cli
 
 LONGEST_LINE = 500
 EXTREMES = (0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)

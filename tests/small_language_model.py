@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models.language_model import LanguageModel
-from bandtok_jax.models.network import Network
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime.target_platform import jit_once
 
 ROWS, CODES = 3, 20
 SETTINGS = dict(

@@ -7,7 +7,7 @@ import pytest
 
 from bandtok_jax import tasks
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
 START, STEPS = 60, 100

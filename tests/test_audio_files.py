@@ -11,8 +11,8 @@ import soundfile
 from bandtok_jax import cli
 from bandtok_jax.audio import audio_file, ffmpeg, waveform
 from bandtok_jax.audio.audio_file import AudioFile, UnreadableAudio
-from bandtok_jax.data_pipelines import tracks
-from bandtok_jax.evaluation import token_report
+from bandtok_jax.data_pipelines import discovery
+from bandtok_jax.evaluation.report import token_report
 from tests import audio_files as made
 from tests import evaluations, fuzz, music_files
 from tests.audio_files import RATE, SECONDS
@@ -267,7 +267,7 @@ def test_the_real_ffmpeg(name, codec, tmp_path):
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     if name.endswith(".m4a"):
         refusal(tmp_path / name)
-    assert tracks.find([str(tmp_path)])[0]
+    assert discovery.find([str(tmp_path)])[0]
 
 
 def test_a_file_that_is_damaged_inside_does_not_end_an_evaluation(tmp_path, monkeypatch, capsys):

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment, tasks
-from bandtok_jax.layers.image import patchify, unpatchify
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
+from bandtok_jax.layers.convolution_2d import patchify, unpatchify
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models.bandtok import BandTok
-from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
 from tests import tiny
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import soundfile
 
-from bandtok_jax.data_pipelines import beam_runner, shard_tasks
+from bandtok_jax.data_pipelines import beam_runner, prepare_shards
 from tests.music_files import RATE, make_music, run, sound
 
 
@@ -45,7 +45,7 @@ def test_beam_writes_the_same_files(music, tmp_path):
 def test_what_beam_has_finished_stays_finished(music, tmp_path, monkeypatch, runner):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'bandtok-jax[beam]'")
     plain = run(music, output=tmp_path / "plain", clip_seconds=2.0)
-    run_task, made = shard_tasks.run, []
+    run_task, made = prepare_shards.run, []
 
     def broken(number, *arguments):
         if len(made) == 5:
@@ -53,11 +53,11 @@ def test_what_beam_has_finished_stays_finished(music, tmp_path, monkeypatch, run
         made.append(number)
         return run_task(number, *arguments)
 
-    monkeypatch.setattr(shard_tasks, "run", broken)
+    monkeypatch.setattr(prepare_shards, "run", broken)
     with pytest.raises(ValueError, match="Beam pipeline failed .*the same command goes on"):
         run(music, output=tmp_path / "out", clip_seconds=2.0, runner="beam", runner_options=IN_MEMORY)
-    monkeypatch.setattr(shard_tasks, "run", run_task)
-    working = tmp_path / "out" / shard_tasks.WORKING_FOLDER
+    monkeypatch.setattr(prepare_shards, "run", run_task)
+    working = tmp_path / "out" / prepare_shards.WORKING_FOLDER
     done = {path: path.stat().st_ino for path in working.glob("task-*.array_record")}
     assert len(done) == 5 and not (tmp_path / "out" / "manifest.json").exists()
     assert run(music, output=tmp_path / "out", clip_seconds=2.0, runner=runner) == plain

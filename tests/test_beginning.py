@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment
-from bandtok_jax.tasks import player
+from bandtok_jax.config import experiment
+from bandtok_jax.tasks import optimization
 from bandtok_jax.training import loop
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter
@@ -98,7 +98,7 @@ def test_a_norm_of_zero_clips_nothing():
     made = {}
     for norm in (0.0, 1e9, 1e-3):
         settings = experiment.load_config("dac:tiny", {"optimizer.gradient_clip_norm": str(norm)}).optimizer
-        optimizer = player.create_optimizer(settings, 100)
+        optimizer = optimization.create_optimizer(settings, 100)
         weights = {"kernel": np.ones((2, 2), np.float32)}
         memory = optimizer.init(weights)
         made[norm] = optimizer.update({"kernel": np.full((2, 2), 3.0, np.float32)}, memory, weights)[1]
@@ -110,7 +110,7 @@ def test_a_norm_of_zero_clips_nothing():
 def test_an_exponential_decay_to_nothing_is_refused():
     settings = experiment.load_config("dac:tiny", {"optimizer.final_fraction": "0"}).optimizer
     with pytest.raises(ValueError, match="final_fraction is 0.0, .*set it above 0"):
-        player.create_optimizer(settings, 100)
+        optimization.create_optimizer(settings, 100)
 
 
 def test_a_best_metric_that_is_not_measured_is_named():

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from bandtok_jax.training import checkpoint, seal
+from bandtok_jax.runs import manifest
+from bandtok_jax.training import checkpoint
 from bandtok_jax.training.checkpoint import Checkpoints, Damaged
 
 FLIPS = 64
@@ -112,5 +113,5 @@ def test_a_checkpoint_is_sealed_as_soon_as_it_is_written(tmp_path):
     checkpoints.save(4, _state(4), position=0)
     checkpoints._saving.result(60)  # nobody has to wait or to close for it
     folder = tmp_path / "checkpoints" / "4"
-    assert (folder / seal.NAME).is_file() and seal.damage(folder) == ""
+    assert (folder / manifest.NAME).is_file() and manifest.damage(folder) == ""
     checkpoints.close()

@@ -13,12 +13,17 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, config_text, experiment, files, verbs
+from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
-from bandtok_jax.data_pipelines import whole_tracks
-from bandtok_jax.generation import pieces
-from bandtok_jax.interchange import container, model_folder, stage
-from bandtok_jax.mel_codec import MelCodec
+from bandtok_jax.cli import verbs
+from bandtok_jax.codecs import component
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.commands import code_files, describe_config
+from bandtok_jax.config import experiment
+from bandtok_jax.data_pipelines import full_tracks
+from bandtok_jax.formats import bt_file
+from bandtok_jax.generation import prompting
+from bandtok_jax.pretrained import model_folder
 
 VERBS = "prepare train config tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
 RATE = 44100
@@ -42,7 +47,7 @@ def composer(codec, tmp_path_factory):
     sizes = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text_width": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
     config = experiment.load_config("language_model:tiny", changes)
-    stages = codec.stages | {"language_model": stage.fresh(config, jax.random.key(0))}
+    stages = codec.stages | {"language_model": component.fresh(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "composer"
     model_folder.save(MelCodec(**stages), folder)
     return str(folder)
@@ -151,7 +156,9 @@ def test_config_prints_what_train_reads(tmp_path, capsys):
     expected = experiment.load_config("vocos:small", {"batch_size": "3", "data.gain_db": "(0.0, 1.0)"})
     overrides = verbs.overrides(flags, verbs.parser())
     again = experiment.load_config("vocos:small", overrides)
-    assert experiment.plain(again) == experiment.plain(expected) and len(flags) == len(config_text.descriptions(again))
+    assert experiment.plain(again) == experiment.plain(expected) and len(flags) == len(
+        describe_config.descriptions(again)
+    )
     assert cli.main(["config", "vocos:small", "--config.batch_size=3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batch_size"] == 3
     assert "bandtok config" in failure(capsys, "train", "--config=dac:tiny", "--workdir=w", "--config.los.mel=1")
@@ -169,16 +176,16 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 @pytest.mark.parametrize("name", experiment.shipped())
 def test_every_key_has_a_description(name):
-    found = config_text.descriptions(experiment.load_config(name))
+    found = describe_config.descriptions(experiment.load_config(name))
     assert [key for key, description in found.items() if not description] == []
-    assert "codebook" in config_text.descriptions(experiment.load_config("bandtok"))["model.codes"]
+    assert "codebook" in describe_config.descriptions(experiment.load_config("bandtok"))["model.codes"]
 
 
 def test_encode_and_decode(model, song, tmp_path, capsys):
     codes, sound = str(tmp_path / "song.bt"), str(tmp_path / "song.wav")
     assert cli.main(["encode", song, f"--model={model}", "-o", codes]) == 0
     assert "11 columns x 16 rows, 1.00 s" in capsys.readouterr().out
-    found, header = container.read(codes)
+    found, header = bt_file.read(codes)
     codec = bandtok_jax.load(model)
     audio, rate = soundfile.read(song, dtype="float32")
     np.testing.assert_array_equal(found, codec.encode(audio, rate))
@@ -212,12 +219,12 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
     settled = codec.settled_columns(RATE)
     # The codes after these would be others if the song continued: here silence continues it.
     beginning = codec.encode(louder * np.pad(audio, (0, 9 * 4096)), rate)[:settled]
-    found = container.read(more)[0]
+    found = bt_file.read(more)[0]
     assert 2 < len(beginning) == settled and len(found) == settled + 6
     found = found[:settled]
     assert (found == beginning).mean() > 0.9  # the gain is found after resampling: a code on an edge may fall otherwise
     capsys.readouterr()
-    monkeypatch.setattr(pieces, "generate", None)  # what cannot be written is refused before the work
+    monkeypatch.setattr(prompting, "generate", None)  # what cannot be written is refused before the work
     assert "check the path" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/no/new.wav")
     original = f"--continue={tmp_path}/new-2.WAV"
     error = failure(capsys, "generate", *flags, original, "--count=2", "-o", f"{tmp_path}/new.WAV")
@@ -236,7 +243,7 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
 def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
     codec, written, write = bandtok_jax.load(composer), [], waveform.Writer.write
     monkeypatch.setattr(waveform.Writer, "write", lambda self, block: (written.append(len(block)), write(self, block)))
-    ((_, samples, _, _),) = files.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
+    ((_, samples, _, _),) = code_files.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
     assert samples == sum(written) == 7 * RATE > max(written)
     whole = codec.decode(codec.generate(seconds=7, seed=1), samples=samples)
     np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
@@ -247,7 +254,7 @@ def test_a_prompt_that_is_no_text_is_refused(composer):
     with pytest.raises(ValueError, match="a prompt of characters that UTF-8 does not have"):
         codec.generate("piano \udcff", seconds=0.1)
     with pytest.raises(ValueError, match="no prompts"):
-        pieces.generate(codec, [], seconds=0.1)
+        prompting.generate(codec, [], seconds=0.1)
 
 
 def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, tmp_path):
@@ -259,7 +266,7 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
         flags = [f"--model={composer}", "--seconds=0.5", "--seed=3", "--guidance=1", "--continue", path]
         assert cli.main(["generate", *flags, "-o", more + ".bt"]) == 0
         assert cli.main(["generate", *flags, "-o", more + ".wav"]) == 0
-        codes.append(container.read(more + ".bt")[0])
+        codes.append(bt_file.read(more + ".bt")[0])
         levels.append(soundfile.read(more + ".wav")[0].std())
     np.testing.assert_array_equal(*codes)
     assert levels[1] == pytest.approx(0.01 * levels[0], rel=0.02)
@@ -283,7 +290,7 @@ def test_evaluate(model, song, tmp_path, capsys):
     assert soundfile.info(tmp_path / "again.wav").frames == RATE, "the report's codes are those of this very model"
     alone = [f"--codec=alone={_without_vocoder(model, tmp_path)}", *flags[1:]]
     assert "no vocoder" in (error := failure(capsys, "evaluate", *alone)) and "--codec=alone=RUN+VOCODER" in error
-    header = container.Reader(codes).header
+    header = bt_file.Reader(codes).header
     assert (header.samples, header.columns, header.rows) == (RATE, 11, 16)
 
 
@@ -297,7 +304,7 @@ def test_prepare_says_what_it_did_not_read(tmp_path, capsys):
 
 
 def test_tokenize(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(whole_tracks, "SYNTHETIC_SECONDS", 1.0)
+    monkeypatch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
     folder = str(tmp_path / "tokens")
     assert cli.main(["tokenize", f"--model={model}", "--data=synthetic", f"--output={folder}", "--pieces=2"]) == 0
     assert f"{folder}: train: 2 pieces, 22 columns" in capsys.readouterr().out

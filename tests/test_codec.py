@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import experiment, files
 from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.interchange import safetensors, stage
-from bandtok_jax.mel_codec import MelCodec
+from bandtok_jax.codecs import component
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.commands import code_files
+from bandtok_jax.config import experiment
+from bandtok_jax.formats import safetensors
 
 RATE = 44100
 
@@ -53,7 +55,7 @@ def test_the_documented_example():
 
 def test_equal_seeds_make_equal_weights():
     config = create().stages["tokenizer"].config
-    weight_hashes = [stage.fresh(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)]
+    weight_hashes = [component.fresh(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)]
     assert weight_hashes[0] == create().weight_hash != weight_hashes[1]
 
 
@@ -204,7 +206,7 @@ def composer(text="bytes"):
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8", "model.text": text}
     config = experiment.load_config("language_model:tiny", changes)
     stages = create().stages
-    return MelCodec(stages["tokenizer"], stages["vocoder"], stage.fresh(config, jax.random.key(0)), chunk_columns=8)
+    return MelCodec(stages["tokenizer"], stages["vocoder"], component.fresh(config, jax.random.key(0)), chunk_columns=8)
 
 
 def test_generate():
@@ -250,7 +252,7 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
     path = str(tmp_path / "text.npy")
     for given in (whole, whole[0].astype(np.float16)):
         np.save(path, given)
-        found = files.read_embedding(codec, path)
+        found = code_files.read_embedding(codec, path)
         assert found.dtype == np.float32 and found.shape == (given.size // 16, 16)
     np.savez(tmp_path / "whole.npz", a=whole, b=whole)
     archive = (tmp_path / "whole.npz").read_bytes()
@@ -259,16 +261,16 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
     for content in (b"", b"text", archive[:300], archive, b"\x80\x04N.", larger):
         (tmp_path / "text.npy").write_bytes(content)
         with pytest.raises(ValueError, match=r"text\.npy: .*; write one array, \[L, E\] or \[E\]"):
-            files.read_embedding(codec, path)
+            code_files.read_embedding(codec, path)
     for given in (whole[:, :15], whole[None], whole[:0], np.full((2, 16), "a"), whole * np.nan, whole * 1e300):
         np.save(path, given)
         with pytest.raises(ValueError, match=r"text\.npy: an embedding .* \[L, 16\]"):
-            files.read_embedding(codec, path)
+            code_files.read_embedding(codec, path)
         with pytest.raises(ValueError, match=r"^an embedding .* \[L, 16\]"):
             codec.generate(embedding=given)
     np.save(path, whole)
     with pytest.raises(ValueError, match=r"text\.npy: this language model did not learn from embeddings"):
-        files.read_embedding(composer(), path)
+        code_files.read_embedding(composer(), path)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 0.5])
@@ -281,7 +283,7 @@ def test_a_seed_of_which_bits_would_be_lost_is_refused(seed):
 def test_a_language_model_of_another_grid_is_refused():
     config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):
-        MelCodec(create().stages["tokenizer"], language_model=stage.Stage(config, {}))
+        MelCodec(create().stages["tokenizer"], language_model=component.Stage(config, {}))
 
 
 def test_weight_hash_sees_every_leaf_and_no_order():
@@ -298,7 +300,7 @@ def test_weight_hash_sees_every_leaf_and_no_order():
 def create_of_levels():
     """A tokenizer whose rows are residual levels of the columns of a mel picture, with a vocoder."""
     config = experiment.load_config("bandtok:tiny", {"model.residual_levels": "4"})
-    return MelCodec(stage.fresh(config, jax.random.key(0)), create().stages["vocoder"], chunk_columns=8)
+    return MelCodec(component.fresh(config, jax.random.key(0)), create().stages["vocoder"], chunk_columns=8)
 
 
 def test_a_mel_tokenizer_may_have_residual_levels():
@@ -315,7 +317,7 @@ def test_a_mel_tokenizer_may_have_residual_levels():
 def test_a_dac_file_is_refused_by_a_tokenizer_of_mel_pictures(tmp_path):
     for codec in (create(), create_of_levels()):
         with pytest.raises(ValueError, match="song.dac is a .dac file, and this model codes mel pictures"):
-            files.decode_dac(codec, "song.dac", str(tmp_path / "a.wav"))
+            code_files.decode_dac(codec, "song.dac", str(tmp_path / "a.wav"))
 
 
 @pytest.mark.parametrize("make", [create, create_of_levels])

@@ -8,7 +8,8 @@ import sys
 import jax
 import pytest
 
-from bandtok_jax import cli, compile_cache
+from bandtok_jax import cli
+from bandtok_jax.runtime import compile_cache
 
 
 @pytest.fixture

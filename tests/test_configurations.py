@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
 from bandtok_jax.audio.mel_bands import MelDefinition
+from bandtok_jax.config import experiment
 from bandtok_jax.training import checkpoint, loop, sharding
 from bandtok_jax.training.program import Program
 from bandtok_jax.training.reporting import Reporter, read_metrics

@@ -8,7 +8,7 @@ import pytest
 
 from bandtok_jax.audio import spectral
 from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.evaluation import continuations
+from bandtok_jax.evaluation.metrics import continuations
 from tests.small_codec import SmallCodec
 
 PIECES, SECONDS, START = 24, 7.0, 1.0

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import corpus, experiment, folder_lock, tasks
-from bandtok_jax.data_pipelines import examples, iterator, records, shards, summary, whole_tracks
+from bandtok_jax import tasks
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.commands import tokenize_corpus
+from bandtok_jax.config import experiment
+from bandtok_jax.data_pipelines import full_tracks, iterator, metadata, records, shards, tf_example
 from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
-from bandtok_jax.interchange.stage import Stage
-from bandtok_jax.mel_codec import MelCodec
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime import folder_lock
+from bandtok_jax.runtime.target_platform import jit_once
 from tests import fuzz
 
 RATE, RECORD = 44100, 20_000
@@ -47,7 +50,7 @@ def data(tmp_path_factory):
             starts = range(0, samples, RECORD)
             for start in starts:
                 audio = sound(name, samples)[start : start + RECORD]
-                writer.write(examples.encode({"audio": audio, "start": start, **facts}))
+                writer.write(tf_example.encode({"audio": audio, "start": start, **facts}))
             measured = {
                 "seconds": samples / RATE,
                 "channels": 2,
@@ -60,7 +63,7 @@ def data(tmp_path_factory):
         writer.close()
         splits[split] = [{"file": split, "records": count}]
     settings = {"sample_rate_hz": RATE, "clip_seconds": RECORD / RATE, "channels": None, "fingerprint": "f"}
-    made = summary.manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
+    made = metadata.manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
     (folder / records.MANIFEST).write_text(json.dumps(made))
     (folder / records.TRACKS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -73,7 +76,7 @@ def expected(name, samples, offset=0):
 
 
 def test_whole_tracks_and_shifted_copies(data, tmp_path):
-    result = corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2, tokenizer="runs/tokenizer")
+    result = tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2, tokenizer="runs/tokenizer")
     assert result["weight_hash"] == codec().weight_hash and result["tokenizer"] == "runs/tokenizer"
     assert {name: split["pieces"] for name, split in result["splits"].items()} == {"train": 6, "validation": 1}
     train = TokenSource(tmp_path / "tokens", "train")
@@ -94,8 +97,8 @@ def test_whole_tracks_and_shifted_copies(data, tmp_path):
 
 
 def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "TRACKS_A_SHARD", 1)
-    whole = corpus.tokenize(codec(), data, tmp_path / "whole")
+    monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 1)
+    whole = tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     coded, encode_stream = [], MelCodec.encode_stream
 
     def interrupted(self, blocks, device):
@@ -106,20 +109,20 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(MelCodec, "encode_stream", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        corpus.tokenize(codec(), data, tmp_path / "tokens")
+        tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens")
     with pytest.raises(FileNotFoundError, match="interrupted"):
         manifest(tmp_path / "tokens")
     done = len(list((tmp_path / "tokens").glob("*.counts.json")))
     coded[:] = [1] * 3  # past the interruption
-    again = corpus.tokenize(codec(), data, tmp_path / "tokens")
+    again = tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens")
     assert done == 2 and len(coded) == 3 + 4 - done and again == whole
     assert same_files(tmp_path / "tokens", tmp_path / "whole")
-    assert corpus.tokenize(codec(), data, tmp_path / "tokens") == whole and len(coded) == 5
+    assert tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens") == whole and len(coded) == 5
     # Where tokenizer and data lie does not matter: their hashes agree.
     moved = shutil.copytree(data, tmp_path / "moved")
-    assert corpus.tokenize(codec(), moved, tmp_path / "tokens", tokenizer="/elsewhere/tokenizer/") == whole
+    assert tokenize_corpus.tokenize(codec(), moved, tmp_path / "tokens", tokenizer="/elsewhere/tokenizer/") == whole
     with pytest.raises(ValueError, match="offsets"):
-        corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
+        tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
 
 
 def test_a_second_process_in_the_folder_is_named_the_first_one(data, tmp_path, monkeypatch):
@@ -127,19 +130,19 @@ def test_a_second_process_in_the_folder_is_named_the_first_one(data, tmp_path, m
 
     def meet(*arguments):
         with pytest.raises(folder_lock.Locked, match="in use by process .*bandtok tokenize"):
-            corpus.tokenize(codec(), data, tmp_path / "tokens")
+            tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens")
         refused.append(1)
         return encode_stream(*arguments)
 
     monkeypatch.setattr(MelCodec, "encode_stream", meet)
-    corpus.tokenize(codec(), data, tmp_path / "tokens")
+    tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens")
     assert refused and not (tmp_path / "tokens" / folder_lock.NAME).exists()
 
 
 def test_tokens_of_other_data_are_refused(data, tmp_path):
     folder, texts = shutil.copytree(data, tmp_path / "data"), tmp_path / "texts.npz"
     np.savez(texts, long=np.ones((3, 6)))
-    tokenize = functools.partial(corpus.tokenize, codec(), folder, embeddings=texts)
+    tokenize = functools.partial(tokenize_corpus.tokenize, codec(), folder, embeddings=texts)
     found = tokenize(tmp_path / "tokens")
     for name in ("data_fingerprint", "embeddings_hash"):
         changed = {**found, name: "other"}
@@ -163,11 +166,11 @@ def same_files(folder, other):
 
 
 def test_processes_divide_the_shards_and_may_become_others(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "TRACKS_A_SHARD", 1)
-    corpus.tokenize(codec(), data, tmp_path / "whole")
+    monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 1)
+    tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     written = []
     monkeypatch.setattr(TokenWriter, "write", lambda self, *shard: (written.append(shard[:2]), write(self, *shard)))
-    share = functools.partial(corpus.tokenize, codec(), data, tmp_path / "tokens")
+    share = functools.partial(tokenize_corpus.tokenize, codec(), data, tmp_path / "tokens")
     with pytest.raises(ValueError, match="2 shards are missing, such as .*tokens-train-00001"):
         share(process_index=0, process_count=2)
     assert written == [("train", 0), ("train", 2)]
@@ -188,22 +191,22 @@ def test_damaged_data_is_named_and_fatal_or_left_out(data, tmp_path):
     content[65_000:140_000] = bytes(75_000)  # the second and third record of "long"
     (folder / "train").write_bytes(content)
     with pytest.raises(ValueError, match="train is damaged .*--skip-damaged"):
-        corpus.tokenize(codec(), folder, tmp_path / "tokens")
+        tokenize_corpus.tokenize(codec(), folder, tmp_path / "tokens")
     with pytest.warns(UserWarning, match="is damaged .*: its tracks are left out") as caught:
-        found = corpus.tokenize(codec(), folder, tmp_path / "tokens", skip_damaged=True)
+        found = tokenize_corpus.tokenize(codec(), folder, tmp_path / "tokens", skip_damaged=True)
     assert len(caught) == 2 and [entry["track"] for entry in found["left_out"]] == ["long", "last"]
     source = TokenSource(tmp_path / "tokens", "train")
     assert [source[number]["track"] for number in range(len(source))] == ["short", "little"]
 
 
 def test_large_corpora_have_larger_shards():
-    shards = list(corpus._shards("train", list(range(100_000)), 2))
+    shards = list(tokenize_corpus._shards("train", list(range(100_000)), 2))
     assert len(shards) == 4000 and [track for shard in shards for track in shard.tracks] == list(range(100_000))
 
 
 def test_synthetic_music(tmp_path, monkeypatch):
-    monkeypatch.setattr(whole_tracks, "SYNTHETIC_SECONDS", 1.0)
-    result = corpus.tokenize(codec(), "synthetic", tmp_path / "tokens", pieces=2)
+    monkeypatch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
+    result = tokenize_corpus.tokenize(codec(), "synthetic", tmp_path / "tokens", pieces=2)
     assert {name: (split["pieces"], split["columns"]) for name, split in result["splits"].items()} == {
         "train": (2, 22),
         "validation": (1, 11),
@@ -214,15 +217,15 @@ def test_synthetic_music(tmp_path, monkeypatch):
 
 def test_mistakes(data, tmp_path):
     with pytest.raises(ValueError, match="shifted copies"):
-        corpus.tokenize(codec(), data, tmp_path / "a", offsets=0)
+        tokenize_corpus.tokenize(codec(), data, tmp_path / "a", offsets=0)
     with pytest.raises(FileNotFoundError, match="bandtok prepare"):
-        corpus.tokenize(codec(), str(tmp_path / "nothing"), tmp_path / "b")
+        tokenize_corpus.tokenize(codec(), str(tmp_path / "nothing"), tmp_path / "b")
 
 
 def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     given = {"long": np.ones((3, 6), np.float32), "last": np.full(6, 2.0)}
     np.savez(tmp_path / "texts.npz", **given)
-    corpus.tokenize(codec(), data, tmp_path / "tokens", embeddings=tmp_path / "texts.npz")
+    tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", embeddings=tmp_path / "texts.npz")
     source = TokenSource(tmp_path / "tokens", "train")
     by_track = {source[i]["track"]: source[i]["embedding"] for i in range(len(source))}
     np.testing.assert_array_equal(by_track["long"], given["long"])
@@ -254,29 +257,29 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
 def test_damaged_embeddings(tmp_path):
     path = tmp_path / "texts.npz"
     np.savez_compressed(path, a=np.ones((3, 4), np.float32), b=np.arange(4.0))
-    fuzz.check(lambda _: corpus.read_embeddings(path, {"a", "c"}), path, path.read_bytes(), cases=300)
+    fuzz.check(lambda _: tokenize_corpus.read_embeddings(path, {"a", "c"}), path, path.read_bytes(), cases=300)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w", force_zip64=True) as part:
         np.lib.format.write_array_header_1_0(part, {"descr": "<f4", "fortran_order": False, "shape": (1 << 25,)})
         for _ in range(80):
             part.write(bytes(1 << 20))
     with pytest.raises(ValueError, match="texts.npz: what it unpacks to would take 8.* bytes"):
-        corpus.read_embeddings(path, {"a"})
+        tokenize_corpus.read_embeddings(path, {"a"})
 
 
 def test_embeddings_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "no.npz").write_text("no")
     with pytest.raises(ValueError, match="no.npz: it is no whole archive .*; write it with numpy.savez"):
-        corpus.read_embeddings(tmp_path / "no.npz", {"a"})
+        tokenize_corpus.read_embeddings(tmp_path / "no.npz", {"a"})
     np.savez(tmp_path / "other.npz", b=np.ones((2, 3)))
     with pytest.raises(ValueError, match="names none of the tracks, such as 'a'"):
-        corpus.read_embeddings(tmp_path / "other.npz", {"a"})
+        tokenize_corpus.read_embeddings(tmp_path / "other.npz", {"a"})
     np.savez(tmp_path / "two.npz", a=np.ones((2, 3)), b=np.ones((2, 4)))
     with pytest.raises(ValueError, match="all .L, E. of one E"):
-        corpus.read_embeddings(tmp_path / "two.npz", {"a"})
+        tokenize_corpus.read_embeddings(tmp_path / "two.npz", {"a"})
 
 
 def test_where_process_0_is_refused_no_process_writes(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus.distributed, "agree", lambda number: 1)
+    monkeypatch.setattr(tokenize_corpus.distributed, "agree", lambda number: 1)
     with pytest.raises(folder_lock.Locked, match="see process 0"):
-        corpus.tokenize(codec(), data, tmp_path / "tokens", process_index=1, process_count=2)
+        tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", process_index=1, process_count=2)
     assert not (tmp_path / "tokens").exists()

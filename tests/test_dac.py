@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 from bandtok_jax.layers.convolution import TransposedConvolution
-from bandtok_jax.layers.residual_quantization import ResidualQuantizer, draw_levels
+from bandtok_jax.layers.network import Network
+from bandtok_jax.layers.residual_vector_quantization import ResidualQuantizer, draw_levels
 from bandtok_jax.layers.snake import Snake, squared_sine
 from bandtok_jax.models.dac import DAC
-from bandtok_jax.models.network import Network
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
 SMALL = dict(encoder_width=4, decoder_width=8, strides=(3,), rows=3, codes=32, code_width=4)

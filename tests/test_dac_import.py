@@ -14,18 +14,22 @@ import zipfile
 import numpy as np
 import pytest
 
-from bandtok_jax import cli, experiment, files
+from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
-from bandtok_jax.interchange import container, dac_file, dac_weights, model_folder, pickles, torch_file
+from bandtok_jax.codecs import dac_file
+from bandtok_jax.commands import code_files
+from bandtok_jax.config import experiment
+from bandtok_jax.formats import bt_file, safe_pickle, torch_checkpoint
+from bandtok_jax.pretrained import import_dac, model_folder
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "dac"
-READERS = {"hf": dac_weights.read_transformers}
+READERS = {"hf": import_dac.read_transformers}
 
 
 @functools.cache
 def codec(name, parity=False):
     path = GOLDEN / ("hf" if name == "hf" else f"{name}.pth")
-    return model_folder.join({"tokenizer": READERS.get(name, dac_weights.read_official)(str(path), parity)})
+    return model_folder.join({"tokenizer": READERS.get(name, import_dac.read_official)(str(path), parity)})
 
 
 @functools.cache
@@ -77,7 +81,7 @@ def test_dac_files_on_the_command_line(tmp_path, capsys):
     assert cli.main(["decode", song, f"--model={export}"]) == 0
     assert waveform.probe(tmp_path / "song.wav") == (8000, 1, 4001)
     assert cli.main(["decode", song, f"--model={export}", "-o", again]) == 0
-    found, header = container.read(again)
+    found, header = bt_file.read(again)
     np.testing.assert_array_equal(found, dac_file.read(song).codes[0])
     assert header.samples == 4001
     assert cli.main(["decode", again, f"--model={export}", "-o", str(tmp_path / "b.wav"), "--levels=1"]) == 0
@@ -155,9 +159,9 @@ def test_dac_files_of_another_model_are_refused(tmp_path):
 
 def test_a_bt_file_of_imported_weights_is_theirs_alone(tmp_path):
     waveform.write(tmp_path / "a.wav", golden()["audio"], 8000)
-    files.encode(codec("even"), str(tmp_path / "a.wav"), str(tmp_path / "a.bt"))
+    code_files.encode(codec("even"), str(tmp_path / "a.wav"), str(tmp_path / "a.bt"))
     with pytest.raises(ValueError, match="decode it with its own model"):
-        files.decode(codec("odd"), str(tmp_path / "a.bt"), str(tmp_path / "b.wav"))
+        code_files.decode(codec("odd"), str(tmp_path / "a.bt"), str(tmp_path / "b.wav"))
 
 
 def changed(tmp_path, change, source=GOLDEN / "even.pth"):
@@ -181,7 +185,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, protocol
     monkeypatch.chdir(tmp_path)
     attack = pickle.dumps({"state_dict": Attack()}, protocol)
     path = changed(tmp_path, lambda entries: entries.update({next(k for k in entries if "data.pkl" in k): attack}))
-    for read in (torch_file.read, lambda path: pickles.read_numpy(attack, path)):
+    for read in (torch_checkpoint.read, lambda path: safe_pickle.read_numpy(attack, path)):
         with pytest.raises(ValueError, match="its pickle wants .*system"):
             read(path)
     header = io.BytesIO()
@@ -196,7 +200,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, protocol
 def test_other_names_are_refused(name):
     module, _, function = name.rpartition(".")
     with pytest.raises(ValueError, match=f"^a.dac: its pickle wants {name}"):
-        pickles.read_numpy(f"c{module}\n{function}\n.".encode(), "a.dac")
+        safe_pickle.read_numpy(f"c{module}\n{function}\n.".encode(), "a.dac")
 
 
 def test_damaged_weights_are_refused(tmp_path):
@@ -209,7 +213,7 @@ def test_damaged_weights_are_refused(tmp_path):
     for fault, damaged in faults.items():
         (tmp_path / "weights.pth").write_bytes(damaged)
         try:
-            dac_weights.read_official(str(tmp_path / "weights.pth"))
+            import_dac.read_official(str(tmp_path / "weights.pth"))
         except ValueError as error:
             assert "weights.pth" in str(error) and "\n" not in str(error)
             refused += 1
@@ -233,32 +237,32 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
     cures = {without: "has no decoder.model.0.bias", reshaped: "shape", extra: "lm.weight", infinite: "NaN or infinity"}
     for change, words in cures.items():
-        found = torch_file.read(GOLDEN / "even.pth")
+        found = torch_checkpoint.read(GOLDEN / "even.pth")
         change(found["state_dict"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_file, "read", lambda path, found=found: found)
+            patch.setattr(torch_checkpoint, "read", lambda path, found=found: found)
             with pytest.raises(ValueError, match=words):
-                dac_weights.read_official("weights.pth")
+                import_dac.read_official("weights.pth")
     for kwargs, words in (
         ({"decoder_rates": [2, 4]}, "not the encoder's"),
         ({"codebook_dim": [4, 4, 4]}, "codebook_dim"),
         ({"encoder_rates": "no"}, "encoder_rates"),
         ({"decoder_rates": None}, "decoder's rates None"),
     ):
-        found = torch_file.read(GOLDEN / "even.pth")
+        found = torch_checkpoint.read(GOLDEN / "even.pth")
         found["metadata"]["kwargs"] |= kwargs
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_file, "read", lambda path, found=found: found)
+            patch.setattr(torch_checkpoint, "read", lambda path, found=found: found)
             with pytest.raises(ValueError, match=words):
-                dac_weights.read_official("weights.pth")
+                import_dac.read_official("weights.pth")
 
 
 def test_other_models_of_transformers_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
-        dac_weights.read_transformers(str(tmp_path))
+        import_dac.read_transformers(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="its content is \[\], not an object"):
-        dac_weights.read_transformers(str(tmp_path))
+        import_dac.read_transformers(str(tmp_path))
     settings = json.loads((GOLDEN / "hf" / "config.json").read_text())
     for change, words in (
         ({"model_type": "encodec"}, "model_type is 'encodec', not one of 'dac'"),
@@ -268,7 +272,7 @@ def test_other_models_of_transformers_are_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(settings | change))
         shutil.copy(GOLDEN / "hf" / "model.safetensors", tmp_path)
         with pytest.raises(ValueError, match=words):
-            dac_weights.read_transformers(str(tmp_path / "model.safetensors"))
+            import_dac.read_transformers(str(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax import storage
 from bandtok_jax.data_pipelines import iterator, shards
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter, row_unigrams
+from bandtok_jax.runtime import storage
 from tests.music_files import RATE, run, sound
 from tests.test_iterator import by_index, config, take
 from tests.test_tokens import FACTS, piece

@@ -8,14 +8,14 @@ import pytest
 import soundfile
 
 from bandtok_jax.data_pipelines import (
+    discovery,
     doctor,
+    full_tracks,
     iterator,
-    shard_tasks,
+    prepare_shards,
     sources,
     tfds_sources,
     tokens,
-    tracks,
-    whole_tracks,
 )
 from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter
 from tests import fuzz
@@ -64,7 +64,7 @@ def read_records(folder):
             assert opened[0][0][number]["audio"][:].shape == (2 * RATE, 1)
     batches = iterator.evaluation_batches(config(str(folder)), batch_size=2, count=1)
     assert np.isfinite(batches[0]["audio"]).all()
-    for whole in whole_tracks.read_tracks(str(folder), RATE).values():
+    for whole in full_tracks.read_tracks(str(folder), RATE).values():
         assert all(np.isfinite(track.gain(-16.0)) and track.samples for track in whole)
     sources.fingerprint({"tokens": "", "sources": str(folder)})
     doctor.report(doctor.inspect(folder, 4000))
@@ -103,9 +103,9 @@ def test_what_is_said_of_finished_tasks(tmp_path):
     (tmp_path / "tasks").mkdir()
     soundfile.write(tmp_path / "a.wav", sound(0, 2.0), RATE)
     settings = {"sample_rate_hz": RATE, "channels": None, "clip_seconds": 6.0}
-    shard_tasks.run(0, tracks.find([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
+    prepare_shards.run(0, discovery.find([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
     (path,) = (tmp_path / "tasks").glob("*.json")
-    fuzz.check(lambda _: shard_tasks.finished(path.parent), path, path.read_bytes(), fuzz.json_text, cases=CASES)
+    fuzz.check(lambda _: prepare_shards.finished(path.parent), path, path.read_bytes(), fuzz.json_text, cases=CASES)
 
 
 def test_manifests_of_tokens(coded):

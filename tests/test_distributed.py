@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bandtok_jax.training import distributed, roll_call
+from bandtok_jax.training import distributed, rendezvous
 from tests import processes
 
 SLURM = {
@@ -183,7 +183,7 @@ def test_a_place_is_free_again_when_its_process_leaves(address):
         host, port = address.split(":")
         with socket.create_connection((host, int(port))) as connection:
             theirs = json.loads(connection.makefile().readline())["challenge"]
-            proof = roll_call._proof(
+            proof = rendezvous._proof(
                 distributed.Cluster("plain", address, 3, 1), "caller", theirs, own, *about.values()
             )
             connection.sendall(json.dumps({**about, "challenge": own, "proof": proof}).encode() + b"\n")
@@ -197,9 +197,9 @@ def test_another_secret_is_another_training(address, monkeypatch):
         roll = pool.submit(_roll_call, [0], 2, 1.0, address)
         _call(address, [b"{}\n"]).close()
         assert "1 callers did not prove to know its BANDTOK_CLUSTER_SECRET" in roll.result()[0]
-    proofs = [roll_call._proof(distributed.Cluster("plain", address, 2, 1), "caller")]
+    proofs = [rendezvous._proof(distributed.Cluster("plain", address, 2, 1), "caller")]
     monkeypatch.setenv("BANDTOK_CLUSTER_SECRET", "b")
-    assert roll_call._proof(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
+    assert rendezvous._proof(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
 
 
 @pytest.mark.parametrize(

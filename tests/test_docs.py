@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from bandtok_jax import verbs
+from bandtok_jax.cli import verbs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import cli, experiment
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.interchange.stage import Stage
-from bandtok_jax.mel_codec import MelCodec
-from bandtok_jax.platforms import made_for
+from bandtok_jax import cli
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.config import experiment
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime.target_platform import made_for
 
 NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
 from bandtok_jax.audio import spectral
-from bandtok_jax.interchange.stage import Stage, fresh
-from bandtok_jax.mel_codec import MelCodec
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.codecs.component import Stage, fresh
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.config import experiment
+from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
 RATE, COLUMN = 44_100, 4096

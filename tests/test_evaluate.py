@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax.evaluation import evaluate, frechet, originals
+from bandtok_jax.evaluation.comparison import references, runner
+from bandtok_jax.evaluation.metrics import frechet
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
 from tests.small_codec import SmallCodec
@@ -134,7 +135,7 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
         f"--output={tmp_path / 'report'}",
         "--without=mfcc_distance",
     ]
-    measure = evaluate.measures.measure
+    measure = runner.measures.measure
     calls = []
 
     def counted(*given):
@@ -143,7 +144,7 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
             raise KeyboardInterrupt
         return measure(*given)
 
-    monkeypatch.setattr(evaluate.measures, "measure", counted)
+    monkeypatch.setattr(runner.measures, "measure", counted)
     assert run(*arguments) == 130 and len(calls) == 3
     assert run(*arguments) == 0 and len(calls) == 3 + 2
     before = (tmp_path / "report" / "files.csv").read_text()
@@ -185,12 +186,12 @@ def test_processes_measure_the_same(music, codec, tmp_path):
 
 
 def test_long_files_are_cut_and_a_limit_takes_from_all(music, codec, tmp_path):
-    found, _ = originals.find([str(music)])
-    pieces = originals.choose(found, 1.0, 3.0)
+    found, _ = references.find([str(music)])
+    pieces = references.choose(found, 1.0, 3.0)
     assert [(piece.original.name, piece.number) for piece in pieces] == [
         ("c.wav", 0), ("live/a.wav", 0), ("silence.wav", 0),
     ]  # fmt: skip
-    pieces = originals.choose(found, 1.0, None)
+    pieces = references.choose(found, 1.0, None)
     assert [piece.number for piece in pieces if piece.original.name == "studio/b.wav"] == [0, 1, 2]
     (long,) = [one for one in found if one.name == "live/a.wav"]
     whole, _ = soundfile.read(music / "live" / "a.wav", dtype="float32")
@@ -202,7 +203,7 @@ def test_long_files_are_cut_and_a_limit_takes_from_all(music, codec, tmp_path):
 def test_prepared_records_are_evaluated_by_tracks(codec, tmp_path):
     folder = music_files.make_music(tmp_path / "music")
     music_files.run(folder, output=tmp_path / "records", validation_share=0.5)
-    splits = {split: originals.find([str(tmp_path / "records")], split=split)[0] for split in ("train", "validation")}
+    splits = {split: references.find([str(tmp_path / "records")], split=split)[0] for split in ("train", "validation")}
     assert {one.name for group in splits.values() for one in group} == {"a.flac", "b.wav", "live/c.ogg"}
     assert {one.domain for group in splits.values() for one in group} == {"music"}
     one = next(one for group in splits.values() for one in group if one.name == "b.wav")
@@ -211,12 +212,12 @@ def test_prepared_records_are_evaluated_by_tracks(codec, tmp_path):
     assert piece.shape == (1, 7 * 8000)  # records of 6 s and of the rest
     np.testing.assert_allclose(piece[0], whole, atol=2 / 32768)
     with pytest.raises(ValueError, match="no records in the split test"):
-        originals.find([str(tmp_path / "records")], split="test")
+        references.find([str(tmp_path / "records")], split="test")
 
 
 def test_a_table_gives_domains_and_splits(music):
     (music.parent / "tracks.csv").write_text("file,split,domain\nlive/a.wav,validation,jazz\nstudio/b.wav,train,rock\n")
-    found, _ = originals.find([str(music)], split="validation", tracks_csv=str(music.parent / "tracks.csv"))
+    found, _ = references.find([str(music)], split="validation", tracks_csv=str(music.parent / "tracks.csv"))
     assert [(one.name, one.domain) for one in found] == [("live/a.wav", "jazz")]
 
 

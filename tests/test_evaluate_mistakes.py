@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax import folder_lock
-from bandtok_jax.evaluation import request
+from bandtok_jax.commands import evaluate
+from bandtok_jax.runtime import folder_lock
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
 from tests.small_codec import SmallCodec
@@ -64,7 +64,7 @@ def test_codecs_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("x=1/tokenizer", "x=1/voc+oder", "a+b", "a", "b", "_odd name"):
         (tmp_path / name).mkdir(parents=True)
-    read = lambda text: request._named_model("--codec", text)
+    read = lambda text: evaluate._named_model("--codec", text)
     assert read("x=1/tokenizer") == ("tokenizer", "x=1/tokenizer", "")
     assert read("mine=x=1/tokenizer+x=1/voc+oder") == ("mine", "x=1/tokenizer", "x=1/voc+oder")
     assert read("a+b") == ("a-b", "a+b", "") and read("b+a") == ("b", "b", "a")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bandtok_jax import experiment
+from bandtok_jax.config import experiment
 
 
 @pytest.mark.parametrize("name", experiment.shipped())

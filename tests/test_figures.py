@@ -13,9 +13,12 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import distances, figures, measures, originals, perceptual, plots, sound_plots, spectra
-from bandtok_jax.evaluation.evaluate import Result, sound_path
-from bandtok_jax.evaluation.summary import Mean
+from bandtok_jax.evaluation.comparison import references
+from bandtok_jax.evaluation.comparison.runner import Result, sound_path
+from bandtok_jax.evaluation.metrics import catalogue, spectra, spectral_distances, visqol
+from bandtok_jax.evaluation.report import audio_plots, figures
+from bandtok_jax.evaluation.report.aggregate import Mean
+from bandtok_jax.plotting import plots
 from tests import music_files
 from tests.small_codec import SmallCodec
 
@@ -32,7 +35,7 @@ def sounds(seconds=0.6):
 
 
 def piece(name, number=0, seconds=5.0):
-    return originals.Piece(originals.Original(name, "", "", RATE, seconds, name, lambda: iter(())), number, 2.0)
+    return references.Piece(references.Original(name, "", "", RATE, seconds, name, lambda: iter(())), number, 2.0)
 
 
 def texts(figure):
@@ -46,7 +49,7 @@ def images(figure):
 def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
     codecs = {"with": SmallCodec(), "without": SmallCodec(0.7)}
     monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: codecs[path])
-    monkeypatch.setattr(perceptual, "visqol_installed", lambda: False)
+    monkeypatch.setattr(visqol, "visqol_installed", lambda: False)
     (tmp_path / "music").mkdir()
     for name, seed in (("a", 0), ("c", 1)):
         soundfile.write(tmp_path / "music" / f"{name}.wav", music_files.sound(seed, 1.1, 2, 16_000), 16_000)
@@ -75,7 +78,7 @@ def test_the_loss_of_high_frequencies_is_told():
     for name, level in levels["original"].items():
         assert levels["low"][name] < level - 50
         assert levels["half"][name] == pytest.approx(level - 6.02, abs=0.01)
-    figure = sound_plots.high_frequencies(found.sounds, RATE, found.high_levels_db, magnitude)
+    figure = audio_plots.high_frequencies(found.sounds, RATE, found.high_levels_db, magnitude)
     said = [text for text in texts(figure) if text.startswith("above 10 kHz")]
     assert said[0] == "above 10 kHz −{:.0f} dB, above 20 kHz −{:.0f} dB".format(
         *(-level for level in levels["original"].values())
@@ -103,7 +106,7 @@ def test_levels_of_white_noise_and_of_a_sine_by_their_formulas():
 
 
 def test_spectrograms_are_on_one_scale_up_to_half_the_rate():
-    figure = sound_plots.spectrograms(sounds(), RATE, spectra.keeping())
+    figure = audio_plots.spectrograms(sounds(), RATE, spectra.keeping())
     drawn = images(figure)[:3]
     assert texts(figure) == ["original", "low", "half"]
     assert len({image.get_clim() for image in drawn}) == 1
@@ -114,7 +117,7 @@ def test_spectrograms_are_on_one_scale_up_to_half_the_rate():
 
 
 def test_waveforms_zoom_where_the_original_is_loudest():
-    figure = sound_plots.waveforms(sounds(), RATE)
+    figure = audio_plots.waveforms(sounds(), RATE)
     whole, zoom = figure.axes[2:4]
     (line,) = {text for text in texts(figure) if "black line" in text}
     assert 0.295 <= float(line.split()[-3]) <= 0.32
@@ -133,13 +136,13 @@ def test_waveforms_zoom_where_the_original_is_loudest():
 
 def test_cepstra_of_equal_sounds_are_equal_and_the_legend_tells_the_measure():
     found = sounds()
-    figure = sound_plots.cepstra(found | {"same": found["original"]}, RATE, spectra.keeping())
+    figure = audio_plots.cepstra(found | {"same": found["original"]}, RATE, spectra.keeping())
     pictures = [np.asarray(image.get_array()) for image in images(figure)[:4]]
     np.testing.assert_array_equal(pictures[0], pictures[3])
     np.testing.assert_allclose(pictures[0].mean(1), 0, atol=1e-6)
     assert np.abs(pictures[1] - pictures[0]).mean() > 1
     labels = [line.get_label() for line in figure.axes[4].lines]
-    expected = distances.mfcc_distance(found["original"], found["low"], RATE)
+    expected = spectral_distances.mfcc_distance(found["original"], found["low"], RATE)
     assert labels == [f"low, mean {expected:.1f}", labels[1], "same, mean 0.0"]
 
 
@@ -156,9 +159,9 @@ def test_lines_are_codecs_and_others_are_points(monkeypatch, tmp_path):
         tokens={name: {"bits_per_second": {"nominal": rate}} for name, rate in rates.items()},
         systems={name: {"family": name.partition("-")[0]} for name in rates} | {"opus-24": {"kind": "command"}},
         means={"all": {name: mean(rate / 1000) for name, rate in rates.items()}},
-        measures={"mel_distance": measures.MEASURES["mel_distance"]},
+        measures={"mel_distance": catalogue.MEASURES["mel_distance"]},
     )
-    report.measures["si_sdr"] = measures.MEASURES["si_sdr"]  # that of silence
+    report.measures["si_sdr"] = catalogue.MEASURES["si_sdr"]  # that of silence
     for means in report.means["all"].values():
         means["si_sdr"] = Mean(None, None, 0, 3)
     report.means["all"]["opus-24"] = mean(1.0) | {
@@ -215,7 +218,7 @@ def test_the_typical_piece_is_the_median_of_those_with_a_value():
 def test_an_excerpt_is_the_loudest_ten_seconds_of_all_systems(tmp_path):
     sound = 0.01 * np.random.default_rng(0).standard_normal((1, 25 * 8000)).astype(np.float32)
     sound[:, 8 * 8000 : 19 * 8000] *= 10
-    long = originals.Piece(piece("long.wav", seconds=65.0).original, 1, 30.0)
+    long = references.Piece(piece("long.wav", seconds=65.0).original, 1, 30.0)
     late = np.pad(sound, ((0, 0), (40, 0)))[:, : sound.shape[1]]
     decoded = {"original": sound, "mine": np.concatenate([sound, -0.5 * sound]), "late": late}
     results = {name: Result(name, long, {"delay": 5.0 if name == "late" else None}, "") for name in ("mine", "late")}

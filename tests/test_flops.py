@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 from bandtok_jax.layers import attention
-from bandtok_jax.platforms import made_for
+from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import flops
 from tests import tiny
 

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from bandtok_jax import folder_lock
+from bandtok_jax.runtime import folder_lock
 
 HOLDER = """
 import sys

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from bandtok_jax import cli, foreign_errors
-from bandtok_jax.interchange import safetensors
+from bandtok_jax.cli import dispatch as cli
+from bandtok_jax.formats import safetensors
+from bandtok_jax.runtime import foreign_errors
 
 
 def test_out_of_memory_names_what_to_lower(monkeypatch, capsys):

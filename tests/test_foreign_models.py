@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bandtok_jax import experiment, tasks
-from bandtok_jax.interchange import container, dac_file, dac_weights, model_folder, vocos_weights
-from bandtok_jax.interchange import safetensors as weights_file
-from bandtok_jax.interchange.stage import fresh
+from bandtok_jax import tasks
+from bandtok_jax.codecs import dac_file
+from bandtok_jax.codecs.component import fresh
+from bandtok_jax.config import experiment
+from bandtok_jax.formats import bt_file
+from bandtok_jax.formats import safetensors as weights_file
+from bandtok_jax.pretrained import import_dac, import_vocos, model_folder
 from tests import fuzz
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-HEADER = container.Header(
+HEADER = bt_file.Header(
     rows=5, codebook_size=1000, row_kind="band", sample_rate_hz=44100, samples_per_column=4096, weight_hash="ab" * 16
 )
 
@@ -85,18 +88,18 @@ def pickled(random, valid):
 
 def test_weights_of_dac(tmp_path):
     valid = (GOLDEN / "dac" / "even.pth").read_bytes()
-    fuzz.check(lambda path: dac_weights.read_official(str(path)), tmp_path / "weights.pth", valid, torch_weights)
+    fuzz.check(lambda path: import_dac.read_official(str(path)), tmp_path / "weights.pth", valid, torch_weights)
 
 
 def test_weights_of_vocos(tmp_path):
     shutil.copy(GOLDEN / "vocos" / "same" / "config.yaml", tmp_path)
     valid = (GOLDEN / "vocos" / "same" / "pytorch_model.bin").read_bytes()
-    fuzz.check(lambda path: vocos_weights.read(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
+    fuzz.check(lambda path: import_vocos.read(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
 
 
 def test_settings_of_vocos(tmp_path):
     shutil.copytree(GOLDEN / "vocos" / "same", tmp_path, dirs_exist_ok=True)
-    valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: vocos_weights.read(str(tmp_path))
+    valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: import_vocos.read(str(tmp_path))
     fuzz.check(read, tmp_path / "config.yaml", valid, fuzz.text, named=str(tmp_path))
 
 
@@ -105,7 +108,7 @@ def test_settings_and_weights_of_transformers(tmp_path):
     for name, mutate in (("config.json", fuzz.json_text), ("model.safetensors", tensors)):
         valid = (tmp_path / name).read_bytes()
         fuzz.check(
-            lambda _: dac_weights.read_transformers(str(tmp_path)), tmp_path / name, valid, mutate, named=str(tmp_path)
+            lambda _: import_dac.read_transformers(str(tmp_path)), tmp_path / name, valid, mutate, named=str(tmp_path)
         )
 
 
@@ -180,5 +183,5 @@ def signed(random, valid):
 
 def test_bt_files(tmp_path):
     codes = np.random.default_rng(0).integers(0, 1000, (40, 5), dtype=np.int32)
-    container.write(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
-    fuzz.check(container.read, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)
+    bt_file.write(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
+    fuzz.check(bt_file.read, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)

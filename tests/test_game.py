@@ -7,8 +7,8 @@ import pytest
 
 from bandtok_jax import tasks
 from bandtok_jax.losses import adversarial
-from bandtok_jax.platforms import jit_once
-from bandtok_jax.tasks import player
+from bandtok_jax.runtime.target_platform import jit_once
+from bandtok_jax.tasks import optimization
 from tests import tiny
 
 
@@ -47,7 +47,9 @@ def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_playe
     config = tiny.config("mel_tokenizer", tmp_path, **changes)
     task, taken = tasks.create(config), []
     state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(config)
-    monkeypatch.setattr(player, "update_player", lambda old, gradients, *_: (taken.append(gradients), (old, 0.0))[1])
+    monkeypatch.setattr(
+        optimization, "update_player", lambda old, gradients, *_: (taken.append(gradients), (old, 0.0))[1]
+    )
 
     def step(state, batch):
         taken.clear()

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax.generation import sampling
+from bandtok_jax.generation import autoregressive
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, weights
 
 
 @functools.cache
 def generator():
-    return sampling.Generator(SETTINGS, weights())
+    return autoregressive.Generator(SETTINGS, weights())
 
 
 def generate(columns=5, window_columns=40, seed=0, **more):
@@ -45,7 +45,7 @@ def test_an_example_does_not_depend_on_its_batch():
 def test_tracks_last_as_long_as_asked_unless_they_may_end():
     kernel = weights()["head"]["kernel"]
     # One that would end tracks: before every second column END is far likelier than all codes together.
-    eager = sampling.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(100)}})
+    eager = autoregressive.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(100)}})
     text = dict(caption=captions(*[b"slow"] * 6), guidance=3.0)
     for more in ({}, text, dict(prefix=grid(6, 3)), dict(temperature=0.0)):
         how = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
@@ -59,7 +59,7 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
     writer, cache = generator(), generator()._network.apply(weights(), {}, 1, 128, method="empty_cache")
-    program = sampling._advance.lower(
+    program = autoregressive._advance.lower(
         weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
         dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),
         network=writer._network, span=128, top_k=None, nucleus=False, guided=False,
@@ -73,7 +73,7 @@ def test_decoding_in_16_bits_keeps_norms_wide(stacked):
     if stacked:
         layers = [parameters["blocks"][str(i)] for i in range(SETTINGS["layers"])]
         parameters = {**parameters, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
-    writer = sampling.Generator({**SETTINGS, "scan_layers": stacked, "dtype": "bfloat16"}, parameters)
+    writer = autoregressive.Generator({**SETTINGS, "scan_layers": stacked, "dtype": "bfloat16"}, parameters)
     kinds = {(x.ndim > 1, str(x.dtype)) for x in jax.tree.leaves(writer._parameters)}
     assert kinds == {(True, "bfloat16"), (False, "float32")}
     codes, lengths = writer.generate(columns=3, window_columns=40, key=jax.random.key(0))
@@ -98,7 +98,7 @@ def test_top_k_and_top_p_keep_what_they_should():
         count = int(np.searchsorted(np.cumsum(share), top_p) + 1) if top_p < 1 else len(share)
         expected = np.zeros(12)
         expected[order[:count]] = share[:count] / share[:count].sum()
-        drawn = jax.jit(functools.partial(sampling.sample, top_k=top_k, nucleus=top_p < 1))(
+        drawn = jax.jit(functools.partial(autoregressive.sample, top_k=top_k, nucleus=top_p < 1))(
             jnp.tile(jnp.asarray(logits, jnp.float32), (4000, 1)), keys, temperature=temperature, top_p=top_p
         )
         found = np.bincount(drawn, minlength=12) / 4000
@@ -109,14 +109,14 @@ def test_top_k_and_top_p_keep_what_they_should():
 def test_any_duration_with_the_same_programs():
     endless = jax.tree.map(jnp.copy, weights())
     endless["head"]["kernel"] = endless["head"]["kernel"].at[CODES].set(0)  # an end becomes as rare as any code
-    writer = sampling.Generator(SETTINGS, endless)
+    writer = autoregressive.Generator(SETTINGS, endless)
     writer.generate(columns=60, window_columns=50, key=jax.random.key(0), top_k=1)
-    programs = sampling._advance._cache_size(), sampling._prefill._cache_size()
+    programs = autoregressive._advance._cache_size(), autoregressive._prefill._cache_size()
     columns = []
     codes, lengths = writer.generate(
         columns=170, window_columns=50, key=jax.random.key(1), top_k=1, may_end=True, report=columns.append
     )
-    assert (sampling._advance._cache_size(), sampling._prefill._cache_size()) == programs
+    assert (autoregressive._advance._cache_size(), autoregressive._prefill._cache_size()) == programs
     assert codes.shape == (1, 170, ROWS) and (lengths < 170 or columns[-1] == 170)
     # What follows a full window is what a window that begins in its middle predicts.
     if lengths[0] > 50:

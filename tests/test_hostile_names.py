@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 
-from bandtok_jax import cli
-from bandtok_jax.evaluation import originals, summary
+from bandtok_jax.cli import dispatch as cli
+from bandtok_jax.evaluation.comparison import references
+from bandtok_jax.evaluation.report import aggregate
 from tests import evaluations, music_files
 from tests.evaluations import RATE, run, table
 
@@ -15,12 +16,12 @@ FORMULAS = ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "  =cmd|' /C calc'
 
 
 def piece(name, seconds=3.0, number=0):
-    return originals.Piece(originals.Original(name, "", "", RATE, seconds, "", lambda: iter(())), number, 10.0)
+    return references.Piece(references.Original(name, "", "", RATE, seconds, "", lambda: iter(())), number, 10.0)
 
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_no_cell_is_a_formula_and_numbers_stay_numbers(text, tmp_path):
-    summary.write_csv(tmp_path / "a.csv", [{"file": text, "snr": -3.5, "count": -2, text: "plain"}])
+    aggregate.write_csv(tmp_path / "a.csv", [{"file": text, "snr": -3.5, "count": -2, text: "plain"}])
     with open(tmp_path / "a.csv", newline="") as file:
         header, line = csv.reader(file)
     assert line[1:] == ["-3.5", "-2", "plain"]
@@ -29,8 +30,8 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers(text, tmp_path):
 
 
 def test_a_missing_domain_and_ordinary_names_are_written_as_they_are(tmp_path):
-    names = {"file": "live/a - b=c.wav", "domain": summary.domain_of(piece("a")), "caption": "café 音"}
-    summary.write_csv(tmp_path / "a.csv", [names])
+    names = {"file": "live/a - b=c.wav", "domain": aggregate.domain_of(piece("a")), "caption": "café 音"}
+    aggregate.write_csv(tmp_path / "a.csv", [names])
     assert table(tmp_path / "a.csv") == [names] and names["domain"] == "-"
 
 

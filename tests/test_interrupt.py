@@ -25,7 +25,7 @@ def _wait_for(path, process):
 
 INTERRUPTED_WHILE_IT_COMPILES = """
 import signal, sys, threading
-from bandtok_jax import cli
+from bandtok_jax.cli import dispatch as cli
 from bandtok_jax.training import state
 
 def begin(*_, **__):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.layers.transformer import dropout
-from bandtok_jax.platforms import jit_once, made_for
+from bandtok_jax.runtime.target_platform import jit_once, made_for
 from tests import tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, network, weights
 

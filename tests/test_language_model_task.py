@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import bandtok_jax
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.tokens import TokenWriter
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.mel_codec import MelCodec
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
 from bandtok_jax.training import state as states
 from tests import tiny

@@ -17,7 +17,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bandtok_jax.launch import accelerators, submit
+from bandtok_jax.launch import submit
+from bandtok_jax.runtime import accelerators
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "launch"

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from bandtok_jax.launch import accelerators, check_flags, processes, submit
+from bandtok_jax.launch import check_flags, processes, submit
+from bandtok_jax.runtime import accelerators
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]

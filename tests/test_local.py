@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import experiment, verbs
+from bandtok_jax.cli import verbs
+from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import tokens
 from tests import tiny
 

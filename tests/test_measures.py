@@ -9,17 +9,17 @@ import scipy.linalg
 import scipy.stats
 
 from bandtok_jax.audio import loudness, spectral, waveform
-from bandtok_jax.data_pipelines import whole_tracks
-from bandtok_jax.evaluation import (
-    distances,
+from bandtok_jax.data_pipelines import full_tracks
+from bandtok_jax.evaluation.metrics import (
+    catalogue,
     frechet,
-    measures,
-    perceptual,
     spectra,
-    summary,
+    spectral_distances,
     token_statistics,
-    waveforms,
+    visqol,
+    waveform_metrics,
 )
+from bandtok_jax.evaluation.report import aggregate
 from bandtok_jax.losses import spectral as spectral_losses
 
 RATE = 44_100
@@ -46,13 +46,13 @@ def _dac(first, second):
 def test_mel_distance_is_dacs_by_librosa():
     scales = ((2048, 150), (512, 80))
     expected = sum(_dac(*(_librosa_mel(x, window, mels) for x in pair())) for window, mels in scales)
-    assert distances.mel_distance(*pair(), RATE) == pytest.approx(expected, rel=1e-5)
+    assert spectral_distances.mel_distance(*pair(), RATE) == pytest.approx(expected, rel=1e-5)
 
 
 def test_stft_distance_is_that_of_the_losses():
     first, second = (x[None] for x in pair())
     expected = sum(float(spectral_losses.stft_distance(first, second, w, rounded=False)) for w in (2048, 512))
-    assert distances.stft_distance(*pair()) == pytest.approx(expected, rel=1e-4)
+    assert spectral_distances.stft_distance(*pair()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_spectra_are_those_of_the_networks():
@@ -66,7 +66,7 @@ def test_spectra_are_those_of_the_networks():
 def test_mfcc_distance_by_librosa():
     cepstra = [librosa.feature.mfcc(S=np.log(np.maximum(_librosa_mel(x, 2048, 128), 1e-5)), n_mfcc=20) for x in pair()]
     expected = np.linalg.norm(cepstra[0] - cepstra[1], axis=0).mean()
-    assert distances.mfcc_distance(*pair(), RATE) == pytest.approx(expected, rel=1e-5)
+    assert spectral_distances.mfcc_distance(*pair(), RATE) == pytest.approx(expected, rel=1e-5)
 
 
 def test_flatness_is_librosas():
@@ -79,56 +79,56 @@ def test_flatness_is_librosas():
 
 def test_log_spectral_distance_of_a_gain_and_by_bands():
     sound = np.random.default_rng(0).standard_normal(RATE)
-    assert distances.log_spectral_distance(sound, sound / 10, RATE) == pytest.approx([20.0, 20.0, 20.0])
-    assert distances.log_spectral_distance(sound, sound / 10, 24_000)[2] is None
+    assert spectral_distances.log_spectral_distance(sound, sound / 10, RATE) == pytest.approx([20.0, 20.0, 20.0])
+    assert spectral_distances.log_spectral_distance(sound, sound / 10, 24_000)[2] is None
     low = waveform.resample(waveform.resample(sound, RATE, 16_000), 16_000, RATE)[: len(sound)]
-    whole, above_10, above_20 = distances.log_spectral_distance(sound, low, RATE)
+    whole, above_10, above_20 = spectral_distances.log_spectral_distance(sound, low, RATE)
     assert whole < above_10 and 60 < above_20 < 120
 
 
 def test_ratios_by_their_definitions():
     first, second = (x.astype(np.float64) for x in pair())
     expected = 10 * np.log10((first**2).sum() / ((first - second) ** 2).sum())
-    assert waveforms.signal_to_noise(first, second) == pytest.approx(expected)
-    assert waveforms.mean_squared_error(first, second) == pytest.approx(((first - second) ** 2).mean())
+    assert waveform_metrics.signal_to_noise(first, second) == pytest.approx(expected)
+    assert waveform_metrics.mean_squared_error(first, second) == pytest.approx(((first - second) ** 2).mean())
     # SI-SDR is the SNR after the best gain, whatever gain and offset the copy has.
     centred = [x - x.mean() for x in (first, second)]
     (gain,), *_ = np.linalg.lstsq(centred[0][:, None], centred[1], rcond=None)
     best = gain * centred[0]
     expected = 10 * np.log10((best**2).sum() / ((best - centred[1]) ** 2).sum())
     for scale, offset in ((1, 0), (0.01, 0.2)):
-        assert waveforms.scale_invariant_sdr(first, scale * second + offset) == pytest.approx(expected, rel=1e-6)
+        assert waveform_metrics.scale_invariant_sdr(first, scale * second + offset) == pytest.approx(expected, rel=1e-6)
 
 
 def test_loudness_and_stereo_of_a_gain():
     sound, other = pair()
-    assert waveforms.loudness_error(sound, sound / 2, RATE) == pytest.approx(6.0206, abs=1e-3)
+    assert waveform_metrics.loudness_error(sound, sound / 2, RATE) == pytest.approx(6.0206, abs=1e-3)
     stereo = np.stack([sound, other])
     middle, side = (stereo[0] + stereo[1]) / 2, (stereo[0] - stereo[1]) / 2
     narrow = np.stack([middle + side / 2, middle - side / 2])
-    width, distance = waveforms.stereo_errors(stereo, narrow)
+    width, distance = waveform_metrics.stereo_errors(stereo, narrow)
     assert width == pytest.approx(6.0206, abs=1e-3)
-    assert distance == pytest.approx(distances.stft_distance(side, side / 2), rel=1e-4)
-    assert waveforms.stereo_errors(stereo, stereo) == (0.0, 0.0)
-    assert waveforms.stereo_errors(stereo, np.stack([middle, middle]))[0] is None
+    assert distance == pytest.approx(spectral_distances.stft_distance(side, side / 2), rel=1e-4)
+    assert waveform_metrics.stereo_errors(stereo, stereo) == (0.0, 0.0)
+    assert waveform_metrics.stereo_errors(stereo, np.stack([middle, middle]))[0] is None
 
 
 @pytest.mark.parametrize("samples", [37, 0, -1200])
 def test_a_delay_is_found_and_taken_back(samples):
     sound = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
-    late = waveforms.shifted(sound, -samples)
-    assert waveforms.delay_seconds(sound, late, RATE) == pytest.approx(samples / RATE)
+    late = waveform_metrics.shifted(sound, -samples)
+    assert waveform_metrics.delay_seconds(sound, late, RATE) == pytest.approx(samples / RATE)
     inner = slice(2000, -2000)
-    np.testing.assert_array_equal(waveforms.shifted(late, samples)[inner], sound[inner])
-    np.testing.assert_array_equal(waveforms.shifted(np.stack([late, late]), samples)[:, inner][1], sound[inner])
-    assert waveforms.delay_seconds(sound, np.random.default_rng(1).standard_normal(RATE), RATE) is None
+    np.testing.assert_array_equal(waveform_metrics.shifted(late, samples)[inner], sound[inner])
+    np.testing.assert_array_equal(waveform_metrics.shifted(np.stack([late, late]), samples)[:, inner][1], sound[inner])
+    assert waveform_metrics.delay_seconds(sound, np.random.default_rng(1).standard_normal(RATE), RATE) is None
 
 
 def test_silence_and_exact_copies_give_numbers_or_none():
     sound, silence = pair()[0], np.zeros(RATE, np.float32)
     without = ("visqol",)
     for first, second in ((silence, silence), (silence, sound), (sound, silence), (sound, sound)):
-        found, *embeddings = measures.measure(np.stack([first] * 2), np.stack([second] * 2), RATE, without)
+        found, *embeddings = catalogue.measure(np.stack([first] * 2), np.stack([second] * 2), RATE, without)
         assert all(value is None or np.isfinite(value) for value in found.values())
         assert all(np.isfinite(one).all() for one in embeddings)
         undefined = {"si_sdr", "loudness_error", "snr"} if first is silence else set()
@@ -142,17 +142,17 @@ def test_silence_and_exact_copies_give_numbers_or_none():
 
 def test_visqol_of_silence():
     sound, silence = pair()[0], np.zeros(RATE, np.float32)
-    assert perceptual.visqol(sound, silence, RATE) == 1
-    assert perceptual.visqol(silence, sound, RATE) is None and perceptual.visqol(silence, silence, RATE) is None
-    assert perceptual.visqol(sound[:999], silence[:999], RATE) is None
+    assert visqol.visqol(sound, silence, RATE) == 1
+    assert visqol.visqol(silence, sound, RATE) is None and visqol.visqol(silence, silence, RATE) is None
+    assert visqol.visqol(sound[:999], silence[:999], RATE) is None
 
 
 def test_measures_named_without_are_left_out_and_the_rest_are_all_there():
     stereo = np.stack(pair(0.2))
-    found, *_ = measures.measure(stereo, stereo, RATE, without=("visqol", "snr"))
+    found, *_ = catalogue.measure(stereo, stereo, RATE, without=("visqol", "snr"))
     left_out = {"visqol", "visqol_left", "visqol_right", "snr"}
-    assert set(found) == (set(measures.MEASURES) | {"delay"}) - left_out
-    mono, *_ = measures.measure(stereo, stereo[:1], RATE, without=("visqol",))
+    assert set(found) == (set(catalogue.MEASURES) | {"delay"}) - left_out
+    mono, *_ = catalogue.measure(stereo, stereo[:1], RATE, without=("visqol",))
     assert "side_stft_distance" not in mono
 
 
@@ -161,12 +161,12 @@ def test_each_spectrum_is_computed_once_and_the_numbers_are_the_same(monkeypatch
     stereo, other = np.stack([first, 0.5 * first]), np.stack([second, 0.4 * second])
     sounds = [waveform.mono(x) for x in (stereo, other)]
     expected = {
-        "mel_distance": distances.mel_distance(*sounds, RATE),
-        "stft_distance": distances.stft_distance(*sounds),
-        "mfcc_distance": distances.mfcc_distance(*sounds, RATE),
-        "log_spectral_distance": distances.log_spectral_distance(*sounds, RATE)[0],
-        "log_spectral_distance_above_10_khz": distances.log_spectral_distance(*sounds, RATE)[1],
-        "side_stft_distance": waveforms.stereo_errors(stereo, other)[1],
+        "mel_distance": spectral_distances.mel_distance(*sounds, RATE),
+        "stft_distance": spectral_distances.stft_distance(*sounds),
+        "mfcc_distance": spectral_distances.mfcc_distance(*sounds, RATE),
+        "log_spectral_distance": spectral_distances.log_spectral_distance(*sounds, RATE)[0],
+        "log_spectral_distance_above_10_khz": spectral_distances.log_spectral_distance(*sounds, RATE)[1],
+        "side_stft_distance": waveform_metrics.stereo_errors(stereo, other)[1],
     }
     embeddings = [frechet.mel_embedding(x, RATE) for x in sounds]
     computed, magnitude = [], spectra.magnitude
@@ -176,7 +176,7 @@ def test_each_spectrum_is_computed_once_and_the_numbers_are_the_same(monkeypatch
         return magnitude(audio, fft_samples, *others)
 
     monkeypatch.setattr(spectra, "magnitude", counted)
-    found, *embedded = measures.measure(stereo, other, RATE, ("visqol",))
+    found, *embedded = catalogue.measure(stereo, other, RATE, ("visqol",))
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-12, abs=1e-12)
     np.testing.assert_array_equal(embedded, embeddings)
     counts = [computed.count(key) for key in computed]
@@ -238,17 +238,17 @@ def test_token_statistics():
 
 def test_the_interval_is_scipys_and_undefined_values_are_counted():
     values = [1.0, 2.5, None, 3.0, 7.0]
-    found = summary.mean_of(values)
+    found = aggregate.mean_of(values)
     defined = [value for value in values if value is not None]
     low, high = scipy.stats.t.interval(0.95, 3, np.mean(defined), scipy.stats.sem(defined))
     assert (found.mean, found.files, found.left_out) == (np.mean(defined), 4, 1)
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
-    assert summary.mean_of([4.0]) == summary.Mean(4.0, None, 1, 0)
-    assert summary.mean_of([None]) == summary.Mean(None, None, 0, 1)
+    assert aggregate.mean_of([4.0]) == aggregate.Mean(4.0, None, 1, 0)
+    assert aggregate.mean_of([None]) == aggregate.Mean(None, None, 0, 1)
 
 
 def test_records_keep_their_domain():
-    tracks = whole_tracks.read_tracks("synthetic", 8000)
+    tracks = full_tracks.read_tracks("synthetic", 8000)
     assert tracks["validation"][0].domain == "synthetic"
 
 
@@ -261,9 +261,9 @@ def test_multi_resolution_stft_is_auraloss():
     first, second = pair()
     batch = [torch.tensor(x)[None, None] for x in (second, first)]
     expected = auraloss.freq.MultiResolutionSTFTLoss()(*batch)
-    assert distances.multi_resolution_stft(first, second) == pytest.approx(float(expected), rel=1e-4)
+    assert spectral_distances.multi_resolution_stft(first, second) == pytest.approx(float(expected), rel=1e-4)
     expected = -auraloss.time.SISDRLoss()(*batch)
-    assert waveforms.scale_invariant_sdr(first, second) == pytest.approx(float(expected), abs=1e-3)
+    assert waveform_metrics.scale_invariant_sdr(first, second) == pytest.approx(float(expected), abs=1e-3)
 
 
 def test_multi_resolution_stft_by_librosa():
@@ -276,14 +276,14 @@ def test_multi_resolution_stft_by_librosa():
             for x in (first, second)
         )  # fmt: skip
         total += np.linalg.norm(real - fake) / np.linalg.norm(real) + np.abs(np.log(real / fake)).mean()
-    assert distances.multi_resolution_stft(first, second) == pytest.approx(total / 3, rel=1e-6)
+    assert spectral_distances.multi_resolution_stft(first, second) == pytest.approx(total / 3, rel=1e-6)
 
 
 @pytest.mark.eval
 @pytest.mark.slow
-@pytest.mark.skipif(not perceptual.visqol_installed(), reason="visqol-python is not installed")
+@pytest.mark.skipif(not visqol.visqol_installed(), reason="visqol-python is not installed")
 def test_visqol_falls_with_noise():
     first, _ = pair(3.0)
     noise = np.random.default_rng(0).standard_normal(len(first))
-    scores = [perceptual.visqol(first, first + level * noise, RATE) for level in (0, 0.003, 0.1)]
+    scores = [visqol.visqol(first, first + level * noise, RATE) for level in (0, 0.003, 0.1)]
     assert 4.5 < scores[0] <= 5 and scores[0] > scores[1] > scores[2] >= 1

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bandtok_jax import cli, tasks
-from bandtok_jax.launch import accelerators
 from bandtok_jax.planning import hlo, memory, plan, search
-from bandtok_jax.planning import text as plan_text
+from bandtok_jax.planning import plan_text as plan_text
 from bandtok_jax.planning.collectives import HOP_SECONDS, Collective, Hosts, Torus, replica_groups
+from bandtok_jax.runtime import accelerators
 from bandtok_jax.training import sharding
 from tests import tiny
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bandtok_jax import tasks
-from bandtok_jax.interchange import stage
-from bandtok_jax.mel_codec import MelCodec
-from bandtok_jax.platforms import made_for
-from bandtok_jax.sound_codec import SoundCodec
+from bandtok_jax.codecs import component
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.codecs.waveform import SoundCodec
+from bandtok_jax.runtime.target_platform import made_for
 from tests import tiny
 
 KINDS = {
@@ -26,7 +26,7 @@ OUTSIDE = ("bfloat16", "tensorfloat32", "BF16_BF16_F32")
 @functools.cache
 def codec(kind):
     name, changes = KINDS[kind]
-    tokenizer = stage.fresh(tiny.shrunk(name, "", **changes), jax.random.key(0))
+    tokenizer = component.fresh(tiny.shrunk(name, "", **changes), jax.random.key(0))
     make = SoundCodec if tokenizer.config.task == "waveform_codec" else MelCodec
     return make(tokenizer, chunk_columns=4)
 

@@ -15,11 +15,12 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from bandtok_jax import cli, folder_lock
-from bandtok_jax.data_pipelines import doctor, reading, records, shard_tasks, whole_tracks
+from bandtok_jax import cli
+from bandtok_jax.data_pipelines import doctor, full_tracks, ingest, prepare_shards, records
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.tokens import TokenSource
-from bandtok_jax.progress import progress_bar
+from bandtok_jax.runtime import folder_lock
+from bandtok_jax.runtime.progress import progress_bar
 from tests.music_files import RATE, make_music, reasons, run, sound
 
 
@@ -68,7 +69,7 @@ def test_a_rest_is_a_record_or_belongs_to_the_last_one(tmp_path, seconds, length
     assert [record["start"] / RATE for record in found] == [sum(lengths[:number]) for number in range(len(lengths))]
     file = soundfile.read(tmp_path / "x.wav", dtype="int16", always_2d=True)[0]
     np.testing.assert_array_equal(np.concatenate([record["audio"] for record in found]), file)
-    (track,) = whole_tracks.read_tracks(tmp_path / "out", RATE)["train"]
+    (track,) = full_tracks.read_tracks(tmp_path / "out", RATE)["train"]
     assert track.samples == len(file) and track.ends
     assert not records.short_share(records.read_tracks(tmp_path / "out"), 2.0, 1.6)
 
@@ -78,7 +79,7 @@ def test_a_clip_does_not_end_by_itself(music, tmp_path):
     found = {}
     for clips in (False, True):
         run(music, output=tmp_path / str(clips), tracks=tmp_path / "tracks.csv", clips=clips, validation_share=0)
-        tracks = whole_tracks.read_tracks(tmp_path / str(clips), RATE)["train"]
+        tracks = full_tracks.read_tracks(tmp_path / str(clips), RATE)["train"]
         found[clips] = {track.name: track.ends for track in tracks}
     assert found[False] == {"a.flac": False, "b.wav": True, "live/c.ogg": True}
     assert found[True] == {"a.flac": False, "b.wav": True, "live/c.ogg": False}
@@ -183,7 +184,7 @@ def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
 
 
 def test_a_second_process_in_the_folder_is_named_the_first_one(music, tmp_path, monkeypatch):
-    refused, work = [], shard_tasks.run
+    refused, work = [], prepare_shards.run
 
     def meet(*arguments):
         with pytest.raises(folder_lock.Locked, match=rf"out is in use by process {os.getpid()} on .*bandtok prepare"):
@@ -191,7 +192,7 @@ def test_a_second_process_in_the_folder_is_named_the_first_one(music, tmp_path, 
         refused.append(1)
         return work(*arguments)
 
-    monkeypatch.setattr(shard_tasks, "run", meet)
+    monkeypatch.setattr(prepare_shards, "run", meet)
     manifest = run(music, output=tmp_path / "out")
     assert (
         refused and manifest["splits"]["train"]["tracks"] == 2 and folder_lock.NAME not in os.listdir(tmp_path / "out")
@@ -220,7 +221,7 @@ def test_a_cure_never_writes_into_a_folder_of_music(music, tmp_path):
 
 
 def run_tokenize(folder):
-    whole_tracks.read_tracks(str(folder), RATE)
+    full_tracks.read_tracks(str(folder), RATE)
 
 
 def test_nothing_is_written_among_other_files_and_none_of_them_is_removed(music, tmp_path):
@@ -266,8 +267,8 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(tmp_path):
 
 
 def test_memory_is_bounded_by_the_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_tasks, "SPOOL_BYTES", 1 << 20)
-    monkeypatch.setattr(reading, "BLOCK_SAMPLES", 1 << 14)
+    monkeypatch.setattr(prepare_shards, "SPOOL_BYTES", 1 << 20)
+    monkeypatch.setattr(ingest, "BLOCK_SAMPLES", 1 << 14)
     with soundfile.SoundFile(tmp_path / "long.wav", "w", RATE, 1) as file:
         for seed in range(8):
             file.write(sound(seed, 60.0))

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from bandtok_jax import progress
-from bandtok_jax.progress import progress_bar
+from bandtok_jax.runtime import progress
+from bandtok_jax.runtime.progress import progress_bar
 
 
 class Terminal(io.StringIO):

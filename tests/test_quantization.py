@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax.layers import quantization
-from bandtok_jax.layers.quantization import Codebook, update_codebook
-from bandtok_jax.layers.residual_quantization import ResidualCodebook, ResidualQuantizer, start_levels
-from bandtok_jax.models.network import Network
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.layers import vector_quantization
+from bandtok_jax.layers.network import Network
+from bandtok_jax.layers.residual_vector_quantization import ResidualCodebook, ResidualQuantizer, start_levels
+from bandtok_jax.layers.vector_quantization import Codebook, update_codebook
+from bandtok_jax.runtime.target_platform import jit_once
 
 
 def _codebook(**options):
@@ -70,7 +70,7 @@ def test_no_two_dead_codes_restart_at_one_place():
     counts = jnp.array([10.0, 0.01, 0.01, 10.0, 0.01])
     buffers = {"vectors": jnp.zeros((5, 2)), "counts": counts, "sums": jnp.zeros((5, 2))}
     latents = jnp.array([[[1.0, 2.0], [3.0, 4.0]]])
-    candidates = quantization.draw_candidates(latents, jnp.zeros(1, jnp.int32), jax.random.key(0), 5)
+    candidates = vector_quantization.draw_candidates(latents, jnp.zeros(1, jnp.int32), jax.random.key(0), 5)
     assert sorted(np.asarray(candidates).tolist()) == [[1, 2], [3, 4]]
     new, restarted = update_codebook(buffers, jnp.zeros(5), jnp.zeros((5, 2)), candidates)
     assert restarted == 2
@@ -82,8 +82,8 @@ def test_no_two_dead_codes_restart_at_one_place():
 def test_candidates_do_not_depend_on_the_order_of_the_batch():
     latents, index, key = _latents((6, 5, 4)), jnp.array([7, 3, 11, 2, 5, 1]), jax.random.key(3)
     turned = jnp.array([2, 0, 5, 1, 3, 4])
-    one = quantization.draw_candidates(latents, index, key, 16)
-    other = quantization.draw_candidates(latents[turned], index[turned], key, 16)
+    one = vector_quantization.draw_candidates(latents, index, key, 16)
+    other = vector_quantization.draw_candidates(latents[turned], index[turned], key, 16)
     np.testing.assert_array_equal(one, other)
 
 
@@ -113,7 +113,7 @@ def test_k_means_finds_separate_clouds():
     vectors = jnp.asarray(np.repeat(centres, 50, 0) + 0.1 * np.random.default_rng(0).normal(size=(200, 2)))
     errors = []
     for seed in range(5):
-        found, _ = quantization.k_means(vectors, 4, jax.random.key(seed), 20)
+        found, _ = vector_quantization.k_means(vectors, 4, jax.random.key(seed), 20)
         errors.append(np.linalg.norm(np.asarray(found)[:, None] - centres, axis=-1).min(0).max())
     assert min(errors) < 0.1
 
@@ -128,7 +128,7 @@ def test_a_collapsed_codebook_recovers_use():
 
     def step(number, buffers):
         training = network.apply(parameters, buffers, latents)[2]
-        candidates = quantization.draw_candidates(latents[None], number[None], jax.random.key(number), 16)
+        candidates = vector_quantization.draw_candidates(latents[None], number[None], jax.random.key(number), 16)
         return update_codebook(buffers, training["counts"], training["sums"], candidates, decay=0.9)[0]
 
     buffers = jax.jit(lambda buffers: jax.lax.fori_loop(0, 400, step, buffers))(buffers)
@@ -211,7 +211,7 @@ def test_levels_start_where_those_before_them_leave_off():
 def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
     latents, key = _latents((40, 4)).astype(dtype), jax.random.key(0)
     codes = jnp.zeros(40, jnp.int32)
-    start = lambda **options: quantization.start_codebook(latents, 8, key, 2, **options)
+    start = lambda **options: vector_quantization.start_codebook(latents, 8, key, 2, **options)
     dac = lambda: ResidualQuantizer(4, rows=2, codes=8, code_width=2, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     made = {
         "start": start,
@@ -221,17 +221,17 @@ def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
         "codebook": lambda: Codebook(8, 4, rngs=nnx.Rngs(0))(latents),
         "levels": lambda: ResidualCodebook(2, 8, 4, rngs=nnx.Rngs(0))(latents),
         "DAC": lambda: dac()(latents[None]),
-        "chosen": lambda: quantization.chosen(latents, codes, 8),
+        "chosen": lambda: vector_quantization.chosen(latents, codes, 8),
         "update": lambda: update_codebook(start(), jnp.ones(8, dtype), jnp.ones((8, 4), dtype), latents),
-        "perplexity": lambda: quantization.perplexity(jnp.ones(8, dtype)),
+        "perplexity": lambda: vector_quantization.perplexity(jnp.ones(8, dtype)),
     }
     for name, make in made.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make)):
             assert leaf.dtype in (jnp.float32, jnp.int32), (name, jax.tree_util.keystr(path), leaf.dtype)
     exact = latents.astype(jnp.float32)
-    np.testing.assert_array_equal(start()["vectors"], quantization.start_codebook(exact, 8, key, 2)["vectors"])
+    np.testing.assert_array_equal(start()["vectors"], vector_quantization.start_codebook(exact, 8, key, 2)["vectors"])
 
 
 def test_a_codebook_on_the_sphere_starts_there():
-    buffers = quantization.start_codebook(_latents((40, 4)), 8, jax.random.key(0), 1, normalise=True)
+    buffers = vector_quantization.start_codebook(_latents((40, 4)), 8, jax.random.key(0), 1, normalise=True)
     np.testing.assert_allclose(jnp.linalg.norm(buffers["vectors"], axis=-1), 1.0, rtol=1e-5)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax import corpus, storage
-from bandtok_jax.data_pipelines import doctor, shard_tasks
+from bandtok_jax.commands import tokenize_corpus
+from bandtok_jax.data_pipelines import doctor, prepare_shards
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter, manifest
+from bandtok_jax.runtime import storage
 from tests.music_files import RATE, reasons, run, sound
 from tests.test_corpus import codec
 from tests.test_iterator import by_index, config, take
@@ -81,7 +82,7 @@ def test_prepared_records_are_those_of_a_local_folder(music, local, bucket):
 
 
 def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
-    run_task, made = shard_tasks.run, []
+    run_task, made = prepare_shards.run, []
 
     def broken(number, *arguments):
         if len(made) == 5:
@@ -89,12 +90,12 @@ def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
         made.append(number)
         return run_task(number, *arguments)
 
-    monkeypatch.setattr(shard_tasks, "run", broken)
+    monkeypatch.setattr(prepare_shards, "run", broken)
     with pytest.raises(KeyboardInterrupt):
         run(music, output=f"{bucket}/records", clip_seconds=4.0)
     with pytest.raises(FileNotFoundError, match="interrupted: run the same  bandtok prepare  again"):
         RecordSource(f"{bucket}/records", "train")
-    monkeypatch.setattr(shard_tasks, "run", lambda number, *rest: made.append(number) or run_task(number, *rest))
+    monkeypatch.setattr(prepare_shards, "run", lambda number, *rest: made.append(number) or run_task(number, *rest))
     run(music, output=f"{bucket}/records", clip_seconds=4.0)
     assert len(made) == len(set(made)) and content(f"{bucket}/records") == content(local)
 
@@ -135,13 +136,13 @@ def test_training_reads_the_bytes_of_its_crops(local, bucket, monkeypatch):
 
 
 def test_tokens_in_a_bucket(local, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "TRACKS_A_SHARD", 4)
+    monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 4)
     files, name = fsspec.core.url_to_fs(bucket)
     files.put(str(local) + "/", name + "/records/", recursive=True)
-    corpus.tokenize(codec(), local, tmp_path / "tokens", offsets=2)
+    tokenize_corpus.tokenize(codec(), local, tmp_path / "tokens", offsets=2)
     asked, read_range = [], storage.read_range
     monkeypatch.setattr(storage, "read_range", lambda path, a, b: asked.append(b - a) or read_range(path, a, b))
-    corpus.tokenize(codec(), f"{bucket}/records", f"{bucket}/tokens", offsets=2)
+    tokenize_corpus.tokenize(codec(), f"{bucket}/records", f"{bucket}/tokens", offsets=2)
     whole = 4 * RATE * 2 * 2  # bytes of a record of 4 s, to which the headers of blocks come
     assert len([size for size in asked if whole <= size < whole + 100]) == 12 * 2  # every record once
     here, there = content(tmp_path / "tokens"), content(f"{bucket}/tokens")

@@ -7,21 +7,21 @@ import numpy as np
 import soundfile
 
 import bandtok_jax
-from bandtok_jax.evaluation import report
-from bandtok_jax.interchange import model_folder
+from bandtok_jax.evaluation.report import run_page
+from bandtok_jax.pretrained import model_folder
 
 
 def test_the_page_says_how_it_was_made(tmp_path, monkeypatch):
     model_folder.save(bandtok_jax.create("bandtok:tiny", seed=0), tmp_path / "model")
-    for stage in report.STAGES:
+    for stage in run_page.STAGES:
         (tmp_path / stage).mkdir()
         lines = [{"step": step, "train/seconds_per_step": 0.6} for step in (100, 300)]
         lines += [{"step": 300, "train/mel": 0.5, "evaluation/mel_distance": 0.4, "train/reconstruction": 0.3}]
         (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(report, "_pieces", lambda codec, data: [])
-    monkeypatch.setattr(report, "_mel_baseline", lambda codec, data: {"k_means": 1.0, "median": 2.0})
+    monkeypatch.setattr(run_page, "_pieces", lambda codec, data: [])
+    monkeypatch.setattr(run_page, "_mel_baseline", lambda codec, data: {"k_means": 1.0, "median": 2.0})
     soundfile.write(tmp_path / "generated.wav", 0.1 * np.sin(np.arange(22_050)), 44_100)
-    table = report.write_report(
+    table = run_page.write_report(
         tmp_path, "data/<mine>", tmp_path / "page.html", [tmp_path / "generated.wav"], prompt="<b>piano</b>"
     )
     page = (tmp_path / "page.html").read_text()

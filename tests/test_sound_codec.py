@@ -8,12 +8,14 @@ import math
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment, files
 from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.interchange import container, model_folder
-from bandtok_jax.interchange.stage import Stage
-from bandtok_jax.platforms import jit_once
-from bandtok_jax.sound_codec import SoundCodec
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.waveform import SoundCodec
+from bandtok_jax.commands import code_files
+from bandtok_jax.config import experiment
+from bandtok_jax.formats import bt_file
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
 RATE, HOP, ROWS = 8000, 12, 3
@@ -162,27 +164,27 @@ def song(tmp_path):
 
 def test_files_with_fewer_levels(song, tmp_path):
     codec = create()
-    full, short = (files.encode(codec, str(song), str(tmp_path / f"{n}.bt"), n) for n in (None, 2))
+    full, short = (code_files.encode(codec, str(song), str(tmp_path / f"{n}.bt"), n) for n in (None, 2))
     assert (full.rows, short.rows, short.columns) == (ROWS, 2, full.columns)
-    found, header = container.read(tmp_path / "2.bt")
-    np.testing.assert_array_equal(found, container.read(tmp_path / "None.bt")[0][:, :2])
-    files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "a.wav"))
-    files.decode(codec, str(tmp_path / "None.bt"), str(tmp_path / "b.wav"), 2)
+    found, header = bt_file.read(tmp_path / "2.bt")
+    np.testing.assert_array_equal(found, bt_file.read(tmp_path / "None.bt")[0][:, :2])
+    code_files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "a.wav"))
+    code_files.decode(codec, str(tmp_path / "None.bt"), str(tmp_path / "b.wav"), 2)
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     with pytest.raises(ValueError, match="3 levels asked for: there are 1 to 2"):
-        files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "c.wav"), 3)
+        code_files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "c.wav"), 3)
     with pytest.raises(ValueError, match="1 to 3"):
-        files.encode(codec, str(song), str(tmp_path / "c.bt"), 0)
-    assert files.reconstruct(codec, str(song), str(tmp_path / "copy.wav"), 1).samples == 1501
+        code_files.encode(codec, str(song), str(tmp_path / "c.bt"), 0)
+    assert code_files.reconstruct(codec, str(song), str(tmp_path / "copy.wav"), 1).samples == 1501
     assert waveform.probe(tmp_path / "copy.wav")[2] == 1501
 
 
 def test_a_foreign_file_is_refused(tmp_path):
     for change in ({"weight_hash": "0" * 32}, {"row_kind": "band"}, {"rows": 4}):
         header = dataclasses.replace(create().header, **change)
-        container.write(tmp_path / "a.bt", np.zeros((1, header.rows), int), header, 1)
+        bt_file.write(tmp_path / "a.bt", np.zeros((1, header.rows), int), header, 1)
         with pytest.raises(ValueError, match="decode it with its own model"):
-            files.decode(create(), str(tmp_path / "a.bt"), str(tmp_path / "a.wav"))
+            code_files.decode(create(), str(tmp_path / "a.bt"), str(tmp_path / "a.wav"))
 
 
 def test_exports_and_language_models(tmp_path):

@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from bandtok_jax import startup
+from bandtok_jax.runtime import startup
 from bandtok_jax.training import sharding
 
 

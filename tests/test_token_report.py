@@ -13,12 +13,14 @@ import sklearn.metrics
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import cli, folder_lock
+from bandtok_jax import cli
+from bandtok_jax.codecs.component import Stage
 from bandtok_jax.data_pipelines.crops import caption_bytes
 from bandtok_jax.data_pipelines.tokens import TokenSource
-from bandtok_jax.evaluation import token_dependence, token_latents, token_perplexity, token_report
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.interchange.stage import Stage
+from bandtok_jax.evaluation.metrics import mutual_information, token_perplexity, tsne
+from bandtok_jax.evaluation.report import token_report
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime import folder_lock
 from tests import music_files, tiny
 from tests.small_codec import SmallCodec
 
@@ -33,7 +35,7 @@ def grid(columns=4000):
 
 def test_mutual_information_is_sklearns():
     codes = grid()
-    found = token_dependence.normalised_mutual_information(codes)
+    found = mutual_information.normalised_mutual_information(codes)
     expected = [[sklearn.metrics.normalized_mutual_info_score(a, b) for a in codes.T] for b in codes.T]
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert found[0, 1] == pytest.approx(1) and 0.1 < found[0, 2] < 0.9 and found[0, 3] == 0
@@ -41,12 +43,12 @@ def test_mutual_information_is_sklearns():
 
 def test_shuffled_rows_keep_their_codes_and_lose_their_dependence():
     codes = grid()
-    control = token_dependence.shuffled(codes)
+    control = mutual_information.shuffled(codes)
     np.testing.assert_array_equal(np.sort(control, axis=0), np.sort(codes, axis=0))
-    assert token_dependence.normalised_mutual_information(control)[0, 1] < 0.01
-    few = token_dependence.dependence(np.random.default_rng(0).integers(0, 1000, (50, 3)))
+    assert mutual_information.normalised_mutual_information(control)[0, 1] < 0.01
+    few = mutual_information.dependence(np.random.default_rng(0).integers(0, 1000, (50, 3)))
     assert few["samples"] == 50 and min(few["nmi_shuffled"]) > 0.9, "the control shows that there are too few samples"
-    assert token_dependence.dependence(codes[:, :1])["nmi"] is None
+    assert mutual_information.dependence(codes[:, :1])["nmi"] is None
 
 
 def test_token_records_on_the_command_line(tmp_path, capsys):
@@ -157,7 +159,7 @@ def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
 def test_latents_of_rows_that_differ_lie_apart(tmp_path):
     rng = np.random.default_rng(0)
     apart = rng.normal(size=(60, 3, 4)) + 20 * np.arange(3)[:, None]
-    places, rows = token_latents.plane(apart)
+    places, rows = tsne.plane(apart)
     assert places.shape == (180, 2) and np.bincount(rows).tolist() == [60, 60, 60]
     centres = np.stack([places[rows == row].mean(0) for row in range(3)])
     nearest = np.linalg.norm(places[:, None] - centres, axis=-1).argmin(1)
@@ -166,7 +168,7 @@ def test_latents_of_rows_that_differ_lie_apart(tmp_path):
 
 def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: SmallCodec())
-    monkeypatch.setattr(token_latents, "MOST_POINTS", 200)
+    monkeypatch.setattr(tsne, "MOST_POINTS", 200)
     music = music_files.make_music(tmp_path / "music")
     flags = [f"--data={music}", f"--output={tmp_path / 'report'}", "--codec=mine=x", "--limit-seconds=2"]
     assert cli.main(["evaluate", "tokens", *flags]) == 0

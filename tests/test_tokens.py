@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from bandtok_jax import cli, storage
+from bandtok_jax import cli
 from bandtok_jax.data_pipelines import iterator, mixture
 from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.tokens import (
@@ -18,6 +18,7 @@ from bandtok_jax.data_pipelines.tokens import (
     manifest,
     row_unigrams,
 )
+from bandtok_jax.runtime import storage
 
 FACTS = dict(
     codebook_size=300, rows=3, columns_per_second=10.77, row_kind="band", tokenizer="run", weight_hash="abc",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bandtok_jax import cli
-from bandtok_jax.data_pipelines import track_table, tracks
+from bandtok_jax.cli import dispatch as cli
+from bandtok_jax.data_pipelines import discovery, track_table
 from tests import fuzz
 from tests.music_files import make_music, run
 
@@ -33,7 +33,7 @@ def music(tmp_path):
 def find(music, text):
     path = music.parent / "tracks.csv"
     path.write_text(text)
-    found, left_out, _, notes = tracks.find([music], csv_path=path, validation_share=0)
+    found, left_out, _, notes = discovery.find([music], csv_path=path, validation_share=0)
     return {track.name: track for track in found}, left_out, notes
 
 
@@ -100,7 +100,7 @@ def test_columns_and_lines_that_say_nothing_are_noted(music):
 def test_files_that_nobody_has_are_listed_to_a_limit_and_none_found_is_an_error(music):
     lost = "".join(f"{number}.wav,lost\n" for number in range(50))
     found, left_out, notes = find(music, "file,caption\na.flac,\n" + lost)
-    assert len(left_out) == tracks.MOST_MISSING + 1 and left_out[-1]["track"] == "40 more"
+    assert len(left_out) == discovery.MOST_MISSING + 1 and left_out[-1]["track"] == "40 more"
     assert "rows for 1 of 3 tracks: captions for 0" in notes[0] and len(found) == 3
     with pytest.raises(ValueError, match="none of its 50 rows names a file of the sources, the first '0.wav'; write "):
         find(music, "file,caption\n" + lost)

@@ -11,10 +11,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bandtok_jax.audio import loudness
+from bandtok_jax.data_pipelines.discovery import find, split_by_hash
 from bandtok_jax.data_pipelines.measurement import LoudnessMeter, Measurement
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
-from bandtok_jax.data_pipelines.tracks import find, split_by_hash
 from tests.music_files import RATE, make_music, reasons, run, sound
 
 

@@ -18,13 +18,17 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax import experiment, folder_lock, tasks
+from bandtok_jax import tasks
+from bandtok_jax.codecs import component
+from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.evaluation import plots
-from bandtok_jax.interchange import model_folder, stage
-from bandtok_jax.platforms import jit_once
-from bandtok_jax.tasks import player
-from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, seal, sharding
+from bandtok_jax.plotting import plots
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runs import manifest
+from bandtok_jax.runtime import folder_lock
+from bandtok_jax.runtime.target_platform import jit_once
+from bandtok_jax.tasks import optimization
+from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter, read_metrics
 from tests import tiny
@@ -130,7 +134,7 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 
 def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = tmp_path / "vocoder"
-    model_folder.save_vocoder(stage.fresh(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
+    model_folder.save_vocoder(component.fresh(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
     made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_stages)
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     frozen = made.load_frozen()
@@ -207,7 +211,7 @@ def test_a_truncated_checkpoint_is_set_aside_for_the_one_before(sealed, straight
     run = shutil.copytree(whole, tmp_path / "run")
     newest = run / "checkpoints" / "8"
     if not sealed:  # as if it had been killed right after the last byte
-        (newest / seal.NAME).unlink()
+        (newest / manifest.NAME).unlink()
     damaged = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(damaged, damaged.stat().st_size // 2)
     loop.train(tiny.config("language_model", whole.parent), run)
@@ -280,7 +284,7 @@ def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
     assert 0.0 < float(jump[1]) < 0.5 * float(jump[2])
     lines = read_metrics(run)
     rates = {line["step"]: line["train/learning_rate"] for line in lines if "train/loss" in line}
-    schedule = player.learning_rate_schedule(config.optimizer, 12)
+    schedule = optimization.learning_rate_schedule(config.optimizer, 12)
     assert rates[12] == pytest.approx(schedule(11)) and rates[10] == pytest.approx(schedule(9))
     assert "bytes per device" not in printed
     shown = [line for line in rest if re.match(r"step \d+: cross_entropy", line)]  # warnings may stand between
@@ -301,7 +305,10 @@ def test_a_schedule_may_keep_its_end(straight):
     config = tiny.config("language_model", run.parent, total_steps=12, schedule_steps=8)
     settle(config)
     assert not said
-    rates = [float(player.learning_rate_schedule(config.optimizer, player.schedule_steps(config))(s)) for s in (8, 11)]
+    rates = [
+        float(optimization.learning_rate_schedule(config.optimizer, optimization.schedule_steps(config))(s))
+        for s in (8, 11)
+    ]
     assert rates[0] == rates[1] == pytest.approx(config.optimizer.learning_rate * config.optimizer.final_fraction)
     settle(tiny.config("language_model", run.parent, total_steps=12))
     assert len(said) == 1 and "--config.schedule_steps=8" in said[0]
@@ -498,7 +505,7 @@ def test_weights_decay_and_scales_do_not(tmp_path):
         made = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))
         parameters, _ = made.network.shapes()
         decays = {
-            sharding.path_name(path): player._decays(path, leaf)
+            sharding.path_name(path): optimization._decays(path, leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
         }
         assert not any(decays[name] for name in decays if name.endswith("scale"))

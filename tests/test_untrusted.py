@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bandtok_jax import untrusted
+from bandtok_jax.runtime import untrusted
 from tests import fuzz
 
 SCHEMA = untrusted.record(

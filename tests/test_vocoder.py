@@ -13,12 +13,12 @@ from bandtok_jax import tasks
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
 from bandtok_jax.configs import vocos
 from bandtok_jax.layers.convolution import Convolution, DepthwiseConvolution
+from bandtok_jax.layers.network import Network
 from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models import waveform_discriminators
-from bandtok_jax.models.network import Network
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
 
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=16)

@@ -12,13 +12,14 @@ import librosa
 import numpy as np
 import pytest
 
-from bandtok_jax import experiment, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 from bandtok_jax.layers import convolution
+from bandtok_jax.layers.network import Network
 from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models import waveform_discriminators
-from bandtok_jax.models.network import Network
-from bandtok_jax.platforms import jit_once
-from bandtok_jax.tasks import player
+from bandtok_jax.runtime.target_platform import jit_once
+from bandtok_jax.tasks import optimization
 from tests import tiny
 
 
@@ -150,7 +151,7 @@ def test_weights_decay_as_in_pytorch():
         config = experiment.load_config("dac:base", {f"{group}.learning_rate": "0.1", **changes})
         settings, rate, expected = config[group], 0.1, dict(start)
         first, second = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
-        optimizer = player.create_optimizer(settings, config.total_steps)
+        optimizer = optimization.create_optimizer(settings, config.total_steps)
         update = jit_once(optimizer.update)
         found = jax.tree.map(jnp.float32, start)
         memory = optimizer.init(found)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.dac import DAC
-from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
-from bandtok_jax.platforms import jit_once
+from bandtok_jax.runtime.target_platform import jit_once
 
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=32)
 LOG_MEL, AUDIO = (2, 128, 32), (2, 4096)

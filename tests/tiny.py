@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandtok_jax import experiment
+from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.tokens import TokenWriter
 

@@ -22,7 +22,7 @@ from bandtok_jax.audio.mel_bands import (
 from bandtok_jax.audio.mel_bands import (
     band_edges_hz as band_edges_hz,
 )
-from bandtok_jax.platforms import platform
+from bandtok_jax.runtime.target_platform import platform
 
 # On a CPU long sounds go through in chunks that stay in the cache: half the time of one pass over 60 s (measured).
 CHUNK_FRAMES = 128

@@ -12,7 +12,6 @@ import numpy as np
 import soundfile
 import soxr
 
-from bandtok_jax import partial_file
 from bandtok_jax.audio.audio_file import (
     HIGHEST_RATE_HZ,
     LOWEST_RATE_HZ,
@@ -20,6 +19,7 @@ from bandtok_jax.audio.audio_file import (
     AudioFile,
     reason_of,
 )
+from bandtok_jax.runtime import atomic_file
 
 HIGHEST_PEAK = 100  # our choice: 40 dB above full scale is no recording, but integers that were made floating point
 INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writing it again changes nothing.
@@ -98,7 +98,7 @@ class Writer:
         self.clipped_samples = 0
         self._channels = channels
         self._integers = SUBTYPES[ending] == "PCM_16"
-        self._path, self._partial = path, partial_file.begin(path)
+        self._path, self._partial = path, atomic_file.begin(path)
         try:
             # The format is named, because the name of the partial file does not tell it.
             self._file = soundfile.SoundFile(
@@ -132,7 +132,7 @@ class Writer:
         """Completes the file and gives it its name."""
         with self._naming():
             self._file.close()
-        partial_file.finish(self._partial, self._path)
+        atomic_file.finish(self._partial, self._path)
 
     @contextlib.contextmanager
     def _naming(self):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from bandtok_jax.platforms import platform
+from bandtok_jax.runtime.target_platform import platform
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 QUERY_BLOCK, MOST_BLOCKS = 160, 8  # of XLA's causal attention; smaller ones save little and compile long (our choice)

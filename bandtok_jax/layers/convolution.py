@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.placement import place_examples
+from bandtok_jax.layers.batch_sharding import place_examples
 
 # Vocos (github.com/gemelo-ai/vocos, models.py): every convolution and linear layer starts from this.
 TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)

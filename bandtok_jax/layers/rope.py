@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandtok_jax.platforms import platform
+from bandtok_jax.runtime.target_platform import platform
 
 COLUMN_BASE = 10_000.0  # Su et al.
 ROW_BASE = 100.0  # our choice: a grid has tens of rows, and angles with a longer period than that would tell nothing

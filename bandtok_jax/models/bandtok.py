@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bandtok_jax.layers.convolution import Span, inside, scaled
-from bandtok_jax.layers.image import (
+from bandtok_jax.layers.convolution_2d import (
     ChannelNorm,
     Downsample,
     PictureConvolution,
@@ -29,8 +29,8 @@ from bandtok_jax.layers.image import (
     unpatchify,
 )
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.layers.quantization import Codebook
-from bandtok_jax.layers.residual_quantization import ResidualCodebook
+from bandtok_jax.layers.residual_vector_quantization import ResidualCodebook
+from bandtok_jax.layers.vector_quantization import Codebook
 
 # Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
 LOG_MEL_CENTRE, LOG_MEL_SCALE = -5.0, 3.0

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside, scaled
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.layers.residual_quantization import ResidualQuantizer
+from bandtok_jax.layers.residual_vector_quantization import ResidualQuantizer
 from bandtok_jax.layers.snake import Snake
 
 TAPS = 7  # of all convolutions that keep the rate, but for single taps

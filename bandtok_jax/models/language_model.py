@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import empty_cache, store
-from bandtok_jax.layers.placement import place_examples
+from bandtok_jax.layers.batch_sharding import place_examples
 from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, dropout, product
-from bandtok_jax.models.text import TextEncoder
+from bandtok_jax.models.text_encoder import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
 

@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.image import PictureConvolution
+from bandtok_jax.layers.convolution_2d import PictureConvolution
 from bandtok_jax.models.bandtok import LOG_MEL_CENTRE, LOG_MEL_SCALE
 
 GROUPS = 16  # of channels, at most; our choice

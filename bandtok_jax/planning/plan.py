@@ -16,12 +16,12 @@ from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 
 from bandtok_jax import tasks
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.launch.accelerators import Accelerators
 from bandtok_jax.planning import memory
 from bandtok_jax.planning.collectives import Collective, Hosts, Torus
 from bandtok_jax.planning.hlo import Program as CompiledText
-from bandtok_jax.platforms import made_for
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime.accelerators import Accelerators
+from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import flops, sharding
 from bandtok_jax.training.program import Program
 

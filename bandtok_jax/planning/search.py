@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from bandtok_jax.launch.accelerators import Accelerators
 from bandtok_jax.planning.plan import GIB, Plan, plan
+from bandtok_jax.runtime.accelerators import Accelerators
 
 # Of the weak-scaling table. A single chip of v5p is no slice that one can have; it is there to compare with.
 SHAPES = {2: ("1x1", "2x2", "4x4", "8x8", "16x16"), 3: ("1x1x1", "2x2x1", "2x2x4", "4x4x4", "4x8x8")}

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from bandtok_jax import storage
 from bandtok_jax.data_pipelines import tokens
-from bandtok_jax.generation import SAMPLING, sampling
+from bandtok_jax.generation import SAMPLING, autoregressive
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models import language_model
-from bandtok_jax.models.network import Network
-from bandtok_jax.tasks import Task, player
+from bandtok_jax.runtime import storage
+from bandtok_jax.tasks import Task, optimization
 
 DROPOUT = 1  # what a key of an example is folded with for it
 EXAMPLES_SHOWN = 2  # of the samples; our choice
@@ -32,7 +32,7 @@ class LanguageModel(Task):
         super().__init__(config, read_stages)
         self.settings = {**config.model, "dtype": jnp.dtype(config.dtype)}
         self.network = Network(lambda rngs: language_model.LanguageModel(**self.settings, rngs=rngs))
-        self.optimizer = player.create_optimizer(config.optimizer, player.schedule_steps(config))
+        self.optimizer = optimization.create_optimizer(config.optimizer, optimization.schedule_steps(config))
 
     @staticmethod
     def settled(config, remote=True):
@@ -147,7 +147,7 @@ class LanguageModel(Task):
         if outputs is None:
             _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
         examples = {name: value[:EXAMPLES_SHOWN] for name, value in batch.items()}
-        parameters, losses = player.evaluation_parameters(state["model"]), outputs[:EXAMPLES_SHOWN]
+        parameters, losses = optimization.evaluation_parameters(state["model"]), outputs[:EXAMPLES_SHOWN]
         shown = {f"{i}/surprise": ("image", losses[i], "nats per token") for i in range(len(losses))}
         # Of several processes, none has all of the weights.
         if self._codec and jax.process_count() == 1:
@@ -158,7 +158,7 @@ class LanguageModel(Task):
         """As long as what the model sees at a time, from the same random numbers at each call."""
         text = {"bytes": "caption", "embedding": "embedding", "none": None}[self.settings["text"]]
         columns, count = self.config.data.columns, len(examples["codes"])
-        codes, _ = sampling.Generator(self.settings, parameters).generate(
+        codes, _ = autoregressive.Generator(self.settings, parameters).generate(
             columns=columns, window_columns=columns, key=jax.random.key(self.config.seed), batch=count,
             temperature=SAMPLING["temperature"], top_k=min(SAMPLING["top_k"], self.settings["codebook_size"]),
             **({text: np.asarray(examples[text])} if text else {}),
@@ -175,7 +175,7 @@ class LanguageModel(Task):
         """
         if not self.config.tokenizer:
             return None
-        from bandtok_jax.interchange import model_folder  # which imports the tasks
+        from bandtok_jax.pretrained import model_folder  # which imports the tasks
 
         if self.tokenizer.weight_hash != self.tokenizer_hash:
             raise ValueError(
@@ -195,7 +195,7 @@ class LanguageModel(Task):
         average = self.config.optimizer.average_decay > 0
         return {
             "step": jnp.zeros((), jnp.int32),
-            "model": player.create_player(self.network, key, self.optimizer, average),
+            "model": optimization.create_player(self.network, key, self.optimizer, average),
         }
 
     def train_step(self, state, frozen, batch, key):
@@ -216,14 +216,16 @@ class LanguageModel(Task):
             (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(model["parameters"])
             return (gradients, {"loss": value, **terms}), {}
 
-        (gradients, metrics), _ = player.accumulate(micro_step, batch, settings.accumulation_steps)
-        model, norm = player.update_player(model, gradients, self.optimizer, settings.average_decay, state["step"])
+        (gradients, metrics), _ = optimization.accumulate(micro_step, batch, settings.accumulation_steps)
+        model, norm = optimization.update_player(
+            model, gradients, self.optimizer, settings.average_decay, state["step"]
+        )
         return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
 
     def evaluate(self, state, frozen, batch):
         """Returns sums over the batch, of the losses of each row and of the decisions to end, for `combine`; and the
         token losses `[B, T, F]`."""
-        parameters = player.evaluation_parameters(state["model"])
+        parameters = optimization.evaluation_parameters(state["model"])
         codes, ends, decisions = self._losses(parameters, batch, jnp.zeros(batch["codes"].shape[0], bool))
         rows = jnp.arange(batch["codes"].shape[-1])
         valid = _valid(batch)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
-from bandtok_jax.layers import quantization, residual_quantization
+from bandtok_jax.layers import residual_vector_quantization, vector_quantization
+from bandtok_jax.layers.network import Network
 from bandtok_jax.layers.precision import exact
 from bandtok_jax.models.bandtok import BandTok
-from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
-from bandtok_jax.tasks import player
-from bandtok_jax.tasks.game import Game
+from bandtok_jax.tasks import optimization
+from bandtok_jax.tasks.adversarial import Game
 
 EXAMPLES_SHOWN, GRIFFIN_LIM_ROUNDS = 2, 16  # of the samples; our choice
 
@@ -67,10 +67,10 @@ class MelTokenizer(Game):
         latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
         flat, codes = latents.reshape(-1, latents.shape[-1]), self.config.model.codes
         if self._residual:
-            start = functools.partial(residual_quantization.start_levels, rows=self.network.attribute("rows"))
+            start = functools.partial(residual_vector_quantization.start_levels, rows=self.network.attribute("rows"))
         else:
             normalise = self.config.model.normalise_codes
-            start = functools.partial(quantization.start_codebook, normalise=normalise)
+            start = functools.partial(vector_quantization.start_codebook, normalise=normalise)
         codebook = jax.jit(functools.partial(start, codes=codes, batches=len(batches)))(flat, key=key)
         return {**state, "model": {**model, "buffers": {**model["buffers"], "codebook": codebook}}}
 
@@ -88,8 +88,8 @@ class MelTokenizer(Game):
     def learn(self, old, new, totals, rows, batch, key):
         """Moves the codes to the means of the latents that chose them, and restarts those that have died."""
         settings, size = self.config.codebook, totals["counts"].shape[-1]
-        draw = lambda latents: quantization.draw_candidates(latents, batch["index"], key, size)
-        codebook, restarted = quantization.update_codebook(
+        draw = lambda latents: vector_quantization.draw_candidates(latents, batch["index"], key, size)
+        codebook, restarted = vector_quantization.update_codebook(
             old["buffers"]["codebook"],
             totals["counts"],
             totals["sums"],
@@ -99,7 +99,7 @@ class MelTokenizer(Game):
             normalise=self.config.model.normalise_codes,
         )
         metrics = {
-            "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),
+            "codebook_perplexity": vector_quantization.perplexity(codebook["counts"]).mean(),
             "codes_restarted": restarted.astype(jnp.float32),
         }
         return {**new, "buffers": {**old["buffers"], "codebook": codebook}}, metrics
@@ -110,7 +110,7 @@ class MelTokenizer(Game):
         model = state["model"]
         picture = self._picture(batch["audio"])
         reconstruction, codes, training = self.network.apply(
-            player.evaluation_parameters(model), model["buffers"], picture
+            optimization.evaluation_parameters(model), model["buffers"], picture
         )
         one_hot = jax.nn.one_hot(codes, self.config.model.codes, dtype=picture.dtype)
         metrics = {
@@ -129,9 +129,9 @@ class MelTokenizer(Game):
         metrics = {name: value / batches for name, value in totals.items()}
         of_codebooks = histogram if self._residual else histogram.sum(0)
         metrics["codebook_use"] = (of_codebooks > 0).mean()
-        metrics["codebook_perplexity"] = quantization.perplexity(of_codebooks).mean()
+        metrics["codebook_perplexity"] = vector_quantization.perplexity(of_codebooks).mean()
         for row, counts in enumerate(histogram):
-            metrics[f"row_perplexity/{row:02d}"] = quantization.perplexity(counts)
+            metrics[f"row_perplexity/{row:02d}"] = vector_quantization.perplexity(counts)
         return metrics
 
     def warnings(self, scores):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
-from bandtok_jax.models.network import Network
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
-from bandtok_jax.tasks.sound_game import CRITICS_SHARDING, SoundGame
+from bandtok_jax.tasks.waveform_adversarial import CRITICS_SHARDING, SoundGame
 
 MEL_SOURCES = ("true", "decoded", "mixed")
 

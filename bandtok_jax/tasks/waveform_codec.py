@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.layers import quantization
+from bandtok_jax.layers import vector_quantization
+from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.layers.residual_quantization import draw_levels
+from bandtok_jax.layers.residual_vector_quantization import draw_levels
 from bandtok_jax.models.dac import DAC
-from bandtok_jax.models.network import Network, Tree
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
-from bandtok_jax.tasks.sound_game import CRITICS_SHARDING, SoundGame
+from bandtok_jax.tasks.waveform_adversarial import CRITICS_SHARDING, SoundGame
 
 
 class WaveformCodec(SoundGame):
@@ -82,18 +82,18 @@ class WaveformCodec(SoundGame):
             return new, {}
         settings, size = self.config.codebook, self.config.model.codes
         vectors = jnp.stack([level["vectors"] for level in _levels(old["parameters"])])
-        counts, sums = jax.vmap(lambda z, codes: quantization.chosen(z, codes, size), in_axes=(-2, -1))(
+        counts, sums = jax.vmap(lambda z, codes: vector_quantization.chosen(z, codes, size), in_axes=(-2, -1))(
             rows["latents"], rows["codes"]
         )
-        draw = lambda latents: quantization.draw_candidates(latents, batch["index"], key, size)
+        draw = lambda latents: vector_quantization.draw_candidates(latents, batch["index"], key, size)
         codebook = {"counts": old["code_counts"], "sums": old["code_counts"][..., None] * vectors}
-        codebook, restarted = quantization.update_codebook(
+        codebook, restarted = vector_quantization.update_codebook(
             codebook, counts, sums, jax.vmap(draw, in_axes=-2)(rows["latents"]),
             decay=settings.decay, restart_share=settings.restart_share,
             epsilon=1e-9,  # enough against 0 / 0; more would shrink rare codes step by step, since no sums are kept
         )  # fmt: skip
         metrics = {
-            "codebook_perplexity": quantization.perplexity(codebook["counts"]).mean(),
+            "codebook_perplexity": vector_quantization.perplexity(codebook["counts"]).mean(),
             "codes_restarted": restarted.astype(jnp.float32),
         }
         return {**_with_vectors(new, codebook["vectors"]), "code_counts": codebook["counts"]}, metrics
@@ -113,7 +113,7 @@ class WaveformCodec(SoundGame):
         """Evaluation metrics from the sums of `eval_step` over `batches` batches: the health of the codebooks too."""
         histogram = totals.pop("level_histogram")
         metrics = super().combine(totals, batches)
-        perplexity = quantization.perplexity(histogram)
+        perplexity = vector_quantization.perplexity(histogram)
         metrics["codebook_use"] = (histogram > 0).mean()
         metrics["codebook_perplexity"] = perplexity.mean()
         return metrics | {f"level_perplexity/{level:02d}": value for level, value in enumerate(perplexity)}

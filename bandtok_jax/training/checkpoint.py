@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bandtok_jax.training import distributed, seal, sharding
+from bandtok_jax.runs import manifest
+from bandtok_jax.training import distributed, sharding
 
 _WEIGHTS = ("parameters", "buffers", "average")
 _PARTS = ("weights", "training", "data")
@@ -130,7 +131,7 @@ class Checkpoints:
         """Seals a checkpoint as soon as it is written, beside the training."""
         writing.result()
         if jax.process_index() == 0:
-            seal.write(self._folder / str(step))
+            manifest.write(self._folder / str(step))
 
     def restore(self, abstract_state, step: int | None = None):
         """`(state, position)` of a step, laid out as the shardings of `abstract_state` say.
@@ -263,7 +264,7 @@ def saved_steps(run) -> list[int]:
 def _damage(folder: pathlib.Path, step: int, parts) -> str:
     """Returns which file is damaged, in words, of some parts of a checkpoint and of what belongs to none; or ""."""
     others = set(_PARTS) - set(parts)
-    return seal.damage(folder / str(step), lambda name: name.partition("/")[0] not in others)
+    return manifest.damage(folder / str(step), lambda name: name.partition("/")[0] not in others)
 
 
 def _rename(folder: pathlib.Path, step: int) -> None:

@@ -20,8 +20,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import multihost
 
-from bandtok_jax import folder_lock
-from bandtok_jax.training import roll_call as roll_calls
+from bandtok_jax.runtime import folder_lock
+from bandtok_jax.training import rendezvous as roll_calls
 
 START_TIMEOUT_SECONDS = 300
 BARRIER_TIMEOUT_SECONDS = 3600

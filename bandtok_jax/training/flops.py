@@ -15,7 +15,7 @@ from jax.interpreters import partial_eval
 import numpy as np
 
 from bandtok_jax import tasks
-from bandtok_jax.platforms import made_for
+from bandtok_jax.runtime.target_platform import made_for
 
 
 def training_flops(task, batch_size: int, *, again: bool = False, **phase) -> float:

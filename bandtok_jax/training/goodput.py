@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from bandtok_jax.launch import accelerators
+from bandtok_jax.runtime import accelerators
 
 KINDS = ("start", "compile", "data", "step", "evaluation", "checkpoint")
 

@@ -7,10 +7,12 @@ import pathlib
 import jax
 import numpy as np
 
-from bandtok_jax import experiment, startup, tasks
+from bandtok_jax import tasks
+from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.tasks import player
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime import startup
+from bandtok_jax.tasks import optimization
 from bandtok_jax.training import distributed, flops, goodput, sharding
 from bandtok_jax.training import state as states
 from bandtok_jax.training.checkpoint import Checkpoints, saved_steps
@@ -36,7 +38,7 @@ def train(
     Every process of a cluster calls it alike, after `distributed.start`.
 
     Args:
-      config: a locked configuration (see `bandtok_jax.experiment`).
+      config: a locked configuration (see `bandtok_jax.config.experiment`).
       workdir: the run folder; made if need be, and seen by all processes.
       init_from: run or export folder whose weights a fresh run starts from.
       overfit_one_batch: repeat the first batch and evaluate on it: a model that cannot learn it by heart is broken.
@@ -187,7 +189,7 @@ def _train(
                     batch = program.put(examples)  # while the device still computes
                 if step % config.log_every == 0 or last or stopped:
                     steps, means = len(pending), flush()
-                    means |= player.learning_rates(state, config)
+                    means |= optimization.learning_rates(state, config)
                     means |= stopwatch.rates(steps, config.batch_size * task.seconds_per_example)
                     if peak:
                         rate = phase_flops(**task.phase(step - 1)) / means["seconds_per_step"] / mesh.size

@@ -8,8 +8,8 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bandtok_jax import platforms
-from bandtok_jax.compile_cache import COMPILING
+from bandtok_jax.runtime import target_platform
+from bandtok_jax.runtime.compile_cache import COMPILING
 from bandtok_jax.training import sharding
 
 # What a random number is for, behind the seed and before the step.
@@ -82,7 +82,7 @@ class Program:
 
     def init(self):
         """A fresh state, made where it lives: it never lies whole on one device."""
-        return platforms.jit_once(self._init, out_shardings=self.layout)()
+        return target_platform.jit_once(self._init, out_shardings=self.layout)()
 
     def targets(self):
         """Shape, type and place of every leaf of the state, for a checkpoint to be restored to."""

@@ -10,10 +10,10 @@ import uuid
 import jax
 import numpy as np
 
-from bandtok_jax import storage, untrusted
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation import plots
-from bandtok_jax.progress import progress_bar
+from bandtok_jax.plotting import plots
+from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime.progress import progress_bar
 
 _EVALUATION = "evaluation/"
 

@@ -4,11 +4,13 @@ import pathlib
 
 import jax
 
-from bandtok_jax import experiment, startup, tasks
+from bandtok_jax import tasks
+from bandtok_jax.codecs.component import STAGE_OF_TASK
+from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator, sources
-from bandtok_jax.interchange import model_folder
-from bandtok_jax.interchange.stage import STAGE_OF_TASK
-from bandtok_jax.tasks import player
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime import startup
+from bandtok_jax.tasks import optimization
 from bandtok_jax.training import distributed
 from bandtok_jax.training.checkpoint import Damaged, load_start, saved_steps, with_weights
 from bandtok_jax.training.program import WARM_START
@@ -72,13 +74,14 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
 def _changes(stored, config, step: int) -> list[str]:
     """Returns what a person should know of a configuration that resumes a run at `step`."""
     lines = []
-    schedule = lambda of: player.learning_rate_schedule(of.optimizer, player.schedule_steps(of))
+    schedule = lambda of: optimization.learning_rate_schedule(of.optimizer, optimization.schedule_steps(of))
     before, after = (float(schedule(of)(step)) for of in (stored, config))
     if step and abs(after - before) > 0.05 * max(after, before):
-        ended = player.schedule_steps(stored)
+        ended = optimization.schedule_steps(stored)
         lines.append(
             f"the learning rate goes from {before:.3g} to {after:.3g} at step {step}, as it now ends at step "
-            f"{player.schedule_steps(config)} and ended at {ended}; --config.schedule_steps={ended} keeps it as it was"
+            f"{optimization.schedule_steps(config)} and ended at {ended}; "
+            f"--config.schedule_steps={ended} keeps it as it was"
         )
     old, new = stored.get("versions", {}), config.versions
     changed = [f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]]

@@ -1,0 +1,7 @@
+"""`python -m bandtok_jax VERB ...`."""
+
+import sys
+
+from bandtok_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,122 @@
+"""A configuration as text: every key with its value and its description (`bandtok config`).
+
+The descriptions are read from where the keys are explained already: the comments in `configs/`, and the docstrings of
+the networks whose keyword arguments the groups `model`, `discriminator` and `mel` hold.
+"""
+
+import ast
+from collections.abc import Iterator
+import importlib
+import inspect
+import io
+import re
+import shlex
+import tokenize
+
+from ml_collections import ConfigDict
+
+from bandtok_jax.config import experiment
+
+_FUNCTIONS = {"optimizer": ("optimizer", "discriminator_optimizer")}  # of configs/defaults.py, with their groups
+_ENTRY = re.compile(r"(?:^|; )((?:\w+, )*\w+): ")  # of a docstring's list of arguments
+
+
+def text(name: str, config: ConfigDict) -> str:
+    """Returns every key of a configuration as `--config.KEY=VALUE`, quoted for a shell, with its description.
+
+    Args:
+      name: of the configuration, for the heading.
+      config: with what was overridden.
+    """
+    about = descriptions(config)
+    lines, group = [f"# {name}"], ""
+    flags = {key: f"--config.{key}={shlex.quote(value) if value else ''}" for key, value in _flat(config)}
+    width = max(len(flag) for flag in flags.values() if len(flag) < 70)
+    for key, flag in flags.items():
+        if (above := key.rpartition(".")[0]) != group:
+            group = above
+            lines.append("")
+        lines.append(f"{flag:<{width}}  # {about[key]}" if about[key] else flag)
+    return "\n".join(lines)
+
+
+def descriptions(config: ConfigDict) -> dict[str, str]:
+    """Returns what each key of a configuration means, by its dotted name; "" where that is written nowhere."""
+    comments = _comments(config.task)
+    arguments = {group: _arguments(owner) for group, owner in _owners(config).items()}
+    found = {}
+    for key, _ in _flat(config):
+        group, _, name = key.rpartition(".")
+        found[key] = arguments.get(group, {}).get(name) or comments.get(key) or comments.get(name, "")
+    return found
+
+
+def _flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as the command line takes them: the keys of the whole first, then group by group."""
+    groups = {name: value for name, value in config.items() if isinstance(value, ConfigDict)}
+    for name, value in config.items():
+        if name not in groups:
+            shown = value if isinstance(value, str) else repr(value).replace(" ", "")
+            yield above + name, shown
+    for name, group in groups.items():
+        yield from _flat(group, f"{above}{name}.")
+
+
+def _owners(config: ConfigDict) -> dict[str, type]:
+    """The class whose keyword arguments a group of the configuration holds."""
+    from bandtok_jax import tasks
+    from bandtok_jax.audio.mel_bands import MelDefinition
+
+    task = tasks.create(config)
+    owners = {"model": task.network.attribute("__class__"), "mel": MelDefinition}
+    if "discriminator" in config:
+        owners["discriminator"] = task.discriminator.attribute("__class__")
+    return owners
+
+
+def _arguments(owner: type) -> dict[str, str]:
+    """Returns the descriptions in the list of arguments of a class's docstring."""
+    listed = re.split(r"(?:Args|Attributes):\n", inspect.getdoc(owner))[-1]
+    listed = re.split(r"\n\S|\n\n", listed)[0]
+    found = {}
+    for entry in re.split(r"\n(?!    )", inspect.cleandoc(listed).replace("\n  ", "\n    ")):
+        entry = " ".join(entry.split())
+        starts = list(_ENTRY.finditer(entry))
+        for start, following in zip(starts, [*starts[1:], None]):
+            description = entry[start.end() : following.start() if following else None].rstrip(".")
+            found |= {name: description for name in start[1].split(", ")}
+    return found
+
+
+def _comments(task: str) -> dict[str, str]:
+    """Returns the comments beside the keys in `configs/`, by the keys' dotted names, or by a name alone in a group
+    that several have; those of the task's own file come before the defaults.
+    """
+    modules = ["defaults", *(name for name in experiment.shipped() if experiment.load_config(name).task == task)]
+    found: dict[str, str] = {}
+    for module in modules:
+        source = inspect.getsource(importlib.import_module(f"bandtok_jax.configs.{module}"))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        lines = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        for keys, line in _keys(ast.parse(source), ("",)):
+            if line in lines:
+                found |= dict.fromkeys(keys, lines[line])
+    return found
+
+
+def _keys(node: ast.AST, groups: tuple[str, ...]) -> Iterator[tuple[list[str], int]]:
+    """Keys that a piece of source sets, in each of the groups that it may belong to, and its line."""
+    if isinstance(node, ast.FunctionDef):
+        groups = tuple(f"{group}." for group in _FUNCTIONS.get(node.name, ())) or groups
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            path = ast.unparse(target)
+            if path.startswith("config."):
+                yield [path.removeprefix("config.")], node.lineno
+                groups = (path.removeprefix("config.") + ".",)
+    if isinstance(node, ast.Dict):
+        for key in node.keys:
+            if isinstance(key, ast.Constant):
+                yield [f"{group}{key.value}" for group in groups], key.lineno
+    for child in ast.iter_child_nodes(node):
+        yield from _keys(child, groups)

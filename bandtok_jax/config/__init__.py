@@ -1,0 +1,1 @@
+"""Configurations: loaded, checked, stored."""

@@ -1,0 +1,1 @@
+"""References, systems, and the runner that compares them."""

@@ -1,0 +1,146 @@
+"""Frechet distances by embeddings of networks that are not part of this project: CLAP, VGGish, MERT ...
+
+They come from a file, from a Python function, or from a command, which may live in another environment.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import importlib
+import os
+import re
+import tempfile
+
+import numpy as np
+
+from bandtok_jax.audio import waveform
+from bandtok_jax.evaluation.comparison.runner import ORIGINAL, Result, embeddings_path, sound_path
+from bandtok_jax.evaluation.metrics import external_command, frechet
+from bandtok_jax.runtime import untrusted
+
+FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+def mel_frechet(results: Sequence[Result]) -> tuple[float | None, int]:
+    """`FAD-mel` of these pieces of one system, see `frechet.MEL_MEANING`, and of how many embeddings it is.
+
+    It is None for less than two.
+    """
+    pairs = [np.load(embeddings_path(result.path)) for result in results]
+    first, second = (np.concatenate([pair[role] for pair in pairs]) for role in ("original", "decoded"))
+    return frechet.frechet_distance(first, second) if len(first) > 1 else None, len(first)
+
+
+def frechet_by(name: str, source: str, results: dict[str, list[Result]], output: str) -> dict[str, float]:
+    """The Frechet distance of each system to the originals, by one kind of embedding.
+
+    Args:
+      name: of the embedding, for messages.
+      source: an .npz file with one array `[N, E]` for "original" and for each system; MODULE:FUNCTION, called with
+        `(audio float32 [S], sample_rate_hz)` of each piece, that returns `[N, E]`; or a command with {folder}, that
+        holds sound files, and {output}, the .npy file `[N, E]` to write.
+      results: of each system.
+      output: the report's folder. What was computed is kept there, and is not computed again.
+
+    Raises:
+      ValueError: the source gives no embeddings, or such as do not fit.
+    """
+    flag = f"--embedding={name}"
+    if source.endswith(".npz"):
+        found = _arrays(flag, source, results)
+    else:
+        groups = {ORIGINAL: next(iter(results.values())), **results}
+        found = {one: _kept(flag, source, one, group, output) for one, group in groups.items()}
+    return _distances(flag, found)
+
+
+def check(name: str, source: str, systems: Sequence[str]) -> None:
+    """Refuses a source that cannot give embeddings of these systems, before anything is measured.
+
+    Raises:
+      ValueError, FileNotFoundError: as `frechet_by`, where that can be told without the sounds.
+    """
+    flag = f"--embedding={name}"
+    if source.endswith(".npz"):
+        _distances(flag, _arrays(flag, source, systems))
+    elif FUNCTION.fullmatch(source):
+        _function(flag, source)
+    elif not ("{folder}" in source and "{output}" in source):
+        raise ValueError(
+            f"{flag}={source}: give an .npz file, MODULE:FUNCTION, or a command with {{folder}} and {{output}}"
+        )
+    else:
+        external_command.parse(source, ("folder", "output"), flag)
+
+
+def _distances(flag: str, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of each system to the originals."""
+    try:
+        return {one: frechet.frechet_distance(found[ORIGINAL], found[one]) for one in found if one != ORIGINAL}
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def _arrays(flag: str, source: str, systems: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, of the originals and of each system."""
+    names = (ORIGINAL, *systems)
+    with untrusted.reading(source, f"write it with numpy.savez, or copy it again, for {flag}"):
+        untrusted.require_unpacked(source)
+        with np.load(source, allow_pickle=False) as file:
+            found = {name: file[name] for name in names if name in file.files}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{flag}: {source} holds no array {missing[0]!r}: save one for {ORIGINAL} and each codec")
+    return found
+
+
+def _kept(flag: str, source: str, system: str, results: list[Result], output: str) -> np.ndarray:
+    """The embeddings of one system's sounds, from an earlier run where source and sounds are the same."""
+    sounds = [sound_path(output, system, result.piece) for result in results]
+    digest = hashlib.sha256(f"{source} {system}".encode())
+    for sound in sounds:
+        with open(sound, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    path = os.path.join(output, "embeddings", f"{digest.hexdigest()[:32]}.npy")
+    if not os.path.exists(path):
+        compute = _by_function if FUNCTION.fullmatch(source) else _by_command
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path + ".partial", "wb") as file:
+            np.save(file, compute(flag, source, system, sounds))
+        os.replace(path + ".partial", path)
+    return np.load(path)
+
+
+def _function(flag: str, source: str) -> Callable:
+    module, _, function = source.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{flag}={source}: {error}; the module must be on PYTHONPATH") from error
+    except Exception as error:  # whatever a user's module may raise
+        raise ValueError(f"{flag}={source}: importing it failed: {type(error).__name__}: {error}") from error
+
+
+def _by_function(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:
+    call, found = _function(flag, source), []
+    for sound in sounds:
+        audio, rate = waveform.read(sound)
+        try:
+            found.append(np.atleast_2d(call(waveform.mono(audio), rate)))
+        except Exception as error:  # whatever a user's function may raise
+            raise ValueError(f"{flag}={source} failed on {sound}: {type(error).__name__}: {error}") from error
+    try:
+        return np.concatenate(found)
+    except ValueError as error:
+        raise ValueError(f"{flag}={source}: embeddings of {system} of several shapes ({error}); give [N, E]") from error
+
+
+def _by_command(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        for number, sound in enumerate(sounds):
+            os.symlink(os.path.abspath(sound), os.path.join(folder, f"{number:06d}.flac"))
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            external_command.run(source, {"folder": folder, "output": file.name}, flag, f"the sounds of {system}")
+            try:
+                return np.array(np.load(file.name, mmap_mode="r", allow_pickle=False))
+            except (ValueError, EOFError, OverflowError) as error:
+                raise ValueError(f"{flag}: the command wrote no .npy file to {{output}} ({error})") from error

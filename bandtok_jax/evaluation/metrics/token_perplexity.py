@@ -1,0 +1,69 @@
+"""How well language models predict the tokens of whole pieces, row by row."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.data_pipelines.crops import TokenCrop
+from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.runtime.progress import progress_bar
+
+WINDOWS = 8  # in a batch; affects speed and memory alone
+
+
+def scores(stage: Stage, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
+    """The evaluation of a language model on all tokens of one split.
+
+    The tracks are cut into windows of the length of its training, and each is predicted from its own beginning.
+
+    Args:
+      stage: the language model.
+      folder: token records, whose training split gives the unigrams of each row.
+
+    Returns:
+      `cross_entropy`, `unigram_cross_entropy` and `row_cross_entropy/NN` in nats per token, `end_accuracy`, and
+      `tokens`, how many there were.
+
+    Raises:
+      ValueError, FileNotFoundError: no such tokens, or tokens of another tokenizer than the model's.
+    """
+    config = stage.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.tokens = folder
+        config.tokenizer = config.vocoder = ""  # those of its samples in training, which nothing here needs
+    stage = dataclasses.replace(stage, config=config)
+    source, columns = TokenSource(folder, split), config.data.columns
+    if stage.tokenizer_hash and stage.tokenizer_hash != source.manifest["weight_hash"]:
+        raise ValueError(
+            f"{stage.origin} was trained on tokens of {stage.tokenizer_hash[:12]}, {folder} holds those of "
+            f"{source.manifest['weight_hash'][:12]}: give the tokens of its own tokenizer"
+        )
+    task, totals = stage.task, {}
+    step, frozen = jax.jit(task.eval_step), task.load_frozen()
+    state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
+    windows = _windows(source, TokenCrop(columns, config.data.caption_bytes))
+    left = int(-(-source.lengths // columns).sum())
+    with progress_bar(total=left, unit="window", desc="predict", show=progress) as bar:
+        while left > 0:
+            examples = list(itertools.islice(windows, WINDOWS))
+            left -= len(examples)
+            bar.update(len(examples))
+            empty = {**examples[0], "columns": np.int32(0), "ended": np.bool_(False)}
+            examples += [empty] * (WINDOWS - len(examples))
+            found = step(state, frozen, {name: np.stack([one[name] for one in examples]) for name in empty})
+            # In 64 bits: there may be more tokens than 32 can count.
+            found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+            totals = jax.tree.map(np.add, totals, found) if totals else found
+    found = {name: float(value) for name, value in task.combine(totals, 1).items()}
+    return found | {"tokens": int(totals["columns"]) * task.settings["rows"]}
+
+
+def _windows(source: TokenSource, crop: TokenCrop):
+    """The tracks of a source as examples, one after the other."""
+    for number in range(len(source)):
+        record = source[number]
+        for start in range(0, len(record["codes"]), crop.columns):
+            yield crop.example(record, start, start + crop.columns)

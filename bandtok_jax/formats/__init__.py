@@ -1,0 +1,1 @@
+"""File formats: .bt, safetensors, PyTorch checkpoints without PyTorch."""

@@ -1,0 +1,299 @@
+"""New grids of tokens from a language model, with a cache of keys and values.
+
+The cache has one fixed shape. A compiled loop on the device makes many tokens a call and looks at the smallest of a few
+static lengths ("spans") that holds what is filled, so a piece of any duration needs a handful of compiled programs.
+Where the window is full, its newer half is read again as a new beginning (positions are relative), and so on forever.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandtok_jax.layers.network import Network, Tree
+from bandtok_jax.models.language_model import LanguageModel, first_token
+
+SMALLEST_SPAN = 128  # of attention, in tokens; every further span is twice as long, the last one holds the window
+
+
+class Generator:
+    """A language model ready to write.
+
+    Args:
+      settings: the keyword arguments of `LanguageModel`.
+      parameters: its weights.
+    """
+
+    def __init__(self, settings: Mapping, parameters: Tree):
+        self.settings = {**settings, "dtype": jnp.dtype(settings.get("dtype", "float32"))}
+        self._parameters = _lay_out(parameters, self.settings["dtype"], bool(settings.get("scan_layers")))
+        hidden = {**self.settings, "scan_layers": False, "remat": False}
+        self._network = _network(tuple(sorted(hidden.items())))
+
+    def generate(
+        self,
+        *,
+        columns: int,
+        window_columns: int,
+        key: jax.Array,
+        batch: int = 1,
+        caption: np.ndarray | None = None,
+        embedding: np.ndarray | None = None,
+        prefix: np.ndarray | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        may_end: bool = False,
+        begins: bool = True,
+        report: Callable[[int], None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Grids of `columns` columns; shorter ones only where the model may end them.
+
+        Args:
+          columns: T, of the whole result, the prefix included.
+          window_columns: how many columns the model sees at most: what it was trained with.
+          key: example b depends on it and on b, not on the batch.
+          caption: UTF-8 bytes `[B, M]`, zero padded; embedding: `[B, M, E]`; neither: without text.
+          prefix: codes `[B, T0, F]` to go on from.
+          temperature: 0 always takes the likeliest token.
+          top_k: choose among the k likeliest tokens; top_p: among the likeliest that together have this probability.
+          guidance: how far to go from the prediction without text to the one with it, and beyond (above 1).
+          may_end: let the model end a track before; else the end token has no probability.
+          begins: whether the prefix begins a track, or comes from the middle of one.
+          report: is called with the number of finished columns now and then.
+
+        Returns:
+          Codes int32 `[B, T, F]`, zeros after the end, and the lengths `[B]` in columns.
+
+        Raises:
+          ValueError: codes outside the codebook, or settings that make no sense.
+        """
+        rows = self.settings["rows"]
+        self._check(columns, window_columns, temperature, top_k, top_p, guidance)
+        codes = np.zeros((batch, columns, rows), np.int32)
+        first = 0 if prefix is None else self._take(prefix, codes)
+        guided = guidance != 1.0 and (caption is not None or embedding is not None)
+        text = _read_text(self._network, self._parameters, self._text(caption, embedding, batch), guided)
+        copies = batch * (2 if guided else 1)
+
+        spans = _spans(window_columns * rows + 1)
+        cache = self._network.apply(self._parameters, {}, copies, spans[-1], method="empty_cache")
+        how = dict(network=self._network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
+        ended, lengths = np.zeros(batch, bool), np.full(batch, columns)
+        done, seen = first, None  # finished columns; those of them in the window, None: nothing is in the cache yet
+        while done < columns and not ended.all():
+            if seen is None or seen == window_columns:
+                seen = done if seen is None and done < window_columns else window_columns // 2
+                tokens = self._sequence(codes[:, done - seen : done], begins and done == seen)
+                if seen:
+                    span = next(s for s in spans if s >= tokens.shape[1])
+                    padded = np.pad(tokens, ((0, 0), (0, span - tokens.shape[1])))
+                    cache = _prefill(self._network, self._parameters, cache, _twice(padded, guided), text)
+                token = jnp.asarray(tokens[:, -1])
+            place = seen * rows
+            span = next(s for s in spans if s >= place + rows)
+            count = min((span - place) // rows, window_columns - seen, columns - done)
+            new, token, stopped, cache = _advance(
+                self._parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
+                key, numbers, span=span, **how,
+            )  # fmt: skip
+            codes[:, done : done + count] = np.asarray(new)[:, : count * rows].reshape(batch, count, rows)
+            stopped = np.asarray(stopped)
+            lengths = np.where(stopped >= 0, done + stopped // rows, lengths)
+            ended |= stopped >= 0
+            done, seen = done + count, seen + count
+            if report is not None:
+                report(done)
+        codes[np.arange(columns) >= lengths[:, None]] = 0
+        return codes, lengths
+
+    def _check(self, columns, window_columns, temperature, top_k, top_p, guidance):
+        if columns < 1 or window_columns < 2:
+            raise ValueError(f"columns is {columns} and window_columns {window_columns}: at least 1 and 2 are needed")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}: it must be finite, and at least 0")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}: it must be above 0, and at most 1")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is {guidance}: it must be finite")
+        if top_k is not None and not 1 <= top_k <= self.settings["codebook_size"]:
+            raise ValueError(
+                f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
+            )
+
+    def _take(self, prefix, codes) -> int:
+        """Puts the prefix into `codes`; returns its columns."""
+        prefix = np.asarray(prefix)
+        batch, columns, rows = codes.shape
+        if prefix.ndim != 3 or prefix.shape[0] != batch or prefix.shape[2] != rows:
+            raise ValueError(f"the prefix has shape {prefix.shape}; it must be [{batch}, columns, {rows}]")
+        size = self.settings["codebook_size"]
+        if prefix.size and not (0 <= prefix.min() and prefix.max() < size):
+            raise ValueError(
+                f"the prefix has codes in {prefix.min()}..{prefix.max()}, outside the codebook 0..{size - 1}: "
+                "use codes of the tokenizer that the language model was trained with"
+            )
+        if prefix.shape[1] >= columns:
+            raise ValueError(f"the prefix has {prefix.shape[1]} columns and the result {columns}: ask for more columns")
+        codes[:, : prefix.shape[1]] = prefix
+        return prefix.shape[1]
+
+    def _sequence(self, codes, begins):
+        """The first token and the grid, flat: `[B, 1 + T * F]`."""
+        first = np.full((codes.shape[0], 1), first_token(self.settings["codebook_size"], begins), np.int32)
+        return np.concatenate([first, codes.reshape(codes.shape[0], -1)], axis=1)
+
+    def _text(self, caption, embedding, batch):
+        kind = self.settings.get("text", "bytes")
+        given = {"caption": caption, "embedding": embedding}
+        wanted = {"bytes": "caption", "embedding": "embedding", "none": None}[kind]
+        for name, value in given.items():
+            if value is not None and name != wanted:
+                raise ValueError(
+                    f'the model has text="{kind}", so it cannot take {name}: it takes {wanted or "no text"}'
+                )
+            if value is not None and len(value) != batch:
+                raise ValueError(f"{name} has {len(value)} entries and the batch {batch}: give one for each example")
+        if wanted is None:
+            return None
+        if given[wanted] is not None:
+            return {wanted: jnp.asarray(given[wanted])}
+        shape = (batch, 1) if kind == "bytes" else (batch, 1, self.settings["text_width"])
+        return {wanted: jnp.zeros(shape, jnp.uint8 if kind == "bytes" else jnp.float32)}
+
+
+def sample(logits, keys, *, temperature, top_p=1.0, top_k: int | None = None, nucleus: bool = False):
+    """One token for each row of `logits [B, V]`, with a key for each.
+
+    Args:
+      top_k, nucleus: static; `top_p` counts only if `nucleus`. Both: first the k likeliest, then the nucleus of them.
+    """
+    # The first of the top k is the same, but taking it makes XLA sort the whole vocabulary on CPUs (jax 0.10).
+    likeliest = jnp.argmax(logits, axis=-1)
+    values, choices = logits, None
+    if top_k is not None or nucleus:
+        values, choices = jax.lax.top_k(logits, top_k or logits.shape[-1])
+    values = values / jnp.where(temperature > 0, temperature, 1.0)
+    if nucleus:
+        probabilities = jax.nn.softmax(values, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        values = jnp.where(before < top_p, values, -jnp.inf)
+    drawn = jax.vmap(jax.random.categorical)(keys, values)
+    if choices is not None:
+        drawn = jnp.take_along_axis(choices, drawn[:, None], axis=-1)[:, 0]
+    return jnp.where(temperature > 0, drawn, likeliest).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "span", "top_k", "nucleus", "guided"), donate_argnums=1)
+def _advance(
+    parameters, cache, token, place, offset, count, ended, text, key, numbers, *, network, span, top_k, nucleus, guided
+):
+    """`count` more columns after `token [B]`, which stands at `place`.
+
+    Returns:
+      The tokens `[B, span]`, of which those of `count` columns count; the last one; at which a track ended `[B]`, or
+      -1; the cache.
+    """
+    model = network.settings
+    rows, end = model["rows"], model["codebook_size"]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(token.shape[0]))
+    context = None if text is None else text["cache"]
+    mask = None if text is None else text["mask"]
+
+    def more(state):
+        column, (_, stopped, _, _) = state
+        return (column < count) & ~(ended | (stopped >= 0)).all()
+
+    # The steps of a column are a loop of its own, whose length the compiler knows: a GPU can then queue all of them
+    # before the first is done, where it would wait for the condition of an open loop after each.
+    def column(state):
+        column, state = state
+        step_of_column = lambda row, state: step(column * rows + row, state)
+        return column + 1, jax.lax.fori_loop(0, rows, step_of_column, state)
+
+    def step(i, state):
+        token, stopped, tokens, cache = state
+        now = place + i
+        logits, cache = network.apply(parameters, {}, _twice(token, guided), now, cache, context, mask, method="decode")
+        logits = logits[:, : end + 1]
+        if guided:
+            with_text, without = jnp.split(logits, 2)
+            logits = without + numbers["guidance"] * (with_text - without)
+        # A track may end between two columns, after the first.
+        may_end = numbers["may_end"] & (now % rows == 0) & (now + offset > 0)
+        logits = jnp.where((jnp.arange(end + 1) == end) & ~may_end, -jnp.inf, logits)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, now + offset)
+        token = sample(
+            logits, step_keys, temperature=numbers["temperature"], top_p=numbers["top_p"], top_k=top_k, nucleus=nucleus
+        )
+        stopped = jnp.where((token == end) & (stopped < 0) & ~ended, i, stopped)
+        # What follows an end is thrown away; it only has to be a token.
+        token = jnp.where(token == end, 0, token)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], i, axis=1)
+        return token, stopped, tokens, cache
+
+    near = jax.tree.map(lambda x: x[:, :span], cache)
+    tokens = jnp.zeros((token.shape[0], span), jnp.int32)
+    state = (token, jnp.full(token.shape, -1, jnp.int32), tokens, near)
+    _, (token, stopped, tokens, near) = jax.lax.while_loop(more, column, (jnp.int32(0), state))
+    cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (0,) * whole.ndim), cache, near)
+    return tokens, token, stopped, cache
+
+
+@functools.partial(jax.jit, static_argnames="network", donate_argnums=2)
+def _prefill(network, parameters, cache, tokens, text):
+    """The cache with the keys and values of `tokens [B, span]` at its beginning."""
+    context = (None, None) if text is None else (text["context"], text["mask"])
+    return network.apply(parameters, {}, tokens, cache, *context, method="prefill")
+
+
+@functools.partial(jax.jit, static_argnames=("network", "guided"))
+def _read_text(network, parameters, text, guided):
+    """What the layers attend to; `guided`: once more without the text, as the second half of the batch."""
+    if text is None:
+        return None
+    batch = jax.tree.leaves(text)[0].shape[0]
+    text = {name: _twice(value, guided) for name, value in text.items()}
+    drop = jnp.arange(2 * batch if guided else batch) >= batch
+    context, mask = network.apply(parameters, {}, **text, drop=drop, method="context")
+    return {"context": context, "mask": mask, "cache": network.apply(parameters, {}, context, method="read_context")}
+
+
+def _twice(x, guided):
+    return jnp.concatenate([x, x]) if guided else x
+
+
+def _spans(longest: int) -> list[int]:
+    spans = [SMALLEST_SPAN]
+    while 2 * spans[-1] < longest:
+        spans.append(2 * spans[-1])
+    return [*spans, max(SMALLEST_SPAN, longest)]
+
+
+class _DecodingNetwork(Network):
+    """The network, and the settings that it was made with."""
+
+    def __init__(self, settings: Mapping):
+        self.settings = settings
+        super().__init__(lambda rngs: LanguageModel(**settings, rngs=rngs))
+
+
+@functools.cache
+def _network(settings: tuple) -> _DecodingNetwork:
+    """One network for equal settings, so that a second generator finds the compiled programs of the first."""
+    return _DecodingNetwork(dict(settings))
+
+
+def _lay_out(parameters: Tree, dtype, stacked: bool) -> Tree:
+    """Weights as decoding wants them: layer by layer, and the matrices in the type of the computation."""
+    blocks = parameters["blocks"]
+    if stacked:
+        layers = jax.tree.leaves(blocks)[0].shape[0]
+        blocks = {str(i): jax.tree.map(lambda x: x[i], blocks) for i in range(layers)}
+    # After the layers are taken apart: a stack of vectors, such as the gains of norms, has two axes as well.
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, {**parameters, "blocks": blocks})

@@ -1,1 +1,0 @@
-"""Weights and codes in the formats of other programs."""

@@ -1,0 +1,1 @@
+"""Model folders, model cards, and importers of other projects' weights."""

@@ -1,0 +1,175 @@
+"""DAC's published weights in our layout: descript-audio-codec's weights.pth, and transformers' DacModel.
+
+Both keep kernels as `[channels_out, channels_in, taps]`, those of transposed convolutions as `[channels_in,
+channels_out, taps]`; here the axes are the other way round, so that one transposition serves both, and the gains of
+weight normalisation belong to the last axis.
+"""
+
+from collections.abc import Iterator, Mapping
+import os
+from typing import Any
+
+import numpy as np
+
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.config import experiment
+from bandtok_jax.formats import safetensors, torch_checkpoint
+from bandtok_jax.runtime import untrusted
+
+_CURE = "give the whole files of a DAC release"
+_LARGEST, _MOST_STRIDES = 1 << 20, 16  # far above every published model
+# Their names of what our configuration calls so.
+_OFFICIAL = dict(
+    encoder_width="encoder_dim", decoder_width="decoder_dim", strides="encoder_rates", latent_width="latent_dim",
+    rows="n_codebooks", codes="codebook_size", code_width="codebook_dim", sample_rate_hz="sample_rate",
+)  # fmt: skip
+_TRANSFORMERS = dict(
+    encoder_width="encoder_hidden_size", decoder_width="decoder_hidden_size", strides="downsampling_ratios",
+    latent_width="hidden_size", rows="n_codebooks", codes="codebook_size", code_width="codebook_dim",
+    sample_rate_hz="sampling_rate",
+)  # fmt: skip
+
+
+def read_official(path: str, parity: bool = False) -> Stage:
+    """A `weights.pth` of descript-audio-codec as the tokenizer of a codec.
+
+    Args:
+      parity: odd strides of the decoder lose a sample each, as there; else sound is as long as its columns.
+
+    Raises:
+      ValueError, FileNotFoundError: no such file, a damaged one, or of another model.
+    """
+    content = torch_checkpoint.read(path)
+    with untrusted.reading(path, _CURE):
+        if not isinstance(content, Mapping) or not {"state_dict", "metadata"} <= set(content):
+            raise ValueError("it holds no state_dict with metadata")
+        metadata, state = content["metadata"], content["state_dict"]
+        settings = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
+        if not isinstance(settings, Mapping):
+            raise ValueError("it does not say of what shape its model is")
+        if not isinstance(state, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in state.values()):
+            raise ValueError("its state_dict holds more than tensors")
+        shape = _shape(settings, _OFFICIAL)
+        rates = settings.get("decoder_rates")
+        if not isinstance(rates, (list, tuple)) or list(rates) != shape["strides"][::-1]:
+            raise ValueError(
+                f"the decoder's rates {untrusted.shown(rates)} are not the encoder's {shape['strides']} in reverse"
+            )
+        return _stage(state, {**shape, "parity": parity}, 1, path)
+
+
+def read_transformers(path: str, parity: bool = False) -> Stage:
+    """A DacModel of transformers, its folder or its safetensors with config.json beside it; see `read_official`."""
+    folder, name = (path, "model.safetensors") if os.path.isdir(path) else os.path.split(path)
+    config_file = os.path.join(folder, "config.json")
+    if not os.path.isfile(config_file):
+        raise FileNotFoundError(f"{config_file} does not exist: put the model's config.json beside its weights")
+    settings = untrusted.read_json(config_file, untrusted.record({"model_type": untrusted.one_of("dac")}), cure=_CURE)
+    with untrusted.reading(config_file, _CURE):
+        shape = {**_shape(settings, _TRANSFORMERS), "parity": parity}
+    weights_file = os.path.join(folder, name)
+    if not os.path.isfile(weights_file):
+        raise FileNotFoundError(f"{weights_file} does not exist: download it beside config.json")
+    with untrusted.reading(weights_file, _CURE):
+        return _stage(safetensors.load_flat(weights_file), shape, 2, weights_file)
+
+
+def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """What the configuration says of the model, by our names."""
+    missing = [name for key, name in names.items() if key != "latent_width" and name not in settings]
+    if missing:
+        raise ValueError(f"it does not say {', '.join(missing)}")
+    shape = {key: settings.get(name) for key, name in names.items()}
+    if isinstance(shape["strides"], tuple):
+        shape["strides"] = list(shape["strides"])
+    untrusted.listing(untrusted.whole(1, _LARGEST), most=_MOST_STRIDES, least=1)(shape["strides"], names["strides"])
+    for key, value in shape.items():
+        if key == "latent_width" and not value:
+            shape[key] = shape["encoder_width"] * 2 ** len(shape["strides"])
+        elif key != "strides":
+            untrusted.whole(1, _LARGEST)(value, names[key])
+    return shape
+
+
+def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Stage:
+    """The stage of weights whose names stand in that column of `_layers`."""
+    config = experiment.load_config("dac:base")
+    with config.unlocked():
+        config.data.sample_rate_hz = shape.pop("sample_rate_hz")
+        config.model.update({**shape, "strides": tuple(shape["strides"])})
+    left, ours = dict(flat), {}
+    for layer in _layers(len(config.model.strides), config.model.rows):
+        for name, leaf in _leaves(left, layer[column]):
+            ours[f"{layer[0]}.{name}"] = leaf
+    if left:
+        raise ValueError(f"it holds {untrusted.shown(next(iter(left)))}, which no DAC has")
+    for name, leaf in ours.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    origin = os.path.basename(os.path.normpath(path))
+    card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
+    weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
+    return Stage(config, weights, origin=path, card=card).check()
+
+
+def _leaves(left: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Takes what belongs to one of their layers out of `left`, and gives it our names and axes."""
+
+    def take(*names):
+        for name in names:
+            if f"{prefix}.{name}" in left:
+                return np.asarray(left.pop(f"{prefix}.{name}"), np.float32)
+        raise ValueError(f"it has no {prefix}.{names[0]}")
+
+    kind = prefix.rpartition(".")[2]
+    if f"{prefix}.alpha" in left:
+        yield "alpha", take("alpha").reshape(-1)
+    elif kind == "codebook":
+        yield "vectors", take("weight")
+    else:
+        kernel = take("weight_v", "parametrizations.weight.original1", "weight")
+        if kernel.ndim != 3:
+            raise ValueError(f"{prefix} has kernels of shape {list(kernel.shape)}")
+        kernel = np.ascontiguousarray(kernel.transpose(2, 1, 0))
+        yield "kernel", kernel
+        yield "bias", take("bias")
+        try:
+            yield "gain", take("weight_g", "parametrizations.weight.original0").reshape(-1)
+        except ValueError:
+            # The norm was multiplied into the kernel: it is its own norm.
+            yield "gain", np.sqrt((kernel.astype(np.float64) ** 2).sum((0, 1))).astype(np.float32)
+
+
+def _layers(strides: int, rows: int) -> Iterator[tuple[str, str, str]]:
+    """Our name of every layer, the official one and that of transformers."""
+
+    def units(ours, official, theirs, first):
+        for u in range(3):
+            parts = zip(("snake_in", "dilated", "snake_out", "single"), ("snake1", "conv1", "snake2", "conv2"))
+            for p, (own, their) in enumerate(parts):
+                yield (
+                    f"{ours}.units.{u}.{own}",
+                    f"{official}.{u + first}.block.{p}",
+                    f"{theirs}.res_unit{u + 1}.{their}",
+                )
+
+    yield "encoder_in", "encoder.block.0", "encoder.conv1"
+    for b in range(strides):
+        ours, official, theirs = f"encoder_blocks.{b}", f"encoder.block.{b + 1}.block", f"encoder.block.{b}"
+        yield from units(ours, official, theirs, 0)
+        yield f"{ours}.snake", f"{official}.3", f"{theirs}.snake1"
+        yield f"{ours}.down", f"{official}.4", f"{theirs}.conv1"
+    yield "encoder_snake", f"encoder.block.{strides + 1}", "encoder.snake1"
+    yield "encoder_out", f"encoder.block.{strides + 2}", "encoder.conv2"
+    for r in range(rows):
+        for own, their in (("project_in", "in_proj"), ("project_out", "out_proj")):
+            yield f"quantizer.levels.{r}.{own}", *[f"quantizer.quantizers.{r}.{their}"] * 2
+        yield f"quantizer.levels.{r}", *[f"quantizer.quantizers.{r}.codebook"] * 2
+    yield "decoder_in", "decoder.model.0", "decoder.conv1"
+    for b in range(strides):
+        ours, official, theirs = f"decoder_blocks.{b}", f"decoder.model.{b + 1}.block", f"decoder.block.{b}"
+        yield f"{ours}.snake", f"{official}.0", f"{theirs}.snake1"
+        yield f"{ours}.up", f"{official}.1", f"{theirs}.conv_t1"
+        yield from units(ours, official, theirs, 2)
+    yield "decoder_snake", f"decoder.model.{strides + 1}", "decoder.snake1"
+    yield "decoder_out", f"decoder.model.{strides + 2}", "decoder.conv2"

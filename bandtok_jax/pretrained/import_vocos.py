@@ -1,0 +1,205 @@
+"""Vocos's published weights in our layout: config.yaml with pytorch_model.bin or safetensors of the package vocos.
+
+Its kernels are `[channels_out, channels_in, taps]` and `[features_out, features_in]`; here all axes are the other way
+round.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from bandtok_jax import tasks
+from bandtok_jax.audio import mel_bands
+from bandtok_jax.codecs.component import Stage
+from bandtok_jax.config import experiment
+from bandtok_jax.formats import safetensors, torch_checkpoint
+from bandtok_jax.runtime import untrusted
+
+CONFIG_FILE = "config.yaml"
+WEIGHTS_FILES = ("pytorch_model.bin", "model.safetensors")
+_CURE = "give the whole files of a Vocos release that plays a mel by one inverse STFT"
+_LARGEST = 1 << 20
+CONSTANTS_TOLERANCE = 0.01  # theirs may be kept in 16 bits
+
+_REQUIRED = object()
+# The parts that can be imported, and what each of them is told, with the defaults of vocos 0.1.0.
+_PARTS = {
+    "feature_extractor": (
+        "vocos.feature_extractors.MelSpectrogramFeatures",
+        {"sample_rate": 24_000, "n_fft": 1024, "hop_length": 256, "n_mels": 100, "padding": "center"},
+    ),
+    "backbone": (
+        "vocos.models.VocosBackbone",
+        {
+            "input_channels": _REQUIRED, "dim": _REQUIRED, "intermediate_dim": _REQUIRED, "num_layers": _REQUIRED,
+            "layer_scale_init_value": None, "adanorm_num_embeddings": None,
+        },
+    ),
+    "head": (
+        "vocos.heads.ISTFTHead",
+        {"dim": _REQUIRED, "n_fft": _REQUIRED, "hop_length": _REQUIRED, "padding": "same"},
+    ),
+}  # fmt: skip
+_NO_NUMBERS = ("padding", "layer_scale_init_value", "adanorm_num_embeddings")
+# Arrays that no training changes, and what they must be for a mel.
+_CONSTANTS = {
+    "feature_extractor.mel_spec.mel_scale.fb": mel_bands.mel_filterbank,
+    **dict.fromkeys(
+        ("feature_extractor.mel_spec.spectrogram.window", "head.istft.window"),
+        lambda mel: mel_bands.hann_window(mel.fft_samples),
+    ),
+}
+# What two parts must agree on, since here one number serves both.
+_EQUAL = (
+    ("backbone.input_channels", "feature_extractor.n_mels"),
+    ("head.dim", "backbone.dim"),
+    ("head.n_fft", "feature_extractor.n_fft"),
+    ("head.hop_length", "feature_extractor.hop_length"),
+    ("head.padding", "feature_extractor.padding"),
+)
+
+
+def read(path: str) -> Stage:
+    """A model of the package vocos as a vocoder: its folder, or its weights with config.yaml beside them.
+
+    Raises:
+      ValueError, FileNotFoundError: no such file, a damaged one, or one of a model that hears no mel.
+    """
+    weights_file, config_file = _files(path)
+    with untrusted.reading(config_file, _CURE):
+        settings = _settings(config_file)
+        config = _config(settings)
+        mel = tasks.create(config).mel
+    read_weights = safetensors.load_flat if weights_file.endswith(".safetensors") else torch_checkpoint.read
+    left = read_weights(weights_file)
+    with untrusted.reading(weights_file, _CURE):
+        if not isinstance(left, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in left.values()):
+            raise ValueError("it holds no plain state_dict")
+        left, ours = dict(left), {}
+        constants = {name: left.pop(name) for name in _CONSTANTS if name in left}
+        for name, theirs in _leaves(settings["backbone.num_layers"]):
+            if theirs not in left:
+                raise ValueError(f"it has no {theirs}")
+            leaf = np.asarray(left.pop(theirs), np.float32)
+            if not np.isfinite(leaf).all():
+                raise ValueError(f"{theirs} holds NaN or infinity")
+            ours[name] = np.ascontiguousarray(leaf.T)
+        if left:
+            raise ValueError(f"it holds {untrusted.shown(next(iter(left)))}, which no Vocos of mels has")
+        origin = os.path.basename(os.path.abspath(path))
+        card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
+        weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
+        with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
+            stage = Stage(config, weights, origin=path, card=card).check()
+        for name, found in constants.items():
+            expected = _CONSTANTS[name](mel)
+            found = np.asarray(found, np.float32)
+            if found.shape != expected.shape or not np.allclose(found, expected, atol=CONSTANTS_TOLERANCE):
+                raise ValueError(f"{name} is not what vocos 0.1.0 makes of {CONFIG_FILE}")
+    return stage
+
+
+def _files(path: str) -> tuple[str, str]:
+    """The files of weights and of settings that belong to `path`."""
+    if os.path.isdir(path):
+        there = [name for name in WEIGHTS_FILES if os.path.isfile(os.path.join(path, name))]
+        if not there:
+            raise FileNotFoundError(f"{path} holds no {' or '.join(WEIGHTS_FILES)}: download the weights into it")
+        path = os.path.join(path, there[0])
+    elif not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist: give a folder with {CONFIG_FILE} and {WEIGHTS_FILES[0]}")
+    config_file = os.path.join(os.path.dirname(path), CONFIG_FILE)
+    if not os.path.isfile(config_file):
+        raise FileNotFoundError(f"{config_file} does not exist: put the model's {CONFIG_FILE} beside its weights")
+    return path, config_file
+
+
+def _settings(path: str) -> dict[str, Any]:
+    """What the parts of the model are told, by names such as "head.n_fft"; every value is checked."""
+    parts = untrusted.read_yaml(path, untrusted.mapping(untrusted.anything), cure=_CURE)
+    settings = {}
+    for part, (class_path, known) in _PARTS.items():
+        found = parts.get(part)
+        if not isinstance(found, Mapping) or "class_path" not in found:
+            raise ValueError(f"it does not say {part}.class_path")
+        if found["class_path"] != class_path:
+            raise ValueError(f"{part} is {untrusted.shown(found['class_path'])}, and only {class_path} can be imported")
+        told = found.get("init_args") or {}
+        if not isinstance(told, Mapping):
+            raise ValueError(f"{part}.init_args is {untrusted.shown(told)}, not a list of names with values")
+        for name in told:
+            if name not in known:
+                raise ValueError(f"vocos 0.1.0 knows no {part}.{untrusted.shown(name)}")
+        for name, default in known.items():
+            settings[f"{part}.{name}"] = _checked(told.get(name, default), part, name)
+    for one, other in _EQUAL:
+        if settings[one] != settings[other]:
+            raise ValueError(
+                f"{one} is {settings[one]!r} and {other} is {settings[other]!r}: "
+                "only models where both are the same can be imported"
+            )
+    return settings
+
+
+def _checked(value: Any, part: str, name: str) -> Any:
+    where = f"{part}.{name}"
+    if value is _REQUIRED:
+        raise ValueError(f"it does not say {where}")
+    if name == "padding" and value not in ("center", "same"):
+        raise ValueError(f"{where} is {untrusted.shown(value)}, neither 'center' nor 'same'")
+    if name == "adanorm_num_embeddings" and value:
+        raise ValueError(f"{where} is {untrusted.shown(value)}: a model that is told a bitrate cannot be imported")
+    if name not in _NO_NUMBERS:
+        untrusted.whole(1, _LARGEST)(value, where)
+    return value
+
+
+def _config(settings: Mapping[str, Any]):
+    """The experiment that would train such a model."""
+    features = {name.partition(".")[2]: v for name, v in settings.items() if name.startswith("feature_extractor")}
+    rate, hop = features["sample_rate"], features["hop_length"]
+    config = experiment.load_config("vocos:base")
+    with config.unlocked():
+        config.data.sample_rate_hz = rate
+        config.data.clip_samples = math.ceil(config.data.clip_samples / hop) * hop
+        config.mel.update(
+            dataclasses.asdict(mel_bands.VOCOS_24KHZ),
+            sample_rate_hz=rate,
+            high_hz=float(rate // 2),
+            fft_samples=features["n_fft"],
+            hop_samples=hop,
+            mels=features["n_mels"],
+            padding=features["padding"],
+        )
+        config.model.update(
+            width=settings["backbone.dim"],
+            hidden=settings["backbone.intermediate_dim"],
+            blocks=settings["backbone.num_layers"],
+            envelope=False,
+            parity=True,
+        )
+    return config
+
+
+def _leaves(blocks: int) -> Iterator[tuple[str, str]]:
+    """Our name of every array, and theirs."""
+
+    def layer(ours, theirs, weight="kernel"):
+        yield f"{ours}.{weight}", f"{theirs}.weight"
+        yield f"{ours}.bias", f"{theirs}.bias"
+
+    yield from layer("embed", "backbone.embed")
+    yield from layer("embed_norm", "backbone.norm", "scale")
+    for b in range(blocks):
+        ours, theirs = f"blocks.{b}", f"backbone.convnext.{b}"
+        yield from layer(f"{ours}.depthwise", f"{theirs}.dwconv")
+        yield from layer(f"{ours}.norm", f"{theirs}.norm", "scale")
+        yield from layer(f"{ours}.expand", f"{theirs}.pwconv1")
+        yield from layer(f"{ours}.contract", f"{theirs}.pwconv2")
+        yield f"{ours}.scale", f"{theirs}.gamma"
+    yield from layer("norm", "backbone.final_layer_norm", "scale")
+    yield from layer("head", "head.out")

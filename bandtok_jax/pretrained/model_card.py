@@ -1,0 +1,117 @@
+"""The README.md of an export: written from what the runs recorded, so that nothing in it is made up."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from bandtok_jax.version import VERSION
+
+if TYPE_CHECKING:
+    from bandtok_jax.codecs.codec import Codec
+    from bandtok_jax.codecs.component import Stage
+
+_MANIFEST = "manifest.json"
+_TOKEN_MANIFEST = "token_manifest.json"
+
+
+def write(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card in Markdown; `facts` holds `scores` and `data` of every stage by its name."""
+    systems = ", ".join(name.replace("_", " ") for name in codec.stages)
+    table = {
+        "sample rate": f"{codec.sample_rate_hz} Hz, {codec.channels} channel",
+        "grid": f"{codec.rows} rows ({codec.row_kind}s), {codec.columns_per_second:.3f} columns per second",
+        "codebook": f"{codec.codebook_size} codes",
+        "rate": f"{codec.bits_per_second / 1000:.2f} kbit/s",
+        "weight hash of the tokenizer": f"`{codec.weight_hash}`",
+    }
+    python = [
+        'codec = bandtok_jax.load("this folder")',
+        "codes = codec.encode(audio, sample_rate_hz)  # float32 [S] or [C, S] -> int32 [T, F]",
+    ]
+    python += ["audio = codec.decode(codes)"] * codec.makes_sound
+    shell = ["bandtok encode song.flac --model='this folder' -o song.bt"]
+    shell += ["bandtok decode song.bt --model='this folder' -o song.wav"] * codec.makes_sound
+    shell += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * ("language_model" in codec.stages)
+    title = f"{codec.rows} x {codec.columns_per_second:.2f} tokens per second: {systems}"
+    return _card(title, table, codec.stages, facts, python, shell)
+
+
+def write_vocoder(stage: "Stage", facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card of a vocoder alone; `facts` as for `write`."""
+    mel = {f"mel: {name}": value for name, value in dataclasses.asdict(stage.mel).items()}
+    python = ['codec = bandtok_jax.load("a tokenizer of the same mel", vocoder="this folder")']
+    shell = ["bandtok decode song.bt --model='a tokenizer of the same mel' --vocoder='this folder' -o song.wav"]
+    table = {**mel, "weight hash": f"`{stage.weight_hash}`"}
+    return _card(f"Vocoder of {stage.mel.mels} mel bands", table, {stage.name: stage}, facts, python, shell)
+
+
+def _card(
+    title: str,
+    table: Mapping[str, Any],
+    stages: Mapping[str, "Stage"],
+    facts: Mapping[str, Mapping[str, Any]],
+    python: list[str],
+    shell: list[str],
+) -> str:
+    lines = ["---", "library_name: bandtok-jax", "tags: [audio, music, tokenizer, jax]", "---", f"# {title}", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in table.items())]
+    lines += [f"| exported with | bandtok-jax {VERSION} |", "", "## Stages", ""]
+    lines += ["| stage | weights | training steps | last evaluation |", "|---|---|---|---|"]
+    for name, stage in stages.items():
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(stage.weights["parameters"]))
+        scores = {k: v for k, v in facts[name]["scores"].items() if v is not None and "/" not in k}
+        told = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
+        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {stage.step} | {told} |")
+    lines += ["", "## Data", ""]
+    for name in stages:
+        lines += [f"- {name.replace('_', ' ')}: {told}" for told in facts[name]["data"] or ["not recorded"]]
+    lines += ["", "Whoever passes these weights on answers for the licences of the music they were trained on.", ""]
+    lines += ["## Use", "", "```python", "import bandtok_jax", "", *python, "```", ""]
+    return "\n".join([*lines, "```bash", *shell, "```", ""])
+
+
+def describe_data(config) -> list[str]:
+    """One line for every source of an experiment: what it is, how much of it, under which licences."""
+    if config.data.tokens:
+        return [_describe_tokens(config.data.tokens)]
+    from bandtok_jax.data_pipelines import sources  # not needed to load a model
+
+    return [_describe_source(folder) for folder, _ in sources.parse_weights(config.data.sources)]
+
+
+def _describe_source(folder: str) -> str:
+    if folder == "synthetic":
+        return "the embedded synthetic music, which needs no licence"
+    name, manifest = os.path.basename(os.path.normpath(folder)), _read(os.path.join(folder, _MANIFEST))
+    if not manifest:
+        return f"{name}, whose manifest could not be read when this was exported"
+    train = manifest["splits"].get("train", {"tracks": 0, "hours": 0.0})
+    licences = ", ".join(f"{licence} ({group['tracks']} tracks)" for licence, group in manifest["licences"].items())
+    return f"{name}: {train['tracks']} training tracks, {train['hours']:.2f} h; licences of all tracks: {licences}"
+
+
+def _describe_tokens(folder: str) -> str:
+    manifest = _read(os.path.join(folder, _TOKEN_MANIFEST))
+    if not manifest:
+        return "token records, whose manifest could not be read when this was exported"
+    train = manifest["splits"].get("train", {"pieces": 0, "columns": 0})
+    hours = train["columns"] / manifest["columns_per_second"] / 3600
+    origin = _describe_source(manifest["data"]) if "data" in manifest else "data that is not recorded"
+    return f"tokens of {train['pieces']} pieces, {hours:.2f} h with all shifted copies, from {origin}"
+
+
+def _read(path: str) -> dict:
+    """A manifest; empty where there is none, and where it is damaged: the weights can be exported all the same."""
+    if not os.path.isfile(path):
+        return {}
+    from bandtok_jax.data_pipelines import records, tokens
+
+    folder, name = os.path.split(path)
+    try:
+        return records.read_manifest(folder) if name == _MANIFEST else tokens.manifest(folder)
+    except (ValueError, OSError):
+        return {}
