@@ -80,7 +80,7 @@ def test_what_was_not_used_for_longest_makes_room(home, monkeypatch):
 def test_a_program_is_found_again_by_another_process(tmp_path):
     program = (
         "import bandtok_jax, logging, numpy, sys\n"
-        "from bandtok_jax import compile_cache\n"
+        "from bandtok_jax.runtime import compile_cache\n"
         "assert 'jax' not in sys.modules and compile_cache.enable() and 'jax' not in sys.modules\n"
         "import jax\n"
         "jax.monitoring.register_event_listener(lambda event, **_: print(event))\n"

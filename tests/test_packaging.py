@@ -16,7 +16,12 @@ LINKS = ("configs", "data_pipelines", "launch")  # in the package's folder, to t
 @pytest.fixture(scope="module")
 def source(request, tmp_path_factory):
     copy = tmp_path_factory.mktemp("source") / "tree"
-    left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    generated = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+
+    def left_out(folder, names):
+        runs = {"runs"} if folder == str(request.config.rootpath) else set()  # not those of the package
+        return generated(folder, names) | runs
+
     shutil.copytree(request.config.rootpath, copy, ignore=left_out, symlinks=True)
     return copy
 
@@ -62,7 +67,8 @@ def test_an_installed_package_works_at_the_top_of_the_source_tree(request, sourc
     # What it needs comes from here; .pth files therein are not read, so this package comes from nowhere else.
     (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     program = (
-        "import sys, bandtok_jax; from bandtok_jax import experiment; from bandtok_jax.launch import accelerators\n"
+        "import sys, bandtok_jax; from bandtok_jax.config import experiment\n"
+        "from bandtok_jax.launch import render\n"
         "from bandtok_jax.data_pipelines import synthetic\n"
         "print(bandtok_jax.__file__, experiment.load_config('bandtok:tiny').task, *map(len, [experiment.shipped()]))"
     )
@@ -77,7 +83,8 @@ def test_configurations_are_found_without_the_source_tree(wheel, tmp_path):
         archive.extractall(tmp_path)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import bandtok_jax; from bandtok_jax import cli, experiment; from bandtok_jax.data_pipelines import iterator\n"
+        "import bandtok_jax; from bandtok_jax import cli; from bandtok_jax.config import experiment\n"
+        "from bandtok_jax.data_pipelines import iterator\n"
         "assert bandtok_jax.__file__.startswith(sys.argv[1]), bandtok_jax.__file__\n"
         "assert iterator.__file__.startswith(sys.argv[1]), iterator.__file__\n"
         "print(*experiment.shipped(), experiment.load_config('bandtok:tiny').task)"
