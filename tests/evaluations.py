@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import soundfile
 
-import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.evaluation.metrics import visqol
 from bandtok_jax.evaluation.report import figures
+from bandtok_jax.pretrained import model_folder
 from tests import music_files
 from tests.small_codec import SmallCodec
 
@@ -30,7 +30,7 @@ def use_small_codec(monkeypatch):
     # Drawing takes its time, and is tested by itself.
     monkeypatch.setattr(figures, "draw_sounds", lambda output, excerpt: [])
     monkeypatch.setattr(figures, "draw_quality", lambda output, report: [])
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: found)
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: found)
     monkeypatch.setattr(visqol, "visqol_installed", lambda: False)
     return found
 

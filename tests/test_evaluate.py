@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-import bandtok_jax
 from bandtok_jax.evaluation.comparison import references, runner
 from bandtok_jax.evaluation.metrics import frechet
+from bandtok_jax.pretrained import model_folder
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
 from tests.small_codec import SmallCodec
@@ -135,7 +135,7 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
         f"--output={tmp_path / 'report'}",
         "--without=mfcc_distance",
     ]
-    measure = runner.measures.measure
+    measure = runner.catalogue.measure
     calls = []
 
     def counted(*given):
@@ -144,7 +144,7 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
             raise KeyboardInterrupt
         return measure(*given)
 
-    monkeypatch.setattr(runner.measures, "measure", counted)
+    monkeypatch.setattr(runner.catalogue, "measure", counted)
     assert run(*arguments) == 130 and len(calls) == 3
     assert run(*arguments) == 0 and len(calls) == 3 + 2
     before = (tmp_path / "report" / "files.csv").read_text()
@@ -153,7 +153,7 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
     assert (tmp_path / "report" / "files.csv").read_text() == before
     # Another setting, other weights, another file.
     assert run(*arguments, "--without=snr") == 0 and len(calls) == 9
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: SmallCodec(0.5))
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec(0.5))
     assert run(*arguments) == 0 and len(calls) == 13
     soundfile.write(music / "c.wav", music_files.sound(9, 1.2, 1, RATE), RATE)
     assert run(*arguments) == 0 and len(calls) == 14

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation.comparison import references
@@ -19,6 +18,7 @@ from bandtok_jax.evaluation.metrics import catalogue, spectra, spectral_distance
 from bandtok_jax.evaluation.report import audio_plots, figures
 from bandtok_jax.evaluation.report.aggregate import Mean
 from bandtok_jax.plotting import plots
+from bandtok_jax.pretrained import model_folder
 from tests import music_files
 from tests.small_codec import SmallCodec
 
@@ -48,7 +48,7 @@ def images(figure):
 
 def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
     codecs = {"with": SmallCodec(), "without": SmallCodec(0.7)}
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: codecs[path])
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: codecs[path])
     monkeypatch.setattr(visqol, "visqol_installed", lambda: False)
     (tmp_path / "music").mkdir()
     for name, seed in (("a", 0), ("c", 1)):

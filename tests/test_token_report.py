@@ -12,7 +12,6 @@ import pytest
 import sklearn.metrics
 import soundfile
 
-import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.codecs.component import Stage
 from bandtok_jax.data_pipelines.crops import caption_bytes
@@ -167,7 +166,7 @@ def test_latents_of_rows_that_differ_lie_apart(tmp_path):
 
 
 def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: SmallCodec())
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec())
     monkeypatch.setattr(tsne, "MOST_POINTS", 200)
     music = music_files.make_music(tmp_path / "music")
     flags = [f"--data={music}", f"--output={tmp_path / 'report'}", "--codec=mine=x", "--limit-seconds=2"]
@@ -185,7 +184,7 @@ def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
 
 
 def test_where_every_sound_is_damaged_the_first_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, vocoder=None: SmallCodec())
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec())
     path = tmp_path / "music" / "broken.flac"
     path.parent.mkdir()
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), 44_100)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-import bandtok_jax
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
 from bandtok_jax.evaluation.comparison import references, systems
-from bandtok_jax.evaluation.comparison.runner import MEASURE_VALUES, ORIGINAL, SOUND_FACTS, Settings, run
+from bandtok_jax.evaluation.comparison.runner import MEASURE_VALUES, SOUND_FACTS, Settings, run
 from bandtok_jax.evaluation.metrics import catalogue, embeddings, external_command, token_perplexity, visqol
 from bandtok_jax.evaluation.report import aggregate, comparison_report, figures, token_report
 from bandtok_jax.pretrained import model_folder
@@ -263,7 +262,7 @@ def _refuse_repeated(flag: str, names: list[str]) -> None:
 def _codecs(text: str, fewer_rows: tuple[int, ...]) -> list[systems.CodecSystem]:
     """`[NAME=]MODEL[+VOCODER]` -> the codec, and where its rows are residual, it with fewer rows."""
     name, path, vocoder = _named_model("--codec", text)
-    codec = bandtok_jax.load(path, vocoder or None)
+    codec = model_folder.load(path, vocoder=vocoder or None)
     if codec.row_kind != "residual":
         return [systems.CodecSystem(name, codec)]
     counts = sorted({*fewer_rows, codec.rows})
@@ -305,6 +304,8 @@ def _named(flag: str, text: str) -> tuple[str, str]:
 
 
 def _check_name(flag: str, name: str) -> str:
-    if not NAME.fullmatch(name) or name == ORIGINAL:
-        raise ValueError(f"{flag}={name}=...: a name has letters, digits, dots, - and _, and is not {ORIGINAL!r}")
+    if not NAME.fullmatch(name) or name == embeddings.REFERENCE:
+        raise ValueError(
+            f"{flag}={name}=...: a name has letters, digits, dots, - and _, and is not {embeddings.REFERENCE!r}"
+        )
     return name

@@ -24,11 +24,11 @@ from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.evaluation.comparison import systems
 from bandtok_jax.evaluation.comparison.references import SOUNDS, Original, Piece
 from bandtok_jax.evaluation.metrics import catalogue, external_command, visqol
+from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
 from bandtok_jax.runtime import storage
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.runtime.worker_pool import KILLED, worker_pool
 
-ORIGINAL = "original"  # the folder of the originals' sound, beside those of the systems
 MEASURE_VALUES = ("original", "decoded", "caption")  # what a command of --measure is given
 SOUND_FACTS = ("decoded_sample_rate_hz", "decoded_channels")  # of every result, besides its measures
 PIECES_AHEAD = 2  # for each worker: decoded sound that waits to be measured
@@ -160,7 +160,7 @@ def _start(system, piece: Piece, audio: np.ndarray, output: str, settings: Setti
     original = waveform.resample(audio, piece.original.sample_rate_hz, rate)
     decoded = systems.aligned(coded, original, rate, system.name, piece.stem)
     places = {}
-    for name, role, sound in ((ORIGINAL, "original", original), (system.name, "decoded", decoded)):
+    for name, role, sound in ((REFERENCE, "original", original), (system.name, "decoded", decoded)):
         places[role] = _with_folder(sound_path(output, name, piece))
         waveform.write(places[role], sound, rate)
     values = places | {"caption": piece.original.caption}
@@ -218,7 +218,7 @@ def _with_folder(path: str) -> str:
 
 
 def sound_path(output: str, name: str, piece: Piece) -> str:
-    """The sound of a piece as a system, or as ORIGINAL, has it."""
+    """The sound of a piece as a system, or as REFERENCE, has it."""
     return _path(SOUNDS, output, name, piece)
 
 
@@ -234,7 +234,7 @@ def embeddings_path(result_path: str) -> str:
 
 def _read(output: str, name: str, piece: Piece, key: str) -> dict[str, float | None] | None:
     """What was measured before; None where that was something else, or a sound of it is gone."""
-    if not all(os.path.exists(sound_path(output, one, piece)) for one in (ORIGINAL, name)):
+    if not all(os.path.exists(sound_path(output, one, piece)) for one in (REFERENCE, name)):
         return None
     try:
         with open(_path("results", output, name, piece)) as file:

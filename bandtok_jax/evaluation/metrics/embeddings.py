@@ -13,44 +13,33 @@ import tempfile
 import numpy as np
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.evaluation.comparison.runner import ORIGINAL, Result, embeddings_path, sound_path
 from bandtok_jax.evaluation.metrics import external_command, frechet
 from bandtok_jax.runtime import untrusted
 
+REFERENCE = "original"  # names the references where systems have their names
 FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
-def mel_frechet(results: Sequence[Result]) -> tuple[float | None, int]:
-    """`FAD-mel` of these pieces of one system, see `frechet.MEL_MEANING`, and of how many embeddings it is.
-
-    It is None for less than two.
-    """
-    pairs = [np.load(embeddings_path(result.path)) for result in results]
-    first, second = (np.concatenate([pair[role] for pair in pairs]) for role in ("original", "decoded"))
-    return frechet.frechet_distance(first, second) if len(first) > 1 else None, len(first)
-
-
-def frechet_by(name: str, source: str, results: dict[str, list[Result]], output: str) -> dict[str, float]:
-    """The Frechet distance of each system to the originals, by one kind of embedding.
+def frechet_by(name: str, source: str, paths: Mapping[str, Sequence[str]], output: str) -> dict[str, float]:
+    """Returns the Frechet distance of each system to the references, by one kind of embedding.
 
     Args:
       name: of the embedding, for messages.
       source: an .npz file with one array `[N, E]` for "original" and for each system; MODULE:FUNCTION, called with
-        `(audio float32 [S], sample_rate_hz)` of each piece, that returns `[N, E]`; or a command with {folder}, that
-        holds sound files, and {output}, the .npy file `[N, E]` to write.
-      results: of each system.
-      output: the report's folder. What was computed is kept there, and is not computed again.
+        `(audio float32 [S], sample_rate_hz)` of each segment, that returns `[N, E]`; or a command with {folder}, that
+        holds audio files, and {output}, the .npy file `[N, E]` to write.
+      paths: audio files of REFERENCE and of each system.
+      output: the report's folder. Embeddings are stored there and are not computed again.
 
     Raises:
       ValueError: the source gives no embeddings, or such as do not fit.
     """
     flag = f"--embedding={name}"
     if source.endswith(".npz"):
-        found = _arrays(flag, source, results)
+        embeddings = _arrays(flag, source, [system for system in paths if system != REFERENCE])
     else:
-        groups = {ORIGINAL: next(iter(results.values())), **results}
-        found = {one: _kept(flag, source, one, group, output) for one, group in groups.items()}
-    return _distances(flag, found)
+        embeddings = {system: _stored(flag, source, system, files, output) for system, files in paths.items()}
+    return _distances(flag, embeddings)
 
 
 def check(name: str, source: str, systems: Sequence[str]) -> None:
@@ -75,27 +64,26 @@ def check(name: str, source: str, systems: Sequence[str]) -> None:
 def _distances(flag: str, found: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Of each system to the originals."""
     try:
-        return {one: frechet.frechet_distance(found[ORIGINAL], found[one]) for one in found if one != ORIGINAL}
+        return {one: frechet.frechet_distance(found[REFERENCE], found[one]) for one in found if one != REFERENCE}
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
 
 
 def _arrays(flag: str, source: str, systems: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, of the originals and of each system."""
-    names = (ORIGINAL, *systems)
+    names = (REFERENCE, *systems)
     with untrusted.reading(source, f"write it with numpy.savez, or copy it again, for {flag}"):
         untrusted.require_unpacked(source)
         with np.load(source, allow_pickle=False) as file:
             found = {name: file[name] for name in names if name in file.files}
     missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(f"{flag}: {source} holds no array {missing[0]!r}: save one for {ORIGINAL} and each codec")
+        raise ValueError(f"{flag}: {source} holds no array {missing[0]!r}: save one for {REFERENCE} and each codec")
     return found
 
 
-def _kept(flag: str, source: str, system: str, results: list[Result], output: str) -> np.ndarray:
-    """The embeddings of one system's sounds, from an earlier run where source and sounds are the same."""
-    sounds = [sound_path(output, system, result.piece) for result in results]
+def _stored(flag: str, source: str, system: str, sounds: Sequence[str], output: str) -> np.ndarray:
+    """Returns the embeddings of one system's audio, from an earlier run where source and audio are the same."""
     digest = hashlib.sha256(f"{source} {system}".encode())
     for sound in sounds:
         with open(sound, "rb") as file:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.evaluation.comparison.references import Piece
-from bandtok_jax.evaluation.comparison.runner import Result, Settings, codes_path
+from bandtok_jax.evaluation.comparison.runner import Result, Settings, codes_path, embeddings_path, sound_path
 from bandtok_jax.evaluation.metrics import embeddings, frechet, token_statistics, visqol
 from bandtok_jax.evaluation.metrics.catalogue import FACTS, MEASURES, Measure
 from bandtok_jax.evaluation.report import aggregate, figures, html_report
@@ -84,8 +84,12 @@ def write(
     lines = aggregate.by_file(results)
     means = aggregate.by_domain(lines, list(measures))
     distances, counts = _mel_frechet(groups, list(means))
+    paths = {
+        name: [sound_path(output, name, result.piece) for result in group]
+        for name, group in {embeddings.REFERENCE: next(iter(groups.values())), **groups}.items()
+    }
     for name, source in embedding_sources:
-        distances[aggregate.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, groups, output)
+        distances[aggregate.ALL][f"FAD-{name}"] = embeddings.frechet_by(name, source, paths, output)
     codes = _codes(output, compared, groups, list(means), lines)
     worst = aggregate.worst_first(results, sort_by, measures[sort_by].better)
     piece = figure_piece or figures.typical_piece(worst, sort_by)
@@ -128,9 +132,16 @@ def _mel_frechet(groups: dict[str, list[Result]], domains: Sequence[str]) -> tup
         values = {}
         for system, group in groups.items():
             within = [one for one in group if domain in (aggregate.ALL, aggregate.domain_of(one.piece))]
-            values[system], counts[domain] = embeddings.mel_frechet(within)
+            values[system], counts[domain] = _mel_frechet_of(within)
         distances[domain] = {"FAD-mel": values}
     return distances, counts
+
+
+def _mel_frechet_of(results: Sequence[Result]) -> tuple[float | None, int]:
+    """Returns FAD-mel of these results of one system, None for fewer than two embeddings, and their number."""
+    pairs = [np.load(embeddings_path(result.path)) for result in results]
+    reference, decoded = (np.concatenate([pair[role] for pair in pairs]) for role in ("original", "decoded"))
+    return frechet.frechet_distance(reference, decoded) if len(reference) > 1 else None, len(reference)
 
 
 def _data(results: Sequence[Result]) -> dict[str, Any]:

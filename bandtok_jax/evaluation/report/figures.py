@@ -14,9 +14,10 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation.comparison.references import Piece
-from bandtok_jax.evaluation.comparison.runner import ORIGINAL, Result, sound_path
+from bandtok_jax.evaluation.comparison.runner import Result, sound_path
 from bandtok_jax.evaluation.metrics import spectra, waveform_metrics
 from bandtok_jax.evaluation.metrics.catalogue import Measure
+from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
 from bandtok_jax.evaluation.report import aggregate, audio_plots
 from bandtok_jax.plotting import plots
 from bandtok_jax.runtime.progress import progress_bar
@@ -55,7 +56,7 @@ class Excerpt:
             "file": self.piece.original.name,
             "piece": self.piece.stem,
             "first_second": self.first_second,
-            "seconds": len(self.sounds[ORIGINAL]) / self.sample_rate_hz,
+            "seconds": len(self.sounds[REFERENCE]) / self.sample_rate_hz,
             "mean_level_db": {
                 name: {f"above_{edge / 1000:g}_khz": level for edge, level in levels.items()}
                 for name, levels in self.high_levels_db.items()
@@ -110,8 +111,8 @@ def excerpt(output: str, results: dict[str, Result], align: bool = False) -> Exc
       ValueError: the report's folder holds sounds of several evaluations.
     """
     piece = next(iter(results.values())).piece
-    paths = {name: sound_path(output, name, piece) for name in (ORIGINAL, *results)}
-    path = paths[ORIGINAL]
+    paths = {name: sound_path(output, name, piece) for name in (REFERENCE, *results)}
+    path = paths[REFERENCE]
     rate, _, samples = waveform.probe(path)
     for other in paths.values():
         if waveform.probe(other)[::2] != (rate, samples):

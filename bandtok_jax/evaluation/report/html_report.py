@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
-from bandtok_jax.evaluation.comparison.runner import ORIGINAL, sound_path
+from bandtok_jax.evaluation.comparison.runner import sound_path
 from bandtok_jax.evaluation.metrics.catalogue import Measure
+from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
 from bandtok_jax.evaluation.report import aggregate
 from bandtok_jax.evaluation.report.figures import Picture
 
@@ -160,12 +161,12 @@ def _token_row(head: str, row: dict, rates: list[str]) -> str:
 
 
 def _players(report, sort_by: str) -> str:
-    names = [ORIGINAL, *report.systems]
+    names = [REFERENCE, *report.systems]
     rows = []
     for piece, group in report.worst:
         cells = []
         for name in names:
-            value = "" if name == ORIGINAL else f"<div>{number(group[name].values.get(sort_by))}</div>"
+            value = "" if name == REFERENCE else f"<div>{number(group[name].values.get(sort_by))}</div>"
             source = quote(sound_path("", name, piece))
             cells.append(f'<td>{value}<audio controls preload=none src="{source}"></audio></td>')
         domain = f"<br><small>{escape(piece.original.domain)}</small>" if piece.original.domain else ""

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import soundfile
 
-import bandtok_jax
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
@@ -26,7 +25,8 @@ from bandtok_jax.evaluation.metrics import spectra
 from bandtok_jax.evaluation.metrics.kmeans_baseline import k_means_mel_distance
 from bandtok_jax.evaluation.report import html_report
 from bandtok_jax.plotting import plots
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime import compile_cache, untrusted
 from bandtok_jax.training.reporting import read_metrics
 from bandtok_jax.version import VERSION
 
@@ -45,7 +45,7 @@ def write_report(runs, data: str, output, generated=(), prompt: str = "") -> lis
       prompt: text that they were generated from; "" if there was none.
     """
     runs, output = pathlib.Path(runs), pathlib.Path(output)
-    codec = bandtok_jax.load(runs / "model")
+    codec = model_folder.load(str(runs / "model"))
     metrics = {name: read_metrics(runs / name) for name in STAGES}
     table = _table(metrics, _mel_baseline(codec, data))
     body = ["<h2>Training</h2>", _stages_html(codec, metrics), *_curve_html(metrics), "<h2>Validation crops</h2>"]
@@ -238,6 +238,7 @@ def main():
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what generated*.wav was generated from")
     flags = parser.parse_args()
+    compile_cache.enable()
     generated = sorted(pathlib.Path(flags.runs).glob("generated*.wav"))
     table = write_report(flags.runs, flags.data, flags.output, generated, flags.prompt)
     widths = [max(len(row[i]) for row in table) for i in range(3)]
