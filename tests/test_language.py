@@ -43,10 +43,20 @@ def test_faults_are_found(tmp_path, monkeypatch):
     source = tmp_path / "module.py"
     source.write_text(
         '"""A module."""\n# Whether it holds.\nshow = lambda: 0\n\n\ndef of(critic):\n    """Of all pieces."""\n\n\n'
-        'class One:\n    """What it is. Who knows."""\n'
+        'class One:\n    """What it is. Who knows."""\n\n    found = 1  # what was read\n'
+        '    sound_file = ""\n\n\ndef of_two(a):\n    """Returns what it holds; a file; a name.\n\n'
+        '    Args:\n      a: of the file.\n    """\n'
     )
-    found = "\n".join(prose.faults(source))
+    lines = "\n".join(prose.faults(source))
     for expected in ("2: comment", "3: a lambda", "6: 'critic'", "'pieces'", "docstring of of", "opens with 'Who'"):
-        assert expected in found
+        assert expected in lines
+    for expected in (
+        "'found' does not say",
+        "'what' in place",
+        "'sound_file'",
+        "more than one colon",
+        "opens with 'of'",
+    ):
+        assert expected in lines
     source.write_text('"""A module."""\n\n\ndef share(codes):\n    """Returns the share of the codes in use."""\n')
     assert not list(prose.faults(source))
