@@ -53,8 +53,8 @@ ARMS = {
         "bandtok:tiny",
         {
             "model.residual_levels": 16,
-            "model.column_width": 512,
-            "codebook.start_batches": 64,
+            "model.latent_dim": 512,
+            "codebook.kmeans_batches": 64,
             "codebook.decay": 0.99,
         },
     ),

@@ -22,12 +22,12 @@ ROWS, PROMPT_COLUMNS, NEW_COLUMNS, TOP_K = 16, 1, 16, 50
 BATCH, COLUMNS = 4, 32
 SIZE = {
     "model.codebook_size": "8192",
-    "model.width": "512",
-    "model.feed_forward": "1408",
-    "model.layers": "8",
-    "model.heads": "8",
+    "model.dim": "512",
+    "model.feed_forward_dim": "1408",
+    "model.num_layers": "8",
+    "model.num_heads": "8",
     "model.text": "none",
-    "optimizer.average_decay": "0",
+    "optimizer.ema_decay": "0",
 }
 
 

@@ -5,7 +5,7 @@
 The paper gives one shared codebook, 16 bands, the multi-scale PatchGAN and the moving-average codebook. Layout, widths,
 weights and schedules are our choices. `model.residual_levels=16` makes the paper's opponent of the same encoder and
 decoder: 16 residual levels, each with a codebook of its own, where 16 bands share one. A linear map brings a column to
-`model.column_width` and back; the decoder learns from all levels alone.
+`model.latent_dim` and back; the decoder learns from all levels alone.
 
   tiny   two CPU cores, minutes: K = 1024, one cell of 8 x 8 a patch
   small  one GPU, a day: K = 4096, a quarter of base
@@ -21,13 +21,17 @@ from ml_collections import ConfigDict
 from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
 
-_TINY = dict(patch=8, channels=(128,), blocks=1, middle_blocks=1, codes=1024, code_width=32)
+_TINY = dict(patch=8, channels=(128,), num_res_blocks=1, mid_blocks=1, codebook_size=1024, codebook_dim=32)
 # What the network of each variant has of its own.
 VARIANTS = {
     "tiny": _TINY,
     "tiny_24khz": {**_TINY, "patch": 4, "mels": mel_bands.VOCOS_24KHZ.mels},
-    "small": dict(patch=2, channels=(64, 128, 256), blocks=2, middle_blocks=2, codes=4096, code_width=64),
-    "base": dict(patch=2, channels=(128, 256, 512), blocks=2, middle_blocks=2, codes=8192, code_width=64),
+    "small": dict(
+        patch=2, channels=(64, 128, 256), num_res_blocks=2, mid_blocks=2, codebook_size=4096, codebook_dim=64
+    ),
+    "base": dict(
+        patch=2, channels=(128, 256, 512), num_res_blocks=2, mid_blocks=2, codebook_size=8192, codebook_dim=64
+    ),
 }
 
 
@@ -39,8 +43,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.codebook = ConfigDict(
         {
             "decay": 0.99,  # of the EMA of counts and sums
-            "restart_share": 0.1,  # a code used less than this share of the mean is replaced by a latent of the batch
-            "start_batches": 8,  # batches whose latents start the codebook by k-means
+            "restart_fraction": 0.1,  # a code used less than this share of the mean becomes a latent of the batch
+            "kmeans_batches": 8,  # batches whose latents start the codebook by k-means
         }
     )
     config.loss = ConfigDict(
@@ -56,7 +60,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
         }
     )
-    config.discriminator_optimizer = defaults.optimizer()
+    config.discriminator_optimizer = defaults.discriminator_optimizer()
     config.discriminator_optimizer.beta1 = 0.5
     config.model = ConfigDict(
         {
@@ -66,7 +70,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "code_gradient": "straight_through",  # or "rotation"
             "row_embedding": True,  # encoder and decoder know the band they look at; the codebook does not
             "residual_levels": 0,  # above 0: residual levels of whole columns in place of bands
-            "column_width": 128,  # D of these levels
+            "latent_dim": 128,  # D of these levels
             "activation": "silu",  # of the residual blocks, from jax.nn
         }
     )
@@ -78,19 +82,19 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
         config.discriminator = ConfigDict(
-            {"width": 8, "scales": 2, "normalisation": "none"}
+            {"channels": 8, "num_scales": 2, "normalisation": "none"}
         )  # too few steps to need it
         # At this size discriminators stay near chance, and what they say costs detail (docs/results.md).
         config.loss.adversarial_start = -1
         # Few steps: the codebook must follow the encoder faster than in a long run.
-        config.codebook.decay, config.codebook.restart_share = 0.95, 0.2
+        config.codebook.decay, config.codebook.restart_fraction = 0.95, 0.2
     else:
         config.total_steps, config.batch_size = 300_000, 64
         config.dtype = "bfloat16"
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
         config.data.clip_samples, config.data.workers = 65536, 8
-        width = 64 if variant == "base" else 32
-        config.discriminator = ConfigDict({"width": width, "scales": 3, "normalisation": "group"})
+        channels = 64 if variant == "base" else 32
+        config.discriminator = ConfigDict({"channels": channels, "num_scales": 3, "normalisation": "group"})
         config.loss.adversarial_start = 10_000
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 2e-4
     return config.lock()

@@ -28,13 +28,13 @@ from bandtok_jax.configs import defaults
 
 CLIP_SECONDS = 0.38
 
-_FULL = dict(encoder_width=64, decoder_width=1536, strides=(2, 4, 8, 8), latent_width=1024, rows=9)
+_FULL = dict(encoder_dim=64, decoder_dim=1536, strides=(2, 4, 8, 8), latent_dim=1024, rows=9)
 # What the network of each variant has of its own.
 VARIANTS = {
-    "tiny": dict(encoder_width=16, decoder_width=192, strides=(4, 4, 4, 8), latent_width=128, rows=9),
-    "small": dict(encoder_width=32, decoder_width=768, strides=(2, 4, 8, 8), latent_width=512, rows=9),
+    "tiny": dict(encoder_dim=16, decoder_dim=192, strides=(4, 4, 4, 8), latent_dim=128, rows=9),
+    "small": dict(encoder_dim=32, decoder_dim=768, strides=(2, 4, 8, 8), latent_dim=512, rows=9),
     "base": _FULL,
-    "base_16kbps": {**_FULL, "latent_width": 128, "rows": 18},
+    "base_16kbps": {**_FULL, "latent_dim": 128, "rows": 18},
     "base_24khz": {**_FULL, "strides": (2, 4, 5, 8), "rows": 32},
     "base_16khz": {**_FULL, "strides": (2, 4, 5, 8), "rows": 12},
 }
@@ -53,7 +53,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "codebook": 1.0,  # weight of the distance from codes to their latents
             "adversarial": 8.0,  # weight of the generator's adversarial loss; 1 on the sum of 8 critics
             "feature_matching": 200.0,  # 2 on the sum of 100 activations: 5 periods * 5 + 3 windows * 5 bands * 5
-            "feature_average": "maps",  # each activation weighs the same; or "critics", as elsewhere
+            "feature_average": "maps",  # each activation weighs the same; or "discriminators", as elsewhere
             "adversarial_kind": "least_squares",  # the published code's; its paper says "hinge"
             "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
@@ -67,21 +67,21 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.codebook = ConfigDict(
         {
             "decay": {"tiny": 0.95, "small": 0.99}.get(variant, 0.0),  # of the EMA; 0: by gradient, as published
-            "restart_share": 0.1,  # a code used less than this share of the mean is replaced by a latent of the batch
-            "start_batches": 16,  # batches whose latents start the codebooks by k-means
+            "restart_fraction": 0.1,  # a code used less than this share of the mean becomes a latent of the batch
+            "kmeans_batches": 16,  # batches whose latents start the codebooks by k-means
         }
     )
     shape = defaults.choose(VARIANTS, "dac", variant)
     config.model = ConfigDict(
         {
             **shape,
-            "codes": 1024,  # K, size of each codebook
-            "code_width": 8,  # dimensions in which codes are compared
+            "codebook_size": 1024,  # K, size of each codebook
+            "codebook_dim": 8,  # dimensions in which codes are compared
             "parity": False,  # lose a sample at each odd stride of the decoder, as published
             "padding": True,  # False: only what zero padding has no part in, as the published program does by chunks
         }
     )
-    config.discriminator = defaults.sound_critics(variant)
+    config.discriminator = defaults.waveform_discriminators(variant)
     config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
     column_samples = math.prod(shape["strides"])
     # Whole columns: the published 0.38 s are filled up with zeros to as many.
@@ -90,13 +90,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.data.loudness_lufs = -16.0
     config.data.phase_rotation = True
 
-    config.optimizer.beta1 = 0.8
-    config.optimizer.warmup_steps = 0
-    config.optimizer.schedule = "exponential"
-    config.optimizer.average_decay = 0.0
-    config.optimizer.decay_all = True  # as torch's AdamW does: Snake's slopes, gains and biases, too
-    config.discriminator_optimizer = defaults.optimizer()
-    config.discriminator_optimizer.update(config.optimizer)
+    config.discriminator_optimizer = defaults.discriminator_optimizer()
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        optimizer.beta1 = 0.8
+        optimizer.warmup_steps = 0
+        optimizer.schedule = "exponential"
+        optimizer.decay_bias_and_norm = True  # as torch's AdamW does: Snake's slopes, gains and biases, too
+    config.optimizer.ema_decay = 0.0
     config.optimizer.gradient_clip_norm = 1000.0
     config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 critics
     if variant == "tiny":
@@ -112,5 +112,5 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         if variant == "small":
             config.dtype = "bfloat16"
     for optimizer in (config.optimizer, config.discriminator_optimizer):
-        optimizer.final_fraction = 0.1 if variant == "tiny" else 0.999996**config.total_steps
+        optimizer.final_lr_fraction = 0.1 if variant == "tiny" else 0.999996**config.total_steps
     return config.lock()

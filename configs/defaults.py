@@ -67,43 +67,57 @@ def choose(shapes: dict, name: str, variant: str):
     return shapes[variant]
 
 
-def sound_critics(variant: str) -> ConfigDict:
+def waveform_discriminators(variant: str) -> ConfigDict:
     """The `discriminator` group of what is judged by its sound: HiFi-GAN's period critics and DAC's STFT critics."""
     critics = ConfigDict(
         {
             "periods": (2, 3, 5, 7, 11),
             "period_channels": (32, 128, 512, 1024, 1024),
             "rates": (),  # of multi-scale critics, such as (1, 2, 4)
-            "windows": (2048, 1024, 512),
-            "spectrum_channels": 32,
+            "stft_windows": (2048, 1024, 512),
+            "stft_channels": 32,
             "normalisation": "weight",
         }
     )
     if variant == "tiny":
         # Few and narrow critics: XLA's convolutions are slow on CPU, and take long to compile.
         critics.update(
-            {"periods": (2, 3, 5), "period_channels": (4, 16, 64, 128, 128), "windows": (1024,), "spectrum_channels": 8}
+            {
+                "periods": (2, 3, 5),
+                "period_channels": (4, 16, 64, 128, 128),
+                "stft_windows": (1024,),
+                "stft_channels": 8,
+            }
         )
         critics.normalisation = "none"  # too few steps to need it
     elif variant == "small":
-        critics.period_channels, critics.spectrum_channels = (16, 64, 256, 512, 512), 16
+        critics.period_channels, critics.stft_channels = (16, 64, 256, 512, 512), 16
     return critics
 
 
 def optimizer() -> ConfigDict:
-    """AdamW with a linear warm-up and a cosine decay."""
+    """Returns the `optimizer` group: AdamW with a linear warm-up and a cosine decay."""
+    return ConfigDict(
+        {
+            **discriminator_optimizer(),
+            "ema_decay": 0.999,  # of the EMA of the weights, which is evaluated and exported; 0 switches it off
+            "accumulation_steps": 1,  # micro-batches that a batch is split into, to save memory
+        }
+    )
+
+
+def discriminator_optimizer() -> ConfigDict:
+    """Returns the `discriminator_optimizer` group, which has neither an EMA nor micro-batches of its own."""
     return ConfigDict(
         {
             "learning_rate": 3e-4,  # peak of the schedule
             "beta1": 0.9,  # decay of Adam's mean of gradients
             "beta2": 0.99,  # decay of Adam's mean of squared gradients
             "weight_decay": 0.01,  # decoupled, as a share of the learning rate
-            "decay_all": False,  # also decay biases, gains and other vectors
+            "decay_bias_and_norm": False,  # also decay biases, gains and other vectors
             "warmup_steps": 100,  # steps of linear warm-up
             "schedule": "cosine",  # decay after the warm-up: "cosine", "constant" or "exponential"
-            "final_fraction": 0.1,  # share of the learning rate left at schedule_steps; above 0 if "exponential"
+            "final_lr_fraction": 0.1,  # share of the learning rate left at schedule_steps; above 0 if "exponential"
             "gradient_clip_norm": 1.0,  # limit of the global norm of the gradients; 0 switches it off
-            "average_decay": 0.999,  # of the EMA of the weights, which is evaluated and exported; 0 switches it off
-            "accumulation_steps": 1,  # micro-batches that a batch is split into, to save memory
         }
     )

@@ -18,9 +18,15 @@ from bandtok_jax.configs import defaults
 
 # What the network of each variant has of its own.
 VARIANTS = {
-    "tiny": dict(codebook_size=1024, width=256, layers=4, heads=4, feed_forward=704, text_width=128, text_layers=1),
-    "small": dict(codebook_size=4096, width=768, layers=12, heads=12, feed_forward=2048, text_width=384, text_layers=4),
-    "base": dict(codebook_size=8192, width=1024, layers=24, heads=16, feed_forward=2816, text_width=512, text_layers=4),
+    "tiny": dict(
+        codebook_size=1024, dim=256, num_layers=4, num_heads=4, feed_forward_dim=704, text_dim=128, text_layers=1
+    ),
+    "small": dict(
+        codebook_size=4096, dim=768, num_layers=12, num_heads=12, feed_forward_dim=2048, text_dim=384, text_layers=4
+    ),
+    "base": dict(
+        codebook_size=8192, dim=1024, num_layers=24, num_heads=16, feed_forward_dim=2816, text_dim=512, text_layers=4
+    ),
 }
 
 
@@ -28,8 +34,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
     config.task = "language_model"
     config.best_metric = "cross_entropy"
-    config.loss = ConfigDict({"condition_dropout": 0.1})  # share of the examples that are trained without their text
-    config.captioned_share = -1.0  # share of the training tracks that have a caption; written by the run
+    config.loss = ConfigDict({"cfg_dropout": 0.1})  # share of the examples that are trained without their text
+    config.caption_fraction = -1.0  # share of the training tracks that have a caption; written by the run
     config.model = ConfigDict(
         {
             "rows": 16,
@@ -51,7 +57,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.total_steps, config.batch_size = 300, 4
         config.data.columns = 32
         config.optimizer.learning_rate = 3e-3
-        config.optimizer.average_decay = 0.99
+        config.optimizer.ema_decay = 0.99
     else:
         config.total_steps, config.batch_size = 200_000, 64
         config.dtype = "bfloat16"
@@ -59,6 +65,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.evaluation_batches = 16
         config.data.columns, config.data.workers = 108, 4  # ten seconds
         config.optimizer.warmup_steps = 2000
-        config.optimizer.average_decay = 0.9999
+        config.optimizer.ema_decay = 0.9999
         config.model.remat = config.model.scan_layers = variant == "base"
     return config.lock()

@@ -3,7 +3,7 @@
     bandtok train --config=vocos:tiny --workdir=runs/vocoder
     bandtok train --config=vocos:tiny --workdir=runs/vocoder --config.data.sources=DIR
     bandtok train --config=vocos:tiny --workdir=runs/tuned --init-from=runs/vocoder \
-        --config.tokenizer=runs/tokenizer --config.mel_source=mixed
+        --config.tokenizer=runs/tokenizer --config.input_mel=mixed
 
 Published are the network of `base`, AdamW with betas 0.8 and 0.9, 2 million cosine steps for both players, and 45
 times the mel loss for each unit of the adversarial one. Here it is 50 times, and the second beta is 0.99. The critics
@@ -26,9 +26,9 @@ from bandtok_jax.configs import defaults
 
 # What the network of each variant has of its own.
 VARIANTS = {
-    "tiny": dict(width=256, hidden=768, blocks=6),
-    "small": dict(width=384, hidden=1152, blocks=8),
-    "base": dict(width=512, hidden=1536, blocks=8),
+    "tiny": dict(dim=256, intermediate_dim=768, num_layers=6),
+    "small": dict(dim=384, intermediate_dim=1152, num_layers=8),
+    "base": dict(dim=512, intermediate_dim=1536, num_layers=8),
 }
 
 
@@ -37,7 +37,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.task = "vocoder"
     config.best_metric = "stft_distance"
     config.mel = ConfigDict(dataclasses.asdict(mel_bands.MelDefinition()))  # BigVGAN v2, 44.1 kHz
-    config.mel_source = "true"  # input of the vocoder: "true", "decoded" (by config.tokenizer) or "mixed"
+    config.input_mel = "ground_truth"  # or "reconstructed" (by config.tokenizer), or "mixed": either, by example
     config.loss = ConfigDict(
         {
             "mel": 1.0,  # weight of the multi-scale log-mel distance
@@ -46,7 +46,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "stft_windows": (64, 128, 256, 512, 1024, 2048),  # window of each resolution, in samples
             "adversarial": 0.02,  # weight of the generator's adversarial loss
             "feature_matching": 0.1,  # weight of the distance between the discriminators' features
-            "feature_average": "critics",  # all discriminators weigh the same; or "maps", as in DAC
+            "feature_average": "discriminators",  # all discriminators weigh the same; or "maps", as in DAC
             "adversarial_kind": "hinge",  # or "least_squares"
             "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
@@ -56,23 +56,23 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         }
     )
     config.optimizer.beta1 = 0.8
-    config.discriminator_optimizer = defaults.optimizer()
+    config.discriminator_optimizer = defaults.discriminator_optimizer()
     config.discriminator_optimizer.beta1 = 0.8
     config.model = ConfigDict(
         {
             **defaults.choose(VARIANTS, "vocos", variant),
-            "taps": 7,  # length of the filters over time
+            "kernel_size": 7,  # length of the filters over time
             "envelope": True,  # start from the spectral envelope of the mel; False: from nothing, as published
             "parity": False,  # compute what the published program does, for its weights
             "depthwise": "shifts",  # or "grouped": XLA's grouped convolution, slow on CPUs
         }
     )
-    config.discriminator = defaults.sound_critics(variant)
+    config.discriminator = defaults.waveform_discriminators(variant)
     if variant == "tiny":
         config.total_steps, config.batch_size = 400, 8
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
-        config.optimizer.average_decay = 0.99
+        config.optimizer.ema_decay = 0.99
         config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
         config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
     else:

@@ -254,7 +254,7 @@ def _read_json(path, check):
     return untrusted.read_json(path, check, cure=REMAKE, most_bytes=1 << 30)
 
 
-def captioned_share(manifest, split="train"):
+def caption_fraction(manifest, split="train"):
     """Share of the pieces of a split that have a caption; None where the manifest does not say, or has no split."""
     if split not in manifest["splits"]:
         return None

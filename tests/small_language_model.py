@@ -12,7 +12,7 @@ from bandtok_jax.runtime.target_platform import jit_once
 
 ROWS, CODES = 3, 20
 SETTINGS = dict(
-    rows=ROWS, codebook_size=CODES, width=32, layers=2, heads=2, feed_forward=48, text="bytes", text_width=16,
+    rows=ROWS, codebook_size=CODES, dim=32, num_layers=2, num_heads=2, feed_forward_dim=48, text="bytes", text_dim=16,
     text_layers=1,
 )  # fmt: skip
 

@@ -19,14 +19,14 @@ from bandtok_jax.training import sharding
 from tests import tiny
 
 SHAPES = {
-    "one patch a cell": dict(patch=8, channels=(8,), blocks=1, middle_blocks=1),
-    "two halvings": dict(patch=2, channels=(8, 8, 8), blocks=1, middle_blocks=0),
+    "one patch a cell": dict(patch=8, channels=(8,), num_res_blocks=1, mid_blocks=1),
+    "two halvings": dict(patch=2, channels=(8, 8, 8), num_res_blocks=1, mid_blocks=0),
 }
 
 
 def _network(**shape):
-    network = Network(lambda rngs: BandTok(mels=32, codes=32, code_width=4, rngs=rngs, **shape))
-    module = BandTok(mels=32, codes=32, code_width=4, rngs=nnx.Rngs(0), **shape)
+    network = Network(lambda rngs: BandTok(mels=32, codebook_size=32, codebook_dim=4, rngs=rngs, **shape))
+    module = BandTok(mels=32, codebook_size=32, codebook_dim=4, rngs=nnx.Rngs(0), **shape)
     return network, *jit_once(network.init)(jax.random.key(0)), module
 
 
@@ -120,7 +120,7 @@ def test_a_picture_of_another_size_is_refused():
 
 
 def test_residual_levels_learn(tmp_path):
-    changes = {"model.residual_levels": 3, "model.column_width": 8, "model.codes": 8, "total_steps": 100}
+    changes = {"model.residual_levels": 3, "model.latent_dim": 8, "model.codebook_size": 8, "total_steps": 100}
     config = tiny.config("mel_tokenizer", tmp_path, **changes)
     task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
     state = task.warm_start(jit_once(task.init)(key), {}, [batch] * 2, key)
@@ -139,7 +139,7 @@ def test_residual_levels_learn(tmp_path):
 
 @pytest.mark.parametrize("normalisation", ["none", "group"])
 def test_a_critic_judges_each_picture_by_itself(normalisation):
-    network = Network(lambda rngs: MultiScalePatchGAN(width=4, scales=3, normalisation=normalisation, rngs=rngs))
+    network = Network(lambda rngs: MultiScalePatchGAN(channels=4, num_scales=3, normalisation=normalisation, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
     pictures = jnp.concatenate([_picture(64, seed) for seed in range(3)])
     together, features = network.apply(parameters, buffers, pictures)

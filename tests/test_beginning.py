@@ -108,8 +108,8 @@ def test_a_norm_of_zero_clips_nothing():
 
 
 def test_an_exponential_decay_to_nothing_is_refused():
-    settings = experiment.load_config("dac:tiny", {"optimizer.final_fraction": "0"}).optimizer
-    with pytest.raises(ValueError, match="final_fraction is 0.0, .*set it above 0"):
+    settings = experiment.load_config("dac:tiny", {"optimizer.final_lr_fraction": "0"}).optimizer
+    with pytest.raises(ValueError, match="final_lr_fraction is 0.0, .*set it above 0"):
         optimization.create_optimizer(settings, 100)
 
 

@@ -44,7 +44,7 @@ def model(codec, tmp_path_factory):
 @pytest.fixture(scope="module")
 def composer(codec, tmp_path_factory):
     """An export with a language model."""
-    sizes = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text_width": 16}
+    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
     config = experiment.load_config("language_model:tiny", changes)
     stages = codec.stages | {"language_model": component.fresh(config, jax.random.key(0))}
@@ -178,7 +178,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 def test_every_key_has_a_description(name):
     found = describe_config.descriptions(experiment.load_config(name))
     assert [key for key, description in found.items() if not description] == []
-    assert "codebook" in describe_config.descriptions(experiment.load_config("bandtok"))["model.codes"]
+    assert "codebook" in describe_config.descriptions(experiment.load_config("bandtok"))["model.codebook_size"]
 
 
 def test_encode_and_decode(model, song, tmp_path, capsys):

@@ -202,7 +202,7 @@ def test_missing_stages_name_the_cure():
 @functools.cache
 def composer(text="bytes"):
     """The codec with a small language model that knows nothing."""
-    sizes = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text_width": 16}
+    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8", "model.text": text}
     config = experiment.load_config("language_model:tiny", changes)
     stages = create().stages
@@ -236,11 +236,11 @@ def test_prompts_are_left_out_where_no_caption_was_learned():
     with pytest.warns(UserWarning, match="first 512 bytes"):
         assert len(codec.generate(513 * "a", seconds=0.3, seed=3))
     with config.unlocked():
-        config.captioned_share = 0.0
+        config.caption_fraction = 0.0
     with pytest.warns(UserWarning, match="learned from no caption: the prompt is left out"):
         np.testing.assert_array_equal(codec.generate("slow piano", seconds=0.3, seed=3), free)
     with config.unlocked():
-        config.captioned_share = -1.0
+        config.caption_fraction = -1.0
 
 
 def test_a_tokenizer_for_imported_vocoders_comes_without_one():

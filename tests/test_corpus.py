@@ -231,7 +231,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     np.testing.assert_array_equal(by_track["long"], given["long"])
     assert by_track["short"].shape == (3, 6) and not by_track["short"].any()
 
-    small = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32, "text": "embedding", "text_width": 6}
+    small = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text": "embedding", "text_dim": 6}
     changes = {f"model.{name}": str(value) for name, value in small.items()}
     changes |= {"data.tokens": str(tmp_path / "tokens"), "data.columns": "8", "batch_size": "2"}
     task = tasks.create(experiment.load_config("language_model:tiny", changes))
@@ -249,8 +249,8 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     assert heard[0].shape[1] == 16 and not np.array_equal(heard[0], heard[1])
     with pytest.raises(ValueError, match="learned from embeddings"):
         full.generate("slow", seconds=0.5)
-    wrong = tasks.create(experiment.load_config("language_model:tiny", changes | {"model.text_width": "8"}))
-    with pytest.raises(ValueError, match="embeddings of width 6: set --config.model.text_width"):
+    wrong = tasks.create(experiment.load_config("language_model:tiny", changes | {"model.text_dim": "8"}))
+    with pytest.raises(ValueError, match="embeddings of width 6: set --config.model.text_dim"):
         wrong.load_frozen()
 
 

@@ -18,7 +18,7 @@ from bandtok_jax.models.dac import DAC
 from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
-SMALL = dict(encoder_width=4, decoder_width=8, strides=(3,), rows=3, codes=32, code_width=4)
+SMALL = dict(encoder_dim=4, decoder_dim=8, strides=(3,), rows=3, codebook_size=32, codebook_dim=4)
 
 
 @functools.cache
@@ -99,7 +99,9 @@ def test_transposed_convolution_adds_up_shifted_kernels(stride, cut):
 
 
 def quantizer(dtype=jnp.float32):
-    network = Network(lambda rngs: ResidualQuantizer(6, rows=3, codes=16, code_width=2, dtype=dtype, rngs=rngs))
+    network = Network(
+        lambda rngs: ResidualQuantizer(6, rows=3, codebook_size=16, codebook_dim=2, dtype=dtype, rngs=rngs)
+    )
     return network, tiny.random_weights(network)
 
 
@@ -244,7 +246,7 @@ def test_a_window_with_its_context_is_part_of_the_whole(parity):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="decoder_width is 9; it must be a multiple of 2"):
-        small(decoder_width=9)
+    with pytest.raises(ValueError, match="decoder_dim is 9; it must be a multiple of 2"):
+        small(decoder_dim=9)
     with pytest.raises(ValueError, match="base_16khz"):
         experiment.load_config("dac:large")

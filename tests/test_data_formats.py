@@ -76,7 +76,7 @@ def read_tokens(folder):
         found = [source[number] for number in range(len(source))]
         assert all(record["codes"].max() < 300 and record["codes"].shape[1] == 3 for record in found)
         tokens.row_unigrams(source, source.manifest["codebook_size"])
-    tokens.captioned_share(source.manifest)
+    tokens.caption_fraction(source.manifest)
 
 
 @pytest.mark.parametrize(

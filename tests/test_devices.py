@@ -20,9 +20,9 @@ STEPS = dict(
     batch_size=8, total_steps=20, log_every=1, evaluate_every=20, checkpoint_every=10, dtype="float64"
 )  # fmt: skip
 SPECIAL = {
-    "mel_tokenizer": {"loss.adversarial_start": 10, "codebook.restart_share": 0, "discriminator.width": 8},
+    "mel_tokenizer": {"loss.adversarial_start": 10, "codebook.restart_fraction": 0, "discriminator.channels": 8},
     "vocoder": {"loss.adversarial_start": 10},
-    "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_width": 8, "model.decoder_width": 16},
+    "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_dim": 8, "model.decoder_dim": 16},
     "language_model": {},
 }
 # In float32 the learning rate warms up as in all shipped configurations: Adam's first steps at the full rate would turn

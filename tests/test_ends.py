@@ -37,7 +37,7 @@ def music() -> np.ndarray:
 def codec(tmp_path_factory):
     """A tokenizer that has learned for some seconds, and a vocoder that turns every mel into noise of that mel."""
     changes = {"data.clip_samples": CLIP, "batch_size": BATCH, "total_steps": STEPS, "loss.adversarial_start": STEPS}
-    shape = {"model.channels": "(32,)", "model.middle_blocks": 0, "model.codes": 256}
+    shape = {"model.channels": "(32,)", "model.mid_blocks": 0, "model.codebook_size": 256}
     config = tiny.config("mel_tokenizer", tmp_path_factory.mktemp("ends"), **changes, **shape)
     task, key, rng = tasks.create(config), jax.random.key(0), np.random.default_rng(1)
 
@@ -53,7 +53,9 @@ def codec(tmp_path_factory):
     model = jax.device_get(state["model"])
     weights = {"parameters": model["parameters"], "buffers": model["buffers"]}
     tokenizer = Stage(config, weights, origin="a short training").check()
-    vocoder = experiment.load_config("vocos:tiny", {"model.width": 16, "model.hidden": 16, "model.blocks": 1})
+    vocoder = experiment.load_config(
+        "vocos:tiny", {"model.dim": 16, "model.intermediate_dim": 16, "model.num_layers": 1}
+    )
     return MelCodec(tokenizer, fresh(vocoder, key), chunk_columns=8)
 
 

@@ -88,7 +88,9 @@ def test_mistakes_in_a_file_name_the_line(text, message, tmp_path):
         experiment.load_config(f"{tmp_path}/my.py:tiny")
 
 
-@pytest.mark.parametrize("key", ["mesh", "task", "data.gain_db", "codebook", "loss.adversarial_kind", "model.codes"])
+@pytest.mark.parametrize(
+    "key", ["mesh", "task", "data.gain_db", "codebook", "loss.adversarial_kind", "model.codebook_size"]
+)
 def test_a_key_that_a_file_leaves_out_is_named(key, tmp_path):
     (tmp_path / "my.py").write_text(
         "from bandtok_jax.configs import bandtok\n"
@@ -115,18 +117,20 @@ def test_a_folder_does_not_hide_what_is_shipped(tmp_path, monkeypatch):
     experiment.write_config(experiment.load_config("dac:small"), "dac")
     assert experiment.load_config("dac:base") == base
     assert experiment.load_config("dac").model == experiment.load_config("dac:tiny").model
-    assert experiment.load_config("./dac").model.latent_width == 512
+    assert experiment.load_config("./dac").model.latent_dim == 512
 
 
 def test_a_difference_is_named_down_to_its_key():
-    old, new = {"model": {"codes": 1024, "patch": 8}}, {"model": {"codes": 512, "patch": 8}}
-    assert experiment.difference(old, new) == "model.codes was 1024 and is now 512"
+    old, new = {"model": {"codebook_size": 1024, "patch": 8}}, {"model": {"codebook_size": 512, "patch": 8}}
+    assert experiment.difference(old, new) == "model.codebook_size was 1024 and is now 512"
 
 
 def test_a_file_that_gives_a_network_what_it_does_not_take_is_told_the_near_miss(tmp_path):
     (tmp_path / "my.py").write_text(
         "from bandtok_jax.configs import bandtok\n\n\ndef get_config(variant):\n"
-        "    config = bandtok.get_config(variant).unlock()\n    config.model.codess = 3\n    return config\n"
+        "    config = bandtok.get_config(variant).unlock()\n    config.model.codebook_sizes = 3\n    return config\n"
     )
-    with pytest.raises(ValueError, match="my.py has the key model.codess, which no network .*did you mean 'codes'"):
+    with pytest.raises(
+        ValueError, match="my.py has the key model.codebook_sizes, which no network .*did you mean 'codebook_size'"
+    ):
         experiment.load_config(f"{tmp_path}/my.py:tiny")

@@ -14,7 +14,9 @@ from tests import tiny
 LATE = 10**9  # a step at which all players play
 
 # An example with sizes that differ from each other, so that no two terms can be taken for one another.
-SIZES = dict(width=64, layers=3, heads=2, feed_forward=96, codebook_size=300, rows=4, text_width=32, text_layers=2)
+SIZES = dict(
+    dim=64, num_layers=3, num_heads=2, feed_forward_dim=96, codebook_size=300, rows=4, text_dim=32, text_layers=2
+)
 
 
 def _language_model(columns=8, **changes):
@@ -27,11 +29,13 @@ def _language_model(columns=8, **changes):
 def _formula(config, pairs: float) -> float:
     """Six times weights times vectors that pass through them, and 12 D for each pair of a query and a key."""
     model, text = config.model, config.data.caption_bytes
-    tokens, D, vocabulary = config.data.columns * model.rows + 1, model.width, 512
-    main = 4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward  # self-attention, out of and into the text, feed-forward
-    total = 6 * tokens * (model.layers * main + vocabulary * D) + 12 * D * pairs * model.layers
-    total += model.layers * (6 * text * 2 * D**2 + 12 * D * tokens * text)
-    E = model.text_width
+    tokens, D, vocabulary = config.data.columns * model.rows + 1, model.dim, 512
+    main = (
+        4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward_dim
+    )  # self-attention, out of and into the text, feed-forward
+    total = 6 * tokens * (model.num_layers * main + vocabulary * D) + 12 * D * pairs * model.num_layers
+    total += model.num_layers * (6 * text * 2 * D**2 + 12 * D * tokens * text)
+    E = model.text_dim
     total += 6 * text * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
     total += model.text_layers * 12 * E * text**2
     return config.batch_size * total
@@ -52,7 +56,7 @@ def test_a_language_model_has_the_flops_of_the_formula(columns):
 
 
 def test_for_long_sequences_of_a_wide_model_half_the_square_counts():
-    task = tasks.create(experiment.load_config("language_model:base", {"model.layers": "2", "batch_size": "4"}))
+    task = tasks.create(experiment.load_config("language_model:base", {"model.num_layers": "2", "batch_size": "4"}))
     half = _formula(task.config, 1729 * 1730 / 2) + 6 * 4 * 1729 * (8448 - 512) * 1024
     assert flops.training_flops(task, 4) == pytest.approx(half, rel=0.02)
 
@@ -69,8 +73,8 @@ def test_how_a_step_is_computed_changes_nothing(changes):
 LEAST_SHARE = {"mel_tokenizer": 0.93, "vocoder": 0.87, "language_model": 0.9, "waveform_codec": 0.92}
 WIDER = {
     "mel_tokenizer": {"model.channels": "(64,)"},
-    "vocoder": {"model.width": 192, "model.hidden": 768},
-    "waveform_codec": {"model.encoder_width": 64, "model.decoder_width": 128},
+    "vocoder": {"model.dim": 192, "model.intermediate_dim": 768},
+    "waveform_codec": {"model.encoder_dim": 64, "model.decoder_dim": 128},
 }
 
 

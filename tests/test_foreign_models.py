@@ -139,7 +139,7 @@ def test_names_of_tensors_that_make_no_tree(names, tmp_path):
 def small_tokenizer():
     config = experiment.load_config("bandtok:tiny")
     with config.unlocked():
-        config.model.update(channels=(8,), patch=32, codes=16, code_width=4)
+        config.model.update(channels=(8,), patch=32, codebook_size=16, codebook_dim=4)
     return fresh(config, jax.random.key(0))
 
 

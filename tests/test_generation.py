@@ -71,7 +71,7 @@ def test_the_compiler_knows_how_many_steps_a_column_takes():
 def test_decoding_in_16_bits_keeps_norms_wide(stacked):
     parameters = weights()
     if stacked:
-        layers = [parameters["blocks"][str(i)] for i in range(SETTINGS["layers"])]
+        layers = [parameters["blocks"][str(i)] for i in range(SETTINGS["num_layers"])]
         parameters = {**parameters, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
     writer = autoregressive.Generator({**SETTINGS, "scan_layers": stacked, "dtype": "bfloat16"}, parameters)
     kinds = {(x.ndim > 1, str(x.dtype)) for x in jax.tree.leaves(writer._parameters)}

@@ -82,7 +82,7 @@ def test_text_counts_and_missing_text_is_the_null_text():
 
 def test_scanned_layers_equal_unrolled_ones():
     plain = weights()
-    layers = [plain["blocks"][str(i)] for i in range(SETTINGS["layers"])]
+    layers = [plain["blocks"][str(i)] for i in range(SETTINGS["num_layers"])]
     stacked = {**plain, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
     codes = grid(2, 3)
     total = lambda logits: lambda p: jnp.square(logits(p, codes)[..., :CODES]).mean()

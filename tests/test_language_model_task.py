@@ -45,8 +45,9 @@ def markov(tmp_path_factory):
 
 def task_of(folder, **changes):
     changes = {
-        "model.rows": ROWS, "model.codebook_size": CODES, "model.width": 64, "model.layers": 2, "model.heads": 2,
-        "model.feed_forward": 128, "model.text_width": 16, "data.columns": 12, "data.tokens": folder, "batch_size": 16,
+        "model.rows": ROWS, "model.codebook_size": CODES, "model.dim": 64, "model.num_layers": 2, "model.num_heads": 2,
+        "model.feed_forward_dim": 128, "model.text_dim": 16, "data.columns": 12, "data.tokens": folder,
+        "batch_size": 16,
         "total_steps": 120, "optimizer.warmup_steps": 5, "optimizer.learning_rate": 0.005, **changes,
     }  # fmt: skip
     return tasks.create(experiment.load_config("language_model:tiny", {k: str(v) for k, v in changes.items()}))
@@ -77,7 +78,7 @@ def test_learns_more_than_the_unigrams(markov):
 
 
 def test_the_loss_counts_what_is_there_and_adds_up(markov):
-    small = {"model.layers": 1}
+    small = {"model.num_layers": 1}
     whole, parts = task_of(markov, **small), task_of(markov, **small, **{"optimizer.accumulation_steps": 2})
     state = jit_once(whole.init)(jax.random.key(0))
     batch = batches(whole, 1)[0]
@@ -99,7 +100,7 @@ def test_the_loss_counts_what_is_there_and_adds_up(markov):
 
 
 def test_dropout_is_keyed_by_example_and_only_in_training(markov):
-    plain, dropping = task_of(markov), task_of(markov, **{"model.dropout": 0.5, "loss.condition_dropout": 0.0})
+    plain, dropping = task_of(markov), task_of(markov, **{"model.dropout": 0.5, "loss.cfg_dropout": 0.0})
     state, batch = jit_once(plain.init)(jax.random.key(0)), batches(plain, 1)[0]
     frozen = plain.load_frozen()
     scores = [jax.jit(task.eval_step)(state, frozen, batch)["row_cross_entropy"] for task in (plain, dropping)]
@@ -142,12 +143,12 @@ def test_names_tokens_that_do_not_fit(markov):
 
 def test_tokens_without_captions_are_told(markov):
     made = task_of(markov)
-    assert made.captioned_share == 1
+    assert made.caption_fraction == 1
     for shard in made._manifest["splits"]["train"]["shards"]:
         shard["captions"] = 0
     with pytest.warns(UserWarning, match="no piece in .* has a caption"):
         made.load_frozen()
-    assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).captioned_share == 0
+    assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).caption_fraction == 0
 
 
 @pytest.mark.parametrize("variant", ["tiny", "base"])

@@ -273,7 +273,7 @@ def test_a_mistake_is_one_line(message, capsys):
         ("slurm", ["--config=language_model:base", "--workdir=r"], "data.tokens is empty"),
         ("slurm", ["--config=bandtok:base", "--workdir=r", "--config.batch_size=7"], "not a multiple of 8 data shards"),
         ("slurm", ["--config=vocos:base", "--workdir=r", "--config.mesh.data=3"], "needs 3 devices and there are 8"),
-        ("slurm", ["--config=vocos:base", "--workdir=r", "--config.mel_source=mixed"], "needs a tokenizer"),
+        ("slurm", ["--config=vocos:base", "--workdir=r", "--config.input_mel=mixed"], "needs a tokenizer"),
         ("gke", ["--config=language_model:base", "--workdir=gs://mine/run"], "data.tokens is empty"),
     ],
 )

@@ -32,7 +32,7 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
         "--output=~/two = words",
         "--dry-run",
     ]
-    command += ["--prompt", "it's slow", "--validation-share", "0.25", "--config.seed=3", "--vocoder.model.width=16"]
+    command += ["--prompt", "it's slow", "--validation-share", "0.25", "--config.seed=3", "--vocoder.model.dim=16"]
     printed = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True, text=True
     ).stdout
@@ -52,7 +52,7 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
         "prepare", "mel_tokenizer", "vocoder", "tokenize", "language_model", "export", "generate",
     ]  # fmt: skip
     assert [parsed[task].seed for task in ("mel_tokenizer", "vocoder", "language_model")] == [3, 3, 3]
-    assert parsed["vocoder"].model.width == 16 and parsed["prepare"].validation_share == 0.25
+    assert parsed["vocoder"].model.dim == 16 and parsed["prepare"].validation_share == 0.25
     assert parsed["generate"].prompt == "it's slow" and parsed["generate"].model == str(output / "model")
     assert importlib.util.find_spec(report[2])
     assert report[-4:] == ["--output", str(output / "report.html"), "--prompt", "it's slow"]

@@ -160,7 +160,7 @@ def test_weights_of_other_programs_are_not_overwritten(tmp_path):
 def test_weights_of_another_size_name_the_leaf(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     content = json.loads((tmp_path / "other" / "config.json").read_text())
-    content["stages"]["tokenizer"]["config"]["model"]["codes"] = 512
+    content["stages"]["tokenizer"]["config"]["model"]["codebook_size"] = 512
     (tmp_path / "other" / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"codebook.*\[1024.* instead of \[512"):
         bandtok_jax.load(tmp_path / "other")

@@ -324,7 +324,7 @@ def test_programs_read_one_plan_and_the_exit_code(monkeypatch, capsys):
 
 
 def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
-    flags = ["--topology=h100:2x4", "--config.batch_size=64", "--config.model.layers=1", "--json"]
+    flags = ["--topology=h100:2x4", "--config.batch_size=64", "--config.model.num_layers=1", "--json"]
     assert cli.main(["plan", "--config=language_model:tiny", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and not found["compiled"] and found["mesh"]["data"] == 8
@@ -335,7 +335,7 @@ def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
 
 
 def test_fsdp_divides_the_state_on_gpus(tmp_path):
-    config = tiny.config("language_model", tmp_path, **{"model.width": 256, "batch_size": 8, "mesh.fsdp": 8})
+    config = tiny.config("language_model", tmp_path, **{"model.dim": 256, "batch_size": 8, "mesh.fsdp": 8})
     machines = accelerators.parse("a100:1x8")
     spread = plan.plan(config, machines)
     whole = plan.plan(search.changed(config, {"mesh.fsdp": 1}), machines)
@@ -385,7 +385,13 @@ def test_without_the_compiler_for_tpus_the_cure_is_named(monkeypatch, capsys):
 
 @needs_libtpu
 def test_a_language_model_is_compiled_for_sixteen_real_chips(tmp_path):
-    changes = {"batch_size": 32, "model.layers": 3, "model.scan_layers": True, "model.remat": True, "model.width": 128}
+    changes = {
+        "batch_size": 32,
+        "model.num_layers": 3,
+        "model.scan_layers": True,
+        "model.remat": True,
+        "model.dim": 128,
+    }
     changes |= {"dtype": "bfloat16", "model.text": "none", "data.columns": 120}
     config = tiny.config("language_model", tmp_path, **changes)
     found = plan.plan(config, accelerators.parse("v5e:4x4"), quick=True)

@@ -17,7 +17,7 @@ from tests import tiny
 
 KINDS = {
     "bands": ("bandtok:tiny", {}),
-    "levels": ("bandtok:small", {"model.residual_levels": "2", "model.column_width": "8"}),
+    "levels": ("bandtok:small", {"model.residual_levels": "2", "model.latent_dim": "8"}),
     "DAC": ("dac:small", {}),
 }
 OUTSIDE = ("bfloat16", "tensorfloat32", "BF16_BF16_F32")

@@ -212,7 +212,9 @@ def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
     latents, key = _latents((40, 4)).astype(dtype), jax.random.key(0)
     codes = jnp.zeros(40, jnp.int32)
     start = lambda **options: vector_quantization.start_codebook(latents, 8, key, 2, **options)
-    dac = lambda: ResidualQuantizer(4, rows=2, codes=8, code_width=2, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    dac = lambda: ResidualQuantizer(
+        4, rows=2, codebook_size=8, codebook_dim=2, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)
+    )
     made = {
         "start": start,
         "start on the sphere": lambda: start(normalise=True),

@@ -138,7 +138,7 @@ from bandtok_jax.tasks.mel_tokenizer import MelTokenizer
 from bandtok_jax.training import sharding
 
 sharding.WHOLE_BELOW_ELEMENTS = 256
-critic = Network(lambda rngs: MultiScalePatchGAN(width=8, scales=1, dtype=jnp.float64, rngs=rngs))
+critic = Network(lambda rngs: MultiScalePatchGAN(channels=8, num_scales=1, dtype=jnp.float64, rngs=rngs))
 weights = jax.tree.map(lambda x: 5 * x.astype(float), critic.init(jax.random.key(0))[0])
 weights, pictures = jax.device_get((weights, jax.random.normal(jax.random.key(1), (2, 8, 32, 128))))
 

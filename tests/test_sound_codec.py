@@ -24,8 +24,8 @@ RATE, HOP, ROWS = 8000, 12, 3
 @functools.cache
 def tokenizer():
     changes = {
-        "data.sample_rate_hz": str(RATE), "model.encoder_width": "4", "model.decoder_width": "16", "model.rows": "3",
-        "model.strides": "(3, 4)", "model.latent_width": "8", "model.codes": "32", "model.code_width": "4",
+        "data.sample_rate_hz": str(RATE), "model.encoder_dim": "4", "model.decoder_dim": "16", "model.rows": "3",
+        "model.strides": "(3, 4)", "model.latent_dim": "8", "model.codebook_size": "32", "model.codebook_dim": "4",
     }  # fmt: skip
     stage = Stage(experiment.load_config("dac:tiny", changes), {}, origin="random weights")
     stage.weights = {"parameters": tiny.random_weights(stage.network), "buffers": {}}

@@ -14,7 +14,7 @@ from bandtok_jax.data_pipelines.tokens import (
     MANIFEST,
     TokenSource,
     TokenWriter,
-    captioned_share,
+    caption_fraction,
     manifest,
     row_unigrams,
 )
@@ -74,10 +74,10 @@ def test_the_manifest_says_how_many_pieces_have_a_caption(tmp_path):
     writer.write("train", 0, [piece(0), piece(1) | {"caption": ""}])
     writer.write("train", 1, [piece(2) | {"caption": ""}, piece(3) | {"caption": ""}])
     found = writer.finish()
-    assert captioned_share(found) == 1 / 4
+    assert caption_fraction(found) == 1 / 4
     del found["splits"]["train"]["shards"][1]["captions"]  # as older folders
-    assert captioned_share(found) is None
-    assert captioned_share(found, "validation") is None  # there is no such split
+    assert caption_fraction(found) is None
+    assert caption_fraction(found, "validation") is None  # there is no such split
 
 
 def test_an_interrupted_writer_goes_on(tmp_path):

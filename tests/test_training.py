@@ -159,24 +159,24 @@ def test_a_run_that_does_not_know_newer_keys_goes_on(straight, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight("mel_tokenizer"), run)
     stored = json.loads((run / "config.json").read_text())
-    for group, key in (("model", "residual_levels"), ("optimizer", "decay_all")):
+    for group, key in (("model", "residual_levels"), ("optimizer", "decay_bias_and_norm")):
         del stored[group][key]
     (run / "config.json").write_text(json.dumps(stored))
     made = tiny.config("mel_tokenizer", tmp_path)
     states.settle(made, run, None, resumed=True)
-    for change in ({"model.residual_levels": "3"}, {"optimizer.decay_all": "true"}):
+    for change in ({"model.residual_levels": "3"}, {"optimizer.decay_bias_and_norm": "true"}):
         with pytest.raises(ValueError, match=f"{next(iter(change))} was (0|False) and is now"):
             states.settle(tiny.config("mel_tokenizer", tmp_path, **change), run, None, resumed=True)
 
 
 def test_another_size_in_the_same_folder_is_refused(straight):
     run = straight("mel_tokenizer")
-    with pytest.raises(ValueError, match=r"model.codes was 64 and is now 32.*--workdir"):
-        loop.train(tiny.config("mel_tokenizer", run.parent, **{"model.codes": "32"}), run)
+    with pytest.raises(ValueError, match=r"model.codebook_size was 64 and is now 32.*--workdir"):
+        loop.train(tiny.config("mel_tokenizer", run.parent, **{"model.codebook_size": "32"}), run)
 
 
 def test_a_checkpoint_of_another_size_is_refused(straight, tmp_path):
-    config = tiny.config("mel_tokenizer", tmp_path, **{"model.code_width": "4"})
+    config = tiny.config("mel_tokenizer", tmp_path, **{"model.codebook_dim": "4"})
     with pytest.raises(ValueError, match=r"decoder_in/kernel of the model is .* this config has .*same model and size"):
         loop.train(config, tmp_path / "run", init_from=straight("mel_tokenizer"))
 
@@ -309,7 +309,7 @@ def test_a_schedule_may_keep_its_end(straight):
         float(optimization.learning_rate_schedule(config.optimizer, optimization.schedule_steps(config))(s))
         for s in (8, 11)
     ]
-    assert rates[0] == rates[1] == pytest.approx(config.optimizer.learning_rate * config.optimizer.final_fraction)
+    assert rates[0] == rates[1] == pytest.approx(config.optimizer.learning_rate * config.optimizer.final_lr_fraction)
     settle(tiny.config("language_model", run.parent, total_steps=12))
     assert len(said) == 1 and "--config.schedule_steps=8" in said[0]
 

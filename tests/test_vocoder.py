@@ -22,7 +22,7 @@ from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
 
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=16)
-SIZES = dict(width=16, hidden=32, blocks=2, taps=3)
+SIZES = dict(dim=16, intermediate_dim=32, num_layers=2, kernel_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_weight_normalisation_starts_as_the_plain_convolution():
 def test_critics_ignore_loudness_and_offset():
     network = Network(
         lambda rngs: WaveformDiscriminators(
-            periods=(3,), period_channels=(2, 4), windows=(128,), spectrum_channels=2, rngs=rngs
+            periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2, rngs=rngs
         )
     )
     weights = jit_once(network.init)(jax.random.key(0))
@@ -125,7 +125,7 @@ def test_critics_ignore_loudness_and_offset():
 
 
 def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
-    settings = dict(periods=(3,), period_channels=(2, 4), windows=(128,), spectrum_channels=2)
+    settings = dict(periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2)
     network = Network(lambda rngs: WaveformDiscriminators(**settings, rngs=rngs))
     weights = jit_once(network.init)(jax.random.key(0))
     noise = jax.random.uniform(jax.random.key(1), (1, 1000), minval=-1.0)
@@ -156,7 +156,7 @@ def test_critics_have_the_published_size():
 def config(**changes):
     settings = vocos.get_config("tiny").copy_and_resolve_references().unlock()
     settings.mel.update(dict(mels=16, hop_samples=64, fft_samples=256))
-    settings.model.update(dict(width=16, hidden=32, blocks=1))
+    settings.model.update(dict(dim=16, intermediate_dim=32, num_layers=1))
     settings.discriminator.update(dict(periods=(2,), period_channels=(2, 4), windows=()))
     settings.loss.update(dict(mel_scales=((64, 8),), stft_windows=(64,), adversarial_samples=1024, adversarial=1.0))
     settings.optimizer.warmup_steps = settings.discriminator_optimizer.warmup_steps = 0
@@ -242,7 +242,7 @@ def sevens(padding="same", task="mel_tokenizer"):
 
 @pytest.mark.parametrize("stage", [sevens("center"), sevens(task="waveform_codec")])
 def test_a_tokenizer_of_another_mel_is_refused(stage):
-    made = tasks.create(config(mel_source="mixed", tokenizer="RUN"), lambda folder: {"tokenizer": stage})
+    made = tasks.create(config(input_mel="mixed", tokenizer="RUN"), lambda folder: {"tokenizer": stage})
     with pytest.raises(ValueError, match="the tokenizer RUN works on no mel, or on another one"):
         made.load_frozen()
 
@@ -253,7 +253,7 @@ def test_the_tokenizers_mels_are_heard():
     turned = jax.tree.map(lambda x: x[::-1], examples)
     heard = {}
     for source in ("decoded", "mixed"):
-        task = tasks.create(config(mel_source=source, tokenizer="RUN"), lambda folder: {"tokenizer": sevens()})
+        task = tasks.create(config(input_mel=source, tokenizer="RUN"), lambda folder: {"tokenizer": sevens()})
         hear = jax.jit(lambda frozen, examples: (task._heard(frozen, examples, jax.random.key(0)) == 7).all((1, 2)))
         heard[source] = hear(task.load_frozen(), examples)
         np.testing.assert_array_equal(hear(task.load_frozen(), turned), heard[source][::-1])
@@ -261,7 +261,7 @@ def test_the_tokenizers_mels_are_heard():
 
 
 def test_the_frame_that_no_code_speaks_of_stays_true():
-    made = config(mel_source="decoded", tokenizer="RUN", **{"mel.padding": "center"})
+    made = config(input_mel="reconstructed", tokenizer="RUN", **{"mel.padding": "center"})
     task = tasks.create(made, lambda folder: {"tokenizer": sevens("center")})
     mel = jax.jit(lambda f, b: task._heard(f, b, jax.random.key(0)))(task.load_frozen(), batch(1))
     assert mel.shape[1] == 33 and (mel[:, :32] == 7).all() and (mel[:, 32] != 7).any()
@@ -284,8 +284,8 @@ def test_evaluation_and_summaries():
     "changes, cure",
     [
         ({"data.clip_samples": 1000}, "multiple of 64"),
-        ({"mel_source": "decoded"}, "config.tokenizer"),
-        ({"mel_source": "treu"}, "mixed"),
+        ({"input_mel": "reconstructed"}, "config.tokenizer"),
+        ({"input_mel": "treu"}, "mixed"),
         ({"loss.feature_average": "all"}, 'loss.feature_average is "all"'),
     ],
 )

@@ -44,7 +44,7 @@ def tokenizer(mel) -> Stage:
     config = experiment.load_config("bandtok:tiny")
     with config.unlocked():
         config.mel.update(dataclasses.asdict(mel))
-        config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codes=16, code_width=4)
+        config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = mel.mels // 2 * mel.hop_samples
     return fresh(config, jax.random.key(0))
 

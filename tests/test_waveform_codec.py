@@ -45,7 +45,7 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
 
 def test_codes_follow_what_chose_them(tmp_path):
     """One step of the moving averages, written down in NumPy."""
-    made = _task(tmp_path, **{"codebook.decay": 0.9, "codebook.restart_share": 0.0, "loss.quantizer_dropout": 1.0})
+    made = _task(tmp_path, **{"codebook.decay": 0.9, "codebook.restart_fraction": 0.0, "loss.quantizer_dropout": 1.0})
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     parameters, counts = state["model"]["parameters"], np.array(state["model"]["code_counts"])
     found = jit_once(made.network.apply)(parameters, {}, batch["audio"])
@@ -100,12 +100,12 @@ def test_the_critics_terms_are_the_published_sums():
 def test_the_training_step_averages_features_as_the_configuration_says(tmp_path):
     critics = SimpleNamespace(apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]))
     one = {"parameters": jnp.float32(1), "buffers": {}}
-    for average, expected in (("maps", (1 + 3 * 3) / 4), ("critics", (1 + 3) / 2)):
+    for average, expected in (("maps", (1 + 3 * 3) / 4), ("discriminators", (1 + 3) / 2)):
         made = _task(tmp_path, **{"loss.feature_average": average})
         made.discriminator = critics
         terms = made._judge(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
         assert terms["feature_matching"] == pytest.approx(expected)
-    with pytest.raises(ValueError, match='set it to "critics" or "maps"'):
+    with pytest.raises(ValueError, match='set it to "discriminators" or "maps"'):
         adversarial.feature_matching([[jnp.ones(2)]], [[jnp.ones(2)]], "layers")
 
 
@@ -141,13 +141,13 @@ def test_a_distance_between_the_samples_joins_where_it_has_a_weight(tmp_path):
 
 
 def test_weights_decay_as_in_pytorch():
-    """Two steps of torch's AdamW in NumPy; without `decay_all`, vectors only follow their gradient."""
+    """Two steps of torch's AdamW in NumPy; without `decay_bias_and_norm`, vectors only follow their gradient."""
     rng = np.random.default_rng(0)
     shapes = {"kernel": (3, 2, 4), "gain": (4,), "bias": (4,), "alpha": (4,)}
     start = {name: 1 + rng.random(shape) for name, shape in shapes.items()}
     slopes = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2)]
     for everything, group in ((True, "discriminator_optimizer"), (True, "optimizer"), (False, "optimizer")):
-        changes = {} if everything else {f"{group}.decay_all": "False"}
+        changes = {} if everything else {f"{group}.decay_bias_and_norm": "False"}
         config = experiment.load_config("dac:base", {f"{group}.learning_rate": "0.1", **changes})
         settings, rate, expected = config[group], 0.1, dict(start)
         first, second = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))

@@ -17,15 +17,16 @@ from bandtok_jax.runtime.target_platform import jit_once
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=32)
 LOG_MEL, AUDIO = (2, 128, 32), (2, 4096)
 NETWORKS = {
-    "bandtok": (lambda **of: BandTok(mels=32, patch=8, channels=(8,), codes=16, code_width=4, **of), LOG_MEL),
-    "vocos": (lambda **of: Vocos(mel=MEL, width=8, hidden=8, blocks=1, **of), LOG_MEL),
+    "bandtok": (lambda **of: BandTok(mels=32, patch=8, channels=(8,), codebook_size=16, codebook_dim=4, **of), LOG_MEL),
+    "vocos": (lambda **of: Vocos(mel=MEL, dim=8, intermediate_dim=8, num_layers=1, **of), LOG_MEL),
     "dac": (
-        lambda **of: DAC(encoder_width=4, decoder_width=8, strides=(4,), rows=2, codes=16, code_width=4, **of), AUDIO
+        lambda **of: DAC(encoder_dim=4, decoder_dim=8, strides=(4,), rows=2, codebook_size=16, codebook_dim=4, **of),
+        AUDIO,
     ),
-    "patchgan": (lambda **of: MultiScalePatchGAN(width=8, scales=1, **of), (2, 2048, 32)),
+    "patchgan": (lambda **of: MultiScalePatchGAN(channels=8, num_scales=1, **of), (2, 2048, 32)),
     "waveform discriminators": (
         lambda **of: WaveformDiscriminators(
-            periods=(2,), period_channels=(4, 8), rates=(1,), windows=(128,), spectrum_channels=4, **of
+            periods=(2,), period_channels=(4, 8), rates=(1,), stft_windows=(128,), stft_channels=4, **of
         ),
         AUDIO,
     ),

@@ -26,47 +26,47 @@ _SPECIAL = {
     "mel_tokenizer": {
         "data.clip_samples": "16384",
         "model.channels": "(16,)",
-        "model.codes": "64",
-        "model.code_width": "8",
+        "model.codebook_size": "64",
+        "model.codebook_dim": "8",
         "loss.adversarial_start": "3",
-        "codebook.start_batches": "2",
-        "discriminator.width": "4",
-        "discriminator.scales": "1",
+        "codebook.kmeans_batches": "2",
+        "discriminator.channels": "4",
+        "discriminator.num_scales": "1",
     },
     "vocoder": {
         "data.clip_samples": "8192",
-        "model.width": "16",
-        "model.hidden": "32",
-        "model.blocks": "1",
+        "model.dim": "16",
+        "model.intermediate_dim": "32",
+        "model.num_layers": "1",
         "loss.mel_scales": "((128, 20),)",
         "loss.stft_windows": "(256,)",
         "loss.adversarial_start": "3",
         "discriminator.periods": "(2,)",
         "discriminator.period_channels": "(4, 8)",
-        "discriminator.windows": "(256,)",
-        "discriminator.spectrum_channels": "2",
+        "discriminator.stft_windows": "(256,)",
+        "discriminator.stft_channels": "2",
     },
     "language_model": {
         "data.columns": "8",
         "model.codebook_size": "64",
         "model.rows": "4",
-        "model.width": "32",
-        "model.layers": "1",
-        "model.heads": "2",
-        "model.feed_forward": "64",
-        "model.text_width": "16",
+        "model.dim": "32",
+        "model.num_layers": "1",
+        "model.num_heads": "2",
+        "model.feed_forward_dim": "64",
+        "model.text_dim": "16",
     },
 }
 _SPECIAL["waveform_codec"] = {
     "data.clip_samples": "2048",
-    "model.encoder_width": "4",
-    "model.decoder_width": "8",
+    "model.encoder_dim": "4",
+    "model.decoder_dim": "8",
     "model.strides": "(8,)",
-    "model.latent_width": "8",
+    "model.latent_dim": "8",
     "model.rows": "2",
-    "model.codes": "16",
-    "model.code_width": "4",
-    "codebook.start_batches": "2",
+    "model.codebook_size": "16",
+    "model.codebook_dim": "4",
+    "codebook.kmeans_batches": "2",
     "optimizer.learning_rate": "0.01",
     "loss.adversarial": "0.1",
     "loss.feature_matching": "2.0",
@@ -99,32 +99,35 @@ def shrunk(name: str, folder, **overrides):
     The discriminators play from step 0. `folder` is where it may keep data that it needs.
     """
     config = experiment.load_config(name).copy_and_resolve_references().unlock()
-    model, channels = config.model, lambda values: (8,) * len(values)
+    model = config.model
+    levels, strides = len(model.get("channels", ())[:2]), model.get("strides", ())[-2:]
     common = {"batch_size": 2, "evaluation_batches": 1, "data.workers": 0, "total_steps": 3, "log_every": 1}
     common |= {"evaluate_every": 3, "checkpoint_every": 1}
-    discriminators = {"discriminator.period_channels": (4, 8), "discriminator.spectrum_channels": 2}
+    discriminators = {"discriminator.period_channels": (4, 8), "discriminator.stft_channels": 2}
     if config.task in ("vocoder", "waveform_codec"):
         discriminators |= {"discriminator.periods": config.discriminator.periods[:1], "loss.adversarial_start": 0}
-        discriminators |= {"discriminator.windows": config.discriminator.windows[-1:]}
+        discriminators |= {"discriminator.stft_windows": config.discriminator.stft_windows[-1:]}
         discriminators |= {"loss.mel_scales": config.loss.mel_scales[3:5] or config.loss.mel_scales[:1]}
     changes = {
         "mel_tokenizer": lambda: {
-            "model.channels": channels(model.channels), "model.blocks": 1, "model.middle_blocks": 1, "model.codes": 64,
-            "model.code_width": 8, "discriminator.width": 4, "codebook.start_batches": 2, "loss.adversarial_start": 0,
-            "data.clip_samples": 4 * config.mel.hop_samples * model.patch * 2 ** (len(model.channels) - 1),
+            "model.channels": (8,) * levels, "model.num_res_blocks": 1, "model.mid_blocks": 1,
+            "model.codebook_size": 64, "model.codebook_dim": 8, "discriminator.channels": 4,
+            "codebook.kmeans_batches": 2, "loss.adversarial_start": 0,
+            "data.clip_samples": 4 * config.mel.hop_samples * model.patch * 2 ** (levels - 1),
         },
         "vocoder": lambda: {
-            "model.width": 16, "model.hidden": 32, "model.blocks": 1, "data.clip_samples": 16 * config.mel.hop_samples,
-            "loss.stft_windows": config.loss.stft_windows[:1], **discriminators,
+            "model.dim": 16, "model.intermediate_dim": 32, "model.num_layers": 1,
+            "data.clip_samples": 16 * config.mel.hop_samples, "loss.stft_windows": config.loss.stft_windows[:1],
+            **discriminators,
         },
         "waveform_codec": lambda: {
-            "model.encoder_width": 4, "model.decoder_width": 2 ** (1 + len(model.strides)), "model.rows": 2,
-            "model.latent_width": 8, "model.codes": 16, "model.code_width": 4, "codebook.start_batches": 2,
-            "data.clip_samples": 4 * math.prod(model.strides), **discriminators,
+            "model.encoder_dim": 4, "model.decoder_dim": 2 ** (1 + len(strides)), "model.strides": strides,
+            "model.rows": 2, "model.latent_dim": 8, "model.codebook_size": 16, "model.codebook_dim": 4,
+            "codebook.kmeans_batches": 2, "data.clip_samples": 4 * math.prod(strides), **discriminators,
         },
         "language_model": lambda: {
-            "data.columns": 8, "model.codebook_size": 64, "model.rows": 4, "model.width": 32, "model.layers": 2,
-            "model.heads": 2, "model.feed_forward": 64, "model.text_width": 16, "model.text_layers": 1,
+            "data.columns": 8, "model.codebook_size": 64, "model.rows": 4, "model.dim": 32, "model.num_layers": 2,
+            "model.num_heads": 2, "model.feed_forward_dim": 64, "model.text_dim": 16, "model.text_layers": 1,
             "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
         },
     }[config.task]()  # fmt: skip

@@ -22,7 +22,7 @@ STAGE_OF_TASK = {
     "vocoder": "vocoder",
     "language_model": "language_model",
 }
-_NUMBERS_OF_LAYERS = ("blocks", "middle_blocks", "layers", "text_layers", "residual_levels")  # of config.model
+_NUMBERS_OF_LAYERS = ("num_res_blocks", "mid_blocks", "num_layers", "text_layers", "residual_levels")  # of config.model
 
 
 @dataclasses.dataclass

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.config import experiment
 
-_FUNCTIONS = {"optimizer": ("optimizer", "discriminator_optimizer")}  # of configs/defaults.py, with their groups
+# Functions of configs/defaults.py, with the groups whose keys they have.
+_FUNCTIONS = {"optimizer": ("optimizer",), "discriminator_optimizer": ("optimizer", "discriminator_optimizer")}
 _ENTRY = re.compile(r"(?:^|; )((?:\w+, )*\w+): ")  # of a docstring's list of arguments
 
 

@@ -29,7 +29,7 @@ LARGEST_SEED = 2**32 - 1  # JAX cuts off the higher bits
 # The least value of the numbers that no experiment can run below, where its configuration has them.
 _LEAST_COUNT = {
     "total_steps": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "evaluation_batches": 1,
-    "checkpoint_every": 1, "keep_checkpoints": 1, "patience": 0, "codebook.start_batches": 1, "data.sample_rate_hz": 1,
+    "checkpoint_every": 1, "keep_checkpoints": 1, "patience": 0, "codebook.kmeans_batches": 1, "data.sample_rate_hz": 1,
     "data.clip_samples": 1, "data.columns": 0, "data.workers": 0, "optimizer.accumulation_steps": 1,
     "schedule_steps": 0, "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
@@ -37,15 +37,15 @@ _RATES = ("optimizer.learning_rate", "discriminator_optimizer.learning_rate")
 _NORMS = ("optimizer.gradient_clip_norm", "discriminator_optimizer.gradient_clip_norm")
 # Keys that older runs do not have, with what they did; where a configuration has the key, it is as if they said so.
 MEANT = {
-    "optimizer.decay_all": False,
-    "discriminator_optimizer.decay_all": False,
-    "loss.feature_average": "critics",
+    "optimizer.decay_bias_and_norm": False,
+    "discriminator_optimizer.decay_bias_and_norm": False,
+    "loss.feature_average": "discriminators",
     "loss.balancer_decay": 0.0,
     "loss.waveform": 0.0,
     "discriminator.rates": (),
     "codebook.decay": 0.0,
     "model.residual_levels": 0,
-    "model.column_width": 128,
+    "model.latent_dim": 128,
     "model.row_vocabulary": False,
     "model.sequence_sharding": False,
     "data.balance_domains": False,

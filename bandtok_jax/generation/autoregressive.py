@@ -163,7 +163,7 @@ class Generator:
             return None
         if given[wanted] is not None:
             return {wanted: jnp.asarray(given[wanted])}
-        shape = (batch, 1) if kind == "bytes" else (batch, 1, self.settings["text_width"])
+        shape = (batch, 1) if kind == "bytes" else (batch, 1, self.settings["text_dim"])
         return {wanted: jnp.zeros(shape, jnp.uint8 if kind == "bytes" else jnp.float32)}
 
 

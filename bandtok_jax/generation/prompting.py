@@ -70,7 +70,7 @@ def generate(
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)
     prompted, settings = any(prompts), codec.stages["language_model"].config
-    if prompted and settings.get("captioned_share", -1.0) == 0:
+    if prompted and settings.get("caption_fraction", -1.0) == 0:
         warnings.warn("this language model has learned from no caption: the prompt is left out", stacklevel=3)
         prompted = False
     try:
@@ -132,7 +132,7 @@ def check_embedding(codec: "Codec", embedding: np.ndarray) -> np.ndarray:
     model = codec.stages["language_model"].config.model
     if model.text != "embedding":
         raise ValueError("this language model did not learn from embeddings: give a prompt in place of one")
-    embedding, width = np.asarray(embedding), model.text_width
+    embedding, width = np.asarray(embedding), model.text_dim
     real = any(jax.numpy.issubdtype(embedding.dtype, kind) for kind in (np.floating, np.integer))
     if not real or embedding.ndim not in (1, 2) or not embedding.size or embedding.shape[-1] != width:
         raise ValueError(

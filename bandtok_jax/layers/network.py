@@ -23,7 +23,7 @@ class Network:
     """A model's structure, without its arrays.
 
     Args:
-      constructor: takes `rngs` and returns the module, e.g. `lambda rngs: Vocos(width=64, rngs=rngs)`.
+      constructor: takes `rngs` and returns the module, e.g. `lambda rngs: Vocos(dim=64, rngs=rngs)`.
     """
 
     def __init__(self, constructor: Callable[[nnx.Rngs], nnx.Module]):

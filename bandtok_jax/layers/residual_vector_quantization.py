@@ -17,16 +17,16 @@ from bandtok_jax.layers.vector_quantization import unit, wide
 
 
 class CodeLevel(nnx.Module):
-    """One level: K vectors of `code_width`, with the linear maps into and out of their space."""
+    """One level: K vectors of `codebook_dim`, with the linear maps into and out of their space."""
 
-    def __init__(self, width: int, codes: int, code_width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, codes: int, codebook_dim: int, *, dtype, rngs: nnx.Rngs):
         linear = dict(initializer=fan_in_uniform, normalisation="weight", dtype=dtype, rngs=rngs)
-        self.project_in = Convolution(width, code_width, (1,), **linear)
-        self.vectors = nnx.Param(jax.random.normal(rngs.params(), (codes, code_width)))
-        self.project_out = Convolution(code_width, width, (1,), **linear)
+        self.project_in = Convolution(width, codebook_dim, (1,), **linear)
+        self.vectors = nnx.Param(jax.random.normal(rngs.params(), (codes, codebook_dim)))
+        self.project_out = Convolution(codebook_dim, width, (1,), **linear)
 
     def nearest(self, latents: jax.Array) -> jax.Array:
-        """The code whose vector has the smallest angle to each latent; `[..., code_width] -> int32 [...]`."""
+        """The code whose vector has the smallest angle to each latent; `[..., codebook_dim] -> int32 [...]`."""
         return _nearest_angle(latents, self.vectors[...])
 
     def sound_of(self, codes: jax.Array) -> jax.Array:
@@ -54,16 +54,25 @@ class ResidualQuantizer(nnx.Module):
     Args:
       width: D, of what is quantized.
       rows: F, number of levels.
-      codes: K, size of the codebook of each level.
-      code_width: dimensions in which a level compares.
+      codebook_size: K, of the codebook of each level.
+      codebook_dim: dimensions in which a level compares.
       dtype: of the computation, but at least float32: a code must not hang on a rounding.
     """
 
     def __init__(
-        self, width: int, *, rows: int = 9, codes: int = 1024, code_width: int = 8, dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        rows: int = 9,
+        codebook_size: int = 1024,
+        codebook_dim: int = 8,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         dtype = jnp.promote_types(dtype, jnp.float32)
-        self.levels = nnx.List(CodeLevel(width, codes, code_width, dtype=dtype, rngs=rngs) for _ in range(rows))
+        self.levels = nnx.List(
+            CodeLevel(width, codebook_size, codebook_dim, dtype=dtype, rngs=rngs) for _ in range(rows)
+        )
 
     def __call__(self, latents: jax.Array, levels: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """Quantizes for training; see `draw_levels`.
@@ -74,8 +83,8 @@ class ResidualQuantizer(nnx.Module):
 
         Returns:
           `[B, T, D]` the sum of the levels in use; a dict of `codes`, int32 `[B, T, F]` of all levels, `latents`
-          `[B, T, F, code_width]`, what their look-up was given, and the scalar losses `commitment` and `codebook`: sums
-          over the levels in use, means over the examples.
+          `[B, T, F, codebook_dim]`, what their look-up was given, and the scalar losses `commitment` and `codebook`:
+          sums over the levels in use, means over the examples.
         """
         residual = wide(latents)
         total, all_codes, all_latents, commitments, pulls = jnp.zeros_like(residual), [], [], 0.0, 0.0
@@ -92,7 +101,7 @@ class ResidualQuantizer(nnx.Module):
         return total, {**found, "commitment": commitments, "codebook": pulls}
 
     def start(self, latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Vectors `[F, K, code_width]` for latents `[B, T, D]`, k-means centres of what each level is given, and how
+        """Vectors `[F, K, codebook_dim]` for latents `[B, T, D]`, k-means centres of what each level is given, and how
         many latents each is the centre of, `[F, K]`.
         """
         residual, found = wide(latents), []
@@ -109,7 +118,7 @@ class ResidualQuantizer(nnx.Module):
         return self._levels(latents)[0]
 
     def given(self, latents: jax.Array) -> jax.Array:
-        """What the look-up of each level is given; `[B, T, D] -> [B, T, F, code_width]`."""
+        """What the look-up of each level is given; `[B, T, D] -> [B, T, F, codebook_dim]`."""
         return self._levels(latents)[1]
 
     def _levels(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -122,7 +122,7 @@ def update_codebook(
     *,
     decay: float = 0.99,
     epsilon: float = 1e-5,
-    restart_share: float = 0.1,
+    restart_fraction: float = 0.1,
     normalise: bool = False,
 ) -> tuple[Tree, jax.Array]:
     """One moving-average step, and the restart of codes that have died.
@@ -136,7 +136,7 @@ def update_codebook(
       candidates: `[N, D]`, vectors of the batch in random order; each dead code takes another one, and those for which
         there is none wait for the next batch.
       decay: of the averages (0.99: our choice, as van den Oord et al.).
-      restart_share: a code whose moving count falls below this share of the mean count is dead (our choice: a share,
+      restart_fraction: a code whose moving count falls below this share of the mean count is dead (our choice: a share,
         so that the rule means the same for every batch size). 0 switches restarts off.
 
     Returns:
@@ -147,7 +147,7 @@ def update_codebook(
     moving_sums = decay * codebook["sums"] + (1.0 - decay) * sums
     codes = moving_counts.shape[-1]
     mean_count = moving_counts.mean(-1, keepdims=True)
-    dead = moving_counts < restart_share * mean_count
+    dead = moving_counts < restart_fraction * mean_count
     # Never two codes at one candidate: of twins, the second would not be chosen.
     number = jnp.cumsum(dead, axis=-1) - 1
     dead = dead & (number < candidates.shape[-2])

@@ -45,22 +45,22 @@ def generator_loss(fake_logits: Logits, kind: str = "hinge") -> jax.Array:
     return sum(terms) / len(terms)
 
 
-def feature_matching(real_features: Features, fake_features: Features, average: str = "critics") -> jax.Array:
+def feature_matching(real_features: Features, fake_features: Features, average: str = "discriminators") -> jax.Array:
     """Mean absolute difference of inner activations.
 
     The real side is a constant: the gradient moves the fake sound only (Larsen et al., 2016; Kumar et al., 2019).
 
     Args:
       real_features, fake_features: for each discriminator, its maps, of any shape.
-      average: "critics": over the maps of each discriminator, then over the discriminators; "maps": over all maps
-        alike, so that a discriminator counts by how many it has (a sum over all maps, as DAC's, is a multiple of it).
+      average: "discriminators": over the maps of each discriminator, then over the discriminators; "maps": over all
+        maps alike, so that a discriminator counts by its number of maps (DAC's sum over all maps is a multiple of it).
     """
     terms = [
         [_mean(jnp.abs(jax.lax.stop_gradient(real) - fake)) for real, fake in _pairs(reals, fakes)]
         for reals, fakes in _pairs(real_features, fake_features)
     ]
     check_average(average)
-    if average == "critics":
+    if average == "discriminators":
         terms = [[sum(maps) / len(maps)] for maps in terms]
     return sum(map(sum, terms)) / sum(map(len, terms))
 
@@ -73,8 +73,8 @@ def check_kind(kind: str) -> None:
 
 def check_average(average: str) -> None:
     """Raises a ValueError unless `feature_matching` knows that average."""
-    if average not in ("critics", "maps"):
-        raise ValueError(f'loss.feature_average is "{average}": set it to "critics" or "maps"')
+    if average not in ("discriminators", "maps"):
+        raise ValueError(f'loss.feature_average is "{average}": set it to "discriminators" or "maps"')
 
 
 def _mean(values: jax.Array) -> jax.Array:

@@ -43,16 +43,16 @@ class BandTok(nnx.Module):
       mels: M, mel bins of the picture.
       patch: side of the square patches that become the first channels.
       channels: of each resolution, from fine to coarse; every further entry halves both axes.
-      blocks: residual blocks at each resolution.
-      middle_blocks: residual blocks more at the coarsest resolution, on each side of the codebook.
-      codes: K, size of the codebook.
-      code_width: D, width of a code.
+      num_res_blocks: residual blocks at each resolution.
+      mid_blocks: residual blocks more at the coarsest resolution, on each side of the codebook.
+      codebook_size: K, size of the codebook.
+      codebook_dim: D, width of a code.
       normalise_codes: look-up on the unit sphere.
       code_gradient: "straight_through" or "rotation".
       row_embedding: whether encoder and decoder are told which band they look at; the codebook is not.
       residual_levels: above 0, the rows are so many residual levels instead of bands: each codes all bands of a column
         at once, with a codebook of its own.
-      column_width: D of these levels.
+      latent_dim: D of these levels.
       floor: of the mel magnitudes that the front end gives.
     """
 
@@ -62,15 +62,15 @@ class BandTok(nnx.Module):
         mels: int = 128,
         patch: int = 2,
         channels: Sequence[int] = (128, 256, 512),
-        blocks: int = 2,
-        middle_blocks: int = 2,
-        codes: int = 8192,
-        code_width: int = 64,
+        num_res_blocks: int = 2,
+        mid_blocks: int = 2,
+        codebook_size: int = 8192,
+        codebook_dim: int = 64,
         normalise_codes: bool = False,
         code_gradient: str = "straight_through",
         row_embedding: bool = True,
         residual_levels: int = 0,
-        column_width: int = 128,
+        latent_dim: int = 128,
         activation: str = "silu",
         floor: float = 1e-5,
         dtype=jnp.float32,
@@ -82,7 +82,7 @@ class BandTok(nnx.Module):
         if residual_levels < 0:
             raise ValueError(f"residual_levels is {residual_levels}: give 0 for bands, or how many levels")
         self.bands = mels // self.frames_per_column
-        self.rows, self.codebook_size = residual_levels or self.bands, codes
+        self.rows, self.codebook_size = residual_levels or self.bands, codebook_size
         self.row_kind = "residual" if residual_levels else "band"
         self.mels, self._patch, self._floor, self._dtype = mels, patch, floor, dtype
 
@@ -94,10 +94,10 @@ class BandTok(nnx.Module):
         for level, level_width in enumerate(channels):
             if level:
                 self.encoder_blocks.append(Downsample(width, dtype=dtype, rngs=rngs))
-            for _ in range(blocks + middle_blocks * (level == len(channels) - 1)):
+            for _ in range(num_res_blocks + mid_blocks * (level == len(channels) - 1)):
                 self.encoder_blocks.append(ResidualBlock(width, level_width, **shape))
                 width = level_width
-        self.encoder_norm, self.encoder_out = ChannelNorm(width, rngs=rngs), conv(width, code_width, 1)
+        self.encoder_norm, self.encoder_out = ChannelNorm(width, rngs=rngs), conv(width, codebook_dim, 1)
 
         if residual_levels:
             if normalise_codes:
@@ -106,15 +106,19 @@ class BandTok(nnx.Module):
                     "set normalise_codes to False, or residual_levels to 0"
                 )
             linear = functools.partial(nnx.Linear, dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
-            self.column_in = linear(self.bands * code_width, column_width)
-            self.column_out = linear(column_width, self.bands * code_width)
-            self.codebook = ResidualCodebook(residual_levels, codes, column_width, gradient=code_gradient, rngs=rngs)
+            self.column_in = linear(self.bands * codebook_dim, latent_dim)
+            self.column_out = linear(latent_dim, self.bands * codebook_dim)
+            self.codebook = ResidualCodebook(
+                residual_levels, codebook_size, latent_dim, gradient=code_gradient, rngs=rngs
+            )
         else:
-            self.codebook = Codebook(codes, code_width, normalise=normalise_codes, gradient=code_gradient, rngs=rngs)
+            self.codebook = Codebook(
+                codebook_size, codebook_dim, normalise=normalise_codes, gradient=code_gradient, rngs=rngs
+            )
 
-        self.decoder_in, self.decoder_blocks, width = conv(code_width, coarsest, 3), nnx.List(), coarsest
+        self.decoder_in, self.decoder_blocks, width = conv(codebook_dim, coarsest, 3), nnx.List(), coarsest
         for level, level_width in reversed(list(enumerate(channels))):
-            for _ in range(blocks + middle_blocks * (level == len(channels) - 1)):
+            for _ in range(num_res_blocks + mid_blocks * (level == len(channels) - 1)):
                 self.decoder_blocks.append(ResidualBlock(width, level_width, **shape))
                 width = level_width
             if level:

@@ -29,13 +29,13 @@ class DAC(nnx.Module):
     """Encoder, residual quantizer and decoder.
 
     Args:
-      encoder_width: channels at the full rate; every stride doubles them.
-      decoder_width: channels at the rate of the columns; every stride halves them.
+      encoder_dim: channels at the full rate; every stride doubles them.
+      decoder_dim: channels at the rate of the columns; every stride halves them.
       strides: of the encoder, from fine to coarse; the decoder's are these in reverse.
-      latent_width: D, of what is quantized; by default what the encoder ends with.
+      latent_dim: D, of what is quantized; by default what the encoder ends with.
       rows: F, levels of the quantizer.
-      codes: K, size of each codebook.
-      code_width: dimensions in which codes are compared.
+      codebook_size: K, size of each codebook.
+      codebook_dim: dimensions in which codes are compared.
       parity: the decoder's odd strides lose a sample each, as published, so that sound is a little shorter than its
         columns. By default T columns make T * samples_per_column samples.
       padding: False computes only what zero padding has no part in, as the published program does chunk by chunk.
@@ -45,13 +45,13 @@ class DAC(nnx.Module):
     def __init__(
         self,
         *,
-        encoder_width: int = 64,
-        decoder_width: int = 1536,
+        encoder_dim: int = 64,
+        decoder_dim: int = 1536,
         strides: Sequence[int] = (2, 4, 8, 8),
-        latent_width: int | None = None,
+        latent_dim: int | None = None,
         rows: int = 9,
-        codes: int = 1024,
-        code_width: int = 8,
+        codebook_size: int = 1024,
+        codebook_dim: int = 8,
         parity: bool = False,
         padding: bool = True,
         dtype=jnp.float32,
@@ -59,31 +59,31 @@ class DAC(nnx.Module):
     ):
         if not strides or min(strides) < 1 or rows < 1:
             raise ValueError(f"strides are {tuple(strides)} and rows {rows}: give one stride or more, all 1 or above")
-        if decoder_width % 2 ** len(strides):
+        if decoder_dim % 2 ** len(strides):
             raise ValueError(
-                f"decoder_width is {decoder_width}; it must be a multiple of {2 ** len(strides)}, "
+                f"decoder_dim is {decoder_dim}; it must be a multiple of {2 ** len(strides)}, "
                 f"since {len(strides)} strides halve it"
             )
-        self.strides, self.rows, self.codebook_size = tuple(strides), rows, codes
+        self.strides, self.rows, self.codebook_size = tuple(strides), rows, codebook_size
         self.samples_per_column = math.prod(strides)
         self.parity, self.padded = parity, padding
         settings = dict(padding=padding, dtype=dtype, rngs=rngs)
-        width = encoder_width
+        width = encoder_dim
         self.encoder_in = _convolution(1, width, TAPS, **settings)
         self.encoder_blocks = nnx.List()
         for stride in strides:
             self.encoder_blocks.append(EncoderBlock(width, stride, **settings))
             width *= 2
-        latent_width = latent_width or width
+        latent_dim = latent_dim or width
         self.encoder_snake = Snake(width, rngs=rngs)
-        self.encoder_out = _convolution(width, latent_width, 3, **settings)
+        self.encoder_out = _convolution(width, latent_dim, 3, **settings)
 
         self.quantizer = ResidualQuantizer(
-            latent_width, rows=rows, codes=codes, code_width=code_width, dtype=dtype, rngs=rngs
+            latent_dim, rows=rows, codebook_size=codebook_size, codebook_dim=codebook_dim, dtype=dtype, rngs=rngs
         )
 
-        width = decoder_width
-        self.decoder_in = _convolution(latent_width, width, TAPS, **settings)
+        width = decoder_dim
+        self.decoder_in = _convolution(latent_dim, width, TAPS, **settings)
         self.decoder_blocks = nnx.List()
         for stride in reversed(strides):
             self.decoder_blocks.append(DecoderBlock(width, stride, parity=parity, **settings))
@@ -143,7 +143,7 @@ class DAC(nnx.Module):
 
     @exact
     def row_latents(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
-        """What the look-up of each level is given, `[B, T, F, code_width]`; see `encode`."""
+        """What the look-up of each level is given, `[B, T, F, codebook_dim]`; see `encode`."""
         return self.quantizer.given(self.latents(audio, span))
 
     def decode(self, codes: jax.Array, span: Span | None = None) -> jax.Array:

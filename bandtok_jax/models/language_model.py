@@ -28,13 +28,13 @@ class LanguageModel(nnx.Module):
 
     Args:
       rows: F of the grid; codebook_size: K of its codes.
-      width, layers, heads, feed_forward: of the transformer.
+      dim, num_layers, num_heads, feed_forward_dim: of the transformer.
       rope: "2d" turns half of each head by the column and half by the row, "1d" all of it by the place in the sequence.
       row_embedding: also add a learned vector for the row.
       row_vocabulary: each row has codes of its own, with their own embeddings and head, as residual levels with a
         codebook each have. By default all rows have one vocabulary, as bands of one codebook do.
       text: "bytes" reads captions with its own encoder, "embedding" takes embeddings made elsewhere, "none" neither.
-      text_width: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
+      text_dim: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
       dropout: share of the embeddings, and of what each branch of a layer adds, that is set to zero in training.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the layers again in the backward pass instead of keeping their insides.
@@ -48,15 +48,15 @@ class LanguageModel(nnx.Module):
         *,
         rows: int,
         codebook_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        feed_forward: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        feed_forward_dim: int,
         rope: str = "2d",
         row_embedding: bool = False,
         row_vocabulary: bool = False,
         text: str = "bytes",
-        text_width: int = 256,
+        text_dim: int = 256,
         text_layers: int = 2,
         dropout: float = 0.0,
         attention: str = "auto",
@@ -77,7 +77,7 @@ class LanguageModel(nnx.Module):
             )
         self.rows, self.codebook_size, self.rope, self.text = rows, codebook_size, rope, text
         self.dropout = dropout
-        self.dtype, self.heads, self.pairs, self.layers = dtype, heads, width // heads // 2, layers
+        self.dtype, self.num_heads, self.head_dim, self.num_layers = dtype, num_heads, dim // num_heads, num_layers
         self.remat, self.scan_layers = remat, scan_layers
         self.sequence_sharding, self.row_vocabulary = sequence_sharding, row_vocabulary
         self.vocabulary = padded_vocabulary(codebook_size)
@@ -88,41 +88,41 @@ class LanguageModel(nnx.Module):
 
         def block(rngs):
             return Block(
-                width,
-                heads,
-                feed_forward,
-                layers=layers,
+                dim,
+                num_heads,
+                feed_forward_dim,
+                layers=num_layers,
                 context=text != "none",
                 kernel=attention,
                 dtype=dtype,
                 rngs=rngs,
             )
 
-        self.embedding = draw(entries, width)
+        self.embedding = draw(entries, dim)
         if row_embedding:
-            self.row_embedding = draw(rows, width)
+            self.row_embedding = draw(rows, dim)
         if text == "bytes":
             self.text_encoder = TextEncoder(
-                width=text_width,
+                width=text_dim,
                 layers=text_layers,
-                heads=max(1, text_width // 64),
-                feed_forward=4 * text_width,
-                output_width=width,
+                heads=max(1, text_dim // 64),
+                feed_forward=4 * text_dim,
+                output_width=dim,
                 dtype=dtype,
                 rngs=rngs,
             )
         elif text == "embedding":
-            self.text_projection = Linear(text_width, width, dtype=dtype, rngs=rngs)
+            self.text_projection = Linear(text_dim, dim, dtype=dtype, rngs=rngs)
         if text != "none":
-            self.null_text = draw(width)
+            self.null_text = draw(dim)
         if scan_layers:
             graph, _ = nnx.split(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
-            keys = jax.random.split(rngs.params(), layers)
+            keys = jax.random.split(rngs.params(), num_layers)
             self.blocks = nnx.merge(graph, jax.vmap(lambda key: nnx.state(block(nnx.Rngs(key))))(keys))
         else:
-            self.blocks = nnx.List(block(rngs) for _ in range(layers))
-        self.norm = RMSNorm(width, rngs=rngs)
-        self.head = Linear(width, entries, wide=True, dtype=dtype, rngs=rngs)
+            self.blocks = nnx.List(block(rngs) for _ in range(num_layers))
+        self.norm = RMSNorm(dim, rngs=rngs)
+        self.head = Linear(dim, entries, wide=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, codes: jax.Array, context=None, context_mask=None, *, begins=True, keys=None) -> jax.Array:
         """`codes [B, T, F]` -> logits `[B, T * F + 1, V]`: for code n at place n, and what follows the last one.
@@ -152,7 +152,7 @@ class LanguageModel(nnx.Module):
         layer = jax.checkpoint(layer) if self.remat else layer
         if self.scan_layers:
             graph, stacked = nnx.split(self.blocks)
-            x, _ = jax.lax.scan(layer, x, (jnp.arange(self.layers), stacked))
+            x, _ = jax.lax.scan(layer, x, (jnp.arange(self.num_layers), stacked))
         else:
             for number, block in enumerate(self.blocks):
                 graph, state = nnx.split(block)
@@ -200,8 +200,7 @@ class LanguageModel(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> tuple:
         """Room for `length` tokens in every layer."""
-        width = 2 * self.pairs
-        return tuple(empty_cache(batch, length, self.heads, width, self.dtype) for _ in self.blocks)
+        return tuple(empty_cache(batch, length, self.num_heads, self.head_dim, self.dtype) for _ in self.blocks)
 
     def _embed(self, tokens, places):
         if self.row_vocabulary:
@@ -213,8 +212,8 @@ class LanguageModel(nnx.Module):
 
     def _angles(self, places):
         if self.rope == "1d":
-            return rope.angles(places, self.pairs)
-        return rope.grid_angles((places - 1) // self.rows + 1, (places - 1) % self.rows, self.pairs)
+            return rope.angles(places, self.head_dim // 2)
+        return rope.grid_angles((places - 1) // self.rows + 1, (places - 1) % self.rows, self.head_dim // 2)
 
     def _logits(self, x, places):
         x = self.norm(x)

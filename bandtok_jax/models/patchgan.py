@@ -53,18 +53,18 @@ class MultiScalePatchGAN(nnx.Module):
     """The same critic, with weights of its own, at full, half, quarter, ... resolution.
 
     Args:
-      width: channels of the first layer (64 in pix2pixHD).
-      scales: how many resolutions (3 in pix2pixHD).
+      channels: of the first layer (64 in pix2pixHD).
+      num_scales: how many resolutions (3 in pix2pixHD).
       normalisation: "none" or "group".
     """
 
     def __init__(
-        self, *, width: int = 64, scales: int = 3, normalisation: str = "none", dtype=jnp.float32, rngs: nnx.Rngs
+        self, *, channels: int = 64, num_scales: int = 3, normalisation: str = "none", dtype=jnp.float32, rngs: nnx.Rngs
     ):
         if normalisation not in ("none", "group"):
             raise ValueError(f'normalisation is "{normalisation}": set it to "none" or "group"')
         options = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
-        self.discriminators = nnx.List([PatchDiscriminator(width, **options) for _ in range(scales)])
+        self.discriminators = nnx.List([PatchDiscriminator(channels, **options) for _ in range(num_scales)])
 
     def __call__(self, log_mel: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         """`[B, T, M]` to one map of verdicts a scale and its list of features."""

@@ -27,8 +27,8 @@ class Vocos(nnx.Module):
 
     Args:
       mel: what the input is; its STFT, with its padding, is the one that is inverted.
-      width, hidden, blocks: of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
-      taps: length of the filters over time.
+      dim, intermediate_dim, num_layers: of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
+      kernel_size: length of the filters over time.
       envelope: the trunk says what to add to the spectral envelope that the mel itself states, and the phases start at
         random: the untrained network is a noise vocoder. False starts from nothing, as published. Our choice: with it
         a handful of steps do what takes thousands without.
@@ -42,10 +42,10 @@ class Vocos(nnx.Module):
         self,
         *,
         mel: MelDefinition = MelDefinition(),
-        width: int = 512,
-        hidden: int = 1536,
-        blocks: int = 8,
-        taps: int = 7,
+        dim: int = 512,
+        intermediate_dim: int = 1536,
+        num_layers: int = 8,
+        kernel_size: int = 7,
         envelope: bool = True,
         parity: bool = False,
         depthwise: str = "shifts",
@@ -60,15 +60,17 @@ class Vocos(nnx.Module):
                 'hop_samples: Vocos needs padding "same" or "center" and a whole number of hops in fft_samples, '
                 'for padding "center" at least 3'
             )
-        self.mel, self.taps, self.envelope, self.parity = mel, taps, envelope, parity
-        self.embed = Convolution(mel.mels, width, (taps,), dtype=dtype, rngs=rngs)
-        self.embed_norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        block = dict(taps=taps, layer_scale=1 / blocks, exact_gelu=parity, depthwise=depthwise, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(ConvNextBlock(width, hidden, **block) for _ in range(blocks))
-        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.mel, self.kernel_size, self.envelope, self.parity = mel, kernel_size, envelope, parity
+        self.embed = Convolution(mel.mels, dim, (kernel_size,), dtype=dtype, rngs=rngs)
+        self.embed_norm = nnx.LayerNorm(dim, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        block = dict(kernel_size=kernel_size, layer_scale=1 / num_layers, exact_gelu=parity, depthwise=depthwise)
+        self.blocks = nnx.List(
+            ConvNextBlock(dim, intermediate_dim, **block, dtype=dtype, rngs=rngs) for _ in range(num_layers)
+        )
+        self.norm = nnx.LayerNorm(dim, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         # In 16 bits a phase beyond 2 would move in steps of 0.016.
         wide = jnp.promote_types(dtype, jnp.float32)
-        self.head = nnx.Linear(width, mel.fft_samples + 2, kernel_init=TRUNCATED_NORMAL, dtype=wide, rngs=rngs)
+        self.head = nnx.Linear(dim, mel.fft_samples + 2, kernel_init=TRUNCATED_NORMAL, dtype=wide, rngs=rngs)
         if envelope:
             self.head.bias = nnx.Param(_noise_vocoder(mel, rngs))
 
@@ -77,7 +79,7 @@ class Vocos(nnx.Module):
         """Frames on either side that a frame's samples depend on: all filters, and the overlap of the inverse STFT."""
         fft, hop = self.mel.fft_samples, self.mel.hop_samples
         overlap_samples = (fft - hop) // 2 if self.mel.padding == "same" else fft // 2
-        return (self.taps // 2) * (1 + len(self.blocks)) + math.ceil(overlap_samples / hop)
+        return (self.kernel_size // 2) * (1 + len(self.blocks)) + math.ceil(overlap_samples / hop)
 
     def __call__(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
         """`[B, T, M]` -> `[B, T * hop_samples]`, with padding "center" `[B, (T - 1) * hop_samples]`.
@@ -114,14 +116,14 @@ class Vocos(nnx.Module):
 
 
 class ConvNextBlock(nnx.Module):
-    """Time filter, LayerNorm, width -> hidden -> width, scaled, added; `[B, T, D]` (Liu et al., arXiv 2201.03545)."""
+    """Time filter, LayerNorm, two linear layers, scale and residual; `[B, T, D]` (Liu et al., arXiv 2201.03545)."""
 
     def __init__(
         self,
-        width: int,
-        hidden: int,
+        dim: int,
+        intermediate_dim: int,
         *,
-        taps: int,
+        kernel_size: int,
         layer_scale: float,
         exact_gelu: bool,
         depthwise: str,
@@ -129,11 +131,11 @@ class ConvNextBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
-        self.depthwise = DepthwiseConvolution(width, taps, implementation=depthwise, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.expand = nnx.Linear(width, hidden, **linear)
-        self.contract = nnx.Linear(hidden, width, **linear)
-        self.scale = nnx.Param(jnp.full(width, layer_scale, jnp.float32))
+        self.depthwise = DepthwiseConvolution(dim, kernel_size, implementation=depthwise, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.expand = nnx.Linear(dim, intermediate_dim, **linear)
+        self.contract = nnx.Linear(intermediate_dim, dim, **linear)
+        self.scale = nnx.Param(jnp.full(dim, layer_scale, jnp.float32))
         self.exact_gelu = exact_gelu
 
     def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:

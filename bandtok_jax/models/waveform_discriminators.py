@@ -33,8 +33,8 @@ class WaveformDiscriminators(nnx.Module):
       periods: of the multi-period critics; () for none.
       period_channels: of their layers; all but the last stride by 3.
       rates: of the multi-scale critics: each hears one of so many samples; () for none, as published.
-      windows: lengths in samples of the STFT critics; () for none.
-      spectrum_channels: of all their layers.
+      stft_windows: lengths in samples of the STFT critics; () for none.
+      stft_channels: of all their layers.
       normalisation: "none" or "weight", see `Convolution`.
       dtype: of the convolutions; the STFT and the logits are at least float32.
     """
@@ -45,8 +45,8 @@ class WaveformDiscriminators(nnx.Module):
         periods: Sequence[int] = (2, 3, 5, 7, 11),
         period_channels: Sequence[int] = (32, 128, 512, 1024, 1024),
         rates: Sequence[int] = (),
-        windows: Sequence[int] = (2048, 1024, 512),
-        spectrum_channels: int = 32,
+        stft_windows: Sequence[int] = (2048, 1024, 512),
+        stft_channels: int = 32,
         normalisation: str = "none",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -54,7 +54,7 @@ class WaveformDiscriminators(nnx.Module):
         settings = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
         self.periods = nnx.List([PeriodDiscriminator(period, period_channels, **settings) for period in periods])
         self.scales = nnx.List([ScaleDiscriminator(rate, SCALE_CHANNELS, **settings) for rate in rates])
-        self.spectra = nnx.List([SpectrumDiscriminator(window, spectrum_channels, **settings) for window in windows])
+        self.spectra = nnx.List([SpectrumDiscriminator(window, stft_channels, **settings) for window in stft_windows])
 
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         audio = audio - audio.mean(-1, keepdims=True)

@@ -20,12 +20,12 @@ _CURE = "give the whole files of a DAC release"
 _LARGEST, _MOST_STRIDES = 1 << 20, 16  # far above every published model
 # Their names of what our configuration calls so.
 _OFFICIAL = dict(
-    encoder_width="encoder_dim", decoder_width="decoder_dim", strides="encoder_rates", latent_width="latent_dim",
-    rows="n_codebooks", codes="codebook_size", code_width="codebook_dim", sample_rate_hz="sample_rate",
+    encoder_dim="encoder_dim", decoder_dim="decoder_dim", strides="encoder_rates", latent_dim="latent_dim",
+    rows="n_codebooks", codebook_size="codebook_size", codebook_dim="codebook_dim", sample_rate_hz="sample_rate",
 )  # fmt: skip
 _TRANSFORMERS = dict(
-    encoder_width="encoder_hidden_size", decoder_width="decoder_hidden_size", strides="downsampling_ratios",
-    latent_width="hidden_size", rows="n_codebooks", codes="codebook_size", code_width="codebook_dim",
+    encoder_dim="encoder_hidden_size", decoder_dim="decoder_hidden_size", strides="downsampling_ratios",
+    latent_dim="hidden_size", rows="n_codebooks", codebook_size="codebook_size", codebook_dim="codebook_dim",
     sample_rate_hz="sampling_rate",
 )  # fmt: skip
 
@@ -76,7 +76,7 @@ def read_transformers(path: str, parity: bool = False) -> Stage:
 
 def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """What the configuration says of the model, by our names."""
-    missing = [name for key, name in names.items() if key != "latent_width" and name not in settings]
+    missing = [name for key, name in names.items() if key != "latent_dim" and name not in settings]
     if missing:
         raise ValueError(f"it does not say {', '.join(missing)}")
     shape = {key: settings.get(name) for key, name in names.items()}
@@ -84,8 +84,8 @@ def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
         shape["strides"] = list(shape["strides"])
     untrusted.listing(untrusted.whole(1, _LARGEST), most=_MOST_STRIDES, least=1)(shape["strides"], names["strides"])
     for key, value in shape.items():
-        if key == "latent_width" and not value:
-            shape[key] = shape["encoder_width"] * 2 ** len(shape["strides"])
+        if key == "latent_dim" and not value:
+            shape[key] = shape["encoder_dim"] * 2 ** len(shape["strides"])
         elif key != "strides":
             untrusted.whole(1, _LARGEST)(value, names[key])
     return shape

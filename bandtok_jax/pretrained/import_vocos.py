@@ -176,9 +176,9 @@ def _config(settings: Mapping[str, Any]):
             padding=features["padding"],
         )
         config.model.update(
-            width=settings["backbone.dim"],
-            hidden=settings["backbone.intermediate_dim"],
-            blocks=settings["backbone.num_layers"],
+            dim=settings["backbone.dim"],
+            intermediate_dim=settings["backbone.intermediate_dim"],
+            num_layers=settings["backbone.num_layers"],
             envelope=False,
             parity=True,
         )

@@ -29,7 +29,7 @@ _CLASSES = {
 class Task:
     """What the tasks share, and the answers they give unless they know better."""
 
-    start_batches = 1  # how many batches `warm_start` wants to see
+    warm_start_batches = 1  # how many batches `warm_start` wants to see
     HEADLINE: tuple[str, ...] = ()  # evaluation metrics that the console shows beside the best metric
     NEXT = "bandtok export {run} -o MODEL"  # see `next_command`
 

@@ -73,7 +73,7 @@ class Game(Task, abc.ABC):
 
     @property
     def _feature_average(self) -> str:
-        return self.config.loss.get("feature_average", "critics")
+        return self.config.loss.get("feature_average", "discriminators")
 
     @property
     def _decay(self) -> float:
@@ -82,7 +82,7 @@ class Game(Task, abc.ABC):
 
     def init(self, key, batch_spec=None):
         model_key, discriminator_key = jax.random.split(key)
-        average = self.config.optimizer.average_decay > 0
+        average = self.config.optimizer.ema_decay > 0
         state = {
             "step": jnp.zeros((), jnp.int32),
             "model": optimization.create_player(self.network, model_key, self.optimizer, average),
@@ -152,7 +152,7 @@ class Game(Task, abc.ABC):
         totals = jax.tree.map(lambda x: x * steps, totals)  # the accumulation gives means
 
         new_model, metrics["gradient_norm"] = optimization.update_player(
-            model, gradients, self.optimizer, self.config.optimizer.average_decay, step
+            model, gradients, self.optimizer, self.config.optimizer.ema_decay, step
         )
         if memory:
             new_model["balancer"] = memory

@@ -78,9 +78,9 @@ class LanguageModel(Task):
         return self._manifest["weight_hash"]
 
     @property
-    def captioned_share(self) -> float:
+    def caption_fraction(self) -> float:
         """Share of the training pieces that have a caption; -1 where the tokens do not say."""
-        share = tokens.captioned_share(self._manifest)
+        share = tokens.caption_fraction(self._manifest)
         return -1.0 if share is None else share
 
     @property
@@ -104,7 +104,7 @@ class LanguageModel(Task):
         if model.text == "embedding":
             self._embedding_shape()
         _ = self._codec  # so that what does not fit is named at once
-        if model.text == "bytes" and self.captioned_share == 0:
+        if model.text == "bytes" and self.caption_fraction == 0:
             warnings.warn(
                 f"no piece in {self._folder} has a caption, so prompts will mean nothing to this model: captions come "
                 "from  bandtok prepare --tracks",
@@ -131,13 +131,13 @@ class LanguageModel(Task):
 
     def _embedding_shape(self) -> tuple[int, int]:
         """Of the text of an example: how many embeddings of which width."""
-        width, record = self.config.model.text_width, tokens.TokenSource(self._folder, "train")[0]
+        width, record = self.config.model.text_dim, tokens.TokenSource(self._folder, "train")[0]
         shape = np.shape(record.get("embedding"))
         if shape[-1:] != (width,):
             found = f"embeddings of width {shape[-1]}" if shape else "no embeddings"
             raise ValueError(
                 f'model.text is "embedding" of width {width}, and the tokens in {self._folder} have {found}: '
-                "set --config.model.text_width to theirs, or make tokens with  bandtok tokenize --embeddings=FILE"
+                "set --config.model.text_dim to theirs, or make tokens with  bandtok tokenize --embeddings=FILE"
             )
         return shape
 
@@ -192,7 +192,7 @@ class LanguageModel(Task):
         return codec
 
     def init(self, key, batch_spec=None):
-        average = self.config.optimizer.average_decay > 0
+        average = self.config.optimizer.ema_decay > 0
         return {
             "step": jnp.zeros((), jnp.int32),
             "model": optimization.create_player(self.network, key, self.optimizer, average),
@@ -205,7 +205,7 @@ class LanguageModel(Task):
 
         def micro_step(micro_batch):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
-            drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.condition_dropout))(keys)
+            drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
             dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
 
             def loss(parameters):
@@ -217,9 +217,7 @@ class LanguageModel(Task):
             return (gradients, {"loss": value, **terms}), {}
 
         (gradients, metrics), _ = optimization.accumulate(micro_step, batch, settings.accumulation_steps)
-        model, norm = optimization.update_player(
-            model, gradients, self.optimizer, settings.average_decay, state["step"]
-        )
+        model, norm = optimization.update_player(model, gradients, self.optimizer, settings.ema_decay, state["step"])
         return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
 
     def evaluate(self, state, frozen, batch):

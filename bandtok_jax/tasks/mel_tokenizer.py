@@ -53,8 +53,8 @@ class MelTokenizer(Game):
         return self.network.attribute("row_kind") == "residual"
 
     @property
-    def start_batches(self):
-        return self.config.codebook.start_batches
+    def warm_start_batches(self):
+        return self.config.codebook.kmeans_batches
 
     def _picture(self, audio):
         """Log-mel `[B, T, M]` of sound `[B, S]`: whole columns, without the frame more that padding "center" gives."""
@@ -65,7 +65,7 @@ class MelTokenizer(Game):
         model = state["model"]
         encode = jax.jit(exact(lambda p, b, x: self.network.apply(p, b, self._picture(x), method="latents")))
         latents = jnp.concatenate([encode(model["parameters"], model["buffers"], b["audio"]) for b in batches])
-        flat, codes = latents.reshape(-1, latents.shape[-1]), self.config.model.codes
+        flat, codes = latents.reshape(-1, latents.shape[-1]), self.config.model.codebook_size
         if self._residual:
             start = functools.partial(residual_vector_quantization.start_levels, rows=self.network.attribute("rows"))
         else:
@@ -95,7 +95,7 @@ class MelTokenizer(Game):
             totals["sums"],
             jax.vmap(draw, in_axes=-2)(rows) if self._residual else draw(rows),
             decay=settings.decay,
-            restart_share=settings.restart_share,
+            restart_fraction=settings.restart_fraction,
             normalise=self.config.model.normalise_codes,
         )
         metrics = {
@@ -112,7 +112,7 @@ class MelTokenizer(Game):
         reconstruction, codes, training = self.network.apply(
             optimization.evaluation_parameters(model), model["buffers"], picture
         )
-        one_hot = jax.nn.one_hot(codes, self.config.model.codes, dtype=picture.dtype)
+        one_hot = jax.nn.one_hot(codes, self.config.model.codebook_size, dtype=picture.dtype)
         metrics = {
             "mel_distance": jnp.abs(reconstruction - picture).mean(),
             "commitment": training["commitment"],
@@ -141,7 +141,7 @@ class MelTokenizer(Game):
         if not self._residual:
             tokens *= self.network.attribute("rows")
         # With few tokens even a healthy codebook is not seen whole: at most tokens / K of it.
-        if use < 0.5 * min(1.0, tokens / self.config.model.codes):
+        if use < 0.5 * min(1.0, tokens / self.config.model.codebook_size):
             return [f"the codebook collapses: only {use:.0%} of its codes are in use"]
         return []
 

@@ -35,16 +35,16 @@ def learning_rates(state, config) -> dict[str, float]:
 def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
     """Learning rate as a function of the step, as the `optimizer` group of a config says."""
     peak, warmup = settings.learning_rate, settings.warmup_steps
-    final, rest = peak * settings.final_fraction, max(total_steps - warmup, 1)
+    final, rest = peak * settings.final_lr_fraction, max(total_steps - warmup, 1)
     if settings.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_fraction)
+        decay = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_lr_fraction)
     elif settings.schedule == "exponential":
-        if not 0 < settings.final_fraction < math.inf:
+        if not 0 < settings.final_lr_fraction < math.inf:
             raise ValueError(
-                f"optimizer.final_fraction is {settings.final_fraction}, which no exponential decay reaches: set it "
-                "above 0, or optimizer.schedule to 'cosine'"
+                f"optimizer.final_lr_fraction is {settings.final_lr_fraction}, which no exponential decay reaches: "
+                "set it above 0, or optimizer.schedule to 'cosine'"
             )
-        decay = optax.exponential_decay(peak, rest, decay_rate=settings.final_fraction, end_value=final)
+        decay = optax.exponential_decay(peak, rest, decay_rate=settings.final_lr_fraction, end_value=final)
     elif settings.schedule == "constant":
         decay = optax.constant_schedule(peak)
     else:
@@ -57,11 +57,11 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
 def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation:
     """AdamW with clipping by the global norm; `settings` is the `optimizer` group of a config.
 
-    Weight decay leaves vectors alone: biases, scales and norms, those of stacked layers too; with `decay_all` it leaves
-    nothing alone. A norm of 0 clips nothing.
+    Weight decay leaves vectors alone: biases, scales and norms, those of stacked layers too, unless
+    `decay_bias_and_norm` is set. A norm of 0 clips nothing.
     """
     norm = settings.gradient_clip_norm
-    decay_all = settings.get("decay_all", False)  # older runs do not say
+    decay_bias_and_norm = settings.get("decay_bias_and_norm", False)  # older runs do not say
     return optax.chain(
         optax.clip_by_global_norm(norm) if norm else optax.identity(),
         optax.adamw(
@@ -70,7 +70,7 @@ def create_optimizer(settings, total_steps: int) -> optax.GradientTransformation
             b2=settings.beta2,
             weight_decay=settings.weight_decay,
             mask=lambda parameters: jax.tree_util.tree_map_with_path(
-                lambda path, x: decay_all or _decays(path, x), parameters
+                lambda path, x: decay_bias_and_norm or _decays(path, x), parameters
             ),
         ),
     )
@@ -97,7 +97,7 @@ def update_player(
     player: Player,
     gradients: Tree,
     optimizer: optax.GradientTransformation,
-    average_decay: float,
+    ema_decay: float,
     step: jax.Array,
 ) -> tuple[Player, jax.Array]:
     """One optimizer step; returns the player and the norm of the gradients before clipping."""
@@ -106,7 +106,7 @@ def update_player(
     average = player["average"]
     if average:
         # A short memory at first, so that the average does not carry the random start with it.
-        decay = jnp.minimum(average_decay, (1.0 + step) / (10.0 + step))
+        decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
         average = jax.tree.map(lambda a, p: (a + (1.0 - decay) * (p - a)).astype(a.dtype), average, parameters)
     updated = {**player, "parameters": parameters, "optimizer": memory, "average": average}
     return updated, optax.tree.norm(gradients)

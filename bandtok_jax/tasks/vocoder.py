@@ -12,7 +12,7 @@ from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
 from bandtok_jax.tasks.waveform_adversarial import CRITICS_SHARDING, SoundGame
 
-MEL_SOURCES = ("true", "decoded", "mixed")
+INPUT_MELS = ("ground_truth", "reconstructed", "mixed")
 
 
 class Vocoder(SoundGame):
@@ -31,12 +31,11 @@ class Vocoder(SoundGame):
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
         self.mel = MelDefinition(**config.mel)
-        if config.mel_source not in MEL_SOURCES:
-            raise ValueError(f"mel_source is {config.mel_source!r}: set it to one of {', '.join(MEL_SOURCES)}")
-        if config.mel_source != "true" and not config.tokenizer:
+        if config.input_mel not in INPUT_MELS:
+            raise ValueError(f"input_mel is {config.input_mel!r}: set it to one of {', '.join(INPUT_MELS)}")
+        if config.input_mel != "ground_truth" and not config.tokenizer:
             raise ValueError(
-                f"mel_source {config.mel_source!r} needs a tokenizer: "
-                "set --config.tokenizer to its run or export folder"
+                f"input_mel {config.input_mel!r} needs a tokenizer: set --config.tokenizer to its run or export folder"
             )
         if config.data.clip_samples % self.mel.hop_samples:
             raise ValueError(
@@ -50,7 +49,7 @@ class Vocoder(SoundGame):
         )
 
     def load_frozen(self):
-        if self.config.mel_source == "true":
+        if self.config.input_mel == "ground_truth":
             return {}
         if self.tokenizer.config.task != "mel_tokenizer" or self.tokenizer.mel != self.mel:
             raise ValueError(
@@ -68,7 +67,7 @@ class Vocoder(SoundGame):
     def _heard(self, frozen, batch, key):
         """What the vocoder hears `[B, T, M]`: the true mel, the tokenizer's, or either by a coin for each example."""
         true = log_mel(batch["audio"], self.mel)
-        if self.config.mel_source == "true":
+        if self.config.input_mel == "ground_truth":
             return true
         apply = functools.partial(
             self.tokenizer.network.apply, *(frozen["tokenizer"][n] for n in ("parameters", "buffers"))
@@ -83,7 +82,7 @@ class Vocoder(SoundGame):
         # With padding "center" there is a frame more than the clip has hops, which no code speaks of.
         columns, rest = jnp.split(true, [samples // self.mel.hop_samples], axis=1)
         decoded = jnp.concatenate([apply(apply(columns, method="encode"), method="decode"), rest], axis=1)
-        if self.config.mel_source == "decoded":
+        if self.config.input_mel == "reconstructed":
             return decoded
         coin = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(key, index)))(batch["index"])
         return jnp.where(coin[:, None, None], decoded, true)

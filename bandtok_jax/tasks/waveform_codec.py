@@ -45,8 +45,8 @@ class WaveformCodec(SoundGame):
         return self.config.codebook.decay if "codebook" in self.config else 0.0  # older runs do not say
 
     @property
-    def start_batches(self):
-        return self.config.codebook.start_batches if self._codes_decay else 1
+    def warm_start_batches(self):
+        return self.config.codebook.kmeans_batches if self._codes_decay else 1
 
     def init(self, key, batch_spec=None):
         state = super().init(key, batch_spec)
@@ -54,7 +54,7 @@ class WaveformCodec(SoundGame):
             # The moving sums are counts * vectors: nothing is kept twice, and an export is enough to go on from.
             settings, data = self.config.model, self.config.data
             columns = self.config.batch_size * data.clip_samples / self.network.attribute("samples_per_column")
-            state["model"]["code_counts"] = jnp.full((settings.rows, settings.codes), columns / settings.codes)
+            state["model"]["code_counts"] = jnp.full((settings.rows, settings.codebook_size), columns / settings.codebook_size)
         return state
 
     def warm_start(self, state, frozen, batches, key):
@@ -80,7 +80,7 @@ class WaveformCodec(SoundGame):
         """Moves the vectors of all levels to the means of what chose them, whether or not an example uses the level."""
         if not self._codes_decay:
             return new, {}
-        settings, size = self.config.codebook, self.config.model.codes
+        settings, size = self.config.codebook, self.config.model.codebook_size
         vectors = jnp.stack([level["vectors"] for level in _levels(old["parameters"])])
         counts, sums = jax.vmap(lambda z, codes: vector_quantization.chosen(z, codes, size), in_axes=(-2, -1))(
             rows["latents"], rows["codes"]
@@ -89,7 +89,7 @@ class WaveformCodec(SoundGame):
         codebook = {"counts": old["code_counts"], "sums": old["code_counts"][..., None] * vectors}
         codebook, restarted = vector_quantization.update_codebook(
             codebook, counts, sums, jax.vmap(draw, in_axes=-2)(rows["latents"]),
-            decay=settings.decay, restart_share=settings.restart_share,
+            decay=settings.decay, restart_fraction=settings.restart_fraction,
             epsilon=1e-9,  # enough against 0 / 0; more would shrink rare codes step by step, since no sums are kept
         )  # fmt: skip
         metrics = {
@@ -100,7 +100,7 @@ class WaveformCodec(SoundGame):
 
     def reconstruct(self, parameters, buffers, frozen, batch):
         made = self.network.apply(parameters, buffers, batch["audio"])
-        one_hot = jax.nn.one_hot(made["codes"], self.config.model.codes, dtype=batch["audio"].dtype)
+        one_hot = jax.nn.one_hot(made["codes"], self.config.model.codebook_size, dtype=batch["audio"].dtype)
         sums = {"commitment": made["commitment"], "level_histogram": one_hot.sum((0, 1))}
         return self._fill(made["audio"], batch), sums
 
@@ -122,7 +122,7 @@ class WaveformCodec(SoundGame):
         columns = self.config.data.clip_samples / self.network.attribute("samples_per_column")
         seen = self.config.evaluation_batches * self.config.batch_size * columns
         # With few columns even a healthy codebook is not seen whole.
-        if scores["codebook_use"] < 0.5 * min(1.0, seen / self.config.model.codes):
+        if scores["codebook_use"] < 0.5 * min(1.0, seen / self.config.model.codebook_size):
             return [f"the codebooks collapse: only {scores['codebook_use']:.0%} of their codes are in use"]
         return []
 
@@ -133,7 +133,7 @@ def _levels(parameters) -> list[Tree]:
 
 
 def _with_vectors(model, vectors):
-    """A player whose codes have the vectors `[F, K, code_width]`, in the average of its weights too."""
+    """A player whose codes have the vectors `[F, K, codebook_dim]`, in the average of its weights too."""
     changed = dict(model)
     for tree in ("parameters", "average"):
         if model[tree]:

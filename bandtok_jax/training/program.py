@@ -63,7 +63,7 @@ class Program:
         Args:
           frozen, batch: shapes and types.
         """
-        batches, key = [batch] * self.task.start_batches, jax.eval_shape(lambda: self.key(WARM_START))
+        batches, key = [batch] * self.task.warm_start_batches, jax.eval_shape(lambda: self.key(WARM_START))
         self.check_state(jax.eval_shape(self.task.warm_start, self.abstract, frozen, batches, key), "warm_start")
 
     def check_train_step(self, frozen, batch, **phase):

@@ -18,10 +18,10 @@ from bandtok_jax.training.program import WARM_START
 # Keys that may change when a run is taken up again; all others say what the run is.
 _MAY_CHANGE = (
     "total_steps", "schedule_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every",
-    "keep_checkpoints", "patience", "wandb_project", "captioned_share", "mesh", "data_hash", "tokenizer",
+    "keep_checkpoints", "patience", "wandb_project", "caption_fraction", "mesh", "data_hash", "tokenizer",
     "tokenizer_hash", "vocoder", "vocoder_hash", "versions", experiment.WARMUP_GIVEN,
     # How the same result is computed.
-    "optimizer.accumulation_steps", "discriminator_optimizer.accumulation_steps", "model.remat",
+    "optimizer.accumulation_steps", "model.remat",
     "model.sequence_sharding",
     # Where data and stages lie and how they are read; their hashes decide whether they are the same.
     "data.sources", "data.tokens", "data.workers", "data.damaged",
@@ -134,8 +134,8 @@ def record_stages(config, task):
         )
     with config.unlocked():
         config.tokenizer_hash = task.tokenizer_hash
-        if "captioned_share" in config:
-            config.captioned_share = task.captioned_share
+        if "caption_fraction" in config:
+            config.caption_fraction = task.caption_fraction
         config.vocoder_hash = task.vocoder.weight_hash if config.vocoder else ""
     return config
 
@@ -173,7 +173,7 @@ def begin(program, config, frozen, first_batch, init_from, share: dict, *, alone
     if init_from:
         state = _start_from(init_from, config.task, state)
     else:
-        wanted = 1 if alone else program.task.start_batches
+        wanted = 1 if alone else program.task.warm_start_batches
         starts = [first_batch, *_take(config, wanted - 1, share)]
         starts = [program.put(batch) for batch in starts]
         state = program.task.warm_start(state, frozen, starts, program.key(WARM_START))
