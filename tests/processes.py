@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 
-from bandtok_jax.training import checkpoint
-from bandtok_jax.training.reporting import read_metrics
+from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.runs.weights import load_part
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -44,7 +44,7 @@ def losses(run) -> dict[int, float]:
 
 def parts(run, step=None) -> dict:
     """All that a checkpoint holds, on the host."""
-    return {name: checkpoint._load_part(run, step, name) for name in ("weights", "training", "data")}
+    return {name: load_part(run, step, name) for name in ("weights", "training", "data")}
 
 
 def _free_port() -> int:

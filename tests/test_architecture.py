@@ -7,10 +7,7 @@ KNOWN = {
     "cli.dispatch -> __init__",
     "cli.dispatch -> launch.processes",
     "codecs.component -> tasks",
-    "evaluation.report.run_page -> training.reporting",
     "generation.prompting -> codecs.codec",
-    "pretrained.model_folder -> training.checkpoint",
-    "pretrained.model_folder -> training.reporting",
     "tasks.language_model -> pretrained.model_folder",
 }
 

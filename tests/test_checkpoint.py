@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bandtok_jax.runs import manifest
-from bandtok_jax.training import checkpoint
-from bandtok_jax.training.checkpoint import Checkpoints, Damaged
+from bandtok_jax.runs.weights import CorruptCheckpoint, load_part, load_weights
+from bandtok_jax.training.checkpoint import Checkpoints
 
 FLIPS = 64
 
@@ -21,7 +21,7 @@ def _state(step):
 
 
 def _open(run, said=None):
-    return Checkpoints(run, keep=2, best_metric="loss", say=print if said is None else said.append)
+    return Checkpoints(run, keep=2, best_metric="loss", log=print if said is None else said.append)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def _restored(run):
             step = checkpoints.latest
             try:
                 return *checkpoints.restore(_state(0), step), said
-            except Damaged as error:
+            except CorruptCheckpoint as error:
                 said.append(str(error))
-                checkpoints.set_aside(step)
+                checkpoints.quarantine(step)
     finally:
         checkpoints.close()
 
@@ -63,14 +63,14 @@ def _flip(path: pathlib.Path, bit: int) -> None:
 
 def test_every_flipped_bit_is_noticed(run, tmp_path):
     random, files, noticed = np.random.default_rng(0), _files(run / "checkpoints" / "8"), 0
-    weights = checkpoint.load_weights(run)["model"]
+    weights = load_weights(run)["model"]
     for number in range(FLIPS):
         copy = pathlib.Path(shutil.copytree(run, tmp_path / str(number)))
         name = files[number % len(files)]  # each file in turn
         path = copy / "checkpoints" / "8" / name
         _flip(path, int(random.integers(8 * path.stat().st_size)))
         try:
-            loaded = checkpoint.load_weights(copy)["model"]
+            loaded = load_weights(copy)["model"]
         except ValueError as error:
             assert "checkpoints/8 cannot be read: it is damaged" in str(error) and "\n" not in str(error)
         else:
@@ -78,7 +78,7 @@ def test_every_flipped_bit_is_noticed(run, tmp_path):
             jax.tree.map(np.testing.assert_array_equal, loaded, weights)
         if name.parts[0] == "training":  # which --init-from reads as well
             with pytest.raises(ValueError, match="checkpoints/8 cannot be read: it is damaged"):
-                checkpoint._load_part(copy, 8, "training")
+                load_part(copy, 8, "training")
         state, position, said = _restored(copy)
         assert (int(state["step"]), position, len(said)) == (4, 40, 1), f"{name}: {said}"
         assert "checkpoints/8" in said[0] and "damaged" in said[0] and "\n" not in said[0]
@@ -89,11 +89,11 @@ def test_every_flipped_bit_is_noticed(run, tmp_path):
 
 
 def test_damage_of_another_checkpoint_keeps_nobody_from_the_newest(run, tmp_path):
-    weights = checkpoint.load_weights(run)["model"]
+    weights = load_weights(run)["model"]
     for number, name in enumerate(_files(run / "checkpoints" / "4")):
         copy = pathlib.Path(shutil.copytree(run, tmp_path / str(number)))
         _flip(copy / "checkpoints" / "4" / name, 3)
-        jax.tree.map(np.testing.assert_array_equal, checkpoint.load_weights(copy)["model"], weights)
+        jax.tree.map(np.testing.assert_array_equal, load_weights(copy)["model"], weights)
         state, position, said = _restored(copy)
         assert (int(state["step"]), position) == (8, 80) and len(said) <= 1
 
@@ -104,7 +104,7 @@ def test_a_run_of_damaged_checkpoints_does_not_begin_again(run, tmp_path):
         for step in ("4", "8"):
             folder = copy / "checkpoints" / step
             _flip(next(folder / name for name in _files(folder) if name.parts[0] == part), 5)
-        with pytest.raises(Damaged, match="no earlier one is left|an earlier checkpoint"):
+        with pytest.raises(CorruptCheckpoint, match="no earlier one is left|an earlier checkpoint"):
             _open(copy).restore(_state(0))
 
 

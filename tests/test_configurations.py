@@ -10,9 +10,11 @@ import pytest
 from bandtok_jax import tasks
 from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.config import experiment
-from bandtok_jax.training import checkpoint, loop, sharding
+from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.runs.weights import saved_steps
+from bandtok_jax.training import loop, sharding
 from bandtok_jax.training.program import Program
-from bandtok_jax.training.reporting import Reporter, read_metrics
+from bandtok_jax.training.reporting import Reporter
 from tests import tiny
 
 NAMES = [f"{name}:{variant}" for name in experiment.shipped() for variant in experiment.variants(name)]
@@ -140,7 +142,7 @@ def _train_with_a_resume(config, run, monkeypatch):
         patch.setattr(Reporter, "progress", stop)
         with pytest.raises(InterruptedError):
             loop.train(config, run)
-    assert checkpoint.saved_steps(run) == [1]
+    assert saved_steps(run) == [1]
     loop.train(config, run)
     lines = read_metrics(run)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3]

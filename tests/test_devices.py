@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from bandtok_jax.training import checkpoint
-from bandtok_jax.training.reporting import read_metrics
+from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.runs.weights import saved_steps
 from tests import processes, tiny
 
 pytestmark = pytest.mark.slow
@@ -126,7 +126,7 @@ def test_a_signal_to_one_process_saves_once_and_all_leave(count, tmp_path):
     started[-1].send_signal(signal.SIGTERM)
     printed = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [42] * count, printed
-    (step,) = checkpoint.saved_steps(run)
+    (step,) = saved_steps(run)
     assert 3 <= step < 400
 
     processes.train(task, run, tmp_path, processes=count, **LONG)
@@ -139,7 +139,7 @@ def test_a_signal_to_one_process_saves_once_and_all_leave(count, tmp_path):
 def test_a_killed_run_ends_as_if_it_had_not_been(task, tmp_path):
     processes.train(task, tmp_path / "straight", tmp_path)
     (killed,) = processes.start(task, tmp_path / "killed", tmp_path)
-    while checkpoint.saved_steps(tmp_path / "killed") != [4]:
+    while saved_steps(tmp_path / "killed") != [4]:
         assert killed.poll() in (None, 0), "the run ended by itself"
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
@@ -161,7 +161,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
         time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.communicate()
-        whole = checkpoint.saved_steps(run)
+        whole = saved_steps(run)
         for step in whole:
             assert processes.parts(run, step)["data"]["position"] == 4 * step
         assert not whole or whole[-1] >= kept

@@ -1,7 +1,7 @@
 """A training ends where it becomes no better, and knows so when it is started again."""
 
+from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.training import loop
-from bandtok_jax.training.checkpoint import saved_steps
 from bandtok_jax.training.early_stop import EarlyStop
 from tests import tiny
 

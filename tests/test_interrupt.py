@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from bandtok_jax.training import checkpoint
+from bandtok_jax.runs.weights import saved_steps
 from tests import tiny
 
 
@@ -44,7 +44,7 @@ def test_ctrl_c_saves_and_leaves_no_traces(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    (step,) = checkpoint.saved_steps(run)
+    (step,) = saved_steps(run)
     assert step and f"interrupted: saved step {step} of 1000000 in {run}; the same command resumes it" in errors
     for text in ("Traceback", "leaked", "Process", "Exception"):
         assert text not in printed + errors, errors

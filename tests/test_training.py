@@ -25,12 +25,14 @@ from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs import manifest
+from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.runs.weights import load_part, load_weights, saved_steps
 from bandtok_jax.runtime import folder_lock
 from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.tasks import optimization
-from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop, sharding
+from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop
 from bandtok_jax.training import state as states
-from bandtok_jax.training.reporting import Reporter, read_metrics
+from bandtok_jax.training.reporting import Reporter
 from tests import tiny
 from tests.processes import parts
 from tests.tensorboard_events import tensorboard_steps
@@ -91,7 +93,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
     monkeypatch.setattr(Reporter, "progress", stop)
     with pytest.raises(KeyboardInterrupt):
         loop.train(tiny.config(task, whole.parent), run)
-    assert checkpoint.saved_steps(run) == [4]
+    assert saved_steps(run) == [4]
     monkeypatch.setattr(Reporter, "progress", progress)
     loop.train(tiny.config(task, whole.parent), run)
     assert _same(run, whole)
@@ -197,12 +199,12 @@ def test_a_damaged_checkpoint_says_so_in_a_line(name, tmp_path):
     files = [path for path in (tmp_path / "checkpoints" / "8" / "weights").rglob("*") if path.is_file()]
     damaged = max((path for path in files if name in (path.name, "the largest file")), key=lambda p: p.stat().st_size)
     os.truncate(damaged, damaged.stat().st_size // 2)
-    for read in (lambda: checkpoint.load_weights(tmp_path), lambda: checkpoints.restore(_small_state(200))):
+    for read in (lambda: load_weights(tmp_path), lambda: checkpoints.restore(_small_state(200))):
         with pytest.raises(ValueError, match=r"checkpoints/8 cannot be read: it is damaged.*checkpoints/4 ") as error:
             read()
         assert len(str(error.value)) < 400 + 2 * len(str(tmp_path)) and error.value.__cause__ is not None
     checkpoints.close()
-    assert checkpoint.load_weights(tmp_path, 4)["step"] == 4
+    assert load_weights(tmp_path, 4)["step"] == 4
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -246,7 +248,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, stop, straight, tmp
     monkeypatch.setattr(Reporter, "progress", signal_at_two)
     with pytest.raises(getattr(distributed, stop), match="saved step 3 of 8"):
         loop.train(tiny.config("language_model", whole.parent), run)
-    assert checkpoint.saved_steps(run) == [3]
+    assert saved_steps(run) == [3]
     monkeypatch.setattr(Reporter, "progress", progress)
     loop.train(tiny.config("language_model", whole.parent), run)
     assert _same(run, whole)
@@ -267,7 +269,7 @@ def test_two_trainings_in_one_folder_are_refused(straight):
     with folder_lock.locked(run, "bandtok train"):
         with pytest.raises(folder_lock.Locked, match=rf"in use by process {os.getpid()} on .*since 20.*another folder"):
             loop.train(tiny.config("language_model", run.parent, total_steps=12), run)
-    assert (run / "metrics.jsonl").read_bytes() == before and checkpoint.saved_steps(run) == [4, 8]
+    assert (run / "metrics.jsonl").read_bytes() == before and saved_steps(run) == [4, 8]
 
 
 def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
@@ -389,7 +391,7 @@ def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
     source = straight("mel_tokenizer")
     config = tiny.config("mel_tokenizer", tmp_path, **{"optimizer.learning_rate": "0.0", "total_steps": "1"})
     loop.train(config, tmp_path / "run", init_from=source)
-    started, given = checkpoint.load_weights(tmp_path / "run")["model"], checkpoint.load_weights(source)["model"]
+    started, given = load_weights(tmp_path / "run")["model"], load_weights(source)["model"]
     jax.tree.map(np.testing.assert_array_equal, started["parameters"], given["parameters"])
     critic = lambda run: parts(run)["training"]["discriminator"]["parameters"]
     assert jax.tree.structure(critic(source)) == jax.tree.structure(critic(tmp_path / "run"))
@@ -414,7 +416,7 @@ def test_a_step_to_start_from_brings_its_critic(straight):
     shapes = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))
     fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     started = states._start_from(run / "checkpoints" / "4", "mel_tokenizer", fresh)["discriminator"]["parameters"]
-    expected = checkpoint._load_part(run, 4, "training")["discriminator"]["parameters"]
+    expected = load_part(run, 4, "training")["discriminator"]["parameters"]
     jax.tree.map(np.testing.assert_array_equal, started, expected)
 
 
@@ -429,7 +431,7 @@ def test_the_critics_wait_only_where_a_run_starts_without_them(straight, tmp_pat
 
 def test_a_step_of_a_run_can_be_named(straight):
     run = straight("mel_tokenizer")
-    first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in checkpoint.saved_steps(run))
+    first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in saved_steps(run))
     assert [codec.stages["tokenizer"].step for codec in (first, last)] == [4, 8]
     assert last.weight_hash == bandtok_jax.load(run).weight_hash != first.weight_hash
 
@@ -442,8 +444,8 @@ def test_a_number_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(str
     )
     with pytest.raises(FloatingPointError, match=r"(train|evaluation)/\w+ is .* at step \d.*last good checkpoint"):
         loop.train(config, tmp_path / "run")
-    for step in checkpoint.saved_steps(tmp_path / "run"):
-        weights = checkpoint.load_weights(tmp_path / "run", step)["model"]
+    for step in saved_steps(tmp_path / "run"):
+        weights = load_weights(tmp_path / "run", step)["model"]
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
 
 
@@ -454,7 +456,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     def fill(self, step, text):
         progress(self, step, text)
         if step == 6:  # from here on no file may grow beyond a kilobyte: the second save fails
-            while checkpoint.saved_steps(run) != [4]:
+            while saved_steps(run) != [4]:
                 time.sleep(0.01)
             self._metrics = open("/dev/null", "w")
             resource.setrlimit(resource.RLIMIT_FSIZE, (1024, unlimited[1]))
@@ -469,7 +471,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     gc.collect()  # what was not written complains when it is collected
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err and len(printed.err.splitlines()) < 5, printed.err
-    assert checkpoint.load_weights(run)["step"] == 4
+    assert load_weights(run)["step"] == 4
 
 
 @pytest.mark.parametrize("task", _fast("language_model"))
@@ -505,7 +507,7 @@ def test_weights_decay_and_scales_do_not(tmp_path):
         made = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))
         parameters, _ = made.network.shapes()
         decays = {
-            sharding.path_name(path): optimization._decays(path, leaf)
+            jax.tree_util.keystr(path, simple=True, separator="/"): optimization._decays(path, leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
         }
         assert not any(decays[name] for name in decays if name.endswith("scale"))
@@ -514,7 +516,7 @@ def test_weights_decay_and_scales_do_not(tmp_path):
 
 def test_missing_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not hold a checkpoint"):
-        checkpoint.load_weights(tmp_path)
+        load_weights(tmp_path)
     experiment.write_config(tiny.config("mel_tokenizer", tmp_path), tmp_path)
     with pytest.raises(FileNotFoundError, match="train the run first"):
-        checkpoint.load_weights(tmp_path)
+        load_weights(tmp_path)

@@ -22,6 +22,7 @@ from bandtok_jax.codecs.waveform import SoundCodec
 from bandtok_jax.config import experiment
 from bandtok_jax.formats import safetensors
 from bandtok_jax.pretrained import model_card
+from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runtime import untrusted
 
 EXPORT_VERSION = 1
@@ -258,10 +259,10 @@ def split_step(path: str) -> tuple[str, int | None]:
 
 
 def _read_run(path: str, step: int | None, dtype: str) -> Stage:
-    from bandtok_jax.training import checkpoint
+    from bandtok_jax.runs.weights import load_weights
 
     config = experiment.read_config(path)
-    weights = checkpoint.load_weights(path, step)
+    weights = load_weights(path, step)
     return Stage(
         config,
         weights["model"],
@@ -274,10 +275,8 @@ def _read_run(path: str, step: int | None, dtype: str) -> Stage:
 
 def _last_scores(stage: Stage) -> dict[str, float]:
     """The last value of every `evaluation/...` metric of a run up to the step of its stage."""
-    from bandtok_jax.training import reporting
-
     scores: dict[str, float] = {}
-    for line in reporting.read_metrics(split_step(stage.origin)[0]):
+    for line in read_metrics(split_step(stage.origin)[0]):
         if line["step"] <= stage.step:
             scores |= {k.removeprefix("evaluation/"): v for k, v in line.items() if k.startswith("evaluation/")}
     return scores

@@ -1,4 +1,4 @@
-"""The seal of a checkpoint: the size and the checksum of each of its files, by which later damage shows."""
+"""The manifest of a checkpoint: size and checksum of each of its files, to detect later damage."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,11 @@ import pathlib
 from bandtok_jax.runtime import storage
 
 NAME = "seal.json"  # in the folder of the checkpoint
-_THREADS = 4  # hashing leaves Python's lock free; our choice
+_THREADS = 4  # hashing releases Python's lock; our choice
 
 
 def write(folder: pathlib.Path) -> None:
-    """Records the files of a checkpoint that is complete."""
+    """Writes the manifest of a complete checkpoint."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_THREADS) as pool:
         checksums = list(pool.map(lambda name: _checksum(folder / name), names))
@@ -21,32 +21,33 @@ def write(folder: pathlib.Path) -> None:
     storage.write_text(folder / NAME, json.dumps(files, indent=1) + "\n")
 
 
-def damage(folder: pathlib.Path, chosen: Callable[[str], bool] = lambda name: True) -> str:
-    """Returns which file is not what was sealed, in words; "" where all are, or where nothing was sealed.
+def damage(folder: pathlib.Path, selected: Callable[[str], bool] = lambda name: True) -> str:
+    """Returns a description of the first file that differs from the manifest, or "".
 
     Args:
-      folder: of a checkpoint. A program that was killed right after the last byte leaves one without a seal.
-      chosen: which files to look at, by their names below `folder`.
+      folder: of a checkpoint. A program that was killed right after the last byte leaves it without a manifest, and
+        then nothing is verified.
+      selected: returns True for the names below `folder` that are verified.
     """
     path = folder / NAME
     if not path.is_file():
         return ""
     try:
-        sealed = {name: (int(size), str(checksum)) for name, (size, checksum) in json.loads(path.read_text()).items()}
+        files = {name: (int(size), str(checksum)) for name, (size, checksum) in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         return f"{NAME} is no longer what was written: {error}"
-    names = [name for name in sealed if chosen(name)]
+    names = [name for name in files if selected(name)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        reasons = pool.map(lambda name: _difference(folder / name, name, *sealed[name]), names)
+        reasons = pool.map(lambda name: _difference(folder / name, name, *files[name]), names)
         return next(filter(None, reasons), "")
 
 
 def _difference(path: pathlib.Path, name: str, size: int, checksum: str) -> str:
     if not path.is_file():
         return f"{name} is missing"
-    found = path.stat().st_size
-    if found != size:
-        return f"{name} is {found} bytes long and had {size} bytes"
+    actual_size = path.stat().st_size
+    if actual_size != size:
+        return f"{name} is {actual_size} bytes long and had {size} bytes"
     return "" if _checksum(path) == checksum else f"the content of {name} has changed since it was written"
 
 

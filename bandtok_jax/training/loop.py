@@ -11,14 +11,16 @@ from bandtok_jax import tasks
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.runtime import startup
 from bandtok_jax.tasks import optimization
 from bandtok_jax.training import distributed, flops, goodput, sharding
 from bandtok_jax.training import state as states
-from bandtok_jax.training.checkpoint import Checkpoints, saved_steps
+from bandtok_jax.training.checkpoint import Checkpoints
 from bandtok_jax.training.early_stop import EarlyStop
 from bandtok_jax.training.program import Program
-from bandtok_jax.training.reporting import Reporter, read_metrics
+from bandtok_jax.training.reporting import Reporter
 
 STEPS_AHEAD = 2  # that the loop may hand to the device before it waits; else time for data would hide behind steps
 
@@ -76,7 +78,7 @@ def _train(
     )
     task = tasks.create(config, model_folder.read_stages)
     config = states.record_stages(config, task)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric, say=say)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric, log=say)
 
     with jax.set_mesh(mesh):
         program = Program(task, mesh, config.seed)
@@ -234,7 +236,7 @@ def _hints(config, program) -> list[str]:
 
 def _last_lines(config, task, workdir, checkpoints, scores, step: int) -> list[str]:
     """Returns what a person wants to know at the end: folder, best score, samples, and the next command."""
-    name, values = config.best_metric, checkpoints.values
+    name, values = config.best_metric, checkpoints.best_metrics
     lines = [f"{workdir}: {step} steps, {name} {scores[name]:.4g}; samples in {workdir / 'samples' / str(step)}"]
     if values:
         best = min(values, key=values.get)

@@ -12,7 +12,8 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.plotting import plots
-from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runs.metrics import NAME, truncate_metrics
+from bandtok_jax.runtime import untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
 _EVALUATION = "evaluation/"
@@ -37,10 +38,9 @@ class Reporter:
         from tensorboardX import SummaryWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        metrics = self._folder / "metrics.jsonl"
-        for line in _cut_back(metrics, step):
+        for line in truncate_metrics(run, step):
             self._evaluated |= {n.removeprefix(_EVALUATION): v for n, v in line.items() if n.startswith(_EVALUATION)}
-        self._metrics = metrics.open("a", buffering=1)
+        self._metrics = (self._folder / NAME).open("a", buffering=1)
         # A queue without a limit: where its writer dies of a full disk, a limited one would stop the training for ever.
         # TensorBoard drops what earlier lives wrote from `purge_step` on, that step included.
         self._tensorboard = SummaryWriter(
@@ -147,27 +147,6 @@ class Reporter:
                 with contextlib.suppress(OSError):
                     print(f"{self._folder / 'tensorboard'} is incomplete: {error}", flush=True)
             self._to_wandb(lambda: self._wandb.finish())
-
-
-def read_metrics(run) -> list[dict]:
-    """Returns the lines of a run's metrics.jsonl without those that are damaged or were cut off in the middle."""
-    path, lines = pathlib.Path(run) / "metrics.jsonl", []
-    for text in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
-
-
-def _cut_back(path: pathlib.Path, step: int) -> list[dict]:
-    """Leaves the lines up to a step in metrics.jsonl, none for step 0, and returns them."""
-    lines = [line for line in read_metrics(path.parent) if line["step"] <= step] if step else []
-    if path.exists():
-        storage.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
 
 
 def _pixels(path) -> np.ndarray:

@@ -67,11 +67,6 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> Non
         )
 
 
-def path_name(path) -> str:
-    """`a/b/0/c` for the key path of a leaf."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-
-
 def shardings(tree, table, mesh: Mesh):
     """A NamedSharding for every leaf of `tree` (arrays or shapes).
 
@@ -81,7 +76,7 @@ def shardings(tree, table, mesh: Mesh):
     used = set()
 
     def sharding(path, leaf):
-        name = path_name(path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         if leaf.ndim == 0:  # steps and counts
             return NamedSharding(mesh, P())
         rule = next((rule for rule in table if re.search(rule[0], name)), None)
@@ -119,7 +114,7 @@ def check_spread(tree, places, mesh: Mesh) -> None:
         return
     leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places))
     whole = [
-        f"{path_name(path)} {leaf.shape}"
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}"
         for (path, leaf), place in leaves
         if leaf.size >= SPREAD_FROM_ELEMENTS and place.is_fully_replicated
     ]
@@ -148,7 +143,7 @@ def table(tree, places) -> str:
     """Parameters, shapes, specs and bytes per device as text; a line for all that differ in a number of their path."""
     rows: dict[tuple, list] = {}
     for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places)):
-        name = re.sub(r"(?<=/)\d+(?=/)", "*", path_name(path))
+        name = re.sub(r"(?<=/)\d+(?=/)", "*", jax.tree_util.keystr(path, simple=True, separator="/"))
         local = bytes_on_device(leaf, place)
         row = rows.setdefault((name, leaf.shape, str(place.spec).replace("PartitionSpec", "P")), [0, 0, 0])
         for column, value in enumerate((1, leaf.size, local)):

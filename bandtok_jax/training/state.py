@@ -3,16 +3,18 @@
 import pathlib
 
 import jax
+import numpy as np
 
 from bandtok_jax import tasks
 from bandtok_jax.codecs.component import STAGE_OF_TASK
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator, sources
 from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runs import weights as run_weights
+from bandtok_jax.runs.weights import CorruptCheckpoint, saved_steps
 from bandtok_jax.runtime import startup
 from bandtok_jax.tasks import optimization
 from bandtok_jax.training import distributed
-from bandtok_jax.training.checkpoint import Damaged, load_start, saved_steps, with_weights
 from bandtok_jax.training.program import WARM_START
 
 # Keys that may change when a run is taken up again; all others say what the run is.
@@ -153,12 +155,12 @@ def restore(program, checkpoints, say=print):
     while True:
         try:
             return checkpoints.restore(program.targets(), latest)
-        except Damaged as error:
+        except CorruptCheckpoint as error:
             earlier = [step for step in saved_steps(checkpoints.run) if step < latest]
             if not earlier:
                 raise
             say(f"{error}; going on from step {earlier[-1]}")
-            checkpoints.set_aside(latest)
+            checkpoints.quarantine(latest)
             latest = earlier[-1]
 
 
@@ -187,11 +189,46 @@ def _start_from(origin: str, task: str, state):
     """A fresh state with the weights of a run, its discriminator included, or of an export, which holds none."""
     if _has_discriminator(origin):
         run, step = model_folder.split_step(origin)
-        return load_start(run, state, step)
+        return load_initial_weights(run, state, step)
     stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
     if name not in stages:
         raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
-    return with_weights(state, "model", stages[name].weights, origin)
+    return replace_weights(state, "model", stages[name].weights, origin)
+
+
+def load_initial_weights(run, state: dict, step: int | None = None) -> dict:
+    """Returns `state` with the weights of another run, its discriminator included, and fresh optimizers.
+
+    Args:
+      run: a run folder.
+      state: a fresh state, on the host.
+      step: step of the checkpoint; the latest by default.
+
+    Raises:
+      ValueError: the weights belong to another model or another size, or are damaged.
+    """
+    started = replace_weights(state, "model", run_weights.load_weights(run, step)["model"], run)
+    if "discriminator" in state:
+        discriminator = run_weights.load_part(run, step, "training")["discriminator"]
+        started = replace_weights(started, "discriminator", discriminator, run)
+    return started
+
+
+def replace_weights(state: dict, network: str, weights: dict, origin) -> dict:
+    """Returns `state` with the `parameters` and `buffers` of one network replaced, and its EMA restarted from them.
+
+    Raises:
+      ValueError: a leaf is missing, left over or of another size.
+    """
+    old, new = dict(state[network]), {}
+    for part in ("parameters", "buffers"):
+        shapes = (run_weights.leaf_shapes(tree[part]) for tree in (old, weights))
+        if mismatch := run_weights.shape_mismatch(*shapes, f" of the {network}"):
+            raise ValueError(f"{origin}: {mismatch}: start from a run of the same model and size")
+        new[part] = weights[part]
+    if old.get("average"):
+        new["average"] = jax.tree.map(np.copy, weights["parameters"])
+    return {**state, network: {**old, **new}}
 
 
 def _has_discriminator(origin: str) -> bool:

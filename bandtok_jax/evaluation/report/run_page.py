@@ -26,8 +26,8 @@ from bandtok_jax.evaluation.metrics.kmeans_baseline import k_means_mel_distance
 from bandtok_jax.evaluation.report import html_report
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runtime import compile_cache, untrusted
-from bandtok_jax.training.reporting import read_metrics
 from bandtok_jax.version import VERSION
 
 STAGES = ("tokenizer", "vocoder", "language_model")
