@@ -9,7 +9,9 @@ import pytest
 from bandtok_jax.cli import verbs
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+PROGRAMS = {"pip", "docker", "gcloud", "kubectl", "sky", "scancel", "squeue", "tail"}  # installed by the reader
 
 
 def _blocks(language):
@@ -20,17 +22,18 @@ def _blocks(language):
 def test_every_command_is_understood(page, text):
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
+        words = words[next((i for i, word in enumerate(words) if not re.fullmatch(r"[A-Z_]+=\S*", word)), 0) :]
         if not words:
             continue
         if words[0] == "bash":
-            assert (ROOT / words[1]).is_file(), line
+            assert (ROOT / words[1]).is_file() or words[1].startswith("launched/"), line
         elif words[0] == "python":
             assert words[1] == "-m" or (ROOT / words[1]).is_file(), line
         elif words[0] == "bandtok":
             _, rest = verbs.parser().parse_known_args(words[1:])
             assert all(word.startswith("--config.") for word in rest), line
         else:
-            assert words[0] == "pip", line
+            assert words[0] in PROGRAMS, line
 
 
 @pytest.mark.parametrize("page, text", _blocks("python"), ids=lambda value: getattr(value, "name", "block"))
@@ -44,3 +47,9 @@ def test_the_python_runs(page, text, monkeypatch):
     names = {"audio": np.zeros(48000, np.float32)}
     exec(text, names)
     assert names["codes"].shape == (11, 16)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
