@@ -19,7 +19,7 @@ from tests.import_graph import ROOT, files, room
 BANNED = re.compile(
     r"critics?|players?|pictures?|so[ _]many|anew|at[ _]hand|in[ _]vain|by[ _]heart|meanwhile|told|hears?|heard|astray"
     r"|goes on|going on|go on|went on|tak(?:e|en|es|ing) up again|as they are|facts?|verdicts?|slopes?|opinions?"
-    r"|judge[sd]?|whatever|pieces?|none such|it were|(?:is|are) none|on the average",
+    r"|judge[sd]?|whatever|pieces?|none such|it were|on the average",
     re.IGNORECASE,
 )
 _WORD = re.compile(rf"(?<![A-Za-z])(?:{BANNED.pattern})(?![A-Za-z])", re.IGNORECASE)
@@ -99,6 +99,8 @@ def _sentences(paragraph: str) -> Iterator[str]:
     for sentence in re.split(r"(?<=[.!?]) ", re.sub(r"`[^`]*`|\([^()]*\)|\[[^\[\]]*\]", "()", paragraph)):
         for word in _CLAUSE.findall(sentence):
             yield f"{word!r} in place of a noun: {sentence[:80]}"
+        for words in re.findall(r"\b(?:is|are) none\b(?! of)", sentence):
+            yield f"{words!r}: {sentence[:80]}"
         for word in _FRAGMENT.findall(sentence):
             yield f"fragment that opens with {word!r}: {sentence[:80]}"
         if len(_MARKS.findall(sentence)) > 1 + bool(re.match(r"[\w, ()*]{1,40}: ", sentence)):
