@@ -64,6 +64,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.discriminator_optimizer.beta1 = 0.5
     config.model = ConfigDict(
         {
+            "kind": "bandtok",  # network class, see bandtok_jax/models/registry.py
             "mels": 128,  # M, mel bins of the spectrogram
             **defaults.choose(VARIANTS, "bandtok", variant),
             "normalise_codes": False,  # compare latents and codes on the unit sphere
@@ -82,8 +83,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
         config.discriminator = ConfigDict(
-            {"channels": 8, "num_scales": 2, "normalisation": "none"}
-        )  # too few steps to need it
+            {"kind": "patchgan", "channels": 8, "num_scales": 2, "normalisation": "none"}  # too few steps to need it
+        )
         # At this size discriminators stay near chance, and what they say costs detail (docs/results.md).
         config.loss.adversarial_start = -1
         # Few steps: the codebook must follow the encoder faster than in a long run.
@@ -94,7 +95,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
         config.data.clip_samples, config.data.workers = 65536, 8
         channels = 64 if variant == "base" else 32
-        config.discriminator = ConfigDict({"channels": channels, "num_scales": 3, "normalisation": "group"})
+        config.discriminator = ConfigDict(
+            {"kind": "patchgan", "channels": channels, "num_scales": 3, "normalisation": "group"}
+        )
         config.loss.adversarial_start = 10_000
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 2e-4
     return config.lock()

@@ -74,6 +74,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     shape = defaults.choose(VARIANTS, "dac", variant)
     config.model = ConfigDict(
         {
+            "kind": "dac",  # network class, see bandtok_jax/models/registry.py
             **shape,
             "codebook_size": 1024,  # K, size of each codebook
             "codebook_dim": 8,  # dimensions in which codes are compared

@@ -71,6 +71,7 @@ def waveform_discriminators(variant: str) -> ConfigDict:
     """The `discriminator` group of what is judged by its sound: HiFi-GAN's period critics and DAC's STFT critics."""
     critics = ConfigDict(
         {
+            "kind": "waveform",  # network class, see bandtok_jax/models/registry.py
             "periods": (2, 3, 5, 7, 11),
             "period_channels": (32, 128, 512, 1024, 1024),
             "rates": (),  # of multi-scale critics, such as (1, 2, 4)

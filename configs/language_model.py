@@ -38,6 +38,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.caption_fraction = -1.0  # share of the training tracks that have a caption; written by the run
     config.model = ConfigDict(
         {
+            "kind": "language_model",  # network class, see bandtok_jax/models/registry.py
             "rows": 16,
             **defaults.choose(VARIANTS, "language_model", variant),
             "rope": "2d",

@@ -60,6 +60,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.discriminator_optimizer.beta1 = 0.8
     config.model = ConfigDict(
         {
+            "kind": "vocos",  # network class, see bandtok_jax/models/registry.py
             **defaults.choose(VARIANTS, "vocos", variant),
             "kernel_size": 7,  # length of the filters over time
             "envelope": True,  # start from the spectral envelope of the mel; False: from nothing, as published

@@ -13,6 +13,7 @@ from bandtok_jax import tasks
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.formats import safetensors
 from bandtok_jax.layers.network import Network
+from bandtok_jax.models import registry
 from bandtok_jax.runtime import target_platform, untrusted
 
 # The stage of a codec that each task trains.
@@ -22,7 +23,6 @@ STAGE_OF_TASK = {
     "vocoder": "vocoder",
     "language_model": "language_model",
 }
-_NUMBERS_OF_LAYERS = ("num_res_blocks", "mid_blocks", "num_layers", "text_layers", "residual_levels")  # of config.model
 
 
 @dataclasses.dataclass
@@ -118,7 +118,7 @@ class Stage:
         """Refuses numbers of layers that these weights cannot be of, before as many layers are built."""
         stacked = max((np.shape(leaf)[0] for leaf in found.values() if np.ndim(leaf)), default=0)
         most = max(len(found), stacked if self.config.model.get("scan_layers") else 0)
-        for key in (*_NUMBERS_OF_LAYERS, *("rows",) * (self.config.task == "waveform_codec")):
+        for key in getattr(registry.constructor(self.config.model.kind), "LAYER_COUNTS", ()):
             if (number := self.config.model.get(key, 0)) > most:
                 raise self._misfit(f"no {number} of {key}: they are {len(found)} arrays")
 

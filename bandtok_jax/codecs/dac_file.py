@@ -20,6 +20,7 @@ from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.codecs.waveform import SoundCodec
 from bandtok_jax.formats import bt_file, safe_pickle
 from bandtok_jax.layers.network import Network
+from bandtok_jax.models import registry
 from bandtok_jax.models.dac import DAC, DILATIONS, TAPS
 from bandtok_jax.runtime import atomic_file, untrusted
 
@@ -243,7 +244,8 @@ def _play_pieces(codec: SoundCodec, codes: np.ndarray, piece_columns: int) -> np
 
 def _unpadded(codec: SoundCodec, method: str):
     """The network's method, compiled, with no zeros around what it is given."""
-    network = Network(lambda rngs: DAC(**{**codec.stages["tokenizer"].config.model, "padding": False}, rngs=rngs))
+    arguments = registry.arguments(codec.stages["tokenizer"].config) | {"padding": False, "dtype": np.float32}
+    network = Network(lambda rngs: DAC(**arguments, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
 
 

@@ -65,14 +65,13 @@ def _flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
 
 def _owners(config: ConfigDict) -> dict[str, type]:
     """The class whose keyword arguments a group of the configuration holds."""
-    from bandtok_jax import tasks
     from bandtok_jax.audio.mel_bands import MelDefinition
+    from bandtok_jax.models import registry
 
-    task = tasks.create(config)
-    owners = {"model": task.network.attribute("__class__"), "mel": MelDefinition}
-    if "discriminator" in config:
-        owners["discriminator"] = task.discriminator.attribute("__class__")
-    return owners
+    networks = {
+        group: registry.constructor(config[group].kind) for group in ("model", "discriminator") if group in config
+    }
+    return {**networks, "mel": MelDefinition}
 
 
 def _arguments(owner: type) -> dict[str, str]:

@@ -122,7 +122,7 @@ def stored(content: dict) -> ConfigDict:
       ValueError: names the first key whose value has another type than that of a configuration, or is one that nothing
         can run with.
     """
-    _check_like(content, _kin(content.get("task")), "")
+    _check_like(content, _kin(content), "")
     config = ConfigDict(content, convert_dict=True).lock()
     _check_values(config)
     return config
@@ -219,7 +219,7 @@ def _from_file(path: str, variant: str) -> ConfigDict:
 
 def _require_keys(config: ConfigDict, path: str) -> None:
     """Raises a ValueError where a configuration lacks what every one of its task has, or gives a network more."""
-    for group, value in (kin := _kin(config.get("task"))).items():
+    for group, value in (kin := _kin(config)).items():
         for key in [group, *(f"{group}.{name}" for name in (value if isinstance(value, ConfigDict) else ()))]:
             if _find(config, key) is _MISSING and key not in MEANT:
                 raise ValueError(
@@ -235,10 +235,22 @@ def _require_keys(config: ConfigDict, path: str) -> None:
             )
 
 
-def _kin(task) -> ConfigDict:
-    """A shipped configuration of that task, with the keys that all of them have; the defaults where there is none."""
+def _kin(content: dict | ConfigDict) -> ConfigDict:
+    """Returns a shipped configuration of the same task, by default the defaults, without networks of another kind."""
     kin = [_shipped(name, "") for name in shipped()]
-    return next((one for one in kin if one.task == task), defaults.get_config())
+    kin = next(
+        (one for one in kin if one.task == content.get("task")), defaults.get_config()
+    ).copy_and_resolve_references()
+    for group in ("model", "discriminator"):
+        if group in kin and _kind(content, group) not in ("", _kind(kin, group)):
+            del kin.unlock()[group]
+    return kin
+
+
+def _kind(content: dict | ConfigDict, group: str) -> str:
+    """Returns the kind of network that a group names, or ""."""
+    network = content.get(group)
+    return network.get("kind", "") if isinstance(network, (dict, ConfigDict)) else ""
 
 
 def _given(variant: str) -> tuple[str, ...]:

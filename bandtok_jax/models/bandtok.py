@@ -18,6 +18,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.convolution import Span, inside, scaled
 from bandtok_jax.layers.convolution_2d import (
     ChannelNorm,
@@ -53,8 +54,11 @@ class BandTok(nnx.Module):
       residual_levels: above 0, the rows are so many residual levels instead of bands: each codes all bands of a column
         at once, with a codebook of its own.
       latent_dim: D of these levels.
-      floor: of the mel magnitudes that the front end gives.
+      mel: definition of the log-mel; values below its floor are not decoded.
     """
+
+    role, produces = "tokenizer", "mel"
+    LAYER_COUNTS = ("num_res_blocks", "mid_blocks", "residual_levels")
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class BandTok(nnx.Module):
         residual_levels: int = 0,
         latent_dim: int = 128,
         activation: str = "silu",
-        floor: float = 1e-5,
+        mel: MelDefinition = MelDefinition(),
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -84,7 +88,7 @@ class BandTok(nnx.Module):
         self.bands = mels // self.frames_per_column
         self.rows, self.codebook_size = residual_levels or self.bands, codebook_size
         self.row_kind = "residual" if residual_levels else "band"
-        self.mels, self._patch, self._floor, self._dtype = mels, patch, floor, dtype
+        self.mels, self._patch, self._floor, self._dtype = mels, patch, mel.floor, dtype
 
         shape = dict(activation=activation, dtype=dtype, rngs=rngs)
         conv = lambda i, o, k, dtype=dtype: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)

@@ -42,6 +42,9 @@ class DAC(nnx.Module):
       dtype: of the convolutions; the quantizer and the sound are at least float32.
     """
 
+    role, produces = "tokenizer", "audio"
+    LAYER_COUNTS = ("rows",)
+
     def __init__(
         self,
         *,

@@ -43,6 +43,9 @@ class LanguageModel(nnx.Module):
       dtype: of the computation; softmax, norms, angles and logits are at least float32.
     """
 
+    role = "language_model"
+    LAYER_COUNTS = ("num_layers", "text_layers")
+
     def __init__(
         self,
         *,

@@ -38,6 +38,9 @@ class Vocos(nnx.Module):
       dtype: of the trunk; the spectrum and its inverse are at least float32.
     """
 
+    role, consumes = "vocoder", "mel"
+    LAYER_COUNTS = ("num_layers",)
+
     def __init__(
         self,
         *,

@@ -14,8 +14,7 @@ import numpy as np
 
 from bandtok_jax.data_pipelines import tokens
 from bandtok_jax.generation import SAMPLING, autoregressive
-from bandtok_jax.layers.network import Network
-from bandtok_jax.models import language_model
+from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
 from bandtok_jax.tasks import Task, optimization
 
@@ -30,8 +29,7 @@ class LanguageModel(Task):
 
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
-        self.settings = {**config.model, "dtype": jnp.dtype(config.dtype)}
-        self.network = Network(lambda rngs: language_model.LanguageModel(**self.settings, rngs=rngs))
+        self.settings, self.network = registry.arguments(config), registry.build(config)
         self.optimizer = optimization.create_optimizer(config.optimizer, optimization.schedule_steps(config))
 
     @staticmethod

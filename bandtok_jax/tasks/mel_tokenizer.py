@@ -8,10 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
 from bandtok_jax.layers import residual_vector_quantization, vector_quantization
-from bandtok_jax.layers.network import Network
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.models.bandtok import BandTok
-from bandtok_jax.models.patchgan import MultiScalePatchGAN
+from bandtok_jax.models import registry
 from bandtok_jax.tasks import optimization
 from bandtok_jax.tasks.adversarial import Game
 
@@ -35,11 +33,7 @@ class MelTokenizer(Game):
     def __init__(self, config, read_stages=None):
         super().__init__(config, read_stages)
         self.mel = MelDefinition(**config.mel)
-        dtype = jnp.dtype(config.dtype)
-        self.set_players(
-            Network(lambda rngs: BandTok(**config.model, floor=self.mel.floor, dtype=dtype, rngs=rngs)),
-            Network(lambda rngs: MultiScalePatchGAN(**config.discriminator, dtype=dtype, rngs=rngs)),
-        )
+        self.set_players(registry.build(config), registry.build(config, "discriminator"))
         column_samples = self.mel.hop_samples * self.network.attribute("frames_per_column")
         if config.data.clip_samples % column_samples:
             raise ValueError(

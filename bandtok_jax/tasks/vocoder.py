@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
-from bandtok_jax.layers.network import Network
-from bandtok_jax.models.vocos import Vocos
-from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
+from bandtok_jax.models import registry
 from bandtok_jax.tasks.waveform_adversarial import CRITICS_SHARDING, SoundGame
 
 INPUT_MELS = ("ground_truth", "reconstructed", "mixed")
@@ -42,11 +40,7 @@ class Vocoder(SoundGame):
                 f"data.clip_samples {config.data.clip_samples} is not a whole number of hops: "
                 f"set it to a multiple of {self.mel.hop_samples}"
             )
-        dtype = jnp.dtype(config.dtype)
-        self.set_players(
-            Network(lambda rngs: Vocos(mel=self.mel, **config.model, dtype=dtype, rngs=rngs)),
-            Network(lambda rngs: WaveformDiscriminators(**config.discriminator, dtype=dtype, rngs=rngs)),
-        )
+        self.set_players(registry.build(config), registry.build(config, "discriminator"))
 
     def load_frozen(self):
         if self.config.input_mel == "ground_truth":

@@ -8,11 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers import vector_quantization
-from bandtok_jax.layers.network import Network, Tree
+from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.residual_vector_quantization import draw_levels
-from bandtok_jax.models.dac import DAC
-from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
+from bandtok_jax.models import registry
 from bandtok_jax.tasks.waveform_adversarial import CRITICS_SHARDING, SoundGame
 
 
@@ -33,11 +32,7 @@ class WaveformCodec(SoundGame):
         super().__init__(config, read_stages)
         rate = config.data.sample_rate_hz
         self.mel = MelDefinition(sample_rate_hz=rate, high_hz=rate / 2)
-        dtype = jnp.dtype(config.dtype)
-        self.set_players(
-            Network(lambda rngs: DAC(**config.model, dtype=dtype, rngs=rngs)),
-            Network(lambda rngs: WaveformDiscriminators(**config.discriminator, dtype=dtype, rngs=rngs)),
-        )
+        self.set_players(registry.build(config), registry.build(config, "discriminator"))
 
     @property
     def _codes_decay(self) -> float:
@@ -54,7 +49,9 @@ class WaveformCodec(SoundGame):
             # The moving sums are counts * vectors: nothing is kept twice, and an export is enough to go on from.
             settings, data = self.config.model, self.config.data
             columns = self.config.batch_size * data.clip_samples / self.network.attribute("samples_per_column")
-            state["model"]["code_counts"] = jnp.full((settings.rows, settings.codebook_size), columns / settings.codebook_size)
+            state["model"]["code_counts"] = jnp.full(
+                (settings.rows, settings.codebook_size), columns / settings.codebook_size
+            )
         return state
 
     def warm_start(self, state, frozen, batches, key):

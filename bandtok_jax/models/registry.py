@@ -1,0 +1,87 @@
+"""Networks by name: `kind` in the groups `model` and `discriminator` of a configuration -> network class.
+
+A class of the groups `model` states its `role` in a codec:
+  "tokenizer"       and what it `produces` from audio on the way to codes: "mel", "audio" or "latent";
+  "vocoder"         and what it `consumes`: "mel", "codes" or "latent";
+  "language_model".
+`LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers. Weights from elsewhere are
+compared with them before a network of that size is built.
+"""
+
+from collections.abc import Callable
+import importlib
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.layers.network import Network
+
+ROLES = ("tokenizer", "vocoder", "language_model")
+# Only these modules are ever imported: the file of a foreign model names a kind, not a module.
+_SHIPPED = {
+    "bandtok": "bandtok_jax.models.bandtok:BandTok",
+    "dac": "bandtok_jax.models.dac:DAC",
+    "language_model": "bandtok_jax.models.language_model:LanguageModel",
+    "patchgan": "bandtok_jax.models.patchgan:MultiScalePatchGAN",
+    "vocos": "bandtok_jax.models.vocos:Vocos",
+    "waveform": "bandtok_jax.models.waveform_discriminators:WaveformDiscriminators",
+}
+_REGISTERED: dict[str, Callable[..., Any]] = {}
+
+
+def register(kind: str, constructor: Callable[..., Any]) -> None:
+    """Adds a network class from outside the package; the same kind again replaces it.
+
+    Raises:
+      ValueError: the package ships a network of that kind.
+    """
+    if kind in _SHIPPED:
+        raise ValueError(f"model.kind {kind!r} is a network of bandtok_jax: choose another name")
+    _REGISTERED[kind] = constructor
+
+
+def constructor(kind: str) -> Callable[..., Any]:
+    """Returns the network class of a kind.
+
+    Raises:
+      ValueError: there is none; the known ones are listed.
+    """
+    if isinstance(kind, str) and kind in _REGISTERED:
+        return _REGISTERED[kind]
+    if not isinstance(kind, str) or kind not in _SHIPPED:
+        shown = repr(kind) if isinstance(kind, str) and len(kind) < 100 else f"a {type(kind).__name__}"
+        raise ValueError(
+            f"kind is {shown}; it must be one of {', '.join(sorted({**_SHIPPED, **_REGISTERED}))}: "
+            "import the module that registers it first"
+        )
+    module, _, name = _SHIPPED[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def arguments(config: ConfigDict, group: str = "model") -> dict[str, Any]:
+    """Returns the keyword arguments of a network but `rngs`: its group of the configuration, `dtype` and `mel`."""
+    keywords = {name: value for name, value in config[group].items() if name != "kind"}
+    keywords["dtype"] = jnp.dtype(config.dtype)
+    network_class = constructor(config[group].kind)
+    # Flax's metaclass hides the arguments of a class.
+    made_by = network_class.__init__ if inspect.isclass(network_class) else network_class
+    if "mel" in inspect.signature(made_by).parameters:
+        keywords["mel"] = MelDefinition(**config.mel)
+    return keywords
+
+
+def build(config: ConfigDict, group: str = "model") -> Network:
+    """Returns the network that a group of the configuration describes.
+
+    Args:
+      config: of a run or an experiment, with the groups `model` and, where there is one, `discriminator` and `mel`.
+      group: "model" or "discriminator".
+
+    Raises:
+      ValueError: the kind is unknown.
+    """
+    network_class, keywords = constructor(config[group].kind), arguments(config, group)
+    return Network(lambda rngs: network_class(**keywords, rngs=rngs))

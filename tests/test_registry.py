@@ -1,0 +1,53 @@
+"""Networks by their kinds: the shipped ones, those of others, and unknown ones."""
+
+import sys
+
+import jax
+import pytest
+
+from bandtok_jax.config import experiment
+from bandtok_jax.models import registry
+
+ROLES = {"bandtok": "tokenizer", "dac": "tokenizer", "vocos": "vocoder", "language_model": "language_model"}
+
+
+@pytest.mark.parametrize("name", experiment.shipped())
+def test_every_configuration_names_its_networks(name):
+    for variant in experiment.variants(name):
+        config = experiment.load_config(f"{name}:{variant}")
+        network_class = registry.constructor(config.model.kind)
+        assert network_class.role == ROLES[name]
+        assert hasattr(
+            network_class, {"tokenizer": "produces", "vocoder": "consumes", "language_model": "role"}[ROLES[name]]
+        )
+        assert set(getattr(network_class, "LAYER_COUNTS", ())) <= set(config.model)
+        if "discriminator" in config:
+            assert registry.constructor(config.discriminator.kind)
+
+
+def test_a_network_gets_its_group_the_dtype_and_the_mel():
+    config = experiment.load_config(
+        "bandtok:tiny", {"dtype": "bfloat16", "model.codebook_size": "32", "mel.floor": "1e-3"}
+    )
+    keywords = registry.arguments(config)
+    assert keywords["dtype"] == jax.numpy.bfloat16 and keywords["mel"].floor == 1e-3 and "kind" not in keywords
+    assert registry.build(config).attribute("codebook_size") == 32
+    assert "mel" not in registry.arguments(config, "discriminator")
+    parameters, _ = registry.build(config, "discriminator").shapes()
+    assert parameters["discriminators"]
+
+
+@pytest.mark.parametrize("kind", ["os", "os:system", "bandtok_jax.models.dac:DAC", "singer", 7, ["dac"]])
+def test_an_unknown_kind_imports_nothing(kind):
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match="kind is .*bandtok, dac, language_model.*import the module that registers it"):
+        registry.constructor(kind)
+    assert set(sys.modules) == before
+
+
+def test_networks_are_registered_from_outside(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    registry.register("singer", dict)
+    assert registry.constructor("singer") is dict
+    with pytest.raises(ValueError, match="dac"):
+        registry.register("dac", dict)
