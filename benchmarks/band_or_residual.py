@@ -31,7 +31,7 @@ from timing import emit
 import bandtok_jax
 from bandtok_jax.audio import spectral
 from bandtok_jax.commands import tokenize_corpus
-from bandtok_jax.data_pipelines.full_tracks import read_tracks
+from bandtok_jax.data_pipelines.full_tracks import open_tracks
 from bandtok_jax.data_pipelines.records import read_manifest
 from bandtok_jax.evaluation.metrics import continuations, mutual_information, token_perplexity, token_statistics
 from bandtok_jax.evaluation.report import token_report
@@ -106,7 +106,7 @@ def _check(data: str) -> None:
     if data == "synthetic":
         sys.exit("--data must be prepared records: write some with  bandtok prepare synthetic:200 --output DIR")
     longest = START_SECONDS + CONTINUED_SECONDS
-    if not any(track.seconds >= longest for track in read_tracks(data, 44_100).get("validation", ())):
+    if not any(track.seconds >= longest for track in open_tracks(data, 44_100).get("validation", ())):
         sys.exit(f"{data} has no validation track of {longest} s: prepare it with more music, or another split")
 
 
@@ -145,7 +145,7 @@ def _run(run: str, result: dict, data: str) -> None:
     _train(name, tokenizer, {**TOKENIZER, **changes, "seed": seed, "data.sources": data})
     _bandtok("tokenize", f"--model={tokenizer}", f"--data={data}", f"--output={tokens}", f"--offsets={OFFSETS}")
     codec = bandtok_jax.load(tokenizer)
-    tracks = read_tracks(data, codec.sample_rate_hz)["validation"]
+    tracks = open_tracks(data, codec.sample_rate_hz)["validation"]
     if "mel_error" not in result:
         keep(mel_error=_mel_error(codec, tracks))
     if "codes" not in result:

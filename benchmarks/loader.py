@@ -29,7 +29,7 @@ def crops_per_second(directory, workers):
         loudness_lufs=None,
         workers=workers,
     )
-    batches = iterator.create(data, split="train", batch_size=BATCH, seed=0)
+    batches = iterator.train_batches(data, split="train", batch_size=BATCH, seed=0)
     rates = []
     for block in range(BLOCKS + 2):
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import json
 import os
 
 from bandtok_jax.data_pipelines import prepare_shards
-from bandtok_jax.data_pipelines.discovery import Track
+from bandtok_jax.data_pipelines.discovery import SourceTrack
 from bandtok_jax.runtime import storage
 
 PLAN = "plan.jsonl"  # one line for every task that Beam is to do
@@ -52,4 +52,4 @@ def run(waiting, options):
 
 def _run_one(place, plan):
     number, tracks, settings, folder = json.loads(storage.read_range(plan, *place))
-    prepare_shards.run(number, [Track(**track) for track in tracks], settings, folder)
+    prepare_shards.run(number, [SourceTrack(**track) for track in tracks], settings, folder)

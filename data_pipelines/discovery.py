@@ -26,7 +26,7 @@ SYNTHETIC_PIECES, SYNTHETIC_SECONDS = 100, 12.0
 
 
 @dataclass(frozen=True)
-class Track:
+class SourceTrack:
     """One track before it was read. `bytes` and `changed_ns` notice another file under the same name."""
 
     name: str
@@ -69,7 +69,7 @@ def _synthetic(count, validation_share):
     facts["bytes"] = int(SYNTHETIC_SECONDS * 32_000)  # about as costly as a compressed file of that size
     for split, pieces in (("train", int(count) - validation), ("validation", validation)):
         for number in range(pieces):
-            yield Track(name=f"{SYNTHETIC}/{split}/{number:06d}", split=split, example=number, **facts)
+            yield SourceTrack(name=f"{SYNTHETIC}/{split}/{number:06d}", split=split, example=number, **facts)
 
 
 def _folders(source):
@@ -131,7 +131,7 @@ def _remote_files(source, others):
             # A bucket tells of a changed file by another mark, not everywhere by a time.
             mark = str([facts.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "created")])
             changed = int.from_bytes(hashlib.sha256(mark.encode()).digest()[:6], "big")
-            yield Track(name=name, path=path, domain=DEFAULT_DOMAIN, bytes=facts["size"], changed_ns=changed)
+            yield SourceTrack(name=name, path=path, domain=DEFAULT_DOMAIN, bytes=facts["size"], changed_ns=changed)
         else:
             others[ending or "no ending"] += 1
 
@@ -175,7 +175,7 @@ def _found(source, validation_share, tfds_dir, left_out, others):
         yield from _synthetic(argument or str(SYNTHETIC_PIECES), validation_share)
     elif kind == "tfds":
         for track in tfds_sources.tracks(argument, tfds_dir):
-            yield Track(**track)
+            yield SourceTrack(**track)
     elif storage.is_remote(source):
         yield from _remote_files(source, others)
     else:
@@ -190,7 +190,7 @@ def _found(source, validation_share, tfds_dir, left_out, others):
                 reason = "a link to nothing" if os.path.islink(path) else f"cannot be read ({error.strerror})"
                 left_out.append({"track": name, "reason": reason})
                 continue
-            yield Track(
+            yield SourceTrack(
                 name=name,
                 path=os.path.abspath(path),
                 domain=DEFAULT_DOMAIN,
@@ -265,7 +265,7 @@ def _with_validation(tracks, hashes):
     return [replace(track, split="validation") if track.name in moved else track for track in tracks], note
 
 
-def find(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=False):
+def find_tracks(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=False):
     """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, notes for the person).
 
     Left out here: second copies of the same content, empty files, files whose link or name is broken, and what the CSV

@@ -44,8 +44,8 @@ def _check_shard(directory, shard, bar):
             reader.close()
     except (*shards.DAMAGE, RuntimeError) as error:
         shards.check_system(error, path)
-        reason = error.args[1] if isinstance(error, shards.Damaged) else next(iter(str(error).splitlines()), "")
-        raise shards.Damaged(path, untrusted.printable(reason, 120), records.REMAKE) from None
+        reason = error.args[1] if isinstance(error, shards.DamagedShard) else next(iter(str(error).splitlines()), "")
+        raise shards.DamagedShard(path, untrusted.printable(reason, 120), records.REMAKE) from None
     return counts
 
 
@@ -72,7 +72,7 @@ def inspect(directory, clip_samples=65_536):
             f"{directory} is empty; make it again with  bandtok prepare MUSIC --overwrite --output "
             f"{shlex.quote(os.fspath(directory))}"
         )
-    tracks = list(records.read_tracks(directory))
+    tracks = list(records.read_track_list(directory))
     heard, read = Counter(), {}
     for track in tracks:
         if track["split"] == "train":

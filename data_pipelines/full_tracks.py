@@ -16,7 +16,7 @@ SYNTHETIC_VALIDATION_SHARE = 8  # one validation piece for so many training piec
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
+class FullTrack:
     """A whole track; `records` are the numbers of its records in `source`, which follow each other in the sound."""
 
     source: object
@@ -33,7 +33,7 @@ class Track:
     def samples(self):
         return sum(len(self.source[number]["audio"]) for number in self.records)
 
-    def at_hand(self):
+    def loaded(self):
         """The same track; one of bearable length that lies in a bucket, with its sound in memory."""
         remote = storage.is_remote(getattr(self.source, "directory", ""))
         if not remote or len(self.records) > MOST_RECORDS_AT_HAND:
@@ -60,8 +60,8 @@ class Track:
         return loudness.gain_to(target_lufs, self.lufs, peak / INT16_SCALE)
 
 
-def read_tracks(data, sample_rate_hz, pieces=1):
-    """-> {split: [Track]} of a folder of audio records, or of "synthetic" with so many training pieces."""
+def open_tracks(data, sample_rate_hz, pieces=1):
+    """-> {split: [FullTrack]} of a folder of audio records, or of "synthetic" with so many training pieces."""
     if data == "synthetic":
         counts = {"train": pieces, "validation": max(1, pieces // SYNTHETIC_VALIDATION_SHARE)}
         return {split: _synthetic_tracks(split, counts[split], sample_rate_hz) for split in counts}
@@ -72,12 +72,12 @@ def read_tracks(data, sample_rate_hz, pieces=1):
         raise ValueError(f"{data} holds no records: prepare it again with more music")
     tracks = {split: [] for split in sources}
     ends = dict.fromkeys(sources, 0)
-    for line in records.read_tracks(data):
+    for line in records.read_track_list(data):
         split, numbers = line["split"], range(ends[line["split"]], ends[line["split"]] + line["records"])
         ends[split] = numbers.stop
         lufs = line["lufs"] if line["mono_lufs"] is None else line["mono_lufs"]
         facts = (line["track"], line["caption"], found["sample_rate_hz"], line["seconds"], lufs)
-        tracks[split].append(Track(sources[split], numbers, *facts, domain=line["domain"], ends=line["ends"]))
+        tracks[split].append(FullTrack(sources[split], numbers, *facts, domain=line["domain"], ends=line["ends"]))
     return tracks
 
 
@@ -94,5 +94,5 @@ def _synthetic_tracks(split, count, sample_rate_hz):
             record["mono_lufs"],
             record["domain"],
         )
-        tracks.append(Track(source, range(number, number + 1), *facts))
+        tracks.append(FullTrack(source, range(number, number + 1), *facts))
     return tracks

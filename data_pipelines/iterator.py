@@ -196,7 +196,7 @@ def _open(data, split):
     )
 
 
-def create(data, *, split, batch_size, seed, process_index=0, process_count=1, start=0):
+def train_batches(data, *, split, batch_size, seed, process_index=0, process_count=1, start=0):
     """The endless stream of a split in batches.
 
     Args: data: the group `data` of a config; batch_size: over all hosts; start: a `position` to go on from.

@@ -18,7 +18,7 @@ def read(source, number, key=None):
     while True:
         try:
             record = source[number]
-        except shards.Damaged as error:
+        except shards.DamagedShard as error:
             if key is None:
                 raise
             damaged.append(error.finding)

@@ -12,8 +12,7 @@ import json
 import os
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.data_pipelines import discovery as find_tracks
-from bandtok_jax.data_pipelines import ingest, metadata, prepare_shards, records
+from bandtok_jax.data_pipelines import discovery, ingest, metadata, prepare_shards, records
 from bandtok_jax.runtime import folder_lock, storage
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.runtime.worker_pool import KILLED, worker_pool
@@ -86,11 +85,11 @@ def prepare(
     output, settings = os.fspath(output), {"sample_rate_hz": int(sample_rate_hz), "channels": channels}
     settings["clip_seconds"] = clip_seconds
     with folder_lock.locked(output, "bandtok prepare"):
-        found, left_out, others, notes = find_tracks.find(
+        found, left_out, others, notes = discovery.find_tracks(
             sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
         )
         if not found:
-            raise ValueError(find_tracks.none_found(sources, left_out, others))
+            raise ValueError(discovery.none_found(sources, left_out, others))
         fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
         folder = os.path.join(output, records.WORKING_FOLDER)
         metadata.refuse_foreign(output)
@@ -116,7 +115,7 @@ def prepare(
             storage.remove(folder)
             raise ValueError(
                 f"nothing in {', '.join(map(str, sources))} can be read as music: "
-                f"{len(left_out)} files left out{find_tracks.first_reason(left_out)}"
+                f"{len(left_out)} files left out{discovery.first_reason(left_out)}"
             )
         splits = [task[0].split for task in tasks]
         settings["fingerprint"] = fingerprint

@@ -92,7 +92,7 @@ def _cure(directory):
     return f"if it is music, make records of it with  bandtok prepare {shlex.quote(directory)} --output {other}"
 
 
-def read_tracks(directory):
+def read_track_list(directory):
     """Yields what the folder says about every track, in the order of their records.
 
     Raises: ValueError: a line is damaged, or, at the end, all do not have as many records as the manifest names.
@@ -114,7 +114,7 @@ def read_tracks(directory):
 def short_share(tracks, clip_seconds, seconds):
     """The share of the records of some tracks that a crop of so many seconds fills up with silence.
 
-    tracks: as `read_tracks` gives them; clip_seconds: the length of a record where its track goes on.
+    tracks: as `read_track_list` gives them; clip_seconds: the length of a record where its track goes on.
     """
     if clip_seconds < seconds - SAMPLE_SECONDS:
         return 1.0
@@ -160,7 +160,9 @@ class RecordSource:
             except IndexError:  # a caption that is longer than the head
                 head = tf_example.decode_head(shard.head(position, shard.size(position)))
         except shards.DAMAGE as error:
-            raise error if isinstance(error, shards.Damaged) else shard.damaged(f"record {position}: {error}") from None
+            raise (
+                error if isinstance(error, shards.DamagedShard) else shard.damaged(f"record {position}: {error}")
+            ) from None
         if head[2] + 2 * math.prod(head[1]) != shard.size(position):
             raise shard.damaged(f"record {position} has another length than it says")
         if head[0]["sample_rate_hz"] != self.manifest["sample_rate_hz"]:

@@ -38,7 +38,7 @@ _OF_THE_SYSTEM = (
 DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, struct.error)
 
 
-class Damaged(ValueError):
+class DamagedShard(ValueError):
     """A shard that is not as it was written; its arguments are its path, what is wrong with it, and the cure."""
 
     @property
@@ -134,7 +134,7 @@ class Shard:
     """Random access to any bytes of any record of one ArrayRecord file.
 
     Args: records: how many there must be; cure: what to do where the file is damaged.
-    Raises: Damaged; OSError: the system or the network does not give it, which says nothing of its content.
+    Raises: DamagedShard; OSError: the system or the network does not give it, which says nothing of its content.
     """
 
     def __init__(self, path, records, cure):
@@ -146,11 +146,11 @@ class Shard:
             with storage.end_at_hand(data, 2 * BLOCK_BYTES):  # a footer of some thousand records, too
                 self._begins, self._sizes = self._find_records(records)
         except DAMAGE as error:
-            raise error if isinstance(error, Damaged) else self.damaged(error) from None
+            raise error if isinstance(error, DamagedShard) else self.damaged(error) from None
 
     def damaged(self, reason):
         """The error to raise where a record turns out not to be as it was written."""
-        return Damaged(self.path, untrusted.printable(reason, 120), self._cure)
+        return DamagedShard(self.path, untrusted.printable(reason, 120), self._cure)
 
     def _span(self, first, last):
         """Payload bytes `[first, last)`: the file without the headers of its blocks; no other bytes are touched."""
@@ -234,7 +234,7 @@ class Shards:
 
     Args:
       splits: those of a manifest, {split: {unit: number, "shards": [{"file", unit: number}]}}; unit: what is counted.
-      open_shard: (path, number) -> anything, or raises Damaged.
+      open_shard: (path, number) -> anything, or raises DamagedShard.
       cure: where a file is missing; split_cure: where the split is.
 
     Raises:
@@ -273,11 +273,11 @@ class Shards:
         if number not in self._opened:
             try:
                 self._opened[number] = self._open_shard(self._paths[number], self._counts[number])
-            except Damaged as error:
+            except DamagedShard as error:
                 self._opened[number] = error  # found once is enough
         shard = self._opened[number]
-        if isinstance(shard, Damaged):
-            raise Damaged(*shard.args)  # a new one: the old would gather a traceback each time
+        if isinstance(shard, DamagedShard):
+            raise DamagedShard(*shard.args)  # a new one: the old would gather a traceback each time
         return shard, index - int(self._ends[number]) + self._counts[number]
 
 

@@ -11,11 +11,11 @@ import warnings
 
 import numpy as np
 
-from bandtok_jax.data_pipelines import records, tokens
+from bandtok_jax.data_pipelines import records, token_manifest
 from bandtok_jax.data_pipelines.ingest import SHORTEST_SECONDS
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
-from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.data_pipelines.token_source import TokenSource
 
 PIECE_SECONDS = 6.0
 _WEIGHT = re.compile(r"=[^=,/]*$")
@@ -101,7 +101,7 @@ def check_lengths(weighted, seconds):
                 f"would end in silence: make them longer with  bandtok prepare --clip-seconds {math.ceil(seconds)} "
                 "--overwrite, or the clip shorter (data.clip_samples)"
             )
-        tracks = [track for track in records.read_tracks(source.directory) if track["split"] == source.split]
+        tracks = [track for track in records.read_track_list(source.directory) if track["split"] == source.split]
         if share := records.short_share(tracks, longest, seconds):
             warnings.warn(
                 f"{source.directory}: {share:.1%} of the records in {source.split} are shorter than the "
@@ -113,7 +113,7 @@ def check_lengths(weighted, seconds):
 def fingerprint(data):
     """A hash of what a config's `data` is made of, by its manifests: the same records give the same one anywhere."""
     if data["tokens"]:
-        parts = [tokens.manifest(data["tokens"])]
+        parts = [token_manifest.read_token_manifest(data["tokens"])]
     else:
         parts = [
             [weight, name if name == "synthetic" else records.read_manifest(name)]
@@ -165,7 +165,7 @@ def _known(source, weight):
     """A source with what its folder's list of tracks says; no record is read for it."""
     if not isinstance(source, RecordSource):  # made up: all full band and of one domain
         return _Part(source, weight, range(len(source)), np.ones(1, bool), np.zeros(1, np.int32))
-    tracks = [track for track in records.read_tracks(source.directory) if track["split"] == source.split]
+    tracks = [track for track in records.read_track_list(source.directory) if track["split"] == source.split]
     times = [track["records"] for track in tracks]
     _, domains = np.unique([track["domain"] for track in tracks], return_inverse=True)
     return _Part(

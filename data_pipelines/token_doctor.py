@@ -2,7 +2,8 @@
 checked.
 """
 
-from bandtok_jax.data_pipelines import tokens
+from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
+from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.runtime import untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
@@ -14,12 +15,12 @@ def report(directory, columns):
     """
     if columns < 1:
         raise ValueError(f"a crop of {columns} columns: give at least 1")
-    manifest = tokens.manifest(directory)
+    manifest = read_token_manifest(directory)
     rate, lines = manifest["columns_per_second"], []
     for name, split in manifest["splits"].items():
-        if not split["pieces"]:
+        if not split["records"]:
             continue
-        source = tokens.TokenSource(directory, name)
+        source = TokenSource(directory, name)
         captions = ends = 0
         with progress_bar(total=len(source), unit="record", unit_scale=True, desc="read", leave=False) as bar:
             for number in range(len(source)):
@@ -31,10 +32,10 @@ def report(directory, columns):
         # A crop may reach over both ends of a track: see `data.draw`.
         padded = 1 - lengths.sum() / (lengths + columns - 1).sum()
         lines += [
-            f"{name:<12}{len(source)} pieces, {lengths.sum()} columns, {lengths.sum() / rate / 3600:.2f} h, "
+            f"{name:<12}{len(source)} records, {lengths.sum()} columns, {lengths.sum() / rate / 3600:.2f} h, "
             f"all readable; {captions} with a caption, {len(source) - ends} clips that do not end by themselves",
             f"{'':<12}crops of {columns} columns ({columns / rate:.2f} s): {padded:.1%} of a batch is padding; "
-            f"{short:.1%} of the pieces are shorter than a crop (the shortest has {lengths.min() / rate:.2f} s)"
+            f"{short:.1%} of the records are shorter than a crop (the shortest has {lengths.min() / rate:.2f} s)"
             + (": smaller data.columns waste less" if padded > 0.2 else ""),
         ]
     codes = f"{manifest['rows']} rows ({manifest['row_kind']}) of {manifest['codebook_size']} codes"

@@ -46,7 +46,7 @@ def test_the_discriminators_part_of_the_gradient_is_ramped_up_and_limited(tmp_pa
 
 def test_the_reconstruction_does_not_rise_when_strong_discriminators_begin(tmp_path):
     config = _task(tmp_path).config
-    stream = iterator.create(config.data, split="train", batch_size=config.batch_size, seed=0)
+    stream = iterator.train_batches(config.data, split="train", batch_size=config.batch_size, seed=0)
     batches = [{name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"} for _ in range(20)]
     stream.close()
 

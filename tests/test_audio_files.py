@@ -267,7 +267,7 @@ def test_the_real_ffmpeg(name, codec, tmp_path):
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     if name.endswith(".m4a"):
         refusal(tmp_path / name)
-    assert discovery.find([str(tmp_path)])[0]
+    assert discovery.find_tracks([str(tmp_path)])[0]
 
 
 def test_a_file_that_is_damaged_inside_does_not_end_an_evaluation(tmp_path, monkeypatch, capsys):

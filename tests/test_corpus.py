@@ -17,7 +17,9 @@ from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import tokenize_corpus
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import full_tracks, iterator, metadata, records, shards, tf_example
-from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource, TokenWriter, manifest
+from bandtok_jax.data_pipelines.token_manifest import MANIFEST, read_token_manifest
+from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import folder_lock
 from bandtok_jax.runtime.target_platform import jit_once
 from tests import fuzz
@@ -78,7 +80,7 @@ def expected(name, samples, offset=0):
 def test_whole_tracks_and_shifted_copies(data, tmp_path):
     result = tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2, tokenizer="runs/tokenizer")
     assert result["weight_hash"] == codec().weight_hash and result["tokenizer"] == "runs/tokenizer"
-    assert {name: split["pieces"] for name, split in result["splits"].items()} == {"train": 6, "validation": 1}
+    assert {name: split["records"] for name, split in result["splits"].items()} == {"train": 6, "validation": 1}
     train = TokenSource(tmp_path / "tokens", "train")
     found = [
         (piece["track"], piece["offset_samples"], piece["samples"], len(piece["codes"]))
@@ -111,7 +113,7 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens")
     with pytest.raises(FileNotFoundError, match="interrupted"):
-        manifest(tmp_path / "tokens")
+        read_token_manifest(tmp_path / "tokens")
     done = len(list((tmp_path / "tokens").glob("*.counts.json")))
     coded[:] = [1] * 3  # past the interruption
     again = tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens")
@@ -207,7 +209,7 @@ def test_large_corpora_have_larger_shards():
 def test_synthetic_music(tmp_path, monkeypatch):
     monkeypatch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
     result = tokenize_corpus.tokenize(codec(), "synthetic", tmp_path / "tokens", pieces=2)
-    assert {name: (split["pieces"], split["columns"]) for name, split in result["splits"].items()} == {
+    assert {name: (split["records"], split["columns"]) for name, split in result["splits"].items()} == {
         "train": (2, 22),
         "validation": (1, 11),
     }
@@ -235,7 +237,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     changes = {f"model.{name}": str(value) for name, value in small.items()}
     changes |= {"data.tokens": str(tmp_path / "tokens"), "data.columns": "8", "batch_size": "2"}
     task = tasks.create(experiment.load_config("language_model:tiny", changes))
-    stream = iterator.create(task.config.data, split="train", batch_size=2, seed=0)
+    stream = iterator.train_batches(task.config.data, split="train", batch_size=2, seed=0)
     batch = {name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"}
     stream.close()
     state, metrics = jax.jit(task.train_step)(

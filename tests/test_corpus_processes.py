@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.data_pipelines.token_source import TokenSource
 from tests.test_corpus import same_files
 
 pytestmark = pytest.mark.slow
@@ -18,13 +18,14 @@ ROOT, PIECES = pathlib.Path(__file__).parents[1], 12
 CODE = f"""
 import sys
 import bandtok_jax
-from bandtok_jax import corpus
-from bandtok_jax.data_pipelines import whole_tracks
+from bandtok_jax.commands import tokenize_corpus
+from bandtok_jax.data_pipelines import full_tracks
 from bandtok_jax.training import distributed
 
 distributed.start()
-corpus.TRACKS_A_SHARD, whole_tracks.SYNTHETIC_SECONDS = 1, 4.0
-corpus.tokenize(bandtok_jax.create("bandtok:tiny", seed=0), "synthetic", sys.argv[1], pieces={PIECES}, offsets=2)
+tokenize_corpus.TRACKS_A_SHARD, full_tracks.SYNTHETIC_SECONDS = 1, 4.0
+codec = bandtok_jax.create("bandtok:tiny", seed=0)
+tokenize_corpus.tokenize(codec, "synthetic", sys.argv[1], pieces={PIECES}, offsets=2)
 """
 
 

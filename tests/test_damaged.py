@@ -14,11 +14,12 @@ import soundfile
 
 from bandtok_jax.data_pipelines import iterator, shards
 from bandtok_jax.data_pipelines.records import RecordSource
-from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter, row_unigrams
+from bandtok_jax.data_pipelines.token_source import TokenSource, row_unigrams
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import storage
 from tests.music_files import RATE, run, sound
 from tests.test_iterator import by_index, config, take
-from tests.test_tokens import FACTS, piece
+from tests.test_tokens import METADATA, make_record
 
 BATCHES = 20  # of four examples: two passes over the records
 
@@ -102,7 +103,7 @@ def test_the_evaluation_leaves_it_out_too(damaged):
     with pytest.warns(UserWarning):
         other = iterator.evaluation_batches(data, batch_size=4, count=2)
         assert again == [batch["audio"].tobytes() for batch in other]
-    with pytest.raises(shards.Damaged):
+    with pytest.raises(shards.DamagedShard):
         list(iterator.evaluation_batches(config(str(damaged)), batch_size=4, count=2))
 
 
@@ -118,7 +119,7 @@ def test_other_damage(whole, tmp_path):
     source = RecordSource(folder, "train")
     for number, bad in enumerate([True] * 4 + [False, True, False, False] + [True] * 4 + [False] * 28):
         if bad:
-            with pytest.raises(shards.Damaged, match=f"0000{number // 4}-of-00010"):
+            with pytest.raises(shards.DamagedShard, match=f"0000{number // 4}-of-00010"):
                 source[number]
         else:
             assert source[number]["audio"].shape == (16_000, 1)
@@ -148,9 +149,9 @@ def few_files(monkeypatch):
 @pytest.fixture
 def tokens(tmp_path):
     """Ten shards of one piece."""
-    writer = TokenWriter(tmp_path / "tokens", **FACTS)
+    writer = TokenWriter(tmp_path / "tokens", **METADATA)
     for number in range(10):
-        writer.write("train", number, [piece(number, 9)])
+        writer.write("train", number, [make_record(number, 9)])
     writer.finish()
     return tmp_path / "tokens"
 
@@ -190,9 +191,9 @@ def test_what_the_system_says_to_a_library_is_no_damage(tokens):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_token_shards(tmp_path, workers):
-    writer = TokenWriter(tmp_path / "tokens", **FACTS)
+    writer = TokenWriter(tmp_path / "tokens", **METADATA)
     for number in range(4):
-        writer.write("train", number, [piece(2 * number, 9), piece(2 * number + 1, 9)])
+        writer.write("train", number, [make_record(2 * number, 9), make_record(2 * number + 1, 9)])
     writer.finish()
     data = config("", tokens=str(tmp_path / "tokens"), columns=8, workers=workers)
     whole, _ = take_with_notes(data)

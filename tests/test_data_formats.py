@@ -13,15 +13,19 @@ from bandtok_jax.data_pipelines import (
     full_tracks,
     iterator,
     prepare_shards,
+    shards,
     sources,
     tfds_sources,
-    tokens,
+    token_manifest,
+    token_record,
+    token_source,
 )
-from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter
+from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from tests import fuzz
 from tests.music_files import RATE, run, sound
 from tests.test_iterator import config
-from tests.test_tokens import FACTS, piece
+from tests.test_tokens import METADATA, make_record
 from tests.test_tracks import write_tfds
 
 CASES = 200
@@ -46,10 +50,10 @@ def data(prepared, tmp_path):
 
 @pytest.fixture
 def coded(tmp_path):
-    writer = TokenWriter(tmp_path / "tokens", **FACTS)
-    writer.write("train", 0, [piece(0), piece(1, 9, embedding=np.ones((2, 4)))])
-    writer.write("train", 1, [piece(2, 30)], [{"track": "t7", "reason": "damaged"}])
-    writer.write("validation", 0, [piece(3)])
+    writer = TokenWriter(tmp_path / "tokens", **METADATA)
+    writer.write("train", 0, [make_record(0), make_record(1, 9, embedding=np.ones((2, 4)))])
+    writer.write("train", 1, [make_record(2, 30)], [{"track": "t7", "reason": "damaged"}])
+    writer.write("validation", 0, [make_record(3)])
     writer.finish()
     return tmp_path / "tokens"
 
@@ -64,7 +68,7 @@ def read_records(folder):
             assert opened[0][0][number]["audio"][:].shape == (2 * RATE, 1)
     batches = iterator.evaluation_batches(config(str(folder)), batch_size=2, count=1)
     assert np.isfinite(batches[0]["audio"]).all()
-    for whole in full_tracks.read_tracks(str(folder), RATE).values():
+    for whole in full_tracks.open_tracks(str(folder), RATE).values():
         assert all(np.isfinite(track.gain(-16.0)) and track.samples for track in whole)
     sources.fingerprint({"tokens": "", "sources": str(folder)})
     doctor.report(doctor.inspect(folder, 4000))
@@ -75,8 +79,8 @@ def read_tokens(folder):
         source = TokenSource(folder, split)
         found = [source[number] for number in range(len(source))]
         assert all(record["codes"].max() < 300 and record["codes"].shape[1] == 3 for record in found)
-        tokens.row_unigrams(source, source.manifest["codebook_size"])
-    tokens.caption_fraction(source.manifest)
+        token_source.row_unigrams(source, source.manifest["codebook_size"])
+    token_manifest.caption_fraction(source.manifest)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +107,13 @@ def test_what_is_said_of_finished_tasks(tmp_path):
     (tmp_path / "tasks").mkdir()
     soundfile.write(tmp_path / "a.wav", sound(0, 2.0), RATE)
     settings = {"sample_rate_hz": RATE, "channels": None, "clip_seconds": 6.0}
-    prepare_shards.run(0, discovery.find([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
+    prepare_shards.run(0, discovery.find_tracks([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
     (path,) = (tmp_path / "tasks").glob("*.json")
     fuzz.check(lambda _: prepare_shards.finished(path.parent), path, path.read_bytes(), fuzz.json_text, cases=CASES)
 
 
 def test_manifests_of_tokens(coded):
-    path = coded / tokens.MANIFEST
+    path = coded / token_manifest.MANIFEST
     fuzz.check(lambda _: read_tokens(coded), path, path.read_bytes(), fuzz.json_text, cases=CASES, named=str(coded))
 
 
@@ -120,26 +124,26 @@ def test_shards_of_tokens(coded):
 
 def test_token_records():
     """The bytes of a record alone, which no checksum protects in a bucket."""
-    whole = tokens.encode(piece(1, 9, embedding=np.ones((2, 4))))
+    whole = token_record.encode_token_record(make_record(1, 9, embedding=np.ones((2, 4))))
     for case in range(2 * CASES):
         data = fuzz.binary(fuzz.random_of(0, case), whole)
         try:
-            record = tokens.decode(data)
-        except tokens.shards.DAMAGE:
+            record = token_record.decode_token_record(data)
+        except shards.DAMAGE:
             continue
         assert record["codes"].ndim == 2 and len(data) >= record["codes"].size * 2
 
 
 @pytest.mark.parametrize("name", ["token_header.json", "tokens-train-00000.counts.json"])
 def test_tokens_that_are_being_written(tmp_path, name):
-    writer = TokenWriter(tmp_path, **FACTS)
-    writer.write("train", 0, [piece(0)])
+    writer = TokenWriter(tmp_path, **METADATA)
+    writer.write("train", 0, [make_record(0)])
     path = tmp_path / name
 
     def resume(_):
         kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         try:
-            TokenWriter(tmp_path, **FACTS).finish()
+            TokenWriter(tmp_path, **METADATA).finish()
         finally:
             for file in tmp_path.iterdir():
                 file.unlink()

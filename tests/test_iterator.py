@@ -62,7 +62,7 @@ def config(folder, **changes):
 
 
 def take(data, batches, batch_size=4, **options):
-    stream = iterator.create(data, split="train", batch_size=batch_size, seed=5, **options)
+    stream = iterator.train_batches(data, split="train", batch_size=batch_size, seed=5, **options)
     taken = [next(stream) for _ in range(batches)]
     position = stream.position
     stream.close()
@@ -109,7 +109,7 @@ def test_processes_and_workers_change_nothing(folder):
 
 def test_a_batch_that_cannot_be_shared_is_an_error(folder):
     with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3 processes; make it a multiple of 3"):
-        iterator.create(config(folder), split="train", batch_size=4, seed=0, process_count=3)
+        iterator.train_batches(config(folder), split="train", batch_size=4, seed=0, process_count=3)
 
 
 def test_every_pass_holds_every_training_record_and_none_other(folder):

@@ -11,7 +11,7 @@ from bandtok_jax import tasks
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.data_pipelines.tokens import TokenWriter
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
@@ -54,7 +54,7 @@ def task_of(folder, **changes):
 
 
 def batches(task, count):
-    stream = iterator.create(task.config.data, split="train", batch_size=task.config.batch_size, seed=0)
+    stream = iterator.train_batches(task.config.data, split="train", batch_size=task.config.batch_size, seed=0)
     found = [next(stream) for _ in range(count)]
     stream.close()
     return found

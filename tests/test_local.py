@@ -12,7 +12,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax.cli import verbs
 from bandtok_jax.config import experiment
-from bandtok_jax.data_pipelines import tokens
+from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_every_stage_from_one_command(tmp_path):
     assert set(codec.stages) == {"tokenizer", "vocoder", "language_model"} and codec.codebook_size == 64
     audio, rate = soundfile.read(tmp_path / "all" / "generated.wav")
     assert rate == codec.sample_rate_hz and 0 < len(audio) <= 1.1 * rate
-    assert tokens.manifest(tmp_path / "all" / "tokens")["weight_hash"] == codec.weight_hash
+    assert read_token_manifest(tmp_path / "all" / "tokens")["weight_hash"] == codec.weight_hash
     page = (tmp_path / "all" / "report.html").read_text()
     assert page.count("<audio") >= 5 and page.count("data:image/png") >= 5 and "generated.wav" in page
     assert "src=http" not in page and 'src="http' not in page

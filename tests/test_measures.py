@@ -248,7 +248,7 @@ def test_the_interval_is_scipys_and_undefined_values_are_counted():
 
 
 def test_records_keep_their_domain():
-    tracks = full_tracks.read_tracks("synthetic", 8000)
+    tracks = full_tracks.open_tracks("synthetic", 8000)
     assert tracks["validation"][0].domain == "synthetic"
 
 

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from bandtok_jax import cli
 from bandtok_jax.data_pipelines import doctor, full_tracks, ingest, prepare_shards, records
 from bandtok_jax.data_pipelines.records import RecordSource
-from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.runtime import folder_lock
 from bandtok_jax.runtime.progress import progress_bar
 from tests.music_files import RATE, make_music, reasons, run, sound
@@ -69,9 +69,9 @@ def test_a_rest_is_a_record_or_belongs_to_the_last_one(tmp_path, seconds, length
     assert [record["start"] / RATE for record in found] == [sum(lengths[:number]) for number in range(len(lengths))]
     file = soundfile.read(tmp_path / "x.wav", dtype="int16", always_2d=True)[0]
     np.testing.assert_array_equal(np.concatenate([record["audio"] for record in found]), file)
-    (track,) = full_tracks.read_tracks(tmp_path / "out", RATE)["train"]
+    (track,) = full_tracks.open_tracks(tmp_path / "out", RATE)["train"]
     assert track.samples == len(file) and track.ends
-    assert not records.short_share(records.read_tracks(tmp_path / "out"), 2.0, 1.6)
+    assert not records.short_share(records.read_track_list(tmp_path / "out"), 2.0, 1.6)
 
 
 def test_a_clip_does_not_end_by_itself(music, tmp_path):
@@ -79,7 +79,7 @@ def test_a_clip_does_not_end_by_itself(music, tmp_path):
     found = {}
     for clips in (False, True):
         run(music, output=tmp_path / str(clips), tracks=tmp_path / "tracks.csv", clips=clips, validation_share=0)
-        tracks = full_tracks.read_tracks(tmp_path / str(clips), RATE)["train"]
+        tracks = full_tracks.open_tracks(tmp_path / str(clips), RATE)["train"]
         found[clips] = {track.name: track.ends for track in tracks}
     assert found[False] == {"a.flac": False, "b.wav": True, "live/c.ogg": True}
     assert found[True] == {"a.flac": False, "b.wav": True, "live/c.ogg": False}
@@ -178,7 +178,7 @@ def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
     for name, audio in {"loud": 20 * sound(0), "opposite": sound(1) * [1, -1], "over": 4.5 * sound(2)}.items():
         soundfile.write(tmp_path / f"{name}.wav", audio, RATE, "FLOAT")
     manifest = run(tmp_path, output=tmp_path / "out", validation_share=0)
-    tracks = {track["track"]: track for track in records.read_tracks(tmp_path / "out")}
+    tracks = {track["track"]: track for track in records.read_track_list(tmp_path / "out")}
     assert not manifest["left_out"] and tracks["opposite.wav"]["mono_lufs"] is None
     assert "1 tracks are clipped in their records, the worst loud.wav with a peak of" in manifest["notes"][0]
 
@@ -221,7 +221,7 @@ def test_a_cure_never_writes_into_a_folder_of_music(music, tmp_path):
 
 
 def run_tokenize(folder):
-    full_tracks.read_tracks(str(folder), RATE)
+    full_tracks.open_tracks(str(folder), RATE)
 
 
 def test_nothing_is_written_among_other_files_and_none_of_them_is_removed(music, tmp_path):

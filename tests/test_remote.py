@@ -12,12 +12,14 @@ import soundfile
 from bandtok_jax.commands import tokenize_corpus
 from bandtok_jax.data_pipelines import doctor, prepare_shards
 from bandtok_jax.data_pipelines.records import RecordSource
-from bandtok_jax.data_pipelines.tokens import TokenSource, TokenWriter, manifest
+from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
+from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import storage
 from tests.music_files import RATE, reasons, run, sound
 from tests.test_corpus import codec
 from tests.test_iterator import by_index, config, take
-from tests.test_tokens import FACTS, piece
+from tests.test_tokens import METADATA, make_record
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +160,15 @@ def test_tokens_in_a_bucket(local, bucket, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_token_writer_goes_on(bucket):
-    writer = TokenWriter(f"{bucket}/tokens", **FACTS)
-    writer.write("train", 0, [piece(0)])
+    writer = TokenWriter(f"{bucket}/tokens", **METADATA)
+    writer.write("train", 0, [make_record(0)])
     with pytest.raises(ValueError, match="outside the codebook"):
-        writer.write("train", 1, [{**piece(1), "codes": np.full((2, 3), 300)}])
+        writer.write("train", 1, [{**make_record(1), "codes": np.full((2, 3), 300)}])
     with pytest.raises(FileNotFoundError, match="interrupted; run the same command again"):
-        manifest(f"{bucket}/tokens")
-    again = TokenWriter(f"{bucket}/tokens", **FACTS)
+        read_token_manifest(f"{bucket}/tokens")
+    again = TokenWriter(f"{bucket}/tokens", **METADATA)
     assert again.has("train", 0) and not again.has("train", 1)
-    again.write("train", 1, [piece(1)])
+    again.write("train", 1, [make_record(1)])
     again.finish([("train", 0), ("train", 1)])
     assert storage.names(f"{bucket}/tokens") == [
         "token_manifest.json", "tokens-train-00000.array_record", "tokens-train-00001.array_record",

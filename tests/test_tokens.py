@@ -9,24 +9,18 @@ import pytest
 from bandtok_jax import cli
 from bandtok_jax.data_pipelines import iterator, mixture
 from bandtok_jax.data_pipelines.crops import TokenCrop
-from bandtok_jax.data_pipelines.tokens import (
-    HEADER,
-    MANIFEST,
-    TokenSource,
-    TokenWriter,
-    caption_fraction,
-    manifest,
-    row_unigrams,
-)
+from bandtok_jax.data_pipelines.token_manifest import HEADER, MANIFEST, caption_fraction, read_token_manifest
+from bandtok_jax.data_pipelines.token_source import TokenSource, row_unigrams
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import storage
 
-FACTS = dict(
+METADATA = dict(
     codebook_size=300, rows=3, columns_per_second=10.77, row_kind="band", tokenizer="run", weight_hash="abc",
     samples_per_column=4096,
 )  # fmt: skip
 
 
-def piece(number, columns=5, **more):
+def make_record(number, columns=5, **more):
     codes = np.random.default_rng(number).integers(0, 300, (columns, 3))
     return {
         "codes": codes,
@@ -41,11 +35,11 @@ def piece(number, columns=5, **more):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards of training pieces, one of validation pieces."""
-    writer = TokenWriter(tmp_path / "tokens", **FACTS)
-    writer.write("train", 0, [piece(0), piece(1, 9)])
-    writer.write("train", 1, [piece(2, 30, embedding=np.ones((2, 4)))])
-    writer.write("validation", 0, [piece(3)])
+    """Two shards of training records, one of validation records."""
+    writer = TokenWriter(tmp_path / "tokens", **METADATA)
+    writer.write("train", 0, [make_record(0), make_record(1, 9)])
+    writer.write("train", 1, [make_record(2, 30, embedding=np.ones((2, 4)))])
+    writer.write("validation", 0, [make_record(3)])
     writer.finish()
     return tmp_path / "tokens"
 
@@ -55,13 +49,13 @@ def test_reads_what_was_written(folder):
     assert len(source) == 3
     for number, columns in enumerate((5, 9, 30)):
         record = source[number]
-        np.testing.assert_array_equal(record["codes"], piece(number, columns)["codes"])
+        np.testing.assert_array_equal(record["codes"], make_record(number, columns)["codes"])
         assert record["codes"].dtype == np.int32
         assert (record["track"], record["offset_samples"], record["caption"]) == (f"t{number}", 7, "é")
         assert record["samples"] == columns * 4096
     np.testing.assert_array_equal(source[2]["embedding"], np.ones((2, 4), np.float32))
-    splits = manifest(folder)["splits"]
-    assert {name: (info["pieces"], info["columns"]) for name, info in splits.items()} == {
+    splits = read_token_manifest(folder)["splits"]
+    assert {name: (info["records"], info["columns"]) for name, info in splits.items()} == {
         "train": (3, 44),
         "validation": (1, 5),
     }
@@ -69,37 +63,35 @@ def test_reads_what_was_written(folder):
         source[3]
 
 
-def test_the_manifest_says_how_many_pieces_have_a_caption(tmp_path):
-    writer = TokenWriter(tmp_path, **FACTS)
-    writer.write("train", 0, [piece(0), piece(1) | {"caption": ""}])
-    writer.write("train", 1, [piece(2) | {"caption": ""}, piece(3) | {"caption": ""}])
+def test_the_manifest_says_how_many_records_have_a_caption(tmp_path):
+    writer = TokenWriter(tmp_path, **METADATA)
+    writer.write("train", 0, [make_record(0), make_record(1) | {"caption": ""}])
+    writer.write("train", 1, [make_record(2) | {"caption": ""}, make_record(3) | {"caption": ""}])
     found = writer.finish()
     assert caption_fraction(found) == 1 / 4
-    del found["splits"]["train"]["shards"][1]["captions"]  # as older folders
-    assert caption_fraction(found) is None
     assert caption_fraction(found, "validation") is None  # there is no such split
 
 
 def test_an_interrupted_writer_goes_on(tmp_path):
-    writer = TokenWriter(tmp_path, **FACTS)
-    writer.write("train", 0, [piece(0)])
+    writer = TokenWriter(tmp_path, **METADATA)
+    writer.write("train", 0, [make_record(0)])
 
     def broken():
-        yield piece(1)
+        yield make_record(1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         writer.write("train", 1, broken())
     with pytest.raises(FileNotFoundError, match="interrupted; run the same command again"):
-        manifest(tmp_path)
-    again = TokenWriter(tmp_path, **FACTS)
+        read_token_manifest(tmp_path)
+    again = TokenWriter(tmp_path, **METADATA)
     assert again.has("train", 0) and not again.has("train", 1) and not again.finished
-    again.write("train", 1, [piece(1)])
+    again.write("train", 1, [make_record(1)])
     again.finish()
     assert again.finished and not (tmp_path / HEADER).exists()
     assert [TokenSource(tmp_path, "train")[i]["track"] for i in range(2)] == ["t0", "t1"]
     with pytest.raises(ValueError, match="weight_hash 'abc', and this is 'other'"):
-        TokenWriter(tmp_path, **{**FACTS, "weight_hash": "other"})
+        TokenWriter(tmp_path, **{**METADATA, "weight_hash": "other"})
 
 
 def test_processes_that_start_together_meet_in_one_folder(tmp_path, monkeypatch):
@@ -108,11 +100,11 @@ def test_processes_that_start_together_meet_in_one_folder(tmp_path, monkeypatch)
     def late(folder):
         if not other:  # the other process begins after this one has looked
             other.append(None)
-            TokenWriter(tmp_path, **FACTS).write("train", 0, [piece(0)])
+            TokenWriter(tmp_path, **METADATA).write("train", 0, [make_record(0)])
         return names(folder)
 
     monkeypatch.setattr(storage, "names", late)
-    assert TokenWriter(tmp_path, **FACTS).has("train", 0)
+    assert TokenWriter(tmp_path, **METADATA).has("train", 0)
 
 
 def test_names_what_is_wrong_with_a_folder(folder, tmp_path):
@@ -121,18 +113,18 @@ def test_names_what_is_wrong_with_a_folder(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=f"it has no {MANIFEST}"):
         TokenSource(tmp_path / "empty", "train")
-    with pytest.raises(ValueError, match=r"nothing in the split 'test', but train \(3 pieces\)"):
+    with pytest.raises(ValueError, match=r"nothing in the split 'test', but train \(3 records\)"):
         TokenSource(folder, "test")
     (tmp_path / "empty" / MANIFEST).write_text(json.dumps({"splits": {}}))
     with pytest.raises(ValueError, match="token_manifest.json: it has no version; run  bandtok tokenize"):
-        manifest(tmp_path / "empty")
+        read_token_manifest(tmp_path / "empty")
     (tmp_path / "empty" / MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="token_manifest.json: it is no JSON"):
-        manifest(tmp_path / "empty")
+        read_token_manifest(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("hello")
     with pytest.raises(ValueError, match="give an empty or a new folder"):
-        TokenWriter(tmp_path / "other", **FACTS)
+        TokenWriter(tmp_path / "other", **METADATA)
     (folder / "tokens-train-00001.array_record").write_bytes(b"no records")
     with pytest.raises(ValueError, match="is damaged .*run  bandtok tokenize  again"):
         TokenSource(folder, "train")[2]
@@ -142,14 +134,14 @@ def test_names_what_is_wrong_with_a_folder(folder, tmp_path):
 
 
 def test_refuses_codes_that_do_not_fit(tmp_path):
-    writer = TokenWriter(tmp_path / "a", **FACTS)
+    writer = TokenWriter(tmp_path / "a", **METADATA)
     with pytest.raises(ValueError, match=r"outside the codebook 0\.\.299"):
-        writer.write("train", 0, [{**piece(0), "codes": np.full((2, 3), 300)}])
+        writer.write("train", 0, [{**make_record(0), "codes": np.full((2, 3), 300)}])
     with pytest.raises(ValueError, match=r"need \[columns, 3\]"):
-        writer.write("train", 0, [{**piece(0), "codes": np.zeros((2, 4))}])
+        writer.write("train", 0, [{**make_record(0), "codes": np.zeros((2, 4))}])
     assert not writer.has("train", 0)
     with pytest.raises(ValueError, match="up to 65536"):
-        TokenWriter(tmp_path / "b", **{**FACTS, "codebook_size": 70_000})
+        TokenWriter(tmp_path / "b", **{**METADATA, "codebook_size": 70_000})
 
 
 def test_row_unigrams(folder):
@@ -166,14 +158,14 @@ def test_row_unigrams(folder):
 def test_batches(folder):
     data = dict(tokens=str(folder / "x" / "plain"), columns=8, workers=0, caption_bytes=16)
     (folder / "x").mkdir()
-    writer = TokenWriter(folder / "x" / "plain", **FACTS)
-    writer.write("train", 0, [piece(0), piece(1, 9), piece(2, 30)])
+    writer = TokenWriter(folder / "x" / "plain", **METADATA)
+    writer.write("train", 0, [make_record(0), make_record(1, 9), make_record(2, 30)])
     writer.finish()
-    stream = iterator.create(data, split="train", batch_size=6, seed=0)
+    stream = iterator.train_batches(data, split="train", batch_size=6, seed=0)
     batch = next(stream)
     stream.close()
     assert batch["codes"].shape == (6, 8, 3) and batch["caption"].shape == (6, 16)
-    originals = {5: piece(0), 9: piece(1, 9), 30: piece(2, 30)}
+    originals = {5: make_record(0), 9: make_record(1, 9), 30: make_record(2, 30)}
     for codes, columns, start, ended in zip(*(batch[name] for name in ("codes", "columns", "start", "ended"))):
         same = [
             (original["codes"][start : start + columns] == codes[:columns]).all()
@@ -189,9 +181,9 @@ def test_batches(folder):
     "draw, expected", [("track", [1 / 3, 1 / 3, 1 / 3]), ("seconds", [12 / 144, 45 / 144, 87 / 144])]
 )
 def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, expected):
-    writer = TokenWriter(tmp_path, **FACTS)
-    writer.write("train", 0, [piece(0, 5), piece(1, 38)])
-    writer.write("train", 1, [piece(2, 80)])
+    writer = TokenWriter(tmp_path, **METADATA)
+    writer.write("train", 0, [make_record(0, 5), make_record(1, 38)])
+    writer.write("train", 1, [make_record(2, 80)])
     writer.finish()
     data = dict(tokens=str(tmp_path), columns=8, draw=draw, caption_bytes=16)
     source = TokenSource(tmp_path, "train")
@@ -209,7 +201,7 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
             (2, 1, 1),
         }
     with pytest.raises(ValueError, match="config.data.draw is 'hours': set it to one of track, seconds"):
-        iterator.create({**data, "draw": "hours", "damaged": "fail"}, split="train", batch_size=1, seed=0)
+        iterator.train_batches({**data, "draw": "hours", "damaged": "fail"}, split="train", batch_size=1, seed=0)
 
 
 def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
@@ -217,7 +209,8 @@ def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
     printed = capsys.readouterr().out
     # Of the 5 + 9 + 30 columns, each is in 8 of the 12 + 16 + 37 crops.
     assert (
-        "3 pieces, 44 columns" in printed and f"{1 - 44 / 65:.1%} of a batch is padding; 33.3% of the pieces" in printed
+        "3 records, 44 columns" in printed
+        and f"{1 - 44 / 65:.1%} of a batch is padding; 33.3% of the records" in printed
     )
     assert "3 with a caption, 2 clips" in printed and "\x1b" not in printed
     (folder / "tokens-train-00000.array_record").write_bytes(b"")
@@ -255,8 +248,8 @@ def test_every_column_the_beginning_and_the_end_are_learned_as_often_as_they_com
 
 
 def test_evaluation_sees_beginnings_middles_and_ends(tmp_path):
-    writer = TokenWriter(tmp_path / "tokens", **FACTS)
-    writer.write("validation", 0, [piece(number, 60 + number, ends=True) for number in range(6)])
+    writer = TokenWriter(tmp_path / "tokens", **METADATA)
+    writer.write("validation", 0, [make_record(number, 60 + number, ends=True) for number in range(6)])
     writer.finish()
     data = dict(tokens=str(tmp_path / "tokens"), columns=8, workers=0, caption_bytes=16)
     for count in (1, 2):

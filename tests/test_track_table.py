@@ -33,7 +33,7 @@ def music(tmp_path):
 def find(music, text):
     path = music.parent / "tracks.csv"
     path.write_text(text)
-    found, left_out, _, notes = discovery.find([music], csv_path=path, validation_share=0)
+    found, left_out, _, notes = discovery.find_tracks([music], csv_path=path, validation_share=0)
     return {track.name: track for track in found}, left_out, notes
 
 

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bandtok_jax.audio import loudness
-from bandtok_jax.data_pipelines.discovery import find, split_by_hash
+from bandtok_jax.data_pipelines.discovery import find_tracks, split_by_hash
 from bandtok_jax.data_pipelines.measurement import LoudnessMeter, Measurement
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
@@ -51,7 +51,7 @@ def test_a_few_tracks_have_one_for_validation(music, tmp_path):
     validation = RecordSource(tmp_path / "out", "validation")
     assert {validation[i]["track"] for i in range(len(validation))} == {"b.wav"}  # of the lowest hash
     assert manifest["splits"]["train"]["tracks"] == 2 and "b.wav is the validation track" in manifest["notes"][0]
-    splits = lambda *sources, **options: {track.name: track.split for track in find(sources, **options)[0]}
+    splits = lambda *sources, **options: {track.name: track.split for track in find_tracks(sources, **options)[0]}
     assert set(splits(music, validation_share=0).values()) == {"train"} == set(splits(music / "b.wav").values())
     (tmp_path / "tracks.csv").write_text("file,split\na.flac,train\n")
     assert splits(music, csv_path=tmp_path / "tracks.csv")["a.flac"] == "train"
@@ -73,7 +73,7 @@ def test_links_are_followed_once_and_broken_names_left_out(tmp_path):
     (music / "gone.wav").symlink_to(tmp_path / "nothing.wav")
     for name in (b"caf\xe9.wav", b"notes.\xe9"):
         open(os.path.join(os.fsencode(music), name), "wb").close()
-    tracks, left_out, others, _ = find([music])
+    tracks, left_out, others, _ = find_tracks([music])
     assert [track.name for track in tracks] == ["more/b.wav", "more/below/c.wav", "real/a.wav"]
     assert {entry["track"]: entry["reason"] for entry in left_out} == {
         "gone.wav": "a link to nothing",
@@ -94,7 +94,7 @@ def test_two_encodings_of_a_track_are_on_the_same_side(tmp_path):
         for name in (f"{number} café.wav", f"{number} CAFE\u0301.mp3"):
             (tmp_path / name).write_bytes(name.encode())
     sides = {}
-    for track in find([tmp_path], validation_share=0.3)[0]:
+    for track in find_tracks([tmp_path], validation_share=0.3)[0]:
         sides.setdefault(track.name.split()[0], []).append(track.split)
     assert all(len(found) == 2 and len({*found}) == 1 for found in sides.values())
     assert {found[0] for found in sides.values()} == {"train", "validation"}
@@ -102,8 +102,13 @@ def test_two_encodings_of_a_track_are_on_the_same_side(tmp_path):
     few.mkdir()
     for name in ("a.wav", "a.flac", "b.wav", "b.flac"):
         (few / name).write_bytes(name.encode())
-    assert sorted(track.split for track in find([few], validation_share=1e-9)[0]) == ["train"] * 2 + ["validation"] * 2
-    assert {track.split for track in find([few / "a.wav", few / "a.flac"], validation_share=1e-9)[0]} == {"train"}
+    assert (
+        sorted(track.split for track in find_tracks([few], validation_share=1e-9)[0])
+        == ["train"] * 2 + ["validation"] * 2
+    )
+    assert {track.split for track in find_tracks([few / "a.wav", few / "a.flac"], validation_share=1e-9)[0]} == {
+        "train"
+    }
 
 
 def test_files_of_one_name_are_all_kept_and_keep_their_split(tmp_path):
@@ -112,11 +117,11 @@ def test_files_of_one_name_are_all_kept_and_keep_their_split(tmp_path):
         folder.mkdir(parents=True)
         for track in range(20):
             (folder / f"{track:02d}.wav").write_bytes(bytes([number, track]) * (number + 1))
-    tracks, left_out, _, _ = find(folders)
+    tracks, left_out, _, _ = find_tracks(folders)
     assert len(tracks) == 60 and not left_out and len({track.name for track in tracks}) == 60
-    alone = {track.path: track.split for folder in folders for track in find([folder])[0]}
+    alone = {track.path: track.split for folder in folders for track in find_tracks([folder])[0]}
     assert {track.path: track.split for track in tracks} == alone
-    assert {track.path: track.split for track in find(folders[::-1])[0]} == alone
+    assert {track.path: track.split for track in find_tracks(folders[::-1])[0]} == alone
 
 
 def test_streamed_loudness_equals_the_whole(tmp_path):

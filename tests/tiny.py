@@ -9,7 +9,7 @@ import numpy as np
 
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.data_pipelines.tokens import TokenWriter
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 
 TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec")
 
@@ -162,7 +162,7 @@ def token_records(folder: pathlib.Path) -> pathlib.Path:
 
 def batch(config):
     """The first batch of the configuration's data, numbers alone, as JAX arrays."""
-    stream = iterator.create(config.data, split="train", batch_size=config.batch_size, seed=config.seed)
+    stream = iterator.train_batches(config.data, split="train", batch_size=config.batch_size, seed=config.seed)
     try:
         found = next(stream)
     finally:

@@ -224,10 +224,11 @@ def _prepare(flags):
 
 
 def _doctor(flags):
-    from bandtok_jax.data_pipelines import doctor, token_doctor, tokens
+    from bandtok_jax.data_pipelines import doctor, token_doctor
+    from bandtok_jax.data_pipelines.token_manifest import MANIFEST
     from bandtok_jax.runtime import storage
 
-    if tokens.MANIFEST in storage.names(flags.data):
+    if MANIFEST in storage.names(flags.data):
         _print(token_doctor.report(flags.data, flags.columns))
         return
     _print(doctor.report(doctor.inspect(flags.data, flags.clip_samples)))
@@ -248,7 +249,7 @@ def _tokenize(flags):
         return  # process 0 speaks for all
     for split, counts in manifest["splits"].items():
         hours = counts["columns"] / manifest["columns_per_second"] / 3600
-        _print(f"{flags.output}: {split}: {counts['pieces']} pieces, {counts['columns']} columns, {hours:.2f} h")
+        _print(f"{flags.output}: {split}: {counts['records']} records, {counts['columns']} columns, {hours:.2f} h")
     for entry in manifest["left_out"]:
         _print(f"left out: {entry['track']}: {entry['reason']}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.data_pipelines.tokens import manifest as token_manifest
+from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from bandtok_jax.evaluation.comparison import references, systems
 from bandtok_jax.evaluation.comparison.runner import MEASURE_VALUES, SOUND_FACTS, Settings, run
 from bandtok_jax.evaluation.metrics import catalogue, embeddings, external_command, token_perplexity, visqol
@@ -137,7 +137,7 @@ def _predictions(flags: Any, records: list[tuple[str, str]]) -> dict[str, dict[s
     """What each language model makes of those of the token records that its tokenizer wrote, by its name."""
     hashes, found = {}, {}
     for of, path in records:
-        hashes.setdefault(token_manifest(path)["weight_hash"], []).append((of, path))
+        hashes.setdefault(read_token_manifest(path)["weight_hash"], []).append((of, path))
     for text in flags.language_model:
         name, path, _ = _named_model("--language-model", text, vocoder=False)
         if name in found:

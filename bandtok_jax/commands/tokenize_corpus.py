@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.data_pipelines import sources
-from bandtok_jax.data_pipelines.full_tracks import Track, read_tracks
-from bandtok_jax.data_pipelines.shards import Damaged
-from bandtok_jax.data_pipelines.tokens import TokenWriter, manifest
+from bandtok_jax.data_pipelines.full_tracks import FullTrack, open_tracks
+from bandtok_jax.data_pipelines.shards import DamagedShard
+from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
+from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import untrusted
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.training import distributed
@@ -42,7 +43,7 @@ class _Shard:
 
     split: str
     number: int
-    tracks: list[Track]
+    tracks: list[FullTrack]
     copies: int
 
 
@@ -86,7 +87,7 @@ def tokenize(
         )
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
-    splits = read_tracks(data, codec.sample_rate_hz, pieces)
+    splits = open_tracks(data, codec.sample_rate_hz, pieces)
     texts = read_embeddings(embeddings, {track.name for tracks in splits.values() for track in tracks})
     shards = [shard for split, tracks in splits.items() for shard in _shards(split, tracks, offsets)]
     facts = dict(
@@ -116,7 +117,7 @@ def tokenize(
                 writer.finish(expected)
             else:
                 _wait(lambda: writer.finished)
-        return manifest(output)
+        return read_token_manifest(output)
 
 
 def _sha256(path) -> str:
@@ -130,7 +131,7 @@ def _wait(arrived) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _shards(split: str, tracks: list[Track], offsets: int) -> Iterator[_Shard]:
+def _shards(split: str, tracks: list[FullTrack], offsets: int) -> Iterator[_Shard]:
     length = max(TRACKS_A_SHARD, math.ceil(len(tracks) / MOST_SHARDS))
     for number, first in enumerate(range(0, len(tracks), length)):
         yield _Shard(split, number, tracks[first : first + length], offsets if split == "train" else 1)
@@ -155,7 +156,7 @@ def _write(
         device = devices.get()
         try:
             return list(_pieces(codec, track, shard.copies, texts, device))
-        except Damaged as error:
+        except DamagedShard as error:
             if not skip_damaged:
                 raise
             return error
@@ -197,7 +198,7 @@ def _in_order(pool, function, tasks, ahead: int) -> Iterator[Any]:
 def _records(results, left_out: list, named: set[str], bar: tqdm, sample_rate_hz: int) -> Iterator[dict[str, Any]]:
     """The records of tracks; what could not be read goes to `left_out`, and each damaged file is named once."""
     for track, found in results:
-        if isinstance(found, Damaged):
+        if isinstance(found, DamagedShard):
             left_out.append({"track": track.name, "reason": found.finding})
             if found.finding not in named:
                 named.add(found.finding)
@@ -234,7 +235,7 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
     return {name: padded.get(name, np.zeros((longest, *widths), np.float32)) for name in names}
 
 
-def listen(codec: Codec, track: Track) -> Iterator[np.ndarray]:
+def listen(codec: Codec, track: FullTrack) -> Iterator[np.ndarray]:
     """A track as blocks `[S]` at the codec's rate, at the loudness that its tokenizer was trained with."""
     gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
     # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
@@ -242,10 +243,10 @@ def listen(codec: Codec, track: Track) -> Iterator[np.ndarray]:
 
 
 def _pieces(
-    codec: Codec, track: Track, copies: int, texts: dict[str, np.ndarray], device: jax.Device
+    codec: Codec, track: FullTrack, copies: int, texts: dict[str, np.ndarray], device: jax.Device
 ) -> Iterator[dict[str, Any]]:
     """The token records of a track, copy by copy."""
-    track = track.at_hand()
+    track = track.loaded()
     heard = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
     for copy in range(copies):
         offset = copy * codec.samples_per_column // copies

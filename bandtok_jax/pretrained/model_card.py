@@ -98,20 +98,20 @@ def _describe_tokens(folder: str) -> str:
     manifest = _read(os.path.join(folder, _TOKEN_MANIFEST))
     if not manifest:
         return "token records, whose manifest could not be read when this was exported"
-    train = manifest["splits"].get("train", {"pieces": 0, "columns": 0})
+    train = manifest["splits"].get("train", {"records": 0, "columns": 0})
     hours = train["columns"] / manifest["columns_per_second"] / 3600
     origin = _describe_source(manifest["data"]) if "data" in manifest else "data that is not recorded"
-    return f"tokens of {train['pieces']} pieces, {hours:.2f} h with all shifted copies, from {origin}"
+    return f"tokens of {train['records']} records, {hours:.2f} h with all shifted copies, from {origin}"
 
 
 def _read(path: str) -> dict:
     """A manifest; empty where there is none, and where it is damaged: the weights can be exported all the same."""
     if not os.path.isfile(path):
         return {}
-    from bandtok_jax.data_pipelines import records, tokens
+    from bandtok_jax.data_pipelines import records, token_manifest
 
     folder, name = os.path.split(path)
     try:
-        return records.read_manifest(folder) if name == _MANIFEST else tokens.manifest(folder)
+        return records.read_manifest(folder) if name == _MANIFEST else token_manifest.read_token_manifest(folder)
     except (ValueError, OSError):
         return {}

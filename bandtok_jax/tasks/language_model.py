@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from bandtok_jax.data_pipelines import tokens
+from bandtok_jax.data_pipelines import token_manifest, token_source
 from bandtok_jax.generation import SAMPLING, autoregressive
 from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
@@ -69,7 +69,7 @@ class LanguageModel(Task):
     @functools.cached_property
     def _manifest(self) -> dict:
         """What is known of the tokens that the model learns."""
-        return tokens.manifest(self._folder)
+        return token_manifest.read_token_manifest(self._folder)
 
     @property
     def tokenizer_hash(self) -> str:
@@ -78,7 +78,7 @@ class LanguageModel(Task):
     @property
     def caption_fraction(self) -> float:
         """Share of the training pieces that have a caption; -1 where the tokens do not say."""
-        share = tokens.caption_fraction(self._manifest)
+        share = token_manifest.caption_fraction(self._manifest)
         return -1.0 if share is None else share
 
     @property
@@ -108,7 +108,8 @@ class LanguageModel(Task):
                 "from  bandtok prepare --tracks",
                 stacklevel=2,
             )
-        return {"row_unigrams": tokens.row_unigrams(tokens.TokenSource(self._folder, "train"), model.codebook_size)}
+        source = token_source.TokenSource(self._folder, "train")
+        return {"row_unigrams": token_source.row_unigrams(source, model.codebook_size)}
 
     def frozen_spec(self):
         model = self.config.model
@@ -129,7 +130,7 @@ class LanguageModel(Task):
 
     def _embedding_shape(self) -> tuple[int, int]:
         """Of the text of an example: how many embeddings of which width."""
-        width, record = self.config.model.text_dim, tokens.TokenSource(self._folder, "train")[0]
+        width, record = self.config.model.text_dim, token_source.TokenSource(self._folder, "train")[0]
         shape = np.shape(record.get("embedding"))
         if shape[-1:] != (width,):
             found = f"embeddings of width {shape[-1]}" if shape else "no embeddings"
@@ -285,7 +286,7 @@ class LanguageModel(Task):
 def _are_levels(folder: str) -> bool:
     """Whether the rows of these tokens are residual levels; False where there are no tokens, as for a plan."""
     try:
-        return bool(folder) and tokens.manifest(folder)["row_kind"] == "residual"
+        return bool(folder) and token_manifest.read_token_manifest(folder)["row_kind"] == "residual"
     except FileNotFoundError:
         return False
 

@@ -98,7 +98,7 @@ def _train(
             return {}
         share = program.share(config.batch_size)
         data = dict(batch_size=config.batch_size, seed=config.seed)
-        batches = iterator.create(config.data, split="train", **data, **share, start=position)
+        batches = iterator.train_batches(config.data, split="train", **data, **share, start=position)
         first_batch = next(batches)
         if overfit_one_batch:
             evaluation = [first_batch]

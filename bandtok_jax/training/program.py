@@ -151,7 +151,7 @@ class Program:
         return promise
 
     def share(self, batch_size: int) -> dict[str, int]:
-        """Which rows of a global batch this process reads, for `iterator.create`: those that its devices hold.
+        """Which rows of a global batch this process reads, for `iterator.train_batches`: those that its devices hold.
 
         Processes that are parts of one tensor-parallel group read the same.
         """

@@ -168,7 +168,7 @@ def begin(program, config, frozen, first_batch, init_from, share: dict, *, alone
     """The state before the first step: with the weights of another run, or as the task warms up on its first batches.
 
     Args:
-      share: which rows of a batch this process reads, see `iterator.create`.
+      share: which rows of a batch this process reads, see `iterator.train_batches`.
       alone: there is no other batch than the first one.
     """
     state = program.init()
@@ -238,7 +238,7 @@ def _has_discriminator(origin: str) -> bool:
 
 def _take(config, count: int, share: dict):
     """The first `count` batches after the first one, from a stream of their own."""
-    stream = iterator.create(
+    stream = iterator.train_batches(
         config.data, split="train", batch_size=config.batch_size, seed=config.seed, **share, start=config.batch_size
     )
     try:

@@ -145,14 +145,14 @@ def choose(originals: Sequence[Original], piece_seconds: float, limit_seconds: f
 
 
 def _records(directory: str, split: str) -> list[Original]:
-    found = full_tracks.read_tracks(directory, SYNTHETIC_RATE_HZ, SYNTHETIC_PIECES)
+    found = full_tracks.open_tracks(directory, SYNTHETIC_RATE_HZ, SYNTHETIC_PIECES)
     if split not in found:
         raise ValueError(f"{directory} has no records in the split {split}: choose --split from {', '.join(found)}")
     fingerprint = "" if directory == "synthetic" else records.read_manifest(directory)["fingerprint"]
 
     def original(track):
         read = lambda: (
-            block.astype(np.float32) / np.float32(waveform.INT16_SCALE) for block in track.at_hand().blocks()
+            block.astype(np.float32) / np.float32(waveform.INT16_SCALE) for block in track.loaded().blocks()
         )
         identity = f"{fingerprint} {split} {track.name}"
         seconds = track.samples / track.sample_rate_hz
@@ -174,7 +174,7 @@ def _refuse_sounds_of(output: str, data: Sequence[str]) -> None:
 def _files(
     data: Sequence[str], split: str | None, tracks_csv: str | None
 ) -> tuple[list[Original], list[str], dict[str, int]]:
-    found, left_out, others, remarks = discovery.find(data, csv_path=tracks_csv, validation_share=0)
+    found, left_out, others, remarks = discovery.find_tracks(data, csv_path=tracks_csv, validation_share=0)
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
     originals, notes = [], [f"{entry['track']}: {entry['reason']}" for entry in left_out]

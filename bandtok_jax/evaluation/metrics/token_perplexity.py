@@ -8,7 +8,7 @@ import numpy as np
 
 from bandtok_jax.codecs.component import Stage
 from bandtok_jax.data_pipelines.crops import TokenCrop
-from bandtok_jax.data_pipelines.tokens import TokenSource
+from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.runtime.progress import progress_bar
 
 WINDOWS = 8  # in a batch; affects speed and memory alone

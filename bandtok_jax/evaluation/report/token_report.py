@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 
 from bandtok_jax.audio.audio_file import UnreadableAudio
-from bandtok_jax.data_pipelines.tokens import MANIFEST, TokenSource
+from bandtok_jax.data_pipelines.token_manifest import MANIFEST
+from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.evaluation.comparison.references import Original, Piece
 from bandtok_jax.evaluation.metrics import mutual_information, token_statistics, tsne
 from bandtok_jax.plotting import plots
