@@ -44,6 +44,6 @@ def test_what_computes_leaves_out_what_few_need():
 
 
 def test_data_needs_no_jax():
-    modules = ("doctor", "prepare", "synthetic", "tokens", "tfds_sources")
+    modules = ("doctor", "prepare", "synthetic", "token_source", "tfds_sources")
     program = "".join(f"import bandtok_jax.data_pipelines.{module}\n" for module in modules)
     assert _imported(program) <= {"numpy", "soundfile"}
