@@ -32,6 +32,7 @@ _CLAUSE = re.compile(
 _MARKS = re.compile(r"[:;](?=\s)")
 _FRAGMENT = re.compile(r"(?:^|[;:]) (of|likewise)\b")  # "seed: of the weights", "; of a file, its size"
 _SOUND = re.compile(r"(?:^|_)sounds?(?:_|$)|Sound(?![a-z])")
+_FLAGS = re.compile(r"--[\w-]+|\b(?:piece_seconds|figure_piece)\b")  # the names of flags do not change
 _VAGUE = {"found", "made", "one", "there", "given", "how"}  # a local name says what it holds
 _NO_VERB = {"Its", "This", "Thus", "Whether", "As", "Is", "Always", "Perhaps", "Classes", "Hertz", "Plus", "Less"}
 # From Python 3.12 on, the text of an f-string is a token of its own.
@@ -44,7 +45,8 @@ def faults(path: pathlib.Path) -> Iterator[str]:
     shown = path.relative_to(ROOT)
     text = path.read_text()
     if path.suffix != ".py":
-        for number, line in enumerate(text.split("\n"), 1):
+        prose = re.sub(r"```.*?```|`[^`\n]*`", lambda code: "\n" * code[0].count("\n"), text, flags=re.DOTALL)
+        for number, line in enumerate((prose if path.suffix == ".md" else text).split("\n"), 1):
             for word in _WORD.findall(line):
                 yield f"{shown}:{number}: {word!r}"
         for paragraph in _paragraphs(text) if path.suffix == ".md" else _comments(text):
@@ -55,7 +57,7 @@ def faults(path: pathlib.Path) -> Iterator[str]:
         return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in _READ:
-            spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", token.string)
+            spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(_FLAGS, "", token.string))
             for word in _WORD.findall(spaced.replace("_", " ") if token.type == tokenize.NAME else spaced):
                 yield f"{shown}:{token.start[0]}: {word!r}"
         if token.type == tokenize.NAME and _SOUND.search(token.string):
