@@ -20,7 +20,8 @@ import sys
 import threading
 import time
 
-RESTART_EXIT_CODE = 42  # of a training: "please start me again"; what xpk takes it for by default
+from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
+
 _POLL_SECONDS = 0.1
 
 

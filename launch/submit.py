@@ -18,7 +18,8 @@ import sys
 
 from ml_collections import ConfigDict
 
-from bandtok_jax.cli import verbs
+from bandtok_jax.cli import dispatch
+from bandtok_jax.cli.parser import config_overrides
 from bandtok_jax.config import experiment
 from bandtok_jax.launch import check_flags, render
 from bandtok_jax.runtime import accelerators, untrusted
@@ -103,8 +104,8 @@ def _check_arguments(kind: str, arguments: list[str]) -> tuple[str, ConfigDict |
     """Reads the arguments as `bandtok train` will; returns the run folder, and the configuration if it lies here."""
     if not arguments:
         raise ValueError("nothing to train: give the arguments of `bandtok train` after --")
-    train, rest = verbs.parser().parse_known_args(["train", *arguments])
-    overrides, config = verbs.overrides(rest, train.parser), None
+    train, rest = dispatch.parser().parse_known_args(["train", *arguments])
+    overrides, config = config_overrides(rest, train.parser), None
     if "://" not in train.config:
         config = experiment.load_config(train.config, overrides)
         name = train.config.partition(":")[0]

@@ -22,7 +22,7 @@ import signal
 import sys
 import warnings
 
-from bandtok_jax.cli import dispatch as cli
+from bandtok_jax.cli import messages
 
 LONGEST_LINE = 500
 EXTREMES = (0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
@@ -103,7 +103,7 @@ def _end_of(read, path, named, seconds) -> str:
         return "taken"
     except (ValueError, FloatingPointError, OSError, ImportError) as error:  # as the command line does
         signal.setitimer(signal.ITIMER_REAL, 0)
-        line = cli._one_line(error)
+        line = messages.one_line(error)
         if len(line) >= LONGEST_LINE or not line.isprintable() or named not in line:
             return f"{type(error).__name__}, {len(line)} letters, of {named!r}: {line[:300]!r}"
         return "refused"

@@ -12,8 +12,8 @@ from absl import flags
 import jax
 
 from bandtok_jax import tasks
-from bandtok_jax.launch.processes import RESTART_EXIT_CODE
 from bandtok_jax.layers import convolution
+from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
 from bandtok_jax.training import distributed, loop, sharding
 from tests import tiny
 

@@ -15,7 +15,8 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
-from bandtok_jax.cli import verbs
+from bandtok_jax.cli import dispatch
+from bandtok_jax.cli.parser import config_overrides, expand_home
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import code_files, describe_config
@@ -132,16 +133,16 @@ def test_a_refused_verb_leaves_no_folder(arguments, tmp_path, monkeypatch, capsy
 
 def test_home_is_expanded_where_no_shell_does(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    flags = verbs.parser().parse_args(["evaluate", "--codec=a=~/m", "--data", "~/x", "y~", "--output=~/report"])
-    verbs.expand_home(flags)
+    flags = dispatch.parser().parse_args(["evaluate", "--codec=a=~/m", "--data", "~/x", "y~", "--output=~/report"])
+    expand_home(flags)
     assert (flags.codec, flags.data, flags.output) == (["a=/home/me/m"], ["/home/me/x", "y~"], "/home/me/report")
     config = experiment.load_config("bandtok:tiny", {"tokenizer": "~/runs/tokenizer"})
     assert config.tokenizer == "/home/me/runs/tokenizer"
 
 
 def test_train_overrides():
-    parser = verbs.parser()
-    assert verbs.overrides(["--config.a.b=1=2", "--config.c", "3"], parser) == {"a.b": "1=2", "c": "3"}
+    parser = dispatch.parser()
+    assert config_overrides(["--config.a.b=1=2", "--config.c", "3"], parser) == {"a.b": "1=2", "c": "3"}
 
 
 def test_a_misspelt_config_key_names_the_near_miss(tmp_path, capsys):
@@ -154,7 +155,7 @@ def test_config_prints_what_train_reads(tmp_path, capsys):
     printed = capsys.readouterr().out
     flags = shlex.split(printed, comments=True)  # as a shell reads it
     expected = experiment.load_config("vocos:small", {"batch_size": "3", "data.gain_db": "(0.0, 1.0)"})
-    overrides = verbs.overrides(flags, verbs.parser())
+    overrides = config_overrides(flags, dispatch.parser())
     again = experiment.load_config("vocos:small", overrides)
     assert experiment.plain(again) == experiment.plain(expected) and len(flags) == len(
         describe_config.descriptions(again)

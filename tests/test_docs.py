@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from bandtok_jax.cli import verbs
+from bandtok_jax.cli import dispatch
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,7 +30,7 @@ def test_every_command_is_understood(page, text):
         elif words[0] == "python":
             assert words[1] == "-m" or (ROOT / words[1]).is_file(), line
         elif words[0] == "bandtok":
-            _, rest = verbs.parser().parse_known_args(words[1:])
+            _, rest = dispatch.parser().parse_known_args(words[1:])
             assert all(word.startswith("--config.") for word in rest), line
         else:
             assert words[0] in PROGRAMS, line

@@ -1,5 +1,6 @@
 """Errors of other libraries reach a person as one line with a cure."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def test_out_of_memory_names_what_to_lower(monkeypatch, capsys):
     def fail(flags):
         raise error
 
-    monkeypatch.setitem(cli._RUN, "train", fail)
+    monkeypatch.setitem(cli.VERBS, "train", dataclasses.replace(cli.VERBS["train"], run=fail))
     assert cli.main(["train", "--config=bandtok:tiny", "--workdir=run"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "out of memory (9663676416 bytes more were asked for): lower --config.batch_size" in line
@@ -34,7 +35,7 @@ def test_out_of_memory_names_what_to_lower(monkeypatch, capsys):
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(cli._RUN, "doctor", lambda flags: [][0])
+    monkeypatch.setitem(cli.VERBS, "doctor", dataclasses.replace(cli.VERBS["doctor"], run=lambda flags: [][0]))
     with pytest.raises(IndexError):
         cli.main(["doctor", "--data=records"])
 

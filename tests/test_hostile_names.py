@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 
-from bandtok_jax.cli import dispatch as cli
+from bandtok_jax import cli
+from bandtok_jax.cli import messages
 from bandtok_jax.evaluation.comparison import references
 from bandtok_jax.evaluation.report import aggregate
 from tests import evaluations, music_files
@@ -79,6 +80,6 @@ def test_no_verb_prints_control_characters(tmp_path, capsys):
         assert cli.main(wrong) == 1
     with warnings.catch_warnings():
         warnings.warn_explicit("a\x1b[31m note", UserWarning, "a.py", 1, registry=None)
-    cli._print("a\x1b[31m\nb")
+    messages.show("a\x1b[31m\nb")
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err and "left out" in printed.out and printed.out.endswith("\nb\n")

@@ -23,7 +23,7 @@ def test_help_imports_no_slow_package():
     program = (
         "import contextlib, io\n"
         "from bandtok_jax.cli import dispatch as cli\n"
-        "for arguments in [[], *([verb] for verb in cli._RUN)]:\n"
+        "for arguments in [[], *([verb] for verb in cli.VERBS)]:\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         "        cli.main([*arguments, '--help'])\n"
     )

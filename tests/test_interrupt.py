@@ -25,11 +25,12 @@ def _wait_for(path, process):
 
 INTERRUPTED_WHILE_IT_COMPILES = """
 import signal, sys, threading
-from bandtok_jax.cli import dispatch as cli
+from bandtok_jax import cli
+from bandtok_jax.runtime.compile_cache import COMPILING
 from bandtok_jax.training import state
 
 def begin(*_, **__):
-    assert any(thread.name == cli.COMPILING for thread in threading.enumerate())
+    assert any(thread.name == COMPILING for thread in threading.enumerate())
     signal.raise_signal(signal.SIGINT)
 
 state.begin = begin

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax.cli import verbs
+from bandtok_jax.cli import dispatch
+from bandtok_jax.cli.parser import config_overrides
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from tests import tiny
@@ -41,9 +42,9 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
     parsed = {}
     for program, *arguments in commands:
         assert program == "bandtok"
-        flags, rest = verbs.parser().parse_known_args(arguments)
+        flags, rest = dispatch.parser().parse_known_args(arguments)
         if flags.verb == "train":
-            config = experiment.load_config(flags.config, verbs.overrides(rest, flags.parser))
+            config = experiment.load_config(flags.config, config_overrides(rest, flags.parser))
             parsed[config.task] = config
         else:
             assert not rest

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bandtok_jax.cli import dispatch as cli
+from bandtok_jax import cli
+from bandtok_jax.cli import messages
 from bandtok_jax.data_pipelines import discovery, track_table
 from tests import fuzz
 from tests.music_files import make_music, run
@@ -78,7 +79,7 @@ def test_the_same_table_in_many_dialects(table, text, encoding):
 def test_what_is_not_understood_is_an_error(table, tmp_path, text, error):
     with pytest.raises(ValueError) as refused:
         table(text)
-    line = cli._one_line(refused.value)
+    line = messages.one_line(refused.value)
     assert error in line and str(tmp_path / "tracks.csv") in line and len(line) < 500
 
 
