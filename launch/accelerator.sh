@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Prints the extra of the package that the accelerator of this machine needs: cuda13, cuda12, tpu, or nothing.
-#   bash launch/accelerator.sh [ROOT]        ROOT: where /proc and /sys are looked for (default: /)
+#   bash launch/accelerator.sh [ROOT]        ROOT: the parent of /proc and /sys (default: /)
 # JAX's wheels for CUDA 13 require driver 580 and compute capability 7.5, those for CUDA 12 driver 525 and 5.2.
-# Nothing is printed where JAX_PLATFORMS=cpu.
+# Prints nothing with JAX_PLATFORMS=cpu.
 # https://docs.jax.dev/en/latest/installation.html
 set -euo pipefail
 root="${1:-}"
 [ "${JAX_PLATFORMS:-}" != cpu ] || exit 0
 
-# The driver's major version and the lowest compute capability of all GPUs, such as "580 90"; nothing without a GPU.
+# Prints the major version of the driver and the lowest compute capability of all GPUs, such as "580 90".
 nvidia() {
   local gpus
   if gpus="$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null)"; then
@@ -18,7 +18,7 @@ nvidia() {
   fi
 }
 
-# Chips of Google on the PCI bus; its network card has another number. The list is jax's (hardware_utils.py).
+# Finds Google's TPU chips on the PCI bus; its network card has another number. The list is JAX's (hardware_utils.py).
 tpu() {
   local vendor
   for vendor in "$root"/sys/bus/pci/devices/*/vendor; do

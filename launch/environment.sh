@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# Makes an environment in the source tree and installs the package into it; to be sourced.
-#   source launch/environment.sh EXTRAS      such as "test,eval" or "" for none; "accelerator" is that of this machine
-# PYTHON=3.11 (or the path of a program) chooses the Python, in an environment of its own, .venv-3.11. Without it, the
-# environment is .venv, made with the newest Python there is.
-# Installs only when setup.cfg, pyproject.toml or EXTRAS changed since the last time, so that it needs no network then.
+# Creates an environment in the source tree and installs the package into it. Source this file.
+#   source launch/environment.sh EXTRAS      such as "test,eval", or "accelerator" for that of this machine
+# PYTHON=3.11 (or the path of a Python) selects the Python for an environment of its own, .venv-3.11. Without it, the
+# environment is .venv with the newest Python of this machine.
+# Installs only if setup.cfg, pyproject.toml or EXTRAS have changed, so a second call needs no network.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-# The command of a Python of one of these versions, the first of them that there is. The shims of pyenv may not run.
+# Prints the command of a Python of the first of these versions that exists. The shims of pyenv may not run.
 find_python() {
   local version candidate pyenv
   pyenv="${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "$HOME/.pyenv")}"
@@ -38,7 +38,7 @@ if [ -n "${PYTHON:-}" ] && [ "$(version_of "$venv/bin/python")" != "$(version_of
   venv="$root/.venv-$(version_of "$python")"
 fi
 if [ ! -x "$venv/bin/python" ]; then
-  echo "making the environment $venv with $("$python" --version)"
+  echo "creating the environment $venv with $("$python" --version)"
   "$python" -m venv "$venv"
 fi
 
@@ -48,10 +48,11 @@ if [ "$extras" = accelerator ]; then
 fi
 stamp="$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum) extras=$extras"
 if ! grep -qxF "$stamp" "$venv/installed" 2>/dev/null; then
-  echo "installing bandtok_jax ${extras:+with [$extras] }and what it needs (a minute; with CUDA several)"
+  echo "installing bandtok_jax ${extras:+with [$extras] }and its dependencies (a minute, several with CUDA)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
   echo "$stamp" >> "$venv/installed"
 fi
 export PATH="$venv/bin:$PATH"
-# On Linux, large arrays in large pages: a training step on the CPU otherwise spends a seventh of its time on page faults.
+# Places large arrays in large pages on Linux. A training step on the CPU otherwise spends a seventh of its time on page
+# faults.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

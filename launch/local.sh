@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All stages on one machine: records, tokenizer, vocoder, tokens, language model, export, new music, report.
+# Runs all stages on one machine: records, tokenizer, vocoder, tokens, language model, export, generated music, report.
 #   bash launch/local.sh --music DIR [--output runs/mine] [--size tiny|small|base] [--tracks tracks.csv]
 #                        [--validation-share X] [--prompt TEXT] [--dry-run] [--config.KEY=VALUE ...]
-# DIR is a folder of sound files, or `synthetic` for the music that comes with the package. A prompt needs captions,
-# which the tracks.csv gives.
-# Every stage goes on where it stopped: start the same command again after an interruption.
-# --config.KEY=VALUE goes to all three trainings; name one of them by --tokenizer.KEY=, --vocoder.KEY= or
-# --language-model.KEY= instead. --dry-run only prints what would be run.
+# DIR is a folder of audio files, or `synthetic` for the synthetic music of the package. A prompt needs captions from
+# tracks.csv.
+# The same command resumes an interrupted stage.
+# --config.KEY=VALUE applies to all three trainings; --tokenizer.KEY=, --vocoder.KEY= or --language-model.KEY= applies to
+# one of them. --dry-run only prints the commands.
 set -euo pipefail
 
 dry="" music="" output="runs/local" size="tiny" tracks=() share=() prompt="" seconds=10 offsets=4
@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$music" ] || usage
-# A shell leaves ~ in --output=~/x to the program.
+# A shell does not expand ~ in --output=~/x.
 absolute() {
   case "$1" in /*|synthetic*) echo "$1" ;; \~|\~/*) echo "$HOME${1#\~}" ;; *) echo "$PWD/$1" ;; esac
 }
@@ -55,10 +55,10 @@ run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 
 step "1/6 records: $music"
 run bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"} ${share[@]+"${share[@]}"}
-step "2/6 tokenizer: sound to a grid of codes"
+step "2/6 tokenizer: audio to a grid of codes"
 run bandtok train --config="bandtok:$size" --workdir="$output/tokenizer" --config.data.sources="$output/data" \
   ${tokenizer[@]+"${tokenizer[@]}"}
-step "3/6 vocoder: mel pictures to sound"
+step "3/6 vocoder: mel spectrograms to audio"
 run bandtok train --config="vocos:$size" --workdir="$output/vocoder" --config.data.sources="$output/data" \
   ${vocoder[@]+"${vocoder[@]}"}
 step "4/6 tokens of the whole corpus"
@@ -67,7 +67,7 @@ step "5/6 language model over the grid"
 run bandtok train --config="language_model:$size" --workdir="$output/language_model" \
   --config.data.tokens="$output/tokens" --config.tokenizer="$output/tokenizer" --config.vocoder="$output/vocoder" \
   ${language_model[@]+"${language_model[@]}"}
-step "6/6 export, new music, report"
+step "6/6 export, generated music, report"
 run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
 run bandtok generate --model="$output/model" ${prompt:+--prompt "$prompt"} --seconds "$seconds" --seed 1 -o "$output/generated.wav"
 run python -m bandtok_jax.evaluation.report.run_page --runs "$output" --data "$output/data" --output "$output/report.html" \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# N processes of `bandtok train` on this machine's CPU, which find each other over loopback: a training of many hosts
-# in small, to try a mesh or a restart before it costs anything.
+# Runs N processes of `bandtok train` on the CPU of this machine, which find each other over loopback. This tries a mesh
+# or a restart of a training on several hosts.
 #   bash launch/processes.sh N DEVICES_PER_PROCESS -- --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...]
-# The lines of each process begin with its number. SIGTERM (or Ctrl-C) lets all of them save and leave with 42.
+# Each line of output begins with the number of its process. SIGTERM and Ctrl-C let all processes save and exit with 42.
 set -euo pipefail
 [ $# -ge 4 ] && [ "$3" = -- ] || { sed -n '4s/^# *//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 processes="$1" devices="$2"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to new music in a quarter of an hour on two CPU cores: makes the environment, installs, and runs every
-# stage at its smallest size on music that the package itself composes. Nothing but Python packages is downloaded.
+# Creates an environment, installs the package, and runs every stage at its smallest size on synthetic music. This takes
+# about a quarter of an hour on two CPU cores, and downloads only Python packages.
 #   bash launch/quickstart.sh [OUTPUT]        default: runs/quickstart
-# Start it again to go on after an interruption; a run that is complete only writes its report anew.
+# The same command resumes an interrupted run. A complete run only writes its report again.
 set -euo pipefail
 output="${1:-runs/quickstart}"
 bash "$(dirname "${BASH_SOURCE[0]}")/local.sh" --music synthetic --output "$output" --size tiny \

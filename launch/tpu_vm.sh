@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# {{name}}: trains on TPUs {{slice}}, a queued resource of Cloud TPU that is asked for anew whenever it is preempted.
-# To be left running (tmux, a small machine). Stopped and started again, it takes up what it finds: the training runs in
-# a container on the hosts of the TPU and does not end with this script.
+# {{name}}: trains on TPUs {{slice}}. Requests a queued resource of Cloud TPU, and another one after a preemption.
+# Keep this script running (tmux, a small machine). The training runs in a container on the hosts of the TPU and does not
+# end with this script. A restarted script continues with the existing resource.
 set -euo pipefail
 name={{name}}
 where=(--project={{project}} --zone={{zone}})
 wanted=(--accelerator-type={{slice}} --runtime-version={{runtime_version}}{{spot}})
-# Starts the container on a host, unless it is there already.
+# Starts the container on a host, unless it is running.
 start={{start}}
 max_restarts={{max_restarts}} poll_seconds="${POLL_SECONDS:-30}"
 
@@ -25,26 +25,27 @@ again() {
     exit 1
   fi
 }
-# Of the exit codes of all hosts: complete, error (of ours, of docker, no such program), or again (42, killed, aborted).
-verdict() {
-  local found=complete code
+# Prints the outcome of the exit codes of all hosts: complete, error (ours, docker's, no such program), or again (42,
+# killed, aborted).
+outcome() {
+  local result=complete code
   for code in $1; do
     case "$code" in
       0) ;;
-      1 | 2 | 125 | 126 | 127) found=error; break ;;
-      *) found=again ;;
+      1 | 2 | 125 | 126 | 127) result=error; break ;;
+      *) result=again ;;
     esac
   done
-  echo "$found"
+  echo "$result"
 }
 
 say "logs: gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=0 --command='sudo docker logs --follow bandtok'"
-say "to end it, and its price: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
+say "to end it and its cost: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
 while true; do
   state="$(state)"
   case "$state" in
     "")
-      say "asking for ${wanted[*]}"
+      say "requesting ${wanted[*]}"
       create ;;
     ACTIVE)
       if ! on_hosts "$start"; then
@@ -60,13 +61,13 @@ while true; do
       failed_starts=0
       say "training"
       if ! codes="$(on_hosts 'sudo docker wait bandtok')"; then
-        say "the connection is lost; looking again"
+        say "the connection is lost; connecting again"
         sleep "$poll_seconds"
         continue
       fi
       # shellcheck disable=SC2086  # one word a host
-      say "the hosts left with" $codes
-      case "$(verdict "$codes")" in
+      say "exit codes of the hosts:" $codes
+      case "$(outcome "$codes")" in
         complete)
           say "complete: deleting $name"
           delete
@@ -81,7 +82,7 @@ while true; do
           on_hosts 'sudo docker rm --force bandtok' || true ;;
       esac ;;
     SUSPENDED | FAILED)
-      say "$state: asking for another one"
+      say "$state: requesting another one"
       again
       delete ;;
     *)

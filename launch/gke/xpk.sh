@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# {{name}}: a workload of xpk on TPUs {{slice}}. xpk starts it again after 42 ("start me again") and after 127 to 255
+# {{name}}: a workload of xpk on TPUs {{slice}}. xpk restarts it after exit codes 42 ("start me again") and 127 to 255
 # (killed, aborted), and ends it after any other exit code.
 set -euo pipefail
 exec xpk workload create \

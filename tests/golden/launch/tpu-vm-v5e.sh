@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# base-lm: trains on TPUs v5litepod-64, a queued resource of Cloud TPU that is asked for anew whenever it is preempted.
-# To be left running (tmux, a small machine). Stopped and started again, it takes up what it finds: the training runs in
-# a container on the hosts of the TPU and does not end with this script.
+# base-lm: trains on TPUs v5litepod-64. Requests a queued resource of Cloud TPU, and another one after a preemption.
+# Keep this script running (tmux, a small machine). The training runs in a container on the hosts of the TPU and does not
+# end with this script. A restarted script continues with the existing resource.
 set -euo pipefail
 name=base-lm
 where=(--project=p --zone=us-central1-a)
 wanted=(--accelerator-type=v5litepod-64 --runtime-version=v2-alpha-tpuv5-lite --spot)
-# Starts the container on a host, unless it is there already.
+# Starts the container on a host, unless it is running.
 start='sudo docker inspect bandtok >/dev/null 2>&1 || { sudo gcloud auth configure-docker us-docker.pkg.dev --quiet && sudo docker run --detach --name=bandtok --privileged --net=host --shm-size=16g --stop-timeout=120 us-docker.pkg.dev/p/images/bandtok:1 bash -c '"'"'export JAX_PLATFORMS=tpu,cpu && export JAX_COMPILATION_CACHE_DIR=/buckets/mine/runs/lm/compiled && mkdir -p /buckets/mine && gcsfuse --implicit-dirs --rename-dir-limit=200000 mine /buckets/mine && python -m bandtok_jax.launch.check_flags --accelerators=v5e:8x8 && exec bandtok train --config=language_model:base --workdir=/buckets/mine/runs/lm --config.data.tokens=/buckets/mine/tokens'"'"'; }'
 max_restarts=100 poll_seconds="${POLL_SECONDS:-30}"
 
@@ -25,26 +25,27 @@ again() {
     exit 1
   fi
 }
-# Of the exit codes of all hosts: complete, error (of ours, of docker, no such program), or again (42, killed, aborted).
-verdict() {
-  local found=complete code
+# Prints the outcome of the exit codes of all hosts: complete, error (ours, docker's, no such program), or again (42,
+# killed, aborted).
+outcome() {
+  local result=complete code
   for code in $1; do
     case "$code" in
       0) ;;
-      1 | 2 | 125 | 126 | 127) found=error; break ;;
-      *) found=again ;;
+      1 | 2 | 125 | 126 | 127) result=error; break ;;
+      *) result=again ;;
     esac
   done
-  echo "$found"
+  echo "$result"
 }
 
 say "logs: gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=0 --command='sudo docker logs --follow bandtok'"
-say "to end it, and its price: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
+say "to end it and its cost: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
 while true; do
   state="$(state)"
   case "$state" in
     "")
-      say "asking for ${wanted[*]}"
+      say "requesting ${wanted[*]}"
       create ;;
     ACTIVE)
       if ! on_hosts "$start"; then
@@ -60,13 +61,13 @@ while true; do
       failed_starts=0
       say "training"
       if ! codes="$(on_hosts 'sudo docker wait bandtok')"; then
-        say "the connection is lost; looking again"
+        say "the connection is lost; connecting again"
         sleep "$poll_seconds"
         continue
       fi
       # shellcheck disable=SC2086  # one word a host
-      say "the hosts left with" $codes
-      case "$(verdict "$codes")" in
+      say "exit codes of the hosts:" $codes
+      case "$(outcome "$codes")" in
         complete)
           say "complete: deleting $name"
           delete
@@ -81,7 +82,7 @@ while true; do
           on_hosts 'sudo docker rm --force bandtok' || true ;;
       esac ;;
     SUSPENDED | FAILED)
-      say "$state: asking for another one"
+      say "$state: requesting another one"
       again
       delete ;;
     *)

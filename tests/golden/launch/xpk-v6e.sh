@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# base-lm: a workload of xpk on TPUs v6e-32. xpk starts it again after 42 ("start me again") and after 127 to 255
+# base-lm: a workload of xpk on TPUs v6e-32. xpk restarts it after exit codes 42 ("start me again") and 127 to 255
 # (killed, aborted), and ends it after any other exit code.
 set -euo pipefail
 exec xpk workload create \
