@@ -1,6 +1,6 @@
-"""The rooms of the package by floor, the imports between its files, and the picture of both in docs/architecture.svg.
+"""The rooms of the package by floor, the imports between its files, and the drawing docs/architecture.svg.
 
-python -m tests.import_graph    writes the picture
+python -m tests.import_graph    writes the drawing
 """
 
 import ast
@@ -130,7 +130,7 @@ def circles(arrows: list[tuple[str, str]]) -> list[list[str]]:
 WIDTH, HEIGHT, GAP = 900, 40, 12
 
 
-def picture() -> str:
+def drawing() -> str:
     """Returns the rooms as an SVG, floor below floor, each with its number of files and of rooms that use it."""
     counts: dict[str, int] = {}
     for module in files():
@@ -161,4 +161,4 @@ def picture() -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "docs" / "architecture.svg").write_text(picture())
+    (ROOT / "docs" / "architecture.svg").write_text(drawing())

@@ -40,6 +40,6 @@ def test_an_upward_import_and_a_circle_are_found():
     assert not import_graph.circles([("a", "b"), ("a", "c"), ("b", "c")])
 
 
-def test_the_picture_is_drawn_from_the_files():
+def test_the_drawing_is_up_to_date():
     drawn = (import_graph.ROOT / "docs" / "architecture.svg").read_text()
-    assert drawn == import_graph.picture(), "run  python -m tests.import_graph"
+    assert drawn == import_graph.drawing(), "run  python -m tests.import_graph"

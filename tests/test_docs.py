@@ -1,4 +1,4 @@
-"""What README and docs tell people to type exists, and their Python runs."""
+"""The commands, links, paths and Python of the pages are valid."""
 
 import pathlib
 import re
