@@ -39,12 +39,12 @@ FLOORS = (
 PURPOSES = {
     "launch": "machines and jobs",
     "cli": "verbs, flags, messages",
-    "commands": "what a verb does",
+    "commands": "the work of each verb, from Python",
     "planning": "memory and time of a step on absent devices",
     "training": "loop, checkpoints, reporting, processes",
     "evaluation/report": "tables, figures, pages",
     "evaluation/comparison": "references, systems, runner",
-    "evaluation/metrics": "numbers of audio and tokens",
+    "evaluation/metrics": "metrics of audio and of tokens",
     "pretrained": "model folders, cards, importers",
     "tasks": "training steps as pure functions",
     "codecs": "components wired together",
@@ -131,10 +131,7 @@ WIDTH, HEIGHT, GAP = 900, 40, 12
 
 
 def drawing() -> str:
-    """Returns the rooms as an SVG, floor below floor, each with its number of files and of rooms that use it."""
-    counts: dict[str, int] = {}
-    for module in files():
-        counts[room(module)] = counts.get(room(module), 0) + 1
+    """Returns the rooms as an SVG, floor below floor, each with the number of rooms that import from it."""
     users: dict[str, set[str]] = {}
     for start, end in imports():
         if room(start) and room(end) and room(start) != room(end):
@@ -155,7 +152,7 @@ def drawing() -> str:
                 f'<text x="{x + 12:g}" y="{y + 25}" font-weight="bold" fill="#1d2b3a">{name}</text>',
                 f'<text x="{x + 185:g}" y="{y + 25}" fill="#1d2b3a">{PURPOSES[name]}</text>',
                 f'<text x="{x + width - 12:g}" y="{y + 25}" text-anchor="end" fill="#4a6a8a">'
-                f"{counts.get(name, 0)} files, used by {above}</text>",
+                f"used by {above} rooms</text>",
             ]
     return "\n".join([*lines, "</svg>", ""])
 
