@@ -152,7 +152,7 @@ def drawing() -> str:
                 f'<text x="{x + 12:g}" y="{y + 25}" font-weight="bold" fill="#1d2b3a">{name}</text>',
                 f'<text x="{x + 185:g}" y="{y + 25}" fill="#1d2b3a">{PURPOSES[name]}</text>',
                 f'<text x="{x + width - 12:g}" y="{y + 25}" text-anchor="end" fill="#4a6a8a">'
-                f"used by {above} rooms</text>",
+                f"used by {above} room{'s' * (above != 1)}</text>",
             ]
     return "\n".join([*lines, "</svg>", ""])
 
