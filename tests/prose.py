@@ -31,7 +31,7 @@ _CLAUSE = re.compile(
 )
 _MARKS = re.compile(r"[:;](?=\s)")
 _FRAGMENT = re.compile(r"(?:^|[;:]) (of|likewise)\b")  # "seed: of the weights", "; of a file, its size"
-_SOUND = re.compile(r"(?:^|_)sounds?(?:_|$)|Sound(?![a-z])")
+_SOUND = re.compile(r"(?:^|_)sounds?(?:_|$)|Sound(?![a-z]|File)")  # SoundFile is a class of the package soundfile
 OWN = ("prose.py", "test_language.py")  # they hold the words as data
 _FLAGS = re.compile(r"--[\w-]+|\b(?:piece_seconds|figure_piece)\b")  # the names of flags do not change
 _VAGUE = {"found", "made", "one", "there", "given", "how"}  # a local name says what it holds
