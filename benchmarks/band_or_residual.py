@@ -152,14 +152,14 @@ def _run(run: str, result: dict, data: str) -> None:
         codes = token_report.read(tokens, "train").codes
         counts = token_statistics.count_codes([codes], codec.codebook_size)
         statistics = token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)
-        keep(codes=statistics, **mutual_information.dependence(codes))
+        keep(codes=statistics, **mutual_information.statistics(codes))
     for rope in ROPES:
         if rope in result:
             continue
         model = f"{run}-lm-{rope}"
         changed = {**LANGUAGE_MODEL, "seed": seed, "data.tokens": tokens, "model.rope": rope}
         _train("language_model:tiny", model, changed)
-        scores = token_perplexity.scores(read_stages(model)["language_model"], tokens)
+        scores = token_perplexity.evaluate(read_stages(model)["language_model"], tokens)
         codec = bandtok_jax.load(tokenizer, language_model=model)
         pieces = _pieces(tracks, codec)
         moved = continuations.drift(codec, pieces, start_seconds=START_SECONDS, seed=seed)
@@ -242,11 +242,11 @@ def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
             figures[name, "nats per token", rope] = [run[rope]["scores"][name] for run in runs]
         drift = [run[rope]["drift"] for run in runs]
         for number, when in ((0, "first"), (-1, "last")):
-            for name in ("continued", "reconstructed", "astray", "floor"):
+            for name in ("continuation_fad", "reconstruction_fad", "model_drift_fad", "reference_fad"):
                 values = [one[name][number] for one in drift]
-                if name in ("astray", "floor"):  # of the spread of what the codec can say at all
-                    values = [value / one["spread"] for value, one in zip(values, drift)]
-                unit = "" if name in ("continued", "reconstructed") else "share"
+                if name in ("model_drift_fad", "reference_fad"):  # in units of the variance of the reconstructions
+                    values = [value / one["variance"] for value, one in zip(values, drift)]
+                unit = "" if name in ("continuation_fad", "reconstruction_fad") else "share"
                 figures[f"{name}_{when}_slot", unit, rope] = values
     return figures
 
@@ -280,9 +280,9 @@ def _draw(found: list[dict], path: str) -> None:
             by_row = [[run[rope]["scores"][f"row_cross_entropy/{row:02d}"] for row in rows] for run in runs]
             line(axes[1], rows, np.exp(by_row), f"{arm}, {rope.upper()}", style)
             drift = [run[rope]["drift"] for run in runs]
-            continued = np.array([one["continued"] for one in drift], float)
+            continued = np.array([one["continuation_fad"] for one in drift], float)
             line(axes[2], drift[0]["seconds"], continued, f"{arm}, {rope.upper()}", style)
-        line(axes[2], drift[0]["seconds"], [one["reconstructed"] for one in drift], f"{arm}, true codes", ":")
+        line(axes[2], drift[0]["seconds"], [one["reconstruction_fad"] for one in drift], f"{arm}, true codes", ":")
     axes[0].set(xlabel="row", ylabel="normalised mutual information", ylim=(0, None))
     axes[1].set(xlabel="row", ylabel="perplexity of the language model", ylim=(0, None))
     for axis in axes[:2]:

@@ -17,7 +17,8 @@ from timing import emit
 import bandtok_jax
 from bandtok_jax.audio import spectral
 from bandtok_jax.commands.tokenize_corpus import read_tracks
-from bandtok_jax.evaluation.metrics import spectral_distances, visqol
+from bandtok_jax.evaluation.metrics import catalogue, spectral_metrics, visqol
+from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 
 END_SECONDS, LONG_SECONDS = 0.1, 10
 
@@ -78,11 +79,11 @@ def _columns(codec, excerpts: list[np.ndarray]) -> None:
 
 def _quality(codec, excerpts: list[np.ndarray]) -> None:
     rate = codec.sample_rate_hz
-    pairs = [(audio, _decode(codec, audio)) for audio in excerpts]
-    _emit("mel_distance", "", [spectral_distances.mel_distance(*pair, rate) for pair in pairs])
-    _emit("stft_distance", "", [spectral_distances.stft_distance(*pair) for pair in pairs])
-    if visqol.visqol_installed():
-        _emit("visqol", "", [visqol.visqol(*pair, rate) for pair in pairs])
+    pairs = [AudioPair(audio, _decode(codec, audio), rate) for audio in excerpts]
+    _emit("dac_mel_distance", "", [spectral_metrics.dac_mel_distance(pair) for pair in pairs])
+    _emit("dac_stft_distance", "", [spectral_metrics.dac_stft_distance(pair) for pair in pairs])
+    if catalogue.installed("visqol"):
+        _emit("visqol", "", [visqol.visqol(pair) for pair in pairs])
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ def _tokenizer(codec, validation: list[Track], train: list[Track]) -> None:
         cells["train"].append(_pictures(_mel(codec, np.concatenate(list(track.mono()))))[::4])
     baseline = k_means_mel_distance(
         *(np.concatenate(cells[split]) for split in ("train", "validation")),
-        codes=codec.codebook_size,
-        cell=codec.samples_per_column // codec.mel.hop_samples,
+        codebook_size=codec.codebook_size,
+        patch=codec.samples_per_column // codec.mel.hop_samples,
     )
     frames = sum(count for _, count in errors.values())
     ours = sum(error * count for error, count in errors.values()) / frames
@@ -164,7 +164,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 def _language_model(run: str) -> None:
     stage = read_stages(run)["language_model"]
-    scores = token_perplexity.scores(stage, stage.config.data.tokens)
+    scores = token_perplexity.evaluate(stage, stage.config.data.tokens)
     about = {"rope": stage.config.model.rope, "step": stage.step, "tokens": scores["tokens"]}
     for name in ("cross_entropy", "unigram_cross_entropy", "unigram_gap", "end_accuracy"):
         emit(f"language_model_{name}", "nats" if "end" not in name else "share", *[scores[name]] * 3, **about)

@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 
 from bandtok_jax import cli
-from bandtok_jax.evaluation.metrics import visqol
+from bandtok_jax.evaluation.metrics import catalogue
 from bandtok_jax.evaluation.report import figures
 from bandtok_jax.pretrained import model_folder
 from tests import music_files
@@ -16,7 +16,7 @@ RATE = 16_000
 
 
 def make_music(folder):
-    """Four files: 2.5 s of stereo and one of 3 s in folders, one of 1.5 s beside them, and silence."""
+    """Writes four files: 2.5 s of stereo and 3 s in folders, 1.5 s beside them, and silence."""
     for name, seed, seconds, channels in (("live/a", 0, 2.5, 2), ("studio/b", 1, 3.0, 1), ("c", 2, 1.5, 1)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / f"{name}.wav", music_files.sound(seed, seconds, channels, RATE), RATE)
@@ -25,22 +25,23 @@ def make_music(folder):
 
 
 def use_small_codec(monkeypatch):
-    """The codec that every --codec loads from now on; no figures are drawn, and ViSQOL is not there."""
-    found = SmallCodec()
-    # Drawing takes its time, and is tested by itself.
-    monkeypatch.setattr(figures, "draw_sounds", lambda output, excerpt: [])
+    """Makes every --codec a `SmallCodec`, draws no figures, and leaves ViSQOL out; returns the codec."""
+    codec = SmallCodec()
+    # Drawing is slow, and has tests of its own.
+    monkeypatch.setattr(figures, "draw_excerpt", lambda output, excerpt: [])
     monkeypatch.setattr(figures, "draw_quality", lambda output, report: [])
-    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: found)
-    monkeypatch.setattr(visqol, "visqol_installed", lambda: False)
-    return found
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: codec)
+    monkeypatch.setattr(catalogue, "installed", lambda package: False)
+    return codec
 
 
 def run(*arguments):
+    """Runs `bandtok evaluate` and returns its exit code."""
     return cli.main(["evaluate", "--workers=1", *map(str, arguments)])
 
 
 def failure(capsys, *arguments):
-    """The one line that a user's mistake gives."""
+    """Runs `bandtok evaluate` with a mistake and returns the one line of its error."""
     capsys.readouterr()
     assert run(*arguments) == 1
     printed = capsys.readouterr().err.strip().splitlines()
@@ -50,5 +51,6 @@ def failure(capsys, *arguments):
 
 
 def table(path):
+    """Reads a CSV table."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))

@@ -282,7 +282,7 @@ def _without_vocoder(model, tmp_path):
 def test_evaluate(model, song, tmp_path, capsys):
     flags = [f"--codec=mine={model}", "--data", song, f"--output={tmp_path / 'report'}", "--without=visqol"]
     assert cli.main(["evaluate", *flags, "--workers=1"]) == 0
-    assert re.match(r"mine  mel_distance \d\.\d+, stft_distance ", capsys.readouterr().out)
+    assert re.match(r"mine  dac_mel_distance \d\.\d+, dac_stft_distance ", capsys.readouterr().out)
     with open(tmp_path / "report" / "report.json") as file:
         report = json.load(file)
     assert report["systems"]["mine"]["bits_per_second"] == bandtok_jax.load(model).bits_per_second

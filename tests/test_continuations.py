@@ -1,4 +1,4 @@
-"""The drift of continuations: none where the truth goes on, more where the model goes astray."""
+"""The drift of continuations: none for the true codes, growing for codes with growing errors."""
 
 import dataclasses
 import types
@@ -11,27 +11,27 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.evaluation.metrics import continuations
 from tests.small_codec import SmallCodec
 
-PIECES, SECONDS, START = 24, 7.0, 1.0
+SEGMENTS, SECONDS, START = 24, 7.0, 1.0
 
 
-class Writer:
-    """Goes on as `true`, but for noise that grows with time; it would end pieces if it might."""
+class NoisyGenerator:
+    """Continues prefixes with the true codes and noise that grows with time."""
 
-    def __init__(self, true, astray=0.0):
-        self.true, self.astray = true, astray
+    def __init__(self, true, noise=0.0):
+        self.true, self.noise = true, noise
 
     def generate(self, *, columns, prefix, batch, begins, may_end=False, **_):
         assert not may_end and not begins, "these are excerpts"
         first = prefix.shape[1]
-        own = [int((self.true[:, :first] == one).all((1, 2)).argmax()) for one in prefix]
-        codes = self.true[own, :columns].copy()
-        loudness = self.astray * np.linspace(0, 1, columns - first)[:, None]
-        noise = np.random.default_rng(0).normal(size=(batch, columns - first, 1)) * loudness
+        numbers = [int((self.true[:, :first] == codes).all((1, 2)).argmax()) for codes in prefix]
+        codes = self.true[numbers, :columns].copy()
+        scale = self.noise * np.linspace(0, 1, columns - first)[:, None]
+        noise = np.random.default_rng(0).normal(size=(batch, columns - first, 1)) * scale
         codes[:, first:, :1] = np.clip(codes[:, first:, :1] + np.rint(noise), 0, 255)
         return codes, np.full(batch, columns)
 
 
-def codec_that_writes(**how):
+def generating_codec(**options):
     codec = SmallCodec()
     codec.samples_per_column, codec.require = 4, lambda name: None
     codec.mel = MelDefinition(sample_rate_hz=16_000, high_hz=8_000, padding="none")
@@ -39,37 +39,43 @@ def codec_that_writes(**how):
     codec.decode_mel = lambda codes: np.asarray(spectral.log_mel(codec.decode(codes), whole))
     settings = types.SimpleNamespace(data=types.SimpleNamespace(columns=4001))
     codec.stages = {"language_model": types.SimpleNamespace(config=settings)}
-    codec.generator = Writer(np.stack([codec.encode(piece, 16_000) for piece in pieces()]), **how)
+    codec.generator = NoisyGenerator(np.stack([codec.encode(segment, 16_000) for segment in segments()]), **options)
     return codec
 
 
-def pieces():
-    """Tones that beat, of different pitches and strengths."""
+def segments():
+    """Returns beating tones of different pitches and amplitudes."""
     rng, time = np.random.default_rng(1), np.arange(int(SECONDS * 16_000)) / 16_000
-    tones = rng.uniform(100, 3000, (PIECES, 3, 1))
-    loudness = rng.uniform(0.05, 0.2, (PIECES, 1)) * (1.2 + np.sin(2 * np.pi * rng.uniform(1, 4, (PIECES, 1)) * time))
+    tones = rng.uniform(100, 3000, (SEGMENTS, 3, 1))
+    loudness = rng.uniform(0.05, 0.2, (SEGMENTS, 1)) * (
+        1.2 + np.sin(2 * np.pi * rng.uniform(1, 4, (SEGMENTS, 1)) * time)
+    )
     return (loudness * np.sin(2 * np.pi * tones * time).mean(1)).astype(np.float32)
 
 
-def test_the_truth_does_not_drift():
-    found = continuations.drift(codec_that_writes(), pieces(), start_seconds=START)
-    assert found.continued == found.reconstructed
-    assert max(found.astray) < 0.1 * min(found.reconstructed), "what the codec loses is not the model's"
-    assert found.astray == found.floor and found.spread > 10 * max(found.floor)
+def test_true_codes_do_not_drift():
+    found = continuations.drift(generating_codec(), segments(), start_seconds=START)
+    assert found.continuation_fad == found.reconstruction_fad
+    assert max(found.model_drift_fad) < 0.1 * min(found.reconstruction_fad), (
+        "the losses of the codec are not part of the model's drift"
+    )
+    assert found.model_drift_fad == found.reference_fad and found.variance > 10 * max(found.reference_fad)
     np.testing.assert_allclose(found.seconds, [1, 3, 5])
-    assert min(found.reconstructed) > 0.9 * max(found.reconstructed) > 0, "the codec is as far off at any time"
+    assert min(found.reconstruction_fad) > 0.9 * max(found.reconstruction_fad) > 0, (
+        "the codec is equally good at any time"
+    )
 
 
-def test_errors_that_grow_are_seen_to_grow():
-    found = continuations.drift(codec_that_writes(astray=20.0), pieces(), start_seconds=START)
-    above = np.subtract(found.continued, found.reconstructed)
+def test_growing_errors_give_growing_distances():
+    found = continuations.drift(generating_codec(noise=20.0), segments(), start_seconds=START)
+    above = np.subtract(found.continuation_fad, found.reconstruction_fad)
     assert 1 < above[0] < above[1] < above[2]
-    assert found.astray == sorted(found.astray)
+    assert found.model_drift_fad == sorted(found.model_drift_fad)
 
 
-def test_what_cannot_be_followed_is_refused():
-    codec = codec_that_writes()
-    with pytest.raises(ValueError, match="at least 2.0 s longer"):
-        continuations.drift(codec, pieces()[:, :40_000], start_seconds=START)
-    with pytest.raises(ValueError, match="start_seconds 1.1 are 4400 columns, and the model sees 4001"):
-        continuations.drift(codec, pieces(), start_seconds=1.1)
+def test_segments_and_prefixes_that_do_not_fit_are_refused():
+    codec = generating_codec()
+    with pytest.raises(ValueError, match="at least 2.0 s"):
+        continuations.drift(codec, segments()[:, :40_000], start_seconds=START)
+    with pytest.raises(ValueError, match="start_seconds 1.1 .*4400 .*4001"):
+        continuations.drift(codec, segments(), start_seconds=1.1)

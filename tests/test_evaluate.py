@@ -1,17 +1,21 @@
-"""`bandtok evaluate`: what it writes, and that it goes on where it stopped."""
+"""`bandtok evaluate`: its report, and how it resumes."""
 
+import contextlib
 import html.parser
+import io
 import json
+import pathlib
 import re
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax.evaluation.comparison import references, runner
-from bandtok_jax.evaluation.metrics import frechet
+from bandtok_jax.evaluation.comparison import references
+from bandtok_jax.evaluation.metrics import catalogue, frechet
 from bandtok_jax.pretrained import model_folder
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
@@ -28,8 +32,8 @@ def codec(monkeypatch):
     return evaluations.use_small_codec(monkeypatch)
 
 
-class _Links(html.parser.HTMLParser):
-    """Collects what a page refers to, and checks that what is opened is closed."""
+class Links(html.parser.HTMLParser):
+    """Collects the links of a page, and checks that every element is closed."""
 
     def __init__(self):
         super().__init__()
@@ -44,8 +48,11 @@ class _Links(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_report_of_several_systems(music, codec, tmp_path, capsys):
-    output, foreign = tmp_path / "report", tmp_path / "foreign"
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Compares a codec with two rows and with one, exact copies in a folder, and a command that copies."""
+    folder = tmp_path_factory.mktemp("report")
+    music, output, foreign = evaluations.make_music(folder / "music"), folder / "report", folder / "foreign"
     for path in music.rglob("*.wav"):
         audio, _ = soundfile.read(path, always_2d=True)
         target = foreign / path.relative_to(music).with_suffix(".flac")
@@ -54,80 +61,107 @@ def test_a_report_of_several_systems(music, codec, tmp_path, capsys):
     different = "test {original} != {decoded} && echo a number: && echo 3"
     flags = ["--codec=mine=somewhere", "--rows=1", f"--decoded=exact={foreign}", "--command=copied=cp {input} {output}"]
     flags += [f"--output={output}", "--piece-seconds=2", f"--measure=other={different}", "--limit-seconds=100"]
-    assert run(*flags, "--data", music) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"^mine +mel_distance \d\.\d+, .*FAD-mel", printed, re.MULTILINE) and "silence.wav" not in printed
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+        evaluations.use_small_codec(monkeypatch)
+        assert run(*flags, "--data", music) == 0
+    return types.SimpleNamespace(
+        folder=pathlib.Path(output),
+        printed=printed.getvalue(),
+        json=json.loads((output / "report.json").read_text()),
+        files={(line["file"], line["system"]): line for line in table(output / "files.csv")},
+        summary={(line["domain"], line["system"], line["metric"]): line for line in table(output / "summary.csv")},
+    )
 
-    lines = {(line["file"], line["system"]): line for line in table(output / "files.csv")}
-    assert len(lines) == 4 * 4
-    assert lines["studio/b.wav", "mine"]["domain"] == "studio" and lines["c.wav", "mine"]["domain"] == "-"
-    assert [lines[f"{name}.wav", "mine"]["pieces"] for name in ("live/a", "studio/b", "c")] == ["1", "2", "1"]
-    assert all(line["other"] == "3.0" for line in lines.values())
-    # The exact copies are exact, also in space; fewer rows are worse; a mono codec has no space.
+
+def test_the_screen_shows_headline_metrics(report):
+    assert re.search(r"^mine +dac_mel_distance \d\.\d+, .*FAD-mel", report.printed, re.MULTILINE)
+    assert "silence.wav" not in report.printed
+
+
+def test_the_table_of_files(report):
+    files = report.files
+    assert len(files) == 4 * 4
+    assert files["studio/b.wav", "mine"]["domain"] == "studio" and files["c.wav", "mine"]["domain"] == "-"
+    assert [files[f"{name}.wav", "mine"]["segments"] for name in ("live/a", "studio/b", "c")] == ["1", "2", "1"]
+    assert all(line["other"] == "3.0" for line in files.values())
+    assert files["silence.wav", "mine"]["si_sdr"] == ""
+
+
+def test_exact_copies_are_exact_and_fewer_rows_are_worse(report):
+    files = report.files
     for name in ("exact", "copied"):
-        assert float(lines["live/a.wav", name]["mel_distance"]) == float(lines["live/a.wav", name]["mse"]) == 0
-        assert float(lines["live/a.wav", name]["side_stft_distance"]) == 0
-    assert lines["live/a.wav", "mine"]["side_stft_distance"] == ""
-    assert float(lines["studio/b.wav", "mine-1"]["mel_distance"]) > float(lines["studio/b.wav", "mine"]["mel_distance"])
-    assert lines["silence.wav", "mine"]["si_sdr"] == ""
-
-    report = json.loads((output / "report.json").read_text())
-    assert report["means"]["all"]["mine"]["si_sdr"]["left_out"] == 1
-    assert report["means"]["studio"]["mine"]["si_sdr"]["files"] == 1
-    distances = report["frechet"]["all"]["FAD-mel"]
+        line = files["live/a.wav", name]
+        assert [float(line[metric]) for metric in ("dac_mel_distance", "mse", "side_dac_stft_distance")] == [0, 0, 0]
+    assert files["live/a.wav", "mine"]["side_dac_stft_distance"] == ""  # a mono codec
+    two_rows, one_row = (float(files["studio/b.wav", name]["dac_mel_distance"]) for name in ("mine", "mine-1"))
+    assert one_row > two_rows
+    distances = report.json["frechet"]["all"]["FAD-mel"]
     assert distances["exact"] < 1e-6 < distances["mine"]
-    rates = report["tokens"]["mine"]["bits_per_second"]
-    assert rates["nominal"] == 64_000 > rates["adaptive"] > rates["entropy"]
-    assert report["tokens"]["mine-1"]["bits_per_second"]["nominal"] == 32_000
-    on_disk = report["means"]["all"]["mine"]["bits_per_second_on_disk"]["mean"]
-    assert 64_000 < on_disk < 64_000 + 8 * 64 / 0.9
-    ordered = [piece["mine"] + piece["mine-1"] for piece in report["worst_first"]["pieces"]]
-    assert ordered == sorted(ordered, reverse=True) and len(ordered) == 5
-    means = {(line["domain"], line["system"], line["measure"]): line for line in table(output / "summary.csv")}
-    line = means["all", "mine", "mel_distance"]
+
+
+def test_means_over_files(report):
+    means = report.json["means"]
+    assert means["all"]["mine"]["si_sdr"]["left_out"] == 1 and means["studio"]["mine"]["si_sdr"]["files"] == 1
+    line = report.summary["all", "mine", "dac_mel_distance"]
     assert float(line["low"]) < float(line["mean"]) < float(line["high"])
-    assert float(line["mean"]) == pytest.approx(report["means"]["all"]["mine"]["mel_distance"]["mean"])
+    assert float(line["mean"]) == pytest.approx(means["all"]["mine"]["dac_mel_distance"]["mean"])
+    ordered = [segment["mine"] + segment["mine-1"] for segment in report.json["worst_first"]["segments"]]
+    assert ordered == sorted(ordered, reverse=True) and len(ordered) == 5
 
-    # Codes: of each file by itself, and of all that a codec wrote in a domain.
-    whole = report["tokens"]["mine"]
-    assert float(means["all", "mine", "codes_entropy_bits_per_second"]["mean"]) == whole["bits_per_second"]["entropy"]
-    assert float(means["all", "mine", "codes_use"]["mean"]) == whole["together"]["use"]
-    (studio,) = [line for (file, system), line in lines.items() if (file, system) == ("studio/b.wav", "mine")]
-    assert means["studio", "mine", "codes_perplexity"]["mean"] == studio["codes_perplexity"] != ""
-    assert float(studio["codes_use"]) < whole["together"]["use"] and lines["c.wav", "exact"]["codes_use"] == ""
 
-    page, links = (output / "index.html").read_text(), _Links()
+def test_bitrates(report):
+    rates = report.json["tokens"]["mine"]["bits_per_second"]
+    assert rates["nominal"] == 64_000 > rates["adaptive"] > rates["entropy"]
+    assert report.json["tokens"]["mine-1"]["bits_per_second"]["nominal"] == 32_000
+    on_disk = report.json["means"]["all"]["mine"]["bits_per_second_on_disk"]["mean"]
+    assert 64_000 < on_disk < 64_000 + 8 * 64 / 0.9
+
+
+def test_codes_of_each_file_and_of_each_domain(report):
+    codes = report.json["tokens"]["mine"]
+    entropy = report.summary["all", "mine", "codes_entropy_bits_per_second"]["mean"]
+    assert float(entropy) == codes["bits_per_second"]["entropy"]
+    assert float(report.summary["all", "mine", "codes_use"]["mean"]) == codes["together"]["use"]
+    studio = report.files["studio/b.wav", "mine"]
+    assert report.summary["studio", "mine", "codes_perplexity"]["mean"] == studio["codes_perplexity"] != ""
+    assert float(studio["codes_use"]) < codes["together"]["use"]
+    assert report.files["c.wav", "exact"]["codes_use"] == ""
+
+
+def test_the_page_is_whole(report):
+    page, links = (report.folder / "index.html").read_text(), Links()
     links.feed(page)
     assert not links.open and len(links.found) > 4 * 5
-    assert all((output / link).is_file() for link in links.found), "no resource from elsewhere, none missing"
-    assert "studio/b.wav, from 0:02" in page and "--mono gives the same sound to all" in page
-    assert page.count("<audio") == 5 * 5 and "visqol-python" not in page and "ViSQOL was left out" in page
-    assert 'class="mean best"' in page
+    assert all((report.folder / link).is_file() for link in links.found), "no resource from elsewhere, none missing"
+    assert "studio/b.wav, from 0:02" in page and "--mono gives the same" in page
+    assert page.count("<audio") == 5 * 5 and 'class="mean best"' in page
+    assert "visqol-python" not in page and "ViSQOL was left out" in page
 
 
-def test_the_mel_distance_of_each_domain(music, codec, tmp_path):
+def test_the_mel_frechet_distance_of_each_domain(music, codec, tmp_path):
     (music / "short").mkdir()
     (music / "studio").rename(music / "all")
     soundfile.write(music / "short" / "d.wav", music_files.sound(5, 1.2, 1, RATE), RATE)
     output = tmp_path / "report"
-    assert run("--codec=mine=x", f"--output={output}", "--data", music, "--without=multi_resolution_stft") == 0
+    assert run("--codec=mine=x", f"--output={output}", "--data", music, "--without=auraloss_multi_resolution_stft") == 0
     report = json.loads((output / "report.json").read_text())
     found = {domain: distances["FAD-mel"]["mine"] for domain, distances in report["frechet"].items()}
-    # A domain that is called like the means of all does not take their place.
+    # A domain of the name of the means over all files does not replace them.
     assert report["mel_embeddings"] == {"all": 8, "-": 2, "all (domain)": 3, "live": 2, "short": 1}
-    assert report["means"]["all"]["mine"]["mel_distance"]["files"] == 5
+    assert report["means"]["all"]["mine"]["dac_mel_distance"]["files"] == 5
     # One embedding has no covariance: the distance is undefined, in every file.
     assert set(found) == set(report["mel_embeddings"]) and found["short"] is None
     with np.load(output / "results" / "mine" / "all" / "b.wav.npz") as file:
         assert found["all (domain)"] == frechet.frechet_distance(file["original"], file["decoded"]) != found["all"]
-    lines = {line["domain"]: line["mean"] for line in table(output / "summary.csv") if line["measure"] == "FAD-mel"}
+    lines = {line["domain"]: line["mean"] for line in table(output / "summary.csv") if line["metric"] == "FAD-mel"}
     assert lines["short"] == "" and all(float(lines[name]) == found[name] for name in ("all", "all (domain)"))
     page = (output / "index.html").read_text()
     assert page.count(">FAD-mel &darr;<") == 5 and ">nan" not in page
     assert "Embeddings: 8 all, 2 -, 3 all (domain), 2 live, 1 short." in page
 
 
-def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music, codec, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_resumes_and_changes_are_measured_again(music, codec, tmp_path, monkeypatch):
     arguments = [
         "--codec=mine=somewhere",
         "--data",
@@ -135,16 +169,16 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
         f"--output={tmp_path / 'report'}",
         "--without=mfcc_distance",
     ]
-    measure = runner.catalogue.measure
+    measure = catalogue.measure
     calls = []
 
-    def counted(*given):
-        calls.append(given)
+    def counted(*arguments):
+        calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return measure(*given)
+        return measure(*arguments)
 
-    monkeypatch.setattr(runner.catalogue, "measure", counted)
+    monkeypatch.setattr(catalogue, "measure", counted)
     assert run(*arguments) == 130 and len(calls) == 3
     assert run(*arguments) == 0 and len(calls) == 3 + 2
     before = (tmp_path / "report" / "files.csv").read_text()
@@ -157,10 +191,10 @@ def test_an_interrupted_evaluation_goes_on_and_what_changed_is_done_again(music,
     assert run(*arguments) == 0 and len(calls) == 13
     soundfile.write(music / "c.wav", music_files.sound(9, 1.2, 1, RATE), RATE)
     assert run(*arguments) == 0 and len(calls) == 14
-    # A damaged result is none.
+    # A damaged result is measured again.
     (tmp_path / "report" / "results" / "mine" / "c.wav.json").write_text("{")
     assert run(*arguments) == 0 and len(calls) == 15
-    # A sound that is gone is made again: players and figures need it.
+    # A missing audio file is written again, because page and figures need it.
     (tmp_path / "report" / "audio" / "mine" / "c.wav.flac").unlink()
     assert run(*arguments) == 0 and len(calls) == 16
 
@@ -188,11 +222,11 @@ def test_processes_measure_the_same(music, codec, tmp_path):
 def test_long_files_are_cut_and_a_limit_takes_from_all(music, codec, tmp_path):
     found, _ = references.find([str(music)])
     pieces = references.choose(found, 1.0, 3.0)
-    assert [(piece.original.name, piece.number) for piece in pieces] == [
+    assert [(piece.reference.name, piece.number) for piece in pieces] == [
         ("c.wav", 0), ("live/a.wav", 0), ("silence.wav", 0),
     ]  # fmt: skip
     pieces = references.choose(found, 1.0, None)
-    assert [piece.number for piece in pieces if piece.original.name == "studio/b.wav"] == [0, 1, 2]
+    assert [piece.number for piece in pieces if piece.reference.name == "studio/b.wav"] == [0, 1, 2]
     (long,) = [one for one in found if one.name == "live/a.wav"]
     whole, _ = soundfile.read(music / "live" / "a.wav", dtype="float32")
     np.testing.assert_array_equal(np.concatenate(list(long.cut(1.0)), axis=1), whole[: 2 * RATE].T)

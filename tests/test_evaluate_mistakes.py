@@ -1,4 +1,4 @@
-"""`bandtok evaluate`: how it fails, and what it refuses."""
+"""`bandtok evaluate`: its errors and their cures."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax.commands import evaluate
+from bandtok_jax.commands import evaluate_flags
 from bandtok_jax.runtime import folder_lock
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
@@ -23,40 +23,64 @@ def codec(monkeypatch):
     return evaluations.use_small_codec(monkeypatch)
 
 
-def test_mistakes(music, codec, tmp_path, capsys, monkeypatch):
-    fail = lambda *arguments: failure(capsys, f"--output={tmp_path / 'report'}", *arguments)
-    mine, data = "--codec=mine=x", ("--data", music)
-    assert "nothing to evaluate: give --codec" in fail(*data)
-    assert "no music at" in fail(mine, "--data", tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    assert "no sound in" in fail(mine, "--data", tmp_path / "empty")
-    (tmp_path / "empty" / "a.wav").write_text("no sound")
-    assert "cannot be read as audio" in fail(mine, "--data", tmp_path / "empty")
-    assert "two systems are called mine" in fail(mine, mine, *data)
-    assert "has letters, digits" in fail("--codec=a/b=x", *data)
-    assert "there is no {output}" in fail("--command=a=cp {input} here", *data)
-    assert "'nosuchprogram' is not installed" in fail("--command=a=nosuchprogram {input} {output}", *data)
-    assert "failed with 1 on c.wav" in fail("--command=a=false {input} {output}", *data)
-    assert "wrote no {output} for c.wav" in fail("--command=a=true {input} {output}", *data)
-    assert "no such folder" in fail(f"--decoded=a={tmp_path / 'none'}", *data)
-    assert "no file for 4 of 4 originals, such as c.wav" in fail(f"--decoded=a={tmp_path / 'empty'}", *data)
-    assert "no such measure" in fail(mine, "--without=beauty", *data)
-    for name in ("snr", "system", "pieces", "decoded_channels", "FAD-mel", "codes_use"):
-        assert "a column of that name already" in fail(mine, f"--measure={name}=echo 1 {{decoded}}", *data)
-    assert "--measure=a is given more than once" in fail(mine, *2 * ["--measure=a=echo 1 {decoded}"], *data)
-    assert "--embedding=a is given more than once" in fail(mine, *2 * ["--embedding=a=x.npz"], *data)
-    assert "FAD-mel is measured already" in fail(mine, "--embedding=mel=x.npz", *data)
-    assert "must be a number" in fail(mine, "--measure=a=echo {decoded}", *data)
-    assert "near ones are live/a.wav" in fail(mine, "--figure-piece=live/b.wav", *data)
+MINE = "--codec=mine=x"
+
+
+@pytest.mark.parametrize(
+    "words, arguments",
+    [
+        ("--codec=MODEL, --decoded=NAME=DIR", []),
+        ("two systems are called mine", [MINE, MINE]),
+        ("has letters, digits", ["--codec=a/b=x"]),
+        ("no {output}", ["--command=a=cp {input} here"]),
+        ("'nosuchprogram' is not installed", ["--command=a=nosuchprogram {input} {output}"]),
+        ("failed with 1 on c.wav", ["--command=a=false {input} {output}"]),
+        ("wrote no {output} for c.wav", ["--command=a=true {input} {output}"]),
+        ("--without=beauty", [MINE, "--without=beauty"]),
+        ("--measure=a is given more than once", [MINE, *2 * ["--measure=a=echo 1 {decoded}"]]),
+        ("--embedding=a is given more than once", [MINE, *2 * ["--embedding=a=x.npz"]]),
+        ("FAD-mel is measured already", [MINE, "--embedding=mel=x.npz"]),
+        ("must be a number", [MINE, "--measure=a=echo {decoded}"]),
+        ("live/a.wav", [MINE, "--figure-piece=live/b.wav"]),
+        ("--piece-seconds is 0.5", [MINE, "--piece-seconds=0.5"]),
+        ("mine-5 has 2 residual rows, and 5", [MINE, "--rows=5"]),
+        *(
+            (f"--measure={name}: the tables have a column of that name", [MINE, f"--measure={name}=echo 1 {{decoded}}"])
+            for name in ("snr", "system", "segments", "decoded_channels", "FAD-mel", "codes_use")
+        ),
+    ],
+)
+def test_mistakes(words, arguments, music, codec, tmp_path, capsys):
+    assert words in failure(capsys, f"--output={tmp_path / 'report'}", *arguments, "--data", music)
+
+
+def test_folders_without_audio(music, codec, tmp_path, capsys):
+    def fail(*arguments):
+        return failure(capsys, f"--output={tmp_path / 'report'}", *arguments)
+
+    empty, missing = tmp_path / "empty", tmp_path / "none"
+    empty.mkdir()
+    assert "no music at" in fail(MINE, "--data", missing)
+    assert "no audio in" in fail(MINE, "--data", empty)
+    (empty / "a.wav").write_text("no audio")
+    assert "cannot be read as audio" in fail(MINE, "--data", empty)
+    assert "no such folder" in fail(f"--decoded=a={missing}", "--data", music)
+    assert "no file for 4 of 4 originals, such as c.wav" in fail(f"--decoded=a={empty}", "--data", music)
+
+
+def test_folders_of_reports_that_cannot_be_used(music, codec, tmp_path, capsys):
     for folder in (music, music / "live" / "report"):
-        error = failure(capsys, mine, *data, f"--output={folder}")
-        assert "would be originals of --data=" in error and "outside of it" in error
-    assert "--piece-seconds is 0.5" in fail(mine, "--piece-seconds=0.5", *data)
-    assert "of which 5 cannot be decoded" in fail(mine, "--rows=5", *data)
+        error = failure(capsys, MINE, "--data", music, f"--output={folder}")
+        assert f"--output={folder}" in error and f"--data={music}" in error and "outside of it" in error
     with folder_lock.locked(tmp_path / "report", "bandtok evaluate"):
-        assert "report is in use by process" in fail(mine, *data)
+        error = failure(capsys, MINE, "--data", music, f"--output={tmp_path / 'report'}")
+    assert "report is in use by process" in error
+
+
+def test_opus_without_ffmpeg(music, codec, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert "needs ffmpeg, which is not installed" in fail("--opus=24", *data)
+    error = failure(capsys, "--opus=24", "--data", music, f"--output={tmp_path / 'report'}")
+    assert "--opus=24 needs ffmpeg" in error
 
 
 def test_codecs_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
@@ -64,7 +88,10 @@ def test_codecs_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("x=1/tokenizer", "x=1/voc+oder", "a+b", "a", "b", "_odd name"):
         (tmp_path / name).mkdir(parents=True)
-    read = lambda text: evaluate._named_model("--codec", text)
+
+    def read(text):
+        return evaluate_flags.named_model("--codec", text)
+
     assert read("x=1/tokenizer") == ("tokenizer", "x=1/tokenizer", "")
     assert read("mine=x=1/tokenizer+x=1/voc+oder") == ("mine", "x=1/tokenizer", "x=1/voc+oder")
     assert read("a+b") == ("a-b", "a+b", "") and read("b+a") == ("b", "b", "a")
@@ -73,7 +100,7 @@ def test_codecs_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
     assert read("absent+vocoder") == ("absent", "absent", "vocoder")
 
 
-def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, monkeypatch):
+def test_decoded_files_of_another_length_or_with_a_delay(music, codec, tmp_path, capsys, monkeypatch):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     audio = music_files.sound(2, 1.5, 1, RATE)
@@ -85,9 +112,9 @@ def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, mo
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert any("lengths differ by up to 50.0 ms" in note for note in report["notes"])
     soundfile.write(foreign / "c.flac", audio, RATE)
-    assert "c.flac and c.ogg both fit" in failure(capsys, *data)
+    assert "c.flac and c.ogg both" in failure(capsys, *data)
     (foreign / "c.ogg").unlink()
-    # A delay is told, and corrected where that is asked for.
+    # A delay is reported, and corrected with --align.
     soundfile.write(foreign / "c.flac", np.pad(audio, ((80, 0), (0, 0)))[: len(audio)], RATE)
     snr = []
     for flags in ((), ("--align",)):
@@ -106,7 +133,7 @@ def test_what_does_not_fit_is_refused_or_said(music, codec, tmp_path, capsys, mo
     assert "6000 samples of the 24000" in failure(capsys, "--codec=mine=x", *data[:-1])
 
 
-def test_a_file_that_ends_before_its_header_says_is_refused(codec, tmp_path, capsys):
+def test_truncated_files_are_refused(codec, tmp_path, capsys):
     whole = tmp_path / "whole.mp3"
     soundfile.write(whole, music_files.sound(0, 4.0, 1, RATE), RATE)
     for folder in ("music", "decoded"):
@@ -123,25 +150,25 @@ def test_a_file_that_ends_before_its_header_says_is_refused(codec, tmp_path, cap
         assert "decoded/a.mp3: truncated: it ends after" in error and "promises 4.0" in error
 
 
-def test_no_decoded_file_is_taken_for_two_originals(codec, tmp_path, capsys):
+def test_a_decoded_file_belongs_to_one_original(codec, tmp_path, capsys):
     music, decoded = tmp_path / "music", tmp_path / "decoded"
     for number, path in enumerate((music / "a.flac", music / "a.wav", decoded / "a.flac")):
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, music_files.sound(number, 1.5, 1, RATE), RATE)
     flags = ("--data", music, f"--output={tmp_path / 'report'}", f"--decoded=theirs={decoded}")
-    # It is that of the original of its very name, also where a limit leaves that one out.
+    # It belongs to the original of exactly its name, even if a limit leaves that one out.
     assert "no file for 1 of 2 originals, such as a.wav" in failure(capsys, *flags)
     (decoded / "a.flac").rename(decoded / "a.wav")
     assert "no file for 1 of 1 originals, such as a.flac" in failure(capsys, *flags, "--limit-seconds=1")
     (decoded / "a.wav").rename(decoded / "a.flac")
     (decoded / "a.flac").rename(decoded / "a.ogg")
-    assert "a.ogg fits a.flac and a.wav; give it the very name of its original" in failure(capsys, *flags)
+    assert "a.ogg matches a.flac and a.wav; name it exactly as its original" in failure(capsys, *flags)
     soundfile.write(decoded / "a.flac", music_files.sound(0, 1.5, 1, RATE), RATE)
     assert run(*flags) == 0
     assert [float(line["mse"]) < 1e-9 for line in table(tmp_path / "report" / "files.csv")] == [True, False]
 
 
-def test_mixing_down_hears_all_channels_of_decoded_files(codec, tmp_path):
+def test_mixing_down_includes_all_channels_of_decoded_files(codec, tmp_path):
     for folder in ("music", "decoded"):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "a.wav", music_files.sound(0, 1.5, 4, RATE), RATE)
@@ -151,7 +178,7 @@ def test_mixing_down_hears_all_channels_of_decoded_files(codec, tmp_path):
     assert float(line["mse"]) == 0 == float(line["decoded_channels"]) - 4
 
 
-def test_what_cannot_work_is_told_before_anything_is_measured(music, codec, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_found_before_anything_is_measured(music, codec, tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "whole.npz", original=np.eye(3), mine=np.eye(3))
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
     with open(tmp_path / "array.npz", "wb") as file:
@@ -167,8 +194,8 @@ def test_what_cannot_work_is_told_before_anything_is_measured(music, codec, tmp_
         ("--embedding=E=unfinished:embed", "importing it failed: ZeroDivisionError"),
         ("--embedding=E=failing:embeds", "has no attribute 'embeds'"),
         ("--embedding=E=clap", "command with {folder} and {output}"),
-        ("--sort-by=beauty", "choose from mel_distance"),
-        ("--sort-by=visqol", "nothing of that name is measured"),
+        ("--sort-by=beauty", "choose from dac_mel_distance"),
+        ("--sort-by=visqol", "--sort-by=visqol: it is not measured"),
     ):
         assert words in failure(capsys, *arguments, flag)
     assert codec.encoded == 0
@@ -176,7 +203,7 @@ def test_what_cannot_work_is_told_before_anything_is_measured(music, codec, tmp_
     assert "--embedding=E=failing:embed failed on" in error and "RuntimeError: out of memory" in error
 
 
-def test_no_length_of_pieces_takes_more_memory_than_the_files(music, codec, tmp_path):
+def test_no_segment_needs_more_memory_than_its_file(music, codec, tmp_path):
     flags = ("--codec=mine=x", "--data", music / "c.wav", f"--output={tmp_path / 'report'}")
     assert run(*flags, "--piece-seconds=1e9") == 0
     (line,) = table(tmp_path / "report" / "files.csv")

@@ -1,4 +1,4 @@
-"""The papers' figures in a report: which piece they show, what can be read off them, and the files."""
+"""The papers' figures in a report: the choice of the excerpt, the values that they show, and the files."""
 
 import json
 import os
@@ -13,9 +13,10 @@ import soundfile
 from bandtok_jax import cli
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation.comparison import references
-from bandtok_jax.evaluation.comparison.runner import Result, sound_path
-from bandtok_jax.evaluation.metrics import catalogue, spectra, spectral_distances, visqol
-from bandtok_jax.evaluation.report import audio_plots, figures
+from bandtok_jax.evaluation.comparison.result_files import Result, audio_path
+from bandtok_jax.evaluation.metrics import catalogue, spectra, spectral_metrics
+from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
+from bandtok_jax.evaluation.report import audio_plots, excerpt, figures
 from bandtok_jax.evaluation.report.aggregate import Mean
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import model_folder
@@ -23,19 +24,19 @@ from tests import music_files
 from tests.small_codec import SmallCodec
 
 RATE = 44_100
-NAMES = ("spectrograms", "high_frequencies", "waveforms", "mfcc", "mel_distance_against_bitrate")
+NAMES = ("spectrograms", "high_frequencies", "waveforms", "mfcc", "dac_mel_distance_against_bitrate")
 
 
-def sounds(seconds=0.6):
-    """Noise with a burst from 0.3 s on, the same without what is above 8 kHz, and half as loud."""
+def audio(seconds=0.6):
+    """Returns noise with a burst at 0.3 s, the same without frequencies above 8 kHz, and at half the amplitude."""
     noise = 0.02 * np.random.default_rng(0).standard_normal(int(seconds * RATE)).astype(np.float32)
     noise[int(0.3 * RATE) : int(0.35 * RATE)] *= 20
     low = waveform.resample(waveform.resample(noise, RATE, 16_000), 16_000, RATE)[: len(noise)]
     return {"original": noise, "low": low, "half": 0.5 * noise}
 
 
-def piece(name, number=0, seconds=5.0):
-    return references.Piece(references.Original(name, "", "", RATE, seconds, name, lambda: iter(())), number, 2.0)
+def segment(name, number=0, seconds=5.0):
+    return references.Segment(references.Reference(name, "", "", RATE, seconds, name, lambda: iter(())), number, 2.0)
 
 
 def texts(figure):
@@ -49,7 +50,7 @@ def images(figure):
 def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
     codecs = {"with": SmallCodec(), "without": SmallCodec(0.7)}
     monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: codecs[path])
-    monkeypatch.setattr(visqol, "visqol_installed", lambda: False)
+    monkeypatch.setattr(catalogue, "installed", lambda package: False)
     (tmp_path / "music").mkdir()
     for name, seed in (("a", 0), ("c", 1)):
         soundfile.write(tmp_path / "music" / f"{name}.wav", music_files.sound(seed, 1.1, 2, 16_000), 16_000)
@@ -64,21 +65,21 @@ def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
         assert xml.etree.ElementTree.parse(output / "figures" / f"{name}.svg").getroot().tag.endswith("}svg")
     assert "c.wav, from 0.0 to 1.1 s" in page and "Chosen by --figure-piece" in page
     report = json.loads((output / "report.json").read_text())
-    assert report["excerpt"]["piece"] == "c.wav" and set(report["excerpt"]["mean_level_db"]) == {
+    assert report["excerpt"]["segment"] == "c.wav" and set(report["excerpt"]["mean_level_db"]) == {
         "original", "a", "a-1", "b", "b-1",
     }  # fmt: skip
-    assert [facts["family"] for facts in report["systems"].values()] == ["a", "a", "b", "b"]
+    assert [system["family"] for system in report["systems"].values()] == ["a", "a", "b", "b"]
 
 
-def test_the_loss_of_high_frequencies_is_told():
-    magnitude = spectra.keeping()
-    found = figures.Excerpt(piece("a"), 0.0, RATE, sounds(), magnitude)
-    levels = found.facts["mean_level_db"]
+def test_the_loss_of_high_frequencies_is_in_the_titles():
+    magnitude = spectra.CachedMagnitude()
+    found = excerpt.Excerpt(segment("a"), 0.0, RATE, audio(), magnitude)
+    levels = found.metadata["mean_level_db"]
     assert levels["original"].keys() == {"above_10_khz", "above_20_khz"}
     for name, level in levels["original"].items():
         assert levels["low"][name] < level - 50
         assert levels["half"][name] == pytest.approx(level - 6.02, abs=0.01)
-    figure = audio_plots.high_frequencies(found.sounds, RATE, found.high_levels_db, magnitude)
+    figure = audio_plots.high_frequencies(found.audio, RATE, found.high_levels_db, magnitude)
     said = [text for text in texts(figure) if text.startswith("above 10 kHz")]
     assert said[0] == "above 10 kHz −{:.0f} dB, above 20 kHz −{:.0f} dB".format(
         *(-level for level in levels["original"].values())
@@ -106,7 +107,7 @@ def test_levels_of_white_noise_and_of_a_sine_by_their_formulas():
 
 
 def test_spectrograms_are_on_one_scale_up_to_half_the_rate():
-    figure = audio_plots.spectrograms(sounds(), RATE, spectra.keeping())
+    figure = audio_plots.spectrograms(audio(), RATE, spectra.CachedMagnitude())
     drawn = images(figure)[:3]
     assert texts(figure) == ["original", "low", "half"]
     assert len({image.get_clim() for image in drawn}) == 1
@@ -117,7 +118,7 @@ def test_spectrograms_are_on_one_scale_up_to_half_the_rate():
 
 
 def test_waveforms_zoom_where_the_original_is_loudest():
-    figure = audio_plots.waveforms(sounds(), RATE)
+    figure = audio_plots.waveforms(audio(), RATE)
     whole, zoom = figure.axes[2:4]
     (line,) = {text for text in texts(figure) if "black line" in text}
     assert 0.295 <= float(line.split()[-3]) <= 0.32
@@ -131,37 +132,40 @@ def test_waveforms_zoom_where_the_original_is_loudest():
     )
     # The envelope reaches the highest sample, however short it is.
     envelope = whole.collections[0].get_paths()[0].vertices[:, 1]
-    assert envelope.max() == pytest.approx(sounds()["low"].max())
+    assert envelope.max() == pytest.approx(audio()["low"].max())
 
 
-def test_cepstra_of_equal_sounds_are_equal_and_the_legend_tells_the_measure():
-    found = sounds()
-    figure = audio_plots.cepstra(found | {"same": found["original"]}, RATE, spectra.keeping())
-    pictures = [np.asarray(image.get_array()) for image in images(figure)[:4]]
-    np.testing.assert_array_equal(pictures[0], pictures[3])
-    np.testing.assert_allclose(pictures[0].mean(1), 0, atol=1e-6)
-    assert np.abs(pictures[1] - pictures[0]).mean() > 1
+def test_cepstra_of_equal_audio_are_equal_and_the_legend_shows_the_metric():
+    found = audio()
+    figure = audio_plots.cepstra(found | {"same": found["original"]}, RATE, spectra.CachedMagnitude())
+    cepstra = [np.asarray(image.get_array()) for image in images(figure)[:4]]
+    np.testing.assert_array_equal(cepstra[0], cepstra[3])
+    np.testing.assert_allclose(cepstra[0].mean(1), 0, atol=1e-6)
+    assert np.abs(cepstra[1] - cepstra[0]).mean() > 1
     labels = [line.get_label() for line in figure.axes[4].lines]
-    expected = spectral_distances.mfcc_distance(found["original"], found["low"], RATE)
+    expected = spectral_metrics.mfcc_distance(AudioPair(found["original"], found["low"], RATE))
     assert labels == [f"low, mean {expected:.1f}", labels[1], "same, mean 0.0"]
 
 
-def test_silence_and_the_shortest_sounds_are_drawn(tmp_path):
-    silent = figures.Excerpt(piece("a"), 0.0, 8000, {name: np.zeros(160, np.float32) for name in ("original", "b")})
+def test_silence_and_the_shortest_audio_are_drawn(tmp_path):
+    silent = excerpt.Excerpt(segment("a"), 0.0, 8000, {name: np.zeros(160, np.float32) for name in ("original", "b")})
     with np.errstate(all="raise"):
-        assert len(figures.draw_sounds(str(tmp_path), silent)) == 4
+        assert len(figures.draw_excerpt(str(tmp_path), silent)) == 4
 
 
 def test_lines_are_codecs_and_others_are_points(monkeypatch, tmp_path):
-    mean = lambda value: {"mel_distance": Mean(value, 0.1, 3, 0)}
+
+    def mean(value):
+        return {"dac_mel_distance": Mean(value, 0.1, 3, 0)}
+
     rates = {"dac": 8000.0, "dac-3": 2667.0, "dac-1": 889.0, "other": 1700.0}
     report = types.SimpleNamespace(
         tokens={name: {"bits_per_second": {"nominal": rate}} for name, rate in rates.items()},
         systems={name: {"family": name.partition("-")[0]} for name in rates} | {"opus-24": {"kind": "command"}},
         means={"all": {name: mean(rate / 1000) for name, rate in rates.items()}},
-        measures={"mel_distance": catalogue.MEASURES["mel_distance"]},
+        metrics={"dac_mel_distance": catalogue.METRICS["dac_mel_distance"]},
     )
-    report.measures["si_sdr"] = catalogue.MEASURES["si_sdr"]  # that of silence
+    report.metrics["si_sdr"] = catalogue.METRICS["si_sdr"]  # undefined, as for silence
     for means in report.means["all"].values():
         means["si_sdr"] = Mean(None, None, 0, 3)
     report.means["all"]["opus-24"] = mean(1.0) | {
@@ -169,10 +173,10 @@ def test_lines_are_codecs_and_others_are_points(monkeypatch, tmp_path):
         "bits_per_second_on_disk": Mean(24_000.0, None, 3, 0),
     }
     drawn = []
-    monkeypatch.setattr(figures, "_write", lambda output, name, title, meaning, figure: drawn.append((title, figure)))
+    monkeypatch.setattr(figures, "_write", lambda *arguments: drawn.append((arguments[2], arguments[4])))
     figures.draw_quality(str(tmp_path), report)
     ((title, figure),) = drawn
-    assert title == "mel distance, lower is better"
+    assert title == "DAC mel distance, lower is better"
     lines = {container.get_label(): container.lines[0] for container in figure.axes[0].containers}
     assert {name: list(line.get_xdata()) for name, line in lines.items()} == {
         "dac": [0.889, 2.667, 8.0], "other": [1.7], "opus-24": [24.0],
@@ -190,50 +194,53 @@ def test_undefined_values_are_left_out_of_lines():
 
 
 def test_files_of_two_names_are_two_files():
-    pieces = [piece(name) for name in ("a..b.wav", "a_b.wav", "../a_b.wav", "a.wav", "a.flac")]
-    stems = [one.stem for one in pieces]
+    segments = [segment(name) for name in ("a..b.wav", "a_b.wav", "../a_b.wav", "a.wav", "a.flac")]
+    stems = [segment.stem for segment in segments]
     assert len({*stems}) == 5 and not any(".." in stem.split("/") for stem in stems)
 
 
-def test_a_piece_is_named_by_its_stem_or_its_file():
-    pieces = [piece("live/a.wav"), piece("live/a.wav", 1), piece("studio/a.wav"), piece("studio/long.wav", 1)]
-    named = lambda name: figures.named_piece(pieces, name)
-    assert named("live/a.wav") is pieces[0] and named("live/a.wav.00002s") is pieces[1]
-    assert named("long.wav") is pieces[3]
-    with pytest.raises(ValueError, match="live/a.wav and studio/a.wav are both called that"):
+def test_a_segment_is_named_by_its_stem_or_its_file():
+    segments = [segment("live/a.wav"), segment("live/a.wav", 1), segment("studio/a.wav"), segment("studio/long.wav", 1)]
+
+    def named(name):
+        return excerpt.named_segment(segments, name)
+
+    assert named("live/a.wav") is segments[0] and named("live/a.wav.00002s") is segments[1]
+    assert named("long.wav") is segments[3]
+    with pytest.raises(ValueError, match="live/a.wav and studio/a.wav"):
         named("a.wav")
-    with pytest.raises(ValueError, match="--figure-piece=studio/lang.wav: no piece .* near ones are studio/long.wav"):
+    with pytest.raises(ValueError, match="--figure-piece=studio/lang.wav: .*studio/long.wav"):
         named("studio/lang.wav")
-    with pytest.raises(ValueError, match="near ones are live/a.wav"):
+    with pytest.raises(ValueError, match="--figure-piece=.*live/a.wav"):
         named("?")
 
 
-def test_the_typical_piece_is_the_median_of_those_with_a_value():
-    result = lambda value: {"mine": types.SimpleNamespace(values={"mel_distance": value})}
-    ordered = [(name, result(value)) for name, value in zip("abcde", (9.0, 2.0, 1.0, None, None))]
-    assert figures.typical_piece(ordered, "mel_distance") == "b"
-    assert figures.typical_piece(ordered[3:], "mel_distance") == "d"
+def test_the_typical_segment_is_the_median_of_those_with_a_value():
+    values = zip("abcde", (9.0, 2.0, 1.0, None, None))
+    ordered = [(name, {"mine": types.SimpleNamespace(values={"dac_mel_distance": value})}) for name, value in values]
+    assert excerpt.typical_segment(ordered, "dac_mel_distance") == "b"
+    assert excerpt.typical_segment(ordered[3:], "dac_mel_distance") == "d"
 
 
 def test_an_excerpt_is_the_loudest_ten_seconds_of_all_systems(tmp_path):
     sound = 0.01 * np.random.default_rng(0).standard_normal((1, 25 * 8000)).astype(np.float32)
     sound[:, 8 * 8000 : 19 * 8000] *= 10
-    long = references.Piece(piece("long.wav", seconds=65.0).original, 1, 30.0)
+    long = references.Segment(segment("long.wav", seconds=65.0).reference, 1, 30.0)
     late = np.pad(sound, ((0, 0), (40, 0)))[:, : sound.shape[1]]
     decoded = {"original": sound, "mine": np.concatenate([sound, -0.5 * sound]), "late": late}
     results = {name: Result(name, long, {"delay": 5.0 if name == "late" else None}, "") for name in ("mine", "late")}
     for name, audio in decoded.items():
-        path = sound_path(str(tmp_path), name, long)
+        path = audio_path(str(tmp_path), name, long)
         os.makedirs(os.path.dirname(path))
         waveform.write(path, audio, 8000)
-    found = figures.excerpt(str(tmp_path), results)
-    assert 38 <= found.first_second <= 39 and found.facts["seconds"] == 10
-    first = int((found.first_second - 30) * 8000)
-    np.testing.assert_allclose(found.sounds["original"], sound[0, first : first + 80_000], atol=1e-4)
-    np.testing.assert_allclose(found.sounds["mine"], found.sounds["original"] / 4, atol=1e-4)
-    np.testing.assert_array_equal(found.sounds["late"][40:], found.sounds["original"][:-40])
-    aligned = figures.excerpt(str(tmp_path), results, align=True)
-    np.testing.assert_array_equal(aligned.sounds["late"][:-40], found.sounds["original"][:-40])
+    found = excerpt.loudest_excerpt(str(tmp_path), results)
+    assert 38 <= found.start_seconds <= 39 and found.metadata["seconds"] == 10
+    first = int((found.start_seconds - 30) * 8000)
+    np.testing.assert_allclose(found.audio["original"], sound[0, first : first + 80_000], atol=1e-4)
+    np.testing.assert_allclose(found.audio["mine"], found.audio["original"] / 4, atol=1e-4)
+    np.testing.assert_array_equal(found.audio["late"][40:], found.audio["original"][:-40])
+    aligned = excerpt.loudest_excerpt(str(tmp_path), results, align=True)
+    np.testing.assert_array_equal(aligned.audio["late"][:-40], found.audio["original"][:-40])
     waveform.write(path, sound, 16_000)
     with pytest.raises(ValueError, match="not of the same evaluation"):
-        figures.excerpt(str(tmp_path), results)
+        excerpt.loudest_excerpt(str(tmp_path), results)

@@ -17,7 +17,7 @@ FORMULAS = ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "  =cmd|' /C calc'
 
 
 def piece(name, seconds=3.0, number=0):
-    return references.Piece(references.Original(name, "", "", RATE, seconds, "", lambda: iter(())), number, 10.0)
+    return references.Segment(references.Reference(name, "", "", RATE, seconds, "", lambda: iter(())), number, 10.0)
 
 
 @pytest.mark.parametrize("text", FORMULAS)
@@ -43,7 +43,7 @@ def test_no_two_pieces_share_a_file():
         "a/./b.wav", "a/b.wav", "\ud800.wav", "\ud801.wav",
     ]  # fmt: skip
     pieces = [piece(name, seconds, number) for name in names for seconds, number in ((3.0, 0), (25.0, 0), (25.0, 1))]
-    for (first, one), (second, other) in itertools.combinations([(p.original.name, p.stem) for p in pieces], 2):
+    for (first, one), (second, other) in itertools.combinations([(p.reference.name, p.stem) for p in pieces], 2):
         assert one != other or first == second
     for stem in (p.stem for p in pieces):
         assert ".." not in stem.split("/") and not stem.startswith("/") and stem.isprintable()

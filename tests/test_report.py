@@ -1,4 +1,4 @@
-"""The page about the stages of a codec: what stands on it, for every eye and screen."""
+"""The page about the components of a codec: its numbers, its curves, and its accessibility."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from bandtok_jax.evaluation.report import run_page
 from bandtok_jax.pretrained import model_folder
 
 
-def test_the_page_says_how_it_was_made(tmp_path, monkeypatch):
+def test_the_page_holds_configuration_metrics_and_curves(tmp_path, monkeypatch):
     model_folder.save(bandtok_jax.create("bandtok:tiny", seed=0), tmp_path / "model")
-    for stage in run_page.STAGES:
-        (tmp_path / stage).mkdir()
+    for component in run_page.COMPONENTS:
+        (tmp_path / component).mkdir()
         lines = [{"step": step, "train/seconds_per_step": 0.6} for step in (100, 300)]
         lines += [{"step": 300, "train/mel": 0.5, "evaluation/mel_distance": 0.4, "train/reconstruction": 0.3}]
-        (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(run_page, "_pieces", lambda codec, data: [])
+        (tmp_path / component / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(run_page, "_crops", lambda codec, data: [])
     monkeypatch.setattr(run_page, "_mel_baseline", lambda codec, data: {"k_means": 1.0, "median": 2.0})
     soundfile.write(tmp_path / "generated.wav", 0.1 * np.sin(np.arange(22_050)), 44_100)
     table = run_page.write_report(
@@ -29,7 +29,7 @@ def test_the_page_says_how_it_was_made(tmp_path, monkeypatch):
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) == 4 and all(re.search(r' alt="[^"]{10,}"', image) for image in images)
     assert "<q>&lt;b&gt;piano&lt;/b&gt;</q>" in page and "data/&lt;mine&gt;" in page and "<b>" not in page
-    # 300 steps of 0.6 s; the losses that are not the same measure do not share a chart.
+    # 300 steps of 0.6 s. Losses that are different metrics do not share a chart.
     assert re.search(r"tokenizer</th><td>mel_tokenizer</td><td>1\.\d M</td>.*<td>float32</td><td>3\.0</td>", page)
     assert "vocoder: mel error: evaluation/mel_distance 0.400" in page
     assert "vocoder: multi-scale mel loss: train/mel 0.500" in page

@@ -1,4 +1,4 @@
-"""What rows of codes say about each other, by definitions and on grids whose dependence is known."""
+"""Statistics of the rows of codes, by definitions and on grids with known dependence."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from tests.small_codec import SmallCodec
 
 
 def grid(columns=4000):
-    """A row of noise, its copy under other names, one that half follows it, and a constant one."""
+    """Returns a row of noise, a permuted copy, a row that copies half of it, and a constant row."""
     rng = np.random.default_rng(0)
     first = rng.integers(0, 8, columns)
     half = np.where(rng.random(columns) < 0.5, first, rng.integers(0, 8, columns))
@@ -40,14 +40,14 @@ def test_mutual_information_is_sklearns():
     assert found[0, 1] == pytest.approx(1) and 0.1 < found[0, 2] < 0.9 and found[0, 3] == 0
 
 
-def test_shuffled_rows_keep_their_codes_and_lose_their_dependence():
+def test_shuffled_rows_have_the_same_codes_without_dependence():
     codes = grid()
-    control = mutual_information.shuffled(codes)
+    control = mutual_information.shuffled_baseline(codes)
     np.testing.assert_array_equal(np.sort(control, axis=0), np.sort(codes, axis=0))
     assert mutual_information.normalised_mutual_information(control)[0, 1] < 0.01
-    few = mutual_information.dependence(np.random.default_rng(0).integers(0, 1000, (50, 3)))
-    assert few["samples"] == 50 and min(few["nmi_shuffled"]) > 0.9, "the control shows that there are too few samples"
-    assert mutual_information.dependence(codes[:, :1])["nmi"] is None
+    few = mutual_information.statistics(np.random.default_rng(0).integers(0, 1000, (50, 3)))
+    assert few["samples"] == 50 and min(few["nmi_shuffled"]) > 0.9, "the baseline shows that there are too few samples"
+    assert mutual_information.statistics(codes[:, :1])["nmi"] is None
 
 
 def test_token_records_on_the_command_line(tmp_path, capsys):
@@ -73,13 +73,13 @@ def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeyp
     for arguments, words in (
         (folders, "two systems are called tokens: give one of them another name, as --data=NAME=FOLDER"),
         ([f"a/b={folders[0]}"], "a name has letters, digits"),
-        ([folders[0], "--limit-seconds=3"], "--limit-seconds is for sounds, not for token records: leave it out"),
-        ([folders[0], "--tracks=x.csv"], "--tracks is for sounds, not for token records"),
-        ([folders[0], "--opus=24"], "--opus is for sounds, not for tokens"),
-        ([folders[0], "--rows=1"], "--rows is for sounds, not for tokens"),
-        ([folders[0], "--measure=a=echo 1 {decoded}"], "--measure is for sounds, not for tokens"),
-        ([folders[0], "--mono"], "--mono is for sounds, not for tokens"),
-        ([str(tmp_path), "--codec=x", "--sort-by=snr"], "--sort-by is for sounds, not for tokens"),
+        ([folders[0], "--limit-seconds=3"], "--limit-seconds is for audio, not for token records"),
+        ([folders[0], "--tracks=x.csv"], "--tracks is for audio, not for token records"),
+        ([folders[0], "--opus=24"], "--opus is for audio, not for tokens"),
+        ([folders[0], "--rows=1"], "--rows is for audio, not for tokens"),
+        ([folders[0], "--measure=a=echo 1 {decoded}"], "--measure is for audio, not for tokens"),
+        ([folders[0], "--mono"], "--mono is for audio, not for tokens"),
+        ([str(tmp_path), "--codec=x", "--sort-by=snr"], "--sort-by is for audio, not for tokens"),
     ):
         assert cli.main([*call, *arguments]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -87,18 +87,18 @@ def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeyp
 
 
 def language_model(folder):
-    """A language model that knows nothing, for on the tokens of `tiny`."""
+    """Returns a language model with random weights, for the tokens of `tiny`."""
     config = tiny.config("language_model", folder, **{"data.columns": 7})
     stage = Stage(config, {}, origin="random weights", tokenizer_hash="0" * 64)
     stage.weights = {"parameters": jax.tree.map(jnp.asarray, tiny.random_weights(stage.network)), "buffers": {}}
     return stage
 
 
-def test_perplexity_is_that_of_each_window_from_its_own_beginning(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_perplexity, "WINDOWS", 5)  # which fills the last batch up
+def test_perplexity_by_the_network_window_by_window(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_perplexity, "BATCH_WINDOWS", 5)  # the last batch is padded
     stage, folder = language_model(tmp_path), tmp_path / "tokens"
-    found = token_perplexity.scores(stage, str(folder), progress=False)
-    # One window after the other, by the network itself.
+    found = token_perplexity.evaluate(stage, str(folder), progress=False)
+    # One window after the other, by the network alone.
     sums, count, right = np.zeros(4), 0, 0
     apply = jax.jit(functools.partial(stage.network.apply, stage.weights["parameters"], {}))
     for record in map(TokenSource(folder, "validation").__getitem__, range(8)):
@@ -115,7 +115,7 @@ def test_perplexity_is_that_of_each_window_from_its_own_beginning(tmp_path, monk
     assert found["end_accuracy"] == pytest.approx(right / (count + 8))
     other = dataclasses.replace(stage, tokenizer_hash="1" * 64)
     with pytest.raises(ValueError, match="give the tokens of its own tokenizer"):
-        token_perplexity.scores(other, str(folder), progress=False)
+        token_perplexity.evaluate(other, str(folder), progress=False)
 
 
 def test_perplexity_needs_no_codec_of_the_training(tmp_path):
@@ -123,8 +123,10 @@ def test_perplexity_needs_no_codec_of_the_training(tmp_path):
     config = stage.config.copy_and_resolve_references()
     with config.unlocked():
         config.tokenizer = config.vocoder = str(tmp_path / "gone")
-    found = token_perplexity.scores(dataclasses.replace(stage, config=config), str(tmp_path / "tokens"), progress=False)
-    assert found == token_perplexity.scores(stage, str(tmp_path / "tokens"), progress=False)
+    found = token_perplexity.evaluate(
+        dataclasses.replace(stage, config=config), str(tmp_path / "tokens"), progress=False
+    )
+    assert found == token_perplexity.evaluate(stage, str(tmp_path / "tokens"), progress=False)
 
 
 def _read(stage, caption):
@@ -146,7 +148,7 @@ def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
     twice = [*flags, f"--data={tmp_path / 'same'}", "--language-model=a=x"]
     for stage_hash, arguments, words in (
         (stage.tokenizer_hash, twice, "give only one of them as --data"),
-        ("1" * 64, [*flags, "--language-model=a=x"], "which --data has not: give their folder"),
+        ("1" * 64, [*flags, "--language-model=a=x"], "give their folder as well"),
         ("1" * 64, ["--data=synthetic", flags[1], "--codec=m=x", "--language-model=a=x"], "predicts token records"),
     ):
         monkeypatch.setattr(stage, "tokenizer_hash", stage_hash)
@@ -158,16 +160,16 @@ def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
 def test_latents_of_rows_that_differ_lie_apart(tmp_path):
     rng = np.random.default_rng(0)
     apart = rng.normal(size=(60, 3, 4)) + 20 * np.arange(3)[:, None]
-    places, rows = tsne.plane(apart)
+    places, rows = tsne.project(apart)
     assert places.shape == (180, 2) and np.bincount(rows).tolist() == [60, 60, 60]
     centres = np.stack([places[rows == row].mean(0) for row in range(3)])
     nearest = np.linalg.norm(places[:, None] - centres, axis=-1).argmin(1)
     assert (nearest == rows).mean() > 0.99
 
 
-def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
+def test_codecs_on_audio_and_mistakes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec())
-    monkeypatch.setattr(tsne, "MOST_POINTS", 200)
+    monkeypatch.setattr(tsne, "MAX_POINTS", 200)
     music = music_files.make_music(tmp_path / "music")
     flags = [f"--data={music}", f"--output={tmp_path / 'report'}", "--codec=mine=x", "--limit-seconds=2"]
     assert cli.main(["evaluate", "tokens", *flags]) == 0
@@ -183,7 +185,7 @@ def test_codecs_on_sound_and_mistakes(tmp_path, monkeypatch, capsys):
         assert words in line
 
 
-def test_where_every_sound_is_damaged_the_first_is_named(tmp_path, monkeypatch, capsys):
+def test_if_every_file_is_damaged_the_first_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec())
     path = tmp_path / "music" / "broken.flac"
     path.parent.mkdir()
@@ -194,4 +196,4 @@ def test_where_every_sound_is_damaged_the_first_is_named(tmp_path, monkeypatch, 
     path.write_bytes(content)
     assert cli.main(["evaluate", "tokens", f"--data={path.parent}", f"--output={tmp_path / 'r'}", "--codec=a=x"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "0 columns of codes" in line and f"of 1 damaged files, the first: {path}: damaged" in line
+    assert "0 columns of codes" in line and f"1 damaged files, the first: {path}: damaged" in line

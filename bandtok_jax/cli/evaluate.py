@@ -53,7 +53,7 @@ from bandtok_jax.cli.parser import flag, integers, verb
         "--embedding", action="append", default=[], metavar="NAME=SOURCE",
         help="a further Frechet distance, by an .npz file, MODULE:FUNCTION, or a command with {folder} and {output}",
     ),
-    flag("--sort-by", default="mel_distance", metavar="METRIC", help="the worst first (default mel_distance)"),
+    flag("--sort-by", default="dac_mel_distance", metavar="METRIC", help="the worst first (default dac_mel_distance)"),
     flag(
         "--figure-piece", metavar="SEGMENT",
         help="draw this file or segment (default: the one with the median metric)",

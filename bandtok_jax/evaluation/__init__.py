@@ -1,1 +1,1 @@
-"""Distances, token statistics, pictures and reports."""
+"""Evaluation of codecs and tokens: metrics, comparisons and their reports."""

@@ -1,51 +1,68 @@
-"""Pictures of what the models hear and write."""
+"""Figures of log-mels, codes and metrics.
+
+Every function that takes `path` writes the figure there: the path of a PNG or SVG file, or a file object.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT
 
-_MARKERS = "osD^vP*X"  # colours alone are not for every eye
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKERS = "osD^vP*X"  # colours alone cannot be distinguished by all readers
+_LOWEST_LOG_MEL = -11.6
+
+Path = str | os.PathLike | IO
 
 
 def panels(
-    path, pictures: dict[str, np.ndarray], *, unit: str = LOG_MEL_UNIT, hop_seconds: float | None = None
+    path: Path,
+    panels: Mapping[str, np.ndarray],
+    *,
+    unit: str = LOG_MEL_UNIT,
+    hop_seconds: float | None = None,
 ) -> None:
-    """Draws pictures `[T, M]` such as log-mels one below the other, on one colour scale, low bands at the bottom.
+    """Draws arrays such as log-mels one below the other, on one colour scale, low bands at the bottom.
 
     Args:
-      path: of the PNG or SVG file, or a file object.
-      pictures: title -> values.
-      unit: of the values.
+      path: see above.
+      panels: title -> values `[T, M]`.
+      unit: unit of the values.
       hop_seconds: seconds a frame, for the time axis; frames where it is None.
     """
-    from matplotlib.figure import Figure  # slow to import, and only pictures need it
+    from matplotlib.figure import Figure  # slow to import, and only figures need it
 
-    low = max(min(picture.min() for picture in pictures.values()), -11.6)
-    high = max(picture.max() for picture in pictures.values())
-    figure = Figure(figsize=(9, 0.6 + 2.2 * len(pictures)), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(len(pictures), 1, sharex=True))
-    for axis, (title, picture) in zip(axes, pictures.items()):
-        T, M = picture.shape
+    low = max(min(values.min() for values in panels.values()), _LOWEST_LOG_MEL)
+    high = max(values.max() for values in panels.values())
+    figure = Figure(figsize=(9, 0.6 + 2.2 * len(panels)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
+    for axis, (title, values) in zip(axes, panels.items()):
+        T, M = values.shape
         end = T * (hop_seconds or 1.0)
-        drawn = axis.imshow(
-            picture.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, end, 0, M)
+        image = axis.imshow(
+            values.T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, end, 0, M)
         )
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_ylabel("mel bin" if unit == LOG_MEL_UNIT else "row")
     axes[-1].set_xlabel("seconds" if hop_seconds else "frames")
-    figure.colorbar(drawn, ax=list(axes), label=unit, shrink=0.8)
+    figure.colorbar(image, ax=list(axes), label=unit, shrink=0.8)
     figure.savefig(path, dpi=100)
 
 
-def token_grid(path, codes: np.ndarray, row_edges_hz: np.ndarray | None, columns_per_second: float) -> None:
-    """Draws a grid of codes `[T, F]`, time to the right, with the band edges of the rows in Hz where rows are bands.
+def token_grid(path: Path, codes: np.ndarray, row_edges_hz: np.ndarray | None, columns_per_second: float) -> None:
+    """Draws a grid of codes `[T, F]`, time to the right, with the edges of the rows `[F, 2]` in Hz if they are bands.
 
-    A code is a name, not a number: equal colours mean equal codes, and near colours mean nothing.
+    Equal colours are equal codes; similar colours have no meaning.
     """
     from matplotlib.figure import Figure
 
     T, F = codes.shape
-    # A fixed shuffle of the codes, so that neighbours in the codebook do not look alike.
+    # A fixed permutation of the codes, so that neighbours in the codebook do not look alike.
     colours = np.random.default_rng(0).permutation(int(codes.max()) + 1)[codes]
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
@@ -62,7 +79,7 @@ def token_grid(path, codes: np.ndarray, row_edges_hz: np.ndarray | None, columns
     figure.savefig(path, dpi=100)
 
 
-def curves(path, lines: dict[str, tuple[list[float], list[float]]], *, title: str, label: str) -> None:
+def curves(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, label: str) -> None:
     """Draws `name -> (steps, values)` as one chart of a run."""
     from matplotlib.figure import Figure
 
@@ -78,20 +95,26 @@ def curves(path, lines: dict[str, tuple[list[float], list[float]]], *, title: st
     figure.savefig(path, dpi=100)
 
 
-def against_bitrate(lines: dict[str, list], *, label: str):
-    """A figure of `name -> [(kbit/s, summary.Mean)]` with intervals: a line where a name has several points, as codecs
-    with residual levels have (DAC report, figure 4), else a point. What is undefined is left out.
+def against_bitrate(lines: Mapping[str, Sequence[tuple[float, Any]]], *, label: str) -> "Figure":
+    """Returns a figure of means with their intervals over the bitrate.
+
+    A name with several points, such as a codec with residual levels, is a line (DAC report, figure 4), else a point.
+    Undefined means are left out.
+
+    Args:
+      lines: name -> [(kbit/s, `aggregate.Mean`)].
+      label: label of the means.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
     for number, (name, points) in enumerate(lines.items()):
-        known = sorted((rate, mean.mean, mean.half_width or 0.0) for rate, mean in points if mean.mean is not None)
-        if known:
-            rates, values, widths = zip(*known)
+        defined = sorted((rate, mean.mean, mean.half_width or 0.0) for rate, mean in points if mean.mean is not None)
+        if defined:
+            rates, values, widths = zip(*defined)
             axis.errorbar(
-                rates, values, yerr=widths, label=name, linestyle="-" if len(known) > 1 else "none", linewidth=1.6,
+                rates, values, yerr=widths, label=name, linestyle="-" if len(defined) > 1 else "none", linewidth=1.6,
                 marker=_MARKERS[number % len(_MARKERS)], markersize=6, capsize=3, elinewidth=0.9, alpha=0.9,
             )  # fmt: skip
     axis.set_xlabel("kbit/s")
@@ -102,22 +125,22 @@ def against_bitrate(lines: dict[str, list], *, label: str):
     return figure
 
 
-def by_row(path, panels: dict[str, dict[str, list[float]]]) -> None:
-    """Draws `label -> name -> one value for each row`, a panel a label, side by side.
+def by_row(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draws `label -> name -> one value for each row`, one panel for each label, side by side.
 
-    Names that end with "shuffled" are dashed, as controls are, and have the colour of what they control.
+    Names that end with ", shuffled" are baselines: dashed, in the colour of the name before.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(0.6 + 5.4 * len(panels), 3.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axis, (label, lines) in zip(axes, panels.items()):
-        colours = {}
+        colours: dict[str, Any] = {}
         for name, values in lines.items():
-            own, control, _ = name.rpartition(", shuffled")
-            style = dict(linestyle="--", color=colours[own]) if control else {}
-            (drawn,) = axis.plot(values, label=name, marker=".", linewidth=1.2, **style)
-            colours[name] = drawn.get_color()
+            compared, is_baseline, _ = name.rpartition(", shuffled")
+            style = {"linestyle": "--", "color": colours[compared]} if is_baseline else {}
+            (line,) = axis.plot(values, label=name, marker=".", linewidth=1.2, **style)
+            colours[name] = line.get_color()
         axis.set_xlabel("row")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel(label)
@@ -127,29 +150,29 @@ def by_row(path, panels: dict[str, dict[str, list[float]]]) -> None:
     figure.savefig(path, dpi=100)
 
 
-def latents(path, places: np.ndarray, rows: np.ndarray, *, row_kind: str) -> None:
+def latents(path: Path, points: np.ndarray, rows: np.ndarray, *, row_kind: str) -> None:
     """Draws points `[N, 2]`, coloured by their rows `[N]`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axis = figure.subplots()
-    drawn = axis.scatter(*places.T, c=rows, cmap="turbo", s=5, linewidths=0)
+    scatter = axis.scatter(*points.T, c=rows, cmap="turbo", s=5, linewidths=0)
     axis.set(xticks=[], yticks=[], aspect="equal")
-    figure.colorbar(drawn, ax=axis, label={"band": "band, from low to high", "residual": "level"}[row_kind])
+    figure.colorbar(scatter, ax=axis, label={"band": "band, from low to high", "residual": "level"}[row_kind])
     figure.savefig(path, dpi=120)
 
 
-def pairs(path, values: np.ndarray, *, label: str) -> None:
+def pairs(path: Path, values: np.ndarray, *, label: str) -> None:
     """Draws a number for each pair of different rows, `[F, F]`, from 0 to the largest."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     axis = figure.subplots()
-    # Each row says all about itself: beside that one would see nothing of the others.
+    # The diagonal is always 1 and would hide the differences between the others.
     others = np.ma.masked_array(values, mask=np.eye(len(values), dtype=bool))
     axis.set_facecolor("lightgrey")
-    drawn = axis.imshow(others, origin="lower", cmap="viridis", vmin=0)
+    image = axis.imshow(others, origin="lower", cmap="viridis", vmin=0)
     axis.set_xlabel("row")
     axis.set_ylabel("row")
-    figure.colorbar(drawn, ax=axis, label=label)
+    figure.colorbar(image, ax=axis, label=label)
     figure.savefig(path, dpi=100)

@@ -1,7 +1,8 @@
-"""The sounds that codecs are compared on: files, folders, prepared records or the embedded music, cut into pieces."""
+"""References of a comparison, cut into segments: files, folders, prepared records or the synthetic source."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -17,15 +18,25 @@ from bandtok_jax.audio.windows import windows
 from bandtok_jax.data_pipelines import discovery, full_tracks, records
 from bandtok_jax.runtime import storage
 
-SYNTHETIC_PIECES, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation pieces of 12 s
-SOUNDS = "audio"  # the folder in a report that holds its sounds
-_LONGEST_NAME = 200  # bytes; file systems take 255, with what is put behind
-SHORTEST_REST_SECONDS = 1.0  # the end of a file, where less than this is left, is not a piece of its own
+SYNTHETIC_TRACKS, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation tracks of 12 s
+AUDIO_FOLDER = "audio"  # in a report
+_MAX_NAME_BYTES = 200  # file systems allow 255, and an ending is appended
+MIN_REST_SECONDS = 1.0  # a shorter rest of a file is not a segment of its own
 
 
 @dataclasses.dataclass(frozen=True)
-class Original:
-    """One file or track. `identity` changes with its content; `read` yields its sound, `[<= any, C]` blocks."""
+class Reference:
+    """One file or track.
+
+    Attributes:
+      name: path below the folder of the data, or name of the track.
+      domain: such as a genre; "" for none.
+      caption: "" for none.
+      sample_rate_hz: sample rate of the file.
+      seconds: duration.
+      identity: changes with the content.
+      read: yields the audio in blocks `[any, C]`.
+    """
 
     name: str
     domain: str
@@ -35,18 +46,24 @@ class Original:
     identity: str
     read: Callable[[], Iterator[np.ndarray]]
 
-    def pieces(self, piece_seconds: float) -> int:
-        """How many pieces of at most `piece_seconds` it is cut into."""
-        return max(0, math.floor((self.seconds - SHORTEST_REST_SECONDS) / piece_seconds)) + 1
+    def count_segments(self, segment_seconds: float) -> int:
+        """Returns the number of segments of at most `segment_seconds`."""
+        return max(0, math.floor((self.seconds - MIN_REST_SECONDS) / segment_seconds)) + 1
 
-    def cut(self, piece_seconds: float, channels: int | None = None) -> Iterator[np.ndarray]:
-        """Its pieces, float32 `[C, S]`, with only one of them in memory; 1 channel is the mix-down.
+    def cut(self, segment_seconds: float, channels: int | None = None) -> Iterator[np.ndarray]:
+        """Yields the segments, float32 `[C, S]`, with only one of them in memory.
+
+        Args:
+          segment_seconds: length of a segment; the last one may be shorter.
+          channels: 1 mixes down; by default the first two channels are kept.
 
         Raises:
-          UnreadableAudio: the file is damaged, ends before what its header promises, or holds NaN.
+          UnreadableAudio: the file is damaged, shorter than its header promises, or holds NaN.
         """
-        size = round(min(piece_seconds, self.seconds) * self.sample_rate_hz)  # never more memory than the file needs
-        for number, (window, samples) in zip(range(self.pieces(piece_seconds)), windows(self.read(), size, 0, 0, 0.0)):
+        # A segment never needs more memory than the file.
+        size = round(min(segment_seconds, self.seconds) * self.sample_rate_hz)
+        numbers = range(self.count_segments(segment_seconds))
+        for number, (window, samples) in zip(numbers, windows(self.read(), size, 0, 0, 0.0)):
             try:
                 audio = waveform.check(np.ascontiguousarray(window[:samples].T), self.sample_rate_hz, number * size)
             except ValueError as error:
@@ -55,61 +72,67 @@ class Original:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Piece `number` of an original."""
+class Segment:
+    """Segment `number` of a reference."""
 
-    original: Original
+    reference: Reference
     number: int
-    piece_seconds: float
+    segment_seconds: float
+
+    @property
+    def start_seconds(self) -> float:
+        """Position in the reference."""
+        return self.number * self.segment_seconds
 
     @property
     def seconds(self) -> float:
-        return min(self.piece_seconds, self.original.seconds - self.number * self.piece_seconds)
+        """Duration."""
+        return min(self.segment_seconds, self.reference.seconds - self.start_seconds)
 
     @property
     def label(self) -> str:
-        """What people read: the original's name, and where the piece begins if it is not all of that."""
-        if self.original.pieces(self.piece_seconds) == 1:
-            return self.original.name
-        minutes, seconds = divmod(round(self.number * self.piece_seconds), 60)
-        return f"{self.original.name}, from {minutes}:{seconds:02d}"
+        """The name of the reference, and the position of the segment unless it is the whole reference."""
+        if self.reference.count_segments(self.segment_seconds) == 1:
+            return self.reference.name
+        minutes, seconds = divmod(round(self.start_seconds), 60)
+        return f"{self.reference.name}, from {minutes}:{seconds:02d}"
 
     @property
     def stem(self) -> str:
-        """A name for its files below a folder: that of the original, and where it begins if it is not all of that.
+        """The name of its files below a folder, without an ending.
 
-        A name that no file may have here, or that looks like that of a piece, is changed; its hash keeps it apart from
-        names that are already as it is then.
+        It is the name of the reference, with the position of the segment unless it is the whole reference. A name that
+        no file may have, or that looks like that of a segment, is changed and gets a hash, so that no two are equal.
         """
-        name = self.original.name
+        name = self.reference.name
         parts = re.sub(r"[\0-\x1f\x7f]", "_", name).split("/")
-        parts = [part.encode(errors="ignore")[:_LONGEST_NAME].decode(errors="ignore") for part in parts]
+        parts = [part.encode(errors="ignore")[:_MAX_NAME_BYTES].decode(errors="ignore") for part in parts]
         parts = [part for part in parts if part not in ("", ".")]
         stem = "/".join("_" if part == ".." else part for part in parts)  # nothing outside of the folder
         if stem != name or re.search(r"\.\d{5,}s$", name):
             stem = f"{stem}.{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
-        if self.original.pieces(self.piece_seconds) == 1:
+        if self.reference.count_segments(self.segment_seconds) == 1:
             return stem
-        return f"{stem}.{round(self.number * self.piece_seconds):05d}s"
+        return f"{stem}.{round(self.start_seconds):05d}s"
 
 
 def find(
     data: Sequence[str], *, split: str | None = None, tracks_csv: str | None = None, output: str | None = None
-) -> tuple[list[Original], list[str]]:
-    """The originals of folders and sound files, or of one folder of prepared records, sorted by name.
+) -> tuple[list[Reference], list[str]]:
+    """Finds the references of folders and audio files, or of one folder of prepared records, sorted by name.
 
     Args:
       data: paths, or "synthetic".
-      split: of records (by default validation), or by the table of files (by default all).
+      split: split of the records (by default validation), or of the table of files (by default all).
       tracks_csv: table with the columns file, split, caption, domain; without it a file's domain is the name of the
         folder in `data` that holds it.
-      output: folder of a report, whose own sounds must not become originals.
+      output: folder of a report, whose own audio must not become a reference.
 
     Returns:
-      (originals, notes on what was left out).
+      (references, notes about those that were left out).
 
     Raises:
-      FileNotFoundError, ValueError: there are none, or what is there cannot be used.
+      FileNotFoundError, ValueError: no references, or references that cannot be used.
     """
     prepared = [path for path in data if path == "synthetic" or storage.exists(os.path.join(path, records.MANIFEST))]
     if prepared and (len(data) > 1 or tracks_csv):
@@ -117,68 +140,76 @@ def find(
             f"{prepared[0]} holds records: give it alone, without other data and without a table of tracks"
         )
     if output and not prepared:
-        _refuse_sounds_of(output, data)
+        _refuse_audio_of_report(output, data)
     if prepared:
         return _records(data[0], split or "validation"), []
-    found, notes, others = _files(data, split, tracks_csv)
-    if not found:
+    references, notes, others = _files(data, split, tracks_csv)
+    if not references:
         kinds = ", ".join(f"{count} {ending}" for ending, count in list(others.items())[:5])
         kinds = f"; files of other kinds: {kinds}" if kinds else ""
         raise ValueError(
-            f"no sound in {', '.join(data)}{f' of the split {split}' if split else ''}: "
+            f"no audio in {', '.join(data)}{f' of the split {split}' if split else ''}: "
             f"give wav, flac, ogg or mp3 files, or prepared records{kinds}"
             f"{f'; left out: {notes[0]}' if notes else ''}"
         )
-    return found, notes
+    return references, notes
 
 
-def choose(originals: Sequence[Original], piece_seconds: float, limit_seconds: float | None) -> list[Piece]:
-    """Pieces of all originals, or of that many seconds: first the first of each, then the second of each ..."""
-    cut = [[Piece(one, i, piece_seconds) for i in range(one.pieces(piece_seconds))] for one in originals]
-    left, chosen = limit_seconds or math.inf, []
-    for piece in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*cut))):
-        if left <= 0:
+def choose(references: Sequence[Reference], segment_seconds: float, limit_seconds: float | None) -> list[Segment]:
+    """Returns the segments of all references.
+
+    With a limit, it takes the first segment of each reference, then the second of each, and so on.
+    """
+    by_reference = [
+        [Segment(reference, i, segment_seconds) for i in range(reference.count_segments(segment_seconds))]
+        for reference in references
+    ]
+    remaining, chosen = limit_seconds or math.inf, []
+    for segment in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*by_reference))):
+        if remaining <= 0:
             break
-        chosen.append(piece)
-        left -= piece.seconds
-    return sorted(chosen, key=lambda piece: (piece.original.name, piece.number))
+        chosen.append(segment)
+        remaining -= segment.seconds
+    return sorted(chosen, key=lambda segment: (segment.reference.name, segment.number))
 
 
-def _records(directory: str, split: str) -> list[Original]:
-    found = full_tracks.open_tracks(directory, SYNTHETIC_RATE_HZ, SYNTHETIC_PIECES)
-    if split not in found:
-        raise ValueError(f"{directory} has no records in the split {split}: choose --split from {', '.join(found)}")
+def _records(directory: str, split: str) -> list[Reference]:
+    splits = full_tracks.open_tracks(directory, SYNTHETIC_RATE_HZ, SYNTHETIC_TRACKS)
+    if split not in splits:
+        raise ValueError(f"{directory} has no records in the split {split}: choose --split from {', '.join(splits)}")
     fingerprint = "" if directory == "synthetic" else records.read_manifest(directory)["fingerprint"]
 
-    def original(track):
-        read = lambda: (
-            block.astype(np.float32) / np.float32(waveform.INT16_SCALE) for block in track.loaded().blocks()
-        )
+    def reference(track: full_tracks.FullTrack) -> Reference:
+        def read() -> Iterator[np.ndarray]:
+            for block in track.loaded().blocks():
+                yield block.astype(np.float32) / np.float32(waveform.INT16_SCALE)
+
         identity = f"{fingerprint} {split} {track.name}"
         seconds = track.samples / track.sample_rate_hz
-        return Original(track.name, track.domain, track.caption, track.sample_rate_hz, seconds, identity, read)
+        return Reference(track.name, track.domain, track.caption, track.sample_rate_hz, seconds, identity, read)
 
-    return sorted(map(original, found[split]), key=lambda one: one.name)
+    return sorted(map(reference, splits[split]), key=lambda reference: reference.name)
 
 
-def _refuse_sounds_of(output: str, data: Sequence[str]) -> None:
-    own = os.path.realpath(os.path.join(output, SOUNDS))
+def _refuse_audio_of_report(output: str, data: Sequence[str]) -> None:
+    own = os.path.realpath(os.path.join(output, AUDIO_FOLDER))
     for path in filter(os.path.isdir, data):
-        if os.path.commonpath([own, given := os.path.realpath(path)]) in (own, given):
+        if os.path.commonpath([own, folder := os.path.realpath(path)]) in (own, folder):
             raise ValueError(
-                f"--output={output}: the sounds of the report would be originals of --data={path} the next time; "
+                f"--output={output}: the audio of the report would be references of --data={path} the next time; "
                 "give a folder outside of it"
             )
 
 
 def _files(
     data: Sequence[str], split: str | None, tracks_csv: str | None
-) -> tuple[list[Original], list[str], dict[str, int]]:
-    found, left_out, others, remarks = discovery.find_tracks(data, csv_path=tracks_csv, validation_share=0)
-    for remark in remarks:
-        warnings.warn(remark, stacklevel=2)
-    originals, notes = [], [f"{entry['track']}: {entry['reason']}" for entry in left_out]
-    for track in found:
+) -> tuple[list[Reference], list[str], dict[str, int]]:
+    """Returns the references, notes about files that were left out, and the number of other files by their ending."""
+    tracks, left_out, others, warning_texts = discovery.find_tracks(data, csv_path=tracks_csv, validation_share=0)
+    for text in warning_texts:
+        warnings.warn(text, stacklevel=2)
+    references, notes = [], [f"{entry['track']}: {entry['reason']}" for entry in left_out]
+    for track in tracks:
         if split and track.split != split:
             continue
         try:
@@ -192,6 +223,12 @@ def _files(
         folder = os.path.dirname(track.name).split("/")[0]
         domain = folder if track.domain in ("", discovery.DEFAULT_DOMAIN) else track.domain
         identity = f"{track.name} {track.bytes} {track.changed_ns}"
-        read = lambda path=track.path: (block.T for block in waveform.blocks(path, waveform.READ_BLOCK_SAMPLES))
-        originals.append(Original(track.name, domain, track.caption, rate, samples / rate, identity, read))
-    return originals, notes, others
+        seconds, read = samples / rate, functools.partial(_read_file, track.path)
+        references.append(Reference(track.name, domain, track.caption, rate, seconds, identity, read))
+    return references, notes, others
+
+
+def _read_file(path: str) -> Iterator[np.ndarray]:
+    """Yields the audio of a file in blocks `[any, C]`."""
+    for block in waveform.blocks(path, waveform.READ_BLOCK_SAMPLES):
+        yield block.T

@@ -1,6 +1,6 @@
-"""Frechet distances by embeddings of networks that are not part of this project: CLAP, VGGish, MERT ...
+"""Fréchet distances by embeddings of networks that are not part of this project, such as CLAP, VGGish or MERT.
 
-They come from a file, from a Python function, or from a command, which may live in another environment.
+They come from a file, from a Python function, or from a command, which may run in another environment.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,18 +21,18 @@ FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def frechet_by(name: str, source: str, paths: Mapping[str, Sequence[str]], output: str) -> dict[str, float]:
-    """Returns the Frechet distance of each system to the references, by one kind of embedding.
+    """Returns the Fréchet distance of each system to the references, by one kind of embedding.
 
     Args:
-      name: of the embedding, for messages.
-      source: an .npz file with one array `[N, E]` for "original" and for each system; MODULE:FUNCTION, called with
-        `(audio float32 [S], sample_rate_hz)` of each segment, that returns `[N, E]`; or a command with {folder}, that
-        holds audio files, and {output}, the .npy file `[N, E]` to write.
+      name: name of the embedding, for messages.
+      source: one of three. An .npz file with an array `[N, E]` for "original" and for each system. A function as
+        `MODULE:FUNCTION`, which is called with `(audio float32 [S], sample_rate_hz)` of each segment and returns
+        `[N, E]`. A command with {folder}, which holds audio files, and {output}, the .npy file `[N, E]` to write.
       paths: audio files of REFERENCE and of each system.
       output: the report's folder. Embeddings are stored there and are not computed again.
 
     Raises:
-      ValueError: the source gives no embeddings, or such as do not fit.
+      ValueError: the source gives no embeddings, or embeddings of the wrong shape.
     """
     flag = f"--embedding={name}"
     if source.endswith(".npz"):
@@ -46,7 +46,7 @@ def check(name: str, source: str, systems: Sequence[str]) -> None:
     """Refuses a source that cannot give embeddings of these systems, before anything is measured.
 
     Raises:
-      ValueError, FileNotFoundError: as `frechet_by`, where that can be told without the sounds.
+      ValueError, FileNotFoundError: as `frechet_by`, where no audio is needed to find out.
     """
     flag = f"--embedding={name}"
     if source.endswith(".npz"):
@@ -61,73 +61,78 @@ def check(name: str, source: str, systems: Sequence[str]) -> None:
         external_command.parse(source, ("folder", "output"), flag)
 
 
-def _distances(flag: str, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Of each system to the originals."""
+def _distances(flag: str, embeddings: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns the distance of each system to the references."""
+    references = embeddings[REFERENCE]
     try:
-        return {one: frechet.frechet_distance(found[REFERENCE], found[one]) for one in found if one != REFERENCE}
+        return {
+            system: frechet.frechet_distance(references, vectors)
+            for system, vectors in embeddings.items()
+            if system != REFERENCE
+        }
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
 
 
 def _arrays(flag: str, source: str, systems: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, of the originals and of each system."""
+    """Reads the arrays of the references and of each system from an .npz file."""
     names = (REFERENCE, *systems)
     with untrusted.reading(source, f"write it with numpy.savez, or copy it again, for {flag}"):
         untrusted.require_unpacked(source)
         with np.load(source, allow_pickle=False) as file:
-            found = {name: file[name] for name in names if name in file.files}
-    missing = [name for name in names if name not in found]
+            arrays = {name: file[name] for name in names if name in file.files}
+    missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(f"{flag}: {source} holds no array {missing[0]!r}: save one for {REFERENCE} and each codec")
-    return found
+    return arrays
 
 
-def _stored(flag: str, source: str, system: str, sounds: Sequence[str], output: str) -> np.ndarray:
+def _stored(flag: str, source: str, system: str, paths: Sequence[str], output: str) -> np.ndarray:
     """Returns the embeddings of one system's audio, from an earlier run where source and audio are the same."""
     digest = hashlib.sha256(f"{source} {system}".encode())
-    for sound in sounds:
-        with open(sound, "rb") as file:
+    for path in paths:
+        with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     path = os.path.join(output, "embeddings", f"{digest.hexdigest()[:32]}.npy")
     if not os.path.exists(path):
         compute = _by_function if FUNCTION.fullmatch(source) else _by_command
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path + ".partial", "wb") as file:
-            np.save(file, compute(flag, source, system, sounds))
+            np.save(file, compute(flag, source, system, paths))
         os.replace(path + ".partial", path)
     return np.load(path)
 
 
-def _function(flag: str, source: str) -> Callable:
+def _function(flag: str, source: str) -> Callable[[np.ndarray, int], np.ndarray]:
     module, _, function = source.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{flag}={source}: {error}; the module must be on PYTHONPATH") from error
-    except Exception as error:  # whatever a user's module may raise
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(f"{flag}={source}: importing it failed: {type(error).__name__}: {error}") from error
 
 
-def _by_function(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:
-    call, found = _function(flag, source), []
-    for sound in sounds:
-        audio, rate = waveform.read(sound)
+def _by_function(flag: str, source: str, system: str, paths: Sequence[str]) -> np.ndarray:
+    embed, embeddings = _function(flag, source), []
+    for path in paths:
+        audio, sample_rate_hz = waveform.read(path)
         try:
-            found.append(np.atleast_2d(call(waveform.mono(audio), rate)))
-        except Exception as error:  # whatever a user's function may raise
-            raise ValueError(f"{flag}={source} failed on {sound}: {type(error).__name__}: {error}") from error
+            embeddings.append(np.atleast_2d(embed(waveform.mono(audio), sample_rate_hz)))
+        except Exception as error:  # a user's function may raise anything
+            raise ValueError(f"{flag}={source} failed on {path}: {type(error).__name__}: {error}") from error
     try:
-        return np.concatenate(found)
+        return np.concatenate(embeddings)
     except ValueError as error:
         raise ValueError(f"{flag}={source}: embeddings of {system} of several shapes ({error}); give [N, E]") from error
 
 
-def _by_command(flag: str, source: str, system: str, sounds: list[str]) -> np.ndarray:
+def _by_command(flag: str, source: str, system: str, paths: Sequence[str]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
-        for number, sound in enumerate(sounds):
-            os.symlink(os.path.abspath(sound), os.path.join(folder, f"{number:06d}.flac"))
+        for number, path in enumerate(paths):
+            os.symlink(os.path.abspath(path), os.path.join(folder, f"{number:06d}.flac"))
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:
-            external_command.run(source, {"folder": folder, "output": file.name}, flag, f"the sounds of {system}")
+            external_command.run(source, {"folder": folder, "output": file.name}, flag, f"the audio of {system}")
             try:
                 return np.array(np.load(file.name, mmap_mode="r", allow_pickle=False))
             except (ValueError, EOFError, OverflowError) as error:

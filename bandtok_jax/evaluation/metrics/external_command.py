@@ -1,4 +1,4 @@
-"""External programs, called without a shell: a file name is an argument, whatever it holds."""
+"""External programs, called without a shell, so that a file name is always an argument and never runs."""
 
 import math
 import os
@@ -9,19 +9,19 @@ import subprocess
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _OPERATOR = re.compile(r"[();<>|&]+")  # of a shell; all others are words
-_BESIDE_PLACEHOLDER = re.compile(r"[\w./:=,+@%^~-]*")  # no text of a program, into which a value would be pasted
+_BESIDE_PLACEHOLDER = re.compile(r"[\w./:=,+@%^~-]*")  # excludes the text of a program, which a value could change
 
 
 def parse(command: str, names: tuple[str, ...], flag: str) -> list[list[str]]:
-    """Returns the argument lists of a command, in which `{NAME}` still stand; `&&` separates programs.
+    """Splits a command into the argument lists of its programs, which `&&` separates. Placeholders stay.
 
     Args:
       command: words as in a shell, with its quotes but without its other operators and expansions.
-      names: of the placeholders.
+      names: names of the placeholders `{NAME}`.
       flag: that gave the command, for messages.
 
     Raises:
-      ValueError: nothing to run, an open quote, an operator of a shell, a placeholder in the text of a program, or a
+      ValueError: no program, an open quote, an operator of a shell, a placeholder in the text of a program, or a
         program that is not installed.
     """
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
@@ -36,14 +36,14 @@ def parse(command: str, names: tuple[str, ...], flag: str) -> list[list[str]]:
             programs.append([])
         elif _OPERATOR.fullmatch(word):
             raise ValueError(
-                f"{flag}: {word!r} is for a shell, and programs run without one: put it into a script, or write "
+                f"{flag}: {word!r} needs a shell, and programs run without one: put it into a script, or write "
                 f"bash -c '... \"$1\" ...' - {{{names[0]}}}"
             )
         else:
             programs[-1].append(os.path.expanduser(word))
     for program in programs:
         if not program:
-            raise ValueError(f"{flag}: {command!r} names no program to run; give one, on both sides of each &&")
+            raise ValueError(f"{flag}: {command!r} names no program; give one on both sides of each &&")
         if not shutil.which(program[0]):
             raise ValueError(f"{flag}: the program {program[0]!r} is not installed; install it, or give its path")
         for word in program:
@@ -52,7 +52,7 @@ def parse(command: str, names: tuple[str, ...], flag: str) -> list[list[str]]:
 
 
 def _refuse_program_text(word: str, names: tuple[str, ...], flag: str) -> None:
-    """Raises ValueError for a word such as `cp {input} /tmp` of `bash -c`, which would run what a file is called."""
+    """Raises ValueError for a word such as `cp {input} /tmp` of `bash -c`, in which a file name would run."""
     beside, known = _PLACEHOLDER.sub("", word), [name for name in _PLACEHOLDER.findall(word) if name in names]
     if known and not _BESIDE_PLACEHOLDER.fullmatch(beside):
         raise ValueError(
@@ -61,49 +61,49 @@ def _refuse_program_text(word: str, names: tuple[str, ...], flag: str) -> None:
         )
 
 
-def run(command: str, values: dict[str, str], flag: str, piece: str) -> str:
-    """Runs a command, see `parse`, with each {NAME} replaced by its value; returns what its programs print.
+def run(command: str, values: dict[str, str], flag: str, segment: str) -> str:
+    """Runs a command, see `parse`, with a value for each {NAME}, and returns the output of its programs.
 
-    A value is replaced once, inside one argument, and is never read as a flag: before a `-` at its beginning stands a
-    space, or `./` where a file is called so.
+    A value is inserted once, inside one argument, and never becomes a flag: if it begins with `-`, a space or, for a
+    file of that name, `./` precedes it.
 
     Raises:
-      ValueError: it fails, with the last line that it wrote to stderr.
+      ValueError: it fails, with the last line of its stderr.
     """
-    printed = []
+    outputs = []
     for program in parse(command, tuple(values), flag):
         words = [_fill(word, values) for word in program]
         try:
-            done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL)
+            process = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL)
         except (OSError, ValueError) as error:  # no program file, too long, or a character that no argument can hold
-            raise ValueError(f"{flag} cannot run {words[0]!r} on {piece}: {error}") from error
-        output, complaint = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
-        if done.returncode:
-            said = (complaint.strip() or output.strip() or "it said nothing").splitlines()[-1][:200]
-            raise ValueError(f"{flag} failed with {done.returncode} on {piece}: {said}")
-        printed.append(output)
-    return "".join(printed)
+            raise ValueError(f"{flag} cannot run {words[0]!r} on {segment}: {error}") from error
+        output, errors = (text.decode(errors="replace") for text in (process.stdout, process.stderr))
+        if process.returncode:
+            last_line = (errors.strip() or output.strip() or "no message").splitlines()[-1][:200]
+            raise ValueError(f"{flag} failed with {process.returncode} on {segment}: {last_line}")
+        outputs.append(output)
+    return "".join(outputs)
 
 
 def _fill(word: str, values: dict[str, str]) -> str:
-    filled = _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), word)
+    filled = _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word)
     if filled.startswith("-") and not word.startswith("-"):
         return ("./" if os.path.lexists(filled) else " ") + filled
     return filled
 
 
-def number(command: str, values: dict[str, str], flag: str, piece: str) -> float:
-    """Runs a command that prints a number, alone on its last line, and returns it.
+def number(command: str, values: dict[str, str], flag: str, segment: str) -> float:
+    """Runs a command and returns the number on its last line.
 
     Raises:
       ValueError: it fails, or prints something else.
     """
-    lines = run(command, values, flag, piece).split("\n")
+    lines = run(command, values, flag, segment).split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     try:
-        found = float(last)
+        value = float(last)
     except ValueError:
-        raise ValueError(f"{flag} prints {last[:80]!r} for {piece}: the last line must be a number") from None
-    if not math.isfinite(found):
-        raise ValueError(f"{flag} prints {last} for {piece}: the number must be finite")
-    return found
+        raise ValueError(f"{flag} prints {last[:80]!r} for {segment}: the last line must be a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{flag} prints {last} for {segment}: the number must be finite")
+    return value

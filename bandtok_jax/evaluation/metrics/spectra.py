@@ -1,9 +1,8 @@
-"""Spectra in NumPy, for measuring in worker processes: any length without compiling, and no accelerator taken.
+"""Spectra in NumPy for the worker processes of evaluation.
 
-They are those of `bandtok_jax.audio.spectral`, in float64.
+They equal those of `bandtok_jax.audio.spectral`, in float64 and without compiling for each length. They also equal
+librosa's, which is not used here: it loads numba, which takes seconds in every worker and 200 MB on disk.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import scipy
@@ -12,24 +11,24 @@ from bandtok_jax.audio.mel_bands import MelDefinition, hann_window, mel_filterba
 
 # Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
 FLOOR_DB = -120.0
-LEAST_POWER = 1e-10  # of `flatness`, as in librosa
+MIN_POWER = 1e-10  # of `flatness`, as in librosa
 HIGH_EDGES_HZ = (10_000, 20_000)
-LOWEST_RATE_WITH_HIGH_EDGES_HZ = 24_000  # our choice: at least 2 kHz to look at
+MIN_RATE_WITH_HIGH_EDGES_HZ = 24_000  # our choice: leaves at least 2 kHz to show
 
 
 def magnitude(
     audio: np.ndarray, fft_samples: int, hop_samples: int | None = None, window_samples: int | None = None
 ) -> np.ndarray:
-    """STFT magnitudes, `[S]` to `[T, fft / 2 + 1]`, T = S // hop + 1.
+    """Returns STFT magnitudes, `[S]` to `[T, fft / 2 + 1]` with T = S // hop + 1.
 
-    The Hann window is periodic and stands in the middle of its frame, the sound is mirrored at its ends (torch.stft
-    and librosa with `center`); one too short for that is filled up with silence first.
+    The Hann window is periodic and centred in its frame, and the audio is mirrored at its ends, as in torch.stft and in
+    librosa with `center`. Audio that is too short to be mirrored is padded with silence first.
 
     Args:
-      audio: mono.
+      audio: mono `[S]`.
       fft_samples: length of a frame.
-      hop_samples: None is a quarter of the frame.
-      window_samples: length of the window; None is the whole frame.
+      hop_samples: distance of two frames, by default a quarter of a frame.
+      window_samples: length of the window, by default the whole frame.
     """
     hop, half = hop_samples or fft_samples // 4, fft_samples // 2
     audio = np.asarray(audio, np.float64)
@@ -41,38 +40,39 @@ def magnitude(
     return np.abs(scipy.fft.rfft(frames * window))
 
 
-def keeping() -> Callable[[np.ndarray, int], np.ndarray]:
-    """`magnitude(audio, fft_samples)` that computes each spectrum of a sound once, and keeps it as long as itself."""
-    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+class CachedMagnitude:
+    """`magnitude(audio, fft_samples)` that computes each spectrum of an array once."""
 
-    def kept(audio: np.ndarray, fft_samples: int) -> np.ndarray:
+    def __init__(self) -> None:
+        self._spectra: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, audio: np.ndarray, fft_samples: int) -> np.ndarray:
         key = id(audio), fft_samples
-        if key not in found:
-            found[key] = audio, magnitude(audio, fft_samples)  # with the sound, so that its id stays its own
-        return found[key][1]
-
-    return kept
+        if key not in self._spectra:
+            # The array is stored as well, so that no other array can get its id.
+            self._spectra[key] = audio, magnitude(audio, fft_samples)
+        return self._spectra[key][1]
 
 
 def frequencies_hz(fft_samples: int, sample_rate_hz: int) -> np.ndarray:
-    """Of the bins of `magnitude`, `[fft / 2 + 1]`."""
+    """Returns the frequencies of the bins of `magnitude`, `[fft / 2 + 1]`."""
     return np.arange(fft_samples // 2 + 1) * sample_rate_hz / fft_samples
 
 
 def levels_db(magnitudes: np.ndarray, fft_samples: int) -> np.ndarray:
-    """Magnitudes of whole windows in dB: a full-scale sine is 0 dB; what is below -120 dB counts as -120 dB."""
+    """Returns the levels of magnitudes in dB: 0 dB for a full-scale sine, at least -120 dB."""
     return 20 * np.log10(np.maximum(magnitudes * (4 / fft_samples), 10 ** (FLOOR_DB / 20)))
 
 
 def high_edges_hz(sample_rate_hz: int) -> list[float]:
-    """From where on frequencies are high: 10 and 20 kHz, or the upper half of a band that hardly has such."""
-    if sample_rate_hz < LOWEST_RATE_WITH_HIGH_EDGES_HZ:
+    """Returns where high frequencies begin: 10 and 20 kHz, or half of a band that hardly reaches them."""
+    if sample_rate_hz < MIN_RATE_WITH_HIGH_EDGES_HZ:
         return [sample_rate_hz / 4]
     return [edge for edge in HIGH_EDGES_HZ if edge < sample_rate_hz / 2]
 
 
 def high_levels_db(magnitudes: np.ndarray, sample_rate_hz: int) -> dict[float, float]:
-    """For each of `high_edges_hz`, the mean power of a bin of `[T, bins]` from there up, as a level in dB."""
+    """Returns the mean power of a bin of `[T, bins]` above each of `high_edges_hz`, as a level in dB."""
     fft_samples = 2 * (magnitudes.shape[1] - 1)
     bins_hz = frequencies_hz(fft_samples, sample_rate_hz)
     return {
@@ -82,11 +82,11 @@ def high_levels_db(magnitudes: np.ndarray, sample_rate_hz: int) -> dict[float, f
 
 
 def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
-    """Magnitudes `[T, bins]` in `mels` Slaney bands from 0 Hz to half the sample rate, `[T, M]`."""
+    """Sums magnitudes `[T, bins]` into `mels` Slaney bands up to half the sample rate, `[T, M]`."""
     definition = MelDefinition(
         sample_rate_hz=sample_rate_hz,
         fft_samples=2 * (magnitudes.shape[1] - 1),
-        hop_samples=1,  # says nothing about filters, but may not exceed the frame
+        hop_samples=1,  # has no effect on the filters, but may not exceed the frame
         mels=mels,
         high_hz=sample_rate_hz / 2,
     )
@@ -94,14 +94,15 @@ def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
 
 
 def mfcc(log_mel: np.ndarray, coefficients: int = 20) -> np.ndarray:
-    """Mel-frequency cepstrum: orthonormal DCT-II over the bands, `[T, M]` to `[T, coefficients]`."""
+    """Returns mel-frequency cepstral coefficients by an orthonormal DCT-II, `[T, M]` to `[T, coefficients]`."""
     return scipy.fft.dct(log_mel, norm="ortho", axis=-1)[:, :coefficients]
 
 
 def flatness(magnitudes: np.ndarray) -> np.ndarray:
-    """Geometric to arithmetic mean of the power of each frame, `[T, bins]` to `[T]`.
+    """Returns the spectral flatness of each frame, `[T, bins]` to `[T]`; equal to librosa's.
 
-    About 0 for a tone, 0.56 for white noise and 1 for silence; equal to librosa's.
+    It is the geometric mean of the power by its arithmetic mean: about 0 for a tone, 0.56 for white noise and 1 for
+    silence.
     """
-    power = np.maximum(np.square(magnitudes), LEAST_POWER)
+    power = np.maximum(np.square(magnitudes), MIN_POWER)
     return np.exp(np.log(power).mean(-1)) / power.mean(-1)

@@ -1,5 +1,6 @@
-"""How well language models predict the tokens of whole pieces, row by row."""
+"""Perplexity of language models on the tokens of whole tracks, row by row."""
 
+from collections.abc import Iterator
 import dataclasses
 import itertools
 
@@ -11,21 +12,23 @@ from bandtok_jax.data_pipelines.crops import TokenCrop
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.runtime.progress import progress_bar
 
-WINDOWS = 8  # in a batch; affects speed and memory alone
+BATCH_WINDOWS = 8  # affects speed and memory alone
 
 
-def scores(stage: Stage, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
-    """The evaluation of a language model on all tokens of one split.
+def evaluate(stage: Stage, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
+    """Evaluates a language model on all tokens of one split.
 
     The tracks are cut into windows of the length of its training, and each is predicted from its own beginning.
 
     Args:
       stage: the language model.
       folder: token records, whose training split gives the unigrams of each row.
+      split: split of the records.
+      progress: shows a progress bar.
 
     Returns:
       `cross_entropy`, `unigram_cross_entropy` and `row_cross_entropy/NN` in nats per token, `end_accuracy`, and
-      `tokens`, how many there were.
+      `tokens`, their number.
 
     Raises:
       ValueError, FileNotFoundError: no such tokens, or tokens of another tokenizer than the model's.
@@ -33,7 +36,7 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     config = stage.config.copy_and_resolve_references()
     with config.unlocked():
         config.data.tokens = folder
-        config.tokenizer = config.vocoder = ""  # those of its samples in training, which nothing here needs
+        config.tokenizer = config.vocoder = ""  # of the samples in training, which are not needed here
     stage = dataclasses.replace(stage, config=config)
     source, columns = TokenSource(folder, split), config.data.columns
     if stage.tokenizer_hash and stage.tokenizer_hash != source.manifest["weight_hash"]:
@@ -45,24 +48,24 @@ def scores(stage: Stage, folder: str, split: str = "validation", progress: bool 
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
     windows = _windows(source, TokenCrop(columns, config.data.caption_bytes))
-    left = int(-(-source.lengths // columns).sum())
-    with progress_bar(total=left, unit="window", desc="predict", show=progress) as bar:
-        while left > 0:
-            examples = list(itertools.islice(windows, WINDOWS))
-            left -= len(examples)
+    remaining = int(-(-source.lengths // columns).sum())
+    with progress_bar(total=remaining, unit="window", desc="predict", show=progress) as bar:
+        while remaining > 0:
+            examples = list(itertools.islice(windows, BATCH_WINDOWS))
+            remaining -= len(examples)
             bar.update(len(examples))
             empty = {**examples[0], "columns": np.int32(0), "ended": np.bool_(False)}
-            examples += [empty] * (WINDOWS - len(examples))
-            found = step(state, frozen, {name: np.stack([one[name] for one in examples]) for name in empty})
+            examples += [empty] * (BATCH_WINDOWS - len(examples))
+            batch = {name: np.stack([example[name] for example in examples]) for name in empty}
             # In 64 bits: there may be more tokens than 32 can count.
-            found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-            totals = jax.tree.map(np.add, totals, found) if totals else found
-    found = {name: float(value) for name, value in task.combine(totals, 1).items()}
-    return found | {"tokens": int(totals["columns"]) * task.settings["rows"]}
+            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), step(state, frozen, batch))
+            totals = jax.tree.map(np.add, totals, sums) if totals else sums
+    metrics = {name: float(value) for name, value in task.combine(totals, 1).items()}
+    return metrics | {"tokens": int(totals["columns"]) * task.settings["rows"]}
 
 
-def _windows(source: TokenSource, crop: TokenCrop):
-    """The tracks of a source as examples, one after the other."""
+def _windows(source: TokenSource, crop: TokenCrop) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the tracks of a source as examples, one after the other."""
     for number in range(len(source)):
         record = source[number]
         for start in range(0, len(record["codes"]), crop.columns):

@@ -1,6 +1,6 @@
-"""What the codes of a tokenizer say about it: use, entropy and bitrate of its codebook. NumPy and SciPy only.
+"""Use, entropy and bitrate of the codes of a tokenizer. NumPy and SciPy only.
 
-Letters: N columns of all pieces together, F rows of the grid, K codes.
+Letters: N columns of all segments together, F rows of the grid, K codes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-# Numbers about all rows of a codec as tables have them, and their units.
+# Columns of the tables about all rows of a codec, and their units.
 COLUMNS = {
     "codes_use": "",
     "codes_entropy": "bit",
@@ -21,60 +21,63 @@ COLUMNS = {
 
 
 def count_codes(grids: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
-    """How often each code comes in each row of grids `[T, F]`, int64 `[F, K]`."""
+    """Counts each code in each row of grids `[T, F]`, int64 `[F, K]`."""
     return sum(np.stack([np.bincount(row, minlength=codebook_size) for row in codes.T]) for codes in grids)
 
 
 def entropy_bits(counts: np.ndarray) -> np.ndarray:
-    """Entropy of each row of counts `[..., K]` in bits, by the plug-in estimate; 0 where nothing was counted."""
+    """Returns the entropy of each row of counts `[..., K]` in bits, by the plug-in estimate; 0 for no counts."""
     total = counts.sum(-1, keepdims=True)
     shares = counts / np.maximum(total, 1)
     return scipy.special.entr(shares).sum(-1) / np.log(2)
 
 
 def adaptive_bits(counts: np.ndarray) -> np.ndarray:
-    """Bits that an adaptive arithmetic coder needs for symbols with these counts `[..., K]`.
+    """Returns the code length in bits of an adaptive arithmetic coder, for symbols with these counts `[..., K]`.
 
-    The coder knows nothing beforehand and learns as it goes: each code has the probability (n + 1/2) / (N + K / 2)
-    after n of N (Krichevsky and Trofimov 1981), so the sum depends on the counts alone, not on their order.
+    It is the Krichevsky-Trofimov code length (1981). The coder starts without a histogram and updates it after each
+    symbol: a code has the probability (n + 1/2) / (N + K / 2) after n of N. So the sum depends on the counts alone, not
+    on the order of the symbols.
     """
     K = counts.shape[-1]
-    gamma = scipy.special.gammaln
-    inner = (gamma(counts + 0.5) - gamma(0.5)).sum(-1)
-    return (gamma(counts.sum(-1) + K / 2) - gamma(K / 2) - inner) / np.log(2)
+    gammaln = scipy.special.gammaln
+    symbols = (gammaln(counts + 0.5) - gammaln(0.5)).sum(-1)
+    return (gammaln(counts.sum(-1) + K / 2) - gammaln(K / 2) - symbols) / np.log(2)
 
 
 def statistics(counts: np.ndarray, columns_per_second: float, row_kind: str) -> dict[str, Any]:
-    """Numbers about the codes behind `counts` `[F, K]`, for each row and for all rows together.
+    """Returns use, entropy and bitrates of the codes behind `counts` `[F, K]`, for each row and all rows together.
 
     Args:
-      row_kind: bands share one codebook, so "together" is of all rows in one histogram; residual levels have one each,
-        so it is the mean of the rows.
+      counts: see `count_codes`.
+      columns_per_second: columns of the grid in a second.
+      row_kind: bands share one codebook, so "together" is one histogram of all rows; residual levels have one each, so
+        it is the mean of the rows.
 
     Returns:
-      For "rows" (a list) and "together": `use`, the share of the codes that came at all; `entropy` in bits;
-      `perplexity` 2^entropy; `efficiency`, the entropy by log2 K (DAC's bitrate efficiency is its mean over levels).
-      In "bits_per_second": `nominal`, ceil(log2 K) bits for every code; `entropy`, the lower bound for a coder that
-      knows each row's histogram beforehand; `adaptive`, of a coder that learns each row's histogram as it goes.
+      "rows" (a list) and "together" hold `use`, the share of the codes in use, `entropy` in bits, `perplexity`, which
+      is 2^entropy, and `efficiency`, the entropy by log2 K (DAC's bitrate efficiency is its mean over levels).
+      "bits_per_second" holds three bitrates. `nominal` takes ceil(log2 K) bits for every code, `entropy` is the lower
+      bound for a coder with the histogram of each row, and `adaptive` is that of a coder that learns the histograms.
     """
     F, K = counts.shape
     columns = int(counts[0].sum())
     rows = [_of_histogram(row) for row in counts]
-    rate = lambda bits: float(bits) * columns_per_second
+    bits_per_column = {
+        "nominal": F * (K - 1).bit_length(),
+        "entropy": entropy_bits(counts).sum(),
+        "adaptive": adaptive_bits(counts).sum() / max(columns, 1),
+    }
     return {
         "columns": columns,
         "rows": rows,
         "together": _mean(rows) if row_kind == "residual" else _of_histogram(counts.sum(0)),
-        "bits_per_second": {
-            "nominal": rate(F * (K - 1).bit_length()),
-            "entropy": rate(entropy_bits(counts).sum()),
-            "adaptive": rate(adaptive_bits(counts).sum() / max(columns, 1)),
-        },
+        "bits_per_second": {kind: float(bits) * columns_per_second for kind, bits in bits_per_column.items()},
     }
 
 
 def columns(statistics: dict[str, Any]) -> dict[str, float]:
-    """What `statistics` says of all rows, by the names of COLUMNS."""
+    """Returns the numbers of `statistics` about all rows, by the names of COLUMNS."""
     together, rates = statistics["together"], statistics["bits_per_second"]
     values = [together[name] for name in ("use", "entropy", "perplexity")]
     return dict(zip(COLUMNS, [*values, *(rates[kind] for kind in ("nominal", "entropy", "adaptive"))], strict=True))

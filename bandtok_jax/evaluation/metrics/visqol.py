@@ -1,37 +1,53 @@
-"""ViSQOL, a listener's judgement as a model predicts it; of the optional package visqol-python."""
+"""ViSQOL, a model of listeners' ratings, from the optional package visqol-python."""
 
 import functools
-import importlib.util
+from typing import Any
 
 import numpy as np
 
 from bandtok_jax.audio import waveform
+from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 
 VISQOL_RATE_HZ = 48_000  # of its audio mode
-LOWEST_SCORE = 1.0
-MISSING = "ViSQOL was left out: it is not installed (pip install 'bandtok-jax[eval]')"
+MIN_SCORE = 1.0
 
 
-def visqol_installed() -> bool:
-    """Whether `visqol` can be called."""
-    return importlib.util.find_spec("visqol") is not None
+def visqol(pair: AudioPair) -> float | None:
+    """Returns `score` of the mix-downs."""
+    return score(pair.reference, pair.decoded, pair.sample_rate_hz)
 
 
-def visqol(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
-    """Mean opinion score from 1 (bad) to about 4.75 of mono sounds `[S]`, ViSQOL v3 in audio mode at 48 kHz (Chinen et
-    al. 2020); None where the original is silent or shorter than a second, for which it is not defined. Our choice: 1
-    where the decoded sound alone is silent.
+def visqol_left(pair: AudioPair) -> float | None:
+    """Returns `score` of the left channels."""
+    return _channel_score(pair, 0)
+
+
+def visqol_right(pair: AudioPair) -> float | None:
+    """Returns `score` of the right channels."""
+    return _channel_score(pair, 1)
+
+
+def _channel_score(pair: AudioPair, channel: int) -> float | None:
+    assert pair.stereo is not None
+    return score(pair.stereo[0][channel], pair.stereo[1][channel], pair.sample_rate_hz)
+
+
+def score(reference: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
+    """Returns the MOS, 1 (bad) to about 4.75, of mono audio `[S]`.
+
+    ViSQOL v3 in audio mode at 48 kHz (Chinen et al. 2020). None where the reference is silent or shorter than a second,
+    for which ViSQOL is undefined. Our choice: 1 where only the decoded audio is silent.
     """
-    if not original.any() or len(original) < sample_rate_hz:
+    if not reference.any() or len(reference) < sample_rate_hz:
         return None
     if not decoded.any():
-        return LOWEST_SCORE
-    pair = (waveform.resample(x, sample_rate_hz, VISQOL_RATE_HZ).astype(np.float64) for x in (original, decoded))
+        return MIN_SCORE
+    pair = (waveform.resample(x, sample_rate_hz, VISQOL_RATE_HZ).astype(np.float64) for x in (reference, decoded))
     return float(_api().measure_from_arrays(*pair, VISQOL_RATE_HZ).moslqo)
 
 
 @functools.cache
-def _api():
+def _api() -> Any:
     from visqol import VisqolApi
 
     api = VisqolApi()

@@ -1,98 +1,99 @@
-"""How far a decoded sound is from its original, sample by sample, in loudness, in time and in space. NumPy only.
+"""Metrics of the samples, the loudness, the delay and the stereo image of decoded audio. NumPy only.
 
-A number that does not exist (the ratio to a silent original, say) is None: it is left out of means, and counted. It
-does exist where the decoded sound alone is silent: who loses a sound must not be spared the number for it.
+A metric that is undefined, such as the ratio to a silent reference, is None: it is left out of means and counted. It is
+defined where only the decoded audio is silent, so that a codec is not spared the number for a loss of the signal.
 """
 
 import numpy as np
 import scipy
 
 from bandtok_jax.audio import loudness
-from bandtok_jax.evaluation.metrics import spectral_distances
+from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 
-# Our choice: the noise of 16-bit samples; an exact copy has this ratio, not an infinite one.
-HIGHEST_RATIO_DB = 100.0
+# Our choice: the noise of 16-bit samples. An exact copy has this ratio instead of an infinite one.
+MAX_RATIO_DB = 100.0
 SILENCE_POWER = 1e-12
-LONGEST_DELAY_SECONDS = 0.1
-LEAST_CORRELATION = 0.5  # our choice: below it two sounds have no common delay to speak of
+MAX_DELAY_SECONDS = 0.1
+MIN_CORRELATION = 0.5  # our choice: below it, no delay is reported
 
 
-def mean_squared_error(original: np.ndarray, decoded: np.ndarray) -> float:
-    """Of the samples, full scale at 1.0; `[S]` twice."""
-    return float(np.mean(np.square(original - decoded, dtype=np.float64)))
+def mse(pair: AudioPair) -> float:
+    """Returns the mean squared error of the samples, full scale at 1.0."""
+    return float(np.mean(np.square(pair.reference - pair.decoded, dtype=np.float64)))
 
 
-def signal_to_noise(original: np.ndarray, decoded: np.ndarray) -> float | None:
-    """Power of the original to that of the difference in dB, within +-100; None where the original is silent."""
-    return _ratio_db(_power(original), mean_squared_error(original, decoded))
+def snr(pair: AudioPair) -> float | None:
+    """Returns the power of the reference by that of the difference, in dB within +-100; None for silent references."""
+    return _ratio_db(_power(pair.reference), mse(pair))
 
 
-def scale_invariant_sdr(original: np.ndarray, decoded: np.ndarray) -> float | None:
-    """SI-SDR in dB, both sounds without their mean (Le Roux et al. 2019), within +-100; None where the original is
-    silent. Our choice: -100 where the decoded sound alone is.
+def si_sdr(pair: AudioPair) -> float | None:
+    """Returns the SI-SDR in dB, within +-100, of both signals without their means (Le Roux et al. 2019).
+
+    None where the reference is silent. Our choice: -100 where only the decoded audio is silent.
     """
-    original, decoded = (np.asarray(x, np.float64) - np.mean(x, dtype=np.float64) for x in (original, decoded))
-    if _power(original) < SILENCE_POWER:
+    reference, decoded = (np.asarray(x, np.float64) - np.mean(x, dtype=np.float64) for x in pair.audio)
+    if _power(reference) < SILENCE_POWER:
         return None
     if _power(decoded) < SILENCE_POWER:
-        return -HIGHEST_RATIO_DB
-    target = original * (original @ decoded) / (original @ original)
-    return _ratio_db(_power(target), _power(decoded - target), least=0.0)
+        return -MAX_RATIO_DB
+    target = reference * (reference @ decoded) / (reference @ reference)
+    return _ratio_db(_power(target), _power(decoded - target), silence=0.0)
 
 
-def loudness_error(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
-    """Difference of the gated loudness (ITU-R BS.1770-4) in LU, without its sign; None where the original is below the
-    meter's gate of -70 LUFS. Our choice: a decoded sound below it counts as one of -70 LUFS.
+def loudness_error(pair: AudioPair) -> float | None:
+    """Returns the absolute difference of the gated loudness (ITU-R BS.1770-4) in LU.
+
+    None where the reference is below the gate of -70 LUFS. Our choice: quieter decoded audio counts as -70 LUFS.
     """
-    wanted, level = (loudness.integrated_lufs(x[None], sample_rate_hz) for x in (original, decoded))
-    return float(abs(wanted - max(level, loudness.ABSOLUTE_GATE_LUFS))) if np.isfinite(wanted) else None
+    reference, decoded = (loudness.integrated_lufs(x[None], pair.sample_rate_hz) for x in pair.audio)
+    return float(abs(reference - max(decoded, loudness.ABSOLUTE_GATE_LUFS))) if np.isfinite(reference) else None
 
 
-def stereo_errors(original: np.ndarray, decoded: np.ndarray) -> tuple[float | None, float]:
-    """What becomes of the space, of two stereo sounds `[2, S]`.
+def stereo_width_error(pair: AudioPair) -> float | None:
+    """Returns the absolute difference of the side-to-mid ratios in dB; None where a side is silent."""
+    widths = []
+    for left, right in pair.stereo or ():
+        side, mid = _power((left - right) / 2), _power((left + right) / 2)
+        widths.append(_ratio_db(side, mid))
+    reference, decoded = widths
+    return None if reference is None or decoded is None else abs(reference - decoded)
 
-    Returns:
-      (difference of the level of side to mid, (L - R) / 2 to (L + R) / 2, in dB without its sign, None where a side or
-      a mid is silent; DAC's STFT distance of the two sides).
+
+def delay_seconds(reference: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
+    """Returns the delay of decoded `[S]` against reference audio `[S]`: the peak of their correlation within +-0.1 s.
+
+    None where the peak is below half of that of two equal signals: a vocoder's phases may differ from the reference's.
     """
-    sides = [(x[0] - x[1]) / 2 for x in (original, decoded)]
-    middles = [(x[0] + x[1]) / 2 for x in (original, decoded)]
-    widths = [_ratio_db(_power(side), _power(middle), least=SILENCE_POWER) for side, middle in zip(sides, middles)]
-    silent = any(_power(side) < SILENCE_POWER for side in sides) or None in widths
-    return None if silent else abs(widths[0] - widths[1]), spectral_distances.stft_distance(*sides)
-
-
-def delay_seconds(original: np.ndarray, decoded: np.ndarray, sample_rate_hz: int) -> float | None:
-    """How much later the decoded sound comes, by the peak of the cross-correlation within +-0.1 s.
-
-    None where the peak is below half of what two equal sounds have: a vocoder's phases need not be the original's.
-    """
-    reach = min(int(LONGEST_DELAY_SECONDS * sample_rate_hz), len(original) - 1)
-    correlation = scipy.signal.correlate(np.asarray(decoded, np.float64), np.asarray(original, np.float64))
-    middle = len(original) - 1
-    near = correlation[middle - reach : middle + reach + 1]
-    scale = np.sqrt(_power(original) * _power(decoded)) * len(original)
-    if scale < SILENCE_POWER * len(original) or near.max() < LEAST_CORRELATION * scale:
+    length = len(reference)
+    reach = min(int(MAX_DELAY_SECONDS * sample_rate_hz), length - 1)
+    size = scipy.fft.next_fast_len(2 * length - 1, real=True)
+    spectrum = scipy.fft.rfft(np.asarray(decoded, np.float64), size)
+    spectrum *= scipy.fft.rfft(np.asarray(reference, np.float64), size).conj()
+    correlation = scipy.fft.irfft(spectrum, size)
+    near = np.concatenate([correlation[size - reach :], correlation[: reach + 1]])  # lags from -reach to reach
+    scale = np.sqrt(_power(reference) * _power(decoded)) * length
+    if scale < SILENCE_POWER * length or near.max() < MIN_CORRELATION * scale:
         return None
     return float((np.argmax(near) - reach) / sample_rate_hz)
 
 
 def shifted(audio: np.ndarray, samples: int) -> np.ndarray:
-    """`[..., S]` moved to an earlier time by `samples` (later where negative), silence in the free place."""
-    moved = np.zeros_like(audio)
+    """Returns `[..., S]` earlier by `samples`, or later if negative, with silence in the gap."""
+    result = np.zeros_like(audio)
     length = audio.shape[-1]
-    moved[..., max(0, -samples) : length - max(0, samples)] = audio[..., max(0, samples) : length - max(0, -samples)]
-    return moved
+    result[..., max(0, -samples) : length - max(0, samples)] = audio[..., max(0, samples) : length - max(0, -samples)]
+    return result
 
 
 def _power(audio: np.ndarray) -> float:
     return float(np.mean(np.square(audio, dtype=np.float64)))
 
 
-def _ratio_db(signal: float, noise: float, least: float = SILENCE_POWER) -> float | None:
-    """None where the signal's power is not above `least`."""
-    if signal <= least and least:
+def _ratio_db(signal: float, noise: float, silence: float = SILENCE_POWER) -> float | None:
+    """Returns the ratio of two powers in dB, within +-100; None where the signal's is not above `silence`."""
+    if signal <= silence and silence:
         return None
     smallest = np.finfo(np.float64).tiny
     ratio = 10 * np.log10(max(signal, smallest) / max(noise, smallest))
-    return float(np.clip(ratio, -HIGHEST_RATIO_DB, HIGHEST_RATIO_DB))
+    return float(np.clip(ratio, -MAX_RATIO_DB, MAX_RATIO_DB))

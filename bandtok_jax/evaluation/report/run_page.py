@@ -1,110 +1,131 @@
-"""One static page about the stages of a codec: numbers beside their baselines, curves, pictures and players.
+"""One static page about the components of a codec: metrics beside baselines, curves, figures and audio.
 
     python -m bandtok_jax.evaluation.report.run_page \\
         --runs runs/quickstart --data runs/quickstart/data --output report.html
 
-`--runs` is the folder that `launch/local.sh` writes. Pictures and sounds are inside the page, so it can be moved.
+`--runs` is the folder that `launch/local.sh` writes. The page holds its figures and audio, so it can be moved.
 """
 
 import argparse
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import datetime
-from html import escape
+import functools
 import io
+import os
 import pathlib
+from typing import Any, BinaryIO
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import soundfile
 
 from bandtok_jax.audio import spectral, waveform
+from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.config import experiment
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.evaluation.metrics import spectra
 from bandtok_jax.evaluation.metrics.kmeans_baseline import k_means_mel_distance
-from bandtok_jax.evaluation.report import html_report
+from bandtok_jax.evaluation.report import page
+from bandtok_jax.evaluation.report.page import Html, html
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runtime import compile_cache, untrusted
 from bandtok_jax.version import VERSION
 
-STAGES = ("tokenizer", "vocoder", "language_model")
-PIECES, SECONDS = 2, 6.0  # validation pieces on the page, and how much of each
+COMPONENTS = ("tokenizer", "vocoder", "language_model")
+CROPS, CROP_SECONDS = 2, 6.0  # validation crops on the page
+
+Metrics = Mapping[str, Sequence[Mapping[str, Any]]]  # component -> lines of metrics.jsonl
+# Component, title, unit and metrics of each chart. The training loss of the vocoder is over several scales, so it is
+# another number than the error of the evaluation and gets a chart of its own.
+CHARTS = (
+    ("tokenizer", "mel error", "nats", ("train/reconstruction", "evaluation/mel_distance")),
+    ("vocoder", "multi-scale mel loss", "nats", ("train/mel",)),
+    ("vocoder", "mel error", "nats", ("evaluation/mel_distance",)),
+    (
+        "language_model",
+        "loss",
+        "nats per token",
+        ("train/cross_entropy", "evaluation/cross_entropy", "evaluation/unigram_cross_entropy"),
+    ),
+)
 
 
-def write_report(runs, data: str, output, generated=(), prompt: str = "") -> list[tuple[str, str, str]]:
-    """Writes the page and returns its table of `(measure, ours, baseline)`.
+def write_report(
+    runs: str | os.PathLike,
+    data: str,
+    output: str | os.PathLike,
+    generated: Sequence[str | os.PathLike] = (),
+    prompt: str = "",
+) -> list[tuple[str, str, str]]:
+    """Writes the page and returns its table of (metric, value, baseline).
 
     Args:
       runs: folder with the run folders `tokenizer`, `vocoder`, `language_model` and the export `model`.
       data: sources of the records, as `config.data.sources`.
       output: the page, an .html file.
-      generated: audio files of new music to show.
+      generated: audio files of generated music to show.
       prompt: text that they were generated from; "" if there was none.
     """
     runs, output = pathlib.Path(runs), pathlib.Path(output)
     codec = model_folder.load(str(runs / "model"))
-    metrics = {name: read_metrics(runs / name) for name in STAGES}
-    table = _table(metrics, _mel_baseline(codec, data))
-    body = ["<h2>Training</h2>", _stages_html(codec, metrics), *_curve_html(metrics), "<h2>Validation crops</h2>"]
-    for number, audio in enumerate(_pieces(codec, data)):
-        body += [f"<h3>Crop {number + 1}</h3>", *_piece_html(codec, audio)]
-    body += ["<h2>New music</h2>", f"<p>Prompt: <q>{escape(prompt)}</q></p>" if prompt else "<p>Without a prompt.</p>"]
-    for path in map(pathlib.Path, generated):
-        audio, rate = waveform.read(path)
-        table.append(_sound_row(path.name, audio))
-        mel = codec.stages["tokenizer"].mel
-        panels = {path.name: np.asarray(spectral.log_mel(audio.mean(0), mel))}
-        seconds = mel.hop_samples / mel.sample_rate_hz
-        body += [
-            _player(path.name, audio.mean(0), rate),
-            _picture(f"log-mel of {path.name}", lambda f: plots.panels(f, panels, hop_seconds=seconds)),
-        ]
+    metrics = {name: read_metrics(runs / name) for name in COMPONENTS}
+    generated_audio = {path.name: waveform.read(path) for path in map(pathlib.Path, generated)}
+    table = _metric_table(metrics, _mel_baseline(codec, data))
+    table += [_audio_row(name, audio) for name, (audio, _) in generated_audio.items()]
+    crops = [
+        html("{title}{content}", title=page.heading(f"Crop {number}", 3), content=_crop_section(codec, audio))
+        for number, audio in enumerate(_crops(codec, data), 1)
+    ]
     now = datetime.datetime.now(datetime.UTC)
-    facts = f"<p class=facts>bandtok_jax {VERSION}, {now:%Y-%m-%d %H:%M} UTC, data: {escape(data)}</p>"
+    content = page.page(
+        f"bandtok_jax: {runs.name}",
+        page.summary(f"bandtok_jax {VERSION}, {now:%Y-%m-%d %H:%M} UTC, data: {data}"),
+        page.table(["metric", "this run", "baseline"], table),
+        page.heading("Training"),
+        _component_table(codec, metrics),
+        _charts(metrics),
+        page.heading("Validation crops"),
+        *crops,
+        page.heading("Generated music"),
+        html("<p>Prompt: <q>{prompt}</q></p>", prompt=prompt) if prompt else page.paragraph("Without a prompt."),
+        *(_generated_section(codec, name, audio, rate) for name, (audio, rate) in generated_audio.items()),
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(html_report.document(f"bandtok_jax: {runs.name}", "\n".join([facts, _table_html(table), *body])))
+    output.write_text(content)
     return table
 
 
-def _settings(codec):
+def _crops(codec: Codec, data: str) -> list[np.ndarray]:
+    """Returns validation crops `[S]`."""
     settings = experiment.load_config("bandtok:tiny").data.copy_and_resolve_references()
-    settings.sample_rate_hz, settings.clip_samples = codec.sample_rate_hz, int(SECONDS * codec.sample_rate_hz)
+    settings.sample_rate_hz, settings.clip_samples = codec.sample_rate_hz, int(CROP_SECONDS * codec.sample_rate_hz)
     settings.loudness_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
-    return settings
-
-
-def _pieces(codec, data: str) -> list[np.ndarray]:
-    settings = _settings(codec)
     settings.sources = data
-    (batch,) = iterator.evaluation_batches(settings, batch_size=PIECES, count=1)
+    (batch,) = iterator.evaluation_batches(settings, batch_size=CROPS, count=1)
     return list(batch["audio"])
 
 
-def _mel_baseline(codec, data: str) -> dict[str, float]:
-    """k-means and median on the crops that the tokenizer was evaluated on."""
-    config = codec.stages["tokenizer"].config
+def _mel_baseline(codec: Codec, data: str) -> dict[str, float]:
+    """Returns the errors of k-means and median on the crops of the tokenizer's evaluation."""
+    config: ConfigDict = codec.stages["tokenizer"].config
     settings = config.data.copy_and_resolve_references()
     settings.sources = data
-    log_mel = jax.jit(lambda audio: spectral.log_mel(audio, codec.stages["tokenizer"].mel))
-    pictures = {}
+    to_log_mel = jax.jit(functools.partial(spectral.log_mel, definition=codec.stages["tokenizer"].mel))
+    log_mels = {}
     for split, count in (("train", 8 * config.evaluation_batches), ("validation", config.evaluation_batches)):
         batches = iterator.evaluation_batches(settings, split=split, batch_size=config.batch_size, count=count)
-        pictures[split] = np.concatenate([log_mel(batch["audio"]) for batch in batches])
-    return k_means_mel_distance(
-        **pictures, codes=codec.codebook_size, cell=codec.samples_per_column // codec.mel.hop_samples
-    )
+        log_mels[split] = np.concatenate([to_log_mel(batch["audio"]) for batch in batches])
+    patch = codec.samples_per_column // codec.mel.hop_samples
+    return k_means_mel_distance(**log_mels, codebook_size=codec.codebook_size, patch=patch)
 
 
-def _last(metrics: list[dict], name: str) -> float:
-    values = [line[name] for line in metrics if line.get(name) is not None]
-    return values[-1] if values else float("nan")
-
-
-def _table(metrics, baseline) -> list[tuple[str, str, str]]:
-    tokenizer, vocoder, language_model = (metrics[name] for name in STAGES)
+def _metric_table(metrics: Metrics, baseline: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Returns rows of (metric, value, baseline)."""
+    tokenizer, vocoder, language_model = (metrics[name] for name in COMPONENTS)
     return [
         (
             "tokenizer: mel error (nats)",
@@ -121,35 +142,27 @@ def _table(metrics, baseline) -> list[tuple[str, str, str]]:
     ]
 
 
-def _sound_row(name: str, audio: np.ndarray) -> tuple[str, str, str]:
-    """Is it neither silence, nor clipped, nor noise? Flatness is the mean over frames of 2048 samples."""
+def _last(lines: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Returns the last value of a metric, NaN without values."""
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return values[-1] if values else float("nan")
+
+
+def _audio_row(name: str, audio: np.ndarray) -> tuple[str, str, str]:
+    """Returns a row with level, clipped samples and spectral flatness of `[C, S]`, to detect silence and noise."""
+    noise = np.random.default_rng(0).normal(size=audio.shape[-1])
+    flatness, of_noise = (spectra.flatness(spectra.magnitude(x, 2048)).mean() for x in (audio.mean(0), noise))
     level = 10 * np.log10(np.mean(audio**2) + 1e-12)
-    flatness = spectra.flatness(spectra.magnitude(audio.mean(0), 2048)).mean()
-    noise = spectra.flatness(spectra.magnitude(np.random.default_rng(0).normal(size=audio.shape[-1]), 2048)).mean()
     clipped = int((np.abs(audio) >= 32767 / 32768).sum())
-    measured = f"{level:.1f} dB, {clipped} samples, {flatness:.3f}"
-    return f"{name}: level, clipped, flatness", measured, f"flatness {noise:.2f} of white noise"
+    value = f"{level:.1f} dB, {clipped} samples, {flatness:.3f}"
+    return f"{name}: level, clipped, flatness", value, f"flatness {of_noise:.2f} of white noise"
 
 
-def _table_html(table) -> str:
-    return _html_table(["measure", "this run", "beside"], table)
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table of plain text, whose first column names the rows."""
-    cells = [
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
-        for name, *rest in rows
-    ]
-    first, *others = map(escape, head)
-    return html_report.table([f"<th>{first}</th>", *(f"<th class=number>{name}</th>" for name in others)], cells)
-
-
-def _stages_html(codec, metrics) -> str:
-    """Returns a table of the configuration of each stage and of the time that its training took."""
+def _component_table(codec: Codec, metrics: Metrics) -> Html:
+    """Returns a table of the configuration of each component and of the time of its training."""
     rows = []
-    for name, stage in codec.stages.items():
-        config, lines = stage.config, [line for line in metrics[name] if "train/seconds_per_step" in line]
+    for name, component in codec.stages.items():
+        config, lines = component.config, [line for line in metrics[name] if "train/seconds_per_step" in line]
         steps = np.diff([0, *(line["step"] for line in lines)])
         minutes = sum(steps * [line["train/seconds_per_step"] for line in lines]) / 60
         size = sum(leaf.size for leaf in jax.tree.leaves(codec.parameters[name]["parameters"]))
@@ -158,85 +171,92 @@ def _stages_html(codec, metrics) -> str:
             (name.replace("_", " "), config.task, f"{size / 1e6:.1f} M", f"{config.total_steps:,}",
              str(config.batch_size), f"{rate:g}", config.dtype, f"{minutes:.1f}")
         )  # fmt: skip
-    head = ("stage", "task", "parameters", "steps", "batch", "learning rate", "dtype", "minutes in steps")
-    return _html_table(head, rows)
+    head = ("component", "task", "parameters", "steps", "batch", "learning rate", "dtype", "minutes in steps")
+    return page.table(head, rows)
 
 
-def _curve_html(metrics) -> list[str]:
-    charts = (
-        ("tokenizer", "mel error", "nats", ("train/reconstruction", "evaluation/mel_distance")),
-        # The training loss is over several scales, another measure than the evaluation's: an axis for each.
-        ("vocoder", "multi-scale mel loss", "nats", ("train/mel",)),
-        ("vocoder", "mel error", "nats", ("evaluation/mel_distance",)),
-        (
-            "language_model",
-            "loss",
-            "nats per token",
-            ("train/cross_entropy", "evaluation/cross_entropy", "evaluation/unigram_cross_entropy"),
-        ),
-    )
-    drawn = []
-    for stage, title, label, names in charts:
+def _charts(metrics: Metrics) -> Html:
+    """Returns the curves of CHARTS that have values."""
+    charts = []
+    for component, title, unit, names in CHARTS:
         lines = {}
         for name in names:
-            points = [(line["step"], line[name]) for line in metrics[stage] if line.get(name) is not None]
+            points = [(line["step"], line[name]) for line in metrics[component] if line.get(name) is not None]
             if points:
                 lines[name] = tuple(zip(*points))
         if lines:
-            title = f"{stage.replace('_', ' ')}: {title}"
+            title = f"{component.replace('_', ' ')}: {title}"
             last = ", ".join(f"{name} {values[-1]:.3f} at step {steps[-1]}" for name, (steps, values) in lines.items())
-            drawn.append(_picture(f"{title}: {last}", lambda f: plots.curves(f, lines, title=title, label=label), ""))
-    return [f"<div class=pictures>{''.join(drawn)}</div>"]
+            draw = functools.partial(plots.curves, lines=lines, title=title, label=unit)
+            charts.append(_figure(f"{title}: {last}", draw, broad=False))
+    return page.figures(charts)
 
 
-def _piece_html(codec, audio: np.ndarray) -> list[str]:
-    rate, mel = codec.sample_rate_hz, codec.stages["tokenizer"].mel
+def _crop_section(codec: Codec, audio: np.ndarray) -> list[Html]:
+    """Returns audio and figures of one crop `[S]`: original, vocoder alone, Griffin-Lim, and the codec."""
+    rate, definition = codec.sample_rate_hz, codec.stages["tokenizer"].mel
     codes = codec.encode(audio, rate)
-    log_mel = np.asarray(spectral.log_mel(audio, mel))
-    decoded = codec.decode_mel(codes)[: len(log_mel)]
-    sounds = {
+    log_mel = np.asarray(spectral.log_mel(audio, definition))
+    decoded_mel = codec.decode_mel(codes)[: len(log_mel)]
+    griffin_lim = spectral.griffin_lim(decoded_mel, definition, iterations=32, key=jax.random.key(0))
+    versions = {
         "original": audio,
-        "true mel, vocoder (no tokens)": codec.vocode(log_mel),
-        "tokens, mel, Griffin-Lim (no vocoder)": np.asarray(
-            spectral.griffin_lim(decoded, mel, iterations=32, key=jax.random.key(0))
-        ),
+        "original mel, vocoder (no tokens)": codec.vocode(log_mel),
+        "tokens, mel, Griffin-Lim (no vocoder)": np.asarray(griffin_lim),
         "tokens, mel, vocoder": codec.decode(codes, samples=len(audio)),
     }
-    pictures = {"original": log_mel, "from the tokens": decoded}
-    seconds = mel.hop_samples / rate
+    mels = {"original": log_mel, "from the tokens": decoded_mel}
+    hop_seconds = definition.hop_samples / rate
     return [
-        *(_player(name, sound, rate) for name, sound in sounds.items()),
-        _picture(
-            "log-mel of the original and from the tokens", lambda f: plots.panels(f, pictures, hop_seconds=seconds)
+        *(_audio_element(name, version, rate) for name, version in versions.items()),
+        _figure(
+            "log-mel of the original and from the tokens",
+            functools.partial(plots.panels, panels=mels, hop_seconds=hop_seconds),
         ),
-        _picture(
+        _figure(
             f"grid of {codes.shape[0]} columns and {codes.shape[1]} rows of codes",
-            lambda f: plots.token_grid(f, codes, codec.row_edges_hz, codec.columns_per_second),
+            functools.partial(
+                plots.token_grid,
+                codes=codes,
+                row_edges_hz=codec.row_edges_hz,
+                columns_per_second=codec.columns_per_second,
+            ),
         ),
     ]
 
 
-def _picture(description: str, draw, kind: str = "broad") -> str:
-    """Returns a figure of the page with a text in its place for those who do not see it."""
+def _generated_section(codec: Codec, name: str, audio: np.ndarray, rate: int) -> Html:
+    """Returns audio and log-mel of generated audio `[C, S]`."""
+    definition = codec.stages["tokenizer"].mel
+    panels = {name: np.asarray(spectral.log_mel(audio.mean(0), definition))}
+    hop_seconds = definition.hop_samples / definition.sample_rate_hz
+    draw = functools.partial(plots.panels, panels=panels, hop_seconds=hop_seconds)
+    element = _audio_element(name, audio.mean(0), rate)
+    return html("{audio}{figure}", audio=element, figure=_figure(f"log-mel of {name}", draw))
+
+
+def _figure(description: str, draw: Callable[[BinaryIO], None], broad: bool = True) -> Html:
+    """Returns a figure inside the page, drawn to a file object as PNG."""
     file = io.BytesIO()
     draw(file)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f'<figure class="{kind}"><img src="{source}" alt="{escape(description)}"></figure>'
+    return page.figure(source, description, broad=broad)
 
 
-def _player(name: str, audio: np.ndarray, rate: int) -> str:
+def _audio_element(name: str, audio: np.ndarray, rate: int) -> Html:
+    """Returns controls for audio `[S]` inside the page, as 16-bit WAV."""
     file = io.BytesIO()
     soundfile.write(file, np.clip(audio, -1, 1), rate, format="WAV", subtype="PCM_16")
-    sound = base64.b64encode(file.getvalue()).decode()
-    return f'<p>{escape(name)}<br><audio controls src="data:audio/wav;base64,{sound}"></audio></p>'
+    source = f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return html("<p>{name}<br>{audio}</p>", name=name, audio=page.audio_element(source))
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Write one static page about the stages of a codec.")
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write one static page about the components of a codec.")
     parser.add_argument("--runs", required=True, metavar="DIR", help="the folder that launch/local.sh wrote")
     parser.add_argument("--data", required=True, metavar="SOURCES")
     parser.add_argument("--output", required=True, metavar="FILE")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what generated*.wav was generated from")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="the prompt of generated*.wav")
     flags = parser.parse_args()
     compile_cache.enable()
     generated = sorted(pathlib.Path(flags.runs).glob("generated*.wav"))

@@ -1,6 +1,6 @@
-"""What tokens are like, row by row (`bandtok evaluate tokens`): tokens.json, and figures as PNG and SVG."""
+"""The report of `bandtok evaluate tokens`: statistics of the codes row by row, as tokens.json and figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.data_pipelines.token_manifest import MANIFEST
 from bandtok_jax.data_pipelines.token_source import TokenSource
-from bandtok_jax.evaluation.comparison.references import Original, Piece
+from bandtok_jax.evaluation.comparison.references import Reference, Segment
 from bandtok_jax.evaluation.metrics import mutual_information, token_statistics, tsne
 from bandtok_jax.plotting import plots
 from bandtok_jax.runtime import storage
@@ -21,8 +21,8 @@ from bandtok_jax.runtime.progress import progress_bar
 
 NMI_MEANING = (
     "nmi: mean over the other rows of 2 I(X_i; X_j) / (H_i + H_j), of codes in the same column, by the plug-in "
-    "estimate, which is too high where there are few samples; nmi_shuffled: the same of rows in random order, so only "
-    "what nmi has above it is dependence"
+    "estimate, which is too high for few samples; nmi_shuffled: the same of rows in random order, so only the "
+    "difference between the two is dependence"
 )
 LABELS = {
     "nmi": "normalised mutual information",
@@ -30,13 +30,20 @@ LABELS = {
     "use": "share of the codes in use",
     "perplexity": "perplexity of the language model",
 }
+ENDINGS = (".png", ".svg")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """The codes of one tokenizer, int32 `[N, F]`, all pieces after each other.
+    """The codes of one tokenizer.
 
-    `latents`, float32 `[n, F, D]`, are what the look-ups were given in some of the columns, where sound was coded.
+    Attributes:
+      name: name of the tokenizer or of the folder.
+      codes: int32 `[N, F]`, all segments after each other.
+      codebook_size: K.
+      columns_per_second: columns of the grid in a second.
+      row_kind: "band" or "residual".
+      latents: float32 `[n, F, D]`, the inputs of the quantizer in some of the columns; None for token records.
     """
 
     name: str
@@ -48,125 +55,134 @@ class Tokens:
 
 
 def is_tokens(path: str) -> bool:
-    """Whether a folder holds token records."""
+    """Returns True if a folder holds token records."""
     return storage.exists(os.path.join(path, MANIFEST))
 
 
 def read(path: str, split: str, name: str = "") -> Tokens:
-    """Tokens of the records of one split, at most `token_dependence.MOST_COLUMNS` columns; shifted copies are not read.
+    """Reads the token records of one split without shifted copies, at most `mutual_information.MAX_COLUMNS` columns.
 
-    Without a name they have that of the folder.
+    Args:
+      path: folder of the records.
+      split: split of the records.
+      name: by default that of the folder.
 
     Raises:
       FileNotFoundError, ValueError: no such split, or damaged records.
     """
     source = TokenSource(path, split)
-    whole = (record["codes"] for record in map(source.__getitem__, range(len(source))) if not record["offset_samples"])
-    facts = {name: source.manifest[name] for name in ("codebook_size", "columns_per_second", "row_kind")}
-    return Tokens(name or os.path.basename(os.path.normpath(path)), _first_columns(whole, path), **facts)
+    records = map(source.__getitem__, range(len(source)))
+    grids = (record["codes"] for record in records if not record["offset_samples"])
+    metadata = {key: source.manifest[key] for key in ("codebook_size", "columns_per_second", "row_kind")}
+    return Tokens(name or os.path.basename(os.path.normpath(path)), _first_columns(grids, path), **metadata)
 
 
-def encode(name: str, codec, pieces: Sequence[Piece], damaged: dict[Original, str]) -> Tokens:
-    """Tokens that a codec makes of pieces of sound, at most `token_dependence.MOST_COLUMNS` columns.
+def encode(name: str, codec: Any, segments: Sequence[Segment], damaged: dict[Reference, str]) -> Tokens:
+    """Encodes segments with a codec, to at most `mutual_information.MAX_COLUMNS` columns.
 
-    What follows where a file is damaged is left out, and the reason goes to `damaged`.
+    The rest of a damaged file is left out, and the reason is added to `damaged`.
 
     Raises:
-      ValueError: what is left is too little to count.
+      ValueError: too few columns remain.
     """
-    columns = sum(piece.seconds for piece in pieces) * codec.columns_per_second
-    apart, latents = math.ceil(columns * codec.rows / tsne.MOST_POINTS), []
+    seconds = sum(segment.seconds for segment in segments)
+    column_step = math.ceil(seconds * codec.columns_per_second * codec.rows / tsne.MAX_POINTS)
+    latents: list[np.ndarray] = []
 
-    def grids():
-        # One piece after the other of each original, as they were cut.
-        with progress_bar(total=round(sum(piece.seconds for piece in pieces), 1), unit="s", desc=name) as bar:
-            chosen = {(piece.original, piece.number) for piece in pieces}
-            for original in dict.fromkeys(piece.original for piece in pieces):
+    def grids() -> Iterator[np.ndarray]:
+        """Yields the codes of the segments of each reference in turn."""
+        with progress_bar(total=round(seconds, 1), unit="s", desc=name) as bar:
+            chosen = {(segment.reference, segment.number) for segment in segments}
+            for reference in dict.fromkeys(segment.reference for segment in segments):
                 try:
-                    for number, audio in enumerate(original.cut(pieces[0].piece_seconds)):
-                        if (original, number) in chosen:
-                            yield codec.encode(audio, original.sample_rate_hz)
-                            latents.append(codec.latents(audio, original.sample_rate_hz)[::apart])
-                            bar.update(audio.shape[1] / original.sample_rate_hz)
+                    for number, audio in enumerate(reference.cut(segments[0].segment_seconds)):
+                        if (reference, number) in chosen:
+                            yield codec.encode(audio, reference.sample_rate_hz)
+                            latents.append(codec.latents(audio, reference.sample_rate_hz)[::column_step])
+                            bar.update(audio.shape[1] / reference.sample_rate_hz)
                 except UnreadableAudio as error:
-                    damaged[original] = str(error)
+                    damaged[reference] = str(error)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the mix-down: a codec's business, and the same for each piece
+        warnings.simplefilter("ignore", UserWarning)  # about the mix-down, which is the same for every segment
         try:
             codes = _first_columns(grids(), name)
         except ValueError as error:
             if not damaged:
                 raise
-            raise ValueError(f"{error}; of {len(damaged)} damaged files, the first: {[*damaged.values()][0]}") from None
-    facts = (codec.codebook_size, codec.columns_per_second, codec.row_kind)
-    return Tokens(name, codes, *facts, np.concatenate(latents) if latents else None)
+            first = next(iter(damaged.values()))
+            raise ValueError(f"{error}; {len(damaged)} damaged files, the first: {first}") from None
+    metadata = (codec.codebook_size, codec.columns_per_second, codec.row_kind)
+    return Tokens(name, codes, *metadata, np.concatenate(latents) if latents else None)
 
 
 def write(output: str, compared: Sequence[Tokens], models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Writes the numbers and figures about tokens to a folder, and returns the numbers.
+    """Writes statistics and figures of tokens to a folder, and returns the statistics by name.
 
     Args:
-      models: language models by their names, each with the name `of` the tokens that it predicts, and what
-        `token_perplexity.scores` says of it.
+      output: folder of the report.
+      compared: tokens with different names.
+      models: language models by their names, each with the metrics of `token_perplexity.evaluate`, and in `of` the name
+        of the tokens that it predicts.
     """
-    found = {}
+    statistics = {}
     for tokens in compared:
         counts = token_statistics.count_codes([tokens.codes], tokens.codebook_size)
-        found[tokens.name] = {
+        statistics[tokens.name] = {
             "row_kind": tokens.row_kind,
             "codebook_size": tokens.codebook_size,
             **token_statistics.statistics(counts, tokens.columns_per_second, tokens.row_kind),
-            **mutual_information.dependence(tokens.codes),
+            **mutual_information.statistics(tokens.codes),
         }
     predicted = {name: _by_row(model) for name, model in models.items()}
     os.makedirs(output, exist_ok=True)
-    content = {"meaning": NMI_MEANING, "tokens": found, "language_models": predicted}
+    content = {"meaning": NMI_MEANING, "tokens": statistics, "language_models": predicted}
     storage.write_text(os.path.join(output, "tokens.json"), json.dumps(content, indent=1))
-    for ending in (".png", ".svg"):
-        _draw(output, ending, found, predicted)
+    for ending in ENDINGS:
+        _draw(output, ending, statistics, predicted)
     for tokens in compared:
         if tokens.latents is not None:
-            places, rows = tsne.plane(tokens.latents)
-            for ending in (".png", ".svg"):
+            points, rows = tsne.project(tokens.latents)
+            for ending in ENDINGS:
                 path = os.path.join(output, f"latents_{tokens.name}{ending}")
-                plots.latents(path, places, rows, row_kind=tokens.row_kind)
-    return found
+                plots.latents(path, points, rows, row_kind=tokens.row_kind)
+    return statistics
 
 
 def _by_row(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a language model, with those of its rows in a list, as nats and as perplexities."""
+    """Returns the metrics of a language model, with those of its rows as lists, in nats and as perplexities."""
     rows = [value for name, value in sorted(model.items()) if name.startswith("row_cross_entropy/")]
-    rest = {name: value for name, value in model.items() if "/" not in name}
-    return rest | {"row_cross_entropy": rows, "row_perplexity": np.exp(rows).tolist()}
+    others = {name: value for name, value in model.items() if "/" not in name}
+    return others | {"row_cross_entropy": rows, "row_perplexity": np.exp(rows).tolist()}
 
 
-def _first_columns(grids: Iterator[np.ndarray], name: str) -> np.ndarray:
-    kept, count = [], 0
+def _first_columns(grids: Iterable[np.ndarray], name: str) -> np.ndarray:
+    """Joins grids `[T, F]` up to MAX_COLUMNS columns."""
+    parts, count = [], 0
     for codes in grids:
-        kept.append(codes[: mutual_information.MOST_COLUMNS - count])
-        count += len(kept[-1])
-        if count == mutual_information.MOST_COLUMNS:
+        parts.append(codes[: mutual_information.MAX_COLUMNS - count])
+        count += len(parts[-1])
+        if count == mutual_information.MAX_COLUMNS:
             break
     if count < 2:
-        raise ValueError(f"{name}: {count} columns of codes, of which nothing can be counted; give more sound")
-    return np.concatenate(kept)
+        raise ValueError(f"{name}: {count} columns of codes, too few for statistics: give more audio, 2 at least")
+    return np.concatenate(parts)
 
 
-def _draw(output: str, ending: str, found: dict[str, Any], predicted: dict[str, Any]) -> None:
-    """Figures of all tokens together, and one of the pairs of rows of each."""
-    curves = {"nmi": {}, "entropy": {}, "use": {}, "perplexity": {}}
-    for name, facts in found.items():
-        for measure in ("entropy", "use"):
-            curves[measure][name] = [row[measure] for row in facts["rows"]]
-        if facts["nmi"]:
-            curves["nmi"] |= {name: facts["nmi"], f"{name}, shuffled": facts["nmi_shuffled"]}
+def _draw(output: str, ending: str, statistics: Mapping[str, Any], predicted: Mapping[str, Any]) -> None:
+    """Draws figures of all tokens together, and one of the pairs of rows of each."""
+    curves: dict[str, dict[str, list[float]]] = {"nmi": {}, "entropy": {}, "use": {}, "perplexity": {}}
+    for name, tokens in statistics.items():
+        for kind in ("entropy", "use"):
+            curves[kind][name] = [row[kind] for row in tokens["rows"]]
+        if tokens["nmi"]:
+            curves["nmi"] |= {name: tokens["nmi"], f"{name}, shuffled": tokens["nmi_shuffled"]}
         path = os.path.join(output, f"pairs_{name}{ending}")
-        plots.pairs(path, np.array(facts["pairs"]), label=LABELS["nmi"])
-    curves["perplexity"] = {name: facts["row_perplexity"] for name, facts in predicted.items()}
-    for measure, lines in curves.items():
+        plots.pairs(path, np.array(tokens["pairs"]), label=LABELS["nmi"])
+    curves["perplexity"] = {name: model["row_perplexity"] for name, model in predicted.items()}
+    for kind, lines in curves.items():
         if lines:
-            plots.by_row(os.path.join(output, measure + ending), {LABELS[measure]: lines})
+            plots.by_row(os.path.join(output, kind + ending), {LABELS[kind]: lines})
     if curves["nmi"] and predicted:
         scaled = {name: _scaled(values) for name, values in curves["perplexity"].items()}
         panels = {LABELS["nmi"]: curves["nmi"], "perplexity, lowest row 0, highest 1": scaled}
@@ -174,6 +190,6 @@ def _draw(output: str, ending: str, found: dict[str, Any], predicted: dict[str, 
 
 
 def _scaled(values: Sequence[float]) -> list[float]:
-    """From 0 to 1, as in the paper's figure (Cheng et al. 2026)."""
+    """Scales values to 0 to 1, as in the paper's figure (Cheng et al. 2026)."""
     low, high = min(values), max(values)
     return [(value - low) / (high - low or 1.0) for value in values]
