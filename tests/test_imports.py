@@ -4,6 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import soundfile
+
+import bandtok_jax
+from bandtok_jax.pretrained import model_folder
+
 # Packages that take a quarter of a second or more.
 SLOW = ("jax", "flax", "optax", "orbax", "grain", "scipy.signal", "scipy.stats", "scipy.fft", "sklearn", "matplotlib",
         "librosa", "numba", "pandas", "tensorflow", "tensorflow_datasets", "torch", "tensorboardX", "wandb",
@@ -47,3 +53,31 @@ def test_data_needs_no_jax():
     modules = ("doctor", "prepare", "synthetic", "token_source", "tfds_sources")
     program = "".join(f"import bandtok_jax.data_pipelines.{module}\n" for module in modules)
     assert _imported(program) <= {"numpy", "soundfile"}
+
+
+# All packages that encoding may import, but for those of Python itself; flax imports optax, rich and treescope.
+OF_ENCODE = {
+    "absl", "etils", "flax", "jax", "jaxlib", "ml_collections", "ml_dtypes", "msgpack", "numpy", "opt_einsum", "optax",
+    "pygments", "rich", "safetensors", "scipy", "soundfile", "soxr", "tqdm", "treescope", "yaml",
+    "_cffi_backend", "_cyutility", "_soundfile", "_soundfile_data", "cloudpickle", "typing_extensions",
+}  # fmt: skip
+NOT_OF_ENCODE = {"commands.evaluate", "evaluation", "planning", "plotting", "training"}
+
+
+def test_encode_imports_what_it_needs(tmp_path):
+    model_folder.save(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
+    soundfile.write(tmp_path / "song.wav", np.zeros(22_050), 44_100)
+    program = (
+        "import json, sys\n"
+        "from bandtok_jax import cli\n"
+        f"code = cli.main(['encode', {str(tmp_path / 'song.wav')!r}, {f'--model={tmp_path}/model'!r}])\n"
+        "files = {name: getattr(module, '__file__', None) or '' for name, module in sys.modules.items()}\n"
+        "print(json.dumps([code, [name for name, file in files.items() if 'site-packages' in file], list(files)]))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    code, packages, modules = json.loads(run.stdout.splitlines()[-1])
+    assert code == 0, run.stderr
+    imported = {name.partition(".")[0] for name in packages}
+    assert {name for name in imported if not name.startswith(("__editable", "bandtok"))} <= OF_ENCODE
+    assert not {"scipy.signal", "scipy.stats", "scipy.fft"} & set(modules)
+    assert not [name for name in NOT_OF_ENCODE if f"bandtok_jax.{name}" in modules]

@@ -36,14 +36,16 @@ def _levels(use: str) -> Flag:
 )  # fmt: skip
 def encode(flags: argparse.Namespace) -> None:
     """Runs `bandtok encode`."""
-    from bandtok_jax.commands import code_files
     from bandtok_jax.runtime import atomic_file
 
     target = flags.output or atomic_file.derived(os.path.splitext(flags.audio)[0] + ".bt")
     as_dac = os.path.splitext(target)[1].lower() == ".dac"
     if flags.window is not None and not (as_dac and flags.window > 0):
         raise ValueError("--window is for .dac files, and above 0: a .bt file holds the codes of the whole file")
-    codec = models.load_codec(flags)
+    with models.quick_start():
+        from bandtok_jax.commands import code_files
+
+        codec = models.load_codec(flags, only=("tokenizer",))
     if as_dac:
         file = code_files.encode_dac(codec, flags.audio, target, flags.levels, flags.window)
         channels, columns, rows = file.codes.shape
@@ -73,11 +75,13 @@ def encode(flags: argparse.Namespace) -> None:
 )
 def decode(flags: argparse.Namespace) -> None:
     """Runs `bandtok decode`."""
-    from bandtok_jax.commands import code_files
     from bandtok_jax.runtime import atomic_file
 
     target = flags.output or atomic_file.derived(os.path.splitext(flags.codes)[0] + ".wav")
-    codec = models.load_codec(flags)
+    with models.quick_start():
+        from bandtok_jax.commands import code_files
+
+        codec = models.load_codec(flags)
     if code_files.dac_file.is_one(flags.codes):
         samples, sample_rate_hz, clipped_samples = code_files.decode_dac(codec, flags.codes, target, flags.levels)
     else:
@@ -98,9 +102,10 @@ def decode(flags: argparse.Namespace) -> None:
 )
 def reconstruct(flags: argparse.Namespace) -> None:
     """Runs `bandtok reconstruct`."""
-    from bandtok_jax.commands import code_files
+    with models.quick_start():
+        from bandtok_jax.commands import code_files
 
-    codec = models.load_codec(flags)
+        codec = models.load_codec(flags)
     result = code_files.reconstruct(codec, flags.audio, flags.output, flags.levels)
     show(
         f"{flags.output}: {result.samples / codec.sample_rate_hz:.2f} s; level {result.original_level_db:.1f} dB -> "
@@ -143,10 +148,11 @@ def reconstruct(flags: argparse.Namespace) -> None:
 )  # fmt: skip
 def generate(flags: argparse.Namespace) -> None:
     """Runs `bandtok generate`."""
-    from bandtok_jax.commands import code_files
-
     sampling = {name: getattr(flags, name) for name in (*SAMPLING, "may_end")}
-    codec = models.load_codec(flags)
+    with models.quick_start():
+        from bandtok_jax.commands import code_files
+
+        codec = models.load_codec(flags)
     if flags.embedding:
         sampling["embedding"] = code_files.read_embedding(codec, flags.embedding)
     results = code_files.generate(

@@ -99,8 +99,9 @@ def tokenize(flags: argparse.Namespace) -> None:
     from bandtok_jax.training import distributed
 
     distributed.start()
+    codec = models.load_codec(flags, only=("tokenizer",))
     manifest = tokenize_corpus.tokenize(
-        models.load_codec(flags), flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces,
+        codec, flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces,
         tokenizer=flags.model, embeddings=flags.embeddings, skip_damaged=flags.skip_damaged,
     )  # fmt: skip
     if jax.process_index() > 0:

@@ -1,7 +1,10 @@
 """The verbs that make exports, export and import, and the flags that all verbs with a model share."""
 
 import argparse
+from collections.abc import Collection, Iterator
+import contextlib
 import functools
+import gc
 from typing import TYPE_CHECKING
 
 from bandtok_jax.cli.messages import show
@@ -22,13 +25,32 @@ DECODING = (
 )  # fmt: skip
 
 
-def load_codec(flags: argparse.Namespace) -> "Codec":
-    """Returns the codec of `--model` and `--vocoder`, and prints the line about the devices."""
+@contextlib.contextmanager
+def quick_start() -> Iterator[None]:
+    """Pauses garbage collection while modules are imported and a model is loaded: a tenth of the start of a verb.
+
+    Almost all of these objects live to the end, so later collections leave them out.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -> "Codec":
+    """Returns the codec that the flags name, and prints the line about the devices.
+
+    Args:
+      flags: of the verb, with `model` and perhaps `vocoder`, `language_model` and `dtype`.
+      only: names of the components that the verb needs; all by default.
+    """
     from bandtok_jax.pretrained import model_folder
     from bandtok_jax.runtime import startup
 
     names = ("vocoder", "language_model", "dtype")
-    codec = model_folder.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names})
+    codec = model_folder.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names}, only=only)
     dtypes = (stage.computed_in for stage in codec.stages.values())
     startup.announce(*dtypes, spread="one track on each device" if flags.verb == "tokenize" else "one device")
     return codec

@@ -6,7 +6,7 @@ EXPORT  config.json  model.safetensors  README.md                a tokenizer, pe
                                                                  or an imported vocoder alone
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import json
 import os
 from typing import Any
@@ -53,7 +53,14 @@ VOCODER_OF = {"bandtok": "vocos", "dac": None}
 WITHOUT_VOCODER = ("bandtok:tiny_24khz",)  # for imported ones
 
 
-def load(path: str, vocoder: str | None = None, language_model: str | None = None, dtype: str = "") -> Codec:
+def load(
+    path: str,
+    vocoder: str | None = None,
+    language_model: str | None = None,
+    dtype: str = "",
+    *,
+    only: Collection[str] | None = None,
+) -> Codec:
     """A trained codec.
 
     Args:
@@ -61,13 +68,14 @@ def load(path: str, vocoder: str | None = None, language_model: str | None = Non
       vocoder: run or export folder; in place of the one in `path`, if that has one.
       language_model: run or export folder; likewise.
       dtype: that vocoder and language model compute in; see `Stage.computed_in`.
+      only: names of the components to load from `path`, such as ("tokenizer",) for encoding; all by default.
 
     Raises:
       ValueError: a folder or file is missing, holds another model or size, or the stages do not belong together.
     """
     if dtype not in ("", *experiment.DTYPES):
         raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(experiment.DTYPES)}")
-    stages = read_stages(path, dtype)
+    stages = read_stages(path, dtype, only)
     if "tokenizer" not in stages:
         raise ValueError(
             f"{path} holds a {_list(stages)}, no tokenizer: pass the tokenizer's folder, and this one beside it"
@@ -127,8 +135,8 @@ def create(name: str, seed: int = 0) -> Codec:
     return join({stage.name: stage for stage in stages})
 
 
-def read_stages(path: str, dtype: str = "") -> dict[str, Stage]:
-    """The stages in a run or export folder by their names, each checked against its config; `dtype` as for `load`."""
+def read_stages(path: str, dtype: str = "", only: Collection[str] | None = None) -> dict[str, Stage]:
+    """Returns the stages of a run or export folder by name, checked against their configs; arguments as for `load`."""
     path, step = split_step(path)
     config_file = os.path.join(path, "config.json")
     if not os.path.isdir(path):
@@ -139,7 +147,7 @@ def read_stages(path: str, dtype: str = "") -> dict[str, Stage]:
     is_export = "stages" in content
     run = None if is_export else _read_run(path, step, dtype)  # its errors name the files of the run
     with untrusted.reading(config_file, _CURE):
-        stages = _read_export(path, content, dtype) if is_export else [run.check()]
+        stages = _read_export(path, content, dtype, only) if is_export else [run.check()]
     return {stage.name: stage for stage in stages}
 
 
@@ -216,7 +224,7 @@ def _is_export(path: str) -> bool:
     return True
 
 
-def _read_export(path: str, content: dict, dtype: str) -> list[Stage]:
+def _read_export(path: str, content: dict, dtype: str, only: Collection[str] | None) -> list[Stage]:
     """The stages of an export, checked.
 
     Raises:
@@ -231,7 +239,11 @@ def _read_export(path: str, content: dict, dtype: str) -> list[Stage]:
         raise untrusted.refusal(path, f"it holds no {WEIGHTS_FILE}", "export it again")
     weights = safetensors.load(weights_file)
     stages = []
+    present = content["stages"].keys()
+    chosen = present & set(only) if only else present
     for name, facts in content["stages"].items():
+        if name not in (chosen or present):  # where none is present, the caller's error lists the others
+            continue
         spoken = name.replace("_", " ")
         if not isinstance(weights.get(name), dict):
             raise untrusted.refusal(weights_file, f"it holds no weights of the {spoken}", "export it again")

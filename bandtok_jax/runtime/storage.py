@@ -11,7 +11,6 @@ import shutil
 import socket
 import tempfile
 
-import fsspec
 import numpy as np
 
 REQUESTS = 32  # at a time, where many files of a bucket are asked for; our choice
@@ -24,6 +23,8 @@ def is_remote(path) -> bool:
 
 def _open(path):
     """-> the file system of a remote path, and the path in it."""
+    import fsspec  # slow to import, and local files do without it
+
     try:
         # Listings are not kept: other processes write into the same folders.
         return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
