@@ -72,7 +72,7 @@ def inspect(directory, clip_samples=65_536):
             f"{directory} is empty; make it again with  bandtok prepare MUSIC --overwrite --output "
             f"{shlex.quote(os.fspath(directory))}"
         )
-    tracks = list(records.read_track_list(directory))
+    tracks = list(records.read_track_list(directory, manifest))
     heard, read = Counter(), {}
     for track in tracks:
         if track["split"] == "train":
@@ -97,7 +97,7 @@ def inspect(directory, clip_samples=65_536):
             "seconds": clip_samples / manifest["sample_rate_hz"],
             "sample_rate_hz": manifest["sample_rate_hz"],
             "shortest_track_seconds": shortest,
-            "padded_share": records.short_share(
+            "padded_share": records.short_record_share(
                 tracks, manifest["clip_seconds"], clip_samples / manifest["sample_rate_hz"]
             ),
         },

@@ -1,4 +1,7 @@
-"""Several sources -> one endless stream of records by position, mixed by weight."""
+"""Several sources mixed by weight: an endless stream of records by position, or a fixed plan for evaluation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 from grain.experimental import index_shuffle
@@ -6,108 +9,121 @@ import numpy as np
 
 from bandtok_jax.data_pipelines import shards
 
-LONGEST_TABLE = 1 << 20  # records
-MOST_DRAWS = 64  # in place of one record; with half of all damaged, one record in 10^19 would find none
+Source = Sequence[Any]  # random access to records: `len()` and `[index]`
+Weighted = list[tuple[Any, float]]  # [(source, weight)]
+MAX_TABLE_RECORDS = 1 << 20  # an epoch of more records is shuffled without a table
+MAX_DRAWS = 64  # in place of one record; where half are damaged, one record in 10^19 finds none
 
 
-def read(source, number, key=None):
-    """Record `number` of a source. With a `key`, where its shard is damaged, one that is drawn by the key from the
-    same source, with what was found to be damaged under 'damaged'.
+def read_or_replace(source: Source, index: int, key: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Returns a record of a source, or another one in place of a damaged one.
+
+    Args:
+      key: seed of the draw of another record from the same source; None: a damaged shard is an error. The record lists
+        under 'damaged' the shards that could not be read.
     """
     damaged, generator = [], None
     while True:
         try:
-            record = source[number]
+            record = source[index]
         except shards.DamagedShard as error:
             if key is None:
                 raise
             damaged.append(error.finding)
-            if len(damaged) == MOST_DRAWS:
-                raise ValueError(f"{MOST_DRAWS} records in a row cannot be read, the last because {error}") from None
+            if len(damaged) == MAX_DRAWS:
+                raise ValueError(f"{MAX_DRAWS} records in a row cannot be read, the last because {error}") from None
             generator = generator or np.random.default_rng(key)
-            number = int(generator.integers(len(source)))
+            index = int(generator.integers(len(source)))
         else:
             return {**record, "damaged": tuple(damaged)} if damaged else record
 
 
-class Passes:
-    """Shuffled passes over a source without end: random access, every record once in each pass, or as often as `crops`
-    says.
+class ShuffledEpochs:
+    """Endless random access to shuffled epochs of a source. Each epoch holds every record once, or `crops` times.
 
     Args:
-      skip: give another record in place of one that cannot be read; all others stay where they are.
-      crops: float [records], how often each comes in a pass; a fraction is a chance to come once more.
+      seed: of the source.
+      skip_damaged: puts other records in place of unreadable ones; all others keep their positions.
+      crops: float `[records]`, the number of times that each comes in an epoch; a fraction is a probability.
 
-    Grain's own shuffle needs up to 0.4 ms an example where a source is short (grain 0.2.18, 159 records), more than
-    the crop itself; it is used for sources too long for a table.
+    Grain's own shuffle takes up to 0.4 ms an example for a short source (grain 0.2.18, 159 records), more than the crop
+    itself. It serves sources that are too long for a table.
     """
 
-    def __init__(self, source, seed, skip=False, crops=None):
-        self.source, self.seed, self.skip = source, seed, skip
+    def __init__(
+        self, source: Source, seed: tuple[int, ...], skip_damaged: bool = False, crops: np.ndarray | None = None
+    ) -> None:
+        self.source, self.seed, self.skip_damaged = source, seed, skip_damaged
         self._ends = None if crops is None else np.cumsum(crops)
-        self._length = len(source) if crops is None else max(1, round(self._ends[-1]))  # of a pass
-        self._orders = {}
+        self._length = len(source) if self._ends is None else max(1, round(self._ends[-1]))  # of an epoch
+        self._orders: dict[int, np.ndarray] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 1 << 60
 
-    def __getitem__(self, index):
-        number, position = divmod(index, self._length)
-        if self._length > LONGEST_TABLE:
-            seed = int(np.random.SeedSequence((*self.seed, number)).generate_state(1)[0])
-            chosen = self._records(number, index_shuffle(position, max_index=self._length - 1, seed=seed, rounds=4))
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, position = divmod(index, self._length)
+        if self._length > MAX_TABLE_RECORDS:
+            seed = int(np.random.SeedSequence((*self.seed, epoch)).generate_state(1)[0])
+            slot = index_shuffle(position, max_index=self._length - 1, seed=seed, rounds=4)
+            record = self._records(epoch, slot)
         else:
-            chosen = self._order(number)[position]
-        return read(self.source, int(chosen), (*self.seed, index) if self.skip else None)
+            record = self._order(epoch)[position]
+        return read_or_replace(self.source, int(record), (*self.seed, index) if self.skip_damaged else None)
 
-    def _records(self, number, places):
-        """The records at places of pass `number` before it is shuffled.
+    def _records(self, epoch: int, slots: Any) -> Any:
+        """Returns the records at slots of an epoch before it is shuffled.
 
-        With `crops`, the places lie evenly on a line on which each record is as long as it has crops, from a start that
-        another pass has elsewhere.
+        With `crops`, the slots lie evenly on a line on which each record is as long as its number of crops. The first
+        slot has another offset in each epoch.
         """
         if self._ends is None:
-            return places
-        start = np.random.default_rng((*self.seed, number, 1)).random()
-        points = (places + start) * (self._ends[-1] / self._length)
+            return slots
+        offset = np.random.default_rng((*self.seed, epoch, 1)).random()
+        points = (slots + offset) * (self._ends[-1] / self._length)
         return np.minimum(np.searchsorted(self._ends, points, side="right"), len(self.source) - 1)
 
-    def _order(self, number):
-        """The records in the order of one pass. Two passes are remembered: threads meet where one follows another."""
+    def _order(self, epoch: int) -> np.ndarray:
+        """Returns the records in the order of an epoch. It keeps two, since threads meet where one epoch ends."""
         orders = self._orders
-        if number not in orders:
-            places = np.random.default_rng((*self.seed, number)).permutation(self._length)
-            order = self._records(number, places).astype(np.int32)
-            orders = self._orders = {number: order, **dict(list(orders.items())[:1])}
-        return orders[number]
+        if epoch not in orders:
+            slots = np.random.default_rng((*self.seed, epoch)).permutation(self._length)
+            order = self._records(epoch, slots).astype(np.int32)
+            orders = self._orders = {epoch: order, **dict(list(orders.items())[:1])}
+        return orders[epoch]
 
 
-def stream(weighted, seed, skip=False, crops=None):
-    """[(source, weight)] -> endless `grain.MapDataset` of records by their position in the stream.
+def stream(
+    weighted: Weighted, seed: int, skip_damaged: bool = False, crops: Callable[[Any], np.ndarray] | None = None
+) -> grain.MapDataset:
+    """Returns an endless `grain.MapDataset` of the records of all sources, by their position in the stream.
 
-    Args: skip, crops: as of `Passes`; crops: (source) -> those of each source.
+    Each source holds one split alone before it is shuffled and repeated, so no held-out record can enter.
 
-    Every source is already the wanted split: shuffling and repeating come after, so no held-out record can slip in.
+    Args:
+      skip_damaged: see `ShuffledEpochs`.
+      crops: returns the crops of each record of a source.
     """
-    passes = [
-        Passes(source, (seed, number), skip, crops and crops(source)) for number, (source, _) in enumerate(weighted)
+    parts = [
+        grain.MapDataset.source(ShuffledEpochs(source, (seed, number), skip_damaged, crops and crops(source)))
+        for number, (source, _) in enumerate(weighted)
     ]
-    parts = [grain.MapDataset.source(one) for one in passes]
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weight for _, weight in weighted])
 
 
-def spread(weighted, batch_size, count):
-    """Crops for evaluation: `[count, batch_size]` of (source number, record number, place), the same at every call.
+def evaluation_plan(weighted: Weighted, batch_size: int, count: int) -> list[list[tuple[int, int, float]]]:
+    """Returns the crops of an evaluation, `[count, batch_size]` of (source, record, position), always the same.
 
-    Each source gives its weight's share, spread evenly over its records, so every track is heard before any is heard
-    twice; a batch repeats a record only where a source has fewer records than the batch needs. The places, in [0, 1],
-    are spread evenly over the crops of one record, and over those of different ones: the crops of few records already
-    have beginnings, ends and middles among them.
+    Each source gives the share of its weight, spread evenly over its records, so no record comes twice before all have
+    come once. A batch repeats a record only where the source has fewer records than the batch needs from it. The
+    positions, in [0, 1], spread evenly over the crops of one record and over those of different records. So even few
+    crops hold beginnings, middles and ends.
     """
-    wanted = count * batch_size
-    total = sum(weight for _, weight in weighted)
-    shares = np.diff(np.round(np.cumsum([0] + [weight for _, weight in weighted]) / total * wanted).astype(int))
-    pairs = []
+    total_crops = count * batch_size
+    total_weight = sum(weight for _, weight in weighted)
+    ends = np.cumsum([0] + [weight for _, weight in weighted]) / total_weight * total_crops
+    shares = np.diff(np.round(ends).astype(int))
+    crops = []
     for number, ((source, _), share) in enumerate(zip(weighted, shares)):
         distinct = min(len(source), share)
         even = [index * len(source) // distinct for index in range(distinct)]
@@ -115,16 +131,17 @@ def spread(weighted, batch_size, count):
         order = [index for first in range(count) for index in even[first::count]]
         for j in range(share):
             visit, i = divmod(j, distinct)
-            times = len(range(i, share, distinct))  # that this record is heard
-            place = (visit + _even(i)) / times if distinct > 1 else _even(visit)
-            pairs.append(((j + 0.5) / share, number, order[i], place))
-    pairs = [pair[1:] for pair in sorted(pairs)]
-    return [pairs[first : first + batch_size] for first in range(0, wanted, batch_size)]
+            visits = len(range(i, share, distinct))  # of this record
+            position = (visit + _spread_evenly(i)) / visits if distinct > 1 else _spread_evenly(visit)
+            crops.append(((j + 0.5) / share, number, order[i], position))
+    crops = [crop[1:] for crop in sorted(crops)]
+    return [crops[first : first + batch_size] for first in range(0, total_crops, batch_size)]
 
 
-def _even(number):
-    """Number 0, 1, 2 ... of an endless sequence in [0, 1] whose beginnings are all spread evenly: 0, 1, then van der
-    Corput's 1/2, 1/4, 3/4, 1/8 ...
+def _spread_evenly(number: int) -> float:
+    """Returns an element of an endless sequence in [0, 1] of which every beginning is spread evenly.
+
+    The elements are 0 and 1, then van der Corput's 1/2, 1/4, 3/4, 1/8 ...
     """
     if number < 2:
         return float(number)

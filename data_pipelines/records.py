@@ -1,10 +1,12 @@
 """Prepared folders of audio records: their manifest and random access to their records."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 import functools
 import math
 import os
 import shlex
+from typing import Any
 
 from bandtok_jax.data_pipelines import shards, tf_example
 from bandtok_jax.runtime import storage, untrusted
@@ -12,11 +14,11 @@ from bandtok_jax.runtime import storage, untrusted
 NAME = "music"
 MANIFEST = "manifest.json"
 WORKING_FOLDER = ".prepare"  # while the folder is being made
-TRACKS = "tracks.jsonl"  # one line for every track, in the order of its records
+TRACKS = "tracks.jsonl"  # one line for every track, in the order of their records
 HEAD_BYTES = 4096  # normally holds all fields but the samples
-SAMPLE_SECONDS = 1e-3  # a difference that is none
-MOST_HEADS = 50_000  # kept in memory, about 1 kB each
-MOST_BYTES = 1 << 30  # of a manifest or a list of tracks
+SAMPLE_SECONDS = 1e-3  # tolerance of a comparison of lengths
+MAX_HEADS = 50_000  # in memory, about 1 kB each
+MAX_BYTES = 1 << 30  # of a manifest or a list of tracks
 REMAKE = "make the folder again with  bandtok prepare ... --overwrite"
 CURE = (
     f"{REMAKE}, or leave it out: in training with --config.data.damaged=skip, in bandtok tokenize with --skip-damaged"
@@ -63,8 +65,12 @@ CHECK_TRACK = untrusted.record(
 )
 
 
-def read_manifest(directory):
-    """The manifest of a prepared folder, or the reason why there is none."""
+def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
+    """Returns the manifest of a prepared folder.
+
+    Raises:
+      FileNotFoundError, ValueError: no manifest, or a damaged one; with the cure.
+    """
     directory = os.fspath(directory)
     path = os.path.join(directory, MANIFEST)
     if not storage.is_folder(directory):
@@ -74,32 +80,33 @@ def read_manifest(directory):
         )
     if not storage.exists(path):
         raise FileNotFoundError(f"no data in {directory}: it has no {MANIFEST}; {_cure(directory)}")
-    found = untrusted.read_json(path, _CHECK, cure=REMAKE, most_bytes=MOST_BYTES)
+    manifest = untrusted.read_json(path, _CHECK, cure=REMAKE, most_bytes=MAX_BYTES)
     with untrusted.reading(path, REMAKE):
-        for name, split in found["splits"].items():
+        for name, split in manifest["splits"].items():
             files = [shard["file"] for shard in split["shards"]]
             if sum(shard["records"] for shard in split["shards"]) != split["records"] or len({*files}) < len(files):
                 raise ValueError(f"its shards do not add up to the records of the split {name}")
-    return found
+    return manifest
 
 
-def _cure(directory):
-    """What to do about a folder without a manifest. Nothing is ever written into a folder that holds other files."""
+def _cure(directory: str) -> str:
+    """Returns the cure for a folder without a manifest; it never writes into a folder that holds other files."""
     names = storage.names(directory)
     if WORKING_FOLDER in names:
         return "its making was interrupted: run the same  bandtok prepare  again"
-    other = shlex.quote(directory.rstrip("/") + "-records")
-    return f"if it is music, make records of it with  bandtok prepare {shlex.quote(directory)} --output {other}"
+    output = shlex.quote(directory.rstrip("/") + "-records")
+    return f"if it is music, make records of it with  bandtok prepare {shlex.quote(directory)} --output {output}"
 
 
-def read_track_list(directory):
-    """Yields what the folder says about every track, in the order of their records.
+def read_track_list(directory: str | os.PathLike, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the entry of every track of a folder, in the order of their records.
 
-    Raises: ValueError: a line is damaged, or, at the end, all do not have as many records as the manifest names.
+    Raises:
+      ValueError: a line is damaged or, at the end, the entries have other numbers of records than the manifest.
     """
     path = os.path.join(directory, TRACKS)
-    remaining = Counter({split: facts["records"] for split, facts in read_manifest(directory)["splits"].items()})
-    for number, line in enumerate(untrusted.read_bytes(path, MOST_BYTES).splitlines(), 1):
+    remaining = Counter({name: split["records"] for name, split in manifest["splits"].items()})
+    for number, line in enumerate(untrusted.read_bytes(path, MAX_BYTES).splitlines(), 1):
         track = untrusted.parse_json(line, f"{path}, line {number}", CHECK_TRACK, cure=REMAKE)
         remaining[track["split"]] -= track["records"]
         if remaining[track["split"]] < 0:
@@ -107,14 +114,17 @@ def read_track_list(directory):
         yield track
     if any(remaining.values()):
         split, count = next((split, count) for split, count in remaining.items() if count)
-        found = f"{abs(count)} records {'less' if count > 0 else 'more'} in {split} than the manifest"
-        raise untrusted.refusal(path, f"it has {found}", REMAKE)
+        problem = f"it has {abs(count)} records {'less' if count > 0 else 'more'} in {split} than the manifest"
+        raise untrusted.refusal(path, problem, REMAKE)
 
 
-def short_share(tracks, clip_seconds, seconds):
-    """The share of the records of some tracks that a crop of so many seconds fills up with silence.
+def short_record_share(tracks: Iterable[dict[str, Any]], clip_seconds: float, seconds: float) -> float:
+    """Returns the share of records that are shorter than a crop, which pads them with silence.
 
-    tracks: as `read_track_list` gives them; clip_seconds: the length of a record where its track goes on.
+    Args:
+      tracks: entries of `read_track_list`.
+      clip_seconds: length of a record, but for the last one of a track.
+      seconds: length of the crop.
     """
     if clip_seconds < seconds - SAMPLE_SECONDS:
         return 1.0
@@ -127,46 +137,59 @@ def short_share(tracks, clip_seconds, seconds):
 class RecordSource:
     """Random access to the audio records of one split of a prepared folder.
 
-    Args: lazy: give 'audio' as a StoredAudio, so that a crop reads only itself, instead of int16 `[S, C]`.
-    Raises: FileNotFoundError, ValueError: no data, no such split, damaged data; each with the cure.
+    Args:
+      lazy: gives 'audio' as a StoredAudio, so that a crop reads only itself, in place of int16 `[S, C]`.
+      manifest: the folder's, where it has been read already.
+
+    Raises:
+      FileNotFoundError, ValueError: no data, no such split, damaged data; each with the cure.
     """
 
-    def __init__(self, directory, split, lazy=False):
+    def __init__(
+        self, directory: str | os.PathLike, split: str, lazy: bool = False, manifest: dict[str, Any] | None = None
+    ) -> None:
         self.directory, self.split, self.lazy = os.fspath(directory), split, lazy
-        self.manifest = read_manifest(self.directory)
+        self.manifest = read_manifest(self.directory) if manifest is None else manifest
         self._shards = shards.Shards(
             self.directory, self.manifest["splits"], split, "records",
             open_shard=functools.partial(shards.Shard, cure=CURE), cure=CURE,
             split_cure="prepare it with more tracks, with --tracks=CSV, or with a larger --validation-share",
         )  # fmt: skip
-        self._heads = {}
+        self._heads: dict[int, tuple[dict[str, Any], tuple[int, ...], int]] = {}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_heads": {}}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         shard, position = self._shards[index]
         record, shape, begin = self._heads.get(int(index)) or self._read_head(int(index), shard, position)
         audio = shards.StoredAudio(shard, position, shape, begin)
         return {"audio": audio if self.lazy else audio[:], **record}
 
-    def _read_head(self, index, shard, position):
+    def tracks(self) -> Iterator[dict[str, Any]]:
+        """Yields the entries of the split's tracks, see `read_track_list`."""
+        tracks = read_track_list(self.directory, self.manifest)
+        return (track for track in tracks if track["split"] == self.split)
+
+    def _read_head(self, index: int, shard: shards.Shard, position: int) -> tuple[dict[str, Any], tuple[int, ...], int]:
+        """Returns the fields of a record, the shape `(S, C)` of its samples, and the byte at which they begin."""
         try:
             try:
                 head = tf_example.decode_head(shard.head(position, HEAD_BYTES))
-            except IndexError:  # a caption that is longer than the head
+            except IndexError:  # a caption is longer than the head
                 head = tf_example.decode_head(shard.head(position, shard.size(position)))
         except shards.DAMAGE as error:
-            raise (
-                error if isinstance(error, shards.DamagedShard) else shard.damaged(f"record {position}: {error}")
-            ) from None
-        if head[2] + 2 * math.prod(head[1]) != shard.size(position):
-            raise shard.damaged(f"record {position} has another length than it says")
-        if head[0]["sample_rate_hz"] != self.manifest["sample_rate_hz"]:
-            raise shard.damaged(f"record {position} has another sample rate than the manifest")
-        if len(self._heads) < MOST_HEADS:
+            if isinstance(error, shards.DamagedShard):
+                raise
+            raise shard.damaged(f"record {position}: {error}") from None
+        record, shape, begin = head
+        if begin + 2 * math.prod(shape) != shard.size(position):
+            raise shard.damaged(f"record {position} has {shard.size(position)} bytes, which do not fit its {shape}")
+        if record["sample_rate_hz"] != self.manifest["sample_rate_hz"]:
+            raise shard.damaged(f"record {position} has {record['sample_rate_hz']} Hz, another rate than the manifest")
+        if len(self._heads) < MAX_HEADS:
             self._heads[index] = head
         return head

@@ -284,11 +284,11 @@ class Shards:
 class StoredAudio:
     """Samples on disk as an array that is read only where it is sliced: `audio[a:b]` is int16 `[b - a, C]`.
 
-    one_read: whether one large slice costs less than several small ones.
+    read_once: whether one large slice costs less than several small ones.
     """
 
     def __init__(self, shard, record, shape, begin):
-        self.shape, self.dtype, self.one_read = shape, np.dtype(np.int16), shard.remote
+        self.shape, self.dtype, self.read_once = shape, np.dtype(np.int16), shard.remote
         self._place = shard, record, begin
 
     def __len__(self):

@@ -1,14 +1,16 @@
-"""What a config calls its data -> random-access sources of records, each with its weight in the mixture."""
+"""The sources of records that a configuration names, each with its weight in the mixture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 import hashlib
 import json
 import math
 import os
 import re
+from typing import Any
 import warnings
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.data_pipelines import records, token_manifest
@@ -17,27 +19,30 @@ from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.token_source import TokenSource
 
-PIECE_SECONDS = 6.0
+SYNTHETIC = "synthetic"
+SYNTHETIC_SECONDS = 6.0  # of a track, where a crop is not longer
 _WEIGHT = re.compile(r"=[^=,/]*$")
+
+AudioSource = RecordSource | SyntheticMusic
 
 
 class Subset:
-    """Some records of a source, by number."""
+    """Some records of a source, by their numbers."""
 
-    def __init__(self, source, numbers):
+    def __init__(self, source: Any, numbers: Sequence[int] | np.ndarray) -> None:
         self.source, self.numbers = source, np.asarray(numbers)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.numbers[index])]
 
 
-def parse_weights(text):
-    """ "DIR=2,synthetic" -> [("DIR", 2.0), ("synthetic", 1.0)].
+def parse_weights(text: str) -> list[tuple[str, float]]:
+    """Returns the names and weights in a text: "DIR=2,synthetic" gives [("DIR", 2.0), ("synthetic", 1.0)].
 
-    A folder whose own name holds a comma or an equals sign is found by its name; `~` is the home folder.
+    Names of existing folders may hold commas and equals signs. `~` is the home folder.
     """
     pairs, parts = [], text.split(",")
     while parts:
@@ -46,14 +51,17 @@ def parse_weights(text):
         part = next((run for run in runs if _is_folder(run) or _is_folder(_WEIGHT.sub("", run))), parts[0])
         del parts[: part.count(",") + 1]
         if part.strip():
-            pairs.append(_weighted(part.strip()))
+            pairs.append(_parse_weight(part.strip()))
     if not pairs:
         raise ValueError("data.sources is empty; write 'synthetic' or a folder made by  bandtok prepare")
     return pairs
 
 
-def _weighted(part):
-    """ "DIR=2" -> ("DIR", 2.0); the weight is 1 where what follows the equals sign belongs to the folder's name."""
+def _parse_weight(part: str) -> tuple[str, float]:
+    """Returns name and weight: "DIR=2" gives ("DIR", 2.0).
+
+    The weight is 1 where the text after "=" is part of a path.
+    """
     name, equals, weight = part.rpartition("=")
     if not equals or "/" in weight or _is_folder(part):
         name, weight = part, "1"
@@ -68,31 +76,49 @@ def _weighted(part):
     return os.path.expanduser(name), number
 
 
-def _is_folder(name):
+def _is_folder(name: str) -> bool:
     return bool(name.strip()) and os.path.isdir(os.path.expanduser(name.strip()))
 
 
-def open_audio(text, split, *, sample_rate_hz, clip_samples):
-    """-> [(source, weight)] of one split of all sources in `text`."""
-    seconds = max(PIECE_SECONDS, clip_samples / sample_rate_hz)
-    return [
-        (
-            SyntheticMusic(split, sample_rate_hz, seconds, lazy=True)
-            if name == "synthetic"
-            else RecordSource(name, split, lazy=True),
-            weight,
-        )
-        for name, weight in parse_weights(text)
-    ]
+def open_audio(text: str, split: str, *, sample_rate_hz: int, clip_samples: int) -> list[tuple[AudioSource, float]]:
+    """Returns [(source, weight)] of one split of all audio sources in `text`."""
+    seconds = max(SYNTHETIC_SECONDS, clip_samples / sample_rate_hz)
+
+    def open_source(name: str) -> AudioSource:
+        if name == SYNTHETIC:
+            return SyntheticMusic(split, sample_rate_hz, seconds, lazy=True)
+        return RecordSource(name, split, lazy=True)
+
+    return [(open_source(name), weight) for name, weight in parse_weights(text)]
 
 
-def check_lengths(weighted, seconds):
-    """Raises a ValueError where all records of a folder are shorter than a clip of so many seconds, and warns where
-    some of them are.
+def open_tokens(directory: str, split: str) -> list[tuple[TokenSource, float]]:
+    """Returns [(source, weight)] of one split of a folder of token records."""
+    return [(TokenSource(directory, split), 1.0)]
+
+
+def crops_per_record(data: ConfigDict) -> Callable[[TokenSource], np.ndarray] | None:
+    """Returns the function from a source to the crops that an epoch takes from each record; None: one from each."""
+
+    # A crop may reach over both ends of a track, so a track has as many starts as columns, and some more.
+    def by_seconds(source: TokenSource) -> np.ndarray:
+        return (source.lengths + data["columns"] - 1) / data["columns"]
+
+    choices = {"track": None, "seconds": by_seconds}
+    if (choice := data["draw"]) not in choices:
+        raise ValueError(f"config.data.draw is {choice!r}: set it to one of {', '.join(choices)}")
+    return choices[choice] if data["tokens"] else None
+
+
+def check_clip_length(weighted: list[tuple[AudioSource, float]], seconds: float) -> None:
+    """Refuses folders whose records are all shorter than a clip, and warns where some are.
+
+    Args:
+      seconds: length of a clip.
     """
     for source, _ in weighted:
-        # Where none can be shorter, the list of the tracks is not read: of a large corpus it is long.
-        if seconds <= SHORTEST_SECONDS or not isinstance(source, RecordSource) or "clip_seconds" not in source.manifest:
+        # Where no record can be shorter, the list of tracks is not read, which is long for a large corpus.
+        if seconds <= SHORTEST_SECONDS or not isinstance(source, RecordSource):
             continue
         longest = source.manifest["clip_seconds"]
         if longest < seconds - records.SAMPLE_SECONDS:
@@ -101,96 +127,100 @@ def check_lengths(weighted, seconds):
                 f"would end in silence: make them longer with  bandtok prepare --clip-seconds {math.ceil(seconds)} "
                 "--overwrite, or the clip shorter (data.clip_samples)"
             )
-        tracks = [track for track in records.read_track_list(source.directory) if track["split"] == source.split]
-        if share := records.short_share(tracks, longest, seconds):
+        if share := records.short_record_share(source.tracks(), longest, seconds):
             warnings.warn(
                 f"{source.directory}: {share:.1%} of the records in {source.split} are shorter than the "
                 f"{seconds:.2f} s of a clip (data.clip_samples) and end in silence",
-                stacklevel=2,  # once, however many streams are opened
+                stacklevel=2,  # shown once, however many streams are opened
             )
 
 
-def fingerprint(data):
-    """A hash of what a config's `data` is made of, by its manifests: the same records give the same one anywhere."""
+def fingerprint(data: ConfigDict) -> str:
+    """Returns a hash of the manifests of a configuration's data: the same records have the same one anywhere."""
     if data["tokens"]:
-        parts = [token_manifest.read_token_manifest(data["tokens"])]
-    else:
-        parts = [
-            [weight, name if name == "synthetic" else records.read_manifest(name)]
+        return _hash([token_manifest.read_token_manifest(data["tokens"])])
+    return _hash(
+        [
+            [weight, name if name == SYNTHETIC else records.read_manifest(name)]
             for name, weight in parse_weights(data["sources"])
         ]
-    return _hash(parts)
+    )
 
 
-def folder_fingerprint(name):
-    """The same of one folder of audio records, or of "synthetic"."""
-    return _hash(name if name == "synthetic" else records.read_manifest(name))
+def folder_fingerprint(name: str) -> str:
+    """Returns a hash of the manifest of one folder of audio records, or of "synthetic"."""
+    return _hash(name if name == SYNTHETIC else records.read_manifest(name))
 
 
-def _hash(facts):
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def open_tokens(directory, split):
-    return [(TokenSource(directory, split), 1.0)]
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some records of a source: their numbers, and of the track of each, whether it is full band and its domain."""
+    """Some records of a source, with two properties of the track of each.
 
-    source: object
+    Args:
+      numbers: of the records.
+      full_band: bool `[records]`.
+      domain: int32 `[records]`, a number for each domain.
+    """
+
+    source: Any
     weight: float
-    numbers: Sequence[int]
+    numbers: Any
     full_band: np.ndarray
     domain: np.ndarray
 
-    def divide(self, fact):
-        """{value of the field `fact`: the records that have it}, weighed by how many they are."""
-        facts = getattr(self, fact)
-        values = np.unique(facts).tolist()
-        return {values[0]: self} if len(values) == 1 else {value: self._choose(facts == value) for value in values}
+    def divide(self, field: str) -> dict[Any, "_Part"]:
+        """Returns {value of a field: the records with it}, the weight shared by their numbers."""
+        column = getattr(self, field)
+        values = np.unique(column).tolist()
+        return {values[0]: self} if len(values) == 1 else {value: self._select(column == value) for value in values}
 
-    def _choose(self, which):
-        numbers = self.numbers[which]
-        weight = self.weight * len(numbers) / len(which)
-        return _Part(self.source, weight, numbers, self.full_band[which], self.domain[which])
+    def _select(self, mask: np.ndarray) -> "_Part":
+        numbers = self.numbers[mask]
+        weight = self.weight * len(numbers) / len(mask)
+        return _Part(self.source, weight, numbers, self.full_band[mask], self.domain[mask])
 
-    def pair(self):
-        whole = len(self.numbers) == len(self.source)
-        return self.source if whole else Subset(self.source, self.numbers), self.weight
+    def weighted(self) -> tuple[Any, float]:
+        """Returns (source, weight)."""
+        complete = len(self.numbers) == len(self.source)
+        return self.source if complete else Subset(self.source, self.numbers), self.weight
 
 
-def _known(source, weight):
-    """A source with what its folder's list of tracks says; no record is read for it."""
-    if not isinstance(source, RecordSource):  # made up: all full band and of one domain
+def _with_track_fields(source: AudioSource, weight: float) -> _Part:
+    """Returns a source with the properties in its folder's list of tracks; no record is read."""
+    if not isinstance(source, RecordSource):  # synthetic music is full band and of one domain
         return _Part(source, weight, range(len(source)), np.ones(1, bool), np.zeros(1, np.int32))
-    tracks = [track for track in records.read_track_list(source.directory) if track["split"] == source.split]
-    times = [track["records"] for track in tracks]
+    tracks = list(source.tracks())
+    repeats = [track["records"] for track in tracks]
     _, domains = np.unique([track["domain"] for track in tracks], return_inverse=True)
     return _Part(
         source,
         weight,
         np.arange(len(source)),
-        np.repeat([track["full_band"] for track in tracks], times),
-        np.repeat(domains.astype(np.int32), times),
+        np.repeat([track["full_band"] for track in tracks], repeats),
+        np.repeat(domains.astype(np.int32), repeats),
     )
 
 
-def balance(weighted, *, full_band=False, domains=False):
-    """[(source, weight)] -> the same records in other shares.
+def balance(
+    weighted: list[tuple[AudioSource, float]], *, full_band: bool = False, domains: bool = False
+) -> list[tuple[Any, float]]:
+    """Returns [(source, weight)] of the same records in other shares.
+
+    Within a source, or a domain of it, all records come equally often.
 
     Args:
-      full_band: full-band records come as often as the others, where there are both; among each kind the sources keep
+      full_band: full-band records come as often as the others, where both exist. Within each kind the sources keep
         their weights.
-      domains: the domains of a source come equally often, within each kind where `full_band` is asked for, too. The
-        tracks without a domain are one.
-
-    The records of a source, or of its domain, come equally often.
+      domains: the domains of a source come equally often, within each kind where `full_band` is set. The tracks without
+        a domain are a domain too.
     """
     if not full_band and not domains:
         return weighted
-    parts = [_known(source, weight) for source, weight in weighted]
+    parts = [_with_track_fields(source, weight) for source, weight in weighted]
     if full_band:
         divided = [part.divide("full_band") for part in parts]
         kinds = [[part[kind] for part in divided if kind in part] for kind in (True, False)]
@@ -198,6 +228,8 @@ def balance(weighted, *, full_band=False, domains=False):
             totals = [sum(part.weight for part in kind) for kind in kinds]
             parts = [replace(part, weight=part.weight / total) for kind, total in zip(kinds, totals) for part in kind]
     if domains:
-        divided = [part.divide("domain").values() for part in parts]
-        parts = [replace(one, weight=part.weight / len(group)) for part, group in zip(parts, divided) for one in group]
-    return [part.pair() for part in parts]
+        groups = [list(part.divide("domain").values()) for part in parts]
+        parts = [
+            replace(domain, weight=part.weight / len(group)) for part, group in zip(parts, groups) for domain in group
+        ]
+    return [part.weighted() for part in parts]

@@ -150,7 +150,7 @@ def _compose(rng, parameters, seconds):
 class Piece:
     """One piece as an array that is rendered only where it is sliced: `piece[a:b]` is int16 `[b - a, 2]`."""
 
-    one_read = True  # every slice costs the sound of the room before it
+    read_once = True  # every slice costs the sound of the room before it
 
     def __init__(self, key, sample_rate_hz, seconds):
         rng = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))

@@ -62,7 +62,7 @@ def read_records(folder):
     """All that reads a prepared folder: training, evaluation, tokenizing, the doctor."""
     for split in ("train", "validation"):
         opened = sources.open_audio(str(folder), split, sample_rate_hz=RATE, clip_samples=4000)
-        sources.check_lengths(opened, 4000 / RATE)
+        sources.check_clip_length(opened, 4000 / RATE)
         sources.balance(opened, full_band=True, domains=True)
         for number in range(len(opened[0][0])):
             assert opened[0][0][number]["audio"][:].shape == (2 * RATE, 1)

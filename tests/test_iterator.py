@@ -13,9 +13,10 @@ import soundfile
 
 from bandtok_jax.audio import loudness
 from bandtok_jax.data_pipelines import iterator, mixture, sources
-from bandtok_jax.data_pipelines.crops import AudioCrop, TokenCrop, caption_bytes, rotate_phase
+from bandtok_jax.data_pipelines.batches import create_batcher
 from bandtok_jax.data_pipelines.prepare import prepare
 from bandtok_jax.data_pipelines.records import RecordSource
+from bandtok_jax.data_pipelines.transforms import caption_bytes, rotate_phase
 from tests.music_files import make_music, run
 
 RATE = 8000
@@ -53,6 +54,9 @@ def config(folder, **changes):
             "phase_rotation": True,
             "loudness_lufs": -16.0,
             "balance_full_band": False,
+            "balance_domains": False,
+            "damaged": "fail",
+            "draw": "seconds",
             "workers": 0,
             "columns": 0,
             "caption_bytes": 128,
@@ -114,7 +118,7 @@ def test_a_batch_that_cannot_be_shared_is_an_error(folder):
 
 def test_every_pass_holds_every_training_record_and_none_other(folder):
     source = RecordSource(folder, "train", lazy=True)
-    passes = mixture.Passes(source, (3, 0))
+    passes = mixture.ShuffledEpochs(source, (3, 0))
     tracks = [
         [(passes[index]["track"], passes[index]["start"]) for index in range(number * 24, number * 24 + 24)]
         for number in range(3)
@@ -220,7 +224,7 @@ def test_one_domain_is_the_stream_as_it_was(folder, tmp_path):
 
 
 def test_many_domains_are_shuffled_once_a_pass(monkeypatch):
-    made, passes = [], [mixture.Passes([{}] * 4, (0, number)) for number in range(40)]
+    made, passes = [], [mixture.ShuffledEpochs([{}] * 4, (0, number)) for number in range(40)]
     real = np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or real(seed))
     for index in (*range(8), 3, 4):  # two passes, and threads that are behind
@@ -278,17 +282,23 @@ def test_hosts_share_the_evaluation(folder):
         np.testing.assert_array_equal(np.concatenate(parts), batch["audio"])
 
 
-def record(audio, **facts):
-    return {"audio": audio, "sample_rate_hz": RATE, "caption": "", "mono_lufs": -20.0} | facts
+def record(audio, **fields):
+    return {"audio": audio, "sample_rate_hz": RATE, "caption": "", "mono_lufs": -20.0} | fields
+
+
+def crop(records, generators=None, **changes):
+    plain = {"gain_db": (0.0, 0.0), "phase_rotation": False, "loudness_lufs": None}
+    batcher = create_batcher(config("", **plain | changes), augment=generators is not None)
+    return batcher(records, generators)["audio"]
 
 
 def test_a_crop_is_the_mean_of_the_channels():
     audio = np.random.default_rng(0).integers(-32_768, 32_767, (9000, 2)).astype(np.int16)
-    got = AudioCrop(4000, RATE).batch([record(audio)])["audio"][0]
+    got = crop([record(audio)])[0]
     np.testing.assert_allclose(got, audio[:4000].astype(np.float64).mean(axis=1) / 32_768, atol=1e-7)
     ramp = record(np.arange(9000, dtype=np.int16)[:, None])
     generators = [np.random.default_rng(seed) for seed in range(40)]
-    starts = set((AudioCrop(4000, RATE).batch([ramp] * 40, generators)["audio"][:, 0] * 32_768).astype(int))
+    starts = set((crop([ramp] * 40, generators)[:, 0] * 32_768).astype(int))
     assert len(starts) > 30 and max(starts) <= 5000 and min(starts) >= 0
 
 
@@ -312,14 +322,14 @@ def test_single_short_tracks_are_told_with_their_share(tmp_path):
 
 def test_only_short_records_are_padded():
     audio = np.full((1500, 1), 8192, np.int16)
-    got = AudioCrop(4000, RATE).batch([record(audio)], [np.random.default_rng(0)])["audio"][0]
+    got = crop([record(audio)], [np.random.default_rng(0)])[0]
     assert (got[:1500] == 0.25).all() and not got[1500:].any() and len(got) == 4000
 
 
 def test_another_sample_rate_is_resampled():
     t = np.arange(3 * 16_000) / 16_000
     audio = np.round(8000 * np.sin(2 * np.pi * 440 * t))[:, None].astype(np.int16)
-    got = AudioCrop(8000, RATE).batch([record(audio, sample_rate_hz=16_000)])["audio"][0]
+    got = crop([record(audio, sample_rate_hz=16_000)], clip_samples=8000)[0]
     wanted = 8000 / 32_768 * np.sin(2 * np.pi * 440 * np.arange(8000) / RATE)
     assert len(got) == 8000
     np.testing.assert_allclose(got[200:-200], wanted[200:-200], atol=1e-3)
@@ -328,16 +338,16 @@ def test_another_sample_rate_is_resampled():
 def test_loudness_is_brought_to_the_target_and_never_clips():
     audio = (0.05 * np.random.default_rng(0).standard_normal((6 * RATE, 1)) * 32_768).astype(np.int16)
     lufs = loudness.integrated_lufs(audio.T / np.float32(32_768), RATE)
-    got = AudioCrop(5 * RATE, RATE, loudness_lufs=-16.0).batch([record(audio, mono_lufs=lufs)])["audio"][0]
+    got = crop([record(audio, mono_lufs=lufs)], clip_samples=5 * RATE, loudness_lufs=-16.0)[0]
     assert loudness.integrated_lufs(got[None], RATE) == pytest.approx(-16, abs=0.1)
-    loud = AudioCrop(5 * RATE, RATE, loudness_lufs=-3.0).batch([record(audio, mono_lufs=lufs)])["audio"][0]
+    loud = crop([record(audio, mono_lufs=lufs)], clip_samples=5 * RATE, loudness_lufs=-3.0)[0]
     assert np.max(np.abs(loud)) == pytest.approx(1, abs=1e-6)
 
 
 def test_gain_lies_in_its_range():
     audio = np.full((4000, 1), 1000, np.int16)
     generators = [np.random.default_rng(seed) for seed in range(200)]
-    crops = AudioCrop(4000, RATE, gain_db=(-6, 3)).batch([record(audio)] * 200, generators)["audio"]
+    crops = crop([record(audio)] * 200, generators, gain_db=(-6.0, 3.0))
     gains = 20 * np.log10(crops[:, 0] * 32.768)
     assert -6 <= min(gains) < -5.5 and 2.5 < max(gains) <= 3
 
@@ -356,18 +366,18 @@ def test_captions_are_cut_between_characters():
 
 
 def test_token_crops(monkeypatch):
-    pieces = [
+    records = [
         {
             "codes": np.arange(columns * 3, dtype=np.int32).reshape(columns, 3),
             "track": str(columns),
             "offset_samples": 0,
-            "caption": f"piece {columns}",
+            "caption": f"track {columns}",
             "samples": columns,
             "ends": True,
         }
         for columns in (5, 8, 20)
     ]
-    monkeypatch.setattr(sources, "open_tokens", lambda directory, split: [(pieces, 1.0)])
+    monkeypatch.setattr(sources, "open_tokens", lambda directory, split: [(records, 1.0)])
     data = config("", tokens="folder", columns=8, draw="track")
     batches, position = take(data, 12, batch_size=2)
     assert position == 24
@@ -378,17 +388,19 @@ def test_token_crops(monkeypatch):
             *(batch[name] for name in ("codes", "columns", "ended", "start", "caption"))
         ):
             length = int(caption.tobytes().rstrip(b"\0").split()[1])
-            piece = next(piece["codes"] for piece in pieces if len(piece["codes"]) == length)
+            whole = next(record["codes"] for record in records if len(record["codes"]) == length)
             assert ended == (start + columns == length) and (ended or start == 0 or columns == 8)
             assert not codes[columns:].any()
-            np.testing.assert_array_equal(codes[:columns], piece[start : start + columns])
+            np.testing.assert_array_equal(codes[:columns], whole[start : start + columns])
             seen.add((length, int(start)))
     assert len({start for length, start in seen if length == 20}) > 3
     assert take(data, 1, batch_size=2, start=22)[0][0]["codes"].tolist() == batches[11]["codes"].tolist()
     evaluation = iterator.evaluation_batches(data, batch_size=3, count=1)[0]
     assert evaluation["start"].tolist() == [0, 0, 6] and evaluation["columns"].tolist() == [5, 8, 8]  # 6 of 0..12
     assert evaluation["ended"].tolist() == [True, True, False]
-    example = TokenCrop(4).batch([{**pieces[0], "embedding": np.ones((7, 2), np.float16)}])
+    example = create_batcher(config("", tokens="folder", columns=4), augment=False)(
+        [{**records[0], "embedding": np.ones((7, 2), np.float16)}]
+    )
     assert example["embedding"].shape == (1, 7, 2) and example["embedding"].dtype == np.float32
 
 

@@ -71,7 +71,7 @@ def test_a_rest_is_a_record_or_belongs_to_the_last_one(tmp_path, seconds, length
     np.testing.assert_array_equal(np.concatenate([record["audio"] for record in found]), file)
     (track,) = full_tracks.open_tracks(tmp_path / "out", RATE)["train"]
     assert track.samples == len(file) and track.ends
-    assert not records.short_share(records.read_track_list(tmp_path / "out"), 2.0, 1.6)
+    assert not records.short_record_share(source.tracks(), 2.0, 1.6)
 
 
 def test_a_clip_does_not_end_by_itself(music, tmp_path):
@@ -178,7 +178,7 @@ def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
     for name, audio in {"loud": 20 * sound(0), "opposite": sound(1) * [1, -1], "over": 4.5 * sound(2)}.items():
         soundfile.write(tmp_path / f"{name}.wav", audio, RATE, "FLOAT")
     manifest = run(tmp_path, output=tmp_path / "out", validation_share=0)
-    tracks = {track["track"]: track for track in records.read_track_list(tmp_path / "out")}
+    tracks = {track["track"]: track for track in records.read_track_list(tmp_path / "out", manifest)}
     assert not manifest["left_out"] and tracks["opposite.wav"]["mono_lufs"] is None
     assert "1 tracks are clipped in their records, the worst loud.wav with a peak of" in manifest["notes"][0]
 

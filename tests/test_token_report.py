@@ -14,8 +14,8 @@ import soundfile
 
 from bandtok_jax import cli
 from bandtok_jax.codecs.component import Stage
-from bandtok_jax.data_pipelines.crops import caption_bytes
 from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.data_pipelines.transforms import caption_bytes
 from bandtok_jax.evaluation.metrics import mutual_information, token_perplexity, tsne
 from bandtok_jax.evaluation.report import token_report
 from bandtok_jax.pretrained import model_folder

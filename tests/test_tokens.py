@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from bandtok_jax import cli
-from bandtok_jax.data_pipelines import iterator, mixture
-from bandtok_jax.data_pipelines.crops import TokenCrop
+from bandtok_jax.data_pipelines import iterator, mixture, sources
 from bandtok_jax.data_pipelines.token_manifest import HEADER, MANIFEST, caption_fraction, read_token_manifest
 from bandtok_jax.data_pipelines.token_source import TokenSource, row_unigrams
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
+from bandtok_jax.data_pipelines.transforms import CropTokens
 from bandtok_jax.runtime import storage
 
 METADATA = dict(
     codebook_size=300, rows=3, columns_per_second=10.77, row_kind="band", tokenizer="run", weight_hash="abc",
     samples_per_column=4096,
 )  # fmt: skip
+
+DATA = dict(columns=8, workers=0, caption_bytes=16, draw="seconds", damaged="fail")
 
 
 def make_record(number, columns=5, **more):
@@ -156,7 +158,7 @@ def test_row_unigrams(folder):
 
 
 def test_batches(folder):
-    data = dict(tokens=str(folder / "x" / "plain"), columns=8, workers=0, caption_bytes=16)
+    data = {**DATA, "tokens": str(folder / "x" / "plain")}
     (folder / "x").mkdir()
     writer = TokenWriter(folder / "x" / "plain", **METADATA)
     writer.write("train", 0, [make_record(0), make_record(1, 9), make_record(2, 30)])
@@ -185,15 +187,15 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
     writer.write("train", 0, [make_record(0, 5), make_record(1, 38)])
     writer.write("train", 1, [make_record(2, 80)])
     writer.finish()
-    data = dict(tokens=str(tmp_path), columns=8, draw=draw, caption_bytes=16)
+    data = {**DATA, "tokens": str(tmp_path), "draw": draw}
     source = TokenSource(tmp_path, "train")
     assert source.lengths.tolist() == [5, 38, 80]
-    crops = iterator._crops(data)
-    passes = mixture.Passes([0, 1, 2], (3, 0), crops=crops and crops(source))
+    crops = sources.crops_per_record(data)
+    passes = mixture.ShuffledEpochs([0, 1, 2], (3, 0), crops=crops and crops(source))
     drawn = np.array([passes[position] for position in range(1800)])
     np.testing.assert_allclose(np.bincount(drawn) / len(drawn), expected, atol=0.005)
-    monkeypatch.setattr(mixture, "LONGEST_TABLE", 2)  # without a table, too
-    passes = mixture.Passes([0, 1, 2], (3, 0), crops=crops and crops(source))
+    monkeypatch.setattr(mixture, "MAX_TABLE_RECORDS", 2)  # without a table, too
+    passes = mixture.ShuffledEpochs([0, 1, 2], (3, 0), crops=crops and crops(source))
     np.testing.assert_allclose(np.bincount([passes[position] for position in range(36)]) / 36, expected, atol=0.06)
     if draw == "seconds":  # 1.5, 5.6 and 10.9 crops in a pass of 18
         assert {tuple(np.bincount(one, minlength=3) // [1, 5, 10]) for one in drawn.reshape(-1, 18)} <= {
@@ -201,7 +203,7 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
             (2, 1, 1),
         }
     with pytest.raises(ValueError, match="config.data.draw is 'hours': set it to one of track, seconds"):
-        iterator.train_batches({**data, "draw": "hours", "damaged": "fail"}, split="train", batch_size=1, seed=0)
+        iterator.train_batches({**data, "draw": "hours"}, split="train", batch_size=1, seed=0)
 
 
 def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
@@ -233,16 +235,16 @@ class Draw:
 @pytest.mark.parametrize("length, columns", [(1, 8), (5, 8), (8, 8), (9, 8), (130, 32), (30, 1)])
 def test_every_column_the_beginning_and_the_end_are_learned_as_often_as_they_come(length, columns, ends):
     record = {"codes": np.arange(length)[:, None], "caption": "", "ends": ends}
-    crop, draw = TokenCrop(columns), Draw()
-    crop.batch([record], [draw])
+    crop, draw = CropTokens(columns), Draw()
+    crop(record, draw)
     seen, begins, ended = np.zeros(length, int), 0, 0
     for number in range(draw.count):  # all that may be drawn, each once
-        batch = crop.batch([record], [Draw(number)])
-        count, start = int(batch["columns"][0]), int(batch["start"][0])
-        assert batch["codes"][0, :count, 0].tolist() == list(range(start, start + count)) and count
-        assert not batch["codes"][0, count:].any()
+        example = crop(record, Draw(number))
+        count, start = int(example["columns"]), int(example["start"])
+        assert example["codes"][:count, 0].tolist() == list(range(start, start + count)) and count
+        assert not example["codes"][count:].any()
         seen[start : start + count] += 1
-        begins, ended = begins + (start == 0), ended + int(batch["ended"][0])
+        begins, ended = begins + (start == 0), ended + int(example["ended"])
     assert set(seen) == {begins} == {columns}
     assert ended == (columns if ends else 0)  # once for each time that a column is seen; a clip from a track has none
 
@@ -251,7 +253,7 @@ def test_evaluation_sees_beginnings_middles_and_ends(tmp_path):
     writer = TokenWriter(tmp_path / "tokens", **METADATA)
     writer.write("validation", 0, [make_record(number, 60 + number, ends=True) for number in range(6)])
     writer.finish()
-    data = dict(tokens=str(tmp_path / "tokens"), columns=8, workers=0, caption_bytes=16)
+    data = {**DATA, "tokens": str(tmp_path / "tokens")}
     for count in (1, 2):
         batches = list(iterator.evaluation_batches(data, batch_size=6, count=count))
         start, ended = (np.concatenate([batch[name] for batch in batches]) for name in ("start", "ended"))

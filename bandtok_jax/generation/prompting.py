@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bandtok_jax.config import experiment
-from bandtok_jax.data_pipelines.crops import caption_bytes
+from bandtok_jax.data_pipelines.transforms import caption_bytes
 from bandtok_jax.formats.bt_file import check_codes
 from bandtok_jax.generation import SAMPLING
 

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from bandtok_jax.codecs.component import Stage
-from bandtok_jax.data_pipelines.crops import TokenCrop
+from bandtok_jax.data_pipelines.batches import TOKEN_NAMES
 from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.data_pipelines.transforms import CropTokens, EncodeCaption
 from bandtok_jax.runtime.progress import progress_bar
 
 BATCH_WINDOWS = 8  # affects speed and memory alone
@@ -47,7 +48,7 @@ def evaluate(stage: Stage, folder: str, split: str = "validation", progress: boo
     task, totals = stage.task, {}
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
-    windows = _windows(source, TokenCrop(columns, config.data.caption_bytes))
+    windows = _windows(source, CropTokens(columns), EncodeCaption(config.data.caption_bytes))
     remaining = int(-(-source.lengths // columns).sum())
     with progress_bar(total=remaining, unit="window", desc="predict", show=progress) as bar:
         while remaining > 0:
@@ -64,9 +65,10 @@ def evaluate(stage: Stage, folder: str, split: str = "validation", progress: boo
     return metrics | {"tokens": int(totals["columns"]) * task.settings["rows"]}
 
 
-def _windows(source: TokenSource, crop: TokenCrop) -> Iterator[dict[str, np.ndarray]]:
+def _windows(source: TokenSource, crop: CropTokens, encode_caption: EncodeCaption) -> Iterator[dict[str, np.ndarray]]:
     """Yields the tracks of a source as examples, one after the other."""
     for number in range(len(source)):
         record = source[number]
         for start in range(0, len(record["codes"]), crop.columns):
-            yield crop.example(record, start, start + crop.columns)
+            example = encode_caption(crop.crop(record, start, start + crop.columns), None)
+            yield {name: example[name] for name in TOKEN_NAMES if name in example}
