@@ -1,1 +1,1 @@
-"""Where a training runs: the machine types, and what starts a training on each kind of cluster."""
+"""Launchers, which start a training on a machine or a cluster."""

@@ -1,14 +1,15 @@
-"""Are the XLA flags of this environment understood? Asked of a tiny compilation, before the real one.
+"""Checks that XLA understands the flags of this environment, by a tiny compilation before the real one.
 
   python -m bandtok_jax.launch.check_flags [--accelerators=v5e:16x16]
 
 XLA ends the program at a flag that it does not know, and which flags there are changes with every version of jaxlib and
-libtpu. This tries XLA_FLAGS, LIBTPU_INIT_ARGS and the JAX_ variables in a process of their own, and says in one line
-what is wrong. For TPUs it compiles for one host of them ahead of time, which occupies no chip and needs none. For GPUs
-it also sees that there is one: JAX would train on the CPU without a word, at the GPU's price.
+libtpu. This tries XLA_FLAGS, LIBTPU_INIT_ARGS and the JAX_ variables in a process of their own, and prints one line
+about the first fault. For TPUs it compiles for one host of them ahead of time, which occupies no chip and needs none.
+For GPUs it also checks that there is one. JAX would train on the CPU without a message, at the price of the GPU.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 import os
 import re
 import subprocess
@@ -41,19 +42,23 @@ _COMPLAINTS = (
 )
 
 
-def check(machines: accelerators.Accelerators | None = None, environment=os.environ, devices: bool = True) -> str:
-    """Compiles something tiny under `environment`; returns a line that says what it was compiled with.
+def check(
+    machines: accelerators.Accelerators | None = None,
+    environment: Mapping[str, str] = os.environ,
+    devices: bool = True,
+) -> str:
+    """Compiles a tiny program under `environment`; returns a line with the version of JAX and the flags.
 
     Args:
-      machines: compile for TPUs of this type; else for whatever devices JAX finds here.
+      machines: compile for TPUs of this type; else for the devices that JAX finds here.
       devices: GPUs must be here, where machines have them and JAX_PLATFORMS does not say otherwise.
 
     Raises:
       ValueError: a flag is unknown or has no such value, or nothing can be compiled; the message names it.
     """
     environment, command = dict(environment), [sys.executable, "-c", _COMPILE]
-    if machines is not None and machines.facts["kind"] == "tpu":
-        shape = next(shape for shape in machines.facts["topologies"] if shape.startswith("2x2"))
+    if machines is not None and machines.properties["kind"] == "tpu":
+        shape = next(shape for shape in machines.properties["topologies"] if shape.startswith("2x2"))
         command.append(f"{machines.name}:{shape}")
         # libtpu is asked as a compiler only: it shall neither look for a slice nor refuse because a training runs.
         environment = {key: value for key, value in environment.items() if not key.startswith(("TPU_", "MEGASCALE_"))}
@@ -69,7 +74,7 @@ def check(machines: accelerators.Accelerators | None = None, environment=os.envi
     if run.returncode:
         raise ValueError(_reason(run.stderr, run.returncode))
     version, backend = run.stdout.split()[-2:]
-    gpus = devices and machines is not None and machines.facts["kind"] == "gpu"
+    gpus = devices and machines is not None and machines.properties["kind"] == "gpu"
     if gpus and backend != "gpu" and not environment.get("JAX_PLATFORMS"):
         raise ValueError(f"JAX finds no GPU here, only {backend}: look at nvidia-smi, and install bandtok-jax[gpu]")
     flags = [name for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if environment.get(name)]
@@ -78,16 +83,16 @@ def check(machines: accelerators.Accelerators | None = None, environment=os.envi
 
 def _reason(stderr: str, code: int) -> str:
     for pattern, message in _COMPLAINTS:
-        if found := re.search(pattern, stderr, re.MULTILINE):
-            return message.format(*(group.strip() for group in found.groups()))
+        if match := re.search(pattern, stderr, re.MULTILINE):
+            return message.format(*(group.strip() for group in match.groups()))
     lines = [line for line in stderr.splitlines() if line.strip()] or [f"exit code {code}"]
     return f"a tiny function does not compile: {lines[-1].strip()}"
 
 
-def main(arguments=None) -> int:
-    """Returns 0, or 1 after a one-line error."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks the flags; returns 0, or 1 after an error of one line."""
     parser = argparse.ArgumentParser(
-        prog="python -m bandtok_jax.launch.check_flags", description=__doc__.split("\n")[0]
+        prog="python -m bandtok_jax.launch.check_flags", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--accelerators", metavar="TYPE:SHAPE", help="such as v5e:16x16; default: the devices here")
     flags = parser.parse_args(arguments)

@@ -1,10 +1,11 @@
-"""Starts the processes of one host that train together: one for every GPU, or so many on the CPU to try them out.
+"""Starts the processes of one host that train together: one for every GPU, or several on the CPU to try them out.
 
   python -m bandtok_jax.launch.processes --processes=2 --devices-per-process=4 -- --config=bandtok:tiny --workdir=RUN
   python -m bandtok_jax.launch.processes --processes=8 --hosts=2 --host=0 --coordinator=HOST:PORT -- --config=...
 
-What follows `--` goes to `bandtok train`. The lines of each process begin with its number; SIGTERM reaches all of them.
-The exit code is that of the first process that failed; else 42 ("start me again") if one was preempted; else 0.
+The arguments after `--` go to `bandtok train`. The lines of each process begin with its number, and SIGTERM reaches all
+of them. The exit code is that of the first process that failed. Without a failure it is 42 ("start me again") if one
+was preempted, and 0 otherwise.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import BinaryIO
 
 from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
 
@@ -26,8 +28,16 @@ _POLL_SECONDS = 0.1
 
 
 def environments(processes: int, *, hosts: int, host: int, coordinator: str, devices: int = 0) -> list[dict[str, str]]:
-    """The variables of each process of host number `host`; devices: of the CPU for each; 0: each takes one GPU."""
-    found = []
+    """Returns the environment variables of each process of a host.
+
+    Args:
+      processes: number of processes on each host.
+      hosts: number of hosts.
+      host: index of this one.
+      coordinator: address of process 0, HOST:PORT.
+      devices: number of CPU devices of each process; 0 for one GPU each.
+    """
+    variables_of_all = []
     for local in range(processes):
         variables = {
             "JAX_COORDINATOR_ADDRESS": coordinator,
@@ -41,8 +51,8 @@ def environments(processes: int, *, hosts: int, host: int, coordinator: str, dev
         else:
             # Each process computes on one GPU and sees all: NCCL copies directly only between GPUs that it sees.
             variables["JAX_LOCAL_DEVICE_IDS"] = str(local)
-        found.append(variables)
-    return found
+        variables_of_all.append(variables)
+    return variables_of_all
 
 
 def run(command: Sequence[str], variables: list[dict[str, str]], *, grace_seconds: float, linger_seconds: float) -> int:
@@ -50,7 +60,7 @@ def run(command: Sequence[str], variables: list[dict[str, str]], *, grace_second
 
     Args:
       grace_seconds: from a SIGTERM to SIGKILL.
-      linger_seconds: what the others have left when one has failed. They wait for it in vain.
+      linger_seconds: time for the others after one has failed, for which they would wait for ever.
     """
     children, readers, deadline = [], [], [float("inf")]
 
@@ -93,14 +103,14 @@ def _has_failed(code: int | None) -> bool:
     return code not in (None, 0, RESTART_EXIT_CODE)
 
 
-def _kill(children) -> None:
-    """Ends the processes, and what they started and left behind."""
+def _kill(children: Sequence[subprocess.Popen]) -> None:
+    """Kills the processes with all processes that they have started."""
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def _prefix(stream, prefix: bytes) -> None:
+def _prefix(stream: BinaryIO, prefix: bytes) -> None:
     """Copies a stream line by line; a progress bar's carriage return ends a line too."""
     rest = b""
     while chunk := stream.read1(65536):
@@ -121,7 +131,7 @@ def _free_address() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, examples, _ = __doc__.split("\n\n")
+    summary, examples, _ = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m bandtok_jax.launch.processes",
         description=summary,
@@ -144,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments=None) -> int:
-    """Returns the exit code of the processes, or 2 after a usage error."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Starts the processes and waits for them; returns their exit code. Usage errors exit with 2."""
     parser = _parser()
     flags = parser.parse_args(arguments)
     if flags.processes < 1 or flags.devices_per_process < 0 or not 0 <= flags.host < flags.hosts:

@@ -22,7 +22,7 @@ BANNED = re.compile(
     r"|judge[sd]?|whatever|pieces?|none such|it were|on the average",
     re.IGNORECASE,
 )
-_WORD = re.compile(rf"(?<![A-Za-z])(?:{BANNED.pattern})(?![A-Za-z])", re.IGNORECASE)
+_WORD = re.compile(rf"(?<![A-Za-z-])(?:{BANNED.pattern})(?![A-Za-z])", re.IGNORECASE)
 _OPENING = re.compile(r"(?:^|[.!?]\s+)(Of|With what|Whether|Who|What|Whatever)\b")
 _NO_PHRASE = re.compile(r"(Of|With|What|Whatever|Whether|Who|How|Where|When|From|In|By)\b")  # opens a class's docstring
 # "what is left" in place of a noun. "People who" is plain English.

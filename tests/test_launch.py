@@ -62,9 +62,14 @@ def test_no_golden_file_is_left_over():
     assert {path.name for path in GOLDEN.iterdir()} == CASES.keys()
 
 
+def test_every_launcher_has_a_template_and_a_golden_file():
+    templates = {path.name for path in (ROOT / "launch" / "templates").iterdir()}
+    assert templates == {launcher.template for launcher in submit.LAUNCHERS.values()}
+    assert {kind for kind, *_ in CASES.values()} == submit.LAUNCHERS.keys()
+
+
 # ---- shell ------------------------------------------------------------------------------------------------------
-TEMPLATES = ("tpu_vm.sh", "xpk.sh")  # shell only once they are rendered, as the golden files are
-SCRIPTS = sorted(path for path in (ROOT / "launch").rglob("*.sh") if path.name not in TEMPLATES)
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))  # templates are shell only once they are rendered
 RENDERED = sorted(path for path in GOLDEN.iterdir() if path.suffix in (".sh", ".sbatch"))
 
 

@@ -40,8 +40,20 @@ def test_only_the_package_stands_at_the_top(wheel):
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"bandtok_jax"}
     assert len(names) == len(set(names))
-    for file in ("configs/bandtok.py", "data_pipelines/prepare.py", "launch/submit.py", "launch/gke/jobset.yaml"):
+    for file in ("configs/bandtok.py", "data_pipelines/prepare.py", "launch/submit.py"):
         assert [name for name in names if name.endswith(file)] == [f"bandtok_jax/{file}"]
+
+
+def test_all_that_is_read_at_run_time_is_in_the_wheel(request, wheel):
+    root = request.config.rootpath
+    expected = {f"bandtok_jax/launch/templates/{path.name}" for path in (root / "launch" / "templates").iterdir()}
+    modules = [path for folder in ("bandtok_jax", *LINKS) for path in (root / folder).rglob("*.py")]
+    for path in modules:
+        name = str(path.relative_to(root))
+        expected.add(name if name.startswith("bandtok_jax/") else f"bandtok_jax/{name}")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert expected | {"bandtok_jax/py.typed", "bandtok_jax/runtime/accelerators.yaml"} <= names
 
 
 def test_the_source_archive_holds_every_file_once(source, tmp_path):
@@ -68,7 +80,7 @@ def test_an_installed_package_works_at_the_top_of_the_source_tree(request, sourc
     (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     program = (
         "import sys, bandtok_jax; from bandtok_jax.config import experiment\n"
-        "from bandtok_jax.launch import render\n"
+        "from bandtok_jax.launch import launcher\n"
         "from bandtok_jax.data_pipelines import synthetic\n"
         "print(bandtok_jax.__file__, experiment.load_config('bandtok:tiny').task, *map(len, [experiment.shipped()]))"
     )

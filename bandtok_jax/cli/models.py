@@ -43,7 +43,7 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     """Returns the codec that the flags name, and prints the line about the devices.
 
     Args:
-      flags: of the verb, with `model` and perhaps `vocoder`, `language_model` and `dtype`.
+      flags: parsed flags, with `model` and perhaps `vocoder`, `language_model` and `dtype`.
       only: names of the components that the verb needs; all by default.
     """
     from bandtok_jax.pretrained import model_folder

@@ -100,7 +100,7 @@ def plan(flags: argparse.Namespace) -> int:
         plans = search.weak_scaling(config, machines, log, quick=flags.quick)
         show(plan_text.as_json(plans) if flags.json else plan_text.table(plans))
         return 0 if all(plan.fits for plan in plans) else 1
-    log("compiling takes minutes" if machines.facts["kind"] == "tpu" else "tracing")
+    log("compiling takes minutes" if machines.properties["kind"] == "tpu" else "tracing")
     planned = plan.plan(config, machines, quick=flags.quick)
     show(plan_text.as_json([planned]) if flags.json else plan_text.text(planned, flags.config), flush=True)
     if planned.fits:

@@ -108,7 +108,7 @@ def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
     Raises:
       ValueError: the mesh does not fit the chips or the batch; no libtpu, or a shape that it refuses.
     """
-    tpu = machines.facts["kind"] == "tpu"
+    tpu = machines.properties["kind"] == "tpu"
     mesh = _tpu_mesh(config.mesh, machines) if tpu else _abstract_mesh(config.mesh, machines.chips)
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
     task = tasks.create(config, model_folder.read_stages)
@@ -123,8 +123,8 @@ def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
         phase=phase,
         compiled=tpu,
         quick=quick and tpu,
-        memory_gib=machines.facts["memory_gib"],
-        peak_flops=machines.facts["bfloat16_tflops"] * 1e12,
+        memory_gib=machines.properties["memory_gib"],
+        peak_flops=machines.properties["bfloat16_tflops"] * 1e12,
     )
     found.bytes["state"] = sharding.bytes_on_device(program.abstract, program.layout)
     found.model_flops = flops.training_flops(task, config.batch_size, **phase) / machines.chips
@@ -169,7 +169,7 @@ def _tpu_mesh(settings, machines: Accelerators):
 
 
 def _compile(found: Plan, program: Program, machines: Accelerators, quick: bool) -> None:
-    task, facts = program.task, machines.facts
+    task, facts = program.task, machines.properties
     options = {"exec_time_optimization_effort": -1.0} if quick else None
     with jax.set_mesh(program.mesh), made_for("tpu"):
         lowered = program.train_step(**found.phase).lower(program.abstract, task.frozen_spec(), task.batch_spec())
@@ -229,7 +229,7 @@ def _abstract_mesh(settings, chips: int) -> AbstractMesh:
 
 def _estimate(found: Plan, program: Program, machines: Accelerators, expected: list[Collective]) -> None:
     """State, gradients, and activations in proportion to the examples; arithmetic of the traced step."""
-    facts, examples = machines.facts, found.batch_size // found.chips // found.accumulation_steps
+    facts, examples = machines.properties, found.batch_size // found.chips // found.accumulation_steps
     gradients = sharding.bytes_on_device(sharding.parameters(program.abstract), sharding.parameters(program.layout))
     narrow = jnp.dtype(program.task.config.dtype).itemsize / 4
     copies = narrow * gradients if narrow < 1 else 0  # of the weights, in the type of the computation
@@ -262,7 +262,7 @@ def activation_bytes(task, phase) -> float:
 
 def _times(found: Plan, machines: Accelerators, collectives: list[Collective], links) -> None:
     """Nothing is hidden behind anything: what takes longer of arithmetic and memory, and all communication."""
-    facts = machines.facts
+    facts = machines.properties
     for collective in collectives:
         entry = found.collectives.setdefault(collective.kind, {"runs": 0, "bytes": 0, "seconds": 0.0})
         entry["runs"] += collective.times

@@ -85,7 +85,7 @@ def weak_scaling(config, machines: Accelerators, say, **options) -> list[Plan]:
             f"batch_size {config.batch_size} is no whole number of examples on each of {machines.chips} chips: "
             f"set --config.batch_size to a multiple of {machines.chips}"
         )
-    shapes = GPUS if machines.facts["kind"] == "gpu" else SHAPES[machines.topology.count("x") + 1]
+    shapes = GPUS if machines.properties["kind"] == "gpu" else SHAPES[machines.topology.count("x") + 1]
     plans = []
     for shape in shapes:
         there = dataclasses.replace(machines, topology=shape)

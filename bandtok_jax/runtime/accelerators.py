@@ -18,7 +18,7 @@ class Accelerators:
 
     name: str
     topology: str
-    facts: dict
+    properties: dict
 
     @property
     def chips(self) -> int:
@@ -26,9 +26,9 @@ class Accelerators:
 
     @property
     def hosts(self) -> int:
-        if self.facts["kind"] == "gpu" and "x" in self.topology:
+        if self.properties["kind"] == "gpu" and "x" in self.topology:
             return int(self.topology.split("x")[0])
-        return max(1, -(-self.chips // self.facts["chips_per_host"]))
+        return max(1, -(-self.chips // self.properties["chips_per_host"]))
 
     @property
     def chips_on_host(self) -> int:
@@ -38,18 +38,18 @@ class Accelerators:
     @property
     def slice_name(self) -> str:
         """What Cloud TPU and xpk call these TPUs, such as v5litepod-16."""
-        return f"{self.facts['slice_name']}-{self.chips * self.facts['counted_per_chip']}"
+        return f"{self.properties['slice_name']}-{self.chips * self.properties['counted_per_chip']}"
 
     @property
     def machine_type(self) -> str:
         """Of the nodes of a GKE node pool."""
-        return self.facts["machine_type"].format(chips=self.chips_on_host)
+        return self.properties["machine_type"].format(chips=self.chips_on_host)
 
     def check_shape(self) -> "Accelerators":
         """Raises ValueError where no machine has this shape."""
-        if self.facts["kind"] == "tpu":
-            if self.topology not in self.facts["topologies"]:
-                shapes = ", ".join(self.facts["topologies"])
+        if self.properties["kind"] == "tpu":
+            if self.topology not in self.properties["topologies"]:
+                shapes = ", ".join(self.properties["topologies"])
                 raise ValueError(f"{self.name} has no slice of shape {self.topology!r}: choose one of {shapes}")
         elif self.topology.count("x") > 1 or self.chips % self.hosts or self.chips_on_host > 8:
             raise ValueError(
