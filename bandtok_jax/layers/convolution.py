@@ -1,30 +1,30 @@
-"""Convolutions over one or two axes, and back, channels last, with optional weight normalisation."""
+"""Convolutions over one or two axes, and transposed ones, channels last, with optional weight normalisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.batch_sharding import place_examples
+from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 
-# Vocos (github.com/gemelo-ai/vocos, models.py): every convolution and linear layer starts from this.
+# Vocos (github.com/gemelo-ai/vocos, models.py): the initializer of every convolution and linear layer.
 TRUNCATED_NORMAL = nnx.initializers.truncated_normal(stddev=0.02)
 
-# Frames of an array in which a file lies: first (may be negative) and the one after the last (may be beyond).
-Span = tuple[jax.Array | int, jax.Array | int]
+# Frames of an array in which a file lies: the first (may be negative) and the end (may be beyond the array).
+ValidRange = tuple[jax.Array | int, jax.Array | int]
 
 
 class Convolution(nnx.Module):
     """A convolution `[B, ..., C] -> [B, ..., channels_out]` over the axes that `kernel` has.
 
     Args:
-      kernel: size per axis; one number for a convolution over time, two for one over an image.
+      kernel: size per axis: one number for a convolution over time, two for one over a spectrogram.
       stride: step per axis (default 1).
-      dilation: distance of the kernel's taps per axis (default 1).
+      dilation: distance of the kernel's elements per axis (default 1).
       padding: "same" (zeros, so that stride 1 keeps the length) or zeros before and after, per axis.
-      groups: of channels that do not see each other.
+      groups: of channels without connections between them.
       normalisation: "none", or "weight": kernel = g v / |v| per output channel (Salimans and Kingma, 2016).
       dtype: of the computation; the parameters are float32.
     """
@@ -40,34 +40,34 @@ class Convolution(nnx.Module):
         padding: str | Sequence[tuple[int, int]] = "same",
         groups: int = 1,
         normalisation: str = "none",
-        initializer=TRUNCATED_NORMAL,
-        dtype=jnp.float32,
+        initializer: Callable = TRUNCATED_NORMAL,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride = tuple(stride or (1,) * len(kernel))
         self.dilation = tuple(dilation or (1,) * len(kernel))
-        # Centred, whatever the stride (XLA's own "SAME" shifts strided windows by the length's remainder).
+        # Centred for every stride (XLA's own "SAME" shifts strided windows by the length's remainder).
         spans = [(k - 1) * d for k, d in zip(kernel, self.dilation)]
         self.padding = [(span // 2, span - span // 2) for span in spans] if padding == "same" else list(padding)
         self.groups, self.dtype = groups, dtype
         weights = initializer(rngs.params(), (*kernel, channels_in // groups, channels_out))
         self.kernel = nnx.Param(weights)
         self.bias = nnx.Param(jnp.zeros(channels_out))
-        self.gain = _gain(weights, normalisation)
+        self.gain = _initial_gain(weights, normalisation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = _normalised(self.kernel, self.gain).astype(self.dtype)
         y = self._convolve(x.astype(self.dtype), kernel)
-        return place_examples(y + self.bias[...].astype(self.dtype))
+        return constrain_batch_sharding(y + self.bias[...].astype(self.dtype))
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # Over time, two cases are plain matrix products, whose gradients XLA computes faster on a CPU: single taps
-        # (those by the kernel 1.25 times) and long windows over two steps (1.8 times; shorter ones gain nothing).
+        # Over time, two cases are matrix products, whose gradients XLA computes faster on a CPU: size 1 (1.25 times for
+        # the kernel's gradient) and long windows over two steps (1.8 times; short ones gain nothing).
         if len(self.stride) == 1 and self.groups == 1:
-            (taps,), (stride,), (zeros,) = kernel.shape[:-2], self.stride, self.padding
-            if taps == stride == 1 and not any(zeros):
+            (kernel_size,), (stride,), (zeros,) = kernel.shape[:-2], self.stride, self.padding
+            if kernel_size == stride == 1 and not any(zeros):
                 return x @ kernel[0]
-            if taps == 2 * stride and stride >= 8 and self.dilation == (1,):
+            if kernel_size == 2 * stride and stride >= 8 and self.dilation == (1,):
                 x = jnp.pad(x, ((0, 0), zeros, (0, 0)))
                 steps = x.shape[1] // stride
                 x = x[:, : steps * stride].reshape(x.shape[0], steps, -1)
@@ -87,11 +87,11 @@ class Convolution(nnx.Module):
 class TransposedConvolution(nnx.Module):
     """A convolution over time that makes `stride` frames of one, `[B, T, C] -> [B, T * stride, channels_out]`.
 
-    Each frame adds its kernel of 2 * stride taps to the output, which is cut by ceil(stride / 2) at the start and
+    Each frame adds its kernel of 2 * stride elements to the output, which is cut by ceil(stride / 2) at the start and
     floor(stride / 2) at the end: PyTorch's ConvTranspose1d with padding ceil(stride / 2) and output_padding stride % 2.
 
-    The kernel is kept as `[taps, channels_out, channels_in]`, and weight normalisation has a gain per input channel, as
-    PyTorch's has for its kernels `[channels_in, channels_out, taps]`.
+    The kernel is kept as `[2 * stride, channels_out, channels_in]`, and weight normalisation has a gain per input
+    channel, as PyTorch's has for its kernels `[channels_in, channels_out, 2 * stride]`.
 
     Args:
       cut: False keeps both ends: `[B, (T + 1) * stride, channels_out]`.
@@ -106,63 +106,63 @@ class TransposedConvolution(nnx.Module):
         *,
         cut: bool = True,
         normalisation: str = "none",
-        initializer=TRUNCATED_NORMAL,
-        dtype=jnp.float32,
+        initializer: Callable = TRUNCATED_NORMAL,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride, self.cut, self.dtype = stride, cut, dtype
         weights = initializer(rngs.params(), (2 * stride, channels_out, channels_in))
         self.kernel = nnx.Param(weights)
         self.bias = nnx.Param(jnp.zeros(channels_out))
-        self.gain = _gain(weights, normalisation)
+        self.gain = _initial_gain(weights, normalisation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = _normalised(self.kernel, self.gain).astype(self.dtype)
         x, channels_out = x.astype(self.dtype), kernel.shape[1]
         # Matrix products of each frame with both halves of the kernel; the second half belongs to the next frame's
-        # outputs. (As a convolution with two taps XLA takes 20 to 30 times as long for the gradients on a CPU.)
+        # outputs. (As a convolution of size 2 XLA takes 20 to 30 times as long for the gradients on a CPU.)
         early, late = kernel.reshape(2, self.stride * channels_out, -1)
         y = jnp.pad(x @ early.T, ((0, 0), (0, 1), (0, 0))) + jnp.pad(x @ late.T, ((0, 0), (1, 0), (0, 0)))
         y = y.reshape(x.shape[0], -1, channels_out)
         if self.cut:
             first = (self.stride + 1) // 2
             y = y[:, first : first + x.shape[1] * self.stride]
-        return place_examples(y + self.bias[...].astype(self.dtype))
+        return constrain_batch_sharding(y + self.bias[...].astype(self.dtype))
 
 
 class DepthwiseConvolution(nnx.Module):
     """One filter per channel over time, `[B, T, D] -> [B, T, D]`, zeros outside.
 
     Args:
-      taps: length of the filters, odd.
-      implementation: "shifts" adds up `taps` shifted products, which XLA fuses into one pass over memory;
+      kernel_size: length of the filters, odd.
+      implementation: "shifts" adds up `kernel_size` shifted products, which XLA fuses into one pass over memory;
         "grouped" asks for XLA's grouped convolution, which is slow on CPU.
     """
 
     def __init__(
         self,
         channels: int,
-        taps: int,
+        kernel_size: int,
         *,
         implementation: str = "shifts",
-        initializer=TRUNCATED_NORMAL,
-        dtype=jnp.float32,
+        initializer: Callable = TRUNCATED_NORMAL,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if implementation not in ("shifts", "grouped"):
             raise ValueError(f'implementation is "{implementation}": set it to "shifts" or "grouped"')
-        if taps % 2 == 0:
-            raise ValueError(f"taps is {taps}: it must be odd, so that a filter has a middle")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}: set it to an odd number, so that a filter has a middle")
         self.implementation, self.dtype = implementation, dtype
-        self.kernel = nnx.Param(initializer(rngs.params(), (taps, 1, channels)))
+        self.kernel = nnx.Param(initializer(rngs.params(), (kernel_size, 1, channels)))
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
-        taps, frames, side = kernel.shape[0], x.shape[1], kernel.shape[0] // 2
+        kernel_size, frames, side = kernel.shape[0], x.shape[1], kernel.shape[0] // 2
         if self.implementation == "shifts":
             padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
-            y = sum(padded[:, i : i + frames] * kernel[i, 0] for i in range(taps))
+            y = sum(padded[:, i : i + frames] * kernel[i, 0] for i in range(kernel_size))
         else:
             y = jax.lax.conv_general_dilated(
                 x,
@@ -175,38 +175,38 @@ class DepthwiseConvolution(nnx.Module):
         return y + self.bias[...].astype(self.dtype)
 
 
-def inside(x: jax.Array, span: Span | None) -> jax.Array:
+def mask_outside(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
     """Returns `[B, T, ...]` with zeros outside of the file; by default the array is the file."""
-    if span is None:
+    if valid_range is None:
         return x
     frame = jnp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
-    return jnp.where((frame >= span[0]) & (frame < span[1]), x, 0)
+    return jnp.where((frame >= valid_range[0]) & (frame < valid_range[1]), x, 0)
 
 
-def scaled(span: Span | None, rate: int) -> Span | None:
-    """Returns the span counted in frames of which `rate` make one of its own."""
-    return None if span is None else (span[0] * rate, span[1] * rate)
+def scale_range(valid_range: ValidRange | None, rate: int) -> ValidRange | None:
+    """Returns the range counted in frames of which `rate` make one of its own."""
+    return None if valid_range is None else (valid_range[0] * rate, valid_range[1] * rate)
 
 
-def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-    """PyTorch's default start of a convolution's kernel: uniform within 1 / sqrt(fan in)."""
+def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Returns PyTorch's default weights of a convolution: uniform within 1 / sqrt(fan in)."""
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def _gain(weights: jax.Array, normalisation: str) -> nnx.Param | None:
-    """The `g` with which weight normalisation changes nothing at first; None without it."""
+def _initial_gain(weights: jax.Array, normalisation: str) -> nnx.Param | None:
+    """Returns the `g` with which weight normalisation changes nothing at first; None without it."""
     if normalisation not in ("none", "weight"):
         raise ValueError(f'normalisation is "{normalisation}": set it to "none" or "weight"')
     return nnx.Param(_norm(weights)) if normalisation == "weight" else None
 
 
 def _normalised(kernel: nnx.Param, gain: nnx.Param | None) -> jax.Array:
-    """`g v / |v|`, or `v` where there is no `g`."""
+    """Returns `g v / |v|`, or `v` where there is no `g`."""
     kernel = kernel[...]
     return kernel if gain is None else kernel * (gain[...] / _norm(kernel))
 
 
 def _norm(kernel: jax.Array) -> jax.Array:
-    """`|v|` per channel of the last axis."""
+    """Returns `|v|` per channel of the last axis."""
     return jnp.sqrt(jnp.sum(kernel**2, axis=tuple(range(kernel.ndim - 1))))

@@ -1,85 +1,94 @@
-"""Blocks for pictures `[B, T, M, C]`: patches, residual blocks, changes of resolution.
+"""Blocks for spectrograms `[B, T, M, C]`: patches, residual blocks, changes of resolution.
 
-Everything normalises over channels at one position, never over time or frequency, so that what a block says about a
-moment does not depend on how long the piece is. Beyond the ends of a file every convolution sees zeros: those that it
-pads with where the array is the file, those that `inside` puts there where the file lies within the array.
+Normalisation is over the channels of one position, never over time or frequency, so that the output at one position
+does not depend on the length of the track. Every convolution sees zeros beyond the ends of a file: its own padding
+where the array is the file, the zeros of `mask_outside` where the file lies within the array.
 """
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.batch_sharding import place_examples
-from bandtok_jax.layers.convolution import Span, inside, scaled
+from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
+from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
+from bandtok_jax.layers.norm import RMSNorm
 
 
 def patchify(image: jax.Array, patch: int) -> jax.Array:
-    """Space to depth; `[B, T, M, C] -> [B, T/p, M/p, p*p*C]`."""
+    """Moves square patches to channels; `[B, T, M, C] -> [B, T/p, M/p, p*p*C]`."""
     B, T, M, C = image.shape
     cells = image.reshape(B, T // patch, patch, M // patch, patch, C).transpose(0, 1, 3, 2, 4, 5)
     return cells.reshape(B, T // patch, M // patch, patch * patch * C)
 
 
 def unpatchify(cells: jax.Array, patch: int) -> jax.Array:
-    """Depth to space, the inverse of `patchify`; `[B, T, M, p*p*C] -> [B, p*T, p*M, C]`."""
+    """Inverts `patchify`; `[B, T, M, p*p*C] -> [B, p*T, p*M, C]`."""
     B, T, M, C = cells.shape
     image = cells.reshape(B, T, M, patch, patch, C // patch**2).transpose(0, 1, 3, 2, 4, 5)
     return image.reshape(B, T * patch, M * patch, C // patch**2)
 
 
-class PictureConvolution(nnx.Conv):
-    """Flax's convolution, its result placed on the mesh."""
+class Conv2d(nnx.Conv):
+    """Flax's convolution with its result sharded by examples."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return place_examples(super().__call__(x))
+        return constrain_batch_sharding(super().__call__(x))
 
 
-class ChannelNorm(nnx.Module):
-    """Root-mean-square normalisation over the channels of each position (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-
-    def __init__(self, channels: int, *, rngs):
-        del rngs
-        self.scale = nnx.Param(jnp.ones(channels))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        wide = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
-        return (wide * self.scale[...]).astype(x.dtype)
+def square_convolution(
+    channels: int, out_channels: int, size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+) -> Conv2d:
+    """Returns a convolution of `size` x `size` that keeps the resolution."""
+    return Conv2d(channels, out_channels, (size, size), padding="SAME", dtype=dtype, rngs=rngs)
 
 
 class ResidualBlock(nnx.Module):
-    """norm, activation, conv 3x3, twice; a 1x1 shortcut where channels change (the VQGAN block without GroupNorm)."""
+    """Norm, activation and 3x3 convolution, twice, plus a shortcut (the VQGAN block without GroupNorm).
 
-    RADIUS = 2  # positions per side that one block sees
+    The shortcut is a 1x1 convolution where the number of channels changes.
+    """
 
-    def __init__(self, channels: int, out_channels: int, *, activation: str = "silu", dtype=jnp.float32, rngs):
-        conv = lambda i, o, k: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
-        self.norm_in, self.conv_in = ChannelNorm(channels, rngs=rngs), conv(channels, out_channels, 3)
-        self.norm_out, self.conv_out = ChannelNorm(out_channels, rngs=rngs), conv(out_channels, out_channels, 3)
-        self.shortcut = conv(channels, out_channels, 1) if channels != out_channels else None
+    RADIUS = 2  # positions per side in the receptive field
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        activation: str = "silu",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.norm_in = RMSNorm(channels, rngs=rngs)
+        self.conv_in = square_convolution(channels, out_channels, 3, **options)
+        self.norm_out = RMSNorm(out_channels, rngs=rngs)
+        self.conv_out = square_convolution(out_channels, out_channels, 3, **options)
+        self.shortcut = square_convolution(channels, out_channels, 1, **options) if channels != out_channels else None
         self._activation = getattr(jax.nn, activation)
 
-    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
-        y = self.conv_in(inside(self._activation(self.norm_in(x)), span))
-        y = self.conv_out(inside(self._activation(self.norm_out(y)), span))
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        y = self.conv_in(mask_outside(self._activation(self.norm_in(x)), valid_range))
+        y = self.conv_out(mask_outside(self._activation(self.norm_out(y)), valid_range))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
 class Downsample(nnx.Module):
     """Half the resolution on both axes by a 3x3 convolution of stride 2."""
 
-    def __init__(self, channels: int, *, dtype=jnp.float32, rngs):
-        self.conv = PictureConvolution(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.conv = Conv2d(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
-        return self.conv(inside(x, span))
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        return self.conv(mask_outside(x, valid_range))
 
 
 class Upsample(nnx.Module):
-    """Twice the resolution on both axes: nearest neighbour, then a 3x3 convolution."""
+    """Twice the resolution on both axes by nearest neighbours and a 3x3 convolution."""
 
-    def __init__(self, channels: int, *, dtype=jnp.float32, rngs):
-        self.conv = PictureConvolution(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.conv = square_convolution(channels, channels, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
-        return self.conv(inside(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), scaled(span, 2)))
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        repeated = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return self.conv(mask_outside(repeated, scale_range(valid_range, 2)))

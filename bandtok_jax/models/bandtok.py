@@ -1,10 +1,9 @@
-"""BandTok's tokenizer: the mel-spectrogram as a picture, one token per mel band and column, one codebook for all.
+"""BandTok's tokenizer: an autoencoder of log-mel spectrograms with one token per mel band and column.
 
 Cheng et al. 2026 (arXiv 2605.15831) name the parts; the network's layout is our choice, after VQGAN (arXiv 2012.09841)
-and the Cosmos image tokenizer, without what would make a token depend on the length of the piece: normalisation runs
-over channels only, and there is no attention.
-
-Its opponent in the paper's comparison is here too: residual levels that code whole columns of the same latents.
+and the Cosmos image tokenizer. Normalisation runs over channels only and there is no attention, so that a token does
+not depend on the length of the track. The paper's baseline is here too: residual levels, each of which codes whole
+columns of the same latents.
 
 Letters: B batch, T mel frames (or columns of the grid), M mel bins, F rows of the grid, C channels, D width of a code,
 N bands.
@@ -19,42 +18,43 @@ import jax
 import jax.numpy as jnp
 
 from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.layers.convolution import Span, inside, scaled
+from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
 from bandtok_jax.layers.convolution_2d import (
-    ChannelNorm,
     Downsample,
-    PictureConvolution,
     ResidualBlock,
     Upsample,
     patchify,
+    square_convolution,
     unpatchify,
 )
+from bandtok_jax.layers.network import Tree
+from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.layers.residual_vector_quantization import ResidualCodebook
-from bandtok_jax.layers.vector_quantization import Codebook
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+from bandtok_jax.layers.vector_quantization import VectorQuantizer
 
 # Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
 LOG_MEL_CENTRE, LOG_MEL_SCALE = -5.0, 3.0
 
 
 class BandTok(nnx.Module):
-    """Encoder, codebook and decoder.
+    """Encoder, quantizer and decoder.
 
     Args:
-      mels: M, mel bins of the picture.
+      mels: M, mel bins of the spectrogram.
       patch: side of the square patches that become the first channels.
       channels: of each resolution, from fine to coarse; every further entry halves both axes.
       num_res_blocks: residual blocks at each resolution.
-      mid_blocks: residual blocks more at the coarsest resolution, on each side of the codebook.
-      codebook_size: K, size of the codebook.
+      mid_blocks: more residual blocks at the coarsest resolution, on each side of the quantizer.
+      codebook_size: K.
       codebook_dim: D, width of a code.
       normalise_codes: look-up on the unit sphere.
       code_gradient: "straight_through" or "rotation".
-      row_embedding: whether encoder and decoder are told which band they look at; the codebook is not.
-      residual_levels: above 0, the rows are so many residual levels instead of bands: each codes all bands of a column
-        at once, with a codebook of its own.
+      row_embedding: a learned embedding of the band in encoder and decoder; the codebook has none.
+      residual_levels: above 0, the rows are residual levels instead of bands. Each level codes all bands of a column at
+        once, with a codebook of its own.
       latent_dim: D of these levels.
-      mel: definition of the log-mel; values below its floor are not decoded.
+      mel: definition of the log-mel; decoded values are not below its floor.
     """
 
     role, produces = "tokenizer", "mel"
@@ -77,62 +77,67 @@ class BandTok(nnx.Module):
         latent_dim: int = 128,
         activation: str = "silu",
         mel: MelDefinition = MelDefinition(),
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.frames_per_column = patch * 2 ** (len(channels) - 1)
         if mels % self.frames_per_column:
-            raise ValueError(f"mels is {mels}; it must be a multiple of the cell's side {self.frames_per_column}")
+            raise ValueError(
+                f"mels is {mels}: set it to a multiple of {self.frames_per_column}, the mel bins and frames of a code"
+            )
         if residual_levels < 0:
-            raise ValueError(f"residual_levels is {residual_levels}: give 0 for bands, or how many levels")
+            raise ValueError(f"residual_levels is {residual_levels}: set it to 0 for bands, or to a number of levels")
+        if residual_levels and normalise_codes:
+            raise ValueError(
+                "normalise_codes is True, and residuals do not lie on a sphere: set normalise_codes to False, or "
+                "residual_levels to 0"
+            )
         self.bands = mels // self.frames_per_column
         self.rows, self.codebook_size = residual_levels or self.bands, codebook_size
         self.row_kind = "residual" if residual_levels else "band"
         self.mels, self._patch, self._floor, self._dtype = mels, patch, mel.floor, dtype
 
-        shape = dict(activation=activation, dtype=dtype, rngs=rngs)
-        conv = lambda i, o, k, dtype=dtype: PictureConvolution(i, o, (k, k), padding="SAME", dtype=dtype, rngs=rngs)
+        options = dict(dtype=dtype, rngs=rngs)
+        wide = jnp.promote_types(dtype, jnp.float32)
         finest, coarsest = channels[0], channels[-1]
-        self.encoder_in = conv(patch**2, finest, 3)
+        self.encoder_in = square_convolution(patch**2, finest, 3, **options)
         self.encoder_blocks, width = nnx.List(), finest
         for level, level_width in enumerate(channels):
             if level:
-                self.encoder_blocks.append(Downsample(width, dtype=dtype, rngs=rngs))
+                self.encoder_blocks.append(Downsample(width, **options))
             for _ in range(num_res_blocks + mid_blocks * (level == len(channels) - 1)):
-                self.encoder_blocks.append(ResidualBlock(width, level_width, **shape))
+                self.encoder_blocks.append(ResidualBlock(width, level_width, activation=activation, **options))
                 width = level_width
-        self.encoder_norm, self.encoder_out = ChannelNorm(width, rngs=rngs), conv(width, codebook_dim, 1)
+        self.encoder_norm = RMSNorm(width, rngs=rngs)
+        self.encoder_out = square_convolution(width, codebook_dim, 1, **options)
 
         if residual_levels:
-            if normalise_codes:
-                raise ValueError(
-                    "normalise_codes is set, but what residual levels leave over has no place on a sphere: "
-                    "set normalise_codes to False, or residual_levels to 0"
-                )
-            linear = functools.partial(nnx.Linear, dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
-            self.column_in = linear(self.bands * codebook_dim, latent_dim)
-            self.column_out = linear(latent_dim, self.bands * codebook_dim)
-            self.codebook = ResidualCodebook(
-                residual_levels, codebook_size, latent_dim, gradient=code_gradient, rngs=rngs
+            self.column_in = nnx.Linear(self.bands * codebook_dim, latent_dim, dtype=wide, rngs=rngs)
+            self.column_out = nnx.Linear(latent_dim, self.bands * codebook_dim, dtype=wide, rngs=rngs)
+            self.quantizer = ResidualVectorQuantizer(
+                latent_dim, residual_levels, codebook_size, gradient=code_gradient, rngs=rngs
             )
         else:
-            self.codebook = Codebook(
-                codebook_size, codebook_dim, normalise=normalise_codes, gradient=code_gradient, rngs=rngs
+            lookup = "unit_sphere" if normalise_codes else "euclidean"
+            self.quantizer = VectorQuantizer(
+                codebook_dim, codebook_size, lookup=lookup, gradient=code_gradient, rngs=rngs
             )
 
-        self.decoder_in, self.decoder_blocks, width = conv(codebook_dim, coarsest, 3), nnx.List(), coarsest
+        self.decoder_in = square_convolution(codebook_dim, coarsest, 3, **options)
+        self.decoder_blocks, width = nnx.List(), coarsest
         for level, level_width in reversed(list(enumerate(channels))):
             for _ in range(num_res_blocks + mid_blocks * (level == len(channels) - 1)):
-                self.decoder_blocks.append(ResidualBlock(width, level_width, **shape))
+                self.decoder_blocks.append(ResidualBlock(width, level_width, activation=activation, **options))
                 width = level_width
             if level:
-                self.decoder_blocks.append(Upsample(width, dtype=dtype, rngs=rngs))
-        self.decoder_norm = ChannelNorm(width, rngs=rngs)
-        self.decoder_out = conv(width, patch**2, 3, jnp.promote_types(dtype, jnp.float32))  # 16 bits round nats to 0.02
+                self.decoder_blocks.append(Upsample(width, **options))
+        self.decoder_norm = RMSNorm(width, rngs=rngs)
+        # 16 bits would round the log-mel to 0.02 nats.
+        self.decoder_out = square_convolution(width, patch**2, 3, dtype=wide, rngs=rngs)
 
-        embedding = lambda rows, width: (
-            nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width))) if row_embedding else None
-        )
+        def embedding(rows: int, width: int) -> nnx.Param | None:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width))) if row_embedding else None
+
         self.encoder_rows, self.decoder_rows = embedding(mels // patch, finest), embedding(self.bands, coarsest)
 
     @property
@@ -153,84 +158,93 @@ class BandTok(nnx.Module):
             radius += stride * (ResidualBlock.RADIUS if isinstance(block, ResidualBlock) else 1)
         return math.ceil((radius + stride) / self.frames_per_column)
 
-    def latents(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
-        """What the codebook quantizes; `[B, T, M] -> [B, T/8, N, D]`, of residual levels `[B, T/8, D]`.
+    def latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the latents for the quantizer; `[B, T, M] -> [B, T/8, N, D]`, with residual levels `[B, T/8, D]`.
 
         Args:
           log_mel: T must be a multiple of `frames_per_column`.
-          span: the columns of the array in which the file lies; by default the array is the file. Beyond the file every
-            convolution sees zeros, as it does beyond the clips of training.
+          valid_range: the columns of the array in which the file lies; by default the array is the file. Beyond the
+            file every convolution sees zeros, as it does beyond the clips of training.
         """
         if log_mel.shape[1] % self.frames_per_column or log_mel.shape[2] != self.mels:
             raise ValueError(
                 f"log_mel is {log_mel.shape}; it must be [B, T, {self.mels}], T a multiple of {self.frames_per_column}"
             )
-        picture = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE).astype(_compute(self._dtype, log_mel))
+        scaled = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE).astype(_compute_dtype(self._dtype, log_mel))
         rate = self.frames_per_column // self._patch
-        x = self.encoder_in(inside(patchify(picture[..., None], self._patch), scaled(span, rate)))
+        x = self.encoder_in(mask_outside(patchify(scaled[..., None], self._patch), scale_range(valid_range, rate)))
         if self.encoder_rows is not None:
             x = x + self.encoder_rows[...].astype(x.dtype)
         for block in self.encoder_blocks:
-            x = block(x, scaled(span, rate))
+            x = block(x, scale_range(valid_range, rate))
             rate //= 2 if isinstance(block, Downsample) else 1
         latents = self.encoder_out(self.encoder_norm(x))
         return latents if self.row_kind == "band" else self.column_in(latents.reshape(*latents.shape[:2], -1))
 
-    def picture(self, quantized: jax.Array, span: Span | None = None) -> jax.Array:
-        """The decoder; what `latents` makes, quantized, to log-mel `[B, 8T, M]`, in float32 or wider.
+    def decode_latents(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the log-mel `[B, 8T, M]` of quantized latents, in float32 or wider, see `latents`.
 
-        Values below the floor of the front end are raised to it. `span` is that of `latents`.
+        Values below the floor of the front end are raised to it.
         """
         if self.row_kind == "residual":
             quantized = self.column_out(quantized)
             quantized = quantized.reshape(*quantized.shape[:2], self.bands, -1)
         rate = 1
-        x = self.decoder_in(inside(quantized.astype(_compute(self._dtype, quantized)), span))
+        x = self.decoder_in(mask_outside(quantized.astype(_compute_dtype(self._dtype, quantized)), valid_range))
         if self.decoder_rows is not None:
             x = x + self.decoder_rows[...].astype(x.dtype)
         for block in self.decoder_blocks:
-            x = block(x, scaled(span, rate))
+            x = block(x, scale_range(valid_range, rate))
             rate *= 2 if isinstance(block, Upsample) else 1
-        x = self.decoder_out(inside(jax.nn.silu(self.decoder_norm(x)), scaled(span, rate)))
-        picture = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
-        return _raised(picture, math.log(self._floor))
+        x = self.decoder_out(mask_outside(jax.nn.silu(self.decoder_norm(x)), scale_range(valid_range, rate)))
+        log_mel = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
+        return _raise_to_floor(log_mel, math.log(self._floor))
 
     @exact
-    def encode(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
-        """Log-mel `[B, T, M]` to codes, int32 `[B, T/8, F]`; see `latents`."""
-        return self.codebook.nearest(self.latents(log_mel, span))
+    def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the codes of a log-mel; `[B, T, M] -> int32 [B, T/8, F]`, see `latents`."""
+        return self.quantizer.encode(self.latents(log_mel, valid_range))
 
     @exact
-    def row_latents(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
-        """What the look-up of each row is given, `[B, T/8, F, D]`; see `latents`."""
-        latents = self.latents(log_mel, span)
-        return latents if self.row_kind == "band" else self.codebook.given(latents)
+    def row_latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the vectors that the look-up of each row compares, `[B, T/8, F, D]`, see `latents`."""
+        return self.quantizer.residuals(self.latents(log_mel, valid_range))
 
-    def decode(self, codes: jax.Array, span: Span | None = None) -> jax.Array:
-        """Codes, int32 `[B, T, F]`, to log-mel `[B, 8T, M]`; see `picture`.
+    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the log-mel of codes; int32 `[B, T, F] -> [B, 8T, M]`, see `decode_latents`.
 
-        Fewer residual levels, the first ones, are accepted; the decoder has only learned from all of them.
+        Fewer residual levels, the first ones, are accepted; the decoder was trained with all of them.
         """
-        return self.picture(self.codebook.vectors_of(codes), span)
+        return self.decode_latents(self.quantizer.decode(codes), valid_range)
 
-    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
-        """Reconstruction `[B, T, M]`, codes `[B, T/8, F]`, and what training needs (see `Codebook`)."""
-        quantized, codes, training = self.codebook(self.latents(log_mel))
-        return self.picture(quantized), codes, training
+    @exact
+    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
+        """Returns the quantizer's buffers of k-means centres, see `VectorQuantizer.init_codebook`."""
+        return self.quantizer.init_codebook(latents, key, num_batches)
+
+    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict, dict]:
+        """Returns the reconstruction `[B, T, M]`, codes `[B, T/8, F]`, losses and statistics of the quantizer.
+
+        Losses of residual levels are means over the levels, so that a weight means the same for any number of them.
+        """
+        quantized, codes, losses, statistics = self.quantizer(self.latents(log_mel))
+        if self.row_kind == "residual":
+            losses = {name: loss / self.rows for name, loss in losses.items()}
+        return self.decode_latents(quantized), codes, losses, statistics
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _raised(values: jax.Array, floor: float) -> jax.Array:
-    """Returns `max(values, floor)`, whose gradient lets values below the floor rise, but not fall further."""
+def _raise_to_floor(values: jax.Array, floor: float) -> jax.Array:
+    """Returns `max(values, floor)`; its gradient lets values below the floor rise, but not fall further."""
     return jnp.maximum(values, floor)
 
 
-_raised.defvjp(
+_raise_to_floor.defvjp(
     lambda values, floor: (jnp.maximum(values, floor), values < floor),
-    lambda floor, below, slope: (jnp.where(below, jnp.minimum(slope, 0), slope),),
+    lambda floor, below, gradient: (jnp.where(below, jnp.minimum(gradient, 0), gradient),),
 )
 
 
-def _compute(dtype, x: jax.Array):
-    """The dtype to compute in: as configured, but never narrower than a float64 input that a test asks for."""
+def _compute_dtype(dtype: jnp.dtype, x: jax.Array) -> jnp.dtype:
+    """Returns the configured dtype, or float64 where the input has it."""
     return jnp.float64 if x.dtype == jnp.float64 else dtype

@@ -1,9 +1,9 @@
-"""DAC, the improved RVQGAN: sound to levels of codes and back by convolutions (Kumar et al. 2023, arXiv 2306.06546).
+"""DAC, the improved RVQGAN: a convolutional codec of waveforms (Kumar et al. 2023, arXiv 2306.06546).
 
 The layout is that of descript-audio-codec, model/dac.py, so that its weights fit. A file ends where its last whole
-column ends; beyond both ends every layer sees zeros, as every convolution pads with zeros. So a piece of a file can be
-coded with its true neighbours: where `span` says that the file begins or ends inside the array, each layer's
-activations are zero outside, and elsewhere a column does not depend on where the array ends.
+column ends; beyond both ends every layer sees zeros, as every convolution pads with zeros. So a chunk of a file can be
+coded with its true context: where `valid_range` says that the file begins or ends inside the array, the activations of
+each layer are zero outside, and elsewhere a column does not depend on where the array ends.
 
 Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width.
 """
@@ -15,14 +15,22 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers.convolution import Convolution, Span, TransposedConvolution, fan_in_uniform, inside, scaled
+from bandtok_jax.layers.convolution import (
+    Convolution,
+    TransposedConvolution,
+    ValidRange,
+    fan_in_uniform,
+    mask_outside,
+    scale_range,
+)
+from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.layers.residual_vector_quantization import ResidualQuantizer
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
 from bandtok_jax.layers.snake import Snake
 
-TAPS = 7  # of all convolutions that keep the rate, but for single taps
+KERNEL_SIZE = 7  # of all convolutions that keep the rate, except those of size 1
 DILATIONS = (1, 3, 9)
-UNITS_REACH = sum(TAPS // 2 * dilation for dilation in DILATIONS)
+UNITS_RADIUS = sum(KERNEL_SIZE // 2 * dilation for dilation in DILATIONS)
 
 
 class DAC(nnx.Module):
@@ -32,14 +40,15 @@ class DAC(nnx.Module):
       encoder_dim: channels at the full rate; every stride doubles them.
       decoder_dim: channels at the rate of the columns; every stride halves them.
       strides: of the encoder, from fine to coarse; the decoder's are these in reverse.
-      latent_dim: D, of what is quantized; by default what the encoder ends with.
+      latent_dim: D, of the quantized latents; by default the channels at the end of the encoder.
       rows: F, levels of the quantizer.
-      codebook_size: K, size of each codebook.
+      codebook_size: K, of each level.
       codebook_dim: dimensions in which codes are compared.
-      parity: the decoder's odd strides lose a sample each, as published, so that sound is a little shorter than its
+      learning_rule: of the codebooks: "gradient", as published, or "ema".
+      parity: the decoder's odd strides lose a sample each, as published, so that the audio is a little shorter than its
         columns. By default T columns make T * samples_per_column samples.
-      padding: False computes only what zero padding has no part in, as the published program does chunk by chunk.
-      dtype: of the convolutions; the quantizer and the sound are at least float32.
+      padding: False computes only the outputs that no zero padding reaches, as the published program does by chunks.
+      dtype: of the convolutions; the quantizer and the audio are at least float32.
     """
 
     role, produces = "tokenizer", "audio"
@@ -55,16 +64,17 @@ class DAC(nnx.Module):
         rows: int = 9,
         codebook_size: int = 1024,
         codebook_dim: int = 8,
+        learning_rule: str = "gradient",
         parity: bool = False,
         padding: bool = True,
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if not strides or min(strides) < 1 or rows < 1:
             raise ValueError(f"strides are {tuple(strides)} and rows {rows}: give one stride or more, all 1 or above")
         if decoder_dim % 2 ** len(strides):
             raise ValueError(
-                f"decoder_dim is {decoder_dim}; it must be a multiple of {2 ** len(strides)}, "
+                f"decoder_dim is {decoder_dim}: set it to a multiple of {2 ** len(strides)}, "
                 f"since {len(strides)} strides halve it"
             )
         self.strides, self.rows, self.codebook_size = tuple(strides), rows, codebook_size
@@ -72,7 +82,7 @@ class DAC(nnx.Module):
         self.parity, self.padded = parity, padding
         settings = dict(padding=padding, dtype=dtype, rngs=rngs)
         width = encoder_dim
-        self.encoder_in = _convolution(1, width, TAPS, **settings)
+        self.encoder_in = _convolution(1, width, KERNEL_SIZE, **settings)
         self.encoder_blocks = nnx.List()
         for stride in strides:
             self.encoder_blocks.append(EncoderBlock(width, stride, **settings))
@@ -81,132 +91,144 @@ class DAC(nnx.Module):
         self.encoder_snake = Snake(width, rngs=rngs)
         self.encoder_out = _convolution(width, latent_dim, 3, **settings)
 
-        self.quantizer = ResidualQuantizer(
-            latent_dim, rows=rows, codebook_size=codebook_size, codebook_dim=codebook_dim, dtype=dtype, rngs=rngs
+        self.quantizer = ResidualVectorQuantizer(
+            latent_dim,
+            rows,
+            codebook_size,
+            codebook_dim,
+            learning_rule=learning_rule,
+            lookup="cosine",
+            dtype=dtype,
+            rngs=rngs,
         )
 
         width = decoder_dim
-        self.decoder_in = _convolution(latent_dim, width, TAPS, **settings)
+        self.decoder_in = _convolution(latent_dim, width, KERNEL_SIZE, **settings)
         self.decoder_blocks = nnx.List()
         for stride in reversed(strides):
             self.decoder_blocks.append(DecoderBlock(width, stride, parity=parity, **settings))
             width //= 2
         self.decoder_snake = Snake(width, rngs=rngs)
         # Samples in 16 bits would be noise 56 dB below the music.
-        self.decoder_out = _convolution(width, 1, TAPS, **{**settings, "dtype": jnp.promote_types(dtype, jnp.float32)})
+        wide = {**settings, "dtype": jnp.promote_types(dtype, jnp.float32)}
+        self.decoder_out = _convolution(width, 1, KERNEL_SIZE, **wide)
 
     @property
     def encoder_context_columns(self) -> int:
-        """Columns of sound per side, beyond its own, that one column of codes depends on."""
+        """Columns of audio per side, beyond its own, that one column of codes depends on."""
         first, last = -1, 1  # of the convolution over three
         for stride in reversed(self.strides):
-            first = first * stride - _overlap(stride) - UNITS_REACH
-            last = last * stride - _overlap(stride) + 2 * stride - 1 + UNITS_REACH
-        first, last = first - TAPS // 2, last + TAPS // 2
-        return max(_ceil(-first, self.samples_per_column), _ceil(last + 1, self.samples_per_column) - 1)
+            first = first * stride - _overlap(stride) - UNITS_RADIUS
+            last = last * stride - _overlap(stride) + 2 * stride - 1 + UNITS_RADIUS
+        first, last = first - KERNEL_SIZE // 2, last + KERNEL_SIZE // 2
+        hop = self.samples_per_column
+        return max(math.ceil(-first / hop), math.ceil((last + 1) / hop) - 1)
 
     @property
     def decoder_context_columns(self) -> int:
-        """Columns of codes per side, beyond its own, that the sound of one column depends on."""
-        first, last = -(TAPS // 2), self.samples_per_column - 1 + TAPS // 2
+        """Columns of codes per side, beyond its own, that the audio of one column depends on."""
+        first, last = -(KERNEL_SIZE // 2), self.samples_per_column - 1 + KERNEL_SIZE // 2
         for stride in self.strides:
-            first = (first - UNITS_REACH + _overlap(stride)) // stride - 1
-            last = (last + UNITS_REACH + _overlap(stride)) // stride
-        return max(-first, last) + TAPS // 2
+            first = (first - UNITS_RADIUS + _overlap(stride)) // stride - 1
+            last = (last + UNITS_RADIUS + _overlap(stride)) // stride
+        return max(-first, last) + KERNEL_SIZE // 2
 
-    def latents(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
-        """What is quantized; `[B, S] -> [B, ceil(S / samples_per_column), D]`, the end filled with zeros."""
+    def latents(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the latents for the quantizer; `[B, S] -> [B, ceil(S / samples_per_column), D]`, zeros at the end.
+
+        Args:
+          valid_range: the columns of the array in which the file lies; by default the array is the file.
+        """
         hop = self.samples_per_column
         x = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % hop if self.padded else 0)))[..., None]
         rate = hop
-        x = self.encoder_in(inside(x, scaled(span, rate)))
+        x = self.encoder_in(mask_outside(x, scale_range(valid_range, rate)))
         for stride, block in zip(self.strides, self.encoder_blocks):
-            x, rate = block(x, scaled(span, rate)), rate // stride
-        return self.encoder_out(inside(self.encoder_snake(x), scaled(span, rate)))
+            x, rate = block(x, scale_range(valid_range, rate)), rate // stride
+        return self.encoder_out(mask_outside(self.encoder_snake(x), scale_range(valid_range, rate)))
 
-    def sound(self, quantized: jax.Array, span: Span | None = None) -> jax.Array:
-        """The decoder; `[B, T, D] -> [B, T * samples_per_column]` (a little less with `parity`), in [-1, 1]."""
-        whole = span is None and self.parity and self.padded
-        span = (0, quantized.shape[1]) if whole else span
-        x = self.decoder_in(inside(quantized, span))
-        for block in self.decoder_blocks:
-            x, span = block(x, span)
-        x = self.decoder_out(inside(self.decoder_snake(x), span))
-        x = inside(jnp.tanh(x), span)[..., 0]
-        return x[:, : span[1]] if whole else x
+    def decode_latents(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the audio of quantized latents, in [-1, 1]; `[B, T, D] -> [B, T * samples_per_column]`.
 
-    @exact
-    def encode(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
-        """Sound `[B, S]` to codes, int32 `[B, T, F]`.
-
-        Args:
-          span: the columns of the array in which the file lies; by default the array is the file.
+        With `parity` the audio is a little shorter.
         """
-        return self.quantizer.encode(self.latents(audio, span))
+        whole = valid_range is None and self.parity and self.padded
+        valid_range = (0, quantized.shape[1]) if whole else valid_range
+        x = self.decoder_in(mask_outside(quantized, valid_range))
+        for block in self.decoder_blocks:
+            x, valid_range = block(x, valid_range)
+        x = self.decoder_out(mask_outside(self.decoder_snake(x), valid_range))
+        x = mask_outside(jnp.tanh(x), valid_range)[..., 0]
+        return x[:, : valid_range[1]] if whole else x
 
     @exact
-    def row_latents(self, audio: jax.Array, span: Span | None = None) -> jax.Array:
-        """What the look-up of each level is given, `[B, T, F, codebook_dim]`; see `encode`."""
-        return self.quantizer.given(self.latents(audio, span))
-
-    def decode(self, codes: jax.Array, span: Span | None = None) -> jax.Array:
-        """Codes of the first levels, int32 `[B, T, f]` with f <= F, to sound `[B, T * samples_per_column]`."""
-        return self.sound(self.quantizer.decode(codes), span)
+    def encode(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the codes of audio; `[B, S] -> int32 [B, T, F]`, see `latents`."""
+        return self.quantizer.encode(self.latents(audio, valid_range))
 
     @exact
-    def start_codes(self, latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """See `ResidualQuantizer.start`."""
-        return self.quantizer.start(latents, key)
+    def row_latents(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the vectors that the look-up of each level compares, `[B, T, F, codebook_dim]`, see `latents`."""
+        return self.quantizer.residuals(self.latents(audio, valid_range))
 
-    def __call__(self, audio: jax.Array, levels: jax.Array | None = None) -> dict[str, jax.Array]:
-        """For training.
+    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the audio of the codes of the first f levels; int32 `[B, T, f] -> [B, T * samples_per_column]`."""
+        return self.decode_latents(self.quantizer.decode(codes), valid_range)
+
+    @exact
+    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
+        """Returns the quantizer's buffers of k-means centres, see `ResidualVectorQuantizer.init_codebook`."""
+        return self.quantizer.init_codebook(latents, key, num_batches)
+
+    def __call__(
+        self, audio: jax.Array, num_levels: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, dict, dict]:
+        """Returns the reconstruction `[B, S]`, codes `[B, T, F]`, losses and statistics of the quantizer.
+
+        With `parity` and odd strides the reconstruction may end before S.
 
         Args:
           audio: `[B, S]`.
-          levels: int `[B]`, how many levels of codes each example is made of again (see `draw_levels`); None: all.
-
-        Returns:
-          `audio` `[B, S]`, and what `ResidualQuantizer` says of the codes. With `parity` and odd strides the sound may
-          end before S.
+          num_levels: int `[B]`, the levels that each example is decoded from, see `sample_num_levels`; None: all.
         """
-        quantized, training = self.quantizer(self.latents(audio), levels)
-        return {"audio": self.sound(quantized)[:, : audio.shape[1]], **training}
+        quantized, codes, losses, statistics = self.quantizer(self.latents(audio), num_levels)
+        return self.decode_latents(quantized)[:, : audio.shape[1]], codes, losses, statistics
 
 
 class ResidualUnit(nnx.Module):
-    """Snake, dilated taps, Snake, single tap, added; `[B, T, D]`."""
+    """Snake, dilated convolution, Snake and convolution of size 1 in a residual branch; `[B, T, D]`."""
 
-    def __init__(self, width: int, dilation: int, *, padding: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, dilation: int, *, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         settings = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake_in, self.snake_out = Snake(width, rngs=rngs), Snake(width, rngs=rngs)
-        self.dilated = _convolution(width, width, TAPS, dilation=dilation, **settings)
+        self.dilated = _convolution(width, width, KERNEL_SIZE, dilation=dilation, **settings)
         self.single = _convolution(width, width, 1, **settings)
-        self._cut = 0 if padding else TAPS // 2 * dilation
+        self._cut = 0 if padding else KERNEL_SIZE // 2 * dilation
 
-    def __call__(self, x: jax.Array, span: Span | None) -> jax.Array:
-        y = self.single(self.snake_out(self.dilated(inside(self.snake_in(x), span))))
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        y = self.single(self.snake_out(self.dilated(mask_outside(self.snake_in(x), valid_range))))
         return x[:, self._cut : x.shape[1] - self._cut] + y
 
 
 class EncoderBlock(nnx.Module):
     """Three residual units, then `stride` times fewer frames of twice the width."""
 
-    def __init__(self, width: int, stride: int, *, padding: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, stride: int, *, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         settings = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.units = nnx.List(ResidualUnit(width, dilation, **settings) for dilation in DILATIONS)
         self.snake = Snake(width, rngs=rngs)
         self.down = _convolution(width, 2 * width, 2 * stride, stride=stride, **settings)
 
-    def __call__(self, x: jax.Array, span: Span | None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
         for unit in self.units:
-            x = unit(x, span)
-        return self.down(inside(self.snake(x), span))
+            x = unit(x, valid_range)
+        return self.down(mask_outside(self.snake(x), valid_range))
 
 
 class DecoderBlock(nnx.Module):
     """`stride` times more frames of half the width, then three residual units."""
 
-    def __init__(self, width: int, stride: int, *, parity: bool, padding: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, stride: int, *, parity: bool, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         settings = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake = Snake(width, rngs=rngs)
         self.up = TransposedConvolution(
@@ -214,35 +236,39 @@ class DecoderBlock(nnx.Module):
             initializer=fan_in_uniform, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.units = nnx.List(ResidualUnit(width // 2, dilation, **settings) for dilation in DILATIONS)
-        self._stride, self._lost = stride, stride % 2 if parity else 0
+        self._stride, self._lost_samples = stride, stride % 2 if parity else 0
 
-    def __call__(self, x: jax.Array, span: Span | None) -> tuple[jax.Array, Span | None]:
-        """The frames, and the span counted in them."""
-        x = self.up(inside(self.snake(x), span))
-        if span is not None:
-            span = (span[0] * self._stride, span[1] * self._stride - self._lost)
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> tuple[jax.Array, ValidRange | None]:
+        """Returns the frames, and the valid range counted in them."""
+        x = self.up(mask_outside(self.snake(x), valid_range))
+        if valid_range is not None:
+            valid_range = (valid_range[0] * self._stride, valid_range[1] * self._stride - self._lost_samples)
         for unit in self.units:
-            x = unit(x, span)
-        return x, span
+            x = unit(x, valid_range)
+        return x, valid_range
 
 
 def _convolution(
-    channels_in: int, channels_out: int, taps: int, *, stride=1, dilation=1, padding: bool, **settings
+    channels_in: int,
+    channels_out: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
 ) -> Convolution:
     if not padding:
         zeros = [(0, 0)]
     else:
         zeros = "same" if stride == 1 else [(_overlap(stride), _overlap(stride))]
     return Convolution(
-        channels_in, channels_out, (taps,), stride=(stride,), dilation=(dilation,), padding=zeros,
-        normalisation="weight", initializer=fan_in_uniform, **settings,
+        channels_in, channels_out, (kernel_size,), stride=(stride,), dilation=(dilation,), padding=zeros,
+        normalisation="weight", initializer=fan_in_uniform, dtype=dtype, rngs=rngs,
     )  # fmt: skip
 
 
 def _overlap(stride: int) -> int:
-    """Samples that the first window of a strided convolution reaches beyond the start."""
-    return _ceil(stride, 2)
-
-
-def _ceil(value: int, divisor: int) -> int:
-    return -(-value // divisor)
+    """Returns the samples by which the first window of a strided convolution reaches beyond the start."""
+    return math.ceil(stride / 2)

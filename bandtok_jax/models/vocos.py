@@ -1,7 +1,7 @@
-"""Vocos: log-mel frames to sound through ConvNeXt blocks and one inverse STFT (Siuzdak, arXiv 2306.00814).
+"""Vocos: log-mel frames to audio through ConvNeXt blocks and one inverse STFT (Siuzdak, arXiv 2306.00814).
 
-All layers work at the frame rate and look at a limited number of frames; the normalisations are over channels only.
-So sound can be decoded in pieces that equal the whole: see `Vocos.decode`.
+All layers work at the frame rate and have a limited receptive field; the normalisations are over channels only. So
+audio can be decoded in chunks that equal the whole, see `Vocos.decode`.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition, istft, mel_filterbank
-from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution, Span, inside
+from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution, ValidRange, mask_outside
 
 NORM_EPSILON = 1e-6  # Vocos, models.py
 # Our choice: natural log magnitudes between -11.5 and 2.5 to between -2.2 and 2.5.
@@ -23,16 +23,16 @@ PUBLISHED_LIMIT = 100.0  # of magnitudes; Vocos, heads.py
 
 
 class Vocos(nnx.Module):
-    """`[B, T, M]` natural-log mel magnitudes to sound, `[B, T * hop_samples]`, or a hop less with padding "center".
+    """A vocoder, `[B, T, M]` natural-log mel to audio, `[B, T * hop_samples]`, or a hop less with padding "center".
 
     Args:
-      mel: what the input is; its STFT, with its padding, is the one that is inverted.
+      mel: definition of the input; its STFT, with its padding, is the one that is inverted.
       dim, intermediate_dim, num_layers: of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
       kernel_size: length of the filters over time.
-      envelope: the trunk says what to add to the spectral envelope that the mel itself states, and the phases start at
-        random: the untrained network is a noise vocoder. False starts from nothing, as published. Our choice: with it
-        a handful of steps do what takes thousands without.
-      parity: computes what the published program does, for its weights: the log-mel as it is, the error function's
+      envelope: the trunk adds to the spectral envelope of the mel, and the phases start at random, so the untrained
+        network is a noise vocoder. False starts without it, as published. Our choice: with it a handful of steps do the
+        work of thousands without.
+      parity: computes the outputs of the published program, for its weights: unscaled log-mel, the error function's
         GELU, magnitudes up to 100.
       depthwise: "shifts" or "grouped", see `DepthwiseConvolution`.
       dtype: of the trunk; the spectrum and its inverse are at least float32.
@@ -52,7 +52,7 @@ class Vocos(nnx.Module):
         envelope: bool = True,
         parity: bool = False,
         depthwise: str = "shifts",
-        dtype=jnp.float32,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         # With padding "center" and 2 hops in a window, a file's last hop lies in one window alone, which falls to zero.
@@ -79,43 +79,45 @@ class Vocos(nnx.Module):
 
     @property
     def receptive_field_frames(self) -> int:
-        """Frames on either side that a frame's samples depend on: all filters, and the overlap of the inverse STFT."""
+        """Frames per side that the samples of one frame depend on: all filters and the overlap of the inverse STFT."""
         fft, hop = self.mel.fft_samples, self.mel.hop_samples
         overlap_samples = (fft - hop) // 2 if self.mel.padding == "same" else fft // 2
         return (self.kernel_size // 2) * (1 + len(self.blocks)) + math.ceil(overlap_samples / hop)
 
-    def __call__(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
-        """`[B, T, M]` -> `[B, T * hop_samples]`, with padding "center" `[B, (T - 1) * hop_samples]`.
+    def __call__(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns audio; `[B, T, M] -> [B, T * hop_samples]`, with padding "center" `[B, (T - 1) * hop_samples]`.
 
         Args:
-          span: the frames in which the file lies, beyond which there are neither activations nor a spectrum; by default
-            the array is the file.
+          valid_range: the frames in which the file lies, beyond which activations and spectrum are zero; by default the
+            array is the file.
         """
         x = log_mel if self.parity else (log_mel + LOG_MEL_OFFSET) / LOG_MEL_SCALE
-        x = self.embed_norm(self.embed(inside(x, span)))
+        x = self.embed_norm(self.embed(mask_outside(x, valid_range)))
         for block in self.blocks:
-            x = block(x, span)
+            x = block(x, valid_range)
         x = self.head(self.norm(x))
         log_magnitude, phase = jnp.split(x, 2, axis=-1)
         if self.envelope:
             log_magnitude = log_magnitude + log_mel @ spectral_envelope(self.mel)[0].astype(log_magnitude.dtype)
-        # No sound within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit
+        # No audio within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit
         # is for 1024 samples; a full-scale sine reaches 512 with 2048.)
         limit = PUBLISHED_LIMIT if self.parity else self.mel.fft_samples / 2
         magnitude = jnp.exp(jnp.minimum(log_magnitude, math.log(limit)))
         spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
-        present = None if span is None else inside(jnp.ones((1, x.shape[1], 1), bool), span)[0, :, 0]
+        present = (
+            None if valid_range is None else mask_outside(jnp.ones((1, x.shape[1], 1), bool), valid_range)[0, :, 0]
+        )
         return istft(spectrum, self.mel.fft_samples, self.mel.hop_samples, padding=self.mel.padding, present=present)
 
-    def decode(self, log_mel: jax.Array, span: Span | None = None) -> jax.Array:
-        """`[B, R + T + R, M]` -> `[B, T * hop_samples]`: the inner frames, R = `receptive_field_frames` on either side.
+    def decode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the audio of the inner T frames; `[B, R + T + R, M] -> [B, T * hop_samples]`.
 
-        What a frame sounds like is settled by its R neighbours on both sides, so pieces decoded with their true
-        neighbours and put in a row are the whole; `span`, as for `__call__`, says where a file begins and ends. (With
-        padding "center" a whole file has one hop less; here what the last frames know of that hop follows.)
+        R is `receptive_field_frames`. The audio of a frame depends on R frames per side, so the concatenation of chunks
+        that were decoded with their true context is the whole; `valid_range` as for `__call__`. (With padding
+        "center" a whole file has one hop less; here the contribution of the last frames to that hop follows.)
         """
         context, hop = self.receptive_field_frames, self.mel.hop_samples
-        return self(log_mel, span)[:, context * hop : (log_mel.shape[1] - context) * hop]
+        return self(log_mel, valid_range)[:, context * hop : (log_mel.shape[1] - context) * hop]
 
 
 class ConvNextBlock(nnx.Module):
@@ -130,7 +132,7 @@ class ConvNextBlock(nnx.Module):
         layer_scale: float,
         exact_gelu: bool,
         depthwise: str,
-        dtype,
+        dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         linear = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
@@ -141,8 +143,8 @@ class ConvNextBlock(nnx.Module):
         self.scale = nnx.Param(jnp.full(dim, layer_scale, jnp.float32))
         self.exact_gelu = exact_gelu
 
-    def __call__(self, x: jax.Array, span: Span | None = None) -> jax.Array:
-        y = self.expand(self.norm(self.depthwise(inside(x, span))))
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        y = self.expand(self.norm(self.depthwise(mask_outside(x, valid_range))))
         # The tanh form of GELU is within 5e-4 of the published erf form and much faster on CPU.
         y = self.contract(jax.nn.gelu(y, approximate=not self.exact_gelu))
         return x + self.scale[...].astype(y.dtype) * y
@@ -150,9 +152,9 @@ class ConvNextBlock(nnx.Module):
 
 @functools.cache
 def spectral_envelope(mel: MelDefinition) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix `[M, bins]` and vector `[bins]`: `log_mel @ matrix + vector` is a smooth log magnitude that has this mel.
+    """Returns matrix `[M, bins]` and vector `[bins]`: `log_mel @ matrix + vector` is a smooth log magnitude.
 
-    A band states the mean magnitude under its filter; between the bands' centres it is interpolated.
+    A band gives the mean magnitude under its filter; between the bands' centres it is interpolated.
     """
     filters = mel_filterbank(mel)
     bins, area = np.arange(len(filters)), filters.sum(0)
@@ -162,9 +164,9 @@ def spectral_envelope(mel: MelDefinition) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _noise_vocoder(mel: MelDefinition, rngs: nnx.Rngs) -> jax.Array:
-    """The head's bias with which an untrained network makes noise that has the given mel, `[2 * bins]`."""
+    """Returns the head's bias `[2 * bins]` with which an untrained network makes noise of the input's mel."""
     log_magnitude = spectral_envelope(mel)[1]
-    # Frames of unrelated phase add up to the power hop / fft of what frames of one sound would add up to.
+    # Frames of unrelated phase add up to hop / fft of the power of frames with related phases.
     log_magnitude = log_magnitude + 0.5 * math.log(mel.fft_samples / mel.hop_samples)
     phase = jax.random.uniform(rngs.params(), log_magnitude.shape, minval=-math.pi, maxval=math.pi)
     return jnp.concatenate([jnp.asarray(log_magnitude, phase.dtype), phase])
