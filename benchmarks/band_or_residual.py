@@ -55,7 +55,7 @@ ARMS = {
             "model.residual_levels": 16,
             "model.latent_dim": 512,
             "codebook.kmeans_batches": 64,
-            "codebook.decay": 0.99,
+            "codebook.ema_decay": 0.99,
         },
     ),
     "dac": (

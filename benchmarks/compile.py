@@ -90,7 +90,7 @@ def _adversarial(name: str, task) -> None:
         )
 
     def once(parameters, real, fake):
-        terms, push, loss, gradients = task._judge({"parameters": parameters, "buffers": {}}, real, fake)
+        terms, push, loss, gradients = task._discriminate({"parameters": parameters, "buffers": {}}, real, fake)
         return terms, push(task._weights(terms)), loss, gradients
 
     found = {}

@@ -42,7 +42,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.mel = ConfigDict(dataclasses.asdict(mel_bands.MelDefinition()))  # BigVGAN v2, 44.1 kHz
     config.codebook = ConfigDict(
         {
-            "decay": 0.99,  # of the EMA of counts and sums
+            "ema_decay": 0.99,  # of the EMA of counts and sums
             "restart_fraction": 0.1,  # a code used less than this share of the mean becomes a latent of the batch
             "kmeans_batches": 8,  # batches whose latents start the codebook by k-means
         }
@@ -53,11 +53,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "adversarial": 0.1,  # weight of the generator's adversarial loss
             "feature_matching": 1.0,  # weight of the distance between the discriminators' features
+            "feature_average": "discriminators",  # all discriminators weigh the same; or "maps", as in DAC
             "adversarial_kind": "hinge",  # or "least_squares"
             "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_ramp": 5000,  # steps over which the discriminators' gradient rises to its whole; 0: none
             "adversarial_limit": 0.5,  # largest length of it, in lengths of the reconstruction's; 0: none
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
+            "balancer_decay": 0.0,  # above 0 (EnCodec: 0.999), each loss gets its weight's share of the gradient
         }
     )
     config.discriminator_optimizer = defaults.discriminator_optimizer()
@@ -88,7 +90,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         # At this size discriminators stay near chance, and what they say costs detail (docs/results.md).
         config.loss.adversarial_start = -1
         # Few steps: the codebook must follow the encoder faster than in a long run.
-        config.codebook.decay, config.codebook.restart_fraction = 0.95, 0.2
+        config.codebook.ema_decay, config.codebook.restart_fraction = 0.95, 0.2
     else:
         config.total_steps, config.batch_size = 300_000, 64
         config.dtype = "bfloat16"

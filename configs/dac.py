@@ -9,8 +9,9 @@ here crops are not chosen by loudness, and loudness is that of the whole track. 
 layers and scales where the published ones are sums: the weights below, and the limit of the critics' gradient, say
 the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and scales. In
 their few steps the codes do not follow the encoder by gradient, as they do in the published training: they learn by
-moving averages (`codebook.decay`), from k-means, and what dies starts anew. Nor do mel distances, which say nothing
-of phase, lead `tiny` to the tones of the music in time: a distance between the samples does (`loss.waveform`).
+moving averages (`model.learning_rule`), from k-means, and dead codes restart. Mel distances, which are
+blind to phase, do not lead `tiny` to the tones of the music in time: a distance between the samples does
+(`loss.waveform`).
 
   tiny         two CPU cores, 48 minutes: 2.1 M parameters
   small        one GPU, days: 19.3 M
@@ -66,7 +67,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     config.codebook = ConfigDict(
         {
-            "decay": {"tiny": 0.95, "small": 0.99}.get(variant, 0.0),  # of the EMA; 0: by gradient, as published
+            "ema_decay": 0.95 if variant == "tiny" else 0.99,  # of the EMA of counts and sums
             "restart_fraction": 0.1,  # a code used less than this share of the mean becomes a latent of the batch
             "kmeans_batches": 16,  # batches whose latents start the codebooks by k-means
         }
@@ -78,6 +79,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **shape,
             "codebook_size": 1024,  # K, size of each codebook
             "codebook_dim": 8,  # dimensions in which codes are compared
+            "learning_rule": "ema"
+            if variant in ("tiny", "small")
+            else "gradient",  # of the codebooks; as published: "gradient"
             "parity": False,  # lose a sample at each odd stride of the decoder, as published
             "padding": True,  # False: only what zero padding has no part in, as the published program does by chunks
         }

@@ -34,7 +34,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()
     config.task = "language_model"
     config.best_metric = "cross_entropy"
-    config.loss = ConfigDict({"cfg_dropout": 0.1})  # share of the examples that are trained without their text
+    config.loss = ConfigDict(
+        {
+            "cross_entropy": 1.0,  # weight of the cross-entropy of the codes
+            "end_cross_entropy": 1.0,  # weight of the cross-entropy of the ends of tracks
+            "cfg_dropout": 0.1,  # share of the examples that are trained without their text
+        }
+    )
     config.caption_fraction = -1.0  # share of the training tracks that have a caption; written by the run
     config.model = ConfigDict(
         {

@@ -53,6 +53,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "adversarial_ramp": 0,  # steps over which the discriminators' gradient rises to its whole; 0: none
             "adversarial_limit": 0.0,  # largest length of it, in lengths of the reconstruction's; 0: none
             "discriminator_warmup": 1000,  # steps they learn alone, where a run starts from an export
+            "balancer_decay": 0.0,  # above 0 (EnCodec: 0.999), each loss gets its weight's share of the gradient
         }
     )
     config.optimizer.beta1 = 0.8

@@ -57,7 +57,7 @@ def test_decoder_sees_no_further_than_it_says(name):
     columns, column = 33, 16
     quantized = jax.random.normal(jax.random.key(1), (1, columns, 4, 4))
     frames = slice(column * 8, column * 8 + 8)
-    part = lambda z: network.apply(parameters, buffers, z, method="picture")[0, frames].sum()
+    part = lambda z: network.apply(parameters, buffers, z, method="decode_latents")[0, frames].sum()
     seen = np.flatnonzero(np.abs(jax.grad(part)(quantized)).sum((0, 2, 3)))
     reach = max(column - seen[0], seen[-1] - column)
     assert module.decoder_context_columns - 2 <= reach <= module.decoder_context_columns
@@ -79,7 +79,7 @@ def test_base_is_the_published_grid():
         lambda p, b, x: network.apply(p, b, x, method="encode"), parameters, buffers, jnp.zeros((1, 864, 128))
     )
     assert codes.shape == (1, 108, 16) and codes.dtype == jnp.int32
-    assert buffers["codebook"]["vectors"].shape == (8192, 64)
+    assert buffers["quantizer"]["vectors"].shape == (8192, 64)
     assert sum(x.size for x in jax.tree.leaves(parameters)) == pytest.approx(47.3e6, rel=0.01)
 
 
@@ -123,14 +123,15 @@ def test_residual_levels_learn(tmp_path):
     config = tiny.config("mel_tokenizer", tmp_path, **changes)
     task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
     state = task.warm_start(jit_once(task.init)(key), {}, [batch] * 2, key)
-    step = jax.jit(functools.partial(task.train_step, playing=False, judged=False))
+    step = jax.jit(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     errors = []
     for _ in range(25):
-        before = state["model"]["buffers"]["codebook"]["vectors"]
+        before = state["model"]["buffers"]["quantizer"]["levels"]["2"]["vectors"]
         state, metrics = step(state, {}, batch, key)
         errors.append(metrics["reconstruction"])
-    assert errors[-1] < 0.8 * errors[0] and not np.array_equal(before, state["model"]["buffers"]["codebook"]["vectors"])
-    scores = task.combine(jax.device_get(jax.jit(task.eval_step)(state, {}, batch)), 1)
+    after = state["model"]["buffers"]["quantizer"]["levels"]["2"]["vectors"]
+    assert errors[-1] < 0.8 * errors[0] and not np.array_equal(before, after)
+    scores = task.aggregate(jax.device_get(jax.jit(task.eval_step)(state, {}, batch)), 1)
     # The mean over the levels, each with its own eight codes.
     assert 2 < scores["codebook_perplexity"] <= 8 and 0.5 < scores["codebook_use"] <= 1
     assert not task.warnings(scores)

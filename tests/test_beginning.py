@@ -15,19 +15,6 @@ from bandtok_jax.training.reporting import Reporter
 from tests import tiny
 
 
-def test_a_run_without_a_newer_group_goes_on(tmp_path):
-    stored = experiment.plain(tiny.config("waveform_codec", tmp_path))
-    del stored["codebook"]
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=r"codebook.decay was 0.0 and is now 0.95"):
-        states.settle(tiny.config("waveform_codec", tmp_path), tmp_path, None, resumed=True)
-    states.settle(tiny.config("waveform_codec", tmp_path, **{"codebook.decay": 0.0}), tmp_path, None, resumed=True)
-    del stored["loss"]["waveform"]
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    older = {"codebook.decay": 0.0, "loss.waveform": 0.0}
-    states.settle(tiny.config("waveform_codec", tmp_path, **older), tmp_path, None, resumed=True)
-
-
 def test_an_export_is_no_run_folder(tmp_path):
     config, export = tiny.config("mel_tokenizer", tmp_path), tmp_path / "config.json"
     export.write_text('{"export_version": 1, "stages": {}}')

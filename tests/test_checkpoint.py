@@ -16,7 +16,7 @@ FLIPS = 64
 
 def _state(step):
     draw = np.random.default_rng(step).normal
-    model = {"parameters": {"kernel": draw(size=(20, 30)), "bias": np.zeros(30)}, "buffers": {}, "average": {}}
+    model = {"parameters": {"kernel": draw(size=(20, 30)), "bias": np.zeros(30)}, "buffers": {}, "ema": {}}
     return {"step": np.asarray(step), "model": {**model, "optimizer": {"count": np.asarray(step)}}}
 
 

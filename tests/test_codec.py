@@ -46,7 +46,7 @@ def test_attributes():
     # The published geometry: lowest edge of the first to highest edge of the last of eight mel filters.
     np.testing.assert_allclose(codec.row_edges_hz[[0, 1, 15]], [[0, 279], [248, 527], [16536, 22050]], atol=0.6)
     assert set(codec.parameters) == {"tokenizer", "vocoder"}
-    assert codec.parameters["tokenizer"]["buffers"]["codebook"]["vectors"].shape[0] == 1024
+    assert codec.parameters["tokenizer"]["buffers"]["quantizer"]["vectors"].shape[0] == 1024
 
 
 def test_the_documented_example():
@@ -325,7 +325,7 @@ def test_latents_are_what_the_look_up_is_given(make):
     codec = make()
     codes, latents = codec.encode(music(), RATE), codec.latents(music(), RATE)
     assert latents.shape[:2] == codes.shape
-    vectors = np.asarray(codec.parameters["tokenizer"]["buffers"]["codebook"]["vectors"])
+    vectors = np.asarray(codec.parameters["tokenizer"]["buffers"]["quantizer"]["vectors"])
     for row in range(codec.rows):
         own = vectors[row] if vectors.ndim == 3 else vectors
         distances = (own**2).sum(-1) - 2 * latents[:, row] @ own.T

@@ -87,15 +87,21 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
 
     def narrow(*arguments, **phase):
         state, metrics = step(*arguments, **phase)
-        state["model"]["buffers"]["codebook"]["sums"] = jnp.zeros((64, 8), jnp.bfloat16)
+        state["model"]["buffers"]["quantizer"]["sums"] = jnp.zeros((64, 8), jnp.bfloat16)
         return state, metrics
 
-    message = r"train_step gives model/buffers/codebook/sums as bfloat16\[64, 8\], and a state holds float32"
+    message = r"train_step gives model/buffers/quantizer/sums as bfloat16\[64, 8\], and a state holds float32"
     monkeypatch.setattr(program.task, "train_step", narrow)
     with pytest.raises(ValueError, match=message):
-        program.check_train_step(frozen, batch, playing=False, judged=False)
+        program.check_train_step(frozen, batch, update_discriminator=False, adversarial_active=False)
     with pytest.raises(ValueError, match=message):
-        program.compile(program.train_step(playing=False, judged=False), program.abstract, frozen, batch, ahead=True)
+        program.compile(
+            program.train_step(update_discriminator=False, adversarial_active=False),
+            program.abstract,
+            frozen,
+            batch,
+            ahead=True,
+        )
     start = lambda state, *_: {**state, "step": jnp.zeros((2,))}
     monkeypatch.setattr(program.task, "warm_start", start)
     with pytest.raises(ValueError, match=r"warm_start gives step as float32\[2\], and a state holds int32\[\]"):

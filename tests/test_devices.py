@@ -88,7 +88,7 @@ def test_eight_devices_train_as_one_in_float32(task, straight, tmp_path):
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-3)
     if task == "mel_tokenizer":
         one, eight = (
-            processes.parts(tmp_path / run)["weights"]["buffers"]["codebook"]["vectors"] for run in ("1", "8")
+            processes.parts(tmp_path / run)["weights"]["buffers"]["quantizer"]["vectors"] for run in ("1", "8")
         )
         np.testing.assert_allclose(eight, one, rtol=1e-3, atol=1e-3 * np.abs(one).max())
 

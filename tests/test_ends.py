@@ -47,7 +47,9 @@ def codec(tmp_path_factory):
         return {"audio": jnp.asarray(audio), "index": jnp.arange(BATCH)}
 
     state = task.warm_start(jit_once(task.init)(key), {}, [batch(), batch()], key)
-    step = jax.jit(functools.partial(task.train_step, playing=False, judged=False), donate_argnums=0)
+    step = jax.jit(
+        functools.partial(task.train_step, update_discriminator=False, adversarial_active=False), donate_argnums=0
+    )
     for _ in range(STEPS):
         state, _ = step(state, {}, batch(), key)
     model = jax.device_get(state["model"])

@@ -67,7 +67,7 @@ def test_learns_more_than_the_unigrams(markov):
     for number, batch in enumerate(batches(task, 120)):
         state, metrics = step(state, frozen, batch, jax.random.key(number))
     held_out = iterator.evaluation_batches(task.config.data, batch_size=8, count=1)[0]
-    scores = task.combine(jax.device_get(jax.jit(task.eval_step)(state, frozen, held_out)), 1)
+    scores = task.aggregate(jax.device_get(jax.jit(task.eval_step)(state, frozen, held_out)), 1)
     assert scores["unigram_gap"] < -0.7, scores
     assert abs(scores["unigram_cross_entropy"] - np.log(CODES)) < 0.3
     assert scores["cross_entropy"] == pytest.approx(
@@ -146,7 +146,7 @@ def test_tokens_without_captions_are_told(markov):
     assert made.caption_fraction == 1
     for shard in made._manifest["splits"]["train"]["shards"]:
         shard["captions"] = 0
-    with pytest.warns(UserWarning, match="no piece in .* has a caption"):
+    with pytest.warns(UserWarning, match="no track in .* has a caption"):
         made.load_frozen()
     assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).caption_fraction == 0
 
@@ -187,7 +187,7 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
     for sound, rate in sounds.values():
         assert sound.shape == (4 * 4096,) and rate == 44_100 and np.isfinite(sound).all() and sound.std() > 0
     assert (sounds["0/generated"][0] != sounds["1/generated"][0]).any()
-    with pytest.raises(ValueError, match="makes no sound by itself: set config.vocoder"):
+    with pytest.raises(ValueError, match="set config.vocoder"):
         task("mine", "tokenizer").load_frozen()
     with pytest.raises(ValueError, match="were made by 000000000000: give that one, or none"):
         task("other", "model", vocoder=tmp_path / "model").load_frozen()

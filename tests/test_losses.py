@@ -93,7 +93,7 @@ def test_the_balancer_gives_every_loss_its_share():
     """Against its formula in NumPy, over three steps; a loss that is a thousand times as large changes nothing."""
     random = np.random.default_rng(0)
     shares, decay, length = {"one": 3.0, "two": 1.0}, 0.9, 0.0
-    memory, larger = balancer.start(shares), balancer.start(shares)
+    memory, larger = balancer.init(shares), balancer.init(shares)
     seen = {name: [] for name in shares}
     for _ in range(3):
         slopes = {name: random.standard_normal((4, 50)).astype(np.float32) for name in shares}

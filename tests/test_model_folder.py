@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp("runs") / "tokenizer", codec().stages["tokenizer"].config
     weights = codec().stages["tokenizer"].weights
     spoilt = jax.tree.map(lambda x: x + 1, weights["parameters"])
-    model = {"parameters": spoilt, "buffers": weights["buffers"], "average": weights["parameters"], "optimizer": {}}
+    model = {"parameters": spoilt, "buffers": weights["buffers"], "ema": weights["parameters"], "optimizer": {}}
     checkpoints = Checkpoints(folder, keep=1, best_metric="loss")
     checkpoints.save(7, {"step": np.asarray(7), "model": model}, position=0)
     checkpoints.close()

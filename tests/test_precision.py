@@ -38,7 +38,7 @@ def _programs(kind, platform):
     audio = jax.ShapeDtypeStruct((1, 2**14), jnp.float32)
     front = tasks.create(coder.stages["tokenizer"].config)
     state, batch = jax.eval_shape(front.init, jax.random.key(0)), front.batch_spec()
-    x = audio if kind == "DAC" else jax.eval_shape(front._picture, audio)
+    x = audio if kind == "DAC" else jax.eval_shape(front.target, {"audio": audio})
 
     def warm_start(state, *batches):
         return front.warm_start(state, {}, batches, jax.random.key(0))
@@ -50,7 +50,7 @@ def _programs(kind, platform):
     traced = [jax.jit(method).trace(weights, x) for method in methods]
     traced += [jax.jit(warm_start).trace(state, batch, batch)]
     if kind != "DAC":
-        traced += [jax.jit(lambda audio: front._picture(audio)).trace(audio)]
+        traced += [jax.jit(lambda audio: front.target({"audio": audio})).trace(audio)]
     return [one.lower(lowering_platforms=(platform,)).as_text() for one in traced]
 
 

@@ -1,4 +1,6 @@
-"""The codebook: look-up, moving averages, restarts, k-means, gradients."""
+"""Quantizers: look-up, EMA, restarts, k-means, gradients."""
+
+import functools
 
 from flax import nnx
 import jax
@@ -8,13 +10,13 @@ import pytest
 
 from bandtok_jax.layers import vector_quantization
 from bandtok_jax.layers.network import Network
-from bandtok_jax.layers.residual_vector_quantization import ResidualCodebook, ResidualQuantizer, start_levels
-from bandtok_jax.layers.vector_quantization import Codebook, update_codebook
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+from bandtok_jax.layers.vector_quantization import VectorQuantizer, update_codebook
 from bandtok_jax.runtime.target_platform import jit_once
 
 
 def _codebook(**options):
-    network = Network(lambda rngs: Codebook(16, 4, rngs=rngs, **options))
+    network = Network(lambda rngs: VectorQuantizer(4, 16, rngs=rngs, **options))
     return network, *jit_once(network.init)(jax.random.key(0))
 
 
@@ -22,22 +24,22 @@ def _latents(shape=(3, 5, 4), seed=1):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_look_up_finds_the_nearest_vector(normalise):
-    network, parameters, buffers = _codebook(normalise=normalise)
+@pytest.mark.parametrize("lookup", ["euclidean", "unit_sphere", "cosine"])
+def test_look_up_finds_the_nearest_vector(lookup):
+    network, parameters, buffers = _codebook(lookup=lookup)
     latents = _latents()
-    codes = network.apply(parameters, buffers, latents, method="nearest")
-    z = np.asarray(latents)
-    if normalise:
-        z = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    distances = np.linalg.norm(z[..., None, :] - np.asarray(buffers["vectors"]), axis=-1)
+    codes = network.apply(parameters, buffers, latents, method="encode")
+    z, vectors = np.asarray(latents), np.asarray(buffers["vectors"])
+    if lookup != "euclidean":
+        z, vectors = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (z, vectors))
+    distances = np.linalg.norm(z[..., None, :] - vectors, axis=-1)
     np.testing.assert_array_equal(codes, distances.argmin(-1))
 
 
 def test_statistics_are_counts_and_sums_of_what_chose_each_code():
     network, parameters, buffers = _codebook()
     latents = _latents()
-    _, codes, training = network.apply(parameters, buffers, latents)
+    _, codes, _, training = network.apply(parameters, buffers, latents)
     counts, sums = np.zeros(16), np.zeros((16, 4))
     for code, vector in zip(np.ravel(codes), np.reshape(latents, (-1, 4))):
         counts[code] += 1
@@ -70,7 +72,7 @@ def test_no_two_dead_codes_restart_at_one_place():
     counts = jnp.array([10.0, 0.01, 0.01, 10.0, 0.01])
     buffers = {"vectors": jnp.zeros((5, 2)), "counts": counts, "sums": jnp.zeros((5, 2))}
     latents = jnp.array([[[1.0, 2.0], [3.0, 4.0]]])
-    candidates = vector_quantization.draw_candidates(latents, jnp.zeros(1, jnp.int32), jax.random.key(0), 5)
+    candidates = vector_quantization.sample_restart_vectors(latents, jnp.zeros(1, jnp.int32), jax.random.key(0), 5)
     assert sorted(np.asarray(candidates).tolist()) == [[1, 2], [3, 4]]
     new, restarted = update_codebook(buffers, jnp.zeros(5), jnp.zeros((5, 2)), candidates)
     assert restarted == 2
@@ -82,8 +84,8 @@ def test_no_two_dead_codes_restart_at_one_place():
 def test_candidates_do_not_depend_on_the_order_of_the_batch():
     latents, index, key = _latents((6, 5, 4)), jnp.array([7, 3, 11, 2, 5, 1]), jax.random.key(3)
     turned = jnp.array([2, 0, 5, 1, 3, 4])
-    one = vector_quantization.draw_candidates(latents, index, key, 16)
-    other = vector_quantization.draw_candidates(latents[turned], index[turned], key, 16)
+    one = vector_quantization.sample_restart_vectors(latents, index, key, 16)
+    other = vector_quantization.sample_restart_vectors(latents[turned], index[turned], key, 16)
     np.testing.assert_array_equal(one, other)
 
 
@@ -97,7 +99,7 @@ def test_straight_through_copies_the_gradient():
 def test_rotation_trick_keeps_the_value_and_the_angle():
     network, parameters, buffers = _codebook(gradient="rotation")
     latents, direction = _latents((4,)), _latents((4,), seed=2)
-    quantized, codes, _ = network.apply(parameters, buffers, latents)
+    quantized, codes, _, _ = network.apply(parameters, buffers, latents)
     np.testing.assert_array_equal(quantized, buffers["vectors"][codes])
     gradient = jax.grad(lambda z: (network.apply(parameters, buffers, z)[0] * direction).sum())(latents)
     # The transposed rotation keeps the angle between gradient and code: with code q and latent z,
@@ -127,13 +129,18 @@ def test_a_collapsed_codebook_recovers_use():
     latents = _latents((64, 4))
 
     def step(number, buffers):
-        training = network.apply(parameters, buffers, latents)[2]
-        candidates = vector_quantization.draw_candidates(latents[None], number[None], jax.random.key(number), 16)
+        training = network.apply(parameters, buffers, latents)[3]
+        candidates = vector_quantization.sample_restart_vectors(latents[None], number[None], jax.random.key(number), 16)
         return update_codebook(buffers, training["counts"], training["sums"], candidates, decay=0.9)[0]
 
     buffers = jax.jit(lambda buffers: jax.lax.fori_loop(0, 400, step, buffers))(buffers)
-    codes = network.apply(parameters, buffers, latents, method="nearest")
+    codes = network.apply(parameters, buffers, latents, method="encode")
     assert len(np.unique(codes)) == 16
+
+
+def _vectors(buffers):
+    """Codebooks `[F, K, D]` of a residual quantizer."""
+    return np.stack([np.asarray(buffers["levels"][name]["vectors"]) for name in sorted(buffers["levels"], key=int)])
 
 
 def _levels(latents, vectors):
@@ -148,38 +155,40 @@ def _levels(latents, vectors):
 
 
 def test_residual_levels_code_what_is_left_over():
-    network = Network(lambda rngs: ResidualCodebook(3, 16, 4, rngs=rngs))
+    network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
     latents = _latents()
     apply = lambda *arguments, **how: network.apply(parameters, buffers, *arguments, **how)
-    quantized, codes, training = jax.jit(apply)(latents)
-    expected, given, total = _levels(latents, buffers["vectors"])
+    quantized, codes, losses, training = jax.jit(apply)(latents)
+    vectors = _vectors(buffers)
+    expected, given, total = _levels(latents, vectors)
     np.testing.assert_array_equal(codes, expected)
-    np.testing.assert_array_equal(apply(latents, method="nearest"), expected)
+    np.testing.assert_array_equal(apply(latents, method="encode"), expected)
     np.testing.assert_allclose(training["latents"], given, atol=1e-5)
     np.testing.assert_allclose(quantized, total, atol=1e-5)
-    first = apply(codes[..., :1], method="vectors_of")
-    np.testing.assert_allclose(first, np.asarray(buffers["vectors"])[0][expected[..., 0]])
+    first = apply(codes[..., :1], method="decode")
+    np.testing.assert_allclose(first, vectors[0][expected[..., 0]])
     counts = np.stack([np.bincount(expected[..., row].ravel(), minlength=16) for row in range(3)])
     np.testing.assert_array_equal(training["counts"], counts)
     sums = np.zeros((3, 16, 4))
     for row in range(3):
         np.add.at(sums[row], expected[..., row].ravel(), given[..., row, :].reshape(-1, 4))
     np.testing.assert_allclose(training["sums"], sums, atol=1e-4)
-    left = given - np.stack([np.asarray(buffers["vectors"])[row][expected[..., row]] for row in range(3)], axis=-2)
-    np.testing.assert_allclose(training["commitment"], np.mean(left**2), rtol=1e-5)
+    left = given - np.stack([vectors[row][expected[..., row]] for row in range(3)], axis=-2)
+    np.testing.assert_allclose(losses["commitment"], 3 * np.mean(left**2), rtol=1e-5)
 
 
 def test_the_gradient_of_all_levels_passes_once():
-    network = Network(lambda rngs: ResidualCodebook(3, 16, 4, rngs=rngs))
+    network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
     quantize = lambda z: network.apply(parameters, buffers, z)
     np.testing.assert_allclose(jax.grad(lambda z: quantize(z)[0].sum())(_latents()), 1.0)
     # Of the commitment: each level pulls the latents by what it leaves over.
     pull = jax.grad(lambda z: quantize(z)[2]["commitment"])(_latents())
-    codes, given, _ = _levels(_latents(), buffers["vectors"])
-    left = given - np.stack([np.asarray(buffers["vectors"])[row][codes[..., row]] for row in range(3)], axis=-2)
-    np.testing.assert_allclose(pull, 2 * left.sum(-2) / left.size, atol=1e-7)
+    vectors = _vectors(buffers)
+    codes, given, _ = _levels(_latents(), vectors)
+    left = given - np.stack([vectors[row][codes[..., row]] for row in range(3)], axis=-2)
+    np.testing.assert_allclose(pull, 3 * 2 * left.sum(-2) / left.size, atol=3e-7)
 
 
 def test_codebooks_are_updated_together_as_they_would_be_alone():
@@ -198,42 +207,47 @@ def test_codebooks_are_updated_together_as_they_would_be_alone():
 
 
 def test_levels_start_where_those_before_them_leave_off():
-    latents = jax.random.normal(jax.random.key(0), (200, 4))
-    start = jax.jit(start_levels, static_argnames=("rows", "codes", "batches"))
-    buffers = start(latents, rows=3, codes=16, key=jax.random.key(1), batches=2)
-    _, given, total = _levels(latents, buffers["vectors"])
+    latents = jax.random.normal(jax.random.key(0), (1, 200, 4))
+    network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
+    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    init = jit_once(functools.partial(network.apply, method="init_codebook", num_batches=2))
+    buffers = init(parameters, buffers, latents, jax.random.key(1))
+    _, given, total = _levels(latents, _vectors(buffers))
     power = [np.mean(given[..., row, :] ** 2) for row in range(3)] + [np.mean((latents - total) ** 2)]
     assert all(after < 0.6 * before for before, after in zip(power, power[1:])), power
-    np.testing.assert_allclose(buffers["counts"].sum(1), 100, rtol=0.01)
+    for codebook in buffers["levels"].values():
+        np.testing.assert_allclose(codebook["counts"].sum(), 100, rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
     latents, key = _latents((40, 4)).astype(dtype), jax.random.key(0)
     codes = jnp.zeros(40, jnp.int32)
-    start = lambda **options: vector_quantization.start_codebook(latents, 8, key, 2, **options)
-    dac = lambda: ResidualQuantizer(
-        4, rows=2, codebook_size=8, codebook_dim=2, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)
-    )
+    single = VectorQuantizer(4, 8, rngs=nnx.Rngs(0))
+    residual = ResidualVectorQuantizer(4, 2, 8, rngs=nnx.Rngs(0))
+    rule = dict(learning_rule="gradient", lookup="cosine", dtype=jnp.dtype(dtype))
+    dac = ResidualVectorQuantizer(4, 2, 8, 2, **rule, rngs=nnx.Rngs(0))
     made = {
-        "start": start,
-        "start on the sphere": lambda: start(normalise=True),
-        "start of levels": lambda: start_levels(latents, 2, 8, key, 2),
-        "start of DAC": lambda: dac().start(latents[None], key),
-        "codebook": lambda: Codebook(8, 4, rngs=nnx.Rngs(0))(latents),
-        "levels": lambda: ResidualCodebook(2, 8, 4, rngs=nnx.Rngs(0))(latents),
-        "DAC": lambda: dac()(latents[None]),
-        "chosen": lambda: vector_quantization.chosen(latents, codes, 8),
-        "update": lambda: update_codebook(start(), jnp.ones(8, dtype), jnp.ones((8, 4), dtype), latents),
+        "start": lambda: single.init_codebook(latents, key, 2),
+        "start of levels": lambda: residual.init_codebook(latents[None], key, 2),
+        "start of DAC": lambda: dac.init_codebook(latents[None], key, 2),
+        "codebook": lambda: single(latents),
+        "levels": lambda: residual(latents[None]),
+        "DAC": lambda: dac(latents[None]),
+        "statistics": lambda: vector_quantization.assignment_statistics(latents, codes, 8),
+        "update": lambda: update_codebook(
+            single.init_codebook(latents, key, 2), jnp.ones(8, dtype), jnp.ones((8, 4), dtype), latents
+        ),
         "perplexity": lambda: vector_quantization.perplexity(jnp.ones(8, dtype)),
     }
     for name, make in made.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make)):
             assert leaf.dtype in (jnp.float32, jnp.int32), (name, jax.tree_util.keystr(path), leaf.dtype)
-    exact = latents.astype(jnp.float32)
-    np.testing.assert_array_equal(start()["vectors"], vector_quantization.start_codebook(exact, 8, key, 2)["vectors"])
+    narrow, exact = (single.init_codebook(x, key, 2)["vectors"] for x in (latents, latents.astype(jnp.float32)))
+    np.testing.assert_array_equal(narrow, exact)
 
 
 def test_a_codebook_on_the_sphere_starts_there():
-    buffers = vector_quantization.start_codebook(_latents((40, 4)), 8, jax.random.key(0), 1, normalise=True)
+    quantizer = VectorQuantizer(4, 8, lookup="unit_sphere", rngs=nnx.Rngs(0))
+    buffers = quantizer.init_codebook(_latents((40, 4)), jax.random.key(0), 1)
     np.testing.assert_allclose(jnp.linalg.norm(buffers["vectors"], axis=-1), 1.0, rtol=1e-5)

@@ -33,7 +33,7 @@ def test_a_large_leaf_gets_its_rule_and_a_small_one_stays_whole():
 def test_moments_and_averages_follow_their_parameter():
     optimizer = {
         "optimizer": {"mu": _tree(256, 256)},
-        "average": _tree(256, 256),
+        "ema": _tree(256, 256),
         "count": jax.ShapeDtypeStruct((), "int32"),
     }
     specs = sharding.shardings(optimizer, RULES, _mesh(fsdp=2))

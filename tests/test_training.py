@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_size_is_refused(straight, tmp_path):
 
 
 def _small_state(width):
-    model = {"parameters": {"kernel": np.ones((width, 300))}, "buffers": {}, "average": {}, "optimizer": {}}
+    model = {"parameters": {"kernel": np.ones((width, 300))}, "buffers": {}, "ema": {}, "optimizer": {}}
     return {"step": np.asarray(0), "model": model}
 
 

@@ -114,7 +114,9 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
 def test_a_tokenizer_learns_on_the_published_mel():
     task = tasks.create(experiment.load_config("bandtok:tiny_24khz"))
     state, key = jax.eval_shape(task.init, jax.random.key(0)), jax.random.key(0)
-    _, metrics = jax.eval_shape(functools.partial(task.train_step, playing=True), state, {}, task.batch_spec(), key)
+    _, metrics = jax.eval_shape(
+        functools.partial(task.train_step, update_discriminator=True), state, {}, task.batch_spec(), key
+    )
     assert "reconstruction" in metrics and task.mel == mel_bands.VOCOS_24KHZ and task.network.attribute("rows") == 25
 
 

@@ -43,7 +43,7 @@ MEANT = {
     "loss.balancer_decay": 0.0,
     "loss.waveform": 0.0,
     "discriminator.rates": (),
-    "codebook.decay": 0.0,
+    "codebook.ema_decay": 0.0,
     "model.residual_levels": 0,
     "model.latent_dim": 128,
     "model.row_vocabulary": False,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention, cached_attention, store
+from bandtok_jax.layers.norm import RMSNorm
 
-NORM_EPSILON = 1e-6
 # Decoding a batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for so few rows
 # (jax 0.10). A barrier keeps it from turning the product round again.
 FEW_ROWS = 16
@@ -74,19 +74,6 @@ class Linears(nnx.Module):
             together = product(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
             return jnp.split(jax.lax.optimization_barrier(together), len(kernel), axis=-1)
         return [product(x, part, self.dtype) for part in kernel]
-
-
-class RMSNorm(nnx.Module):
-    """Divides by the root of the mean square over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-
-    def __init__(self, width: int, *, rngs):
-        self.scale = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x):
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + NORM_EPSILON) * self.scale).astype(
-            x.dtype
-        )
 
 
 class SwiGLU(nnx.Module):

@@ -1,38 +1,44 @@
-"""EnCodec's balancer: every loss gets its share of the gradient, however large it is (Défossez et al. 2022, eq. 4)."""
+"""EnCodec's loss balancer: every loss has its share of the gradient (Défossez et al. 2022, eq. 4)."""
+
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-12  # encodec, balancer.py
 
+State = dict[str, dict[str, jax.Array]]
 
-def start(names) -> dict:
-    """The memory before the first step: nothing is known of the size of any gradient."""
+
+def init(names: Iterable[str]) -> State:
+    """Returns the state before the first step, without any gradient norm."""
     return {name: {"norms": jnp.zeros(()), "weights": jnp.zeros(())} for name in names}
 
 
-def balance(slopes: dict[str, jax.Array], shares: dict[str, float], memory: dict, decay: float):
-    """One gradient of several: `sum_i share_i / sum(shares) * slope_i / mean norm of slope_i`.
+def balance(
+    gradients: dict[str, jax.Array], shares: Mapping[str, float], state: State, decay: float
+) -> tuple[jax.Array, State]:
+    """Combines gradients: `sum_i share_i / sum(shares) * gradient_i / mean norm of gradient_i`.
 
     Args:
-      slopes: gradients of losses (means over the batch) by the model's sound, `[B, S]` each.
-      shares: of each loss in the result, above 0.
-      memory: running means of the norms; of losses that are not among `slopes` it stays as it is.
+      gradients: of losses (means over the batch) with respect to the generator's output, `[B, ...]` each.
+      shares: share of each loss in the result, above 0.
+      state: running means of the norms; those of losses that are not among `gradients` do not change.
       decay: of the running means; 0.999 is published.
 
     Returns:
-      `[B, S]`, of which every example is as long as 1 / B on the average; and the new memory. (The published reference
-      norm is 1 for every example, which makes what is balanced outweigh other losses, means over the batch, the more
-      the larger the batch is: our choice is the mean for both.)
+      The combined gradient `[B, ...]`, whose norm is 1 / B on average for every example, and the new state. (The
+      published reference norm is 1 for every example, so that balanced losses outweigh others, which are means over the
+      batch, by the batch size: our choice is the mean for both.)
     """
-    memory, total, whole = dict(memory), 0.0, sum(shares[name] for name in slopes)
-    for name, slope in slopes.items():
-        examples = slope.shape[0]
-        norm = examples * jnp.mean(jnp.sqrt(jnp.sum(slope**2, axis=-1)))
-        old = memory[name]
-        memory[name] = new = {
+    state, total, total_share = dict(state), 0.0, sum(shares[name] for name in gradients)
+    for name, gradient in gradients.items():
+        examples, axes = gradient.shape[0], tuple(range(1, gradient.ndim))
+        norm = examples * jnp.mean(jnp.sqrt(jnp.sum(gradient**2, axis=axes)))
+        old = state[name]
+        state[name] = new = {
             "norms": decay * old["norms"] + (1 - decay) * norm,
-            "weights": decay * old["weights"] + (1 - decay),  # so that a short past counts as little as it should
+            "weights": decay * old["weights"] + (1 - decay),  # corrects the bias of a short history
         }
-        total = total + shares[name] / whole * slope / (new["norms"] / new["weights"] + EPSILON)
-    return total, memory
+        total = total + shares[name] / total_share * gradient / (new["norms"] / new["weights"] + EPSILON)
+    return total, state

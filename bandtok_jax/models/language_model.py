@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import empty_cache, store
-from bandtok_jax.layers.batch_sharding import place_examples
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm, dropout, product
+from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
+from bandtok_jax.layers.norm import RMSNorm
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, dropout, product
 from bandtok_jax.models.text_encoder import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
@@ -145,7 +146,7 @@ class LanguageModel(nnx.Module):
 
         def layer(x, numbered):
             number, state = numbered
-            x = place_examples(x, self.sequence_sharding)
+            x = constrain_batch_sharding(x, self.sequence_sharding)
             # A layer has three branches; number 0 is that of the embeddings.
             how = {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if drops else {}
             block = nnx.merge(graph, state)

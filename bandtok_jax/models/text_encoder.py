@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from bandtok_jax.layers import rope
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear, RMSNorm
+from bandtok_jax.layers.norm import RMSNorm
+from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear
 
 BYTES = 256
 

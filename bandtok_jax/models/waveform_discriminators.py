@@ -75,7 +75,7 @@ def _peak(audio: jax.Array) -> jax.Array:
     return mean + jax.lax.stop_gradient(peak - mean)
 
 
-def _verdict(channels: int, kernel: Sequence[int], settings) -> Convolution:
+def _logits_layer(channels: int, kernel: Sequence[int], settings) -> Convolution:
     """The last layer of a critic, whose logits are in float32 or wider."""
     wide = {"initializer": fan_in_uniform, **settings, "dtype": jnp.promote_types(settings["dtype"], jnp.float32)}
     return Convolution(channels, 1, kernel, **wide)
@@ -97,7 +97,7 @@ class PeriodDiscriminator(nnx.Module):
                 for i, o, stride in zip((1, *channels), channels, strides)
             ]
         )
-        self.verdict = _verdict(channels[-1], (3,), settings)
+        self.logits = _logits_layer(channels[-1], (3,), settings)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         batch, samples = audio.shape
@@ -107,7 +107,7 @@ class PeriodDiscriminator(nnx.Module):
         for layer in self.layers:
             x = jax.nn.leaky_relu(layer(x), SLOPE)
             features.append(x)
-        return self.verdict(x).reshape(batch, self.period, -1), features
+        return self.logits(x).reshape(batch, self.period, -1), features
 
 
 class ScaleDiscriminator(nnx.Module):
@@ -128,14 +128,14 @@ class ScaleDiscriminator(nnx.Module):
                 Convolution(*last, (5,), **settings),
             ]
         )
-        self.verdict = _verdict(channels[-1], (3,), settings)
+        self.logits = _logits_layer(channels[-1], (3,), settings)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         x, features = decimate(audio, self.rate)[..., None], []
         for layer in self.layers:
             x = jax.nn.leaky_relu(layer(x), SLOPE)
             features.append(x)
-        return self.verdict(x)[..., 0], features
+        return self.logits(x)[..., 0], features
 
 
 def decimate(audio: jax.Array, rate: int) -> jax.Array:
@@ -171,7 +171,7 @@ class SpectrumDiscriminator(nnx.Module):
             )
 
         self.bands = nnx.List([band() for _ in self.edges[1:]])
-        self.verdict = _verdict(channels, (3, 3), settings)
+        self.logits = _logits_layer(channels, (3, 3), settings)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         spectrum = stft(audio, self.window, self.window // 4, padding="same")
@@ -183,4 +183,4 @@ class SpectrumDiscriminator(nnx.Module):
                 x = jax.nn.leaky_relu(layer(x), SLOPE)
                 features.append(x)
             ends.append(x)
-        return self.verdict(jnp.concatenate(ends, axis=2))[..., 0], features
+        return self.logits(jnp.concatenate(ends, axis=2))[..., 0], features

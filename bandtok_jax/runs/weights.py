@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from bandtok_jax.runs import manifest
 
-WEIGHTS = ("parameters", "buffers", "average")
+WEIGHTS = ("parameters", "buffers", "ema")
 PARTS = ("weights", "training", "data")
 
 
@@ -72,7 +72,7 @@ def load_weights(run: str | os.PathLike, step: int | None = None) -> dict[str, A
       CorruptCheckpoint: the checkpoint cannot be read.
     """
     weights = load_part(run, step, "weights")
-    model = {"parameters": weights["average"] or weights["parameters"], "buffers": weights["buffers"]}
+    model = {"parameters": weights["ema"] or weights["parameters"], "buffers": weights["buffers"]}
     return {"model": model, "step": saved_steps(run)[-1] if step is None else step}
 
 

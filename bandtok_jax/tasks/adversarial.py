@@ -1,243 +1,293 @@
-"""The training step that the tasks with two players share: a model, and the discriminator that judges it.
+"""The training step of adversarial tasks: a generator, and the discriminator of its outputs.
 
-Both players take their gradients at the same old weights, from the same output of the model: the generator and the
-discriminator run forward once a step, and micro-batches add up exactly.
+Both networks take their gradients at the old weights and from the same output of the generator: each runs forward once
+a step, and micro-batches add up exactly.
 """
 
 import abc
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from bandtok_jax.layers.network import Network
+from bandtok_jax.layers.network import Tree
 from bandtok_jax.losses import adversarial, balancer
-from bandtok_jax.tasks import Task, optimization
+from bandtok_jax.models import registry
+from bandtok_jax.tasks import optimization
+from bandtok_jax.tasks.task import Batch, Metrics, State, Task
 
-# Losses that the output of the model alone decides; the balancer knows how strongly each pulls at it.
-_OF_OUTPUT = ("waveform", "mel", "stft", "adversarial", "feature_matching")
+Losses = dict[str, jax.Array]
+# Returns the gradients with respect to the output for gradients with respect to the losses.
+OutputVJP = Callable[[Losses], tuple[jax.Array]]
 
 
-class Game(Task, abc.ABC):
-    """A task whose state holds the players `model` and `discriminator`, each with an optimizer of its own."""
+class AdversarialTask(Task, abc.ABC):
+    """A task whose state holds the models `model` and `discriminator`, each with its own optimizer."""
 
-    def set_players(self, network: Network, discriminator: Network) -> None:
-        """Takes the networks, and makes their optimizers from the configuration."""
-        config = self.config
+    def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
+        super().__init__(config, read_components)
         adversarial.check_kind(config.loss.adversarial_kind)
-        adversarial.check_average(self._feature_average)
-        self.network, self.discriminator = network, discriminator
-        self.optimizer = optimization.create_optimizer(config.optimizer, optimization.schedule_steps(config))
+        adversarial.check_feature_average(config.loss.feature_average)
+        self.discriminator = registry.build(config, "discriminator")
         self.discriminator_optimizer = optimization.create_optimizer(
             config.discriminator_optimizer, optimization.schedule_steps(config)
         )
 
-    # ---- what a task fills in ---------------------------------------------------------------------------------------
+    # ---- the parts of a task ----------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def original(self, batch):
-        """Returns what the model is to make again, `[B, ...]`."""
+    def target(self, batch: Batch) -> jax.Array:
+        """Returns the original that the generator is to reconstruct, `[B, ...]`."""
 
     @abc.abstractmethod
-    def generate(self, parameters, buffers, frozen, batch, real, key):
-        """Runs the model for training.
+    def forward(
+        self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, real: jax.Array, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Losses], tuple[Tree, Tree]]:
+        """Runs the generator for training.
 
         Args:
-          real: `original` of the batch.
+          real: `target` of the batch.
 
         Returns:
-          `(output, losses), (totals, rows)`: the output, like `original`; the model's own scalar losses by their names
-          in `config.loss`; and what `learn` wants, sums over the batch and arrays with a leading axis B.
+          `(fake, losses), (totals, per_example)`: the output, like `target`; the network's own scalar losses; and
+          statistics for `update_codebooks`, sums over the batch and arrays with a leading axis B.
         """
 
     @abc.abstractmethod
-    def reconstruction_terms(self, fake, real):
-        """Returns the losses that compare the output with the original, `{name: scalar}`."""
+    def reconstruction_losses(self) -> Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]:
+        """Returns the losses that compare the output with the original, `{name: function(real, fake) -> scalar}`."""
 
-    def judged_part(self, output):
-        """Returns the part of an output that the discriminator judges; by default all of it."""
+    def discriminator_input(self, output: jax.Array) -> jax.Array:
+        """Returns the part of an output that the discriminator sees; by default all of it."""
         return output
 
-    def learn(self, old, new, totals, rows, batch, key):
-        """Updates what learns by other means than gradients.
+    def update_codebooks(
+        self, old: Tree, new: Tree, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
+    ) -> tuple[Tree, Metrics]:
+        """Returns the model state `new` with codebooks that learn without gradients, and metrics.
 
         Args:
-          old, new: the model before and after the step of its optimizer.
-          totals, rows: from `generate`, of the whole batch.
-
-        Returns:
-          The new `model` of the state, and metrics.
+          old, new: the model state before and after the step of its optimizer.
+          totals, per_example: of `forward`, of the whole batch.
         """
         return new, {}
 
     # ---- the training step ------------------------------------------------------------------------------------------
 
     @property
-    def _feature_average(self) -> str:
-        return self.config.loss.get("feature_average", "discriminators")
+    def _balancer_decay(self) -> float:
+        """Decay of the loss balancer's running means; 0 without a balancer."""
+        return self.config.loss.balancer_decay
 
-    @property
-    def _decay(self) -> float:
-        """Decay of the memory of the balancer of gradients; 0 where losses are simply added up."""
-        return self.config.loss.get("balancer_decay", 0.0)
-
-    def init(self, key, batch_spec=None):
+    def init(self, key: jax.Array, batch_spec: object = None) -> State:
+        """Returns a fresh state."""
         model_key, discriminator_key = jax.random.split(key)
-        average = self.config.optimizer.ema_decay > 0
-        state = {
-            "step": jnp.zeros((), jnp.int32),
-            "model": optimization.create_player(self.network, model_key, self.optimizer, average),
-            "discriminator": optimization.create_player(
-                self.discriminator, discriminator_key, self.discriminator_optimizer
-            ),
-        }
-        if self._decay:
-            if self.config.loss.adversarial_ramp or self.config.loss.adversarial_limit:
-                raise ValueError(
-                    "loss.balancer_decay gives every loss its share of the gradient already: set it to 0, or both "
-                    "--config.loss.adversarial_ramp=0 and --config.loss.adversarial_limit=0"
-                )
-            if self.config.optimizer.accumulation_steps > 1:
-                raise ValueError(
-                    "loss.balancer_decay looks at the gradient of a whole batch: "
-                    "set --config.optimizer.accumulation_steps=1, or --config.loss.balancer_decay=0"
-                )
-            state["model"]["balancer"] = balancer.start(name for name in _OF_OUTPUT if self.config.loss.get(name))
+        state = super().init(model_key)
+        state["discriminator"] = optimization.init_model(
+            self.discriminator, discriminator_key, self.discriminator_optimizer
+        )
+        if self._balancer_decay:
+            self._check_balancer()
+            balanced = self.active(dict.fromkeys((*self.reconstruction_losses(), "adversarial", "feature_matching")))
+            state["model"]["balancer"] = balancer.init(balanced)
         return state
 
-    def phase(self, step):
-        """Returns when the players meet, by the `loss` group.
+    def _check_balancer(self) -> None:
+        """Raises a ValueError for settings that a loss balancer excludes."""
+        if self.config.loss.adversarial_ramp or self.config.loss.adversarial_limit:
+            raise ValueError(
+                "loss.balancer_decay gives every loss its share of the gradient already: set it to 0, or both "
+                "--config.loss.adversarial_ramp=0 and --config.loss.adversarial_limit=0"
+            )
+        if self.config.optimizer.accumulation_steps > 1:
+            raise ValueError(
+                "loss.balancer_decay needs the gradient of a whole batch: "
+                "set --config.optimizer.accumulation_steps=1, or --config.loss.balancer_decay=0"
+            )
 
-        `playing`: the discriminator learns. `judged`: its losses reach the generator; later, where only the generator
-        came from another run. A negative start means never. Known before compilation: XLA runs the convolutions of a
-        conditional 13 times slower on a CPU.
+    def phase(self, step: int) -> dict[str, bool]:
+        """Returns the active parts of the step, by the `loss` group.
+
+        `update_discriminator`: the discriminator learns. `adversarial_active`: its losses reach the generator; later,
+        where only the generator came from another run. A negative start means never. Both are static, since XLA runs
+        the convolutions of a conditional 13 times slower on a CPU.
         """
         loss = self.config.loss
-        playing = 0 <= loss.adversarial_start <= step
-        return {"playing": playing, "judged": playing and step >= loss.adversarial_start + loss.discriminator_warmup}
+        update = 0 <= loss.adversarial_start <= step
+        active = update and step >= loss.adversarial_start + loss.discriminator_warmup
+        return {"update_discriminator": update, "adversarial_active": active}
 
-    def train_step(self, state, frozen, batch, key, playing=True, judged=True):
+    def train_step(
+        self,
+        state: State,
+        frozen: Tree,
+        batch: Batch,
+        key: jax.Array,
+        update_discriminator: bool = True,
+        adversarial_active: bool = True,
+    ) -> tuple[State, Metrics]:
+        """Returns the state after one step of both optimizers, and metrics; see `phase` for the switches."""
         model, discriminator, step = state["model"], state["discriminator"], state["step"]
         steps = self.config.optimizer.accumulation_steps
 
-        def micro_step(micro_batch):
-            real = self.original(micro_batch)
-            (fake, own), pull_back, (totals, rows) = jax.vjp(
-                lambda parameters: self.generate(parameters, model["buffers"], frozen, micro_batch, real, key),
-                model["parameters"],
-                has_aux=True,
-            )
-            real = real.astype(fake.dtype)  # both are judged in the same precision
-            terms, push = jax.vjp(lambda fake: self.reconstruction_terms(fake, real), fake)
-            slopes = self._slopes(terms, push)
-            metrics, discriminator_gradients = {"loss": self._weighed({**own, **terms}), **own, **terms}, {}
-            if playing:
-                opinion, push, loss, discriminator_gradients = self._judge(discriminator, real, fake)
-                metrics |= {**opinion, "discriminator_loss": loss}
-            if judged:
-                opinion_slopes, measured = self._limited(slopes, self._slopes(opinion, push), step)
-                slopes |= opinion_slopes
-                metrics["loss"] += measured["adversarial_scale"] * self._weighed(opinion)
-                metrics |= measured
-            memory = {}
-            if self._decay:
-                slope, memory = balancer.balance(slopes, self.config.loss, model["balancer"], self._decay)
-            else:
-                slope = sum(slopes.values())
-            (gradients,) = pull_back((slope, self._weights(own)))
-            return (gradients, discriminator_gradients, memory, totals, metrics), rows
+        def micro_step(micro_batch: Batch) -> tuple[tuple, Tree]:
+            # One forward pass of the generator; its backward pass comes last, with one gradient for all losses.
+            real = self.target(micro_batch)
 
-        (gradients, discriminator_gradients, memory, totals, metrics), rows = optimization.accumulate(
-            micro_step, batch, steps
+            def forward(parameters: Tree) -> tuple[tuple, tuple]:
+                (fake, losses), statistics = self.forward(parameters, model["buffers"], frozen, micro_batch, real, key)
+                return (fake, self.active(losses)), statistics
+
+            (fake, own_losses), generator_vjp, (totals, per_example) = jax.vjp(
+                forward, model["parameters"], has_aux=True
+            )
+
+            # Gradients of the reconstruction losses with respect to the output, in one precision for both sides.
+            real = real.astype(fake.dtype)
+            functions = self.active(self.reconstruction_losses())
+            losses, output_vjp = jax.vjp(
+                lambda fake: {name: function(real, fake) for name, function in functions.items()}, fake
+            )
+            output_gradients = self._output_gradients(losses, output_vjp)
+            metrics = {"loss": self.weighted_sum({**own_losses, **losses}), **own_losses, **losses}
+
+            # One forward pass of the discriminator gives its own gradients and those of the adversarial losses.
+            discriminator_gradients = {}
+            if update_discriminator:
+                adversarial_losses, output_vjp, loss, discriminator_gradients = self._discriminate(
+                    discriminator, real, fake
+                )
+                metrics |= {**adversarial_losses, "discriminator_loss": loss}
+            if adversarial_active:
+                adversarial_gradients, scale_metrics = self._limit_adversarial(
+                    output_gradients, self._output_gradients(adversarial_losses, output_vjp), step
+                )
+                output_gradients |= adversarial_gradients
+                metrics["loss"] += scale_metrics["adversarial_scale"] * self.weighted_sum(adversarial_losses)
+                metrics |= scale_metrics
+
+            # The backward pass of the generator.
+            balancer_state = {}
+            if self._balancer_decay:
+                gradient, balancer_state = balancer.balance(
+                    output_gradients, self.config.loss, model["balancer"], self._balancer_decay
+                )
+            else:
+                gradient = sum(output_gradients.values())
+            (gradients,) = generator_vjp((gradient, self._weights(own_losses)))
+            return (gradients, discriminator_gradients, balancer_state, totals, metrics), per_example
+
+        (gradients, discriminator_gradients, balancer_state, totals, metrics), per_example = (
+            optimization.accumulate_gradients(micro_step, batch, steps)
         )
         totals = jax.tree.map(lambda x: x * steps, totals)  # the accumulation gives means
 
-        new_model, metrics["gradient_norm"] = optimization.update_player(
-            model, gradients, self.optimizer, self.config.optimizer.ema_decay, step
-        )
-        if memory:
-            new_model["balancer"] = memory
-        new_model, more = self.learn(model, new_model, totals, rows, batch, key)
-        metrics |= more
-        if playing:
-            discriminator, metrics["discriminator_gradient_norm"] = optimization.update_player(
+        # Both optimizers, then the codebooks that learn by EMA.
+        new_model, more_metrics = self.apply_gradients(model, gradients, step)
+        metrics |= more_metrics
+        if balancer_state:
+            new_model["balancer"] = balancer_state
+        new_model, more_metrics = self.update_codebooks(model, new_model, totals, per_example, batch, key)
+        metrics |= more_metrics
+        if update_discriminator:
+            discriminator, metrics["discriminator_gradient_norm"] = optimization.apply_gradients(
                 discriminator, discriminator_gradients, self.discriminator_optimizer, 0.0, step
             )
         return {"step": step + 1, "model": new_model, "discriminator": discriminator}, metrics
 
-    def _weights(self, terms):
-        return {name: jnp.asarray(self.config.loss[name], value.dtype) for name, value in terms.items()}
+    def _weights(self, losses: Losses) -> Losses:
+        """Returns the weights of losses as arrays of their dtypes."""
+        return {name: jnp.asarray(self.config.loss[name], value.dtype) for name, value in losses.items()}
 
-    def _weighed(self, terms):
-        return sum(self.config.loss[name] * value for name, value in terms.items())
+    def _output_gradients(self, losses: Losses, output_vjp: OutputVJP) -> dict[str, jax.Array]:
+        """Returns gradients with respect to the output, `{name: [B, ...]}`.
 
-    def _slopes(self, terms, push) -> dict[str, jax.Array]:
-        """Returns gradients by the output: of the weighted sum of the terms, or of each for the balancer.
-
-        Args:
-          push: pulls a direction in the terms back to the output.
+        There is one for the weighted sum of the losses, or with a loss balancer one for each loss, without its weight.
         """
-        weights = self._weights(terms)
-        if not self._decay:
-            return {" and ".join(terms): push(weights)[0]}
-        one = lambda name: {other: jnp.full_like(weight, other == name) for other, weight in weights.items()}
-        return {name: push(one(name))[0] for name in terms if self.config.loss[name]}
+        weights = self._weights(losses)
+        if not self._balancer_decay:
+            return {" and ".join(losses): output_vjp(weights)[0]}
+        gradients = {}
+        for name in losses:
+            selected = {other: jnp.full_like(weight, other == name) for other, weight in weights.items()}
+            gradients[name] = output_vjp(selected)[0]
+        return gradients
 
-    def _limited(self, reconstruction, opinion, step):
-        """Ramps the discriminator's part of the gradient up, and limits it in each example (our choice).
+    def _limit_adversarial(
+        self, reconstruction: dict[str, jax.Array], adversarial: dict[str, jax.Array], step: jax.Array
+    ) -> tuple[dict[str, jax.Array], Metrics]:
+        """Ramps the adversarial part of the gradient up, and limits its norm in each example (our choice).
 
-        In the first steps the discriminator knows little, and what it says is noise. Where its part of the gradient by
-        the output is no longer than a share below 1 of the reconstruction's, no step raises the reconstruction losses
-        to first order. VQGAN (arXiv 2012.09841, eq. 7) sets the ratio of the two at the last layer for a whole batch;
-        here each example has its own, so that micro-batches add up and no example depends on its neighbours.
+        In the first steps the discriminator's gradients are noise. Where the adversarial gradient with respect to the
+        output is no longer than a fraction below 1 of the reconstruction's, no step raises the reconstruction losses to
+        first order. VQGAN (arXiv 2012.09841, eq. 7) sets the ratio of the two at the last layer for a whole batch; here
+        each example has its own, so that micro-batches add up and no example depends on the others.
 
         Args:
-          reconstruction, opinion: gradients by the output, `{name: [B, ...]}`.
+          reconstruction, adversarial: gradients with respect to the output, `{name: [B, ...]}`.
 
         Returns:
-          `opinion`, scaled; and metrics: `adversarial_ratio`, the length of its gradient in those of the
-          reconstruction, before the scaling, and `adversarial_scale`, both as means over the examples.
+          `adversarial`, scaled; and metrics, means over the examples: `adversarial_ratio`, the norm of its gradient
+          over that of the reconstruction, before the scaling, and `adversarial_scale`.
         """
         settings = self.config.loss
-        total = lambda slopes: sum(slopes.values()).astype(jnp.float32)
-        length = lambda slope: jnp.sqrt(jnp.sum(slope**2, range(1, slope.ndim)))
-        ratio = length(total(opinion)) / (length(total(reconstruction)) + 1e-12)
+
+        def norm(gradients: dict[str, jax.Array]) -> jax.Array:
+            total = sum(gradients.values()).astype(jnp.float32)
+            return jnp.sqrt(jnp.sum(total**2, range(1, total.ndim)))
+
+        ratio = norm(adversarial) / (norm(reconstruction) + 1e-12)
         scale = jnp.ones_like(ratio)
         if settings.adversarial_limit:
             scale = jnp.minimum(scale, settings.adversarial_limit / jnp.maximum(ratio, 1e-12))
         if settings.adversarial_ramp:
             first = settings.adversarial_start + settings.discriminator_warmup
             scale *= jnp.clip((step + 1 - first) / settings.adversarial_ramp, 0, 1)
-        scaled = {n: x * scale.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) for n, x in opinion.items()}
+        scaled = {
+            name: gradient * scale.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
+            for name, gradient in adversarial.items()
+        }
         return scaled, {"adversarial_ratio": ratio.mean(), "adversarial_scale": scale.mean()}
 
-    def _judge(self, discriminator, real, fake):
-        """Runs the discriminator once for both players.
+    def _discriminate(
+        self, discriminator: optimization.ModelState, real: jax.Array, fake: jax.Array
+    ) -> tuple[Losses, OutputVJP, jax.Array, Tree]:
+        """Runs the discriminator once for both networks.
 
         Returns:
-          The generator's adversarial terms, what pulls them back to its output, the discriminator's loss and gradients.
+          The generator's adversarial losses, their VJP with respect to `fake`, the discriminator's loss and gradients.
         """
-        kind = self.config.loss.adversarial_kind
+        settings = self.config.loss
 
-        def verdicts(parameters, fake):
+        def outputs(parameters: Tree, fake: jax.Array) -> tuple[tuple, tuple]:
             # Side by side in one batch: half as many operations, and both stay on the device that holds the example.
-            both = jnp.stack([self.judged_part(real), self.judged_part(fake)], axis=1)
-            both = self.discriminator.apply(parameters, discriminator["buffers"], both.reshape(-1, *both.shape[2:]))
-            split = jax.tree.map(lambda x: x.reshape(len(real), 2, -1), both)
+            pairs = jnp.stack([self.discriminator_input(real), self.discriminator_input(fake)], axis=1)
+            pairs = pairs.reshape(-1, *pairs.shape[2:])
+            logits_and_features = self.discriminator.apply(parameters, discriminator["buffers"], pairs)
+            split = jax.tree.map(lambda x: x.reshape(len(real), 2, -1), logits_and_features)
             return tuple(jax.tree.map(lambda x: x[:, side], split) for side in range(2))
 
-        def discriminator_loss(verdicts):
-            (real_logits, _), (fake_logits, _) = verdicts
-            return adversarial.discriminator_loss(real_logits, fake_logits, kind)
+        def discriminator_loss(outputs: tuple[tuple, tuple]) -> jax.Array:
+            (real_logits, _), (fake_logits, _) = outputs
+            return adversarial.discriminator_loss(real_logits, fake_logits, settings.adversarial_kind)
 
-        def opinion(verdicts):
-            (_, real_features), (fake_logits, fake_features) = verdicts
-            return {
-                "adversarial": adversarial.generator_loss(fake_logits, kind),
-                "feature_matching": adversarial.feature_matching(real_features, fake_features, self._feature_average),
+        def adversarial_losses(outputs: tuple[tuple, tuple]) -> Losses:
+            (_, real_features), (fake_logits, fake_features) = outputs
+            functions = {
+                "adversarial": lambda: adversarial.generator_loss(fake_logits, settings.adversarial_kind),
+                "feature_matching": lambda: adversarial.feature_matching(
+                    real_features, fake_features, settings.feature_average
+                ),
             }
+            return {name: function() for name, function in self.active(functions).items()}
 
-        # One forward pass serves both players: only the directions that are pulled back differ.
-        given, pull_back = jax.vjp(verdicts, discriminator["parameters"], fake)
-        loss, direction = jax.value_and_grad(discriminator_loss)(given)
-        terms, push = jax.vjp(opinion, given)
-        return terms, lambda weights: pull_back(*push(weights))[1:], loss, pull_back(direction)[0]
+        # One forward pass; the discriminator's loss and the generator's losses differ in their backward passes alone.
+        discriminated, discriminator_vjp = jax.vjp(outputs, discriminator["parameters"], fake)
+        loss, loss_gradient = jax.value_and_grad(discriminator_loss)(discriminated)
+        losses, losses_vjp = jax.vjp(adversarial_losses, discriminated)
+
+        def output_vjp(weights: Losses) -> tuple[jax.Array]:
+            return discriminator_vjp(*losses_vjp(weights))[1:]
+
+        return losses, output_vjp, loss, discriminator_vjp(loss_gradient)[0]

@@ -1,48 +1,54 @@
 """Training of a language model over grids of tokens: cross-entropy of the next token, with text or without.
 
-All sums run over what is there: padding counts nowhere, and a track that ends inside the crop is followed by the end
-token. Losses are in nats per code.
+Padding counts nowhere, and the end token follows a track that ends inside the crop. Losses are in nats per code.
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any
 import warnings
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.data_pipelines import token_manifest, token_source
 from bandtok_jax.generation import SAMPLING, autoregressive
+from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
-from bandtok_jax.tasks import Task, optimization
+from bandtok_jax.tasks import optimization
+from bandtok_jax.tasks.single_network import SingleNetworkTask
+from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
-DROPOUT = 1  # what a key of an example is folded with for it
+DROPOUT = 1  # folded into the key of an example for dropout
 EXAMPLES_SHOWN = 2  # of the samples; our choice
 
 
-class LanguageModel(Task):
-    """The task `language_model`; see `bandtok_jax.tasks` for the methods."""
+class LanguageModelTask(SingleNetworkTask):
+    """The task `language_model`, see `Task` for the methods."""
 
-    HEADLINE = ("cross_entropy", "unigram_gap", "end_accuracy")
+    requires = ("tokenizer", "vocoder")
+    HEADLINE_METRICS = ("cross_entropy", "unigram_gap", "end_accuracy")
 
-    def __init__(self, config, read_stages=None):
-        super().__init__(config, read_stages)
-        self.settings, self.network = registry.arguments(config), registry.build(config)
-        self.optimizer = optimization.create_optimizer(config.optimizer, optimization.schedule_steps(config))
+    def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
+        super().__init__(config, read_components)
+        self.settings = registry.arguments(config)
 
     @staticmethod
-    def settled(config, remote=True):
-        """Rows that are levels have codes of their own: each level has a codebook."""
+    def resolve_config(config: ConfigDict, read_remote: bool = True) -> ConfigDict:
+        """Returns the configuration with `model.row_vocabulary`: True for residual levels, each with a codebook."""
         if config.model.row_vocabulary is None:
             folder, config = config.data.tokens, config.copy_and_resolve_references()
             with config.unlocked(), config.model.ignore_type():
-                config.model.row_vocabulary = (remote or not storage.is_remote(folder)) and _are_levels(folder)
+                readable = read_remote or not storage.is_remote(folder)
+                config.model.row_vocabulary = readable and _rows_are_levels(folder)
         return config
 
     @property
-    def SHARDING(self):
+    def SHARDING(self) -> tuple:
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
         return (
             (r"text_encoder/|text_projection/|null_text|row_embedding|scale", P()),
@@ -51,15 +57,18 @@ class LanguageModel(Task):
             (r"embedding|head/kernel", P("tensor", "fsdp")),
         )
 
-    def require_inputs(self) -> None:
-        if not self.config.data.tokens:
-            raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
-
     @property
-    def NEXT(self) -> str:
-        alone = self.config.tokenizer and self.tokenizer.config.task == "waveform_codec"
+    def NEXT_COMMAND(self) -> str:
+        alone = self.config.tokenizer and self.component("tokenizer").config.task == "waveform_codec"
         vocoder = "" if alone else " --vocoder={vocoder}"
         return f"bandtok export {{tokenizer}}{vocoder} --language-model={{run}} -o MODEL"
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    def require_inputs(self) -> None:
+        """Raises a ValueError where `data.tokens` is empty."""
+        if not self.config.data.tokens:
+            raise ValueError("data.tokens is empty; give a folder of token records, made with  bandtok tokenize")
 
     @property
     def _folder(self) -> str:
@@ -67,26 +76,28 @@ class LanguageModel(Task):
         return self.config.data.tokens
 
     @functools.cached_property
-    def _manifest(self) -> dict:
-        """What is known of the tokens that the model learns."""
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest of the token records."""
         return token_manifest.read_token_manifest(self._folder)
 
-    @property
-    def tokenizer_hash(self) -> str:
-        return self._manifest["weight_hash"]
+    def component_hashes(self) -> dict[str, str]:
+        """Returns the hash of the tokenizer that made the tokens, and of the vocoder of the samples."""
+        vocoder_hash = self.component("vocoder").weight_hash if self.config.vocoder else ""
+        return {"tokenizer": self._manifest["weight_hash"], "vocoder": vocoder_hash}
 
     @property
     def caption_fraction(self) -> float:
-        """Share of the training pieces that have a caption; -1 where the tokens do not say."""
-        share = token_manifest.caption_fraction(self._manifest)
-        return -1.0 if share is None else share
+        """Fraction of the training tracks that have a caption; -1 where the manifest does not state it."""
+        fraction = token_manifest.caption_fraction(self._manifest)
+        return -1.0 if fraction is None else fraction
 
     @property
     def seconds_per_example(self) -> float:
+        """Seconds of audio in one example."""
         return self.config.data.columns / self._manifest["columns_per_second"]
 
-    def load_frozen(self):
-        """How often each code comes in each row of the training pieces: what any model has to beat."""
+    def load_frozen(self) -> Tree:
+        """Returns the log-frequencies of the codes in each row of the training tracks, a baseline for any model."""
         model = self.config.model
         for name in ("rows", "codebook_size"):
             if self._manifest[name] != model[name]:
@@ -101,22 +112,26 @@ class LanguageModel(Task):
             )
         if model.text == "embedding":
             self._embedding_shape()
-        _ = self._codec  # so that what does not fit is named at once
+        _ = self._codec  # so that an error comes before the first step
         if model.text == "bytes" and self.caption_fraction == 0:
             warnings.warn(
-                f"no piece in {self._folder} has a caption, so prompts will mean nothing to this model: captions come "
+                f"no track in {self._folder} has a caption, so prompts will mean nothing to this model: captions come "
                 "from  bandtok prepare --tracks",
                 stacklevel=2,
             )
         source = token_source.TokenSource(self._folder, "train")
         return {"row_unigrams": token_source.row_unigrams(source, model.codebook_size)}
 
-    def frozen_spec(self):
+    def frozen_spec(self) -> Tree:
+        """Returns shapes and dtypes of `load_frozen()`, without data."""
         model = self.config.model
         return {"row_unigrams": jax.ShapeDtypeStruct((model.rows, model.codebook_size), jnp.float32)}
 
-    def batch_spec(self):
-        """Of captions as bytes no data is needed; how many embeddings a text has, only the tokens know."""
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns names, shapes and dtypes of a global batch.
+
+        Captions as bytes need no data; the number of embeddings of a text is read from the token records.
+        """
         examples = {
             "codes": ((self.config.data.columns, self.config.model.rows), "int32"),
             "columns": ((), "int32"),
@@ -129,116 +144,52 @@ class LanguageModel(Task):
         return self._batch_spec(examples)
 
     def _embedding_shape(self) -> tuple[int, int]:
-        """Of the text of an example: how many embeddings of which width."""
-        width, record = self.config.model.text_dim, token_source.TokenSource(self._folder, "train")[0]
+        """Returns number and width of the text embeddings of an example."""
+        dim, record = self.config.model.text_dim, token_source.TokenSource(self._folder, "train")[0]
         shape = np.shape(record.get("embedding"))
-        if shape[-1:] != (width,):
-            found = f"embeddings of width {shape[-1]}" if shape else "no embeddings"
+        if shape[-1:] != (dim,):
+            stored = f"embeddings of width {shape[-1]}" if shape else "no embeddings"
             raise ValueError(
-                f'model.text is "embedding" of width {width}, and the tokens in {self._folder} have {found}: '
+                f'model.text is "embedding" of width {dim}, and the tokens in {self._folder} have {stored}: '
                 "set --config.model.text_dim to theirs, or make tokens with  bandtok tokenize --embeddings=FILE"
             )
         return shape
 
-    def summaries(self, state, frozen, batch, outputs=None):
-        """Returns the token losses `[T, F]` of the first two examples; and with a codec, audio generated from the texts
-        of both."""
-        if outputs is None:
-            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
-        examples = {name: value[:EXAMPLES_SHOWN] for name, value in batch.items()}
-        parameters, losses = optimization.evaluation_parameters(state["model"]), outputs[:EXAMPLES_SHOWN]
-        shown = {f"{i}/surprise": ("image", losses[i], "nats per token") for i in range(len(losses))}
-        # Of several processes, none has all of the weights.
-        if self._codec and jax.process_count() == 1:
-            shown |= self._new_music(parameters, examples)
-        return shown
+    # ---- training and evaluation ------------------------------------------------------------------------------------
 
-    def _new_music(self, parameters, examples):
-        """As long as what the model sees at a time, from the same random numbers at each call."""
-        text = {"bytes": "caption", "embedding": "embedding", "none": None}[self.settings["text"]]
-        columns, count = self.config.data.columns, len(examples["codes"])
-        codes, _ = autoregressive.Generator(self.settings, parameters).generate(
-            columns=columns, window_columns=columns, key=jax.random.key(self.config.seed), batch=count,
-            temperature=SAMPLING["temperature"], top_k=min(SAMPLING["top_k"], self.settings["codebook_size"]),
-            **({text: np.asarray(examples[text])} if text else {}),
-        )  # fmt: skip
-        rate = self._codec.sample_rate_hz
-        return {f"{i}/generated": ("audio", self._codec.decode(codes[i]), rate) for i in range(count)}
+    def losses(
+        self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, micro_batch: Batch, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns the cross-entropies of codes and of ends, per code, see `SingleNetworkTask.losses`."""
+        # Micro-batches hold different numbers of codes, so each divides by its share of the whole batch's codes.
+        codes = jnp.maximum(batch["columns"].sum(), 1) * batch["codes"].shape[2]
+        share = codes / self.config.optimizer.accumulation_steps
+        # Classifier-free guidance needs a model without text, too: the text of some examples is dropped.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
+        drop_text = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
+        dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
+        code_losses, end_losses, _ = self._token_losses(parameters, micro_batch, drop_text, dropout_keys)
+        return {"cross_entropy": code_losses.sum() / share, "end_cross_entropy": end_losses.sum() / share}
 
-    @functools.cached_property
-    def _codec(self):
-        """Of `config.tokenizer` and `config.vocoder`, which turns codes into sound; None where no tokenizer is named.
-
-        Raises:
-          ValueError: they do not belong to the tokens, or not together, or make no sound.
-        """
-        if not self.config.tokenizer:
-            return None
-        from bandtok_jax.pretrained import model_folder  # which imports the tasks
-
-        if self.tokenizer.weight_hash != self.tokenizer_hash:
-            raise ValueError(
-                f"config.tokenizer {self.config.tokenizer} is {self.tokenizer.weight_hash[:12]}, the tokens in "
-                f"{self._folder} were made by {self.tokenizer_hash[:12]}: give that one, or none"
-            )
-        stages = {"tokenizer": self.tokenizer} | ({"vocoder": self.vocoder} if self.config.vocoder else {})
-        codec = model_folder.join(stages)
-        if not codec.makes_sound:
-            raise ValueError(
-                f"config.tokenizer {self.config.tokenizer} makes no sound by itself: set config.vocoder to a vocoder's "
-                "run, so that samples are heard, or leave both out"
-            )
-        return codec
-
-    def init(self, key, batch_spec=None):
-        average = self.config.optimizer.ema_decay > 0
-        return {
-            "step": jnp.zeros((), jnp.int32),
-            "model": optimization.create_player(self.network, key, self.optimizer, average),
-        }
-
-    def train_step(self, state, frozen, batch, key):
-        settings, model = self.config.optimizer, state["model"]
-        # Micro-batches are of unequal weight, so each divides by its share of the whole batch's codes.
-        share = _count(batch) / settings.accumulation_steps
-
-        def micro_step(micro_batch):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
-            drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
-            dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
-
-            def loss(parameters):
-                codes, ends, _ = self._losses(parameters, micro_batch, drop, dropout_keys)
-                terms = {"cross_entropy": codes.sum() / share, "end_cross_entropy": ends.sum() / share}
-                return terms["cross_entropy"] + terms["end_cross_entropy"], terms
-
-            (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(model["parameters"])
-            return (gradients, {"loss": value, **terms}), {}
-
-        (gradients, metrics), _ = optimization.accumulate(micro_step, batch, settings.accumulation_steps)
-        model, norm = optimization.update_player(model, gradients, self.optimizer, settings.ema_decay, state["step"])
-        return {"step": state["step"] + 1, "model": model}, metrics | {"gradient_norm": norm}
-
-    def evaluate(self, state, frozen, batch):
-        """Returns sums over the batch, of the losses of each row and of the decisions to end, for `combine`; and the
-        token losses `[B, T, F]`."""
+    def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
+        """Returns sums over the batch for `aggregate`, and the token losses `[B, T, F]`."""
         parameters = optimization.evaluation_parameters(state["model"])
-        codes, ends, decisions = self._losses(parameters, batch, jnp.zeros(batch["codes"].shape[0], bool))
-        rows = jnp.arange(batch["codes"].shape[-1])
-        valid = _valid(batch)
-        unigrams = jnp.where(valid[..., None], -frozen["row_unigrams"][rows, batch["codes"]], 0)
+        no_drop = jnp.zeros(batch["codes"].shape[0], bool)
+        code_losses, end_losses, decisions = self._token_losses(parameters, batch, no_drop)
+        rows, valid = jnp.arange(batch["codes"].shape[-1]), _valid_columns(batch)
+        unigram_losses = jnp.where(valid[..., None], -frozen["row_unigrams"][rows, batch["codes"]], 0)
         metrics = {
-            "row_cross_entropy": codes.sum((0, 1)),
-            "row_unigram_cross_entropy": unigrams.sum((0, 1)),
-            "columns": valid.sum().astype(codes.dtype),
-            "end_cross_entropy": ends.sum(),
-            "ends": batch["ended"].sum().astype(codes.dtype),
-            "right_decisions": decisions.sum().astype(codes.dtype),
+            "row_cross_entropy": code_losses.sum((0, 1)),
+            "row_unigram_cross_entropy": unigram_losses.sum((0, 1)),
+            "columns": valid.sum().astype(code_losses.dtype),
+            "end_cross_entropy": end_losses.sum(),
+            "ends": batch["ended"].sum().astype(code_losses.dtype),
+            "right_decisions": decisions.sum().astype(code_losses.dtype),
         }
-        return metrics, codes
+        return metrics, code_losses
 
-    def combine(self, totals, batches: int):
-        """Evaluation: cross-entropy beside that of the unigrams of each row, and how often "go on or end" is right."""
+    def aggregate(self, totals: dict, num_batches: int) -> dict:
+        """Returns the cross-entropy, that of each row's unigrams, and the accuracy of the decision to end."""
         by_row, columns = totals["row_cross_entropy"] / totals["columns"], totals["columns"]
         unigram = (totals["row_unigram_cross_entropy"] / columns).mean()
         metrics = {
@@ -250,52 +201,108 @@ class LanguageModel(Task):
         }
         return metrics | {f"row_cross_entropy/{row:02d}": value for row, value in enumerate(by_row)}
 
-    def warnings(self, scores):
+    def warnings(self, scores: dict[str, float]) -> list[str]:
+        """Returns a message where the model is no better than the frequencies of the codes."""
         if scores["unigram_gap"] < 0:
             return []
         return ["the language model predicts no better than the frequencies of the codes in each row"]
 
-    def _losses(self, parameters, batch, drop, keys=None):
-        """Cross-entropy in nats, zero where nothing is: of the codes `[B, T, F]`, and of the ends `[B, T + 1]`; and
-        where, before a column or an end, the model was right about which of the two comes, bool `[B, T + 1]`.
+    def _token_losses(
+        self, parameters: Tree, batch: Batch, drop_text: jax.Array, keys: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns cross-entropies in nats, zero for padding, and the right decisions to end.
 
-        drop: bool `[B]`, whose text is left out; keys: `[B]` for dropout, None where there is none.
+        Args:
+          drop_text: bool `[B]`, examples whose text is left out.
+          keys: `[B]`, for dropout; None: no dropout.
+
+        Returns:
+          Losses of the codes `[B, T, F]` and of the ends `[B, T + 1]`; and bool `[B, T + 1]`, True before a column or
+          an end where the model predicts which of the two comes.
         """
         codes, columns = batch["codes"], batch["columns"][:, None]
         kind, end = self.settings["text"], self.settings["codebook_size"]
         text = ()
         if kind != "none":
-            given = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}[kind]
-            text = self.network.apply(parameters, {}, **given, drop=drop, method="context")
+            text_input = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}
+            text = self.network.apply(parameters, {}, **text_input[kind], drop=drop_text, method="context")
         logits = self.network.apply(parameters, {}, codes, *text, begins=batch["start"] == 0, keys=keys)
 
+        # Targets: the codes, and the end token in place of the first row of the column after the last.
         batch_size, length, rows = codes.shape
         before_column = jnp.arange(length + 1)
         ends = (before_column == columns) & batch["ended"][:, None]
         targets = jnp.pad(codes.reshape(batch_size, -1), ((0, 0), (0, 1)))
         targets = targets.at[:, ::rows].set(jnp.where(ends, end, targets[:, ::rows]))
         # Compared, not gathered: the gradient of a gather is a scatter into an array as large as the logits.
-        chosen = jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0).sum(-1)
-        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-        code_losses = jnp.where(_valid(batch)[..., None], losses[:, :-1].reshape(codes.shape), 0)
+        target_logits = jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0).sum(-1)
+        losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
+        code_losses = jnp.where(_valid_columns(batch)[..., None], losses[:, :-1].reshape(codes.shape), 0)
         end_losses = jnp.where(ends, losses[:, ::rows], 0)
         right = (logits[:, ::rows].argmax(-1) == end) == ends
         return code_losses, end_losses, right & (ends | (before_column < columns))
 
+    # ---- samples ----------------------------------------------------------------------------------------------------
 
-def _are_levels(folder: str) -> bool:
-    """Whether the rows of these tokens are residual levels; False where there are no tokens, as for a plan."""
+    def summaries(self, state: State, frozen: Tree, batch: Batch, outputs: jax.Array | None = None) -> Summaries:
+        """Returns the token losses `[T, F]` of the first examples, and with a codec generated audio for their texts."""
+        if outputs is None:
+            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
+        examples = {name: value[:EXAMPLES_SHOWN] for name, value in batch.items()}
+        losses = outputs[:EXAMPLES_SHOWN]
+        samples = {f"{i}/token_loss": ("image", losses[i], "nats per token") for i in range(len(losses))}
+        # With several processes, none has all of the weights.
+        if self._codec and jax.process_count() == 1:
+            samples |= self._generate(optimization.evaluation_parameters(state["model"]), examples)
+        return samples
+
+    def _generate(self, parameters: Tree, examples: Batch) -> Summaries:
+        """Returns audio as long as a training example, from the same random numbers at each call."""
+        text = {"bytes": "caption", "embedding": "embedding", "none": None}[self.settings["text"]]
+        columns, count = self.config.data.columns, len(examples["codes"])
+        codes, _ = autoregressive.Generator(self.settings, parameters).generate(
+            columns=columns, window_columns=columns, key=jax.random.key(self.config.seed), batch=count,
+            temperature=SAMPLING["temperature"], top_k=min(SAMPLING["top_k"], self.settings["codebook_size"]),
+            **({text: np.asarray(examples[text])} if text else {}),
+        )  # fmt: skip
+        rate = self._codec.sample_rate_hz
+        return {f"{i}/generated": ("audio", self._codec.decode(codes[i]), rate) for i in range(count)}
+
+    @functools.cached_property
+    def _codec(self) -> Any:
+        """The codec of `config.tokenizer` and `config.vocoder`; None without a tokenizer.
+
+        Raises:
+          ValueError: they do not belong to the tokens, or not together, or make no audio.
+        """
+        if not self.config.tokenizer:
+            return None
+        from bandtok_jax.pretrained import model_folder  # which imports the tasks
+
+        tokenizer, tokens_hash = self.component("tokenizer"), self._manifest["weight_hash"]
+        if tokenizer.weight_hash != tokens_hash:
+            raise ValueError(
+                f"config.tokenizer {self.config.tokenizer} is {tokenizer.weight_hash[:12]}, the tokens in "
+                f"{self._folder} were made by {tokens_hash[:12]}: give that one, or none"
+            )
+        components = {"tokenizer": tokenizer} | ({"vocoder": self.component("vocoder")} if self.config.vocoder else {})
+        codec = model_folder.join(components)
+        if not codec.makes_sound:
+            raise ValueError(
+                f"config.tokenizer {self.config.tokenizer} makes no audio by itself: set config.vocoder to a vocoder's "
+                "run for audio samples, or leave both out"
+            )
+        return codec
+
+
+def _rows_are_levels(folder: str) -> bool:
+    """Returns True where the rows of these tokens are residual levels, False without tokens, as for a plan."""
     try:
         return bool(folder) and token_manifest.read_token_manifest(folder)["row_kind"] == "residual"
     except FileNotFoundError:
         return False
 
 
-def _valid(batch):
-    """Which columns are there, `[B, T]`."""
+def _valid_columns(batch: Batch) -> jax.Array:
+    """Returns True for columns that are not padding, `[B, T]`."""
     return jnp.arange(batch["codes"].shape[1]) < batch["columns"][:, None]
-
-
-def _count(batch):
-    """How many codes are there."""
-    return jnp.maximum(batch["columns"].sum(), 1) * batch["codes"].shape[2]

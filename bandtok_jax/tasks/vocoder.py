@@ -1,33 +1,37 @@
-"""Training of a vocoder (Vocos): sound from the mel that a tokenizer works with."""
+"""Training of a vocoder (Vocos): audio from the log-mel that a tokenizer works with."""
 
+from collections.abc import Callable
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
-from bandtok_jax.models import registry
-from bandtok_jax.tasks.waveform_adversarial import CRITICS_SHARDING, SoundGame
+from bandtok_jax.layers.network import Tree
+from bandtok_jax.tasks.task import Batch, Metrics
+from bandtok_jax.tasks.waveform_adversarial import DISCRIMINATORS_SHARDING, WaveformAdversarialTask
 
 INPUT_MELS = ("ground_truth", "reconstructed", "mixed")
 
 
-class Vocoder(SoundGame):
-    """The task `vocoder`; see `bandtok_jax.tasks` for the methods."""
+class VocoderTask(WaveformAdversarialTask):
+    """The task `vocoder`, see `Task` for the methods."""
 
-    NEXT = "bandtok export {tokenizer} --vocoder={run} -o MODEL"
+    requires = ("tokenizer",)
+    NEXT_COMMAND = "bandtok export {tokenizer} --vocoder={run} -o MODEL"
     SHARDING = (
         (r"expand/kernel", P("fsdp", "tensor")),
         (r"contract/kernel", P("tensor", "fsdp")),
         (r"embed/kernel", P(None, None, "fsdp")),
         (r"head/kernel", P("fsdp")),
-        *CRITICS_SHARDING,
+        *DISCRIMINATORS_SHARDING,
         (r"depthwise/kernel|bias|scale|gain", P()),
     )
 
-    def __init__(self, config, read_stages=None):
-        super().__init__(config, read_stages)
+    def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
+        super().__init__(config, read_components)
         self.mel = MelDefinition(**config.mel)
         if config.input_mel not in INPUT_MELS:
             raise ValueError(f"input_mel is {config.input_mel!r}: set it to one of {', '.join(INPUT_MELS)}")
@@ -40,43 +44,51 @@ class Vocoder(SoundGame):
                 f"data.clip_samples {config.data.clip_samples} is not a whole number of hops: "
                 f"set it to a multiple of {self.mel.hop_samples}"
             )
-        self.set_players(registry.build(config), registry.build(config, "discriminator"))
 
-    def load_frozen(self):
+    def load_frozen(self) -> Tree:
+        """Returns the weights of the tokenizer whose reconstructions are the input, see `Task.load_frozen`."""
         if self.config.input_mel == "ground_truth":
             return {}
-        if self.tokenizer.config.task != "mel_tokenizer" or self.tokenizer.mel != self.mel:
+        tokenizer = self.component("tokenizer")
+        if getattr(tokenizer, "mel", None) != self.mel or tokenizer.config.task != "mel_tokenizer":
             raise ValueError(
-                f"the tokenizer {self.config.tokenizer} works on no mel, or on another one than this vocoder: give a "
-                "mel tokenizer, and the same values to all --config.mel.* as it has"
+                f"the tokenizer {self.config.tokenizer} has no mel, or another one than this vocoder: give a "
+                "mel tokenizer, and set all --config.mel.* to the tokenizer's values"
             )
-        return {"tokenizer": dict(self.tokenizer.weights)}
+        return {"tokenizer": dict(tokenizer.weights)}
 
-    def generate(self, parameters, buffers, frozen, batch, real, key):
-        return (self.network.apply(parameters, buffers, self._heard(frozen, batch, key)), {}), ({}, {})
+    def forward(
+        self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, real: jax.Array, key: jax.Array
+    ) -> tuple[tuple[jax.Array, dict], tuple[Tree, Tree]]:
+        """Runs the vocoder, see `AdversarialTask.forward`."""
+        return (self.network.apply(parameters, buffers, self.input_mel(frozen, batch, key)), {}), ({}, {})
 
-    def reconstruct(self, parameters, buffers, frozen, batch):
-        return self.generate(parameters, buffers, frozen, batch, None, jax.random.key(0))[0]
+    def reconstruct(self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Returns the vocoder's audio, `[B, S]`."""
+        return self.forward(parameters, buffers, frozen, batch, batch["audio"], jax.random.key(0))[0]
 
-    def _heard(self, frozen, batch, key):
-        """What the vocoder hears `[B, T, M]`: the true mel, the tokenizer's, or either by a coin for each example."""
-        true = log_mel(batch["audio"], self.mel)
+    def input_mel(self, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
+        """Returns the input of the vocoder, `[B, T, M]`: the log-mel of the audio, or the tokenizer's reconstruction.
+
+        With `config.input_mel` "mixed", every example takes one of the two at random.
+        """
+        ground_truth = log_mel(batch["audio"], self.mel)
         if self.config.input_mel == "ground_truth":
-            return true
-        apply = functools.partial(
-            self.tokenizer.network.apply, *(frozen["tokenizer"][n] for n in ("parameters", "buffers"))
-        )
+            return ground_truth
+        network, weights = self.component("tokenizer").network, frozen["tokenizer"]
+        apply = functools.partial(network.apply, weights["parameters"], weights["buffers"])
         samples = batch["audio"].shape[1]
-        column = self.mel.hop_samples * self.tokenizer.network.attribute("frames_per_column")
-        if samples % column:
+        column_samples = self.mel.hop_samples * network.attribute("frames_per_column")
+        if samples % column_samples:
             raise ValueError(
                 f"data.clip_samples {samples} is not a whole number of the tokenizer's columns: "
-                f"set it to a multiple of {column}"
+                f"set it to a multiple of {column_samples}"
             )
-        # With padding "center" there is a frame more than the clip has hops, which no code speaks of.
-        columns, rest = jnp.split(true, [samples // self.mel.hop_samples], axis=1)
-        decoded = jnp.concatenate([apply(apply(columns, method="encode"), method="decode"), rest], axis=1)
+        # With padding "center" there is one more frame than the clip has hops, which belongs to no column.
+        columns, rest = jnp.split(ground_truth, [samples // self.mel.hop_samples], axis=1)
+        decoded = apply(apply(columns, method="encode"), method="decode")
+        reconstructed = jnp.concatenate([decoded, rest], axis=1)
         if self.config.input_mel == "reconstructed":
-            return decoded
+            return reconstructed
         coin = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(key, index)))(batch["index"])
-        return jnp.where(coin[:, None, None], decoded, true)
+        return jnp.where(coin[:, None, None], reconstructed, ground_truth)

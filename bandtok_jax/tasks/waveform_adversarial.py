@@ -1,64 +1,71 @@
-"""Games whose model makes sound: spectral distances, evaluation and samples."""
+"""Adversarial tasks whose generator makes waveforms: spectral losses, evaluation and samples."""
 
 import abc
+from collections.abc import Callable, Mapping
+import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-from bandtok_jax.audio.spectral import LOG_MEL_UNIT, log_mel
+from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
+from bandtok_jax.layers.network import Tree
 from bandtok_jax.losses import spectral
 from bandtok_jax.tasks import optimization
-from bandtok_jax.tasks.adversarial import Game
+from bandtok_jax.tasks.adversarial import AdversarialTask
+from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
-# Of the weights of the critics.
-CRITICS_SHARDING = (
+EXAMPLES_SHOWN = 2  # of the samples; our choice
+DISCRIMINATORS_SHARDING = (
     (r"periods/\d+/layers/[1-9]\d*/kernel|scales/\d+/layers/5/kernel", P(None, "fsdp", "tensor")),
-    (r"layers/0/kernel|scales/\d+/layers/[1-4]/kernel|verdict/kernel|bands/.*/kernel", P()),
+    (r"layers/0/kernel|scales/\d+/layers/[1-4]/kernel|logits/kernel|bands/.*/kernel", P()),
 )
 
 
-class SoundGame(Game, abc.ABC):
-    """A game whose model makes sound; `self.mel` is the mel by which it is evaluated and shown."""
+class WaveformAdversarialTask(AdversarialTask, abc.ABC):
+    """An adversarial task whose output is audio; `mel` defines the log-mel of its evaluation and samples."""
 
-    HEADLINE = ("mel_distance", "stft_distance", "codebook_use")
+    HEADLINE_METRICS = ("mel_distance", "stft_distance", "codebook_use")
+    mel: MelDefinition
 
-    def __init__(self, config, read_stages=None):
-        super().__init__(config, read_stages)
+    def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
+        super().__init__(config, read_components)
         if config.loss.mel:
             spectral.check_mel_scales(config.loss.mel_scales)
 
     @abc.abstractmethod
-    def reconstruct(self, parameters, buffers, frozen, batch):
-        """The model's sound `[B, S]` as a user hears it, and sums for `combine`."""
+    def reconstruct(self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Returns the generator's audio `[B, S]` at inference, and sums for `aggregate`."""
 
-    def original(self, batch):
+    def target(self, batch: Batch) -> jax.Array:
+        """Returns the audio of a batch, `[B, S]`."""
         return batch["audio"]
 
-    def judged_part(self, output):
-        """The `loss.adversarial_samples` in the middle."""
+    def discriminator_input(self, output: jax.Array) -> jax.Array:
+        """Returns the `loss.adversarial_samples` in the middle; `[B, S]`."""
         samples = min(self.config.loss.adversarial_samples or output.shape[-1], output.shape[-1])
         start = (output.shape[-1] - samples) // 2
         return output[..., start : start + samples]
 
-    def reconstruction_terms(self, fake, real):
-        settings, terms = self.config.loss, {}
-        if settings.get("waveform"):
-            terms["waveform"] = jnp.mean(jnp.abs(real - fake))
-        if settings.mel:
-            terms["mel"] = spectral.multi_scale_mel(real, fake, settings.mel_scales, self.config.data.sample_rate_hz)
-        if settings.get("stft"):
-            terms["stft"] = spectral.multi_resolution_stft(real, fake, settings.stft_windows)
-        return terms
+    def reconstruction_losses(self) -> Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]:
+        """Returns distances between waveforms `[B, S]`."""
+        settings, sample_rate_hz = self.config.loss, self.config.data.sample_rate_hz
+        return {
+            "waveform": spectral.l1,
+            "mel": functools.partial(
+                spectral.multi_scale_mel, scales=settings.mel_scales, sample_rate_hz=sample_rate_hz
+            ),
+            "stft": functools.partial(spectral.multi_resolution_stft, windows=settings.get("stft_windows")),
+        }
 
-    def _reconstructed(self, state, frozen, batch):
-        model = state["model"]
-        return self.reconstruct(optimization.evaluation_parameters(model), model["buffers"], frozen, batch)
+    def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
+        """Returns distances between the originals and the reconstructions, and the reconstructions `[B, S]`.
 
-    def evaluate(self, state, frozen, batch):
-        """Returns the log-mel error in nats, and the STFT distances of both waveforms rounded to 16 bits: of each
-        window, and their mean; and the reconstructed audio `[B, S]`."""
-        real, (fake, sums) = batch["audio"], self._reconstructed(state, frozen, batch)
+        `mel_distance` is the log-mel error in nats. The STFT distances, of each window and their mean, are those of
+        both waveforms rounded to 16 bits.
+        """
+        model, real = state["model"], batch["audio"]
+        fake, sums = self.reconstruct(optimization.evaluation_parameters(model), model["buffers"], frozen, batch)
         distances = {
             f"stft_distance_{window}": spectral.stft_distance(real, fake, window)
             for window in spectral.DISTANCE_WINDOWS
@@ -71,14 +78,13 @@ class SoundGame(Game, abc.ABC):
         }
         return metrics, fake
 
-    def summaries(self, state, frozen, batch, outputs=None):
-        """Returns audio and log-mel of the first two examples and of their reconstructions."""
+    def summaries(self, state: State, frozen: Tree, batch: Batch, outputs: jax.Array | None = None) -> Summaries:
+        """Returns audio and log-mel of the first examples and of their reconstructions."""
         if outputs is None:
             _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
-        sounds = {"original": batch["audio"], "reconstruction": outputs}
-        shown = {}
-        for i in range(min(2, len(batch["audio"]))):
-            for name, audio in sounds.items():
-                shown[f"{i}/{name}"] = ("audio", audio[i], self.mel.sample_rate_hz)
-                shown[f"{i}/mel/{name}"] = ("image", log_mel(audio[i], self.mel), LOG_MEL_UNIT)
-        return shown
+        samples = {}
+        for i in range(min(EXAMPLES_SHOWN, len(batch["audio"]))):
+            for name, audio in {"original": batch["audio"], "reconstruction": outputs}.items():
+                samples[f"{i}/{name}"] = ("audio", audio[i], self.mel.sample_rate_hz)
+                samples[f"{i}/mel/{name}"] = ("image", log_mel(audio[i], self.mel), LOG_MEL_UNIT)
+        return samples

@@ -42,7 +42,7 @@ def traced_step(task, batch_size: int, phase: dict[str, bool], **changes):
     with config.unlocked():
         config.batch_size, config.optimizer.accumulation_steps = batch_size, 1
         config.model.update(changes)
-    task = tasks.create(config.lock(), task.read_stages)
+    task = tasks.create(config.lock(), task.read_components)
     state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     step = lambda state, frozen, batch: task.train_step(state, frozen, batch, jax.random.key(0), **phase)
     with made_for("gpu"):

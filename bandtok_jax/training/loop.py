@@ -146,11 +146,11 @@ def _train(
                     shown = outputs if totals is None else shown
                     totals = metrics if totals is None else jax.tree.map(lambda a, b: a + b, totals, metrics)
                 scores.clear()
-                scores.update({n: float(v) for n, v in task.combine(jax.device_get(totals), len(evaluation)).items()})
+                scores.update({n: float(v) for n, v in task.aggregate(jax.device_get(totals), len(evaluation)).items()})
                 _check_best(config.best_metric, scores)
                 _check_finite(step, "evaluation", scores, checkpoints)
                 early_stop.note(scores[config.best_metric])
-                reporter.evaluation(step, scores, [config.best_metric, *task.HEADLINE])
+                reporter.evaluation(step, scores, [config.best_metric, *task.HEADLINE_METRICS])
                 samples = task.summaries(state, frozen, program.put(evaluation[0]), shown)
                 reporter.summaries(step, program.gather(samples))
                 for warning in task.warnings(scores) if step else ():  # nothing is learned at step 0

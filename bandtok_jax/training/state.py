@@ -40,7 +40,7 @@ def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_ch
       ValueError: they differ in what makes a run what it is, the data is not what it was, or an export lies there.
     """
     _refuse_export(workdir)
-    config = tasks.settled(config).copy_and_resolve_references().unlock()
+    config = tasks.resolve_config(config).copy_and_resolve_references().unlock()
     config.tokenizer_hash = config.vocoder_hash = ""  # a run's own, not those of a run that lent its configuration
     if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
         config[experiment.WARMUP_GIVEN] = config.loss.discriminator_warmup
@@ -129,16 +129,17 @@ def record_stages(config, task):
     Raises:
       ValueError: the run was started on another one.
     """
-    if config.tokenizer_hash not in ("", task.tokenizer_hash):
-        raise ValueError(
-            f"the run was started on the tokenizer {config.tokenizer_hash[:12]}, "
-            f"and now it is {task.tokenizer_hash[:12]}: give the same tokenizer, or another --workdir"
-        )
     with config.unlocked():
-        config.tokenizer_hash = task.tokenizer_hash
+        for name, weight_hash in task.component_hashes().items():
+            recorded = config[f"{name}_hash"]
+            if recorded not in ("", weight_hash):
+                raise ValueError(
+                    f"the run was started on the {name} {recorded[:12]}, and now it is {weight_hash[:12]}: "
+                    f"give the same {name}, or another --workdir"
+                )
+            config[f"{name}_hash"] = weight_hash
         if "caption_fraction" in config:
             config.caption_fraction = task.caption_fraction
-        config.vocoder_hash = task.vocoder.weight_hash if config.vocoder else ""
     return config
 
 
@@ -226,8 +227,8 @@ def replace_weights(state: dict, network: str, weights: dict, origin) -> dict:
         if mismatch := run_weights.shape_mismatch(*shapes, f" of the {network}"):
             raise ValueError(f"{origin}: {mismatch}: start from a run of the same model and size")
         new[part] = weights[part]
-    if old.get("average"):
-        new["average"] = jax.tree.map(np.copy, weights["parameters"])
+    if old.get("ema"):
+        new["ema"] = jax.tree.map(np.copy, weights["parameters"])
     return {**state, network: {**old, **new}}
 
 

@@ -47,7 +47,7 @@ def evaluate(stage: Stage, folder: str, split: str = "validation", progress: boo
         )
     task, totals = stage.task, {}
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
-    state = {"model": {"parameters": stage.weights["parameters"], "average": {}}}
+    state = {"model": {"parameters": stage.weights["parameters"], "ema": {}}}
     windows = _windows(source, CropTokens(columns), EncodeCaption(config.data.caption_bytes))
     remaining = int(-(-source.lengths // columns).sum())
     with progress_bar(total=remaining, unit="window", desc="predict", show=progress) as bar:
@@ -61,7 +61,7 @@ def evaluate(stage: Stage, folder: str, split: str = "validation", progress: boo
             # In 64 bits: there may be more tokens than 32 can count.
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), step(state, frozen, batch))
             totals = jax.tree.map(np.add, totals, sums) if totals else sums
-    metrics = {name: float(value) for name, value in task.combine(totals, 1).items()}
+    metrics = {name: float(value) for name, value in task.aggregate(totals, 1).items()}
     return metrics | {"tokens": int(totals["columns"]) * task.settings["rows"]}
 
 

@@ -1,4 +1,4 @@
-"""The training step of two players: one forward pass of the discriminator gives the gradients of all losses."""
+"""The adversarial training step: one forward pass of the discriminator gives the gradients of all losses."""
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,25 @@ from tests import tiny
 
 
 def _written_down(task, state, batch):
-    """Gradients of both players from each loss by itself, the discriminator run anew for each."""
+    """Gradients of both networks from each loss by itself, with a forward pass of the discriminator for each."""
     model, discriminator, weights = state["model"], state["discriminator"], task.config.loss
-    real = task.original(batch)
-    judge = lambda parameters, output: task.discriminator.apply(parameters, {}, output)
+    real = task.target(batch)
+
+    def discriminate(parameters, output):
+        return task.discriminator.apply(parameters, {}, output)
 
     def generator_loss(parameters):
-        (fake, own), _ = task.generate(parameters, model["buffers"], {}, batch, real, jax.random.key(1))
-        (logits, features), (_, real_features) = (judge(discriminator["parameters"], x) for x in (fake, real))
-        terms = {**own, **task.reconstruction_terms(fake, real)}
+        (fake, own), _ = task.forward(parameters, model["buffers"], {}, batch, real, jax.random.key(1))
+        (logits, features), (_, real_features) = (discriminate(discriminator["parameters"], x) for x in (fake, real))
+        losses = {name: function(real, fake) for name, function in task.reconstruction_losses().items()}
+        terms = {**own, **losses}
         terms["adversarial"] = adversarial.generator_loss(logits, weights.adversarial_kind)
         terms["feature_matching"] = adversarial.feature_matching(real_features, features)
         return sum(weights[name] * value for name, value in terms.items()), fake
 
     def discriminator_loss(parameters, fake):
         return adversarial.discriminator_loss(
-            judge(parameters, real)[0], judge(parameters, fake)[0], weights.adversarial_kind
+            discriminate(parameters, real)[0], discriminate(parameters, fake)[0], weights.adversarial_kind
         )
 
     gradients, fake = jax.grad(generator_loss, has_aux=True)(model["parameters"])
@@ -36,7 +39,7 @@ def _written_down(task, state, batch):
 
 
 @pytest.mark.parametrize("normalisation", ["none", "group"])
-def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_players(
+def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_networks(
     normalisation, tmp_path, monkeypatch
 ):
     changes = {
@@ -48,7 +51,7 @@ def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_playe
     task, taken = tasks.create(config), []
     state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(config)
     monkeypatch.setattr(
-        optimization, "update_player", lambda old, gradients, *_: (taken.append(gradients), (old, 0.0))[1]
+        optimization, "apply_gradients", lambda old, gradients, *_: (taken.append(gradients), (old, 0.0))[1]
     )
 
     def step(state, batch):

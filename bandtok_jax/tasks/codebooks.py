@@ -1,0 +1,73 @@
+"""Codebooks that learn by EMA, in the training step of any task with a quantizer."""
+
+from collections.abc import Callable, Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bandtok_jax.layers.network import Network, Tree
+from bandtok_jax.layers.precision import exact
+from bandtok_jax.layers.residual_vector_quantization import update_codebooks
+from bandtok_jax.tasks.optimization import ModelState
+from bandtok_jax.tasks.task import Batch, Metrics
+
+TOTALS, PER_EXAMPLE = ("counts", "sums"), ("latents",)
+
+
+def split_statistics(statistics: Tree) -> tuple[Tree, Tree]:
+    """Returns a quantizer's statistics as sums over the batch and as arrays with a leading axis B.
+
+    Both are empty without the learning rule "ema".
+    """
+    if "counts" not in statistics:
+        return {}, {}
+    return tuple({name: statistics[name] for name in names} for names in (TOTALS, PER_EXAMPLE))
+
+
+def warm_start(
+    network: Network,
+    model: ModelState,
+    model_input: Callable[[Batch], jax.Array],
+    batches: Sequence[Batch],
+    key: jax.Array,
+) -> ModelState:
+    """Returns the model state with codebooks of k-means centres of the encoder's latents of `batches`."""
+    parameters, buffers = model["parameters"], model["buffers"]
+    encode = jax.jit(exact(lambda p, b, batch: network.apply(p, b, model_input(batch), method="latents")))
+    latents = jnp.concatenate([encode(parameters, buffers, batch) for batch in batches])
+    init = jax.jit(functools.partial(network.apply, method="init_codebook", num_batches=len(batches)))
+    return {**model, "buffers": {**buffers, "quantizer": init(parameters, buffers, latents, key)}}
+
+
+def update(
+    old: ModelState,
+    new: ModelState,
+    totals: Tree,
+    per_example: Tree,
+    batch: Batch,
+    key: jax.Array,
+    settings: ConfigDict,
+    normalise: bool = False,
+) -> tuple[ModelState, Metrics]:
+    """Returns the model state after an EMA step of its codebooks and the restart of dead codes, and metrics.
+
+    Args:
+      old, new: before and after the step of the optimizer.
+      totals, per_example: of `split_statistics`, of the whole batch.
+      settings: the `codebook` group of the configuration.
+      normalise: keep the codes on the unit sphere.
+    """
+    if not totals:
+        return new, {}
+    quantizer, metrics = update_codebooks(
+        old["buffers"]["quantizer"],
+        {**totals, **per_example},
+        batch["index"],
+        key,
+        decay=settings.ema_decay,
+        restart_fraction=settings.restart_fraction,
+        normalise=normalise,
+    )
+    return {**new, "buffers": {**old["buffers"], "quantizer": quantizer}}, metrics
