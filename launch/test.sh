@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the dependencies of the tests and runs them. Arguments go to pytest.
-#   bash launch/test.sh                the fast tests (minutes)
+#   bash launch/test.sh                lint, format, types, and the fast tests (minutes)
 #   bash launch/test.sh -m slow        the slow proofs
 #   PYTHON=3.11 bash launch/test.sh    with another Python, in an environment of its own (launch/environment.sh)
 # tests/README.md lists the slowest tests.
@@ -13,5 +13,10 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.1}"
+if [ $# -eq 0 ]; then
+  python -m ruff check .
+  python -m ruff format --check .
+  python -m tests.check_types
+fi
 # One process a core. A process takes tests from another one at the end, so fixtures of a file are mostly set up once.
 exec python -m pytest --numprocesses=auto --dist=worksteal --durations=15 "$@"

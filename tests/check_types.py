@@ -1,0 +1,86 @@
+"""The type check: basedpyright in mode basic, with a stored number of errors of each room that may only fall.
+
+  python -m tests.check_types             fails where a room has more errors than tests/types.json allows
+  python -m tests.check_types --update    lowers the numbers in tests/types.json
+  python -m tests.check_types ROOM ...    lists the errors of rooms
+
+The number of errors depends on the annotations of jax, flax, numpy and optax. With other versions than those of
+types.json the numbers are printed and nothing fails, except an import that cannot be resolved.
+"""
+
+import collections
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from tests.import_graph import PACKAGE, ROOT, room
+
+LIMITS = ROOT / "tests" / "types.json"
+OPTIONAL = ("apache_beam", "visqol", "visqol_python", "wandb")  # packages of extras
+_PACKAGES = ("flax", "jax", "numpy", "optax")
+
+
+def errors() -> list[dict]:
+    """Returns the errors that basedpyright finds in the package."""
+    command = [_program(), "--pythonpath", sys.executable, "--outputjson"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    diagnostics = json.loads(run.stdout)["generalDiagnostics"]
+    return [diagnostic for diagnostic in diagnostics if diagnostic["severity"] == "error"]
+
+
+def place(error: dict) -> str:
+    """Returns the room of an error; "root" for the loose files."""
+    path = pathlib.Path(error["file"]).resolve().relative_to(ROOT)
+    parts = path.parts[1:] if path.parts[0] == PACKAGE else path.parts
+    return room(".".join(parts).removesuffix(".py").removesuffix(".__init__")) or "root"
+
+
+def line(error: dict) -> str:
+    """Returns an error as `path:line: message`."""
+    path = pathlib.Path(error["file"]).resolve().relative_to(ROOT)
+    message = error["message"].split("\n")[0]
+    return f"{path}:{error['range']['start']['line'] + 1}: {message} ({error.get('rule')})"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions on which the number of errors depends."""
+    run = subprocess.run([_program(), "--version"], capture_output=True, text=True, check=True)
+    return {"basedpyright": run.stdout.split()[1]} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _program() -> str:
+    return shutil.which("basedpyright") or os.path.join(os.path.dirname(sys.executable), "basedpyright")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the check; returns 0, or 1 where an import is not resolved or a room has too many errors."""
+    every, stored = errors(), json.loads(LIMITS.read_text())
+    counts = collections.Counter(map(place, every))
+    if arguments and arguments != ["--update"]:
+        print(*sorted(line(error) for error in every if place(error) in arguments), sep="\n")
+        return 0
+    if arguments:
+        lower = {name: min(count, stored["errors"].get(name, count)) for name, count in sorted(counts.items())}
+        content = {"total": sum(lower.values()), "versions": versions(), "errors": lower}
+        LIMITS.write_text(json.dumps(content, indent=1) + "\n")
+    unresolved = [
+        error for error in every
+        if error.get("rule") in ("reportMissingImports", "reportMissingModuleSource")
+        and not any(f'"{name}' in error["message"] for name in OPTIONAL)
+    ]  # fmt: skip
+    excess = {name for name, count in counts.items() if count > stored["errors"].get(name, 0)}
+    print(f"types: {len(every)} errors, {stored['total']} allowed, {len(unresolved)} unresolved imports")
+    shown = [error for error in every if place(error) in excess] + unresolved
+    print(*sorted(map(line, shown)), sep="\n", end="\n" * bool(shown))
+    same = versions() == stored["versions"]
+    if excess and not same:
+        print(f"not counted: these are other versions than those of {LIMITS.name}: {versions()}")
+    return int(bool(unresolved or excess and same))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
