@@ -1,18 +1,19 @@
-"""Agreement with published programs at full size: their random weights through `bandtok import`.
+"""Agreement with published implementations at full size: their random weights through `bandtok import`.
 
     PEER/bin/python benchmarks/agreement.py make dac FOLDER        # with PyTorch and descript-audio-codec
     python benchmarks/agreement.py compare dac FOLDER              # with this package
     PEER/bin/python benchmarks/agreement.py make vocos FOLDER      # with PyTorch, torchaudio and vocos
     python benchmarks/agreement.py compare vocos FOLDER
 
-`make` needs what `peers_torch.py` and `tests/golden/make_vocos.py` need for them. One JSON object a line and model.
+`make` needs the packages of `peers/descript_dac.py` and `tests/golden/make_vocos.py`. Each model is one JSON object.
 
-DAC: `ties`, how many codes have their two nearest entries within TIE of each other (squared distance on the unit
-sphere), judged in float64; in how many columns a code differs, in how many of these the first that does is a tie, and
-the largest gap among them; the largest difference of the sound decoded from the published codes.
+The row of a DAC has `ties`, the number of codes whose two nearest entries are within TIE of each other (squared
+distance on the unit sphere, in float64). It has the number of columns with another code, the number of these in which
+the first other code is a tie, and their largest gap. The audio is decoded from the published codes, and its largest
+difference is shown.
 
-Vocos: the largest difference of the log-mel (nats), and of the sound from the published log-mel, of the whole file at
-once and in the chunks of a codec.
+The row of a Vocos has the largest differences of the log-mel in nats, and of the audio from the published log-mel, for
+the whole file at once and in the chunks of a codec.
 """
 
 import json
@@ -22,12 +23,12 @@ import sys
 import numpy as np
 
 SECONDS, TIE = 4, 1e-5
-LOW = dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2])
+LOW_RATE = dict(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2])
 DACS = {
     "44.1 kHz, 8 kbps": dict(sample_rate=44100, n_codebooks=9),
     "44.1 kHz, 16 kbps": dict(sample_rate=44100, n_codebooks=18, latent_dim=128),
-    "24 kHz": dict(sample_rate=24000, n_codebooks=32, **LOW),
-    "16 kHz": dict(sample_rate=16000, n_codebooks=12, **LOW),
+    "24 kHz": dict(sample_rate=24000, n_codebooks=32, **LOW_RATE),
+    "16 kHz": dict(sample_rate=16000, n_codebooks=12, **LOW_RATE),
 }
 VOCOS = dict(
     sample_rate=24000, n_fft=1024, hop_length=256, n_mels=100, dim=512, intermediate_dim=1536, num_layers=8
@@ -35,8 +36,10 @@ VOCOS = dict(
 PADDINGS = ("center", "same")
 
 
-def make_dac(folder):
-    from peers_torch import allow_missing, test_signal
+def make_dac(folder: str) -> None:
+    """Writes weights, codes and audio of each DAC."""
+    from peers.measuring import decaying_tones
+    from peers.stand_ins import allow_missing
 
     allow_missing()
     import dac
@@ -52,32 +55,32 @@ def make_dac(folder):
                     parameter.uniform_(0.5, 2.0)
                 elif key.endswith("bias"):
                     parameter.uniform_(-0.1, 0.1)
-            audio = test_signal(1, SECONDS * rate + 77, rate)
+            audio = decaying_tones(1, SECONDS * rate + 77, rate)
             give_codebooks(model.quantizer, model.encoder(model.preprocess(audio, rate)))
             codes = model.encode(model.preprocess(audio, rate))[1]
-            sound = model.decode(model.quantizer.from_codes(codes)[0])
+            decoded = model.decode(model.quantizer.from_codes(codes)[0])
         target = pathlib.Path(folder) / str(number)
         target.mkdir(parents=True, exist_ok=True)
         model.save(target / "weights.pth", package=False)
-        np.savez(target / "reference.npz", audio=audio[0, 0], codes=codes[0].T, sound=sound[0, 0])
+        np.savez(target / "reference.npz", audio=audio[0, 0], codes=codes[0].T, decoded=decoded[0, 0])
 
 
-def give_codebooks(quantizer, latents):
-    """Centres what there is to quantize, as training does, and fills the codebooks with it, jittered."""
+def give_codebooks(quantizer, latents) -> None:
+    """Fills the codebooks with jittered latents of each level, centred as after training."""
     import torch
 
     residual = latents
     for level in quantizer.quantizers:
         level.in_proj.bias.sub_(level.in_proj(residual)[0].mean(1))
-        found = level.in_proj(residual)[0].T
-        chosen = torch.randint(len(found), (level.codebook_size,))
-        level.codebook.weight.copy_(
-            found[chosen] + 0.1 * found.std(0) * torch.randn(level.codebook_size, found.shape[1])
-        )
+        projected = level.in_proj(residual)[0].T
+        chosen = torch.randint(len(projected), (level.codebook_size,))
+        noise = torch.randn(level.codebook_size, projected.shape[1])
+        level.codebook.weight.copy_(projected[chosen] + 0.1 * projected.std(0) * noise)
         residual = residual - level(residual)[0]
 
 
-def compare_dac(folder):
+def compare_dac(folder: str) -> None:
+    """Prints a row for each DAC of `make_dac`."""
     import jax
 
     from bandtok_jax.pretrained import import_dac, model_folder
@@ -88,14 +91,14 @@ def compare_dac(folder):
         codec = model_folder.join({"tokenizer": stage})
         reference = np.load(source / "reference.npz")
         codes = codec.encode(reference["audio"], codec.sample_rate_hz)
-        sound = codec.decode(reference["codes"])
+        decoded = codec.decode(reference["codes"])
         parameters = stage.weights["parameters"]
         latents = jax.jit(lambda p, x: stage.network.apply(p, {}, x, method="latents"))
         gaps = tie_gaps(parameters["quantizer"], latents(parameters, reference["audio"][None])[0], reference["codes"])
-        # A level that differs hands another residual on: what comes after it says nothing.
+        # Levels after the first other code have another residual, so they are not comparable.
         first = np.cumsum(codes != reference["codes"], axis=1) == 1
         first &= codes != reference["codes"]
-        length = len(reference["sound"])
+        length = len(reference["decoded"])
         row = {
             "name": name,
             "parameters_M": round(sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6, 2),
@@ -105,15 +108,15 @@ def compare_dac(folder):
             "columns_that_differ": int(first.sum()),
             "of_these_ties": int((gaps[first] < TIE).sum()),
             "largest_gap_of_these": float(gaps[first].max(initial=0.0)),
-            "largest_sound_difference": float(np.abs(sound[:length] - reference["sound"]).max()),
-            "sound_peak": float(np.abs(reference["sound"]).max()),
+            "largest_audio_difference": float(np.abs(decoded[:length] - reference["decoded"]).max()),
+            "audio_peak": float(np.abs(reference["decoded"]).max()),
             "seconds": SECONDS,
         }
         print(json.dumps(row), flush=True)
 
 
-def tie_gaps(quantizer, latents, codes):
-    """How much farther the second nearest entry is than the nearest, float64 `[T, F]`, along the given codes."""
+def tie_gaps(quantizer: dict, latents: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Returns the gap between the two smallest distances, float64 `[T, F]`, with the residuals of these codes."""
     residual, gaps = np.asarray(latents, np.float64), []
     for number in range(codes.shape[1]):
         level = quantizer["levels"][str(number)]
@@ -121,18 +124,26 @@ def tie_gaps(quantizer, latents, codes):
             {key: np.asarray(value, np.float64) for key, value in level[n].items()}
             for n in ("project_in", "project_out")
         )
-        weight = lambda layer: layer["kernel"][0] * layer["gain"] / np.linalg.norm(layer["kernel"][0], axis=0)
-        unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
         vectors = np.asarray(level["vectors"], np.float64)
-        distances = 2 - 2 * unit(residual @ weight(into) + into["bias"]) @ unit(vectors).T
+        distances = 2 - 2 * _unit(residual @ _weight(into) + into["bias"]) @ _unit(vectors).T
         nearest = np.partition(distances, 1, axis=-1)
         gaps.append(nearest[:, 1] - nearest[:, 0])
-        residual = residual - (vectors[codes[:, number]] @ weight(out) + out["bias"])
+        residual = residual - (vectors[codes[:, number]] @ _weight(out) + out["bias"])
     return np.stack(gaps, axis=-1)
 
 
-def make_vocos(folder):
-    from peers_torch import test_signal
+def _weight(layer: dict) -> np.ndarray:
+    """Returns the kernel of a weight-normalised layer."""
+    return layer["kernel"][0] * layer["gain"] / np.linalg.norm(layer["kernel"][0], axis=0)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def make_vocos(folder: str) -> None:
+    """Writes weights, log-mel and audio of each Vocos."""
+    from peers.measuring import decaying_tones
     import torch
 
     sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests" / "golden"))
@@ -142,13 +153,14 @@ def make_vocos(folder):
         torch.manual_seed(0)
         target = pathlib.Path(folder) / padding
         model = golden.make(target, golden.settings(padding, **VOCOS))
-        audio = test_signal(1, SECONDS * VOCOS["sample_rate"] + 77, VOCOS["sample_rate"])[0]
+        audio = decaying_tones(1, SECONDS * VOCOS["sample_rate"] + 77, VOCOS["sample_rate"])[0]
         log_mel = model.feature_extractor(audio)
-        sound = model.decode(log_mel)[0]
-        np.savez(target / "reference.npz", audio=audio[0], log_mel=log_mel[0].T, sound=sound)
+        decoded = model.decode(log_mel)[0]
+        np.savez(target / "reference.npz", audio=audio[0], log_mel=log_mel[0].T, decoded=decoded)
 
 
-def compare_vocos(folder):
+def compare_vocos(folder: str) -> None:
+    """Prints a row for each Vocos of `make_vocos`."""
     import jax
 
     from bandtok_jax.audio.spectral import log_mel
@@ -161,22 +173,26 @@ def compare_vocos(folder):
         source = pathlib.Path(folder) / padding
         vocoder = import_vocos.read(str(source))
         reference = np.load(source / "reference.npz")
-        expected = reference["sound"]
+        expected = reference["decoded"]
         config = experiment.load_config("bandtok:tiny_24khz", {"mel.padding": padding})
         codec = MelCodec(component.fresh(config, jax.random.key(0)), vocoder)
         parameters = vocoder.weights["parameters"]
         whole = jax.jit(vocoder.network.apply)(parameters, {}, reference["log_mel"][None])[0]
-        difference = lambda found, expected: float(np.abs(found[: len(expected)] - expected).max())
         row = {
             "name": f"Vocos, 24 kHz, padding {padding}",
             "parameters_M": round(sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6, 2),
-            "largest_log_mel_difference": difference(log_mel(reference["audio"], vocoder.mel), reference["log_mel"]),
-            "largest_sound_difference": difference(whole, expected),
-            "in_chunks": difference(codec.vocode(reference["log_mel"]), expected),
-            "sound_peak": float(np.abs(expected).max()),
+            "largest_log_mel_difference": _difference(log_mel(reference["audio"], vocoder.mel), reference["log_mel"]),
+            "largest_audio_difference": _difference(whole, expected),
+            "in_chunks": _difference(codec.vocode(reference["log_mel"]), expected),
+            "audio_peak": float(np.abs(expected).max()),
             "seconds": SECONDS,
         }
         print(json.dumps(row), flush=True)
+
+
+def _difference(values: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference, up to the length of `expected`."""
+    return float(np.abs(values[: len(expected)] - expected).max())
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
     python benchmarks/language_model.py [--kept]
 
-The size is that of `peers_torch.py`: vocabulary 8194, width 512, feed-forward 1408, 8 layers, 8 heads, no text.
-Decoding makes 256 tokens (16 columns) after a prompt of 16 (one column), with the 50 likeliest; training takes 4 x 512
+The size is that of `peers/transformers_llama.py`: vocabulary 8194, width 512, feed-forward 1408, 8 layers, 8 heads, no
+text. Decoding samples 256 tokens (16 columns) after a prompt of 16 (one column), with top-k 50. Training takes 4 x 512
 tokens with AdamW.
 """
 
-import sys
+import argparse
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import emit, keep_freed_memory, measure
+from timing import emit, keep_freed_memory, measure, rate
 
 from bandtok_jax import tasks
 from bandtok_jax.config import experiment
@@ -31,22 +31,25 @@ SIZE = {
 }
 
 
-def main():
-    if "--kept" in sys.argv:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", action="store_true", help="an allocator that keeps freed memory")
+    flags = parser.parse_args()
+    if flags.kept:
         keep_freed_memory()
     task = tasks.create(experiment.load_config("language_model:tiny", SIZE))
     state = jax.jit(task.init)(jax.random.key(0))
     parameters = state["model"]["parameters"]
-    about = {
+    fields = {
         "device": jax.default_backend(),
-        "kept": "--kept" in sys.argv,
+        "kept": flags.kept,
         "millions": round(sum(x.size for x in jax.tree.leaves(parameters)) / 1e6, 2),
     }
     generator = Generator(task.settings, parameters)
     for batch in (1, 8):
         prefix = np.random.default_rng(0).integers(0, 8192, (batch, PROMPT_COLUMNS, ROWS))
 
-        def decode():
+        def decode() -> None:
             codes, lengths = generator.generate(
                 columns=PROMPT_COLUMNS + NEW_COLUMNS,
                 window_columns=COLUMNS,
@@ -55,10 +58,10 @@ def main():
                 prefix=prefix,
                 top_k=TOP_K,
             )
-            assert (lengths == PROMPT_COLUMNS + NEW_COLUMNS).all(), "a piece ended: its tokens were not all made"
+            assert (lengths == PROMPT_COLUMNS + NEW_COLUMNS).all(), "a sequence ended early"
 
         times = measure(decode, repeats=7)
-        emit(f"language_model_decode_b{batch}", "tokens/s", **_rate(batch * NEW_COLUMNS * ROWS, times), **about)
+        emit(f"language_model_decode_b{batch}", "tokens/s", **rate(batch * NEW_COLUMNS * ROWS, times), **fields)
 
     codes = np.random.default_rng(0).integers(0, 8192, (BATCH, COLUMNS, ROWS), dtype=np.int32)
     batch = {
@@ -68,18 +71,14 @@ def main():
         "index": jnp.arange(BATCH),
     }
     step = jax.jit(task.train_step, donate_argnums=0)
-    holder = [state]
+    states = [state]
 
-    def train():
-        holder[0], metrics = step(holder[0], {}, batch, jax.random.key(1))
+    def train() -> dict:
+        states[0], metrics = step(states[0], {}, batch, jax.random.key(1))
         return metrics
 
     times = measure(train, repeats=7)
-    emit("language_model_train", "tokens/s", **_rate(codes.size, times), **about)
-
-
-def _rate(amount: float, times: dict[str, float]) -> dict[str, float]:
-    return {"value": amount / times["value"], "low": amount / times["high"], "high": amount / times["low"]}
+    emit("language_model_train", "tokens/s", **rate(codes.size, times), **fields)
 
 
 if __name__ == "__main__":

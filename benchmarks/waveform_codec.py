@@ -2,20 +2,23 @@
 
     python benchmarks/waveform_codec.py [--kept] [--peer=PEER/bin/python]
 
-`--peer` names a Python with PyTorch and descript-audio-codec: `peers_torch.py` then measures the same with it, in turn
-with ours. `dac_encode` and `dac_decode` are the network on 5 s at once; `codec_*` go through the chunks that files
-take. `dac_generator_step` is forward, backward and AdamW on two crops of 16,384 samples with the mel and codebook
-losses; `dac_gan_step` is a whole step of training, with the critics and their own AdamW. Speed does not depend on what
-the weights are.
+`--peer` is a Python with PyTorch and descript-audio-codec, which `run_peers.py` then measures in turn with ours.
+`dac_encode` and `dac_decode` are the network on 5 s at once, and `codec_*` go through the chunks of a file.
+`dac_generator_step` is forward, backward and AdamW on two crops of 16,384 samples with the mel and codebook losses.
+`dac_gan_step` is a whole step of training, with the discriminators and their own AdamW. Speed does not depend on the
+values of the weights.
 """
 
+import argparse
+from collections.abc import Callable
+import functools
 import pathlib
 import subprocess
-import sys
+from typing import Any
 
 import jax
 import numpy as np
-from timing import emit, keep_freed_memory, measure
+from timing import emit, keep_freed_memory, measure, rate
 
 from bandtok_jax import tasks
 from bandtok_jax.codecs.component import Stage
@@ -27,15 +30,20 @@ from bandtok_jax.tasks import optimization
 SECONDS, STEP_BATCH, STEP_SAMPLES = 5, 2, 16384
 
 
-def main():
-    kept = "--kept" in sys.argv
-    if kept:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", action="store_true", help="an allocator that keeps freed memory")
+    parser.add_argument("--peer", metavar="PYTHON", help="an environment with descript-audio-codec")
+    flags = parser.parse_args()
+    if flags.kept:
         keep_freed_memory()
-    peer = next((flag.partition("=")[2] for flag in sys.argv if flag.startswith("--peer=")), None)
     config = experiment.load_config("dac:base")
     stage = Stage(config, {})
     rng = np.random.default_rng(0)
-    draw = lambda leaf: (0.5 + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return (0.5 + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
     parameters = jax.tree.map(draw, stage.network.shapes()[0])
     stage.weights = {"parameters": parameters, "buffers": {}}
     codec = model_folder.join({"tokenizer": stage})
@@ -46,55 +54,53 @@ def main():
         for method in ("encode", "decode")
     )
     step = _generator_step(stage, config)
-    jobs = {
-        "dac_encode": lambda: encode(parameters, audio[None]),
-        "dac_decode": lambda: decode(parameters, codes[None]),
+    calls = {
+        "dac_encode": functools.partial(encode, parameters, audio[None]),
+        "dac_decode": functools.partial(decode, parameters, codes[None]),
         "dac_generator_step": step,
         "dac_gan_step": _gan_step(config),
-        "codec_encode": lambda: codec.encode(audio, codec.sample_rate_hz),
-        "codec_decode": lambda: codec.decode(codes),
+        "codec_encode": functools.partial(codec.encode, audio, codec.sample_rate_hz),
+        "codec_decode": functools.partial(codec.decode, codes),
     }
-    about = {"device": jax.default_backend(), "kept": kept, "impl": "bandtok_jax"}
-    for name, job in jobs.items():
-        times = measure(job, repeats=5)
+    fields = {"device": jax.default_backend(), "kept": flags.kept, "impl": "bandtok_jax"}
+    for name, call in calls.items():
+        seconds = measure(call, repeats=5)
         if name.endswith("step"):
-            emit(name, "s/step", **times, batch=STEP_BATCH, samples=STEP_SAMPLES, **about)
+            emit(name, "s/step", **seconds, batch=STEP_BATCH, samples=STEP_SAMPLES, **fields)
         else:
-            rates = {"value": SECONDS / times["value"], "low": SECONDS / times["high"], "high": SECONDS / times["low"]}
-            emit(name, "x realtime", **rates, audio_s=SECONDS, **about)
-        if peer and name.startswith("dac_"):
-            script = pathlib.Path(__file__).with_name("peers_torch.py")
-            malloc = "kept" if kept else "default"
-            subprocess.run([peer, str(script), "--only", name, "--malloc", malloc], check=True)
+            emit(name, "x realtime", **rate(SECONDS, seconds), audio_s=SECONDS, **fields)
+        if flags.peer and name.startswith("dac_"):
+            script = pathlib.Path(__file__).with_name("run_peers.py")
+            subprocess.run([flags.peer, str(script), name, *["--kept"] * flags.kept], check=True)
 
 
-def _generator_step(stage, config):
-    """One step of the generator."""
+def _generator_step(stage: Stage, config: Any) -> Callable[[], Any]:
+    """Returns a call that makes one step of the generator."""
     network, optimizer = stage.network, optimization.create_optimizer(config.optimizer, config.total_steps)
     audio = _crops()
 
-    def loss(parameters):
-        made = network.apply(parameters, {}, audio)
-        terms = {name: made[name] for name in ("commitment", "codebook")}
-        terms["mel"] = spectral.multi_scale_mel(audio, made["audio"], config.loss.mel_scales)
+    def loss(parameters: Any) -> jax.Array:
+        output = network.apply(parameters, {}, audio)
+        terms = {name: output[name] for name in ("commitment", "codebook")}
+        terms["mel"] = spectral.multi_scale_mel(audio, output["audio"], config.loss.mel_scales)
         return sum(config.loss[name] * value for name, value in terms.items())
 
-    def start():
+    def start() -> tuple[Any, Any]:
         parameters = jax.tree.map(jax.numpy.asarray, stage.weights["parameters"])
         return parameters, optimizer.init(parameters)
 
-    def update(state):
-        parameters, memory = state
-        updates, memory = optimizer.update(jax.grad(loss)(parameters), memory, parameters)
-        return jax.tree.map(lambda p, u: p + u, parameters, updates), memory
+    def update(state: tuple[Any, Any]) -> tuple[Any, Any]:
+        parameters, optimizer_state = state
+        updates, optimizer_state = optimizer.update(jax.grad(loss)(parameters), optimizer_state, parameters)
+        return jax.tree.map(lambda p, u: p + u, parameters, updates), optimizer_state
 
     return _stepping(start, update)
 
 
-def _gan_step(config):
-    """One step of both players."""
+def _gan_step(config: Any) -> Callable[[], Any]:
+    """Returns a call that makes one step of generator and discriminators."""
     task, batch = tasks.create(config), {"audio": _crops(), "index": np.arange(STEP_BATCH)}
-    start = lambda: jax.jit(task.init)(jax.random.key(0))
+    start = functools.partial(jax.jit(task.init), jax.random.key(0))
     return _stepping(start, lambda state: task.train_step(state, {}, batch, jax.random.key(0))[0])
 
 
@@ -102,11 +108,11 @@ def _crops() -> np.ndarray:
     return 0.1 * np.random.default_rng(1).standard_normal((STEP_BATCH, STEP_SAMPLES)).astype(np.float32)
 
 
-def _stepping(start, update):
-    """A call that makes one step of a training, whose state it keeps from one call to the next."""
+def _stepping(start: Callable[[], Any], update: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Returns a call that makes one step of a training and holds the state for the next."""
     update, states = jax.jit(update, donate_argnums=0), []
 
-    def step():
+    def step() -> Any:
         states.append(update(states.pop() if states else start()))
         return states[0]
 

@@ -106,9 +106,10 @@ def figures(items: Iterable[Html]) -> Html:
     return html("<div class=figures>{items}</div>", items=items)
 
 
-def audio_element(source: str) -> Html:
-    """Returns controls that play the audio at a URL, which is loaded when it is played."""
-    return html('<audio controls preload=none src="{source}"></audio>', source=source)
+def audio_element(source: str, preload: bool = False) -> Html:
+    """Returns controls that play the audio at a URL, which is loaded with the page or when it is played."""
+    attribute = Html() if preload else Html(" preload=none")
+    return html('<audio controls{attribute} src="{source}"></audio>', attribute=attribute, source=source)
 
 
 def heading(text: str, level: int = 2) -> Html:

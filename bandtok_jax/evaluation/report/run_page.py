@@ -248,7 +248,7 @@ def _audio_element(name: str, audio: np.ndarray, rate: int) -> Html:
     file = io.BytesIO()
     soundfile.write(file, np.clip(audio, -1, 1), rate, format="WAV", subtype="PCM_16")
     source = f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return html("<p>{name}<br>{audio}</p>", name=name, audio=page.audio_element(source))
+    return html("<p>{name}<br>{audio}</p>", name=name, audio=page.audio_element(source, preload=True))
 
 
 def main() -> None:
