@@ -35,7 +35,7 @@ def forward(**changes):
     @jax.jit
     def logits(parameters, codes, caption=None, begins=True):
         caption = jnp.zeros((codes.shape[0], 1), jnp.uint8) if caption is None else caption
-        text = model.apply(parameters, {}, caption=caption, method="context")
+        text = model.apply(parameters, {}, caption=caption, method="encode_text")
         return model.apply(parameters, {}, codes, *text, begins=begins)
 
     return logits

@@ -58,7 +58,7 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
 
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
-    writer, cache = generator(), generator()._network.apply(weights(), {}, 1, 128, method="empty_cache")
+    writer, cache = generator(), generator()._network.apply(weights(), {}, 1, 128, method="init_kv_cache")
     program = autoregressive._advance.lower(
         weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
         dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),

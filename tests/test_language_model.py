@@ -24,7 +24,9 @@ def test_rope_turns_half_by_column_and_half_by_row(platform):
     x = np.random.default_rng(0).standard_normal((1, 4, 1, 16)).astype(np.float32)
     columns, rows = np.array([0, 3, 700, 9]), np.array([0, 2, 1, 15])
     with made_for(platform):
-        turned = np.asarray(rope.rotate(jnp.asarray(x), rope.grid_angles(jnp.asarray(columns), jnp.asarray(rows), 8)))
+        turned = np.asarray(
+            rope.apply_rope(jnp.asarray(x), rope.grid_angles(jnp.asarray(columns), jnp.asarray(rows), 8))
+        )
     for place in range(4):
         for pair in range(8):
             base, position = (10_000.0, columns[place]) if pair < 4 else (100.0, rows[place])
@@ -74,7 +76,7 @@ def test_text_counts_and_missing_text_is_the_null_text():
     model = network()
     drop = np.array([True, False, False])
     context, mask = jax.jit(
-        lambda p: model.apply(p, {}, caption=captions(b"slow", b"fast", b""), drop=drop, method="context")
+        lambda p: model.apply(p, {}, caption=captions(b"slow", b"fast", b""), drop=drop, method="encode_text")
     )(weights())
     np.testing.assert_array_equal(mask.sum(1), [1, 4, 1])
     np.testing.assert_array_equal(context[0, 0], context[2, 0])
@@ -114,11 +116,13 @@ def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
 
     @jax.jit
     def decode(parameters):
-        cache = model.apply(parameters, {}, 2, 16, method="empty_cache")
+        cache = model.apply(parameters, {}, 2, 16, method="init_kv_cache")
         cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, method="prefill")
 
         def one(cache, place):
-            logits, cache = model.apply(parameters, {}, jnp.asarray(tokens)[:, place], place, cache, method="decode")
+            logits, cache = model.apply(
+                parameters, {}, jnp.asarray(tokens)[:, place], place, cache, method="decode_step"
+            )
             return cache, logits
 
         return jnp.swapaxes(jax.lax.scan(one, cache, jnp.arange(3, 10))[1], 0, 1)
@@ -147,11 +151,11 @@ def test_cached_decoding_equals_the_forward_pass():
 
     @jax.jit
     def decode(parameters):
-        context, mask = model.apply(parameters, {}, caption=caption, method="context")
-        read = model.apply(parameters, {}, context, method="read_context")
-        cache = model.apply(parameters, {}, 2, 16, method="empty_cache")
+        context, mask = model.apply(parameters, {}, caption=caption, method="encode_text")
+        read = model.apply(parameters, {}, context, method="context_keys_values")
+        cache = model.apply(parameters, {}, 2, 16, method="init_kv_cache")
         cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, context, mask, method="prefill")
-        step = functools.partial(model.apply, parameters, {}, method="decode")
+        step = functools.partial(model.apply, parameters, {}, method="decode_step")
 
         def one(cache, place):
             logits, cache = step(jnp.asarray(tokens)[:, place], place, cache, read, mask)

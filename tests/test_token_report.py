@@ -131,7 +131,9 @@ def test_perplexity_needs_no_codec_of_the_training(tmp_path):
 
 def _read(stage, caption):
     text = caption_bytes(caption, 32)[None]
-    return stage.network.apply(stage.weights["parameters"], {}, caption=text, drop=np.zeros(1, bool), method="context")
+    return stage.network.apply(
+        stage.weights["parameters"], {}, caption=text, drop=np.zeros(1, bool), method="encode_text"
+    )
 
 
 def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -81,7 +81,7 @@ class Generator:
         copies = batch * (2 if guided else 1)
 
         spans = _spans(window_columns * rows + 1)
-        cache = self._network.apply(self._parameters, {}, copies, spans[-1], method="empty_cache")
+        cache = self._network.apply(self._parameters, {}, copies, spans[-1], method="init_kv_cache")
         how = dict(network=self._network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
         numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
         ended, lengths = np.zeros(batch, bool), np.full(batch, columns)
@@ -219,7 +219,9 @@ def _advance(
     def step(i, state):
         token, stopped, tokens, cache = state
         now = place + i
-        logits, cache = network.apply(parameters, {}, _twice(token, guided), now, cache, context, mask, method="decode")
+        logits, cache = network.apply(
+            parameters, {}, _twice(token, guided), now, cache, context, mask, method="decode_step"
+        )
         logits = logits[:, : end + 1]
         if guided:
             with_text, without = jnp.split(logits, 2)
@@ -260,8 +262,12 @@ def _read_text(network, parameters, text, guided):
     batch = jax.tree.leaves(text)[0].shape[0]
     text = {name: _twice(value, guided) for name, value in text.items()}
     drop = jnp.arange(2 * batch if guided else batch) >= batch
-    context, mask = network.apply(parameters, {}, **text, drop=drop, method="context")
-    return {"context": context, "mask": mask, "cache": network.apply(parameters, {}, context, method="read_context")}
+    context, mask = network.apply(parameters, {}, **text, drop=drop, method="encode_text")
+    return {
+        "context": context,
+        "mask": mask,
+        "cache": network.apply(parameters, {}, context, method="context_keys_values"),
+    }
 
 
 def _twice(x, guided):

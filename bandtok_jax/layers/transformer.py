@@ -1,51 +1,69 @@
 """Transformer blocks: RMSNorm before every branch, attention with normalised queries and keys, SwiGLU, no biases."""
 
+from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers import rope
-from bandtok_jax.layers.attention import attention, cached_attention, store
+from bandtok_jax.layers.attention import KVCache, attention, decode_attention, update_kv_cache
 from bandtok_jax.layers.norm import RMSNorm
+from bandtok_jax.layers.rope import apply_rope
 
-# Decoding a batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for so few rows
-# (jax 0.10). A barrier keeps it from turning the product round again.
-FEW_ROWS = 16
-STANDARD_DEVIATION = 0.02  # of the weights at the start (GPT-2)
+# Decoding a small batch: with the kernel as the left factor, XLA on CPUs is up to 1.6 times as fast for at most this
+# many rows (jax 0.10). A barrier keeps it from turning the product round again.
+SMALL_BATCH = 16
+STANDARD_DEVIATION = 0.02  # of the initial weights (GPT-2)
+
+KeysValues = tuple[jax.Array, jax.Array]
+# Returns a residual branch `[B, L, D]` with dropout; the number tells the branches of a block apart.
+Dropout = Callable[[jax.Array, int], jax.Array]
 
 
 class Linear(nnx.Module):
-    """`[..., inputs] -> [..., outputs]`, no bias; kernel `[outputs, inputs]`: so XLA on CPUs is fastest (jax 0.10).
+    """`[..., inputs] -> [..., outputs]`, no bias; kernel `[outputs, inputs]`, the fastest for XLA on CPUs (jax 0.10).
 
-    `wide`: the result is at least float32 and never rounded to `dtype`.
+    Args:
+      wide: the result is at least float32 and never rounded to `dtype`.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, wide: bool = False, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        scale: float = 1.0,
+        wide: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.dtype, self.result_dtype = dtype, jnp.promote_types(dtype, jnp.float32) if wide else dtype
-        draw = jax.random.truncated_normal(rngs.params(), -2, 2, (outputs, inputs))
-        self.kernel = nnx.Param(STANDARD_DEVIATION * scale * draw)
+        weights = jax.random.truncated_normal(rngs.params(), -2, 2, (outputs, inputs))
+        self.kernel = nnx.Param(STANDARD_DEVIATION * scale * weights)
 
-    def __call__(self, x):
-        return product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.result_dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.result_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x, kernel, dtype):
-    """`[..., I]` and `[O, I]` -> `[..., O]` of `dtype`, and its gradients, as CPUs like them best."""
+def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns `x` times the transposed kernel, `[..., I]` and `[O, I] -> [..., O]` of `dtype`, fast on CPUs."""
     rows = math.prod(x.shape[:-1])
-    if 1 < rows <= FEW_ROWS:
+    if 1 < rows <= SMALL_BATCH:
         turned = jnp.einsum("oi,ri->or", kernel, x.reshape(rows, -1), preferred_element_type=dtype)
         return jax.lax.optimization_barrier(turned).T.reshape(*x.shape[:-1], -1)
     return jnp.einsum("...i,oi->...o", x, kernel, preferred_element_type=dtype)
 
 
-def _product_backward(dtype, saved, gradient):
-    """The gradients, by products for which XLA on CPUs transposes the smaller factor only, and once (jax 0.10).
+def _matmul_backward(
+    dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients by products for which XLA on CPUs transposes only the smaller factor, and once (jax 0.10).
 
-    The barrier keeps it from computing the gradient anew, element by element, for each of the two products.
+    The barrier keeps XLA from computing the gradient again, element by element, for each of the two products.
     """
     x, kernel = saved
     gradient = jax.lax.optimization_barrier(gradient.astype(x.dtype))
@@ -56,153 +74,224 @@ def _product_backward(dtype, saved, gradient):
     return jnp.einsum("...o,oi->...i", gradient, kernel), kernel_gradient
 
 
-product.defvjp(lambda x, kernel, dtype: (product(x, kernel, dtype), (x, kernel)), _product_backward)
+matmul.defvjp(lambda x, kernel, dtype: (matmul(x, kernel, dtype), (x, kernel)), _matmul_backward)
 
 
-class Linears(nnx.Module):
+class FusedLinear(nnx.Module):
     """`[..., inputs] -> parts x [..., outputs]`; kernel `[parts, outputs, inputs]`: shards cut all parts alike."""
 
-    def __init__(self, inputs: int, outputs: int, parts: int, *, dtype=jnp.float32, rngs):
+    def __init__(self, inputs: int, outputs: int, parts: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.dtype = dtype
-        draw = jax.random.truncated_normal(rngs.params(), -2, 2, (parts, outputs, inputs))
-        self.kernel = nnx.Param(STANDARD_DEVIATION * draw)
+        weights = jax.random.truncated_normal(rngs.params(), -2, 2, (parts, outputs, inputs))
+        self.kernel = nnx.Param(STANDARD_DEVIATION * weights)
 
-    def __call__(self, x) -> list[jax.Array]:
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if math.prod(x.shape[:-1]) <= FEW_ROWS:
+        if math.prod(x.shape[:-1]) <= SMALL_BATCH:
             # One product streams the weights at full speed; the barrier keeps XLA from taking it apart again.
-            together = product(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
+            together = matmul(x, kernel.reshape(-1, kernel.shape[-1]), self.dtype)
             return jnp.split(jax.lax.optimization_barrier(together), len(kernel), axis=-1)
-        return [product(x, part, self.dtype) for part in kernel]
+        return [matmul(x, part, self.dtype) for part in kernel]
 
 
 class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, hidden: int, *, scale: float, **options):
-        self.gate_up = Linears(width, hidden, 2, **options)
-        self.down = Linear(hidden, width, scale=scale, **options)
+    def __init__(self, dim: int, hidden_dim: int, *, scale: float, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.gate_up = FusedLinear(dim, hidden_dim, 2, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden_dim, dim, scale=scale, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = self.gate_up(x)
         return self.down(jax.nn.silu(gate) * up)
 
 
 class Attention(nnx.Module):
-    """What the two kinds of attention share: queries and keys of unit mean square (qk-norm), the heads, the way out."""
+    """The common part of self-attention and cross-attention: heads, qk-norm and output projection."""
 
-    def __init__(self, width: int, heads: int, *, scale: float, kernel: str = "auto", rngs, **options):
-        if width % (2 * heads):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        scale: float,
+        kernel: str = "auto",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if dim % (2 * num_heads):
             raise ValueError(
-                f"width {width} does not give {heads} heads of an even width: make it a multiple of {2 * heads}"
+                f"dim is {dim}, which {num_heads} heads do not divide into even widths: "
+                f"set it to a multiple of {2 * num_heads}"
             )
-        self.heads, self.implementation = heads, kernel
-        self.out = Linear(width, width, scale=scale, rngs=rngs, **options)
-        self.query_norm = RMSNorm(width // heads, rngs=rngs)
-        self.key_norm = RMSNorm(width // heads, rngs=rngs)
+        self.num_heads, self.implementation = num_heads, kernel
+        self.out = Linear(dim, dim, scale=scale, dtype=dtype, rngs=rngs)
+        self.query_norm = RMSNorm(dim // num_heads, rngs=rngs)
+        self.key_norm = RMSNorm(dim // num_heads, rngs=rngs)
 
-    def attend(self, query, key, value, **how):
-        """Attention (see `attention`) and the projection of its result: `[B, L, D]`."""
-        return self.out(_join(attention(query, key, value, implementation=self.implementation, **how)))
+    def _split_heads(self, x: jax.Array) -> jax.Array:
+        """Returns `[B, L, N * H]` as `[B, L, N, H]`."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
-    def attend_cached(self, query, cache, place):
-        """The same for one token and a cache that is filled up to and with `place`."""
-        return self.out(_join(cached_attention(query, cache, place)))
-
-    def _heads(self, x):
-        """`[B, L, N * H]` -> `[B, L, N, H]`."""
-        return x.reshape(*x.shape[:-1], self.heads, -1)
+    def _merge_heads(self, heads: jax.Array) -> jax.Array:
+        """Returns the output projection of heads; `[B, L, N, H] -> [B, L, D]`."""
+        return self.out(heads.reshape(*heads.shape[:-2], -1))
 
 
 class SelfAttention(Attention):
     """Attention of a sequence to itself, with rotary positions."""
 
-    def __init__(self, width: int, heads: int, *, scale: float, kernel: str, **options):
-        super().__init__(width, heads, scale=scale, kernel=kernel, **options)
-        self.query_key_value = Linears(width, width, 3, **options)
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        scale: float,
+        kernel: str,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, num_heads, scale=scale, kernel=kernel, dtype=dtype, rngs=rngs)
+        self.query_key_value = FusedLinear(dim, dim, 3, dtype=dtype, rngs=rngs)
 
-    def project(self, x, angles):
-        """`x [B, L, D]` -> queries, keys and values, each `[B, L, N, H]`, turned by `angles [L, H / 2]`."""
-        query, key, value = map(self._heads, self.query_key_value(x))
-        return rope.rotate(self.query_norm(query), angles), rope.rotate(self.key_norm(key), angles), value
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, *, causal: bool, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, KeysValues]:
+        """Returns `[B, L, D]`, and the keys and values `[B, L, N, H]` for a cache.
+
+        Args:
+          x: `[B, L, D]`; angles: `[L, H / 2]`; mask: bool `[B, L]`.
+        """
+        query, key, value = self._project(x, angles)
+        heads = attention(query, key, value, causal=causal, mask=mask, implementation=self.implementation)
+        return self._merge_heads(heads), (key, value)
+
+    def decode_step(
+        self, x: jax.Array, angles: jax.Array, cache: KVCache, position: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """Returns `[B, 1, D]` for one token, and the cache with this token at `position`."""
+        query, key, value = self._project(x, angles)
+        cache = update_kv_cache(cache, key, value, position)
+        return self._merge_heads(decode_attention(query, cache, position)), cache
+
+    def _project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries, keys and values `[B, L, N, H]`, queries and keys with their rotary positions."""
+        query, key, value = map(self._split_heads, self.query_key_value(x))
+        return apply_rope(self.query_norm(query), angles), apply_rope(self.key_norm(key), angles), value
 
 
-class ContextAttention(Attention):
-    """Attention of a sequence to a context, which has no order here."""
+class CrossAttention(Attention):
+    """Attention of a sequence to a context without order, such as a text."""
 
-    def __init__(self, width: int, heads: int, *, scale: float, **options):
-        super().__init__(width, heads, scale=scale, kernel="xla", **options)
-        self.query = Linears(width, width, 1, **options)
-        self.key_value = Linears(width, width, 2, **options)
+    def __init__(self, dim: int, num_heads: int, *, scale: float, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(dim, num_heads, scale=scale, kernel="xla", dtype=dtype, rngs=rngs)
+        self.query = FusedLinear(dim, dim, 1, dtype=dtype, rngs=rngs)
+        self.key_value = FusedLinear(dim, dim, 2, dtype=dtype, rngs=rngs)
 
-    def read(self, context):
-        """The keys and values `[B, M, N, H]` of a context `[B, M, D]`."""
-        key, value = map(self._heads, self.key_value(context))
+    def keys_values(self, context: jax.Array) -> KeysValues:
+        """Returns the keys and values `[B, M, N, H]` of a context `[B, M, D]`."""
+        key, value = map(self._split_heads, self.key_value(context))
         return self.key_norm(key), value
 
-    def __call__(self, x, context, mask):
-        """`x [B, L, D]`, `context` as `read` gives it, `mask` bool `[B, M]` -> `[B, L, D]`."""
-        (query,) = map(self._heads, self.query(x))
-        return self.attend(self.query_norm(query), *context, mask=mask)
+    def __call__(self, x: jax.Array, keys_values: KeysValues, mask: jax.Array) -> jax.Array:
+        """Returns `[B, L, D]`.
 
-
-def _join(heads):
-    """`[B, L, N, H]` -> `[B, L, D]`."""
-    return heads.reshape(*heads.shape[:-2], -1)
+        Args:
+          x: `[B, L, D]`; keys_values: of `keys_values`; mask: bool `[B, M]`.
+        """
+        (query,) = map(self._split_heads, self.query(x))
+        heads = attention(self.query_norm(query), *keys_values, mask=mask, implementation=self.implementation)
+        return self._merge_heads(heads)
 
 
 class Block(nnx.Module):
-    """One layer: self-attention, attention to a context where there is one, SwiGLU."""
+    """One layer: self-attention, cross-attention where there is a context, SwiGLU."""
 
-    def __init__(self, width, heads, feed_forward, *, layers, context=False, kernel="auto", rngs, **options):
-        # Branches that add to the stream start smaller in a deeper network (GPT-2).
-        options |= {"scale": (layers * (3 if context else 2)) ** -0.5, "rngs": rngs}
-        self.attention_norm = RMSNorm(width, rngs=rngs)
-        self.attention = SelfAttention(width, heads, kernel=kernel, **options)
-        if context:
-            self.context_norm = RMSNorm(width, rngs=rngs)
-            self.context_attention = ContextAttention(width, heads, **options)
-        self.feed_forward_norm = RMSNorm(width, rngs=rngs)
-        self.feed_forward = SwiGLU(width, feed_forward, **options)
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        feed_forward_dim: int,
+        *,
+        num_layers: int,
+        cross_attention: bool = False,
+        kernel: str = "auto",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        # Residual branches start smaller in a deeper network (GPT-2).
+        options = {"scale": (num_layers * (3 if cross_attention else 2)) ** -0.5, "dtype": dtype, "rngs": rngs}
+        self.attention_norm = RMSNorm(dim, rngs=rngs)
+        self.attention = SelfAttention(dim, num_heads, kernel=kernel, **options)
+        if cross_attention:
+            self.cross_attention_norm = RMSNorm(dim, rngs=rngs)
+            self.cross_attention = CrossAttention(dim, num_heads, **options)
+        self.feed_forward_norm = RMSNorm(dim, rngs=rngs)
+        self.feed_forward = SwiGLU(dim, feed_forward_dim, **options)
 
-    def __call__(self, x, angles, *, causal, mask=None, context=None, context_mask=None, drop=None):
-        """`x [B, L, D]`, `angles [L, H / 2]`, `mask` bool `[B, L]`, `context [B, M, D]`, its mask `[B, M]`.
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: jax.Array,
+        *,
+        causal: bool,
+        mask: jax.Array | None = None,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        drop: Dropout | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Returns `[B, L, D]`, and the keys and values `[B, L, N, H]` for a cache.
 
-        drop: `(branch [B, L, D], number) -> branch`, the dropout of what a branch adds, see `dropout`.
-
-        Returns:
-          `[B, L, D]`, and the keys and values for a cache, `[B, L, N, H]` each.
+        Args:
+          x: `[B, L, D]`; angles: `[L, H / 2]`; mask: bool `[B, L]`; context: `[B, M, D]`; context_mask: bool `[B, M]`.
+          drop: the dropout of each branch, see `dropout`.
         """
-        drop = drop or (lambda branch, number: branch)
-        query, key, value = self.attention.project(self.attention_norm(x), angles)
-        x = x + drop(self.attention.attend(query, key, value, causal=causal, mask=mask), 0)
-        return self._rest(x, self.read_context(context), context_mask, drop), (key, value)
+        drop = drop or _keep
+        branch, keys_values = self.attention(self.attention_norm(x), angles, causal=causal, mask=mask)
+        x = x + drop(branch, 0)
+        return self._finish(x, self.context_keys_values(context), context_mask, drop), keys_values
 
-    def decode(self, x, angles, cache, place, context=None, context_mask=None):
-        """One token `x [B, 1, D]`; `context` as `read_context` gives it.
+    def decode_step(
+        self,
+        x: jax.Array,
+        angles: jax.Array,
+        cache: KVCache,
+        position: jax.Array,
+        context: KeysValues | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Returns `[B, 1, D]` for one token `x` `[B, 1, D]`, and the cache with this token at `position`.
 
-        Returns:
-          `[B, 1, D]`, and the cache with this token at `place`.
+        Args:
+          context: of `context_keys_values`.
         """
-        query, key, value = self.attention.project(self.attention_norm(x), angles)
-        cache = store(cache, key, value, place)
-        x = x + self.attention.attend_cached(query, cache, place)
-        return self._rest(x, context, context_mask), cache
+        branch, cache = self.attention.decode_step(self.attention_norm(x), angles, cache, position)
+        return self._finish(x + branch, context, context_mask, _keep), cache
 
-    def read_context(self, context):
-        """The keys and values of a context `[B, M, D]`."""
-        return None if context is None else self.context_attention.read(context)
+    def context_keys_values(self, context: jax.Array | None) -> KeysValues | None:
+        """Returns the keys and values of a context `[B, M, D]` for cross-attention."""
+        return None if context is None else self.cross_attention.keys_values(context)
 
-    def _rest(self, x, context, mask, drop=lambda branch, number: branch):
+    def _finish(
+        self, x: jax.Array, context: KeysValues | None, context_mask: jax.Array | None, drop: Dropout
+    ) -> jax.Array:
+        """Returns `x` after cross-attention and feed-forward."""
         if context is not None:
-            x = x + drop(self.context_attention(self.context_norm(x), context, mask), 1)
+            x = x + drop(self.cross_attention(self.cross_attention_norm(x), context, context_mask), 1)
         return x + drop(self.feed_forward(self.feed_forward_norm(x)), 2)
 
 
-def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
-    """`x [B, ...]` with about a share `rate` of each example set to zero by its key of `keys [B]`, the rest scaled up.
+def _keep(branch: jax.Array, number: Any) -> jax.Array:
+    return branch
 
-    The share is a whole number of 256ths: eight random bits decide on an element, a quarter of the work of a float.
+
+def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Returns `x` `[B, ...]` with a fraction `rate` of each example set to zero, and the rest scaled up.
+
+    The fraction is a whole number of 256ths: eight random bits per element take a quarter of the work of a float.
+
+    Args:
+      keys: `[B]`, one for each example.
     """
     dropped = round(256 * rate)
     bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint8))(keys)

@@ -1,36 +1,43 @@
-"""Text as something to attend to: a small transformer over UTF-8 bytes, learned along with the model that it steers."""
+"""The text encoder of the language model: a small transformer over UTF-8 bytes, trained with it."""
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from bandtok_jax.layers import rope
 from bandtok_jax.layers.norm import RMSNorm
+from bandtok_jax.layers.rope import rope_angles
 from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear
 
 BYTES = 256
 
 
 class TextEncoder(nnx.Module):
-    """Bytes `[B, L]`, zeros after the text -> `[B, L, output_width]` and the mask of the text bytes, `[B, L]`."""
+    """Bytes `[B, L]`, zeros after the text, to `[B, L, output_dim]` and the mask of the text, `[B, L]`."""
 
-    def __init__(self, *, width, layers, heads, feed_forward, output_width, dtype=jnp.float32, rngs):
-        self.dtype, self.pairs = dtype, width // heads // 2
-        draw = jax.random.normal(rngs.params(), (BYTES, width))
-        self.embedding = nnx.Param(STANDARD_DEVIATION * draw)
-        self.blocks = nnx.List(
-            Block(width, heads, feed_forward, layers=layers, kernel="xla", dtype=dtype, rngs=rngs)
-            for _ in range(layers)
-        )
-        self.norm = RMSNorm(width, rngs=rngs)
-        self.out = Linear(width, output_width, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        feed_forward_dim: int,
+        output_dim: int,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype, self.head_dim = dtype, dim // num_heads
+        self.embedding = nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), (BYTES, dim)))
+        options = dict(num_layers=num_layers, kernel="xla", dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(Block(dim, num_heads, feed_forward_dim, **options) for _ in range(num_layers))
+        self.norm = RMSNorm(dim, rngs=rngs)
+        self.out = Linear(dim, output_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         mask = jnp.asarray(text) > 0
-        # A row without text must have something to attend to; whoever uses it looks at the mask.
-        readable = mask.at[:, 0].set(True)
-        angles = rope.angles(jnp.arange(text.shape[1]), self.pairs)
+        # Attention needs one key even in an example without text; the returned mask leaves it out.
+        attended = mask.at[:, 0].set(True)
+        angles = rope_angles(jnp.arange(text.shape[1]), self.head_dim // 2)
         x = self.embedding[...].astype(self.dtype)[jnp.asarray(text, jnp.int32)]
         for block in self.blocks:
-            x, _ = block(x, angles, causal=False, mask=readable)
+            x, _ = block(x, angles, causal=False, mask=attended)
         return self.out(self.norm(x)), mask

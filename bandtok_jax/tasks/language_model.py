@@ -51,7 +51,7 @@ class LanguageModelTask(SingleNetworkTask):
     def SHARDING(self) -> tuple:
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
         return (
-            (r"text_encoder/|text_projection/|null_text|row_embedding|scale", P()),
+            (r"text_encoder/|text_projection/|null_embedding|row_embedding|scale", P()),
             (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, None, "tensor", "fsdp")),
             (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
             (r"embedding|head/kernel", P("tensor", "fsdp")),
@@ -225,7 +225,7 @@ class LanguageModelTask(SingleNetworkTask):
         text = ()
         if kind != "none":
             text_input = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}
-            text = self.network.apply(parameters, {}, **text_input[kind], drop=drop_text, method="context")
+            text = self.network.apply(parameters, {}, **text_input[kind], drop=drop_text, method="encode_text")
         logits = self.network.apply(parameters, {}, codes, *text, begins=batch["start"] == 0, keys=keys)
 
         # Targets: the codes, and the end token in place of the first row of the column after the last.
