@@ -43,7 +43,7 @@ def _formula(config, pairs: float) -> float:
 
 def _touched(tokens: int) -> float:
     """Pairs of a query and a key in the blocks of XLA's causal attention."""
-    block = -(-tokens // min(attention.MOST_BLOCKS, -(-tokens // attention.QUERY_BLOCK)))
+    block = -(-tokens // min(attention.MAX_BLOCKS, -(-tokens // attention.QUERY_BLOCK)))
     ends = [min(first + block, tokens) for first in range(0, tokens, block)]
     return sum(end * (end - first) for first, end in zip([0, *ends], ends))
 
