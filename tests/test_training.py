@@ -12,6 +12,7 @@ import sys
 import time
 import types
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -506,10 +507,8 @@ def test_weights_decay_and_scales_do_not(tmp_path):
     for stacked in ("true", "false"):
         made = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))
         parameters, _ = made.network.shapes()
-        decays = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): optimization._decays(path, leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
-        }
+        mask = optimization.weight_decay_mask(parameters)
+        decays = traverse_util.flatten_dict(mask, sep="/")
         assert not any(decays[name] for name in decays if name.endswith("scale"))
         assert all(decays[name] for name in decays if name.endswith(("kernel", "embedding")))
 

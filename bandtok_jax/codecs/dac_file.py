@@ -21,7 +21,7 @@ from bandtok_jax.codecs.waveform import SoundCodec
 from bandtok_jax.formats import bt_file, safe_pickle
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models import registry
-from bandtok_jax.models.dac import DAC, DILATIONS, TAPS
+from bandtok_jax.models.dac import DAC, DILATIONS, KERNEL_SIZE
 from bandtok_jax.runtime import atomic_file, untrusted
 
 VERSIONS = ("1.0.0",)
@@ -261,10 +261,10 @@ class _Layer:
 def _layers(codec: SoundCodec) -> tuple[list[_Layer], list[_Layer]]:
     """What changes lengths in the encoder and in the decoder."""
     strides = codec.stages["tokenizer"].config.model.strides
-    units = [_Layer((TAPS - 1) * dilation) for dilation in DILATIONS]
+    units = [_Layer((KERNEL_SIZE - 1) * dilation) for dilation in DILATIONS]
     down = [layer for s in strides for layer in (*units, _Layer(2 * s - 1, s))]
     up = [layer for s in reversed(strides) for layer in (_Layer(2 * s - 1, s, transposed=True), *units)]
-    ends = _Layer(TAPS - 1)
+    ends = _Layer(KERNEL_SIZE - 1)
     return [ends, *down, _Layer(2)], [ends, *up, ends]
 
 

@@ -4,6 +4,7 @@ A model state is a plain dict `{'parameters', 'buffers', 'optimizer', 'ema'}`. A
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -72,12 +73,6 @@ def create_optimizer(settings: ConfigDict, total_steps: int) -> optax.GradientTr
     Args:
       settings: the `optimizer` group of a configuration.
     """
-
-    def decay_mask(parameters: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: settings.decay_bias_and_norm or _is_matrix(path, leaf), parameters
-        )
-
     norm = settings.gradient_clip_norm
     return optax.chain(
         optax.clip_by_global_norm(norm) if norm else optax.identity(),
@@ -86,13 +81,18 @@ def create_optimizer(settings: ConfigDict, total_steps: int) -> optax.GradientTr
             b1=settings.beta1,
             b2=settings.beta2,
             weight_decay=settings.weight_decay,
-            mask=decay_mask,
+            mask=functools.partial(weight_decay_mask, everything=settings.decay_bias_and_norm),
         ),
     )
 
 
-def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    return leaf.ndim > 1 and path[-1].key not in ("bias", "scale", "gain")
+def weight_decay_mask(parameters: Tree, everything: bool = False) -> Tree:
+    """Returns True for every leaf with weight decay: matrices and kernels, or all with `everything`."""
+
+    def has_decay(path: tuple, leaf: jax.Array) -> bool:
+        return everything or (leaf.ndim > 1 and path[-1].key not in ("bias", "scale", "gain"))
+
+    return jax.tree_util.tree_map_with_path(has_decay, parameters)
 
 
 def init_model(
