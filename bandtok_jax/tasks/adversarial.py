@@ -215,7 +215,7 @@ class AdversarialTask(Task, abc.ABC):
         return gradients
 
     def _limit_adversarial(
-        self, reconstruction: dict[str, jax.Array], adversarial: dict[str, jax.Array], step: jax.Array
+        self, reconstruction: dict[str, jax.Array], adversarial_gradients: dict[str, jax.Array], step: jax.Array
     ) -> tuple[dict[str, jax.Array], Metrics]:
         """Ramps the adversarial part of the gradient up, and limits its norm in each example (our choice).
 
@@ -225,10 +225,10 @@ class AdversarialTask(Task, abc.ABC):
         each example has its own, so that micro-batches add up and no example depends on the others.
 
         Args:
-          reconstruction, adversarial: gradients with respect to the output, `{name: [B, ...]}`.
+          reconstruction, adversarial_gradients: with respect to the output, `{name: [B, ...]}`.
 
         Returns:
-          `adversarial`, scaled; and metrics, means over the examples: `adversarial_ratio`, the norm of its gradient
+          `adversarial_gradients`, scaled; and metrics, means over the examples: `adversarial_ratio`, the norm of its gradient
           over that of the reconstruction, before the scaling, and `adversarial_scale`.
         """
         settings = self.config.loss
@@ -237,7 +237,7 @@ class AdversarialTask(Task, abc.ABC):
             total = sum(gradients.values()).astype(jnp.float32)
             return jnp.sqrt(jnp.sum(total**2, range(1, total.ndim)))
 
-        ratio = norm(adversarial) / (norm(reconstruction) + 1e-12)
+        ratio = norm(adversarial_gradients) / (norm(reconstruction) + 1e-12)
         scale = jnp.ones_like(ratio)
         if settings.adversarial_limit:
             scale = jnp.minimum(scale, settings.adversarial_limit / jnp.maximum(ratio, 1e-12))
@@ -246,7 +246,7 @@ class AdversarialTask(Task, abc.ABC):
             scale *= jnp.clip((step + 1 - first) / settings.adversarial_ramp, 0, 1)
         scaled = {
             name: gradient * scale.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 1))
-            for name, gradient in adversarial.items()
+            for name, gradient in adversarial_gradients.items()
         }
         return scaled, {"adversarial_ratio": ratio.mean(), "adversarial_scale": scale.mean()}
 
