@@ -166,7 +166,7 @@ def compare_vocos(folder: str) -> None:
     from bandtok_jax.audio.spectral import log_mel
     from bandtok_jax.codecs import component
     from bandtok_jax.codecs.mel import MelCodec
-    from bandtok_jax.config import experiment
+    from bandtok_jax.config.load import load_config
     from bandtok_jax.pretrained import import_vocos
 
     for padding in PADDINGS:
@@ -174,7 +174,7 @@ def compare_vocos(folder: str) -> None:
         vocoder = import_vocos.read(str(source))
         reference = np.load(source / "reference.npz")
         expected = reference["decoded"]
-        config = experiment.load_config("bandtok:tiny_24khz", {"mel.padding": padding})
+        config = load_config("bandtok:tiny_24khz", {"mel.padding": padding})
         codec = MelCodec(component.fresh(config, jax.random.key(0)), vocoder)
         parameters = vocoder.weights["parameters"]
         whole = jax.jit(vocoder.network.apply)(parameters, {}, reference["log_mel"][None])[0]

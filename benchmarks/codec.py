@@ -14,7 +14,7 @@ from timing import emit, keep_freed_memory, measure, rate
 
 import bandtok_jax
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 
 SECONDS = 30
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _training_step(name: str, size: str, fields: dict) -> None:
-    config = experiment.load_config(f"{name}:{size}", {"loss.adversarial_start": "0"})
+    config = load_config(f"{name}:{size}", {"loss.adversarial_start": "0"})
     task = tasks.create(config)
     state = jax.jit(task.init)(jax.random.key(0))
     noise = np.random.default_rng(0).standard_normal((config.batch_size, config.data.clip_samples))

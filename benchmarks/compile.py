@@ -15,7 +15,7 @@ import jax
 from timing import emit, spread
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.losses import adversarial
 from bandtok_jax.training import sharding
 from bandtok_jax.training.program import Program
@@ -27,7 +27,7 @@ def main():
     names = [name for name in sys.argv[1:] if not name.startswith("--")]
     jax.config.update("jax_enable_compilation_cache", False)
     for name in names or ["bandtok:small"]:
-        config = experiment.load_config(name, {"batch_size": str(SMALL_BATCH)})
+        config = load_config(name, {"batch_size": str(SMALL_BATCH)})
         program = Program(tasks.create(config), sharding.create_mesh(config.mesh), config.seed)
         with jax.set_mesh(program.mesh):
             _first_step(name, program)

@@ -15,7 +15,7 @@ import numpy as np
 from timing import emit, keep_freed_memory, measure, rate
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.generation.autoregressive import Generator
 
 ROWS, PROMPT_COLUMNS, NEW_COLUMNS, TOP_K = 16, 1, 16, 50
@@ -37,7 +37,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.kept:
         keep_freed_memory()
-    task = tasks.create(experiment.load_config("language_model:tiny", SIZE))
+    task = tasks.create(load_config("language_model:tiny", SIZE))
     state = jax.jit(task.init)(jax.random.key(0))
     parameters = state["model"]["parameters"]
     fields = {

@@ -22,7 +22,7 @@ from timing import emit, keep_freed_memory, measure, rate
 
 from bandtok_jax import tasks
 from bandtok_jax.codecs.component import Stage
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.losses import spectral
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.tasks import optimization
@@ -37,7 +37,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.kept:
         keep_freed_memory()
-    config = experiment.load_config("dac:base")
+    config = load_config("dac:base")
     stage = Stage(config, {})
     rng = np.random.default_rng(0)
 

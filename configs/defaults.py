@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+CONFIG_VERSION = 1
 # descript-audio-codec, conf/base.yml: window in samples and mels of each scale.
 DAC_MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 
@@ -9,6 +10,7 @@ DAC_MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160
 def get_config() -> ConfigDict:
     """A fresh, unlocked configuration; `configs/NAME.py` fills in `task`, `model` and `loss` and locks it."""
     config = ConfigDict()
+    config.config_version = CONFIG_VERSION  # of the layout of the keys; another one is refused
     config.task = ""  # module in bandtok_jax/tasks that computes a training step
     config.seed = 0  # of initial weights, order of the data and dropout
     config.dtype = "float32"  # of the computation; parameters, optimizer and statistics are always float32
@@ -28,6 +30,7 @@ def get_config() -> ConfigDict:
     config.vocoder_hash = ""  # weight hash of the vocoder; written by the run
     config.data_hash = ""  # hash of the manifests of the data; written by the run
     config.versions = ConfigDict()  # packages, Python and devices that trained last; written by the run
+    config.initialized_from_export = False  # the run started from weights without a discriminator; written by the run
     config.wandb_project = ""  # also log to this project of Weights & Biases
 
     config.data = ConfigDict()

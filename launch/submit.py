@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.cli import dispatch
 from bandtok_jax.cli.parser import config_overrides
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.launch import check_flags
 from bandtok_jax.launch.gke import Gke
 from bandtok_jax.launch.job import Job, mounted
@@ -113,7 +113,7 @@ def _check_arguments(launcher: Launcher, arguments: list[str]) -> tuple[str, Con
     overrides, config = config_overrides(rest, train.parser), None
     in_container = bool(launcher.bucket_schemes)
     if "://" not in train.config:
-        config = experiment.load_config(train.config, overrides)
+        config = load_config(train.config, overrides)
         name = train.config.partition(":")[0]
         if in_container and (name.endswith(".py") or pathlib.Path(name).is_dir()):
             raise ValueError(f"--config={train.config} is not in the image: put it into the bucket, as gs://BUCKET/...")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.convolution_2d import patchify, unpatchify
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.bandtok import BandTok
@@ -107,7 +107,7 @@ def test_values_below_the_floor_are_raised_in_training_too_and_can_rise():
 
 
 def test_a_clip_that_is_no_whole_number_of_columns_is_refused():
-    config = experiment.load_config("bandtok:tiny", {"data.clip_samples": "30000"})
+    config = load_config("bandtok:tiny", {"data.clip_samples": "30000"})
     with pytest.raises(ValueError, match="data.clip_samples 30000 .* multiple of 4096"):
         tasks.create(config)
 

@@ -1,17 +1,18 @@
-"""What a run may begin with and be taken up again with, before anything is trained."""
+"""Configurations and folders with which a run may start or resume, before anything is trained."""
 
-import json
 import os
 
 import jax
 import numpy as np
 import pytest
 
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.stored import read_config, to_json, write_config
 from bandtok_jax.tasks import optimization
+from bandtok_jax.tasks.task import Task
 from bandtok_jax.training import loop
-from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter
+from bandtok_jax.training.run import resolve
 from tests import tiny
 
 
@@ -21,9 +22,9 @@ def test_an_export_is_no_run_folder(tmp_path):
     with pytest.raises(ValueError, match=r"holds an export.*another --workdir.*--init-from"):
         loop.train(config, tmp_path)
     with pytest.raises(ValueError, match="holds no run's configuration: give a run"):
-        experiment.load_config(str(tmp_path))
+        load_config(str(tmp_path))
     export.write_text('{"task": "mel_tok')
-    for use in (lambda: loop.train(config, tmp_path), lambda: experiment.load_config(str(tmp_path))):
+    for use in (lambda: loop.train(config, tmp_path), lambda: load_config(str(tmp_path))):
         with pytest.raises(ValueError, match=r"config.json: it is no JSON .*copy it again"):
             use()
     assert export.read_text() == '{"task": "mel_tok' and len(list(tmp_path.iterdir())) == 1
@@ -31,7 +32,7 @@ def test_an_export_is_no_run_folder(tmp_path):
 
 def test_a_crash_leaves_the_old_files_or_the_new_ones(tmp_path, monkeypatch):
     config, lines = tiny.config("mel_tokenizer", tmp_path), '{"step": 2}\n{"step": 4}\n'
-    experiment.write_config(config, tmp_path)
+    write_config(config, tmp_path)
     (tmp_path / "metrics.jsonl").write_text(lines)
     before = (tmp_path / "config.json").read_bytes()
 
@@ -39,25 +40,38 @@ def test_a_crash_leaves_the_old_files_or_the_new_ones(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
-    for write in (lambda: experiment.write_config(config, tmp_path), lambda: Reporter(tmp_path, config, 2)):
+    for write in (lambda: write_config(config, tmp_path), lambda: Reporter(tmp_path, config, 2)):
         with pytest.raises(KeyboardInterrupt):
             write()
     assert (tmp_path / "config.json").read_bytes() == before and (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_a_run_lends_what_was_configured_and_not_what_it_made_of_it(tmp_path):
+def test_the_configuration_of_a_run_starts_another_one_without_its_written_values(tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
-    settled = states.settle(tiny.config("mel_tokenizer", tmp_path), run, None, resumed=False)
-    with settled.unlocked():
-        settled.tokenizer_hash = "a" * 64
-    experiment.write_config(settled, run)
-    assert experiment.read_config(run).loss.discriminator_warmup == 0
-    lent = experiment.load_config(str(run))
-    started = states.settle(lent, other, "an/export", resumed=False)
-    assert started.loss.discriminator_warmup == 1000 and started.tokenizer_hash == ""
-    again = states.settle(lent, run, None, resumed=True)
-    assert again.loss.discriminator_warmup == 0 and again.tokenizer_hash == "a" * 64
-    assert experiment.plain(again) == experiment.plain(settled)
+    first = resolve(tiny.config("mel_tokenizer", tmp_path), run).config.copy_and_resolve_references()
+    with first.unlocked():
+        first.tokenizer_hash = "a" * 64
+    write_config(first, run)
+    assert not read_config(run).initialized_from_export
+    config = load_config(str(run))
+    assert config.tokenizer_hash == config.data_hash == "" and not config.versions
+    started = resolve(config, other, init_from="an/export")
+    assert started.config.initialized_from_export and started.task.config.loss.discriminator_warmup == 1000
+    write_config(started.config, other)
+    resumed = resolve(config, other, resumed=True)
+    assert resumed.task.config.loss.discriminator_warmup == 1000 and to_json(resumed.config) == to_json(started.config)
+
+
+def test_a_run_resumes_with_another_vocoder_but_no_other_tokenizer(tmp_path, monkeypatch):
+    hashes = {"tokenizer": "a" * 64, "vocoder": "b" * 64}
+    monkeypatch.setattr(Task, "component_hashes", lambda self: hashes)
+    config = tiny.config("mel_tokenizer", tmp_path)
+    write_config(resolve(config, tmp_path).config, tmp_path)
+    hashes["vocoder"] = "c" * 64
+    assert resolve(config, tmp_path, resumed=True).config.vocoder_hash == "c" * 64
+    hashes["tokenizer"] = "d" * 64
+    with pytest.raises(ValueError, match="started on the tokenizer aaaaaaaaaaaa, and now it is dddddddddddd"):
+        resolve(config, tmp_path, resumed=True)
 
 
 @pytest.mark.parametrize(
@@ -70,21 +84,19 @@ def test_a_run_lends_what_was_configured_and_not_what_it_made_of_it(tmp_path):
         ("columns", "3", "data.columns was 0 and is now 3"),
     ],
 )
-def test_a_run_goes_on_with_other_places_and_workers_but_no_other_examples(key, value, message, tmp_path):
-    stored = experiment.plain(tiny.config("mel_tokenizer", tmp_path))
-    del stored["data"]["balance_domains"], stored["data"]["damaged"]  # as older runs
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+def test_a_run_resumes_with_other_workers_but_no_other_examples(key, value, message, tmp_path):
+    write_config(resolve(tiny.config("mel_tokenizer", tmp_path), tmp_path).config, tmp_path)
     same = tiny.config("mel_tokenizer", tmp_path, **{"data.workers": "3", "data.damaged": "skip"})
-    states.settle(same, tmp_path, None, resumed=True)
+    resolve(same, tmp_path, resumed=True)
     with pytest.raises(ValueError, match=message):
         changed = tiny.config("mel_tokenizer", tmp_path, **{f"data.{key}": value})
-        states.settle(changed, tmp_path, None, resumed=True)
+        resolve(changed, tmp_path, resumed=True)
 
 
 def test_a_norm_of_zero_clips_nothing():
     made = {}
     for norm in (0.0, 1e9, 1e-3):
-        settings = experiment.load_config("dac:tiny", {"optimizer.gradient_clip_norm": str(norm)}).optimizer
+        settings = load_config("dac:tiny", {"optimizer.gradient_clip_norm": str(norm)}).optimizer
         optimizer = optimization.create_optimizer(settings, 100)
         weights = {"kernel": np.ones((2, 2), np.float32)}
         memory = optimizer.init(weights)
@@ -95,7 +107,7 @@ def test_a_norm_of_zero_clips_nothing():
 
 
 def test_an_exponential_decay_to_nothing_is_refused():
-    settings = experiment.load_config("dac:tiny", {"optimizer.final_lr_fraction": "0"}).optimizer
+    settings = load_config("dac:tiny", {"optimizer.final_lr_fraction": "0"}).optimizer
     with pytest.raises(ValueError, match="final_lr_fraction is 0.0, .*set it above 0"):
         optimization.create_optimizer(settings, 100)
 

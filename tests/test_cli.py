@@ -20,7 +20,9 @@ from bandtok_jax.cli.parser import config_overrides, expand_home
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import code_files, describe_config
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.shipped import list_configs
+from bandtok_jax.config.stored import to_json
 from bandtok_jax.data_pipelines import full_tracks
 from bandtok_jax.formats import bt_file
 from bandtok_jax.generation import prompting
@@ -47,7 +49,7 @@ def composer(codec, tmp_path_factory):
     """An export with a language model."""
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
-    config = experiment.load_config("language_model:tiny", changes)
+    config = load_config("language_model:tiny", changes)
     stages = codec.stages | {"language_model": component.fresh(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "composer"
     model_folder.save(MelCodec(**stages), folder)
@@ -136,7 +138,7 @@ def test_home_is_expanded_where_no_shell_does(monkeypatch):
     flags = dispatch.parser().parse_args(["evaluate", "--codec=a=~/m", "--data", "~/x", "y~", "--output=~/report"])
     expand_home(flags)
     assert (flags.codec, flags.data, flags.output) == (["a=/home/me/m"], ["/home/me/x", "y~"], "/home/me/report")
-    config = experiment.load_config("bandtok:tiny", {"tokenizer": "~/runs/tokenizer"})
+    config = load_config("bandtok:tiny", {"tokenizer": "~/runs/tokenizer"})
     assert config.tokenizer == "/home/me/runs/tokenizer"
 
 
@@ -154,12 +156,10 @@ def test_config_prints_what_train_reads(tmp_path, capsys):
     assert cli.main(["config", "vocos:small", "--config.batch_size=3", "--config.data.gain_db=(0.0,1.0)"]) == 0
     printed = capsys.readouterr().out
     flags = shlex.split(printed, comments=True)  # as a shell reads it
-    expected = experiment.load_config("vocos:small", {"batch_size": "3", "data.gain_db": "(0.0, 1.0)"})
+    expected = load_config("vocos:small", {"batch_size": "3", "data.gain_db": "(0.0, 1.0)"})
     overrides = config_overrides(flags, dispatch.parser())
-    again = experiment.load_config("vocos:small", overrides)
-    assert experiment.plain(again) == experiment.plain(expected) and len(flags) == len(
-        describe_config.descriptions(again)
-    )
+    again = load_config("vocos:small", overrides)
+    assert to_json(again) == to_json(expected) and len(flags) == len(describe_config.descriptions(again))
     assert cli.main(["config", "vocos:small", "--config.batch_size=3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batch_size"] == 3
     assert "bandtok config" in failure(capsys, "train", "--config=dac:tiny", "--workdir=w", "--config.los.mel=1")
@@ -175,11 +175,11 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("name", experiment.shipped())
+@pytest.mark.parametrize("name", list_configs())
 def test_every_key_has_a_description(name):
-    found = describe_config.descriptions(experiment.load_config(name))
+    found = describe_config.descriptions(load_config(name))
     assert [key for key, description in found.items() if not description] == []
-    assert "codebook" in describe_config.descriptions(experiment.load_config("bandtok"))["model.codebook_size"]
+    assert "codebook" in describe_config.descriptions(load_config("bandtok"))["model.codebook_size"]
 
 
 def test_encode_and_decode(model, song, tmp_path, capsys):

@@ -16,7 +16,7 @@ from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import code_files
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors
 
 RATE = 44100
@@ -204,7 +204,7 @@ def composer(text="bytes"):
     """The codec with a small language model that knows nothing."""
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8", "model.text": text}
-    config = experiment.load_config("language_model:tiny", changes)
+    config = load_config("language_model:tiny", changes)
     stages = create().stages
     return MelCodec(stages["tokenizer"], stages["vocoder"], component.fresh(config, jax.random.key(0)), chunk_columns=8)
 
@@ -281,7 +281,7 @@ def test_a_seed_of_which_bits_would_be_lost_is_refused(seed):
 
 
 def test_a_language_model_of_another_grid_is_refused():
-    config = experiment.load_config("language_model:tiny", {"model.rows": "12"})
+    config = load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):
         MelCodec(create().stages["tokenizer"], language_model=component.Stage(config, {}))
 
@@ -299,7 +299,7 @@ def test_weight_hash_sees_every_leaf_and_no_order():
 @functools.cache
 def create_of_levels():
     """A tokenizer whose rows are residual levels of the columns of a mel picture, with a vocoder."""
-    config = experiment.load_config("bandtok:tiny", {"model.residual_levels": "4"})
+    config = load_config("bandtok:tiny", {"model.residual_levels": "4"})
     return MelCodec(component.fresh(config, jax.random.key(0)), create().stages["vocoder"], chunk_columns=8)
 
 

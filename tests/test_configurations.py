@@ -9,7 +9,8 @@ import pytest
 
 from bandtok_jax import tasks
 from bandtok_jax.audio.mel_bands import MelDefinition
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.shipped import list_configs, list_variants
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.training import loop, sharding
@@ -17,7 +18,7 @@ from bandtok_jax.training.program import Program
 from bandtok_jax.training.reporting import Reporter
 from tests import tiny
 
-NAMES = [f"{name}:{variant}" for name in experiment.shipped() for variant in experiment.variants(name)]
+NAMES = [f"{name}:{variant}" for name in list_configs() for variant in list_variants(name)]
 
 
 def _kind(name: str) -> str:
@@ -30,7 +31,7 @@ def _kind(name: str) -> str:
             return len(value)
         return value > 0 if isinstance(value, (int, float)) else value
 
-    config = experiment.load_config(name)
+    config = load_config(name)
     return json.dumps([kind(config.to_dict()[group]) for group in ("task", "dtype", "model", "loss", "codebook")
                        if group in config])  # fmt: skip
 
@@ -78,7 +79,7 @@ def test_every_step_can_be_repeated_and_every_number_is_wide(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_step_of_the_whole_size_can_be_repeated(name):
-    _check(experiment.load_config(name))
+    _check(load_config(name))
 
 
 def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, monkeypatch):
@@ -112,7 +113,7 @@ def _trained() -> list:
     """All names; slow proofs are those in 32 bits, of a kind that came before, or with discriminators of audio."""
     seen, found = set(), []
     for name in NAMES:
-        config = experiment.load_config(name)
+        config = load_config(name)
         audio = config.task in ("vocoder", "waveform_codec")
         fast = config.dtype != "float32" and not audio and _kind(name) not in seen
         seen.add(_kind(name))
@@ -135,7 +136,7 @@ def test_three_steps_of_the_whole_network(name, tmp_path, monkeypatch):
         changes["loss.adversarial_start"] = "1"
     if small.task == "language_model":
         changes |= {"model.rows": "4", "model.codebook_size": "64"}
-    _train_with_a_resume(experiment.load_config(name, changes), tmp_path / "run", monkeypatch)
+    _train_with_a_resume(load_config(name, changes), tmp_path / "run", monkeypatch)
 
 
 def _train_with_a_resume(config, run, monkeypatch):
@@ -159,7 +160,7 @@ def _train_with_a_resume(config, run, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_a_network_can_be_set(name):
-    config = experiment.load_config(name)
+    config = load_config(name)
     task = tasks.create(config)
     owners = {"model": task.network}
     if "discriminator" in config:
@@ -173,7 +174,7 @@ def test_every_option_of_a_network_can_be_set(name):
 
 
 @pytest.mark.parametrize("dtype, cure", [("float16", "loss scaling; bfloat16"), ("float64", "JAX_ENABLE_X64=1")])
-@pytest.mark.parametrize("name", experiment.shipped())
+@pytest.mark.parametrize("name", list_configs())
 def test_a_dtype_that_cannot_train_is_refused(name, dtype, cure):
     with pytest.raises(ValueError, match=f"config.dtype is '{dtype}'.*{cure}.*one of float32, bfloat16"):
-        experiment.load_config(name, {"dtype": dtype})
+        load_config(name, {"dtype": dtype})

@@ -15,7 +15,7 @@ from bandtok_jax import tasks
 from bandtok_jax.codecs.component import Stage
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import tokenize_corpus
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import full_tracks, iterator, metadata, records, shards, tf_example
 from bandtok_jax.data_pipelines.token_manifest import MANIFEST, read_token_manifest
 from bandtok_jax.data_pipelines.token_source import TokenSource
@@ -236,7 +236,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     small = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text": "embedding", "text_dim": 6}
     changes = {f"model.{name}": str(value) for name, value in small.items()}
     changes |= {"data.tokens": str(tmp_path / "tokens"), "data.columns": "8", "batch_size": "2"}
-    task = tasks.create(experiment.load_config("language_model:tiny", changes))
+    task = tasks.create(load_config("language_model:tiny", changes))
     stream = iterator.train_batches(task.config.data, split="train", batch_size=2, seed=0)
     batch = {name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"}
     stream.close()
@@ -251,7 +251,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     assert heard[0].shape[1] == 16 and not np.array_equal(heard[0], heard[1])
     with pytest.raises(ValueError, match="learned from embeddings"):
         full.generate("slow", seconds=0.5)
-    wrong = tasks.create(experiment.load_config("language_model:tiny", changes | {"model.text_dim": "8"}))
+    wrong = tasks.create(load_config("language_model:tiny", changes | {"model.text_dim": "8"}))
     with pytest.raises(ValueError, match="embeddings of width 6: set --config.model.text_dim"):
         wrong.load_frozen()
 

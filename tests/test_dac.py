@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.convolution import TransposedConvolution
 from bandtok_jax.layers.network import Network
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer, sample_num_levels
@@ -46,7 +46,7 @@ def run(network, parameters, *arguments, method):
     ],
 )
 def test_published_sizes(variant, millions, rate, hop, kilobits):
-    config = experiment.load_config(f"dac:{variant}")
+    config = load_config(f"dac:{variant}")
     network = tasks.create(config).network
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(network.shapes()[0]))
     assert round(size / 1e6, 2) == millions and config.data.sample_rate_hz == rate
@@ -57,7 +57,7 @@ def test_published_sizes(variant, millions, rate, hop, kilobits):
 
 
 def test_parts_of_the_published_size():
-    parameters, _ = tasks.create(experiment.load_config("dac:base")).network.shapes()
+    parameters, _ = tasks.create(load_config("dac:base")).network.shapes()
     size = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for name, part in parameters.items()}
     side = lambda name: sum(count for part, count in size.items() if part.startswith(name))
     found = [round(count / 1e6, 2) for count in (side("encoder"), size["quantizer"], side("decoder"))]
@@ -254,4 +254,4 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="decoder_dim is 9.*a multiple of 2"):
         small(decoder_dim=9)
     with pytest.raises(ValueError, match="base_16khz"):
-        experiment.load_config("dac:large")
+        load_config("dac:large")

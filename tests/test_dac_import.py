@@ -18,7 +18,7 @@ from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.codecs import dac_file
 from bandtok_jax.commands import code_files
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import bt_file, safe_pickle, torch_checkpoint
 from bandtok_jax.pretrained import import_dac, model_folder
 
@@ -114,7 +114,7 @@ def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_pat
 
 def test_pieces_have_the_published_lengths():
     """Of the 44.1 kHz model, measured on the published program."""
-    tokenizer = types.SimpleNamespace(config=experiment.load_config("dac:base"))
+    tokenizer = types.SimpleNamespace(config=load_config("dac:base"))
     encoder, decoder = dac_file._layers(types.SimpleNamespace(stages={"tokenizer": tokenizer}))
     assert dac_file._delay(encoder + decoder) == 7904
     for window, columns, samples in ((44_544, 72, 28_522), (220_672, 416, 204_650)):

@@ -8,7 +8,7 @@ import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.codecs.component import Stage
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime.target_platform import made_for
 
@@ -20,7 +20,7 @@ NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
 def test_a_tokenizer_in_float32_and_others_as_trained_or_asked(trained, platform, asked):
     computed = {}
     for name in NAMES:
-        stage = Stage(experiment.load_config(name, {"dtype": trained}), {}, dtype=asked)
+        stage = Stage(load_config(name, {"dtype": trained}), {}, dtype=asked)
         with made_for(platform):
             computed[name] = stage.task.config.dtype
     assert computed["bandtok:tiny"] == computed["dac:tiny"] == "float32"

@@ -11,7 +11,7 @@ from bandtok_jax import tasks
 from bandtok_jax.audio import spectral
 from bandtok_jax.codecs.component import Stage, fresh
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
@@ -55,9 +55,7 @@ def codec(tmp_path_factory):
     model = jax.device_get(state["model"])
     weights = {"parameters": model["parameters"], "buffers": model["buffers"]}
     tokenizer = Stage(config, weights, origin="a short training").check()
-    vocoder = experiment.load_config(
-        "vocos:tiny", {"model.dim": 16, "model.intermediate_dim": 16, "model.num_layers": 1}
-    )
+    vocoder = load_config("vocos:tiny", {"model.dim": 16, "model.intermediate_dim": 16, "model.num_layers": 1})
     return MelCodec(tokenizer, fresh(vocoder, key), chunk_columns=8)
 
 

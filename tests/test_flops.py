@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers import attention
 from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import flops
@@ -23,7 +23,7 @@ def _language_model(columns=8, **changes):
     settings = {f"model.{name}": str(value) for name, value in SIZES.items()}
     settings |= {"data.columns": str(columns), "batch_size": "4"}
     settings |= {key: str(value) for key, value in changes.items()}
-    return tasks.create(experiment.load_config("language_model:tiny", settings))
+    return tasks.create(load_config("language_model:tiny", settings))
 
 
 def _formula(config, pairs: float) -> float:
@@ -56,7 +56,7 @@ def test_a_language_model_has_the_flops_of_the_formula(columns):
 
 
 def test_for_long_sequences_of_a_wide_model_half_the_square_counts():
-    task = tasks.create(experiment.load_config("language_model:base", {"model.num_layers": "2", "batch_size": "4"}))
+    task = tasks.create(load_config("language_model:base", {"model.num_layers": "2", "batch_size": "4"}))
     half = _formula(task.config, 1729 * 1730 / 2) + 6 * 4 * 1729 * (8448 - 512) * 1024
     assert flops.training_flops(task, 4) == pytest.approx(half, rel=0.02)
 

@@ -19,7 +19,8 @@ import safetensors.numpy
 from bandtok_jax import tasks
 from bandtok_jax.codecs import dac_file
 from bandtok_jax.codecs.component import fresh
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.stored import to_json, write_config
 from bandtok_jax.formats import bt_file
 from bandtok_jax.formats import safetensors as weights_file
 from bandtok_jax.pretrained import import_dac, import_vocos, model_folder
@@ -37,7 +38,7 @@ def tasks_of_known_networks(monkeypatch):
     create, known = tasks.create, {}
 
     def create_once(config, *arguments):
-        key = json.dumps([experiment.plain(config).get(name) for name in ("task", "model", "mel", "dtype")])
+        key = json.dumps([to_json(config).get(name) for name in ("task", "model", "mel", "dtype")])
         if key not in known:
             known[key] = create(config, *arguments)
         return known[key]
@@ -137,7 +138,7 @@ def test_names_of_tensors_that_make_no_tree(names, tmp_path):
 
 @functools.cache
 def small_tokenizer():
-    config = experiment.load_config("bandtok:tiny")
+    config = load_config("bandtok:tiny")
     with config.unlocked():
         config.model.update(channels=(8,), patch=32, codebook_size=16, codebook_dim=4)
     return fresh(config, jax.random.key(0))
@@ -152,9 +153,9 @@ def test_configuration_of_an_export(tmp_path):
 
 
 def test_configuration_of_a_run(tmp_path):
-    experiment.write_config(experiment.load_config("bandtok:tiny"), tmp_path)
+    write_config(load_config("bandtok:tiny"), tmp_path)
     valid = (tmp_path / "config.json").read_bytes()
-    read = lambda _: experiment.load_config(str(tmp_path))
+    read = lambda _: load_config(str(tmp_path))
     fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
 
 

@@ -29,11 +29,11 @@ from bandtok_jax import cli
 from bandtok_jax.runtime.compile_cache import COMPILING
 from bandtok_jax.training import state
 
-def begin(*_, **__):
+def initialize(*_, **__):
     assert any(thread.name == COMPILING for thread in threading.enumerate())
     signal.raise_signal(signal.SIGINT)
 
-state.begin = begin
+state.initialize = initialize
 sys.exit(cli.main())
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.layers.transformer import dropout
@@ -131,7 +131,7 @@ def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
 
 
 def test_size_of_the_published_scale():
-    shapes, _ = tasks.create(experiment.load_config("language_model:base")).network.shapes()
+    shapes, _ = tasks.create(load_config("language_model:base")).network.shapes()
     millions = {name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6 for name, tree in shapes.items()}
     assert round(millions["blocks"]) == 409 and round(millions["embedding"] + millions["head"]) == 17
     assert sum(millions.values()) < 500

@@ -9,13 +9,13 @@ import pytest
 import bandtok_jax
 from bandtok_jax import tasks
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
-from bandtok_jax.training import state as states
+from bandtok_jax.training.run import resolve
 from tests import tiny
 from tests.small_language_model import CODES, ROWS, grid
 
@@ -50,7 +50,7 @@ def task_of(folder, **changes):
         "batch_size": 16,
         "total_steps": 120, "optimizer.warmup_steps": 5, "optimizer.learning_rate": 0.005, **changes,
     }  # fmt: skip
-    return tasks.create(experiment.load_config("language_model:tiny", {k: str(v) for k, v in changes.items()}))
+    return tasks.create(load_config("language_model:tiny", {k: str(v) for k, v in changes.items()}))
 
 
 def batches(task, count):
@@ -130,8 +130,8 @@ def test_residual_levels_have_codes_of_their_own_by_default(tmp_path, markov):
         task_of(tmp_path / "levels", **{"model.row_vocabulary": False}).load_frozen()
     # A run writes what it has found, and finds it again.
     for folder, settled in ((tmp_path / "levels", True), (markov, False)):
-        config = experiment.load_config("language_model:tiny", {"data.tokens": str(folder)})
-        assert states.settle(config, tmp_path / "run", None, resumed=False).model.row_vocabulary is settled
+        config = load_config("language_model:tiny", {"data.tokens": str(folder)})
+        assert resolve(config, tmp_path / "run").config.model.row_vocabulary is settled
 
 
 def test_names_tokens_that_do_not_fit(markov):
@@ -148,12 +148,12 @@ def test_tokens_without_captions_are_told(markov):
         shard["captions"] = 0
     with pytest.warns(UserWarning, match="no track in .* has a caption"):
         made.load_frozen()
-    assert states.record_stages(made.config.copy_and_resolve_references().unlock(), made).caption_fraction == 0
+    assert made.caption_fraction == 0
 
 
 @pytest.mark.parametrize("variant", ["tiny", "base"])
 def test_every_weight_has_a_place(variant):
-    task = tasks.create(experiment.load_config(f"language_model:{variant}"))
+    task = tasks.create(load_config(f"language_model:{variant}"))
     mesh = sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     places = sharding.shardings(state, task.SHARDING, mesh)

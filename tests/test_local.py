@@ -12,7 +12,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax.cli import dispatch
 from bandtok_jax.cli.parser import config_overrides
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from tests import tiny
 
@@ -44,7 +44,7 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
         assert program == "bandtok"
         flags, rest = dispatch.parser().parse_known_args(arguments)
         if flags.verb == "train":
-            config = experiment.load_config(flags.config, config_overrides(rest, flags.parser))
+            config = load_config(flags.config, config_overrides(rest, flags.parser))
             parsed[config.task] = config
         else:
             assert not rest

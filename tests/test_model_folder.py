@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import bandtok_jax
 from bandtok_jax.codecs import component
-from bandtok_jax.config import experiment
+from bandtok_jax.config.stored import write_config
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.training.checkpoint import Checkpoints
 from tests import tiny
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     checkpoints = Checkpoints(folder, keep=1, best_metric="loss")
     checkpoints.save(7, {"step": np.asarray(7), "model": model}, position=0)
     checkpoints.close()
-    experiment.write_config(config, folder)
+    write_config(config, folder)
     (folder / "metrics.jsonl").write_text(
         '{"step": 5, "evaluation/mel_distance": 0.75}\n{"step": 7, "train/loss": 2.0}\n'
         '{"step": 9, "evaluation/mel_distance": 0.25}\n{"step": 11, "evalu'  # later than the checkpoint, and cut off

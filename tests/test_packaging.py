@@ -79,10 +79,10 @@ def test_an_installed_package_works_at_the_top_of_the_source_tree(request, sourc
     # What it needs comes from here; .pth files therein are not read, so this package comes from nowhere else.
     (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     program = (
-        "import sys, bandtok_jax; from bandtok_jax.config import experiment\n"
+        "import sys, bandtok_jax; from bandtok_jax.config import load, shipped\n"
         "from bandtok_jax.launch import launcher\n"
         "from bandtok_jax.data_pipelines import synthetic\n"
-        "print(bandtok_jax.__file__, experiment.load_config('bandtok:tiny').task, *map(len, [experiment.shipped()]))"
+        "print(bandtok_jax.__file__, load.load_config('bandtok:tiny').task, *map(len, [shipped.list_configs()]))"
     )
     python = tmp_path / "environment" / "bin" / "python"
     for folder, package in ((source, source), (tmp_path, packages)):
@@ -95,11 +95,11 @@ def test_configurations_are_found_without_the_source_tree(wheel, tmp_path):
         archive.extractall(tmp_path)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import bandtok_jax; from bandtok_jax import cli; from bandtok_jax.config import experiment\n"
+        "import bandtok_jax; from bandtok_jax import cli; from bandtok_jax.config import load, shipped\n"
         "from bandtok_jax.data_pipelines import iterator\n"
         "assert bandtok_jax.__file__.startswith(sys.argv[1]), bandtok_jax.__file__\n"
         "assert iterator.__file__.startswith(sys.argv[1]), iterator.__file__\n"
-        "print(*experiment.shipped(), experiment.load_config('bandtok:tiny').task)"
+        "print(*shipped.list_configs(), load.load_config('bandtok:tiny').task)"
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.split() == ["bandtok", "dac", "language_model", "vocos", "mel_tokenizer"], run.stderr

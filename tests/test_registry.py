@@ -5,16 +5,17 @@ import sys
 import jax
 import pytest
 
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.shipped import list_configs, list_variants
 from bandtok_jax.models import registry
 
 ROLES = {"bandtok": "tokenizer", "dac": "tokenizer", "vocos": "vocoder", "language_model": "language_model"}
 
 
-@pytest.mark.parametrize("name", experiment.shipped())
+@pytest.mark.parametrize("name", list_configs())
 def test_every_configuration_names_its_networks(name):
-    for variant in experiment.variants(name):
-        config = experiment.load_config(f"{name}:{variant}")
+    for variant in list_variants(name):
+        config = load_config(f"{name}:{variant}")
         network_class = registry.constructor(config.model.kind)
         assert network_class.role == ROLES[name]
         assert hasattr(
@@ -26,9 +27,7 @@ def test_every_configuration_names_its_networks(name):
 
 
 def test_a_network_gets_its_group_the_dtype_and_the_mel():
-    config = experiment.load_config(
-        "bandtok:tiny", {"dtype": "bfloat16", "model.codebook_size": "32", "mel.floor": "1e-3"}
-    )
+    config = load_config("bandtok:tiny", {"dtype": "bfloat16", "model.codebook_size": "32", "mel.floor": "1e-3"})
     keywords = registry.arguments(config)
     assert keywords["dtype"] == jax.numpy.bfloat16 and keywords["mel"].floor == 1e-3 and "kind" not in keywords
     assert registry.build(config).attribute("codebook_size") == 32

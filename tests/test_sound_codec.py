@@ -12,7 +12,7 @@ from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs.component import Stage
 from bandtok_jax.codecs.waveform import SoundCodec
 from bandtok_jax.commands import code_files
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import bt_file
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime.target_platform import jit_once
@@ -27,7 +27,7 @@ def tokenizer():
         "data.sample_rate_hz": str(RATE), "model.encoder_dim": "4", "model.decoder_dim": "16", "model.rows": "3",
         "model.strides": "(3, 4)", "model.latent_dim": "8", "model.codebook_size": "32", "model.codebook_dim": "4",
     }  # fmt: skip
-    stage = Stage(experiment.load_config("dac:tiny", changes), {}, origin="random weights")
+    stage = Stage(load_config("dac:tiny", changes), {}, origin="random weights")
     stage.weights = {"parameters": tiny.random_weights(stage.network), "buffers": {}}
     return stage.check()
 
@@ -188,11 +188,11 @@ def test_a_foreign_file_is_refused(tmp_path):
 
 
 def test_exports_and_language_models(tmp_path):
-    language_model = experiment.load_config("language_model:tiny", {"model.rows": "3", "model.codebook_size": "32"})
+    language_model = load_config("language_model:tiny", {"model.rows": "3", "model.codebook_size": "32"})
     stages = {"tokenizer": tokenizer(), "language_model": Stage(language_model, {})}
     assert set(model_folder.join(stages).stages) == {"tokenizer", "language_model"}
     with pytest.raises(ValueError, match="rows 16, the tokenizer has 3"):
-        SoundCodec(tokenizer(), Stage(experiment.load_config("language_model:tiny"), {}))
+        SoundCodec(tokenizer(), Stage(load_config("language_model:tiny"), {}))
     with pytest.raises(ValueError, match="no use for the vocoder"):
         model_folder.join({"tokenizer": tokenizer(), "vocoder": tokenizer()})
     model_folder.save(create(), tmp_path / "export")

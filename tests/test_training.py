@@ -21,7 +21,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import tasks
 from bandtok_jax.codecs import component
-from bandtok_jax.config import experiment
+from bandtok_jax.config.stored import write_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import model_folder
@@ -34,6 +34,7 @@ from bandtok_jax.tasks import optimization
 from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop
 from bandtok_jax.training import state as states
 from bandtok_jax.training.reporting import Reporter
+from bandtok_jax.training.run import resolve
 from tests import tiny
 from tests.processes import parts
 from tests.tensorboard_events import tensorboard_steps
@@ -142,10 +143,11 @@ def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     frozen = made.load_frozen()
     shown = made.summaries(state, frozen, batch)
-    apply = made.vocoder.network.apply
+    apply = made.component("vocoder").network.apply
     expected = apply(*(frozen["vocoder"][n] for n in ("parameters", "buffers")), shown["1/mel/reconstruction"][1][None])
     np.testing.assert_allclose(shown["1/reconstruction"][1], expected[0], rtol=1e-4, atol=1e-5)
-    assert states.record_stages(made.config, made).vocoder_hash == made.vocoder.weight_hash
+    resolved = resolve(made.config, tmp_path / "run")
+    assert resolved.config.vocoder_hash == resolved.dependencies["vocoder"] == made.component("vocoder").weight_hash
     with pytest.raises(ValueError, match="holds no vocoder: give the vocoder's run"):
         wrong = tiny.config("mel_tokenizer", tmp_path, vocoder=str(straight("mel_tokenizer")))
         tasks.create(wrong, model_folder.read_stages).load_frozen()
@@ -156,20 +158,6 @@ def test_a_complete_run_stops_at_once(straight):
     before = (run / "metrics.jsonl").read_bytes()
     assert loop.train(tiny.config("mel_tokenizer", run.parent), run) == {}
     assert (run / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_run_that_does_not_know_newer_keys_goes_on(straight, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(straight("mel_tokenizer"), run)
-    stored = json.loads((run / "config.json").read_text())
-    for group, key in (("model", "residual_levels"), ("optimizer", "decay_bias_and_norm")):
-        del stored[group][key]
-    (run / "config.json").write_text(json.dumps(stored))
-    made = tiny.config("mel_tokenizer", tmp_path)
-    states.settle(made, run, None, resumed=True)
-    for change in ({"model.residual_levels": "3"}, {"optimizer.decay_bias_and_norm": "true"}):
-        with pytest.raises(ValueError, match=f"{next(iter(change))} was (0|False) and is now"):
-            states.settle(tiny.config("mel_tokenizer", tmp_path, **change), run, None, resumed=True)
 
 
 def test_another_size_in_the_same_folder_is_refused(straight):
@@ -219,7 +207,7 @@ def test_a_truncated_checkpoint_is_set_aside_for_the_one_before(sealed, straight
     os.truncate(damaged, damaged.stat().st_size // 2)
     loop.train(tiny.config("language_model", whole.parent), run)
     assert "checkpoints/8 cannot be read: it is damaged" in (printed := capsys.readouterr().out)
-    assert "going on from step 4" in printed and (run / "checkpoints" / "damaged-8").is_dir()
+    assert "resuming from step 4" in printed and (run / "checkpoints" / "damaged-8").is_dir()
     assert _same(run, whole)
 
 
@@ -304,16 +292,16 @@ def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
 
 def test_a_schedule_may_keep_its_end(straight):
     run, said = straight("language_model"), []
-    settle = functools.partial(states.settle, workdir=run, init_from=None, resumed=True, say=said.append)
+    resume = functools.partial(resolve, folder=run, resumed=True, log=said.append)
     config = tiny.config("language_model", run.parent, total_steps=12, schedule_steps=8)
-    settle(config)
+    resume(config)
     assert not said
     rates = [
         float(optimization.learning_rate_schedule(config.optimizer, optimization.schedule_steps(config))(s))
         for s in (8, 11)
     ]
     assert rates[0] == rates[1] == pytest.approx(config.optimizer.learning_rate * config.optimizer.final_lr_fraction)
-    settle(tiny.config("language_model", run.parent, total_steps=12))
+    resume(tiny.config("language_model", run.parent, total_steps=12))
     assert len(said) == 1 and "--config.schedule_steps=8" in said[0]
 
 
@@ -412,22 +400,25 @@ def test_fine_tuning_from_an_export_trains_the_critic_first(straight, tmp_path):
         loop.train(tiny.config("vocoder", tmp_path), tmp_path / "other", init_from=tmp_path / "export")
 
 
-def test_a_step_to_start_from_brings_its_critic(straight):
+def test_a_checkpoint_to_start_from_brings_its_discriminator(straight):
     run = straight("mel_tokenizer")
     shapes = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))
     fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    started = states._start_from(run / "checkpoints" / "4", "mel_tokenizer", fresh)["discriminator"]["parameters"]
+    loaded = states.load_initial_weights(run / "checkpoints" / "4", "mel_tokenizer", fresh)
     expected = load_part(run, 4, "training")["discriminator"]["parameters"]
-    jax.tree.map(np.testing.assert_array_equal, started, expected)
+    jax.tree.map(np.testing.assert_array_equal, loaded["discriminator"]["parameters"], expected)
 
 
-def test_the_critics_wait_only_where_a_run_starts_without_them(straight, tmp_path):
+def test_the_discriminator_trains_alone_only_where_a_run_starts_without_it(straight, tmp_path):
     run = straight("mel_tokenizer")
     config = tiny.config("mel_tokenizer", run.parent, **{"loss.discriminator_warmup": "7"})
-    assert states.settle(config, tmp_path, None, resumed=False).loss.discriminator_warmup == 0
-    assert states.settle(config, tmp_path, run, resumed=False).loss.discriminator_warmup == 0
-    assert states.settle(config, tmp_path, "an/export", resumed=False).loss.discriminator_warmup == 7
-    assert states.settle(config, run, None, resumed=True).loss.discriminator_warmup == 0  # as the run was started
+
+    def warmup(folder, init_from, resumed=False):
+        resolved = resolve(config, folder, init_from=init_from, resumed=resumed)
+        assert resolved.config.loss.discriminator_warmup == 7  # as configured
+        return resolved.task.config.loss.discriminator_warmup
+
+    assert warmup(tmp_path, None) == 0 and warmup(tmp_path, run) == 0 and warmup(tmp_path, "an/export") == 7
 
 
 def test_a_step_of_a_run_can_be_named(straight):
@@ -516,6 +507,6 @@ def test_weights_decay_and_scales_do_not(tmp_path):
 def test_missing_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not hold a checkpoint"):
         load_weights(tmp_path)
-    experiment.write_config(tiny.config("mel_tokenizer", tmp_path), tmp_path)
+    write_config(tiny.config("mel_tokenizer", tmp_path), tmp_path)
     with pytest.raises(FileNotFoundError, match="train the run first"):
         load_weights(tmp_path)

@@ -20,7 +20,7 @@ from bandtok_jax import cli, tasks
 from bandtok_jax.audio import mel_bands, spectral, waveform
 from bandtok_jax.codecs.component import Stage, fresh
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import torch_checkpoint
 from bandtok_jax.pretrained import import_vocos, model_folder
 
@@ -41,7 +41,7 @@ def golden():
 @functools.cache
 def tokenizer(mel) -> Stage:
     """One that has two rows and has learned nothing, of any mel."""
-    config = experiment.load_config("bandtok:tiny")
+    config = load_config("bandtok:tiny")
     with config.unlocked():
         config.mel.update(dataclasses.asdict(mel))
         config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codebook_size=16, codebook_dim=4)
@@ -112,7 +112,7 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
 
 
 def test_a_tokenizer_learns_on_the_published_mel():
-    task = tasks.create(experiment.load_config("bandtok:tiny_24khz"))
+    task = tasks.create(load_config("bandtok:tiny_24khz"))
     state, key = jax.eval_shape(task.init, jax.random.key(0)), jax.random.key(0)
     _, metrics = jax.eval_shape(
         functools.partial(task.train_step, update_discriminator=True), state, {}, task.batch_spec(), key

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers import convolution
 from bandtok_jax.layers.network import Network
 from bandtok_jax.losses import adversarial, spectral
@@ -77,7 +77,7 @@ def test_codes_learn_by_gradient_as_published(tmp_path):
 
 def test_the_critics_terms_are_the_published_sums():
     """Written down in NumPy as descript-audio-codec adds them up (nn/loss.py, conf/final), on maps drawn at random."""
-    config = experiment.load_config("dac:base")
+    config = load_config("dac:base")
     critics, settings = tasks.create(config).discriminator, config.loss
     logits, features = jax.eval_shape(lambda p: critics.apply(p, {}, jnp.zeros((1, 16_896))), critics.shapes()[0])
     assert [len(maps) for maps in features] == [5] * 5 + [25] * 3  # all but the last layer of each
@@ -111,7 +111,7 @@ def test_the_training_step_averages_features_as_the_configuration_says(tmp_path)
 
 
 def test_the_mel_term_is_the_published_sum():
-    settings = experiment.load_config("dac:base").loss
+    settings = load_config("dac:base").loss
     rng = np.random.default_rng(0)
     real = (0.1 * np.sin(np.arange(8192) / 20) * np.linspace(1, 0, 8192)).astype(np.float32)[None]
     fake = (0.7 * real + 0.001 * rng.standard_normal(real.shape)).astype(np.float32)
@@ -149,7 +149,7 @@ def test_weights_decay_as_in_pytorch():
     slopes = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2)]
     for everything, group in ((True, "discriminator_optimizer"), (True, "optimizer"), (False, "optimizer")):
         changes = {} if everything else {f"{group}.decay_bias_and_norm": "False"}
-        config = experiment.load_config("dac:base", {f"{group}.learning_rate": "0.1", **changes})
+        config = load_config("dac:base", {f"{group}.learning_rate": "0.1", **changes})
         settings, rate, expected = config[group], 0.1, dict(start)
         first, second = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
         optimizer = optimization.create_optimizer(settings, config.total_steps)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 
@@ -90,7 +90,7 @@ def config(task: str, folder, **overrides):
     changes = settings(task, **overrides)
     if task == "language_model":
         changes["data.tokens"] = str(token_records(pathlib.Path(folder) / "tokens"))
-    return experiment.load_config(_NAMES[task], changes)
+    return load_config(_NAMES[task], changes)
 
 
 def shrunk(name: str, folder, **overrides):
@@ -98,7 +98,7 @@ def shrunk(name: str, folder, **overrides):
 
     The discriminators play from step 0. `folder` is where it may keep data that it needs.
     """
-    config = experiment.load_config(name).copy_and_resolve_references().unlock()
+    config = load_config(name).copy_and_resolve_references().unlock()
     model = config.model
     levels, strides = len(model.get("channels", ())[:2]), model.get("strides", ())[-2:]
     common = {"batch_size": 2, "evaluation_batches": 1, "data.workers": 0, "total_steps": 3, "log_every": 1}
@@ -131,7 +131,7 @@ def shrunk(name: str, folder, **overrides):
             "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
         },
     }[config.task]()  # fmt: skip
-    return experiment.load_config(name, {key: str(value) for key, value in {**common, **changes, **overrides}.items()})
+    return load_config(name, {key: str(value) for key, value in {**common, **changes, **overrides}.items()})
 
 
 def token_records(folder: pathlib.Path) -> pathlib.Path:

@@ -30,11 +30,11 @@ from bandtok_jax.cli.parser import config_overrides, flag, steps, verb
 def train(flags: argparse.Namespace) -> int | None:
     """Runs `bandtok train`; returns an exit code where the run ends early."""
     overrides = config_overrides(flags.rest, flags.parser)
-    from bandtok_jax.config import experiment
+    from bandtok_jax.config.load import load_config
     from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
     from bandtok_jax.training import distributed, loop
 
-    config = experiment.load_config(flags.config, overrides)
+    config = load_config(flags.config, overrides)
     if "://" in flags.workdir:
         raise ValueError(f"--workdir={flags.workdir}: a run folder lies on a disk; data and tokens may be in a bucket")
     distributed.start(flags.start_timeout)
@@ -66,10 +66,11 @@ def config(flags: argparse.Namespace) -> None:
     overrides = config_overrides(flags.rest, flags.parser)
     os.environ["JAX_PLATFORMS"] = "cpu"  # networks are described, and nothing is run
     from bandtok_jax.commands import describe_config
-    from bandtok_jax.config import experiment
+    from bandtok_jax.config.load import load_config
+    from bandtok_jax.config.stored import to_json
 
-    config = experiment.load_config(flags.name, overrides)
-    show(json.dumps(experiment.plain(config), indent=2) if flags.json else describe_config.text(flags.name, config))
+    config = load_config(flags.name, overrides)
+    show(json.dumps(to_json(config), indent=2) if flags.json else describe_config.text(flags.name, config))
 
 
 @verb(
@@ -89,11 +90,11 @@ def plan(flags: argparse.Namespace) -> int:
     """Runs `bandtok plan`; returns 0 where the training fits into memory, else 1."""
     overrides = config_overrides(flags.rest, flags.parser)
     os.environ["JAX_PLATFORMS"] = "cpu"  # a plan runs nothing, and must not wait for accelerators that others use
-    from bandtok_jax.config import experiment
+    from bandtok_jax.config.load import load_config
     from bandtok_jax.planning import plan, plan_text, search
     from bandtok_jax.runtime import accelerators
 
-    config = experiment.load_config(flags.config, overrides)
+    config = load_config(flags.config, overrides)
     machines = accelerators.parse(flags.topology).check_shape()
     log = functools.partial(_log_work, sys.stderr)
     if flags.weak_scaling:

@@ -15,7 +15,8 @@ import tokenize
 
 from ml_collections import ConfigDict
 
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.shipped import list_configs
 
 # Functions of configs/defaults.py, with the groups whose keys they have.
 _FUNCTIONS = {"optimizer": ("optimizer",), "discriminator_optimizer": ("optimizer", "discriminator_optimizer")}
@@ -92,7 +93,7 @@ def _comments(task: str) -> dict[str, str]:
     """Returns the comments beside the keys in `configs/`, by the keys' dotted names, or by a name alone in a group
     that several have; those of the task's own file come before the defaults.
     """
-    modules = ["defaults", *(name for name in experiment.shipped() if experiment.load_config(name).task == task)]
+    modules = ["defaults", *(name for name in list_configs() if load_config(name).task == task)]
     found: dict[str, str] = {}
     for module in modules:
         source = inspect.getsource(importlib.import_module(f"bandtok_jax.configs.{module}"))

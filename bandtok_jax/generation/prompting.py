@@ -8,7 +8,7 @@ import warnings
 import jax
 import numpy as np
 
-from bandtok_jax.config import experiment
+from bandtok_jax.config.validate import check_seed
 from bandtok_jax.data_pipelines.transforms import caption_bytes
 from bandtok_jax.formats.bt_file import check_codes
 from bandtok_jax.generation import SAMPLING
@@ -65,7 +65,7 @@ def generate(
             )
     if not prompts:
         raise ValueError("no prompts: pass one for each piece, None where it may be anything")
-    experiment.check_seed(seed)
+    check_seed(seed)
     new = columns(codec, seconds)
     start = np.zeros((0, codec.rows), np.int32) if prefix is None else prefix
     start = check_codes(start, codec.rows, codec.codebook_size)

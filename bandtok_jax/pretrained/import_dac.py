@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.codecs.component import Stage
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
 from bandtok_jax.runtime import untrusted
 
@@ -93,7 +93,7 @@ def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Stage:
     """The stage of weights whose names stand in that column of `_layers`."""
-    config = experiment.load_config("dac:base")
+    config = load_config("dac:base")
     with config.unlocked():
         config.data.sample_rate_hz = shape.pop("sample_rate_hz")
         config.model.update({**shape, "strides": tuple(shape["strides"])})

@@ -15,7 +15,7 @@ import numpy as np
 from bandtok_jax import tasks
 from bandtok_jax.audio import mel_bands
 from bandtok_jax.codecs.component import Stage
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
 from bandtok_jax.runtime import untrusted
 
@@ -162,7 +162,7 @@ def _config(settings: Mapping[str, Any]):
     """The experiment that would train such a model."""
     features = {name.partition(".")[2]: v for name, v in settings.items() if name.startswith("feature_extractor")}
     rate, hop = features["sample_rate"], features["hop_length"]
-    config = experiment.load_config("vocos:base")
+    config = load_config("vocos:base")
     with config.unlocked():
         config.data.sample_rate_hz = rate
         config.data.clip_samples = math.ceil(config.data.clip_samples / hop) * hop

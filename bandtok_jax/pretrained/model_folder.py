@@ -19,7 +19,10 @@ from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import STAGE_OF_TASK, Stage, fresh
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.codecs.waveform import SoundCodec
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.schema import DTYPES
+from bandtok_jax.config.stored import from_json, read_config
+from bandtok_jax.config.validate import check_seed
 from bandtok_jax.formats import safetensors
 from bandtok_jax.pretrained import model_card
 from bandtok_jax.runs.metrics import read_metrics
@@ -73,8 +76,8 @@ def load(
     Raises:
       ValueError: a folder or file is missing, holds another model or size, or the stages do not belong together.
     """
-    if dtype not in ("", *experiment.DTYPES):
-        raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(experiment.DTYPES)}")
+    if dtype not in ("", *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
     stages = read_stages(path, dtype, only)
     if "tokenizer" not in stages:
         raise ValueError(
@@ -124,14 +127,14 @@ def create(name: str, seed: int = 0) -> Codec:
     Raises:
       ValueError: there is no such config, or the seed is another.
     """
-    experiment.check_seed(seed)
+    check_seed(seed)
     system, _, variant = name.partition(":")
     if system not in VOCODER_OF:
         raise ValueError(f"{name!r} names no codec: the known ones are {', '.join(VOCODER_OF)}, as in 'bandtok:tiny'")
     keys = jax.random.split(jax.random.key(seed))
     vocoder = None if name in WITHOUT_VOCODER else VOCODER_OF[system]
     parts = [part for part in (system, vocoder) if part]
-    stages = [fresh(experiment.load_config(f"{part}:{variant or 'tiny'}"), key) for part, key in zip(parts, keys)]
+    stages = [fresh(load_config(f"{part}:{variant or 'tiny'}"), key) for part, key in zip(parts, keys)]
     return join({stage.name: stage for stage in stages})
 
 
@@ -248,7 +251,7 @@ def _read_export(path: str, content: dict, dtype: str, only: Collection[str] | N
         if not isinstance(weights.get(name), dict):
             raise untrusted.refusal(weights_file, f"it holds no weights of the {spoken}", "export it again")
         facts = dict(facts)
-        config, expected = experiment.stored(facts.pop("config")), facts.pop("weight_hash")
+        config, expected = from_json(facts.pop("config")), facts.pop("weight_hash")
         stage = Stage(config, {"parameters": {}, "buffers": {}} | weights[name], origin=path, dtype=dtype, **facts)
         if stage.name != name:
             raise ValueError(f"it calls a {stage.name} {name}")
@@ -273,7 +276,7 @@ def split_step(path: str) -> tuple[str, int | None]:
 def _read_run(path: str, step: int | None, dtype: str) -> Stage:
     from bandtok_jax.runs.weights import load_weights
 
-    config = experiment.read_config(path)
+    config = read_config(path)
     weights = load_weights(path, step)
     return Stage(
         config,

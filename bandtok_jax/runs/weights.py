@@ -1,6 +1,6 @@
 """The checkpoints of a run as files: their steps, their weights, and errors that explain damage.
 
-A checkpoint `RUN/checkpoints/STEP/` holds three parts: `weights` (parameters, buffers and average of the exported
+A checkpoint `RUN/checkpoints/STEP/` holds three parts: `weights` (parameters, buffers and EMA of the exported
 model), `training` (the rest of the state, such as optimizers and discriminator) and `data` (the position in the data).
 """
 

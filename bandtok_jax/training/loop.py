@@ -7,10 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
-from bandtok_jax import tasks
-from bandtok_jax.config import experiment
+from bandtok_jax.config.stored import write_config
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.runtime import startup
@@ -21,6 +19,7 @@ from bandtok_jax.training.checkpoint import Checkpoints
 from bandtok_jax.training.early_stop import EarlyStop
 from bandtok_jax.training.program import Program
 from bandtok_jax.training.reporting import Reporter
+from bandtok_jax.training.run import resolve
 
 STEPS_AHEAD = 2  # that the loop may hand to the device before it waits; else time for data would hide behind steps
 
@@ -40,7 +39,7 @@ def train(
     Every process of a cluster calls it alike, after `distributed.start`.
 
     Args:
-      config: a locked configuration (see `bandtok_jax.config.experiment`).
+      config: a locked configuration (see `bandtok_jax.config.load`).
       workdir: the run folder; made if need be, and seen by all processes.
       init_from: run or export folder whose weights a fresh run starts from.
       overfit_one_batch: repeat the first batch and evaluate on it: a model that cannot learn it by heart is broken.
@@ -73,11 +72,10 @@ def _train(
     say(startup.first_line(config.dtype, startup.mesh_axes(mesh)))
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
     resumed = bool(distributed.agree(len(saved_steps(workdir))))
-    config = states.settle(
-        config, workdir, init_from, resumed=resumed, accept_changed_data=accept_changed_data, say=say
+    run = resolve(
+        config, workdir, init_from=init_from, resumed=resumed, accept_changed_data=accept_changed_data, log=say
     )
-    task = tasks.create(config, model_folder.read_stages)
-    config = states.record_stages(config, task)
+    config, task = run.config, run.task
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best_metric=config.best_metric, log=say)
 
     with jax.set_mesh(mesh):
@@ -115,9 +113,9 @@ def _train(
                 step = program.compile(make(**phase), program.targets(), frozen, examples, ahead=True)
                 promised[(make, *sorted(phase.items()))] = step
         if state is None:
-            state = states.begin(program, config, frozen, first_batch, init_from, share, alone=overfit_one_batch)
+            state = states.initialize(program, run, frozen, first_batch, share, single_batch=overfit_one_batch)
         if first_process:
-            experiment.write_config(config, workdir)
+            write_config(config, workdir)
         if verbose or mesh.size > 1:
             say(sharding.table(*(sharding.parameters(tree) for tree in (program.abstract, program.layout))))
 
@@ -125,7 +123,7 @@ def _train(
         reporter = Reporter(workdir, config, first_step, active=first_process)
         pending, scores, compiled, peak = collections.deque(), {}, {}, goodput.peak_flops()
 
-        def run(make, *arguments, **phase):
+        def compute(make, *arguments, **phase):
             name = (make, *sorted(phase.items()))
             if name not in compiled:
                 with stopwatch.during("compile"):
@@ -142,7 +140,7 @@ def _train(
             totals = shown = None
             with stopwatch.during("evaluation"):
                 for examples in evaluation:
-                    metrics, outputs = run(program.evaluate, state, frozen, program.put(examples))
+                    metrics, outputs = compute(program.evaluate, state, frozen, program.put(examples))
                     shown = outputs if totals is None else shown
                     totals = metrics if totals is None else jax.tree.map(lambda a, b: a + b, totals, metrics)
                 scores.clear()
@@ -179,7 +177,7 @@ def _train(
             stopwatch.restart()
             for step in range(first_step + 1, config.total_steps + 1):
                 reporter.profile(step, profile_steps)
-                state, metrics = run(program.train_step, state, frozen, batch, **task.phase(step - 1))
+                state, metrics = compute(program.train_step, state, frozen, batch, **task.phase(step - 1))
                 pending.append((step, metrics))
                 last = step == config.total_steps
                 stopped = None if last else requests.reached(step)

@@ -1,157 +1,35 @@
-"""Where the state of a run comes from: its own last checkpoint, the weights of another run, or a fresh start."""
+"""The state of a run before its next step: restored, loaded from another run, or initialized."""
 
-import pathlib
+from collections.abc import Callable
+import os
+from typing import Any
 
 import jax
 import numpy as np
 
-from bandtok_jax import tasks
 from bandtok_jax.codecs.component import STAGE_OF_TASK
-from bandtok_jax.config import experiment
-from bandtok_jax.data_pipelines import iterator, sources
+from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs import weights as run_weights
 from bandtok_jax.runs.weights import CorruptCheckpoint, saved_steps
-from bandtok_jax.runtime import startup
-from bandtok_jax.tasks import optimization
 from bandtok_jax.training import distributed
-from bandtok_jax.training.program import WARM_START
-
-# Keys that may change when a run is taken up again; all others say what the run is.
-_MAY_CHANGE = (
-    "total_steps", "schedule_steps", "log_every", "evaluate_every", "evaluation_batches", "checkpoint_every",
-    "keep_checkpoints", "patience", "wandb_project", "caption_fraction", "mesh", "data_hash", "tokenizer",
-    "tokenizer_hash", "vocoder", "vocoder_hash", "versions", experiment.WARMUP_GIVEN,
-    # How the same result is computed.
-    "optimizer.accumulation_steps", "model.remat",
-    "model.sequence_sharding",
-    # Where data and stages lie and how they are read; their hashes decide whether they are the same.
-    "data.sources", "data.tokens", "data.workers", "data.damaged",
-)  # fmt: skip
+from bandtok_jax.training.checkpoint import Checkpoints
+from bandtok_jax.training.program import WARM_START, Program
+from bandtok_jax.training.run import Run, is_run
 
 
-def settle(config, workdir: pathlib.Path, init_from, *, resumed: bool, accept_changed_data: bool = False, say=print):
-    """The configuration to run with, checked against the one that is stored in the run folder.
+def restore(
+    program: Program, checkpoints: Checkpoints, log: Callable[[str], Any] = print
+) -> tuple[dict[str, Any] | None, int]:
+    """Restores `(state, position)` of the newest readable checkpoint; `(None, 0)` where there is none.
 
-    Args:
-      say: prints a line about what changes in the course of the run without being refused.
+    A damaged checkpoint is named by `log` and quarantined, and the previous one is used.
 
     Raises:
-      ValueError: they differ in what makes a run what it is, the data is not what it was, or an export lies there.
+      ValueError: all checkpoints are damaged, or they belong to another model.
     """
-    _refuse_export(workdir)
-    config = tasks.resolve_config(config).copy_and_resolve_references().unlock()
-    config.tokenizer_hash = config.vocoder_hash = ""  # a run's own, not those of a run that lent its configuration
-    if "discriminator_warmup" in config.loss and not resumed and (not init_from or _has_discriminator(init_from)):
-        config[experiment.WARMUP_GIVEN] = config.loss.discriminator_warmup
-        config.loss.discriminator_warmup = 0  # both players start together, or both are there
-    config.data_hash = sources.fingerprint(config.data)
-    config.versions = startup.versions()
-    if resumed:
-        stored = _completed(experiment.read_config(workdir), config)
-        if "discriminator_warmup" in config.loss:
-            config.loss.discriminator_warmup = stored.loss.discriminator_warmup
-            if experiment.WARMUP_GIVEN in stored:
-                config[experiment.WARMUP_GIVEN] = stored[experiment.WARMUP_GIVEN]
-        was, now = _identity(stored), _identity(config)
-        for name in was:
-            if was[name] != now.get(name):
-                raise ValueError(
-                    f"{workdir} is a run of another configuration: "
-                    f"{experiment.difference(was[name], now.get(name), name)}; "
-                    f"give the same configuration, or another --workdir with --init-from={workdir} to start from its "
-                    "weights"
-                )
-        for line in _changes(stored, config, max(saved_steps(workdir), default=0)):
-            say(line)
-        if stored.get("data_hash", "") not in ("", config.data_hash) and not accept_changed_data:
-            raise ValueError(
-                f"the data has changed since {workdir} was last trained ({config.data.tokens or config.data.sources}): "
-                "its examples would not be the ones that follow; give the same data, or --accept-changed-data"
-            )
-        config.tokenizer_hash = stored.get("tokenizer_hash", "")
-    return config.lock()
-
-
-def _changes(stored, config, step: int) -> list[str]:
-    """Returns what a person should know of a configuration that resumes a run at `step`."""
-    lines = []
-    schedule = lambda of: optimization.learning_rate_schedule(of.optimizer, optimization.schedule_steps(of))
-    before, after = (float(schedule(of)(step)) for of in (stored, config))
-    if step and abs(after - before) > 0.05 * max(after, before):
-        ended = optimization.schedule_steps(stored)
-        lines.append(
-            f"the learning rate goes from {before:.3g} to {after:.3g} at step {step}, as it now ends at step "
-            f"{optimization.schedule_steps(config)} and ended at {ended}; "
-            f"--config.schedule_steps={ended} keeps it as it was"
-        )
-    old, new = stored.get("versions", {}), config.versions
-    changed = [f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]]
-    if changed:
-        lines.append(f"the run was trained elsewhere, so results may differ in rounding: {', '.join(changed)}")
-    return lines
-
-
-def _refuse_export(workdir: pathlib.Path) -> None:
-    """Raises a ValueError where a run would write its config.json over that of an export."""
-    if (workdir / "config.json").exists() and "stages" in experiment.read_config(workdir):
-        raise ValueError(
-            f"{workdir} holds an export, which a run would overwrite: give another --workdir, and start from its "
-            f"weights with --init-from={workdir}"
-        )
-
-
-def _identity(config) -> dict:
-    """What the run is, as it is written: in JSON, tuples are lists."""
-    found = experiment.plain(config)
-    for key in _MAY_CHANGE:
-        group, _, name = key.rpartition(".")
-        (found.get(group, {}) if group else found).pop(name, None)
-    return found
-
-
-def _completed(stored, config):
-    """The configuration of an older run with the keys that have come since."""
-    stored = stored.copy_and_resolve_references()
-    with stored.unlocked():
-        for key, value in experiment.MEANT.items():
-            group, _, name = key.partition(".")
-            if name in config.get(group, {}) and name not in stored.get(group, {}):
-                if group not in stored:
-                    stored[group] = config[group].copy_and_resolve_references()
-                stored[group][name] = value
-    return stored
-
-
-def record_stages(config, task):
-    """The configuration with the weight hashes of the stages that the task builds on, and what is known of its texts.
-
-    Raises:
-      ValueError: the run was started on another one.
-    """
-    with config.unlocked():
-        for name, weight_hash in task.component_hashes().items():
-            recorded = config[f"{name}_hash"]
-            if recorded not in ("", weight_hash):
-                raise ValueError(
-                    f"the run was started on the {name} {recorded[:12]}, and now it is {weight_hash[:12]}: "
-                    f"give the same {name}, or another --workdir"
-                )
-            config[f"{name}_hash"] = weight_hash
-        if "caption_fraction" in config:
-            config.caption_fraction = task.caption_fraction
-    return config
-
-
-def restore(program, checkpoints, say=print):
-    """`(state, position)` of the newest checkpoint that is whole; `(None, 0)` where there is none at all.
-
-    A damaged one is named by `say`, set aside, and the one before is taken.
-
-    Raises:
-      ValueError: there are checkpoints, and all are damaged, or they belong to another model.
-    """
-    if (latest := distributed.agree(-1 if checkpoints.latest is None else checkpoints.latest)) < 0:
+    latest = distributed.agree(-1 if checkpoints.latest is None else checkpoints.latest)
+    if latest < 0:
         return None, 0
     while True:
         try:
@@ -160,62 +38,66 @@ def restore(program, checkpoints, say=print):
             earlier = [step for step in saved_steps(checkpoints.run) if step < latest]
             if not earlier:
                 raise
-            say(f"{error}; going on from step {earlier[-1]}")
+            log(f"{error}; resuming from step {earlier[-1]}")
             checkpoints.quarantine(latest)
             latest = earlier[-1]
 
 
-def begin(program, config, frozen, first_batch, init_from, share: dict, *, alone: bool):
-    """The state before the first step: with the weights of another run, or as the task warms up on its first batches.
+def initialize(
+    program: Program, run: Run, frozen: Any, first_batch: dict, host_slice: dict[str, int], *, single_batch: bool
+) -> dict[str, Any]:
+    """Returns the state before the first step: with the weights of `run.init_from`, or warm-started on data.
 
     Args:
-      share: which rows of a batch this process reads, see `iterator.train_batches`.
-      alone: there is no other batch than the first one.
+      program: of the task.
+      run: the resolved run.
+      frozen: weights of earlier components.
+      first_batch: the first training batch, on the host.
+      host_slice: which rows of a batch this process reads, see `iterator.train_batches`.
+      single_batch: there is no batch but the first one.
     """
     state = program.init()
-    if init_from:
-        state = _start_from(init_from, config.task, state)
+    if run.init_from:
+        state = load_initial_weights(run.init_from, run.config.task, state)
     else:
-        wanted = 1 if alone else program.task.warm_start_batches
-        starts = [first_batch, *_take(config, wanted - 1, share)]
-        starts = [program.put(batch) for batch in starts]
-        state = program.task.warm_start(state, frozen, starts, program.key(WARM_START))
-    program.check_state(state, f"--init-from={init_from}" if init_from else "warm_start")
-    # Weights from a file lie on the host; what was computed may lie elsewhere than the layout says.
-    place = lambda leaf, sharding: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding)
+        count = 1 if single_batch else program.task.warm_start_batches
+        batches = [first_batch, *_following_batches(run.config, count - 1, host_slice)]
+        batches = [program.put(batch) for batch in batches]
+        state = program.task.warm_start(state, frozen, batches, program.key(WARM_START))
+    program.check_state(state, f"--init-from={run.init_from}" if run.init_from else "warm_start")
+
+    # Weights from a file are on the host, and computed ones may be placed otherwise than the layout says.
+    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding)
+
     return jax.jit(lambda x: x, out_shardings=program.layout)(jax.tree.map(place, state, program.layout))
 
 
-def _start_from(origin: str, task: str, state):
-    """A fresh state with the weights of a run, its discriminator included, or of an export, which holds none."""
-    if _has_discriminator(origin):
-        run, step = model_folder.split_step(origin)
-        return load_initial_weights(run, state, step)
-    stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
-    if name not in stages:
-        raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
-    return replace_weights(state, "model", stages[name].weights, origin)
-
-
-def load_initial_weights(run, state: dict, step: int | None = None) -> dict:
-    """Returns `state` with the weights of another run, its discriminator included, and fresh optimizers.
+def load_initial_weights(origin: str | os.PathLike, task: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Returns a fresh state with the weights of a run, its discriminator included, or with those of an export.
 
     Args:
-      run: a run folder.
-      state: a fresh state, on the host.
-      step: step of the checkpoint; the latest by default.
+      origin: run, checkpoint of a run, or export.
+      task: name of the task.
+      state: fresh, with fresh optimizers.
 
     Raises:
       ValueError: the weights belong to another model or another size, or are damaged.
     """
-    started = replace_weights(state, "model", run_weights.load_weights(run, step)["model"], run)
+    if not is_run(origin):
+        stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
+        if name not in stages:
+            raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
+        return replace_weights(state, "model", stages[name].weights, origin)
+    folder, step = model_folder.split_step(origin)
+    state = replace_weights(state, "model", run_weights.load_weights(folder, step)["model"], folder)
     if "discriminator" in state:
-        discriminator = run_weights.load_part(run, step, "training")["discriminator"]
-        started = replace_weights(started, "discriminator", discriminator, run)
-    return started
+        discriminator = run_weights.load_part(folder, step, "training")["discriminator"]
+        state = replace_weights(state, "discriminator", discriminator, folder)
+    return state
 
 
-def replace_weights(state: dict, network: str, weights: dict, origin) -> dict:
+def replace_weights(state: dict[str, Any], network: str, weights: Any, origin: str | os.PathLike) -> dict[str, Any]:
     """Returns `state` with the `parameters` and `buffers` of one network replaced, and its EMA restarted from them.
 
     Raises:
@@ -232,17 +114,13 @@ def replace_weights(state: dict, network: str, weights: dict, origin) -> dict:
     return {**state, network: {**old, **new}}
 
 
-def _has_discriminator(origin: str) -> bool:
-    """Whether these weights to start from are a run's, or one of its steps: an export has the generator alone."""
-    return bool(saved_steps(model_folder.split_step(origin)[0]))
-
-
-def _take(config, count: int, share: dict):
-    """The first `count` batches after the first one, from a stream of their own."""
-    stream = iterator.train_batches(
-        config.data, split="train", batch_size=config.batch_size, seed=config.seed, **share, start=config.batch_size
-    )
+def _following_batches(config: Any, count: int, host_slice: dict[str, int]) -> list[dict[str, np.ndarray]]:
+    """Returns `count` batches after the first one, from an iterator of their own."""
+    batches = iterator.train_batches(
+        config.data, split="train", batch_size=config.batch_size, seed=config.seed, **host_slice,
+        start=config.batch_size,
+    )  # fmt: skip
     try:
-        return [next(stream) for _ in range(count)]
+        return [next(batches) for _ in range(count)]
     finally:
-        stream.close()
+        batches.close()

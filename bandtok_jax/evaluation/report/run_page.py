@@ -23,7 +23,7 @@ import soundfile
 
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs.codec import Codec
-from bandtok_jax.config import experiment
+from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.evaluation.metrics import spectra
 from bandtok_jax.evaluation.metrics.kmeans_baseline import k_means_mel_distance
@@ -101,7 +101,7 @@ def write_report(
 
 def _crops(codec: Codec, data: str) -> list[np.ndarray]:
     """Returns validation crops `[S]`."""
-    settings = experiment.load_config("bandtok:tiny").data.copy_and_resolve_references()
+    settings = load_config("bandtok:tiny").data.copy_and_resolve_references()
     settings.sample_rate_hz, settings.clip_samples = codec.sample_rate_hz, int(CROP_SECONDS * codec.sample_rate_hz)
     settings.loudness_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
     settings.sources = data

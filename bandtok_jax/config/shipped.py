@@ -1,0 +1,61 @@
+"""The configurations that come with the package, `configs/NAME.py`."""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bandtok_jax.configs import defaults
+
+
+def list_configs() -> list[str]:
+    """Returns the names of the configurations that come with the package."""
+    package = importlib.import_module("bandtok_jax.configs")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "defaults")
+
+
+def list_variants(name: str) -> list[str]:
+    """Returns the variants of a shipped configuration."""
+    return list(module(name).VARIANTS)
+
+
+def module(name: str) -> ModuleType:
+    """Returns the module of a shipped configuration.
+
+    Raises:
+      ValueError: there is none; the message names the nearest one.
+    """
+    names = list_configs()
+    if name not in names:
+        raise ValueError(f"there is no configuration {name!r}{suggest(name, names)}; shipped are {', '.join(names)}")
+    return importlib.import_module(f"bandtok_jax.configs.{name}")
+
+
+def reference_for(content: Any) -> ConfigDict:
+    """Returns a shipped configuration of the same task as `content`, or the defaults, to compare keys and types with.
+
+    Networks of another kind are left out of it, because their keys are the arguments of another class.
+    """
+    configs = (module(name).get_config() for name in list_configs())
+    task = content.get("task")
+    reference = next((config for config in configs if config.task == task), defaults.get_config())
+    reference = reference.copy_and_resolve_references().unlock()
+    for group in ("model", "discriminator"):
+        if group in reference and _kind(content, group) not in ("", _kind(reference, group)):
+            reference[group] = ConfigDict()
+    return reference
+
+
+def _kind(content: Any, group: str) -> str:
+    """Returns the kind of network that a group names, or ""."""
+    network = content.get(group)
+    return network.get("kind", "") if isinstance(network, (dict, ConfigDict)) else ""
+
+
+def suggest(name: str, names: Any) -> str:
+    """Returns the end of an error message that names the nearest of `names`, or ""."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,156 @@
+"""A run before its first step: the configuration is resolved, compared with that of the folder, and completed."""
+
+from collections.abc import Callable
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bandtok_jax import tasks
+from bandtok_jax.config.load import reset_written
+from bandtok_jax.config.schema import flatten, setting
+from bandtok_jax.config.stored import read_config, read_content, to_json
+from bandtok_jax.data_pipelines import sources
+from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runs.weights import saved_steps
+from bandtok_jax.runtime import startup
+from bandtok_jax.tasks import optimization
+
+_LOGGED_RATE_CHANGE = 0.05  # relative change of the learning rate at a resume that is logged; our choice
+_FOR_SAMPLES = "vocoder"  # decodes the samples of an evaluation, so it may change when a run is resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A resolved configuration with all that it names.
+
+    Attributes:
+      config: as config.json stores it, complete with the values that the run writes.
+      folder: the run folder.
+      task: built from the configuration.
+      dependencies: weight hash of each earlier component that the configuration names, by NAME of `config.NAME`.
+      init_from: run or export whose weights a new run starts from.
+    """
+
+    config: ConfigDict
+    folder: pathlib.Path
+    task: tasks.Task
+    dependencies: dict[str, str]
+    init_from: str | None = None
+
+
+def resolve(
+    config: ConfigDict,
+    folder: str | os.PathLike,
+    *,
+    init_from: str | os.PathLike | None = None,
+    resumed: bool = False,
+    accept_changed_data: bool = False,
+    log: Callable[[str], Any] = print,
+) -> Run:
+    """Resolves a configuration for a run folder.
+
+    Args:
+      config: from `load_config`.
+      folder: the run folder, whose config.json is compared where the run is resumed.
+      init_from: run or export whose weights a new run starts from.
+      resumed: the folder holds a checkpoint.
+      accept_changed_data: resume although the data has changed.
+      log: prints a line about a change that is allowed.
+
+    Raises:
+      ValueError: the configuration is that of another run, the data or an earlier component has changed, or the folder
+        holds an export.
+    """
+    folder = pathlib.Path(folder)
+    init_from = os.fspath(init_from) if init_from else None
+    _refuse_export(folder)
+    # Written values may come from the run that this configuration was read from, so they start anew.
+    config = reset_written(tasks.resolve_config(config))
+    config.initialized_from_export = init_from is not None and not is_run(init_from)
+    config.data_hash = sources.fingerprint(config.data)
+    config.versions = startup.versions()
+    previous = {}
+    if resumed:
+        previous = read_config(folder)
+        _check_same_run(previous, config, folder)
+        for line in _allowed_changes(previous, config, max(saved_steps(folder), default=0)):
+            log(line)
+        if previous.data_hash != config.data_hash and not accept_changed_data:
+            raise ValueError(
+                f"the data has changed since {folder} was last trained ({config.data.tokens or config.data.sources}): "
+                "the next examples would be others; give the same data, or --accept-changed-data"
+            )
+        config.initialized_from_export = previous.initialized_from_export
+
+    task = tasks.create(_effective(config), model_folder.read_stages)
+    dependencies = task.component_hashes()
+    for name, weight_hash in dependencies.items():
+        old_hash = previous.get(f"{name}_hash", "")
+        if old_hash not in ("", weight_hash) and name != _FOR_SAMPLES:
+            raise ValueError(
+                f"the run was started on the {name} {old_hash[:12]}, and now it is {weight_hash[:12]}: "
+                f"give the same {name}, or another --workdir"
+            )
+        config[f"{name}_hash"] = weight_hash
+    if "caption_fraction" in config:
+        config.caption_fraction = task.caption_fraction
+    return Run(config.lock(), folder, task, dependencies, init_from)
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a run or one of its checkpoints; an export holds no discriminator and no optimizer."""
+    return bool(saved_steps(model_folder.split_step(path)[0]))
+
+
+def _effective(config: ConfigDict) -> ConfigDict:
+    """Returns the configuration for the task: a discriminator that starts with the generator needs no warm-up."""
+    if "discriminator_warmup" not in config.loss or config.initialized_from_export:
+        return config
+    config = config.copy_and_resolve_references()
+    config.loss.discriminator_warmup = 0
+    return config
+
+
+def _refuse_export(folder: pathlib.Path) -> None:
+    """Raises a ValueError where the config.json of an export would be overwritten."""
+    if (folder / "config.json").exists() and "stages" in read_content(folder):
+        raise ValueError(
+            f"{folder} holds an export, which a run would overwrite: give another --workdir, and start from its "
+            f"weights with --init-from={folder}"
+        )
+
+
+def _check_same_run(previous: ConfigDict, config: ConfigDict, folder: pathlib.Path) -> None:
+    """Raises a ValueError that names the first key that differs, unless it may change when a run is resumed."""
+    # In JSON, tuples are lists.
+    old, new = (flatten(ConfigDict(to_json(tree))) for tree in (previous, config))
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key) and not setting(key).mutable:
+            raise ValueError(
+                f"{folder} is a run of another configuration: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "
+                f"give the same configuration, or another --workdir with --init-from={folder} to start from its weights"
+            )
+
+
+def _allowed_changes(previous: ConfigDict, config: ConfigDict, step: int) -> list[str]:
+    """Returns lines about changes that matter to a run that is resumed at `step`."""
+    lines = []
+    old_rate, new_rate = (
+        float(optimization.learning_rate_schedule(tree.optimizer, optimization.schedule_steps(tree))(step))
+        for tree in (previous, config)
+    )
+    if step and abs(new_rate - old_rate) > _LOGGED_RATE_CHANGE * max(new_rate, old_rate):
+        old_end = optimization.schedule_steps(previous)
+        lines.append(
+            f"the learning rate goes from {old_rate:.3g} to {new_rate:.3g} at step {step}, as it now ends at step "
+            f"{optimization.schedule_steps(config)} and ended at {old_end}; "
+            f"--config.schedule_steps={old_end} keeps it as it was"
+        )
+    old, new = previous.versions, config.versions
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]]
+    if changed:
+        lines.append(f"the run was trained elsewhere, so results may differ in rounding: {', '.join(changed)}")
+    return lines
