@@ -1,1 +1,1 @@
-"""From music on disk to batches; NumPy only."""
+"""Data pipelines: preparation of music, records, transforms and batches. NumPy only."""

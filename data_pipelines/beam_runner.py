@@ -1,55 +1,65 @@
-"""The tasks of `bandtok prepare` done by Apache Beam: on this machine, or by Dataflow, Flink or Spark on many.
+"""The tasks of `bandtok prepare` on Apache Beam: on this machine, or on many by Dataflow, Flink or Spark.
 
-Beam only hands out the numbers of the tasks. What a task is stands in a file of the working folder, and what came of it
-is written there too, as by the processes of one machine; so an interrupted preparation goes on with either.
+Beam distributes the positions of the tasks in a file of the working folder. Shards and reports are written there too,
+as by the processes of one machine, so either runner can resume an interrupted preparation.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 import json
 import os
+from typing import Any
 
 from bandtok_jax.data_pipelines import prepare_shards
 from bandtok_jax.data_pipelines.discovery import SourceTrack
 from bandtok_jax.runtime import storage
 
-PLAN = "plan.jsonl"  # one line for every task that Beam is to do
+PLAN = "plan.jsonl"  # one line for each task that Beam has to do
+
+Task = tuple[int, list[SourceTrack], dict[str, Any], str]  # number, tracks, settings, working folder
 
 
-def run(waiting, options):
-    """Does the tasks [(number, tracks, settings, folder)], all of one folder, which every worker must see.
+def run_tasks(tasks: list[Task], options: Sequence[str]) -> None:
+    """Runs tasks of one working folder, which every worker must see. Finished tasks survive a failure.
 
-    Raises: ImportError: no Apache Beam; ValueError: the pipeline failed. What is finished then, stays finished.
+    Args:
+      options: for Beam, such as "--runner=DataflowRunner".
+
+    Raises:
+      ImportError: Apache Beam is not installed.
+      ValueError: the pipeline failed.
     """
-    if not waiting:
+    if not tasks:
         return
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise ImportError(f"--runner=beam needs Apache Beam ({error}): pip install 'bandtok-jax[beam]'") from None
-    plan = os.path.join(waiting[0][3], PLAN)
+    plan = os.path.join(tasks[0][3], PLAN)
     lines = [
         json.dumps([number, [asdict(track) for track in tracks], settings, folder]) + "\n"
-        for number, tracks, settings, folder in waiting
+        for number, tracks, settings, folder in tasks
     ]
     storage.write_text(plan, "".join(lines))
-    places, end = [], 0
+    ranges, end = [], 0
     for line in lines:
-        places.append((end, end + len(line)))  # json.dumps writes ASCII: letters are bytes
-        end = places[-1][1]
+        ranges.append((end, end + len(line)))  # json.dumps writes ASCII, so letters are bytes
+        end = ranges[-1][1]
     try:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            _ = pipeline | beam.Create(places) | beam.Reshuffle() | beam.Map(_run_one, plan)
-    except Exception as error:  # each runner has its own
+            _ = pipeline | beam.Create(ranges) | beam.Reshuffle() | beam.Map(_run_line, plan)
+    except Exception as error:  # each runner has errors of its own
         if os.environ.get("BANDTOK_DEBUG"):
             raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"the Beam pipeline failed ({reason[0][:300]}); the same command goes on with what is left, "
-            "and BANDTOK_DEBUG=1 shows the whole error"
+            f"the Beam pipeline failed ({reason[0][:300]}); run the same command again to resume, "
+            "or with BANDTOK_DEBUG=1 to see the whole error"
         ) from None
 
 
-def _run_one(place, plan):
-    number, tracks, settings, folder = json.loads(storage.read_range(plan, *place))
-    prepare_shards.run(number, [SourceTrack(**track) for track in tracks], settings, folder)
+def _run_line(byte_range: tuple[int, int], plan: str) -> None:
+    """Runs the task in a range of bytes of the plan."""
+    number, tracks, settings, folder = json.loads(storage.read_range(plan, *byte_range))
+    prepare_shards.run_task(number, [SourceTrack(**track) for track in tracks], settings, folder)

@@ -1,8 +1,10 @@
-"""Which tracks there are: folders, single files, TFDS data sets and the embedded music, what a CSV says about them,
-and the split of each.
+"""Discovery of tracks in folders, files, TFDS data sets and the synthetic source, with their splits.
+
+A CSV may describe the tracks.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 import hashlib
 import os
@@ -20,14 +22,20 @@ ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".ra
 SYNTHETIC = "synthetic"
 DEFAULT_DOMAIN = "music"
 BEGINNING_BYTES = 1 << 16
-MOST_MISSING = 10  # names of a table that are listed where nobody has them
+MAX_MISSING_NAMES = 10  # listed names of a table that no source has
 # 20 minutes: enough for the smallest models, made in half a minute on two cores.
-SYNTHETIC_PIECES, SYNTHETIC_SECONDS = 100, 12.0
+SYNTHETIC_TRACKS, SYNTHETIC_SECONDS = 100, 12.0
 
 
 @dataclass(frozen=True)
 class SourceTrack:
-    """One track before it was read. `bytes` and `changed_ns` notice another file under the same name."""
+    """A track before it is read.
+
+    Args:
+      bytes, changed_ns: size and time of the file, which tell apart two files of the same name.
+      ends: false for a clip, whose music continues behind it.
+      example: number in a shard of TFDS, whose path is `path`, or in the synthetic source, with SYNTHETIC as `path`.
+    """
 
     name: str
     path: str
@@ -37,75 +45,84 @@ class SourceTrack:
     licence: str = ""
     bytes: int = 0
     changed_ns: int = 0
-    ends: bool = True  # whether the music ends where the sound does; that of a clip does not
-    example: int = -1  # number inside a shard of TFDS (path is the shard) or of the embedded music (path is SYNTHETIC)
+    ends: bool = True
+    example: int = -1
 
 
-def _hash(name):
-    """A number in [0, 1) from a name without its ending, so that two encodings of a track are on the same side."""
+def _hash_name(name: str) -> float:
+    """Returns a number in [0, 1) from a name without its ending, so two encodings of a track are in the same split."""
     stem = unicodedata.normalize("NFC", os.path.splitext(name)[0]).casefold()
     return int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big") / 2**64
 
 
-def split_by_hash(name, validation_share):
-    """The split of a track from its name alone, so more tracks never move it."""
-    return "validation" if _hash(name) < validation_share else "train"
+def split_by_hash(name: str, validation_share: float) -> str:
+    """Returns the split of a track from its name alone, so more tracks never move it."""
+    return "validation" if _hash_name(name) < validation_share else "train"
 
 
-def _sha256(path, size=None):
-    """Of a file, or of its first `size` bytes."""
+def _sha256(path: str, size: int | None = None) -> str:
+    """Returns the hash of a file, or of its first `size` bytes."""
     if size:
         return hashlib.sha256(storage.read_range(path, 0, size)).hexdigest()
     with storage.local_copy(path) as local, open(local, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _synthetic(count, validation_share):
-    """The embedded music as tracks; captions come with the sound."""
+def _synthetic_tracks(count: str, validation_share: float) -> Iterator[SourceTrack]:
+    """Yields the tracks of the synthetic source, whose captions come with the audio."""
     if not count.isdigit() or not int(count):
-        raise ValueError(f"synthetic:{count}: write synthetic or synthetic:PIECES with a whole number above 0")
+        raise ValueError(f"synthetic:{count}: write synthetic or synthetic:TRACKS with a whole number above 0")
     validation = min(int(count) - 1, max(1, round(int(count) * validation_share))) if validation_share else 0
-    facts = {"path": SYNTHETIC, "domain": SYNTHETIC, "licence": "CC0-1.0"}
-    facts["bytes"] = int(SYNTHETIC_SECONDS * 32_000)  # about as costly as a compressed file of that size
-    for split, pieces in (("train", int(count) - validation), ("validation", validation)):
-        for number in range(pieces):
-            yield SourceTrack(name=f"{SYNTHETIC}/{split}/{number:06d}", split=split, example=number, **facts)
+    size = int(SYNTHETIC_SECONDS * 32_000)  # of a compressed file that costs about as much
+    for split, split_count in (("train", int(count) - validation), ("validation", validation)):
+        for number in range(split_count):
+            yield SourceTrack(
+                name=f"{SYNTHETIC}/{split}/{number:06d}",
+                path=SYNTHETIC,
+                split=split,
+                domain=SYNTHETIC,
+                licence="CC0-1.0",
+                bytes=size,
+                example=number,
+            )
 
 
-def _folders(source):
+def _walk(source: str) -> Iterator[tuple[str, list[str]]]:
     """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last."""
-    waiting, visited = [source], set()
-    while waiting:
-        for folder, below, names in os.walk(waiting.pop(0)):
+    pending, visited = [source], set()
+    while pending:
+        for folder, below, names in os.walk(pending.pop(0)):
             real = os.path.realpath(folder)
             if real in visited:
                 below.clear()
                 continue
             visited.add(real)
             below.sort()
-            waiting += [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
+            pending += [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
             yield folder, names
 
 
-def _printable(name):
-    """A file's name with the bytes that are no UTF-8 as \\xNN."""
+def _printable(name: str) -> str:
+    r"""Returns a file's name with the bytes that are no UTF-8 as `\xNN`."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def _is_music(ending):
-    """Whether a file of this ending is read, with the programs that are installed."""
+def _is_music(ending: str) -> bool:
+    """Returns whether the installed programs read files of this ending."""
     return ending in ENDINGS or ending in FFMPEG_ENDINGS and ffmpeg.installed()
 
 
-def _needing_ffmpeg(others):
-    """What is left out since only ffmpeg reads it and is not installed; taken out of `others`."""
+def _needing_ffmpeg(others: Counter[str]) -> list[dict[str, str]]:
+    """Moves the endings that need a missing ffmpeg out of `others`, and returns them as left out."""
     endings = sorted(set(others) & set(FFMPEG_ENDINGS))
     reason = "{} files of this ending need ffmpeg, which is not installed: " + ffmpeg.CURE
     return [{"track": f"*{ending}", "reason": reason.format(others.pop(ending))} for ending in endings]
 
 
-def none_found(sources, left_out, others):
-    """What to say where no track was found, and why."""
+def no_music_message(
+    sources: Sequence[str | os.PathLike], left_out: list[dict[str, str]], others: dict[str, int]
+) -> str:
+    """Returns the error for sources without a track, with the reasons."""
     kinds = ", ".join(f"{count} {ending}" for ending, count in list(others.items())[:5])
     return (
         f"no music in {', '.join(map(str, sources))}: {len(left_out)} files left out, {sum(others.values())} files of "
@@ -113,51 +130,52 @@ def none_found(sources, left_out, others):
     )
 
 
-def first_reason(left_out):
-    """What to say about the first track that was left out."""
+def first_reason(left_out: list[dict[str, str]]) -> str:
+    """Returns the end of an error that names the first track that was left out, if any."""
     return f", the first, {left_out[0]['track']}, because: {left_out[0]['reason']}" if left_out else ""
 
 
-def _remote_files(source, others):
-    """The tracks of a bucket: what it says of its files comes with their names."""
+def _remote_tracks(source: str, others: Counter[str]) -> Iterator[SourceTrack]:
+    """Yields the tracks of a bucket, whose sizes and times come with the listing of their names."""
     listed = storage.find(source)
     if not listed:
         raise FileNotFoundError(f"no music at {source}: nothing lies there; check its name and your access")
-    for below, facts in listed.items():
+    for below, information in listed.items():
         path = os.path.join(source, below) if below else source
         name = below or os.path.basename(source)
         ending = os.path.splitext(name)[1].lower()
         if _is_music(ending):
-            # A bucket tells of a changed file by another mark, not everywhere by a time.
-            mark = str([facts.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "created")])
+            # A changed file has another mark in every bucket, but not everywhere a time.
+            mark = str([information.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "created")])
             changed = int.from_bytes(hashlib.sha256(mark.encode()).digest()[:6], "big")
-            yield SourceTrack(name=name, path=path, domain=DEFAULT_DOMAIN, bytes=facts["size"], changed_ns=changed)
+            size = information["size"]
+            yield SourceTrack(name=name, path=path, domain=DEFAULT_DOMAIN, bytes=size, changed_ns=changed)
         else:
             others[ending or "no ending"] += 1
 
 
-def _files(source, others):
-    """-> [(name, path)] of one folder or file; names are relative to the folder, with forward slashes."""
+def _local_files(source: str, others: Counter[str]) -> list[tuple[str, str]]:
+    """Returns [(name, path)] of one folder or file; names are relative to the folder, with forward slashes."""
     if os.path.isfile(source):
         return [(os.path.basename(source), source)]
     if not os.path.isdir(source):
         raise FileNotFoundError(
             f"no music at {source}: there is no such file or folder; give a folder, a file, tfds:NAME or synthetic"
         )
-    found = []
-    for folder, names in _folders(source):
+    files = []
+    for folder, names in _walk(source):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if _is_music(ending):
                 path = os.path.join(folder, name)
-                found.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
+                files.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
             else:
                 others[_printable(ending) or "no ending"] += 1
-    return sorted(found)
+    return sorted(files)
 
 
-def _describe(track, row):
-    """A track with what a row of the table says about it."""
+def _describe(track: SourceTrack, row: track_table.TrackRow) -> SourceTrack:
+    """Returns a track with the values of its row in the table."""
     return replace(
         track,
         split=row.split or track.split,
@@ -168,18 +186,24 @@ def _describe(track, row):
     )
 
 
-def _found(source, validation_share, tfds_dir, left_out, others):
-    """Yields the tracks of one source, as they are without a CSV; split "" where the hash of the name decides."""
+def _source_tracks(
+    source: str,
+    validation_share: float,
+    tfds_dir: str | os.PathLike | None,
+    left_out: list[dict[str, str]],
+    others: Counter[str],
+) -> Iterator[SourceTrack]:
+    """Yields the tracks of one source, without the CSV. The split is "" where the hash of the name decides."""
     kind, _, argument = source.partition(":")
     if kind == SYNTHETIC:
-        yield from _synthetic(argument or str(SYNTHETIC_PIECES), validation_share)
+        yield from _synthetic_tracks(argument or str(SYNTHETIC_TRACKS), validation_share)
     elif kind == "tfds":
-        for track in tfds_sources.tracks(argument, tfds_dir):
+        for track in tfds_sources.list_examples(argument, tfds_dir):
             yield SourceTrack(**track)
     elif storage.is_remote(source):
-        yield from _remote_files(source, others)
+        yield from _remote_tracks(source, others)
     else:
-        for name, path in _files(source, others):
+        for name, path in _local_files(source, others):
             try:
                 os.path.abspath(path).encode()
                 status = os.stat(path)
@@ -199,31 +223,31 @@ def _found(source, validation_share, tfds_dir, left_out, others):
             )
 
 
-def _beginnings(tracks):
-    """{path: a hash of the size and the first bytes}; nothing about files that cannot be read."""
+def _beginnings(tracks: list[SourceTrack]) -> dict[str, tuple[int, str | None]]:
+    """Returns {path: (size, hash of the first bytes)}, the hash None for unreadable files."""
 
-    def read(path):
+    def read(path: str) -> str | None:
         try:
             return _sha256(path, BEGINNING_BYTES)
         except OSError:
             return None
 
-    hashes = {}
+    hashes: dict[str, str | None] = {}
     for remote in (False, True):
         paths = [track.path for track in tracks if storage.is_remote(track.path) == remote]
         hashes |= zip(paths, storage.for_each(read, paths))
     return {track.path: (track.bytes, hashes[track.path]) for track in tracks}
 
 
-def _without_copies(tracks, left_out):
-    """The tracks without empty files and second copies, which go to `left_out`."""
+def _without_copies(tracks: list[SourceTrack], left_out: list[dict[str, str]]) -> list[SourceTrack]:
+    """Returns the tracks without empty files and second copies, which go to `left_out`."""
     sizes = Counter(track.bytes for track in tracks if track.example < 0)
-    alike = [track for track in tracks if track.example < 0 and track.bytes and sizes[track.bytes] > 1]
-    kept, first, beginnings = [], {}, _beginnings(alike)
+    same_size = [track for track in tracks if track.example < 0 and track.bytes and sizes[track.bytes] > 1]
+    kept, first, beginnings = [], {}, _beginnings(same_size)
     counts = Counter(beginnings.values())
     for track in tracks:
         reason = "" if track.bytes else "zero bytes"
-        # Only files of one size and beginning can be copies: no other file is read to its end here.
+        # Only files of one size and beginning can be copies, so no other file is read to its end here.
         if counts[beginnings.get(track.path)] > 1:
             try:
                 original = first.setdefault(_sha256(track.path), track.name)
@@ -237,20 +261,22 @@ def _without_copies(tracks, left_out):
     return kept
 
 
-def _free_name(track, taken):
-    """The track's name; where another file has it, with as many of the folders above before it as make it different."""
+def _free_name(track: SourceTrack, taken: dict[str, SourceTrack]) -> str:
+    """Returns the track's name, with folders above it in front where another file has the same name."""
     name, above = track.name, os.path.dirname(track.path)
-    above = above.removesuffix(os.path.dirname(name)).rstrip(os.sep)  # of the source
+    above = above.removesuffix(os.path.dirname(name)).rstrip(os.sep)  # the folder of the source
     while name in taken and taken[name].path != track.path:
         above, folder = os.path.split(above)
         name = f"{folder or 'other'}/{name}"
     return name
 
 
-def _with_validation(tracks, hashes):
-    """-> (the tracks with one in validation where there was none, a note that says so).
+def _with_validation(tracks: list[SourceTrack], hashes: dict[str, float]) -> tuple[list[SourceTrack], str]:
+    """Returns the tracks with one in validation where that split was empty, and a note about it.
 
-    Only tracks in `hashes` {name: hash} are moved, the lowest hash first, and never the only one to train on.
+    Args:
+      hashes: {name: hash} of the tracks that may move. The one with the lowest hash does, unless no other is left to
+        train on.
     """
     splits = Counter(track.split for track in tracks)
     free = [track for track in tracks if track.name in hashes]
@@ -259,33 +285,47 @@ def _with_validation(tracks, hashes):
     if splits["validation"] or splits["train"] <= len(moved) or not free:
         return tracks, ""
     note = (
-        f"{lowest.name} is the validation track: so few tracks had none by their hashes; "
+        f"{lowest.name} is the validation track, since the hashes of these few tracks gave none; "
         "when tracks are added, another may take its place"
     )
     return [replace(track, split="validation") if track.name in moved else track for track in tracks], note
 
 
-def find_tracks(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, clips=False):
-    """-> (tracks sorted by name, left out [{'track', 'reason'}], other files {ending: count}, notes for the person).
+def find_tracks(
+    sources: Sequence[str | os.PathLike],
+    *,
+    csv_path: str | os.PathLike | None = None,
+    validation_share: float = 0.1,
+    tfds_dir: str | os.PathLike | None = None,
+    clips: bool = False,
+) -> tuple[list[SourceTrack], list[dict[str, str]], dict[str, int], list[str]]:
+    """Finds the tracks of all sources.
 
-    Left out here: second copies of the same content, empty files, files whose link or name is broken, and what the CSV
-    names but nobody has. With `clips`, no track ends by itself where the CSV does not say so. The notes are about the
-    CSV and about the validation split.
+    Args:
+      clips: no track ends by itself, unless the CSV states it.
+
+    Returns:
+      The tracks sorted by name, the left out [{'track', 'reason'}], other files {ending: count}, and notes for the user
+      about the CSV and the validation split. Second copies of the same content, empty files, files with a broken link
+      or name, and entries of the CSV without a file are left out.
     """
-    tracks, left_out, others, hashes = {}, [], Counter(), {}
-    table = track_table.read(csv_path) if csv_path else None
+    tracks: dict[str, SourceTrack] = {}
+    left_out: list[dict[str, str]] = []
+    others: Counter[str] = Counter()
+    hashes: dict[str, float] = {}
+    table = track_table.read_table(csv_path) if csv_path else None
     beside = os.path.dirname(os.path.abspath(csv_path)) if csv_path else ""
     for source in map(os.fspath, sources):
-        for track in _found(source, validation_share, tfds_dir, left_out, others):
+        for track in _source_tracks(source, validation_share, tfds_dir, left_out, others):
             own_name, keys = track.name, [track.name, os.path.basename(track.path)]
-            # The split stays that of the name within the source: it must not hang on which other sources there are.
+            # The split depends on the name within the source alone, not on the other sources.
             track = replace(track, name=_free_name(track, tracks), ends=track.ends and not clips)
             if track.example < 0 and not storage.is_remote(track.path):
                 keys = [os.path.relpath(track.path, beside or None), track.path, *keys]
             if table and (row := table.row(keys, track.name)):
                 track = _describe(track, row)
             if not track.split:
-                hashes[track.name] = _hash(own_name)
+                hashes[track.name] = _hash_name(own_name)
                 track = replace(track, split=split_by_hash(own_name, validation_share))
             tracks[track.name] = track
     left_out += _needing_ffmpeg(others)
@@ -301,12 +341,12 @@ def find_tracks(sources, *, csv_path=None, validation_share=0.1, tfds_dir=None, 
     return kept, left_out, dict(sorted(others.items())), notes
 
 
-def _missing(table):
-    """What is left out since a table names it and nobody has it; of many names, the first ones."""
+def _missing(table: track_table.TrackTable) -> list[dict[str, str]]:
+    """Returns the names of a table that no source has, as left out; the first ones of many."""
     missing, base = table.unused(), os.path.basename(table.path)
     entries = [
         {"track": name, "reason": f"named in {base}, but no such file in the sources"}
-        for name in missing[:MOST_MISSING]
+        for name in missing[:MAX_MISSING_NAMES]
     ]
     if more := len(missing) - len(entries):
         entries.append({"track": f"{more} more", "reason": f"named in {base}, but no such files in the sources"})

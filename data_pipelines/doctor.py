@@ -1,14 +1,14 @@
-"""What the model will hear from a prepared folder (`bandtok doctor --data DIR`): every record is read once and
-checked.
-"""
+"""Inspection of a prepared folder (`bandtok doctor --data DIR`): every record is read once and checked."""
 
 from collections import Counter
 import math
 import os
 import shlex
+from typing import Any
 
 from array_record.python import array_record_module
 import numpy as np
+from tqdm import tqdm
 
 from bandtok_jax.data_pipelines import metadata, records, shards, tf_example
 from bandtok_jax.data_pipelines.measurement import CLIPPED_LEVEL, SILENCE_PEAK
@@ -16,10 +16,11 @@ from bandtok_jax.runtime import storage, untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
 
-def _check_shard(directory, shard, bar):
-    """Reads a shard with ArrayRecord's own reader, which checks every checksum; -> counts over its records.
+def _check_shard(directory: str, shard: dict[str, Any], bar: tqdm) -> dict[str, int]:
+    """Reads a shard with ArrayRecord's own reader, which verifies every checksum, and returns counts over its records.
 
-    bar: moves by one with every record.
+    Args:
+      bar: advances by one with every record.
     """
     path = os.path.join(directory, shard["file"])
     if not storage.exists(path):
@@ -27,14 +28,15 @@ def _check_shard(directory, shard, bar):
     counts = {"records": 0, "samples": 0, "values": 0, "clipped": 0, "silent_records": 0}
     try:
         with storage.local_copy(path) as local:
-            shards.Shard(local, shard["records"], records.REMAKE)  # whose layout the library would believe
+            # Checks the layout, which the library would trust.
+            shards.ShardReader(local, shard["records"], records.REMAKE)
             reader = array_record_module.ArrayRecordReader(local)
             for number in range(shard["records"]):
                 data = reader.read([number])[0]
                 record, shape, begin = tf_example.decode_head(data)
                 audio = np.abs(np.frombuffer(data, "<i2", offset=begin).astype(np.int32))
                 if audio.size != math.prod(shape):
-                    raise ValueError(f"record {number} has another length than it says")
+                    raise ValueError(f"record {number} has {audio.size} samples, not those of its shape {shape}")
                 counts["records"] += 1
                 counts["samples"] += shape[0]
                 counts["values"] += audio.size
@@ -49,34 +51,38 @@ def _check_shard(directory, shard, bar):
     return counts
 
 
-def _check_splits(directory, splits):
-    """{split: [what `_check_shard` gives]}, with a progress bar."""
-    records_there = sum(split["records"] for split in splits.values())
-    with progress_bar(total=records_there, unit="record", unit_scale=True, desc="read", leave=False) as bar:
+def _check_splits(directory: str, splits: dict[str, Any]) -> dict[str, list[dict[str, int]]]:
+    """Returns {split: [result of `_check_shard`]}, with a progress bar."""
+    total = sum(split["records"] for split in splits.values())
+    with progress_bar(total=total, unit="record", unit_scale=True, desc="read", leave=False) as bar:
         return {
             name: [_check_shard(directory, shard, bar) for shard in split["shards"]] for name, split in splits.items()
         }
 
 
-def inspect(directory, clip_samples=65_536):
-    """-> the manifest's facts, what reading every record showed, and what a crop of `clip_samples` will be, at the rate
-    of the records.
+def inspect(directory: str | os.PathLike, clip_samples: int = 65_536) -> dict[str, Any]:
+    """Returns the manifest with the results of reading every record and the properties of a crop.
 
-    Raises: FileNotFoundError, ValueError: missing, empty or damaged data, or no crop, with the cure.
+    Args:
+      clip_samples: length of the crop, at the rate of the records.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, empty or damaged data, or a crop of no samples; with the cure.
     """
+    directory = os.fspath(directory)
     if clip_samples < 1:
         raise ValueError(f"a crop of {clip_samples} samples: give at least 1")
     manifest = records.read_manifest(directory)
     if not any(split["records"] for split in manifest["splits"].values()):
         raise ValueError(
             f"{directory} is empty; make it again with  bandtok prepare MUSIC --overwrite --output "
-            f"{shlex.quote(os.fspath(directory))}"
+            f"{shlex.quote(directory)}"
         )
     tracks = list(records.read_track_list(directory, manifest))
-    heard, read = Counter(), {}
+    domain_records, read = Counter(), {}
     for track in tracks:
         if track["split"] == "train":
-            heard[track["domain"] or metadata.UNKNOWN] += track["records"]
+            domain_records[track["domain"] or metadata.UNKNOWN] += track["records"]
     for name, counts in _check_splits(directory, manifest["splits"]).items():
         total = {key: sum(count[key] for count in counts) for key in counts[0]} if counts else {}
         read[name] = {
@@ -90,7 +96,7 @@ def inspect(directory, clip_samples=65_536):
     return {
         **{key: value for key, value in manifest.items() if key not in ("fingerprint", "version")},
         "read": read,
-        "domain_shares": {domain: heard[domain] / heard.total() for domain in sorted(heard)},
+        "domain_shares": {domain: count / domain_records.total() for domain, count in sorted(domain_records.items())},
         "lufs_range": [min(lufs), float(np.median(lufs)), max(lufs)],
         "crop": {
             "samples": clip_samples,
@@ -104,12 +110,12 @@ def inspect(directory, clip_samples=65_536):
     }
 
 
-def _line(groups):
+def _groups_line(groups: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{value}: {group['tracks']} tracks, {group['hours']:.2f} h" for value, group in groups.items())
 
 
-def _shares(domains):
-    """What training hears of each domain, where there are several."""
+def _share_lines(domains: dict[str, float]) -> list[str]:
+    """Returns the line with each domain's share of the training examples, where there are several."""
     if len(domains) < 2:
         return []
     shares = ", ".join(f"{domain} {share:.1%}" for domain, share in domains.items())
@@ -118,44 +124,44 @@ def _shares(domains):
     ]
 
 
-def report(found):
-    """The dict of `inspect` as text to read."""
+def report(result: dict[str, Any]) -> str:
+    """Returns the result of `inspect` as text for the user."""
     lines = []
-    for name, split in found["splits"].items():
-        read = found["read"][name]
+    for name, split in result["splits"].items():
+        read = result["read"][name]
         lines.append(
             f"{name:<12}{split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records "
             f"in {len(split['shards'])} shards, all readable; {read['silent_records']} silent, "
             f"{read['clipped_share']:.4%} of the samples clipped, {read['crops_without_overlap']} crops side by side"
         )
-    crop, (quiet, median, loud) = found["crop"], found["lufs_range"]
+    crop, (quiet, median, loud) = result["crop"], result["lufs_range"]
     lines += [
         f"{'crop':<12}{crop['samples']} samples at {crop['sample_rate_hz']} Hz, {crop['seconds']:.2f} s, mono, "
-        f"from records of {found['clip_seconds']:g} s"
+        f"from records of {result['clip_seconds']:g} s"
         + (
             f"; {crop['padded_share']:.1%} of the records are shorter and end in silence (the shortest track has "
             f"{crop['shortest_track_seconds']:.1f} s)"
-            + (": prepare them with a larger --clip-seconds" if crop["seconds"] > found["clip_seconds"] else "")
+            + (": prepare them with a larger --clip-seconds" if crop["seconds"] > result["clip_seconds"] else "")
             if crop["padded_share"]
             else ""
         ),
-        f"{'files':<12}" + _line({f"{rate} Hz": group for rate, group in found["sample_rates_hz"].items()}),
-        f"{'channels':<12}" + _line(found["channel_counts"]),
+        f"{'files':<12}" + _groups_line({f"{rate} Hz": group for rate, group in result["sample_rates_hz"].items()}),
+        f"{'channels':<12}" + _groups_line(result["channel_counts"]),
         f"{'loudness':<12}{quiet:.1f} to {loud:.1f} LUFS, median {median:.1f}; tracks from each level up: "
-        + ", ".join(f"{edge}: {count}" for edge, count in found["loudness_lufs"].items()),
+        + ", ".join(f"{edge}: {count}" for edge, count in result["loudness_lufs"].items()),
         f"{'bandwidth':<12}tracks by kHz: "
-        + ", ".join(f"{edge}: {count}" for edge, count in found["bandwidth_khz"].items())
-        + f"; full band: {found['full_band'].get('True', {}).get('hours', 0):.2f} h",
-        f"{'domains':<12}" + _line(found["domains"]),
-        *_shares(found["domain_shares"]),
-        f"{'licences':<12}" + _line(found["licences"]),
+        + ", ".join(f"{edge}: {count}" for edge, count in result["bandwidth_khz"].items())
+        + f"; full band: {result['full_band'].get('True', {}).get('hours', 0):.2f} h",
+        f"{'domains':<12}" + _groups_line(result["domains"]),
+        *_share_lines(result["domain_shares"]),
+        f"{'licences':<12}" + _groups_line(result["licences"]),
     ]
-    lines += [f"{'left out':<12}{len(found['left_out'])} files"] + [
-        f"{'':<12}{entry['track']}: {entry['reason']}" for entry in found["left_out"]
+    lines += [f"{'left out':<12}{len(result['left_out'])} files"] + [
+        f"{'':<12}{entry['track']}: {entry['reason']}" for entry in result["left_out"]
     ]
-    if found["other_files"]:
+    if result["other_files"]:
         lines.append(
-            f"{'not music':<12}" + ", ".join(f"{count} x {ending}" for ending, count in found["other_files"].items())
+            f"{'not music':<12}" + ", ".join(f"{count} x {ending}" for ending, count in result["other_files"].items())
         )
-    lines += [f"{'note':<12}{note}" for note in found["notes"]]
-    return "\n".join(map(untrusted.printable, lines))  # names and reasons come from elsewhere
+    lines += [f"{'note':<12}{note}" for note in result["notes"]]
+    return "\n".join(map(untrusted.printable, lines))  # names and reasons may hold control characters

@@ -1,6 +1,8 @@
-"""One track, from wherever it lies, to what is known about it and to its records, with bounded memory."""
+"""Ingest of one track: from its file to its measurements and records, with bounded memory."""
 
+from collections.abc import Iterator
 import os
+from typing import IO, Any
 
 import numpy as np
 
@@ -10,56 +12,73 @@ from bandtok_jax.data_pipelines import discovery, tfds_sources
 from bandtok_jax.data_pipelines.measurement import Measurement
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
-SHORTEST_SECONDS = 1.6  # a shorter track is left out, a shorter rest no record of its own: one default crop is 1.49 s
+# A shorter track is left out, and a shorter remainder joins the record before it. One default crop has 1.49 s.
+SHORTEST_SECONDS = 1.6
 BLOCK_SAMPLES = 1 << 18
 
 
-def _blocks(track, path, settings):
-    """-> (sample_rate_hz, channels, blocks float32 [C, S], caption); path: where the file lies on a local disk."""
+def _open_blocks(
+    track: discovery.SourceTrack, path: str, settings: dict[str, Any]
+) -> tuple[int, int, Iterator[np.ndarray], str]:
+    """Returns the sample rate in Hz, the channels, the audio in blocks float32 `[C, S]`, and the caption.
+
+    Args:
+      path: the file on a local disk.
+    """
     if track.example >= 0:
         if track.path == discovery.SYNTHETIC:
             rate = settings["sample_rate_hz"]
             record = SyntheticMusic(track.split, rate, discovery.SYNTHETIC_SECONDS)[track.example]
             audio, caption = waveform.check(record["audio"].T, rate), record["caption"]
         else:
-            audio, rate, caption = tfds_sources.read(path, track.example)
-        firsts = range(0, audio.shape[1], BLOCK_SAMPLES)
-        return rate, len(audio), (audio[:, first : first + BLOCK_SAMPLES] for first in firsts), caption
+            audio, rate, caption = tfds_sources.read_example(path, track.example)
+        starts = range(0, audio.shape[1], BLOCK_SAMPLES)
+        return rate, len(audio), (audio[:, start : start + BLOCK_SAMPLES] for start in starts), caption
     file = AudioFile(path)
-    return file.sample_rate_hz, file.channels, _read(file), ""
+    return file.sample_rate_hz, file.channels, _read_blocks(file), ""
 
 
-def _read(file):
+def _read_blocks(file: AudioFile) -> Iterator[np.ndarray]:
     """Yields blocks float32 `[C, S]` of an opened file, and closes it."""
     with file:
         yield from file.channel_blocks(BLOCK_SAMPLES)
 
 
-def hear(track, path, settings, spool):
-    """Reads a track once: measures it and writes its samples to `spool` as the records will hold them, int16 [S, C].
+def read_and_measure(
+    track: discovery.SourceTrack, path: str, settings: dict[str, Any], spool: IO[bytes]
+) -> tuple[dict[str, Any], int]:
+    """Reads a track once, measures it, and writes its samples to `spool` as int16 `[S, C]`, the format of records.
 
-    path: where its file lies on a local disk. Raises: ValueError, OSError: the reason for leaving it out.
+    Args:
+      path: its file on a local disk.
+      settings: "sample_rate_hz" and "channels" of the records.
+
+    Returns:
+      The track's entry in the list of tracks, and the channels of its records.
+
+    Raises:
+      ValueError, OSError: the reason to leave the track out.
     """
-    rate, channels, blocks, caption = _blocks(track, path, settings)
+    rate, channels, blocks, caption = _open_blocks(track, path, settings)
     waveform.check_rate(rate)
-    kept = settings["channels"] or min(channels, 2)
+    record_channels = settings["channels"] or min(channels, 2)
     measurement = Measurement(rate, channels)
-    resampler = waveform.Resampler(rate, settings["sample_rate_hz"], kept)
+    resampler = waveform.Resampler(rate, settings["sample_rate_hz"], record_channels)
 
-    def store(block, last=False):
+    def store(block: np.ndarray, last: bool = False) -> None:
         samples = resampler.push(block, last).T * np.float32(waveform.INT16_SCALE)
         spool.write(np.clip(np.rint(samples), -32_768, 32_767).astype("<i2").tobytes())
 
     for block in blocks:
         block = waveform.check(block, rate, start=measurement.samples)
         measurement.push(block)
-        if kept < channels:
-            block = waveform.mono(block)[None].repeat(kept, axis=0)
-        elif kept > channels:
-            block = block.repeat(kept, axis=0)
+        if record_channels < channels:
+            block = waveform.mono(block)[None].repeat(record_channels, axis=0)
+        elif record_channels > channels:
+            block = block.repeat(record_channels, axis=0)
         store(block)
-    facts = measurement.result(SHORTEST_SECONDS)
-    store(np.zeros((kept, 0), np.float32), last=True)
+    measured = measurement.result(SHORTEST_SECONDS)
+    store(np.zeros((record_channels, 0), np.float32), last=True)
     return {
         "track": track.name,
         "split": track.split,
@@ -69,12 +88,19 @@ def hear(track, path, settings, spool):
         "ends": track.ends,
         "sample_rate_hz": rate,
         "channels": channels,
-        **facts,
-    }, kept
+        **measured,
+    }, record_channels
 
 
-def cut(facts, spool, channels, settings):
-    """Yields the records of one track, which hold all of it: a rest too short for a record belongs to the last one."""
+def split_into_records(
+    track: dict[str, Any], spool: IO[bytes], channels: int, settings: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yields the records of one track, which hold all of it; a remainder too short for a record joins the last one.
+
+    Args:
+      track, channels: results of `read_and_measure`.
+      spool: the samples that it wrote.
+    """
     rate = settings["sample_rate_hz"]
     length, shortest = round(settings["clip_seconds"] * rate), round(SHORTEST_SECONDS * rate)
     remaining = spool.seek(0, os.SEEK_END) // (2 * channels)
@@ -86,14 +112,14 @@ def cut(facts, spool, channels, settings):
         yield {
             "audio": audio,
             "sample_rate_hz": rate,
-            "track": facts["track"],
+            "track": track["track"],
             "start": start,
-            "domain": facts["domain"],
-            "full_band": facts["full_band"],
-            "lufs": facts["lufs"],
-            "mono_lufs": facts["lufs"] if facts["mono_lufs"] is None else facts["mono_lufs"],
-            "caption": facts["caption"],
-            "licence": facts["licence"],
+            "domain": track["domain"],
+            "full_band": track["full_band"],
+            "lufs": track["lufs"],
+            "mono_lufs": track["lufs"] if track["mono_lufs"] is None else track["mono_lufs"],
+            "caption": track["caption"],
+            "licence": track["licence"],
         }
         start += samples
         remaining -= samples

@@ -1,9 +1,9 @@
-"""The sounds of the embedded music: strings, winds, bells, pads and drums, every partial below the Nyquist frequency.
+"""The instruments of the synthetic source: strings, winds, bells, pads and drums, all below the Nyquist frequency.
 
 All pitched voices are one formula, the band-limited sum of partials with geometric amplitudes (Moorer, "The synthesis
-of complex audio spectra by means of discrete summation formulas", 1976): a few sines for any number of partials. A
-voice renders any stretch of a note by itself, so a crop of a piece costs only the notes that sound in it. The
-constants of the palette are our choice, set by ear and on mel pictures.
+of complex audio spectra by means of discrete summation formulas", 1976). It takes a few sines for any number of
+partials. A voice renders any part of a note by itself, so a crop of a track costs only the notes in it. The constants
+of the palette are our choice, set by ear and on mel spectrograms.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Voice:
     ratio: float = 1.0  # 1: all harmonics; 2: the odd ones (clarinet, square); others: bells
     cutoff_hz: float = 3000.0
     closing: float = 0.0  # seconds in which the cutoff halves, as on a plucked string; 0: never
-    opening: float = 0.0  # how dull the attack is, as of a brass player
+    opening: float = 0.0  # dullness of the attack, as on brass
     attack: float = 0.005  # seconds
     decay: float = 0.0  # seconds; 0: sustained
     release: float = 0.12  # seconds
@@ -51,19 +51,24 @@ PALETTE = {
 }
 
 
-def sounding_seconds(voice, seconds):
-    """How long a note of `seconds` is heard, to -52 dB: release included."""
+def audible_seconds(voice: Voice, seconds: float) -> float:
+    """Returns the time until a note of `seconds` has decayed to -52 dB, release included."""
     return seconds + 6 * voice.release
 
 
-def _sine(phase):
-    """The sine of a phase counted in 2**-32 turns, in uint32, which wraps by itself."""
+def _sine(phase: np.ndarray) -> np.ndarray:
+    """Returns the sine of a phase in units of 2**-32 turns, uint32, which wraps by itself."""
     return np.sin(phase.view(np.int32).astype(np.float32) * np.float32(2 * np.pi / 2**32))
 
 
-def _partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness):
-    """`sum_k a**k sin(theta + k beta)` over the partials below the top: `[S]` at sample numbers `clock` uint32,
-    times `t` float32.
+def _partials(
+    voice: Voice, frequency_hz: float, clock: np.ndarray, t: np.ndarray, sample_rate_hz: int, brightness: float
+) -> np.ndarray:
+    """Computes `sum_k a**k sin(theta + k beta)` over the partials below the top, float32 `[S]`.
+
+    Args:
+      clock: sample numbers, uint32 `[S]`.
+      t: times in seconds, float32 `[S]`.
     """
     half = clock * np.uint32(round(frequency_hz * voice.ratio / 2 / sample_rate_hz * 2**32))
     theta = clock * np.uint32(round(frequency_hz / sample_rate_hz * 2**32))
@@ -74,7 +79,7 @@ def _partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness):
     beta = half * np.uint32(2)
     dull = (
         frequency_hz * voice.ratio / (voice.cutoff_hz * 4 ** (brightness - 0.5))
-    )  # of the bare string: an octave either way
+    )  # brightness moves the cutoff by an octave either way
     level = (1 - np.exp(-2 * dull)) ** 0.4  # 0.5 gives every cutoff the same power, less lets bright notes ring louder
     fall = np.float32(dull)
     if voice.closing or voice.opening:
@@ -85,47 +90,60 @@ def _partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness):
         )
     a = np.exp(-fall)
     top = int((TOP_SHARE * sample_rate_hz / frequency_hz - 1) / voice.ratio)  # number of the last partial
-    sound = _sine(theta) - (a * _sine(theta - beta) if voice.ratio != 1 else 0)
+    audio = _sine(theta) - (a * _sine(theta - beta) if voice.ratio != 1 else 0)
     if dull * (top + 1) < 9:  # otherwise partials above the top are more than 78 dB down by themselves
         beyond = beta * np.uint32(top) + theta
-        sound -= np.exp(fall * np.float32(-top - 1)) * (_sine(beyond + beta) - a * _sine(beyond))
-    return np.float32(level) * sound / ((1 - a) ** 2 + 4 * a * _sine(half) ** 2)
+        audio -= np.exp(fall * np.float32(-top - 1)) * (_sine(beyond + beta) - a * _sine(beyond))
+    return np.float32(level) * audio / ((1 - a) ** 2 + 4 * a * _sine(half) ** 2)
 
 
-def render(voice, frequency_hz, seconds, first, last, sample_rate_hz, brightness, noise):
-    """The samples `[last - first]` of a note, counted from its onset, at a level near 1. `noise [N]` feeds the
-    breath.
+def render(
+    voice: Voice,
+    frequency_hz: float,
+    seconds: float,
+    first: int,
+    last: int,
+    sample_rate_hz: int,
+    brightness: float,
+    noise: np.ndarray,
+) -> np.ndarray:
+    """Renders samples `[last - first]` of a note, counted from its onset, at a level near 1.
+
+    Args:
+      noise: `[N]`, for the breath.
     """
     clock = np.arange(first, last, dtype=np.uint32)
     t = clock.astype(np.float32) * np.float32(1 / sample_rate_hz)
-    sound = _partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness)
+    audio = _partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness)
     if voice.second:
-        sound = sound + _partials(voice, frequency_hz * voice.second, clock, t, sample_rate_hz, brightness)
+        audio = audio + _partials(voice, frequency_hz * voice.second, clock, t, sample_rate_hz, brightness)
     if voice.breath:
-        sound = sound + np.float32(voice.breath) * noise[clock % len(noise)]
+        audio = audio + np.float32(voice.breath) * noise[clock % len(noise)]
     fading = np.maximum(t - np.float32(seconds), 0) * np.float32(1 / voice.release)
     if voice.decay:
         fading += t * np.float32(1 / voice.decay * min(2.0, (frequency_hz / 220) ** 0.3))  # high strings ring shorter
-    return sound * np.exp(-fading) * np.minimum(t * np.float32(1 / voice.attack), 1)
+    return audio * np.exp(-fading) * np.minimum(t * np.float32(1 / voice.attack), 1)
 
 
-def shaped_noise(rng, samples, low_hz, high_hz, sample_rate_hz):
-    """Noise `[samples]` of level 1 between two frequencies, with edges an octave half wide."""
+def shaped_noise(
+    rng: np.random.Generator, samples: int, low_hz: float, high_hz: float, sample_rate_hz: int
+) -> np.ndarray:
+    """Returns noise `[samples]` of level 1 between two frequencies, with edges of half an octave."""
     spectrum = np.fft.rfft(rng.standard_normal(samples, dtype=np.float32))
     hz = np.fft.rfftfreq(samples, 1 / sample_rate_hz)
     high_hz = min(high_hz, TOP_SHARE * sample_rate_hz)
     spectrum *= (1 / (1 + (low_hz / np.maximum(hz, 1)) ** 6)) * (hz < high_hz)
-    sound = np.fft.irfft(spectrum, samples).astype(np.float32)
-    return sound / max(1e-9, float(np.sqrt(np.mean(sound**2))))
+    noise = np.fft.irfft(spectrum, samples).astype(np.float32)
+    return noise / max(1e-9, float(np.sqrt(np.mean(noise**2))))
 
 
-def drum_kit(rng, sample_rate_hz, brightness):
-    """One drum kit: {name: hit [S] float32}. Hats reach 20 kHz, or the Nyquist frequency where that is lower."""
+def drum_kit(rng: np.random.Generator, sample_rate_hz: int, brightness: float) -> dict[str, np.ndarray]:
+    """Returns a drum kit {name: hit float32 `[S]`}. Hats reach 20 kHz, or the Nyquist frequency where that is lower."""
 
-    def time(seconds):
+    def time(seconds: float) -> np.ndarray:
         return np.arange(int(seconds * sample_rate_hz), dtype=np.float32) / np.float32(sample_rate_hz)
 
-    def hiss(t, low_hz, decay):
+    def hiss(t: np.ndarray, low_hz: float, decay: float) -> np.ndarray:
         return shaped_noise(rng, len(t), low_hz, 20_000, sample_rate_hz) * np.exp(-t / np.float32(decay))
 
     t = time(0.4)
@@ -142,8 +160,8 @@ def drum_kit(rng, sample_rate_hz, brightness):
 
 
 @lru_cache(maxsize=8)
-def _room(sample_rate_hz, fft_samples):
-    """Spectrum `[2, bins]` of a small bright room: decaying noise, another one for each ear."""
+def _room(sample_rate_hz: int, fft_samples: int) -> np.ndarray:
+    """Returns the spectrum `[2, bins]` of a small bright room: decaying noise, different for each channel."""
     rng = np.random.Generator(np.random.Philox(key=20_000))
     t = np.arange(int(ROOM_SECONDS * sample_rate_hz), dtype=np.float32) / np.float32(sample_rate_hz)
     response = np.stack([shaped_noise(rng, len(t), 150, 12_000, sample_rate_hz) for _ in range(2)])
@@ -151,11 +169,11 @@ def _room(sample_rate_hz, fft_samples):
     return np.fft.rfft(response / np.sqrt(np.sum(response**2, axis=1, keepdims=True)), fft_samples)
 
 
-def reverberate(sound, sample_rate_hz):
-    """`[S]` -> the room's answer `[2, S]`."""
-    samples = len(sound) + int(ROOM_SECONDS * sample_rate_hz)
+def reverberate(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Returns the response `[2, S]` of the room to `[S]`."""
+    samples = len(audio) + int(ROOM_SECONDS * sample_rate_hz)
     octave = 2 ** (samples.bit_length() - 3)
     fft_samples = -(-samples // octave) * octave  # 5, 6, 7 or 8 times a power of two: quick
-    return np.fft.irfft(np.fft.rfft(sound, fft_samples) * _room(sample_rate_hz, fft_samples), fft_samples)[
-        :, : len(sound)
+    return np.fft.irfft(np.fft.rfft(audio, fft_samples) * _room(sample_rate_hz, fft_samples), fft_samples)[
+        :, : len(audio)
     ]

@@ -1,6 +1,6 @@
-"""What is known about a track after hearing it once, block by block: loudness, bandwidth, peak, clipping, and
-whether it is music at all.
-"""
+"""Measurements of a track, block by block: loudness, bandwidth, peak, clipping, and reasons to leave it out."""
+
+from typing import Any
 
 import numpy as np
 import scipy
@@ -9,7 +9,7 @@ from bandtok_jax.audio import loudness
 
 SILENCE_PEAK = 1e-4  # -80 dBFS; our choice
 FULL_BAND_HZ = 19_000  # lossy encoders cut at 16 kHz (MP3 at 128 kbit/s) or 19 to 20 kHz (the best settings)
-# Energy further than this below the strongest bin does not count: agrees with the eye on spectrograms to 0.2 kHz.
+# Energy further than this below the strongest bin does not count. It agrees to 0.2 kHz with spectrograms by eye.
 BANDWIDTH_DB = 85
 SPECTRUM_SAMPLES = 4096
 CLIPPED_LEVEL = 32_766 / 32_768
@@ -17,35 +17,37 @@ STEP_SECONDS = 0.1  # four steps are one block of BS.1770
 
 
 class LoudnessMeter:
-    """`loudness.integrated_lufs` for a stream of blocks `[C, S]` (steps of whole samples, so equal to 0.01 LU)."""
+    """Integrated loudness of a stream of blocks `[C, S]`, equal to `loudness.integrated_lufs` to 0.01 LU."""
 
-    def __init__(self, sample_rate_hz, channels):
+    def __init__(self, sample_rate_hz: int, channels: int) -> None:
         self._filter = loudness.k_weighting(sample_rate_hz)
         self._state = np.zeros((len(self._filter), channels, 2))
         self._weights = np.array(loudness.CHANNEL_WEIGHTS.get(channels, (1,) * channels))
         self._step = round(STEP_SECONDS * sample_rate_hz)
-        self._rest, self._steps = np.zeros(0), []
+        self._remainder = np.zeros(0)
+        self._steps: list[np.ndarray] = []
 
-    def push(self, block):
+    def push(self, block: np.ndarray) -> None:
+        """Adds the next block `[C, S]`."""
         weighted, self._state = scipy.signal.sosfilt(self._filter, block, zi=self._state)
-        power = np.concatenate([self._rest, self._weights @ np.square(weighted, out=weighted)])
+        power = np.concatenate([self._remainder, self._weights @ np.square(weighted, out=weighted)])
         whole = len(power) // self._step * self._step
         self._steps.append(power[:whole].reshape(-1, self._step).mean(axis=1))
-        self._rest = power[whole:]
+        self._remainder = power[whole:]
 
-    def lufs(self):
+    def lufs(self) -> float:
+        """Returns the loudness of all blocks so far."""
         steps = np.concatenate(self._steps)
         if len(steps) < 4:
-            return loudness.gated_lufs(np.array([np.concatenate([np.repeat(steps, self._step), self._rest]).mean()]))
+            power = np.concatenate([np.repeat(steps, self._step), self._remainder])
+            return loudness.gated_lufs(np.array([power.mean()]))
         return loudness.gated_lufs(np.convolve(steps, np.full(4, 0.25), mode="valid"))
 
 
 class Measurement:
-    """Measures blocks float32 `[C, S]`, as `waveform.check` passes them, at the file's own rate; `result` raises
-    ValueError with the reason for leaving the track out.
-    """
+    """Measurement of a track from blocks float32 `[C, S]` that passed `waveform.check`, at the file's own rate."""
 
-    def __init__(self, sample_rate_hz, channels):
+    def __init__(self, sample_rate_hz: int, channels: int) -> None:
         self.sample_rate_hz, self.samples = sample_rate_hz, 0
         self._meter, self._mono_meter = LoudnessMeter(sample_rate_hz, channels), LoudnessMeter(sample_rate_hz, 1)
         self._window = scipy.signal.windows.blackmanharris(SPECTRUM_SAMPLES).astype(
@@ -54,7 +56,8 @@ class Measurement:
         self._spectrum, self._clipped, self._values = np.zeros(SPECTRUM_SAMPLES // 2 + 1), 0, 0
         self._low, self._high = np.full(channels, np.inf), np.full(channels, -np.inf)
 
-    def push(self, block):
+    def push(self, block: np.ndarray) -> None:
+        """Adds the next block `[C, S]`."""
         low, high = block.min(axis=1), block.max(axis=1)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
         self._clipped += int(np.count_nonzero(np.abs(block) >= CLIPPED_LEVEL))
@@ -63,15 +66,19 @@ class Measurement:
         mono = block.mean(axis=0, dtype=np.float32)
         self._meter.push(block)
         self._mono_meter.push(mono[None])
-        # The rest of a block that fills no frame is left out: it is the long mean that counts.
+        # The end of a block that fills no frame is left out, since only the long mean matters.
         audible = mono if mono.any() else block[0]  # channels of opposite phase cancel each other
         frames = np.resize(audible, max(len(audible), SPECTRUM_SAMPLES))[
             : max(1, len(audible) // SPECTRUM_SAMPLES) * SPECTRUM_SAMPLES
         ]
         self._spectrum += np.sum(np.abs(np.fft.rfft(frames.reshape(-1, SPECTRUM_SAMPLES) * self._window)) ** 2, axis=0)
 
-    def result(self, shortest_seconds):
-        """-> dict of plain numbers for the manifest."""
+    def result(self, shortest_seconds: float) -> dict[str, Any]:
+        """Returns the measurements for the list of tracks.
+
+        Raises:
+          ValueError: the reason to leave the track out.
+        """
         seconds = self.samples / self.sample_rate_hz
         if not self.samples:
             raise ValueError("holds no samples")

@@ -1,71 +1,89 @@
-"""The end of `bandtok prepare`: shards get their final names, TFDS its metadata, and the manifest says what there
-is and what was left out.
-"""
+"""The last step of `bandtok prepare`: final names of the shards, metadata for TFDS, the manifest."""
 
 from collections import Counter
 import json
 import os
 import re
 import tempfile
+from typing import Any
 
 from bandtok_jax.data_pipelines import prepare_shards, records, tf_example
 from bandtok_jax.runtime import folder_lock, storage, untrusted
 
 TFDS_METADATA = ("dataset_info.json", "features.json")
-BEYOND_FULL_SCALE = 2.0  # a peak of floating point that is worth a word; what MP3 decodes to is often 1.2; our choice
-UNKNOWN = "unknown"  # of a domain or licence that nobody gave
+PEAK_NOTE = 2.0  # a peak that a note reports; decoded MP3 often reaches 1.2; our choice
+UNKNOWN = "unknown"  # a missing domain or licence
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
-def _shards(names):
-    """Those of some names that are shards of a prepared data set."""
+def _shard_names(names: list[str]) -> list[str]:
+    """Returns the names of shards of a prepared data set."""
     return [name for name in names if re.fullmatch(rf"{records.NAME}-\w+\.array_record-\d+-of-\d+", name)]
 
 
-def refuse_foreign(output):
-    """Raises ValueError where a folder holds files and none of them was made here: they are the person's own."""
+def refuse_foreign(output: str) -> None:
+    """Raises ValueError where a folder holds files of the user alone."""
     names = [name for name in storage.names(output) if name != folder_lock.NAME]
-    if names and records.WORKING_FOLDER not in names and not _shards(names):
+    if names and records.WORKING_FOLDER not in names and not _shard_names(names):
         raise ValueError(
             f"{output} holds other files, such as {untrusted.printable(names[0], 60)}, and no records: "
             "give an empty or a new folder as --output"
         )
 
 
-def remove(output):
-    """Deletes a prepared data set and nothing else; the manifest first, so that no half of it passes for whole."""
+def remove_records(output: str) -> None:
+    """Deletes a prepared data set and nothing else; the manifest first, so that no part of it looks complete."""
     storage.remove(os.path.join(output, records.MANIFEST))
-    shards = _shards(storage.names(output))
+    shards = _shard_names(storage.names(output))
     paths = [os.path.join(output, name) for name in (records.TRACKS, *TFDS_METADATA, *shards)]
     storage.for_each(storage.remove, paths)
 
 
-def _histogram(values, width):
-    """{lower edge: tracks}, ordered."""
+def _histogram(values: list[float], width: float) -> dict[str, int]:
+    """Returns {lower edge: tracks} in order."""
     counts = Counter(int(value // width * width) for value in values)
     return {str(edge): counts[edge] for edge in sorted(counts)}
 
 
-def _hours(tracks):
+def _hours(tracks: list[dict[str, Any]]) -> float:
     return round(sum(track["seconds"] for track in tracks) / 3600, 4)
 
 
-def _by(tracks, name):
-    """{value: {'tracks', 'hours'}} over one field of the tracks."""
-    groups = {}
+def _by_field(tracks: list[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """Returns {value: {'tracks', 'hours'}} over one field of the tracks."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for track in tracks:
         groups.setdefault(str(track[name]) or UNKNOWN, []).append(track)
     return {value: {"tracks": len(group), "hours": _hours(group)} for value, group in sorted(groups.items())}
 
 
-def manifest(lines, splits, shards, left_out, others, notes, settings):
-    tracks = [track for line in lines for track in line["tracks"]]
+def build_manifest(
+    reports: list[dict[str, Any]],
+    splits: list[str],
+    shards: dict[str, list[dict[str, Any]]],
+    left_out: list[dict[str, str]],
+    others: dict[str, int],
+    notes: list[str],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns the manifest of a prepared folder.
+
+    Args:
+      reports: one for each task.
+      splits: the split of each task, perhaps with a split that has no tracks.
+      shards: {split: [{"file", "records"}]}.
+      left_out: [{"track", "reason"}].
+      others: {ending: count} of files that are no music.
+      notes: for the user.
+      settings: rate, channels and length of the records.
+    """
+    tracks = [track for report in reports for track in report["tracks"]]
     split_tracks = {split: [track for track in tracks if track["split"] == split] for split in dict.fromkeys(splits)}
     notes = list(notes)
-    if beyond := [track for track in tracks if track["peak"] >= BEYOND_FULL_SCALE]:
-        worst = max(beyond, key=lambda track: track["peak"])
+    if clipped := [track for track in tracks if track["peak"] >= PEAK_NOTE]:
+        worst = max(clipped, key=lambda track: track["peak"])
         notes.append(
-            f"{len(beyond)} tracks are clipped in their records, the worst {worst['track']} with a peak of "
+            f"{len(clipped)} tracks are clipped in their records, the worst {worst['track']} with a peak of "
             f"{worst['peak']:g} where full scale is 1: lower their gain and prepare again"
         )
     if not split_tracks.get("validation"):
@@ -87,11 +105,11 @@ def manifest(lines, splits, shards, left_out, others, notes, settings):
             }
             for split, group in split_tracks.items()
         },
-        "sample_rates_hz": _by(tracks, "sample_rate_hz"),
-        "channel_counts": _by(tracks, "channels"),
-        "licences": _by(tracks, "licence"),
-        "domains": _by(tracks, "domain"),
-        "full_band": _by(tracks, "full_band"),
+        "sample_rates_hz": _by_field(tracks, "sample_rate_hz"),
+        "channel_counts": _by_field(tracks, "channels"),
+        "licences": _by_field(tracks, "licence"),
+        "domains": _by_field(tracks, "domain"),
+        "full_band": _by_field(tracks, "full_band"),
         "loudness_lufs": _histogram([track["lufs"] for track in tracks], 3),
         "bandwidth_khz": _histogram([track["bandwidth_hz"] / 1000 for track in tracks], 1),
         "clipped_share": sum(track["clipped_share"] * track["seconds"] for track in tracks)
@@ -102,12 +120,13 @@ def manifest(lines, splits, shards, left_out, others, notes, settings):
     }
 
 
-def _write_tfds_metadata(output, shards):
-    import tensorflow_datasets as tfds  # seconds to import, needed here alone
+def _write_tfds_metadata(output: str, shards: dict[str, list[dict[str, Any]]]) -> None:
+    """Writes the metadata by which TFDS reads the folder."""
+    import tensorflow_datasets as tfds  # takes seconds, and is needed here alone
 
-    files = [shard["file"] for of_split in shards.values() for shard in of_split]
+    files = [shard["file"] for split_shards in shards.values() for shard in split_shards]
     sizes = dict(zip(files, storage.for_each(storage.size, [os.path.join(output, file) for file in files])))
-    # TFDS knows fewer kinds of buckets: it writes where empty files have the names of the shards.
+    # TFDS supports fewer kinds of buckets, so it writes into a local folder where empty files stand for the shards.
     with tempfile.TemporaryDirectory() as folder:
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name=records.NAME, filetype_suffix="array_record", template=TEMPLATE
@@ -115,12 +134,12 @@ def _write_tfds_metadata(output, shards):
         splits = [
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[shard["records"] for shard in of_split],
+                shard_lengths=[shard["records"] for shard in split_shards],
                 filename_template=template,
-                num_bytes=sum(sizes[shard["file"]] for shard in of_split),
+                num_bytes=sum(sizes[shard["file"]] for shard in split_shards),
             )
-            for split, of_split in shards.items()
-            if of_split
+            for split, split_shards in shards.items()
+            if split_shards
         ]
         for file in files:
             open(os.path.join(folder, file), "wb").close()
@@ -136,25 +155,40 @@ def _write_tfds_metadata(output, shards):
             storage.write_text(os.path.join(output, name), storage.read_text(os.path.join(folder, name)))
 
 
-def finish(output, folder, lines, splits, left_out, others, notes, settings):
-    """Every step can be repeated, so an interruption in here costs nothing. -> the manifest."""
-    shards = {split: [] for split in splits}
-    full = [(line, split) for line, split in zip(lines, splits) if line["records"]]
-    totals, moves = Counter(split for _, split in full), {}
-    for line, split in full:
+def write_metadata(
+    output: str,
+    folder: str,
+    reports: list[dict[str, Any]],
+    splits: list[str],
+    left_out: list[dict[str, str]],
+    others: dict[str, int],
+    notes: list[str],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Moves the shards to their final names, writes all metadata, and returns the manifest.
+
+    Every step can be repeated, so an interruption loses nothing. See `build_manifest` for the arguments.
+
+    Args:
+      folder: the working folder of the tasks.
+    """
+    shards: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
+    filled = [(report, split) for report, split in zip(reports, splits) if report["records"]]
+    totals, moves = Counter(split for _, split in filled), {}
+    for report, split in filled:
         name = f"{records.NAME}-{split}.array_record-{len(shards[split]):05d}-of-{totals[split]:05d}"
-        moves[prepare_shards.shard_path(folder, line["task"])] = os.path.join(output, name)
-        shards[split].append({"file": name, "records": line["records"]})
-    there = set(storage.names(folder))  # the rest has been moved before an interruption
+        moves[prepare_shards.shard_path(folder, report["task"])] = os.path.join(output, name)
+        shards[split].append({"file": name, "records": report["records"]})
+    unmoved = set(storage.names(folder))  # the others were moved before an interruption
     storage.for_each(
-        lambda path: storage.move(path, moves[path]), [path for path in moves if os.path.basename(path) in there]
+        lambda path: storage.move(path, moves[path]), [path for path in moves if os.path.basename(path) in unmoved]
     )
     storage.write_text(
         os.path.join(output, records.TRACKS),
-        "".join(json.dumps(track) + "\n" for line in lines for track in line["tracks"]),
+        "".join(json.dumps(track) + "\n" for report in reports for track in report["tracks"]),
     )
     _write_tfds_metadata(output, shards)
-    result = manifest(lines, splits, shards, left_out, others, notes, settings)
+    result = build_manifest(reports, splits, shards, left_out, others, notes, settings)
     storage.write_text(os.path.join(output, records.MANIFEST), json.dumps(result, indent=1))
     storage.remove(folder)
     return result

@@ -19,8 +19,8 @@ def read_or_replace(source: Source, index: int, key: tuple[int, ...] | None = No
     """Returns a record of a source, or another one in place of a damaged one.
 
     Args:
-      key: seed of the draw of another record from the same source; None: a damaged shard is an error. The record lists
-        under 'damaged' the shards that could not be read.
+      key: seed of the draw of another record from the same source. Without a key a damaged shard is an error. The
+        record lists the unreadable shards under 'damaged'.
     """
     damaged, generator = [], None
     while True:
@@ -42,7 +42,7 @@ class ShuffledEpochs:
     """Endless random access to shuffled epochs of a source. Each epoch holds every record once, or `crops` times.
 
     Args:
-      seed: of the source.
+      seed: different for each source.
       skip_damaged: puts other records in place of unreadable ones; all others keep their positions.
       crops: float `[records]`, the number of times that each comes in an epoch; a fraction is a probability.
 

@@ -1,15 +1,16 @@
-"""Music on disk -> a folder of audio records with a manifest (`bandtok prepare`), in parallel, taken up again after an
-interruption.
+"""Preparation of music as a folder of audio records with a manifest (`bandtok prepare`), parallel and resumable.
 
-The work is cut into tasks (`shard_tasks`), which processes of this machine do, or Apache Beam on many machines.
+The work is cut into tasks (`prepare_shards`). Processes of this machine run them, or Apache Beam on many machines.
 """
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 import hashlib
 import json
 import os
+from typing import Any
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import discovery, ingest, metadata, prepare_shards, records
@@ -17,17 +18,20 @@ from bandtok_jax.runtime import folder_lock, storage
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.runtime.worker_pool import KILLED, worker_pool
 
-BYTES_A_WORKER = 8 << 20  # below this a new process costs more than it brings
+BYTES_PER_WORKER = 8 << 20  # a new process costs more than it saves for less
 RUNNERS = ("local", "beam")
 
 
-def _run_here(waiting, workers):
-    """Yields what is to be said about each task, as they are finished."""
-    if workers == 1 or len(waiting) < 2:
-        yield from (prepare_shards.run(*arguments) for arguments in waiting)
+Task = tuple[int, list[discovery.SourceTrack], dict[str, Any], str]  # number, tracks, settings, working folder
+
+
+def _run_locally(tasks: list[Task], workers: int) -> Iterator[prepare_shards.Report]:
+    """Yields the report of each task as it finishes."""
+    if workers == 1 or len(tasks) < 2:
+        yield from (prepare_shards.run_task(*task) for task in tasks)
         return
-    with worker_pool(min(workers, len(waiting))) as pool:
-        futures = [pool.submit(prepare_shards.run, *arguments) for arguments in waiting]
+    with worker_pool(min(workers, len(tasks))) as pool:
+        futures = [pool.submit(prepare_shards.run_task, *task) for task in tasks]
         try:
             yield from (future.result() for future in as_completed(futures))
         except BrokenProcessPool:
@@ -37,39 +41,40 @@ def _run_here(waiting, workers):
 
 
 def prepare(
-    sources,
-    output,
+    sources: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
     *,
-    tracks=None,
-    workers=None,
-    clip_seconds=6.0,
-    validation_share=0.1,
-    sample_rate_hz=44_100,
-    channels=None,
-    tfds_dir=None,
-    clips=False,
-    overwrite=False,
-    progress=True,
-    runner="local",
-    runner_options=(),
-):
-    """Makes a folder of audio records from music; run again after an interruption, it goes on.
+    tracks: str | os.PathLike | None = None,
+    workers: int | None = None,
+    clip_seconds: float = 6.0,
+    validation_share: float = 0.1,
+    sample_rate_hz: int = 44_100,
+    channels: int | None = None,
+    tfds_dir: str | os.PathLike | None = None,
+    clips: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    runner: str = "local",
+    runner_options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Makes a folder of audio records from music and returns its manifest. The same call resumes an interrupted one.
 
     Args:
-      sources: folders (recursive), files, "tfds:NAME" (prepared in `tfds_dir`), "synthetic" or "synthetic:PIECES".
+      sources: folders (recursive), files, "tfds:NAME" (prepared in `tfds_dir`), "synthetic" or "synthetic:TRACKS".
       output: the folder to fill.
-      tracks: CSV with the columns file, split, licence, caption, domain, ends; tracks not in it are split by a hash of
+      tracks: CSV with the columns file, split, licence, caption, domain, ends. Other tracks are split by a hash of
         their name.
-      workers: processes; None: as many as there are cores and work.
+      workers: processes; None for a number that fits the cores and the work.
       clip_seconds: length of a record.
-      validation_share: of the tracks that no CSV speaks of; above 0, at least one of two or more.
-      sample_rate_hz, channels: of the records; channels None: one or two, as the file has them.
-      clips: the files are clips of longer music, so that none ends by itself; the column `ends` of a CSV comes first.
-      runner: "local": processes of this machine; "beam": Apache Beam, which `runner_options` are for, such as
-        ("--runner=DataflowRunner", "--project=NAME").
-    Returns: the manifest.
-    Raises: ValueError, FileNotFoundError: nothing readable, a wrong argument, or other data in `output`; each with the
-    cure.
+      validation_share: share of the tracks outside the CSV; above 0, at least one of two or more tracks.
+      sample_rate_hz: rate of the records.
+      channels: channels of a record; None for one or two, like the file.
+      clips: the files are clips of longer music, so none ends by itself, unless the column `ends` of the CSV is yes.
+      runner: "local" for processes of this machine, "beam" for Apache Beam.
+      runner_options: for Beam, such as ("--runner=DataflowRunner", "--project=NAME").
+
+    Raises:
+      ValueError, FileNotFoundError: nothing readable, a wrong argument, or other data in `output`; each with the cure.
     """
     if not ingest.SHORTEST_SECONDS <= clip_seconds <= 600:
         raise ValueError(f"clip_seconds {clip_seconds}: give {ingest.SHORTEST_SECONDS} to 600 s")
@@ -85,16 +90,17 @@ def prepare(
     output, settings = os.fspath(output), {"sample_rate_hz": int(sample_rate_hz), "channels": channels}
     settings["clip_seconds"] = clip_seconds
     with folder_lock.locked(output, "bandtok prepare"):
-        found, left_out, others, notes = discovery.find_tracks(
+        source_tracks, left_out, others, notes = discovery.find_tracks(
             sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
         )
-        if not found:
-            raise ValueError(discovery.none_found(sources, left_out, others))
-        fingerprint = hashlib.sha256(json.dumps([settings, [asdict(track) for track in found]]).encode()).hexdigest()
+        if not source_tracks:
+            raise ValueError(discovery.no_music_message(sources, left_out, others))
+        content = json.dumps([settings, [asdict(track) for track in source_tracks]])
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
         folder = os.path.join(output, records.WORKING_FOLDER)
         metadata.refuse_foreign(output)
         if overwrite:
-            metadata.remove(output)
+            metadata.remove_records(output)
             storage.remove(folder)
         elif storage.exists(os.path.join(output, records.MANIFEST)):
             manifest = records.read_manifest(output)
@@ -105,13 +111,12 @@ def prepare(
                 )
             storage.remove(folder)
             return manifest
-        tasks = prepare_shards.cut(found)
-        done = {
-            number: line for number, line in prepare_shards.begin(folder, fingerprint).items() if number < len(tasks)
-        }
-        lines = _do(tasks, done, settings, folder, workers, progress, runner, runner_options)
-        left_out += [entry for line in lines for entry in line["left_out"]]
-        if not any(line["records"] for line in lines):
+        tasks = prepare_shards.plan_tasks(source_tracks)
+        finished = prepare_shards.start_or_resume(folder, fingerprint)
+        done = {number: report for number, report in finished.items() if number < len(tasks)}
+        reports = _run_remaining(tasks, done, settings, folder, workers, progress, runner, runner_options)
+        left_out += [entry for report in reports for entry in report["left_out"]]
+        if not any(report["records"] for report in reports):
             storage.remove(folder)
             raise ValueError(
                 f"nothing in {', '.join(map(str, sources))} can be read as music: "
@@ -119,24 +124,33 @@ def prepare(
             )
         splits = [task[0].split for task in tasks]
         settings["fingerprint"] = fingerprint
-        return metadata.finish(output, folder, lines, splits, left_out, others, notes, settings)
+        return metadata.write_metadata(output, folder, reports, splits, left_out, others, notes, settings)
 
 
-def _do(tasks, done, settings, folder, workers, progress, runner, runner_options):
-    """Does the tasks that are not in `done` {number: line}; -> the line about each, in their order."""
-    waiting = [(number, task, settings, folder) for number, task in enumerate(tasks) if number not in done]
+def _run_remaining(
+    tasks: list[list[discovery.SourceTrack]],
+    done: dict[int, prepare_shards.Report],
+    settings: dict[str, Any],
+    folder: str,
+    workers: int | None,
+    progress: bool,
+    runner: str,
+    runner_options: Sequence[str],
+) -> list[prepare_shards.Report]:
+    """Runs the tasks without a report in `done` {number: report}, and returns all reports in order of the tasks."""
+    remaining = [(number, task, settings, folder) for number, task in enumerate(tasks) if number not in done]
     if runner == "beam":
         from bandtok_jax.data_pipelines import beam_runner
 
-        beam_runner.run(waiting, runner_options)
-        done = prepare_shards.finished(folder)
+        beam_runner.run_tasks(remaining, runner_options)
+        done = prepare_shards.read_reports(folder)
     else:
         if workers is None:
             size = sum(track.bytes for task in tasks for track in task)
-            workers = min(os.cpu_count() or 1, 1 + size // BYTES_A_WORKER)
+            workers = min(os.cpu_count() or 1, 1 + size // BYTES_PER_WORKER)
         with progress_bar(total=sum(map(len, tasks)), unit="track", desc="prepare", show=progress) as bar:
             bar.update(sum(len(tasks[number]) for number in done))
-            for line in _run_here(waiting, workers):
-                done[line["task"]] = line
-                bar.update(len(tasks[line["task"]]))
+            for report in _run_locally(remaining, workers):
+                done[report["task"]] = report
+                bar.update(len(tasks[report["task"]]))
     return [done[number] for number in range(len(tasks))]

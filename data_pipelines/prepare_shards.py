@@ -1,28 +1,30 @@
-"""The work of `bandtok prepare` as tasks that any process on any machine can do: each makes one shard.
+"""The tasks of `bandtok prepare`, one for each shard, which any process on any machine can do.
 
-The tasks depend on the music alone. A shard gets its name when it is whole, and only then what it holds is written
-beside it; so whatever happens, a shard is either whole and known or made again.
+The tasks depend on the music alone. A shard gets its name when it is complete, and then its report is written beside
+it. So after any interruption a shard is either complete and reported, or made again.
 """
 
 import errno
 import json
 import os
 import tempfile
+from typing import Any
 
 from array_record.python import array_record_module
 
 from bandtok_jax.data_pipelines import ingest, records, shards, tf_example
+from bandtok_jax.data_pipelines.discovery import SourceTrack
 from bandtok_jax.runtime import storage, untrusted
 
-TASK_BYTES = 64 << 20  # of source files; what one interruption can cost
-LEAST_TASKS = 16  # so that every worker has something to do
-MOST_TASKS = 1 << 14  # in a larger corpus the shards grow; our choice
-MOST_BYTES = 1 << 28  # of what is said about a task
+TASK_BYTES = 64 << 20  # of source files; an interruption loses at most this much work of a process
+MIN_TASKS = 16  # so that every worker has some
+MAX_TASKS = 1 << 14  # in a larger corpus the shards grow; our choice
+MAX_REPORT_BYTES = 1 << 28
 SPOOL_BYTES = 64 << 20  # a longer track waits on disk while it is measured
 FINGERPRINT = "fingerprint"
 _COUNT = untrusted.whole(0, 1 << 40)
 _LEFT_OUT = untrusted.record({"track": untrusted.text(1 << 20), "reason": untrusted.text(1 << 20)})
-_CHECK = untrusted.record(
+_CHECK_REPORT = untrusted.record(
     {
         "task": _COUNT,
         "records": _COUNT,
@@ -31,14 +33,18 @@ _CHECK = untrusted.record(
     }
 )
 
+Report = dict[str, Any]  # {"task": number, "records": count, "tracks": [entry], "left_out": [{"track", "reason"}]}
 
-def cut(tracks):
-    """-> lists of tracks: neighbours of the same split together, at most TASK_BYTES of files, at least LEAST_TASKS
-    where there are as many tracks, at most about MOST_TASKS.
+
+def plan_tasks(tracks: list[SourceTrack]) -> list[list[SourceTrack]]:
+    """Returns the tracks of each task: neighbours of the same split, at most TASK_BYTES of files.
+
+    There are at least MIN_TASKS tasks where there are as many tracks, and at most about MAX_TASKS.
     """
     total = sum(track.bytes for track in tracks)
-    limit = max(min(TASK_BYTES, total // LEAST_TASKS + 1), total // MOST_TASKS)
-    tasks, size = [], 0
+    limit = max(min(TASK_BYTES, total // MIN_TASKS + 1), total // MAX_TASKS)
+    tasks: list[list[SourceTrack]] = []
+    size = 0
     for track in sorted(tracks, key=lambda track: (track.split, track.name)):
         if not tasks or tasks[-1][-1].split != track.split or size + track.bytes > limit:
             tasks.append([])
@@ -48,13 +54,14 @@ def cut(tracks):
     return tasks
 
 
-def shard_path(folder, number):
+def shard_path(folder: str, number: int) -> str:
+    """Returns the path of a task's shard in the working folder."""
     return os.path.join(folder, f"task-{number:05d}.array_record")
 
 
-def _write_shard(tracks, settings, spool_folder, path):
-    """Writes the records of these tracks to `path`; -> what is to be said about them."""
-    done = {"records": 0, "tracks": [], "left_out": []}
+def _write_shard(tracks: list[SourceTrack], settings: dict[str, Any], spool_folder: str, path: str) -> Report:
+    """Writes the records of some tracks to `path` and returns the report, without the task's number."""
+    report: Report = {"records": 0, "tracks": [], "left_out": []}
     writer = array_record_module.ArrayRecordWriter(path, shards.WRITER_OPTIONS)
     for track in tracks:
         with (
@@ -62,55 +69,59 @@ def _write_shard(tracks, settings, spool_folder, path):
             tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=spool_folder) as spool,
         ):
             try:
-                facts, channels = ingest.hear(track, source, settings, spool)
+                entry, channels = ingest.read_and_measure(track, source, settings, spool)
             except (ValueError, OSError) as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
-                    raise  # no fault of the track
-                done["left_out"].append({"track": track.name, "reason": str(error).removeprefix(f"{source}: ")})
+                    raise  # a full disk is no fault of the track
+                report["left_out"].append({"track": track.name, "reason": str(error).removeprefix(f"{source}: ")})
                 continue
-            before = done["records"]
-            for record in ingest.cut(facts, spool, channels, settings):
-                writer.write(tf_example.encode(record))
-                done["records"] += 1
-            done["tracks"].append({**facts, "records": done["records"] - before})
+            before = report["records"]
+            for record in ingest.split_into_records(entry, spool, channels, settings):
+                writer.write(tf_example.encode_example(record))
+                report["records"] += 1
+            report["tracks"].append({**entry, "records": report["records"] - before})
     writer.close()
-    return done
+    return report
 
 
-def run(number, tracks, settings, folder):
-    """Makes one shard; -> what is said about it in the working folder, too."""
+def run_task(number: int, tracks: list[SourceTrack], settings: dict[str, Any], folder: str) -> Report:
+    """Makes one shard, writes its report into the working folder, and returns the report."""
     path = shard_path(folder, number)
     try:
-        with storage.written(path) as passing:
-            done = _write_shard(tracks, settings, os.path.dirname(passing), passing)
-        done = {"task": number, **done}
-        storage.write_text(path + ".json", json.dumps(done))
+        with storage.written(path) as temporary:
+            report = _write_shard(tracks, settings, os.path.dirname(temporary), temporary)
+        report = {"task": number, **report}
+        storage.write_text(path + ".json", json.dumps(report))
     except (OSError, RuntimeError) as error:  # ArrayRecord names a full disk in a RuntimeError
         raise OSError(
-            f"{folder}: task {number} failed ({error}); see to the room on the disk or to the network, and the same "
-            "command goes on"
+            f"{folder}: task {number} failed ({error}); check the space on the disk or the network, then run the same "
+            "command again to resume"
         ) from None
-    return done
+    return report
 
 
-def begin(folder, fingerprint):
-    """-> {task number: what is said about it} of what an interrupted run has finished, none if there was none."""
+def start_or_resume(folder: str, fingerprint: str) -> dict[int, Report]:
+    """Prepares the working folder and returns the reports {task: report} of an interrupted run, if there was one."""
     path = os.path.join(folder, FINGERPRINT)
     storage.make_folder(folder)
     if storage.exists(path) and untrusted.read_bytes(path, 1 << 10) != fingerprint.encode():
         raise ValueError(
             f"{folder} is of an interrupted run with other music or settings; "
-            "repeat that command, or begin again with --overwrite"
+            "repeat that command, or start again with --overwrite"
         )
     storage.write_text(path, fingerprint)
     for name in storage.names(folder):
         if name.endswith(".new"):
             storage.remove(os.path.join(folder, name))
-    return finished(folder)
+    return read_reports(folder)
 
 
-def finished(folder):
-    """-> {task number: what is said about it} of the tasks that are done."""
+def read_reports(folder: str) -> dict[int, Report]:
+    """Returns the reports {task: report} of the finished tasks."""
+
+    def read_report(path: str) -> Report:
+        cure = "start again with --overwrite"
+        return untrusted.read_json(path, _CHECK_REPORT, cure=cure, most_bytes=MAX_REPORT_BYTES)
+
     paths = [os.path.join(folder, name) for name in storage.names(folder) if name.endswith(".json")]
-    read = lambda path: untrusted.read_json(path, _CHECK, cure="begin again with --overwrite", most_bytes=MOST_BYTES)
-    return {line["task"]: line for line in storage.for_each(read, paths)}
+    return {report["task"]: report for report in storage.for_each(read_report, paths)}

@@ -8,7 +8,7 @@ import os
 import shlex
 from typing import Any
 
-from bandtok_jax.data_pipelines import shards, tf_example
+from bandtok_jax.data_pipelines import shards, split_reader, tf_example
 from bandtok_jax.runtime import storage, untrusted
 
 NAME = "music"
@@ -150,9 +150,9 @@ class RecordSource:
     ) -> None:
         self.directory, self.split, self.lazy = os.fspath(directory), split, lazy
         self.manifest = read_manifest(self.directory) if manifest is None else manifest
-        self._shards = shards.Shards(
-            self.directory, self.manifest["splits"], split, "records",
-            open_shard=functools.partial(shards.Shard, cure=CURE), cure=CURE,
+        self._shards = split_reader.SplitReader(
+            self.directory, self.manifest["splits"], split,
+            open_shard=functools.partial(shards.ShardReader, cure=CURE), cure=CURE,
             split_cure="prepare it with more tracks, with --tracks=CSV, or with a larger --validation-share",
         )  # fmt: skip
         self._heads: dict[int, tuple[dict[str, Any], tuple[int, ...], int]] = {}
@@ -166,7 +166,7 @@ class RecordSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         shard, position = self._shards[index]
         record, shape, begin = self._heads.get(int(index)) or self._read_head(int(index), shard, position)
-        audio = shards.StoredAudio(shard, position, shape, begin)
+        audio = split_reader.StoredAudio(shard, position, shape, begin)
         return {"audio": audio if self.lazy else audio[:], **record}
 
     def tracks(self) -> Iterator[dict[str, Any]]:
@@ -174,7 +174,9 @@ class RecordSource:
         tracks = read_track_list(self.directory, self.manifest)
         return (track for track in tracks if track["split"] == self.split)
 
-    def _read_head(self, index: int, shard: shards.Shard, position: int) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    def _read_head(
+        self, index: int, shard: shards.ShardReader, position: int
+    ) -> tuple[dict[str, Any], tuple[int, ...], int]:
         """Returns the fields of a record, the shape `(S, C)` of its samples, and the byte at which they begin."""
         try:
             try:

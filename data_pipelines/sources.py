@@ -98,7 +98,7 @@ def open_tokens(directory: str, split: str) -> list[tuple[TokenSource, float]]:
 
 
 def crops_per_record(data: ConfigDict) -> Callable[[TokenSource], np.ndarray] | None:
-    """Returns the function from a source to the crops that an epoch takes from each record; None: one from each."""
+    """Returns the function from a source to the crops of each record in an epoch, or None for one crop of each."""
 
     # A crop may reach over both ends of a track, so a track has as many starts as columns, and some more.
     def by_seconds(source: TokenSource) -> np.ndarray:
@@ -161,7 +161,7 @@ class _Part:
     """Some records of a source, with two properties of the track of each.
 
     Args:
-      numbers: of the records.
+      numbers: the records.
       full_band: bool `[records]`.
       domain: int32 `[records]`, a number for each domain.
     """

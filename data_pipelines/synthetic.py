@@ -1,18 +1,20 @@
-"""Embedded music: an endless, random-access, deterministic source of short polyphonic pieces, each with its caption.
+"""The synthetic source: endless, random-access, deterministic polyphonic music, each track with its caption.
 
-Nothing is stored or downloaded. A piece is fixed by (seed, split, index): its parameters (key, mode, chords, tempo,
-instruments, drums, brightness) are drawn first, the notes follow from them, and the caption names them, so that
+Nothing is stored or downloaded. A track depends on (seed, split, index) alone. Its parameters (key, mode, chords,
+tempo, instruments, drums, brightness) are drawn first, and the notes follow from them. The caption names them, so that
 control by text can be measured.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bandtok_jax.data_pipelines import instruments
 from bandtok_jax.data_pipelines.instruments import PALETTE
 
-PIECES = 2**30  # of each split: more than any training hears
+TRACKS = 2**30  # of each split, more than any training reads
 KEYS = "C C# D Eb E F F# G Ab A Bb B".split()
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 PROGRESSIONS = {  # degrees of the scale, from 0
@@ -36,17 +38,17 @@ BASSES = ("finger bass", "synth bass", "sub bass")
 ARPEGGIOS = (None, "pluck", "bell", "keys")
 LEVELS = {"melody": 0.115, "chords": 0.08, "bass": 0.12, "arpeggio": 0.06, "drums": 0.24}
 END_FADE_SECONDS = 0.3
-LUFS, MONO_LUFS = -15.5, -18.8  # of the mean piece; the pieces lie within about 3 LU of them
+LUFS, MONO_LUFS = -15.5, -18.8  # means; the tracks lie within about 3 LU of them
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a piece is made from, and what its caption says."""
+    """The parameters of a track, which its caption names."""
 
     key: int  # 0 is C
     mode: str  # major | minor
     tempo_bpm: int
-    progression: tuple  # degrees of the scale
+    progression: tuple[int, ...]  # degrees of the scale
     melody: str
     chords: str
     bass: str
@@ -55,15 +57,18 @@ class Parameters:
     brightness: float  # 0 dark .. 1 bright
 
     @property
-    def tempo_word(self):
+    def tempo_word(self) -> str:
+        """The tempo as the caption names it."""
         return "slow" if self.tempo_bpm < 88 else "medium" if self.tempo_bpm < 124 else "fast"
 
     @property
-    def brightness_word(self):
+    def brightness_word(self) -> str:
+        """The brightness as the caption names it."""
         return "dark" if self.brightness < 1 / 3 else "warm" if self.brightness < 2 / 3 else "bright"
 
     @property
-    def caption(self):
+    def caption(self) -> str:
+        """The caption of the track."""
         others = [self.chords, self.bass] + ([f"{self.arpeggio} arpeggio"] if self.arpeggio else [])
         drums = f"with {self.drums} drums" if self.drums else "without drums"
         return (
@@ -75,6 +80,8 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Note:
+    """One note."""
+
     part: str
     semitone: int  # MIDI: 69 is 440 Hz
     onset_seconds: float
@@ -82,7 +89,7 @@ class Note:
     velocity: float
 
 
-def _draw_parameters(rng):
+def _draw_parameters(rng: np.random.Generator) -> Parameters:
     mode = str(rng.choice(("major", "minor")))
     return Parameters(
         key=int(rng.integers(12)),
@@ -98,21 +105,22 @@ def _draw_parameters(rng):
     )
 
 
-def _compose(rng, parameters, seconds):
-    """-> list of Note: chords every two or four beats, a walking melody, a bass on the roots, broken chords."""
+def _compose(rng: np.random.Generator, parameters: Parameters, seconds: float) -> list[Note]:
+    """Returns the notes: chords every two or four beats, a walking melody, a bass on the roots, and broken chords."""
     beat = 60 / parameters.tempo_bpm
     scale = SCALES[parameters.mode]
     chord_beats = 2 if parameters.tempo_bpm < 124 else 4
     rhythm = rng.random(8) < np.where(np.arange(8) % 2 == 0, 0.85, 0.4)  # eighths of a bar in which the melody strikes
     step_beats = 0.5 if parameters.tempo_bpm > 110 else 0.25
     bass_eighths = rng.random() < 0.5
-    notes, degree = [], int(rng.integers(7, 12))
+    notes: list[Note] = []
+    degree = int(rng.integers(7, 12))
 
-    def pitch(degree, base):
+    def pitch(degree: int, base: int) -> int:
         return base + parameters.key + 12 * (degree // 7) + scale[degree % 7]
 
-    def add(part, semitone, beats_in, beats, velocity):
-        onset = beats_in * beat + rng.normal(0, 0.004)  # nobody plays on the grid
+    def add(part: str, semitone: int, beats_in: float, beats: float, velocity: float) -> None:
+        onset = beats_in * beat + rng.normal(0, 0.004)  # musicians deviate from the grid
         if onset < seconds - END_FADE_SECONDS:
             notes.append(Note(part, int(semitone), max(0.0, onset), beats * beat, velocity * rng.uniform(0.8, 1.0)))
 
@@ -147,12 +155,12 @@ def _compose(rng, parameters, seconds):
     return notes
 
 
-class Piece:
-    """One piece as an array that is rendered only where it is sliced: `piece[a:b]` is int16 `[b - a, 2]`."""
+class SyntheticTrack:
+    """A track as an array that is rendered where it is sliced: `track[a:b]` is int16 `[b - a, 2]`."""
 
-    read_once = True  # every slice costs the sound of the room before it
+    read_once = True  # every slice also renders the reverberation of the audio before it
 
-    def __init__(self, key, sample_rate_hz, seconds):
+    def __init__(self, key: tuple[int, int], sample_rate_hz: int, seconds: float) -> None:
         rng = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
         self.parameters = _draw_parameters(rng)
         self.sample_rate_hz = sample_rate_hz
@@ -160,30 +168,30 @@ class Piece:
         self.dtype = np.dtype(np.int16)
         self._seconds, self._rng_state = seconds, rng.bit_generator.state
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.int16, copy=False)
 
-    def __getitem__(self, where):
-        start, stop, stride = where.indices(len(self))
+    def __getitem__(self, samples: slice) -> np.ndarray:
+        start, stop, stride = samples.indices(len(self))
         rate = self.sample_rate_hz
-        first = max(0, start - int(instruments.ROOM_SECONDS * rate))  # the room still sounds of what went before
+        first = max(0, start - int(instruments.ROOM_SECONDS * rate))  # reverberation of earlier notes
         dry, wet = self._mix(first, stop)
-        sound = (dry + instruments.reverberate(wet, rate))[:, start - first :]
-        sound *= np.clip(
+        audio = (dry + instruments.reverberate(wet, rate))[:, start - first :]
+        audio *= np.clip(
             (len(self) - np.arange(start, stop, dtype=np.float32)) / np.float32(END_FADE_SECONDS * rate), 0, 1
         )
-        return np.rint(32767 * np.tanh(sound)).astype(np.int16).T[::stride]
+        return np.rint(32767 * np.tanh(audio)).astype(np.int16).T[::stride]
 
-    def _mix(self, first, last):
-        """-> dry sound `[2, last - first]` and what is sent into the room `[last - first]`."""
+    def _mix(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the dry mix `[2, last - first]` and the input of the reverberation `[last - first]`."""
         rng = np.random.Generator(np.random.Philox())
         rng.bit_generator.state = self._rng_state
         parameters, rate = self.parameters, self.sample_rate_hz
         notes = _compose(rng, parameters, self._seconds)
-        places = {part: rng.uniform(0.25, 0.75) for part in ("melody", "chords", "arpeggio")} | {
+        pans = {part: rng.uniform(0.25, 0.75) for part in ("melody", "chords", "arpeggio")} | {
             "bass": 0.5,
             "drums": 0.5,
         }
@@ -195,21 +203,21 @@ class Piece:
         kit = instruments.drum_kit(rng, rate, parameters.brightness)
         dry, wet = np.zeros((2, last - first), np.float32), np.zeros(last - first, np.float32)
 
-        def place(part, onset, sound):
-            """Adds a sound whose first sample lies at `onset` of the window, panned with constant power."""
-            span = slice(onset, onset + len(sound))
-            angle = np.pi / 2 * places[part]
-            dry[0, span] += np.float32(1.41 * np.cos(angle)) * sound
-            dry[1, span] += np.float32(1.41 * np.sin(angle)) * sound
-            wet[span] += np.float32(sends[part]) * sound
+        def add(part: str, onset: int, samples: np.ndarray) -> None:
+            """Adds samples `[S]` at `onset` of the window, panned with constant power."""
+            span = slice(onset, onset + len(samples))
+            angle = np.pi / 2 * pans[part]
+            dry[0, span] += np.float32(1.41 * np.cos(angle)) * samples
+            dry[1, span] += np.float32(1.41 * np.sin(angle)) * samples
+            wet[span] += np.float32(sends[part]) * samples
 
         for note in notes:
             voice = PALETTE[getattr(parameters, note.part)]
             onset = int(note.onset_seconds * rate)
-            end = onset + int(instruments.sounding_seconds(voice, note.seconds) * rate)
+            end = onset + int(instruments.audible_seconds(voice, note.seconds) * rate)
             if end <= first or onset >= last:
                 continue
-            sound = instruments.render(
+            samples = instruments.render(
                 voice,
                 440 * 2 ** ((note.semitone - 69) / 12),
                 note.seconds,
@@ -219,18 +227,19 @@ class Piece:
                 parameters.brightness,
                 breath,
             )
-            place(
+            add(
                 note.part,
                 max(first, onset) - first,
-                np.float32(LEVELS[note.part] * voice.level * note.velocity) * sound,
+                np.float32(LEVELS[note.part] * voice.level * note.velocity) * samples,
             )
         for name, onset, velocity in self._hits(rng):
             hit = kit[name][max(0, first - onset) : max(0, last - onset)]
             if len(hit):
-                place("drums", max(first, onset) - first, np.float32(LEVELS["drums"] * velocity) * hit)
+                add("drums", max(first, onset) - first, np.float32(LEVELS["drums"] * velocity) * hit)
         return dry, wet
 
-    def _hits(self, rng):
+    def _hits(self, rng: np.random.Generator) -> Iterator[tuple[str, int, float]]:
+        """Yields (drum, onset in samples, velocity)."""
         sixteenth = 60 / self.parameters.tempo_bpm / 4
         for step in range(int((self._seconds - END_FADE_SECONDS) / sixteenth)):
             for name, pattern in DRUMS.get(self.parameters.drums, {}).items():
@@ -239,13 +248,22 @@ class Piece:
 
 
 class SyntheticMusic:
-    """Random access to audio records (see records.py) of made-up music.
+    """Random access to audio records of synthetic music, one for each track; see records.py.
 
-    Args: split "train" or "validation": even and odd piece numbers, which never meet; seconds: length of a piece;
-    lazy: give 'audio' as a Piece, so that a crop renders only itself, instead of int16 `[S, 2]`.
+    Args:
+      split: "train" or "validation", with even and odd track numbers.
+      seconds: length of a track.
+      lazy: gives 'audio' as a SyntheticTrack, so that a crop renders only itself, in place of int16 `[S, 2]`.
     """
 
-    def __init__(self, split="train", sample_rate_hz=44100, seconds=6.0, seed=0, lazy=False):
+    def __init__(
+        self,
+        split: str = "train",
+        sample_rate_hz: int = 44100,
+        seconds: float = 6.0,
+        seed: int = 0,
+        lazy: bool = False,
+    ) -> None:
         if split not in ("train", "validation"):
             raise ValueError(f"split {split!r}: the synthetic source has 'train' and 'validation'")
         if not 8000 <= sample_rate_hz <= 192_000 or seconds < 1:
@@ -254,19 +272,23 @@ class SyntheticMusic:
             )
         self.split, self.sample_rate_hz, self.seconds, self.seed, self.lazy = split, sample_rate_hz, seconds, seed, lazy
 
-    def __len__(self):
-        return PIECES
+    def __len__(self) -> int:
+        return TRACKS
 
-    def piece(self, index):
-        return Piece((self.seed, 2 * int(index) + (self.split == "validation")), self.sample_rate_hz, self.seconds)
+    def track(self, index: int) -> SyntheticTrack:
+        """Returns a track."""
+        return SyntheticTrack(
+            (self.seed, 2 * int(index) + (self.split == "validation")), self.sample_rate_hz, self.seconds
+        )
 
-    def parameters(self, index):
-        return self.piece(index).parameters
+    def parameters(self, index: int) -> Parameters:
+        """Returns the parameters of a track."""
+        return self.track(index).parameters
 
-    def __getitem__(self, index):
-        piece = self.piece(index)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        track = self.track(index)
         return {
-            "audio": piece if self.lazy else piece[:],
+            "audio": track if self.lazy else track[:],
             "sample_rate_hz": self.sample_rate_hz,
             "track": f"synthetic-{self.seed}-{self.split}-{int(index)}",
             "start": 0,
@@ -274,5 +296,5 @@ class SyntheticMusic:
             "full_band": True,
             "lufs": LUFS,
             "mono_lufs": MONO_LUFS,
-            "caption": piece.parameters.caption,
+            "caption": track.parameters.caption,
         }

@@ -1,10 +1,10 @@
-"""The bytes of one audio record: a `tf.train.Example` that TFDS reads too, written and read without protobuf and
-TensorFlow.
+"""The bytes of one audio record, a `tf.train.Example` that TFDS reads too, without protobuf and TensorFlow.
 
-The samples are its last field, so that a reader who knows the fields before them can fetch any part of the sound alone.
+The samples are its last field, so a reader of the fields before them can fetch any part of the audio alone.
 """
 
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +37,12 @@ CHECK = untrusted.record(
         "licence": _TEXT,
     }
 )
-MOST_CHANNELS = 8
+MAX_CHANNELS = 8
 
 
-def tfds_features():
-    """The same fields for TFDS."""
-    import tensorflow_datasets as tfds  # seconds to import, and workers need none of it
+def tfds_features() -> Any:
+    """Returns the features of a record for TFDS."""
+    import tensorflow_datasets as tfds  # takes seconds, and workers do not need it
 
     text, number, level = tfds.features.Text(), tfds.features.Scalar(np.int64), tfds.features.Scalar(np.float32)
     return tfds.features.FeaturesDict(
@@ -61,7 +61,7 @@ def tfds_features():
     )
 
 
-def _varint(number):
+def _varint(number: int) -> bytes:
     data = bytearray()
     while number > 127:
         data.append(number & 127 | 128)
@@ -70,26 +70,23 @@ def _varint(number):
     return bytes(data)
 
 
-def _message(field, payload):
+def _message(field: int, payload: bytes) -> bytes:
     return bytes([field << 3 | 2]) + _varint(len(payload)) + payload
 
 
-def _feature(name, kind, payload):
+def _feature(name: str, kind: int, payload: bytes) -> bytes:
     return _message(1, _message(1, name.encode()) + _message(2, _message(kind, _message(1, payload))))
 
 
-def encode(record):
-    """Audio record {'audio': int16 [S, C], ...} -> bytes of a `tf.train.Example` whose last field is the samples."""
+def encode_example(record: dict[str, Any]) -> bytes:
+    """Returns the bytes of a record {'audio': int16 `[S, C]`, ...}, with the samples last."""
     fields = b""
     for name, kind in FIELDS.items():
         value = record[name]
-        payload = (
-            value.encode()
-            if kind == BYTES_LIST
-            else struct.pack("<f", value)
-            if kind == FLOAT_LIST
-            else _varint(int(value))
-        )
+        if kind == BYTES_LIST:
+            payload = value.encode()
+        else:
+            payload = struct.pack("<f", value) if kind == FLOAT_LIST else _varint(int(value))
         fields += _feature(name, kind, payload)
     samples, channels = record["audio"].shape
     fields += _feature("audio/shape", INT64_LIST, _varint(samples) + _varint(channels))
@@ -97,63 +94,70 @@ def encode(record):
     return _message(1, fields)
 
 
-def _open_message(data, at):
-    """Skips one tag: -> field, where its payload begins, its size."""
-    size, begin = read_varint(data, at + 1)
-    if data[at] & 7 != 2:
-        raise ValueError("no message lies where it should")
-    return data[at] >> 3, begin, size
+def _open_message(data: bytes, position: int) -> tuple[int, int, int]:
+    """Reads one tag and returns the field, the begin of its payload, and its size."""
+    size, begin = read_varint(data, position + 1)
+    if data[position] & 7 != 2:
+        raise ValueError(f"no message begins at byte {position}")
+    return data[position] >> 3, begin, size
 
 
-def decode_head(data):
-    """First bytes of a record -> its fields but for the samples, their shape `(S, C)`, and where they begin.
+def decode_head(data: bytes) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """Returns the fields before the samples, the samples' shape `(S, C)`, and the byte at which they begin.
 
-    Raises: IndexError: there are too few bytes; ValueError: they are not as `encode` writes them.
+    Args:
+      data: the first bytes of a record.
+
+    Raises:
+      IndexError: `data` is too short.
+      ValueError: the record is damaged.
     """
-    record, shape, at = _fields(data)
+    record, shape, begin = _fields(data)
     CHECK(record, "")
-    if len(shape) != 2 or not (0 < shape[0] < 1 << 40 and 0 < shape[1] <= MOST_CHANNELS):
+    if len(shape) != 2 or not (0 < shape[0] < 1 << 40 and 0 < shape[1] <= MAX_CHANNELS):
         raise ValueError(f"samples of shape {untrusted.shown(shape)}")
-    return record, shape, at
+    return record, shape, begin
 
 
-def _fields(data):
-    """The fields of a record, in whatever order, up to its samples; see `decode_head`."""
-    record, shape, at = {}, (), _open_message(data, 0)[1]
+def _fields(data: bytes) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """Returns the fields of a record, in any order, up to its samples; see `decode_head`."""
+    record: dict[str, Any] = {}
+    shape: tuple[int, ...] = ()
+    position = _open_message(data, 0)[1]
     while True:
-        _, at, entry_size = _open_message(data, at)
-        end = at + entry_size
-        _, key_at, key_size = _open_message(data, at)
-        name = _taken(data, key_at, key_size).decode()
-        _, at, _ = _open_message(data, key_at + key_size)  # the feature
-        kind, at, _ = _open_message(data, at)  # its list
-        _, at, size = _open_message(data, at)  # its one value, or its packed numbers
+        _, position, entry_size = _open_message(data, position)
+        end = position + entry_size
+        _, key_position, key_size = _open_message(data, position)
+        name = _read_bytes(data, key_position, key_size).decode()
+        _, position, _ = _open_message(data, key_position + key_size)  # the feature
+        kind, position, _ = _open_message(data, position)  # its list
+        _, position, size = _open_message(data, position)  # its one value, or its packed numbers
         if name == "audio/value":
-            return record, shape, at
+            return record, shape, position
         if kind != (INT64_LIST if name == "audio/shape" else FIELDS.get(name)):
             raise ValueError(f"{untrusted.shown(name)} is no field of a record, or of another type")
-        payload = _taken(data, at, size)
+        payload = _read_bytes(data, position, size)
         if kind == FLOAT_LIST:
             record[name] = struct.unpack("<f", payload)[0]
         elif kind == BYTES_LIST:
             record[name] = payload.decode()
         elif name == "audio/shape":
-            shape = tuple(_numbers(payload))
+            shape = tuple(_read_numbers(payload))
         else:
-            (number,) = _numbers(payload)
+            (number,) = _read_numbers(payload)
             record[name] = bool(number) if name == "full_band" else number
-        at = end
+        position = end
 
 
-def _taken(data, at, size):
-    if at + size > len(data):
-        raise IndexError("a field goes on behind what is there")
-    return bytes(data[at : at + size])
+def _read_bytes(data: bytes, position: int, size: int) -> bytes:
+    if position + size > len(data):
+        raise IndexError(f"a field ends at byte {position + size} of {len(data)}")
+    return bytes(data[position : position + size])
 
 
-def _numbers(payload):
-    numbers, at = [], 0
-    while at < len(payload):
-        number, at = read_varint(payload, at)
+def _read_numbers(payload: bytes) -> list[int]:
+    numbers, position = [], 0
+    while position < len(payload):
+        number, position = read_varint(payload, position)
         numbers.append(number)
     return numbers

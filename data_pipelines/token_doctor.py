@@ -1,6 +1,6 @@
-"""What a language model learns from a folder of tokens (`bandtok doctor --data TOKENS`): every record is read once and
-checked.
-"""
+"""Inspection of a folder of tokens (`bandtok doctor --data TOKENS`): every record is read once and checked."""
+
+import os
 
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from bandtok_jax.data_pipelines.token_source import TokenSource
@@ -8,15 +8,17 @@ from bandtok_jax.runtime import untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
 
-def report(directory, columns):
-    """-> text about every split, and about crops of so many columns.
+def report(directory: str | os.PathLike, columns: int) -> str:
+    """Returns text about every split, and about crops of a number of columns.
 
-    Raises: FileNotFoundError, ValueError: missing or damaged tokens, with the cure.
+    Raises:
+      FileNotFoundError, ValueError: missing or damaged tokens, with the cure.
     """
     if columns < 1:
         raise ValueError(f"a crop of {columns} columns: give at least 1")
     manifest = read_token_manifest(directory)
-    rate, lines = manifest["columns_per_second"], []
+    rate = manifest["columns_per_second"]
+    lines: list[str] = []
     for name, split in manifest["splits"].items():
         if not split["records"]:
             continue
@@ -29,7 +31,7 @@ def report(directory, columns):
                 bar.update()
         lengths = source.lengths
         short = (lengths < columns).mean()
-        # A crop may reach over both ends of a track: see `data.draw`.
+        # A crop may reach over both ends of a track, see `CropTokens`.
         padded = 1 - lengths.sum() / (lengths + columns - 1).sum()
         lines += [
             f"{name:<12}{len(source)} records, {lengths.sum()} columns, {lengths.sum() / rate / 3600:.2f} h, "

@@ -9,6 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 
 from bandtok_jax.data_pipelines import shards
+from bandtok_jax.data_pipelines.split_reader import SplitReader
 from bandtok_jax.data_pipelines.token_manifest import CURE, read_token_manifest, record_lengths
 from bandtok_jax.data_pipelines.token_record import decode_token_record
 from bandtok_jax.runtime import storage
@@ -20,7 +21,7 @@ class _TokenShard:
     """Random access to the records of one file, with codes `[T, rows]` below `codebook_size`."""
 
     def __init__(self, path: str, records: int, rows: int, codebook_size: int) -> None:
-        self._shard, self._rows, self._codebook_size = shards.Shard(path, records, CURE), rows, codebook_size
+        self._shard, self._rows, self._codebook_size = shards.ShardReader(path, records, CURE), rows, codebook_size
         # On a local disk ArrayRecord's own reader is used, since it compares checksums too.
         self._file = None if self._shard.remote else shards.OpenFile(functools.partial(ArrayRecordReader, path))
 
@@ -55,8 +56,8 @@ class TokenSource:
         self.directory, self._split = os.fspath(directory), split
         self.manifest = read_token_manifest(directory)
         limits = {name: self.manifest[name] for name in ("rows", "codebook_size")}
-        self._shards = shards.Shards(
-            self.directory, self.manifest["splits"], split, "records",
+        self._shards = SplitReader(
+            self.directory, self.manifest["splits"], split,
             open_shard=functools.partial(_TokenShard, **limits), cure=CURE,
             split_cure="tokenize data that has this split",
         )  # fmt: skip

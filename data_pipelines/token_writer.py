@@ -20,12 +20,6 @@ PATHS = ("tokenizer", "data", "embeddings")
 class TokenWriter:
     """Writer of a folder of token records, one shard a call. Finished shards survive an interruption.
 
-        writer = TokenWriter(directory, codebook_size=1024, rows=16, ...)
-        for number, tracks in enumerate(groups):
-            if not writer.has("train", number):
-                writer.write("train", number, (record for track in tracks for record in tokenize(track)))
-        writer.finish()
-
     Args:
       metadata: the properties of the tokenizer that METADATA lists. Further ones, such as a hash of the data, are kept
         too. A folder that was begun with other values is refused.

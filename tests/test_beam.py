@@ -45,7 +45,7 @@ def test_beam_writes_the_same_files(music, tmp_path):
 def test_what_beam_has_finished_stays_finished(music, tmp_path, monkeypatch, runner):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'bandtok-jax[beam]'")
     plain = run(music, output=tmp_path / "plain", clip_seconds=2.0)
-    run_task, made = prepare_shards.run, []
+    run_task, made = prepare_shards.run_task, []
 
     def broken(number, *arguments):
         if len(made) == 5:
@@ -53,10 +53,10 @@ def test_what_beam_has_finished_stays_finished(music, tmp_path, monkeypatch, run
         made.append(number)
         return run_task(number, *arguments)
 
-    monkeypatch.setattr(prepare_shards, "run", broken)
+    monkeypatch.setattr(prepare_shards, "run_task", broken)
     with pytest.raises(ValueError, match="Beam pipeline failed .*the same command goes on"):
         run(music, output=tmp_path / "out", clip_seconds=2.0, runner="beam", runner_options=IN_MEMORY)
-    monkeypatch.setattr(prepare_shards, "run", run_task)
+    monkeypatch.setattr(prepare_shards, "run_task", run_task)
     working = tmp_path / "out" / prepare_shards.WORKING_FOLDER
     done = {path: path.stat().st_ino for path in working.glob("task-*.array_record")}
     assert len(done) == 5 and not (tmp_path / "out" / "manifest.json").exists()
@@ -80,4 +80,4 @@ def test_beam_that_is_missing_is_an_error_of_one_line(music, tmp_path, monkeypat
 
 def test_nothing_left_needs_no_beam(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    assert beam_runner.run([], ()) is None  # it would raise
+    assert beam_runner.run_tasks([], ()) is None  # it would raise

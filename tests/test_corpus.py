@@ -52,7 +52,7 @@ def data(tmp_path_factory):
             starts = range(0, samples, RECORD)
             for start in starts:
                 audio = sound(name, samples)[start : start + RECORD]
-                writer.write(tf_example.encode({"audio": audio, "start": start, **facts}))
+                writer.write(tf_example.encode_example({"audio": audio, "start": start, **facts}))
             measured = {
                 "seconds": samples / RATE,
                 "channels": 2,
@@ -65,7 +65,7 @@ def data(tmp_path_factory):
         writer.close()
         splits[split] = [{"file": split, "records": count}]
     settings = {"sample_rate_hz": RATE, "clip_seconds": RECORD / RATE, "channels": None, "fingerprint": "f"}
-    made = metadata.manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
+    made = metadata.build_manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
     (folder / records.MANIFEST).write_text(json.dumps(made))
     (folder / records.TRACKS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -142,7 +142,7 @@ def open_files():
 @pytest.fixture
 def few_files(monkeypatch):
     """As if a process could keep three shards open."""
-    monkeypatch.setattr(shards, "MOST_OPEN", 3)
+    monkeypatch.setattr(shards, "MAX_OPEN_FILES", 3)
     monkeypatch.setattr(shards.OpenFile, "_used", OrderedDict())
 
 

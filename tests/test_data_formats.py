@@ -107,9 +107,9 @@ def test_what_is_said_of_finished_tasks(tmp_path):
     (tmp_path / "tasks").mkdir()
     soundfile.write(tmp_path / "a.wav", sound(0, 2.0), RATE)
     settings = {"sample_rate_hz": RATE, "channels": None, "clip_seconds": 6.0}
-    prepare_shards.run(0, discovery.find_tracks([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
+    prepare_shards.run_task(0, discovery.find_tracks([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
     (path,) = (tmp_path / "tasks").glob("*.json")
-    fuzz.check(lambda _: prepare_shards.finished(path.parent), path, path.read_bytes(), fuzz.json_text, cases=CASES)
+    fuzz.check(lambda _: prepare_shards.read_reports(path.parent), path, path.read_bytes(), fuzz.json_text, cases=CASES)
 
 
 def test_manifests_of_tokens(coded):
@@ -162,8 +162,8 @@ def foreign(request, tmp_path_factory):
 
 
 def read_foreign(root):
-    for track in tfds_sources.tracks("gtzan", root):
-        audio, rate, _ = tfds_sources.read(track["path"], track["example"])
+    for track in tfds_sources.list_examples("gtzan", root):
+        audio, rate, _ = tfds_sources.read_example(track["path"], track["example"])
         assert audio.ndim == 2 and len(audio) and rate > 0
 
 

@@ -184,7 +184,7 @@ def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
 
 
 def test_a_second_process_in_the_folder_is_named_the_first_one(music, tmp_path, monkeypatch):
-    refused, work = [], prepare_shards.run
+    refused, work = [], prepare_shards.run_task
 
     def meet(*arguments):
         with pytest.raises(folder_lock.Locked, match=rf"out is in use by process {os.getpid()} on .*bandtok prepare"):
@@ -192,7 +192,7 @@ def test_a_second_process_in_the_folder_is_named_the_first_one(music, tmp_path, 
         refused.append(1)
         return work(*arguments)
 
-    monkeypatch.setattr(prepare_shards, "run", meet)
+    monkeypatch.setattr(prepare_shards, "run_task", meet)
     manifest = run(music, output=tmp_path / "out")
     assert (
         refused and manifest["splits"]["train"]["tracks"] == 2 and folder_lock.NAME not in os.listdir(tmp_path / "out")

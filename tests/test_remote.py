@@ -84,7 +84,7 @@ def test_prepared_records_are_those_of_a_local_folder(music, local, bucket):
 
 
 def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
-    run_task, made = prepare_shards.run, []
+    run_task, made = prepare_shards.run_task, []
 
     def broken(number, *arguments):
         if len(made) == 5:
@@ -92,12 +92,14 @@ def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
         made.append(number)
         return run_task(number, *arguments)
 
-    monkeypatch.setattr(prepare_shards, "run", broken)
+    monkeypatch.setattr(prepare_shards, "run_task", broken)
     with pytest.raises(KeyboardInterrupt):
         run(music, output=f"{bucket}/records", clip_seconds=4.0)
     with pytest.raises(FileNotFoundError, match="interrupted: run the same  bandtok prepare  again"):
         RecordSource(f"{bucket}/records", "train")
-    monkeypatch.setattr(prepare_shards, "run", lambda number, *rest: made.append(number) or run_task(number, *rest))
+    monkeypatch.setattr(
+        prepare_shards, "run_task", lambda number, *rest: made.append(number) or run_task(number, *rest)
+    )
     run(music, output=f"{bucket}/records", clip_seconds=4.0)
     assert len(made) == len(set(made)) and content(f"{bucket}/records") == content(local)
 

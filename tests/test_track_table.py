@@ -21,7 +21,7 @@ def table(tmp_path):
 
     def write_and_read(text, encoding="utf-8"):
         (tmp_path / "tracks.csv").write_bytes(text.encode(encoding))
-        return track_table.read(tmp_path / "tracks.csv")
+        return track_table.read_table(tmp_path / "tracks.csv")
 
     return write_and_read
 
@@ -72,7 +72,7 @@ def test_the_same_table_in_many_dialects(table, text, encoding):
         ("file,caption\na.wav,slow, dark\n", "line 2 has 3 cells below 2 columns: put quotes around commas"),
         ("file,split\n\na.wav,valid\n", "line 3 has the split 'valid'; write train, validation, test"),
         ("file,ends\na.wav,perhaps\n", "line 2 has 'perhaps' under ends; write yes, no"),
-        ("file,caption\na.wav,x\nb.wav,y\n./a.wav,z\n", "lines 2 and 4 say different things of './a.wav'"),
+        ("file,caption\na.wav,x\nb.wav,y\n./a.wav,z\n", "lines 2 and 4 differ"),
         ("file,caption\na.wav," + "x" * 200_000, "line 2: field larger than field limit"),
     ],
 )
@@ -88,7 +88,7 @@ def test_another_encoding_and_no_file(table, tmp_path):
         with pytest.raises(ValueError, match=r"save it as UTF-8|no column 'file'"):
             table("file\ncafé.wav\n", encoding)
     with pytest.raises(FileNotFoundError, match="there is no such file; leave it out to split by a hash"):
-        track_table.read(tmp_path / "gone.csv")
+        track_table.read_table(tmp_path / "gone.csv")
 
 
 def test_columns_and_lines_that_say_nothing_are_noted(music):
@@ -101,7 +101,7 @@ def test_columns_and_lines_that_say_nothing_are_noted(music):
 def test_files_that_nobody_has_are_listed_to_a_limit_and_none_found_is_an_error(music):
     lost = "".join(f"{number}.wav,lost\n" for number in range(50))
     found, left_out, notes = find(music, "file,caption\na.flac,\n" + lost)
-    assert len(left_out) == discovery.MOST_MISSING + 1 and left_out[-1]["track"] == "40 more"
+    assert len(left_out) == discovery.MAX_MISSING_NAMES + 1 and left_out[-1]["track"] == "40 more"
     assert "rows for 1 of 3 tracks: captions for 0" in notes[0] and len(found) == 3
     with pytest.raises(ValueError, match="none of its 50 rows names a file of the sources, the first '0.wav'; write "):
         find(music, "file,caption\n" + lost)
@@ -130,7 +130,7 @@ def test_prepare_says_what_the_table_was_good_for(music, tmp_path, capsys):
 
 
 def test_damaged_tables(tmp_path):
-    assert fuzz.check(track_table.read, tmp_path / "tracks.csv", WHOLE.encode(), fuzz.text, cases=300)["taken"]
+    assert fuzz.check(track_table.read_table, tmp_path / "tracks.csv", WHOLE.encode(), fuzz.text, cases=300)["taken"]
 
 
 def test_a_table_decides_what_run_makes(music, tmp_path):

@@ -223,5 +223,5 @@ def test_embedded_music_can_be_prepared(tmp_path):
     piece = SyntheticMusic("train", RATE, 12.0)[1]
     np.testing.assert_array_equal(np.concatenate([train[2]["audio"], train[3]["audio"]]), piece["audio"])
     assert train[2]["caption"] == piece["caption"] and -22 < train[2]["lufs"] < -10
-    with pytest.raises(ValueError, match="synthetic:PIECES"):
+    with pytest.raises(ValueError, match="synthetic:TRACKS"):
         run("synthetic:many", output=tmp_path / "out2")
