@@ -49,7 +49,8 @@ def attention(
     """Computes scaled dot-product attention.
 
     Args:
-      query: `[B, L, N, H]`; key, value: `[B, M, N, H]`.
+      query: `[B, L, N, H]`.
+      key, value: `[B, M, N, H]`.
       causal: a query attends to the keys up to its own position; needs L = M, and takes no mask, since no query attends
         to padding on the right.
       mask: bool `[B, M]`, the keys to attend to; at least one in each row.

@@ -24,9 +24,9 @@ class Convolution(nnx.Module):
       stride: step per axis (default 1).
       dilation: distance of the kernel's elements per axis (default 1).
       padding: "same" (zeros, so that stride 1 keeps the length) or zeros before and after, per axis.
-      groups: of channels without connections between them.
+      groups: number of groups of channels without connections between them.
       normalisation: "none", or "weight": kernel = g v / |v| per output channel (Salimans and Kingma, 2016).
-      dtype: of the computation; the parameters are float32.
+      dtype: dtype of the computation; the parameters are float32.
     """
 
     def __init__(

@@ -1,29 +1,29 @@
 """A network as pure functions over plain trees.
 
-Flax NNX describes the models; outside this folder nobody sees an NNX type. `Network` wraps a constructor:
-`init` gives two plain nested dicts (what has a gradient, and what does not, such as an EMA codebook), and
-`apply` runs a method of the module with them.
+Flax NNX describes the models; no NNX type leaves the rooms `layers` and `models`. `Network` wraps a constructor: `init`
+returns two plain nested dicts (parameters, which have gradients, and buffers, such as EMA codebooks, which have none),
+and `apply` runs a method of the module with them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import functools
 from typing import Any
 
-from flax import nnx
+from flax import nnx, traverse_util
 import jax
 
 Tree = Any
 
 
 class Buffer(nnx.Variable):
-    """A leaf of a model that is kept and saved, but has no gradient: codebooks and their statistics."""
+    """An array of a model that is saved but has no gradient, such as a codebook."""
 
 
 class Network:
-    """A model's structure, without its arrays.
+    """The structure of a model, without its arrays.
 
     Args:
-      constructor: takes `rngs` and returns the module, e.g. `lambda rngs: Vocos(dim=64, rngs=rngs)`.
+      constructor: takes `rngs` and returns the module, such as `lambda rngs: Vocos(dim=64, rngs=rngs)`.
     """
 
     def __init__(self, constructor: Callable[[nnx.Rngs], nnx.Module]):
@@ -31,47 +31,43 @@ class Network:
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        """Structure, parameters and buffers without arrays; traced when first needed, since a critic often never is."""
+        """Structure, parameters and buffers without arrays, traced when first needed."""
         return nnx.split(nnx.eval_shape(lambda: self._constructor(nnx.Rngs(0))), nnx.Param, ...)
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        """Fresh `(parameters, buffers)`; pure, so that it may be jitted with output shardings."""
+        """Returns fresh `(parameters, buffers)`; pure, so that it may be jitted with output shardings."""
         _, parameters, buffers = nnx.split(self._constructor(nnx.Rngs(key)), nnx.Param, ...)
-        return _plain(parameters), _plain(buffers)
+        return _to_plain(parameters), _to_plain(buffers)
 
     def shapes(self) -> tuple[Tree, Tree]:
-        """`(parameters, buffers)` as `jax.ShapeDtypeStruct`s."""
+        """Returns `(parameters, buffers)` as `jax.ShapeDtypeStruct`s."""
         _, parameters, buffers = self._abstract
-        return _plain(parameters), _plain(buffers)
+        return _to_plain(parameters), _to_plain(buffers)
 
     def attribute(self, name: str) -> Any:
-        """A property of the module that no weight decides, such as its receptive field."""
+        """Returns a property of the module that does not depend on its weights, such as its receptive field."""
         return getattr(nnx.merge(*self._abstract), name)
 
-    def apply(self, parameters: Tree, buffers: Tree, *arguments, method: str = "__call__", **keywords):
-        """Calls `method` of the module that has these parameters and buffers."""
+    def apply(self, parameters: Tree, buffers: Tree, *arguments: Any, method: str = "__call__", **keywords: Any) -> Any:
+        """Calls `method` of the module with these parameters and buffers."""
         graph, abstract_parameters, abstract_buffers = self._abstract
-        module = nnx.merge(graph, _like(abstract_parameters, parameters), _like(abstract_buffers, buffers))
+        module = nnx.merge(graph, _to_state(abstract_parameters, parameters), _to_state(abstract_buffers, buffers))
         return getattr(module, method)(*arguments, **keywords)
 
 
-def _plain(state: nnx.State) -> Tree:
-    """Nested dicts with string keys: `blocks/0/kernel`."""
-
-    def strings(tree):
-        return {str(k): strings(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
-
-    return strings(nnx.to_pure_dict(state))
+def _to_plain(state: nnx.State) -> Tree:
+    """Returns the arrays of a state in nested dicts with string keys, such as `blocks/0/kernel`."""
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    return traverse_util.unflatten_dict({tuple(map(str, path)): leaf for path, leaf in flat.items()})
 
 
-def _like(abstract: nnx.State, tree: Tree) -> nnx.State:
-    """The NNX state of the module's structure that holds the leaves of `tree`."""
-    flat = []
+def _to_state(abstract: nnx.State, tree: Tree) -> nnx.State:
+    """Returns the NNX state of the module's structure that holds the leaves of `tree`."""
+    leaves = traverse_util.flatten_dict(tree)
+    flat_state = []
     for path, variable in nnx.to_flat_state(abstract):
-        leaf = tree
-        for key in path:
-            if not isinstance(leaf, Mapping) or str(key) not in leaf:
-                raise ValueError(f"the weights have no {'/'.join(map(str, path))}: they belong to another model")
-            leaf = leaf[str(key)]
-        flat.append((path, variable.replace(leaf)))
-    return nnx.from_flat_state(flat)
+        key = tuple(map(str, path))
+        if key not in leaves:
+            raise ValueError(f"the weights have no {'/'.join(key)}: they belong to another model")
+        flat_state.append((path, variable.replace(leaves[key])))
+    return nnx.from_flat_state(flat_state)

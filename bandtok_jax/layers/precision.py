@@ -1,11 +1,13 @@
 """The precision of products where a rounding decides: a code must not depend on the device that computes it."""
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 
 
-def exact(function):
+def exact(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `function` with all its matrix products and convolutions at the highest precision.
 
     By default NVIDIA GPUs round float32 factors to TF32, and TPUs to bfloat16. `jax.default_matmul_precision` around a
@@ -13,7 +15,7 @@ def exact(function):
     """
 
     @functools.wraps(function)
-    def computed(*arguments, **keywords):
+    def computed(*arguments: Any, **keywords: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             return function(*arguments, **keywords)
 

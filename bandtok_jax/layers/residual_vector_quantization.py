@@ -20,8 +20,8 @@ class ResidualVectorQuantizer(nnx.Module):
     Args:
       dim: D, width of the latents.
       num_levels: F.
-      codebook_size, codebook_dim, learning_rule, lookup, gradient: of each level, see `VectorQuantizer`.
-      dtype: of the computation, but at least float32: a code must not depend on a rounding.
+      codebook_size, codebook_dim, learning_rule, lookup, gradient: arguments of each `VectorQuantizer`.
+      dtype: dtype of the computation, but at least float32, since a code must not depend on a rounding.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class ResidualVectorQuantizer(nnx.Module):
         """Quantizes latents `[B, T, D]` for training.
 
         Args:
-          num_levels: int `[B]`, the levels that each example uses, see `sample_num_levels`; None: all.
+          num_levels: int `[B]`, the number of levels that each example uses, see `sample_num_levels`; by default all.
 
         Returns:
-          quantized `[B, T, D]`, the sum of the used levels; codes of all levels, int32 `[B, T, F]`; the losses of
-          `VectorQuantizer`, sums over the used levels and means over the examples; and its statistics, with an axis of
-          levels: `latents` `[B, T, F, codebook_dim]`, `counts` `[F, K]`, `sums` `[F, K, codebook_dim]`.
+          The sum of the used levels `[B, T, D]`, the codes of all levels, int32 `[B, T, F]`, losses and statistics. The
+          losses are those of `VectorQuantizer`, sums over the used levels and means over the examples. The statistics
+          have an axis of levels: `latents` `[B, T, F, codebook_dim]`, `counts` `[F, K]`, `sums` `[F, K, codebook_dim]`.
         """
         latents = widen(latents)
         residual, total, all_codes, all_statistics, losses = latents, jnp.zeros_like(latents), [], [], {}
@@ -129,7 +129,7 @@ def update_codebooks(
 
     Args:
       buffers: `{'vectors', 'counts', 'sums'}`, or `{'levels': {number: ...}}`.
-      statistics: of the whole batch, from the quantizer.
+      statistics: the quantizer's statistics of the whole batch.
       index: `[B]`, the global index of every example.
       settings: see `update_codebook`.
     """

@@ -28,7 +28,7 @@ class Snake(nnx.Module):
 
 
 def squared_sine(x: jax.Array) -> jax.Array:
-    """`sin(x)^2` of float32 to 3e-7, for |x| below 10,000.
+    """Returns `sin(x)^2` of float32 to 3e-7, for |x| below 10,000.
 
     XLA calls a function for every sine on a CPU (jax 0.10.2: as much time as the convolution beside it); this is made
     of products that it vectorizes, 40 times as fast.

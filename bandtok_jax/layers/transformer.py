@@ -78,7 +78,7 @@ matmul.defvjp(lambda x, kernel, dtype: (matmul(x, kernel, dtype), (x, kernel)), 
 
 
 class FusedLinear(nnx.Module):
-    """`[..., inputs] -> parts x [..., outputs]`; kernel `[parts, outputs, inputs]`: shards cut all parts alike."""
+    """`[..., inputs] -> parts x [..., outputs]`, kernel `[parts, outputs, inputs]`, which shards cut alike."""
 
     def __init__(self, inputs: int, outputs: int, parts: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.dtype = dtype
@@ -160,7 +160,9 @@ class SelfAttention(Attention):
         """Returns `[B, L, D]`, and the keys and values `[B, L, N, H]` for a cache.
 
         Args:
-          x: `[B, L, D]`; angles: `[L, H / 2]`; mask: bool `[B, L]`.
+          x: `[B, L, D]`.
+          angles: `[L, H / 2]`.
+          mask: bool `[B, L]`, the positions to attend to.
         """
         query, key, value = self._project(x, angles)
         heads = attention(query, key, value, causal=causal, mask=mask, implementation=self.implementation)
@@ -197,7 +199,9 @@ class CrossAttention(Attention):
         """Returns `[B, L, D]`.
 
         Args:
-          x: `[B, L, D]`; keys_values: of `keys_values`; mask: bool `[B, M]`.
+          x: `[B, L, D]`.
+          keys_values: the result of `keys_values`.
+          mask: bool `[B, M]`, the part of the context to attend to.
         """
         (query,) = map(self._split_heads, self.query(x))
         heads = attention(self.query_norm(query), *keys_values, mask=mask, implementation=self.implementation)
@@ -243,7 +247,10 @@ class Block(nnx.Module):
         """Returns `[B, L, D]`, and the keys and values `[B, L, N, H]` for a cache.
 
         Args:
-          x: `[B, L, D]`; angles: `[L, H / 2]`; mask: bool `[B, L]`; context: `[B, M, D]`; context_mask: bool `[B, M]`.
+          x: `[B, L, D]`.
+          angles: `[L, H / 2]`.
+          mask: bool `[B, L]`, the positions to attend to.
+          context, context_mask: `[B, M, D]` and bool `[B, M]`.
           drop: the dropout of each branch, see `dropout`.
         """
         drop = drop or _keep
@@ -263,7 +270,7 @@ class Block(nnx.Module):
         """Returns `[B, 1, D]` for one token `x` `[B, 1, D]`, and the cache with this token at `position`.
 
         Args:
-          context: of `context_keys_values`.
+          context: the result of `context_keys_values`.
         """
         branch, cache = self.attention.decode_step(self.attention_norm(x), angles, cache, position)
         return self._finish(x + branch, context, context_mask, _keep), cache

@@ -26,12 +26,12 @@ class VectorQuantizer(nnx.Module):
       dim: D, width of the latents.
       codebook_size: K.
       codebook_dim: width of the vectors, with linear maps from the latents and back (factorised codes, Yu et al. 2021,
-        arXiv 2110.04627); None: D, without maps.
+        arXiv 2110.04627). By default it is D, without maps.
       learning_rule: "ema" or "gradient".
-      lookup: "euclidean" distance; "unit_sphere": latents and vectors are l2-normalised; "cosine": they are compared by
-        their angle, and the vectors keep their lengths.
+      lookup: "euclidean" distance, "unit_sphere", where latents and vectors are l2-normalised, or "cosine", where they
+        are compared by their angle and the vectors keep their lengths.
       gradient: "straight_through" or "rotation", see `pass_gradient`.
-      dtype: of the linear maps.
+      dtype: dtype of the linear maps.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class VectorQuantizer(nnx.Module):
         """Quantizes latents for training.
 
         Returns:
-          quantized `[..., D]`; codes, int32 `[...]`; scalar losses, `commitment` and with the rule "gradient"
-          `codebook`; and statistics, `latents` `[..., codebook_dim]` and with the rule "ema" `counts` `[K]` and `sums`
-          `[K, codebook_dim]`.
+          Quantized latents `[..., D]`, codes, int32 `[...]`, losses and statistics. The losses are the scalars
+          `commitment` and, with the rule "gradient", `codebook`. The statistics are `latents` `[..., codebook_dim]`
+          and, with the rule "ema", `counts` `[K]` and `sums` `[K, codebook_dim]`.
         """
         projected = self.residuals(latents)
         codes = jax.lax.stop_gradient(self.assign(projected))
@@ -196,8 +196,8 @@ def update_codebook(
       sums: `[K, D]`, the sums of the latents of each code.
       candidates: `[N, D]`, latents of the batch in random order. Each dead code takes another one; codes for which none
         is left wait for the next batch.
-      decay: of the averages (0.99: our choice, as van den Oord et al.).
-      epsilon: of the Laplace smoothing of the counts.
+      decay: decay of the averages (0.99: our choice, as van den Oord et al.).
+      epsilon: Laplace smoothing of the counts.
       restart_fraction: a code is dead when its moving count falls below this fraction of the mean count (our choice: a
         fraction, so that the rule means the same for every batch size). 0 switches restarts off.
       normalise: keep the vectors on the unit sphere.

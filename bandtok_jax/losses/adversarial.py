@@ -48,8 +48,8 @@ def feature_matching(real_features: Features, fake_features: Features, average: 
 
     Args:
       real_features, fake_features: for each discriminator, its activations, of any shape.
-      average: "discriminators": over the activations of each discriminator, then over the discriminators; "maps": over
-        all activations alike, so that a discriminator counts by their number (DAC's sum is a multiple of it).
+      average: "discriminators" averages over the activations of each discriminator, then over the discriminators;
+        "maps" averages over all activations alike, so that a discriminator counts by their number, as in DAC's sum.
     """
     check_feature_average(average)
     terms = [

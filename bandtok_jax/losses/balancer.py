@@ -21,10 +21,10 @@ def balance(
     """Combines gradients: `sum_i share_i / sum(shares) * gradient_i / mean norm of gradient_i`.
 
     Args:
-      gradients: of losses (means over the batch) with respect to the generator's output, `[B, ...]` each.
+      gradients: gradients of losses (means over the batch) with respect to the generator's output, `[B, ...]` each.
       shares: share of each loss in the result, above 0.
       state: running means of the norms; those of losses that are not among `gradients` do not change.
-      decay: of the running means; 0.999 is published.
+      decay: decay of the running means; 0.999 is published.
 
     Returns:
       The combined gradient `[B, ...]`, whose norm is 1 / B on average for every example, and the new state. (The

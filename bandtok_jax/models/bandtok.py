@@ -43,7 +43,7 @@ class BandTok(nnx.Module):
     Args:
       mels: M, mel bins of the spectrogram.
       patch: side of the square patches that become the first channels.
-      channels: of each resolution, from fine to coarse; every further entry halves both axes.
+      channels: channels of each resolution, from fine to coarse; every further entry halves both axes.
       num_res_blocks: residual blocks at each resolution.
       mid_blocks: more residual blocks at the coarsest resolution, on each side of the quantizer.
       codebook_size: K.

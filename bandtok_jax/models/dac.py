@@ -39,16 +39,16 @@ class DAC(nnx.Module):
     Args:
       encoder_dim: channels at the full rate; every stride doubles them.
       decoder_dim: channels at the rate of the columns; every stride halves them.
-      strides: of the encoder, from fine to coarse; the decoder's are these in reverse.
+      strides: strides of the encoder, from fine to coarse; the decoder's are these in reverse.
       latent_dim: D, of the quantized latents; by default the channels at the end of the encoder.
       rows: F, levels of the quantizer.
       codebook_size: K, of each level.
       codebook_dim: dimensions in which codes are compared.
-      learning_rule: of the codebooks: "gradient", as published, or "ema".
+      learning_rule: learning rule of the codebooks, "gradient", as published, or "ema".
       parity: the decoder's odd strides lose a sample each, as published, so that the audio is a little shorter than its
         columns. By default T columns make T * samples_per_column samples.
       padding: False computes only the outputs that no zero padding reaches, as the published program does by chunks.
-      dtype: of the convolutions; the quantizer and the audio are at least float32.
+      dtype: dtype of the convolutions; the quantizer and the audio are at least float32.
     """
 
     role, produces = "tokenizer", "audio"
@@ -189,7 +189,7 @@ class DAC(nnx.Module):
 
         Args:
           audio: `[B, S]`.
-          num_levels: int `[B]`, the levels that each example is decoded from, see `sample_num_levels`; None: all.
+          num_levels: int `[B]`, the number of levels of each example, see `sample_num_levels`; by default all.
         """
         quantized, codes, losses, statistics = self.quantizer(self.latents(audio), num_levels)
         return self.decode_latents(quantized)[:, : audio.shape[1]], codes, losses, statistics

@@ -31,20 +31,22 @@ class LanguageModel(nnx.Module):
     """Logits for the next token of a grid, with or without text.
 
     Args:
-      rows: F of the grid; codebook_size: K of its codes.
-      dim, num_layers, num_heads, feed_forward_dim: of the transformer.
+      rows: F of the grid.
+      codebook_size: K of its codes.
+      dim, num_layers, num_heads, feed_forward_dim: sizes of the transformer.
       rope: "2d" rotates half of each head by the column and half by the row, "1d" all of it by the position.
       row_embedding: also add a learned vector for the row.
       row_vocabulary: each row has codes of its own, with their own embeddings and head, as residual levels with a
         codebook each have. By default all rows have one vocabulary, as bands of one codebook do.
       text: "bytes" has an encoder for captions, "embedding" takes embeddings made elsewhere, "none" takes no text.
-      text_dim: of the encoder's layers, or of the embeddings; text_layers: of the encoder.
+      text_dim: width of the text encoder, or of the embeddings.
+      text_layers: layers of the text encoder.
       dropout: fraction of the embeddings, and of each residual branch of a layer, that is set to zero in training.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the activations of the layers again in the backward pass instead of keeping them.
-      scan_layers: one compiled layer for all, their weights stacked: compiles faster; slower on CPUs.
+      scan_layers: one compiled layer for all, with stacked weights. It compiles faster and is slower on CPUs.
       sequence_sharding: between the layers, shard the sequence along the mesh's axis "tensor" too: for long sequences.
-      dtype: of the computation; softmax, norms, angles and logits are at least float32.
+      dtype: dtype of the computation; softmax, norms, angles and logits are at least float32.
     """
 
     role = "language_model"
@@ -134,9 +136,10 @@ class LanguageModel(nnx.Module):
         """Returns logits `[B, T * F + 1, V]`: for code n at position n, and for the token after the last code.
 
         Args:
-          codes: `[B, T, F]`; context, context_mask: of `encode_text`.
+          codes: `[B, T, F]`.
+          context, context_mask: the results of `encode_text`.
           begins: bool or `[B]`, True where the grids begin a track, False where they are from the middle of one.
-          keys: random ones `[B]` of the examples, for dropout; None: no dropout.
+          keys: random keys `[B]` for dropout; without them nothing is dropped.
         """
         first = jnp.broadcast_to(first_token(self.codebook_size, begins), codes.shape[:1])
         tokens = jnp.concatenate([first[:, None], codes.reshape(codes.shape[0], -1)], axis=1)
@@ -224,7 +227,7 @@ class LanguageModel(nnx.Module):
 
         Args:
           token: `[B]`, at `position`, a scalar; the cache is filled up to there.
-          context: of `context_keys_values`.
+          context: the result of `context_keys_values`.
         """
         positions = position[None]
         x, angles, new_cache = self._embed(token[:, None], positions), self._angles(positions), []

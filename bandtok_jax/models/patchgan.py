@@ -54,7 +54,7 @@ class MultiScalePatchGAN(nnx.Module):
     """A `PatchDiscriminator` with weights of its own at full, half, quarter, ... resolution.
 
     Args:
-      channels: of the first layer (64 in pix2pixHD).
+      channels: channels of the first layer (64 in pix2pixHD).
       num_scales: resolutions (3 in pix2pixHD).
       normalisation: "none" or "group".
     """

@@ -27,7 +27,7 @@ class Vocos(nnx.Module):
 
     Args:
       mel: definition of the input; its STFT, with its padding, is the one that is inverted.
-      dim, intermediate_dim, num_layers: of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
+      dim, intermediate_dim, num_layers: sizes of the ConvNeXt trunk. Published: 512, 1536, 8 (13.5 million parameters).
       kernel_size: length of the filters over time.
       envelope: the trunk adds to the spectral envelope of the mel, and the phases start at random, so the untrained
         network is a noise vocoder. False starts without it, as published. Our choice: with it a handful of steps do the
@@ -35,7 +35,7 @@ class Vocos(nnx.Module):
       parity: computes the outputs of the published program, for its weights: unscaled log-mel, the error function's
         GELU, magnitudes up to 100.
       depthwise: "shifts" or "grouped", see `DepthwiseConvolution`.
-      dtype: of the trunk; the spectrum and its inverse are at least float32.
+      dtype: dtype of the trunk; the spectrum and its inverse are at least float32.
     """
 
     role, consumes = "vocoder", "mel"

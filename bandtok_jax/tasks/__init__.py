@@ -32,7 +32,7 @@ def task_class(name: str) -> type[Task]:
     """Returns the class of a task.
 
     Raises:
-      ValueError: there is none; the known ones are listed.
+      ValueError: the name is unknown; the known ones are listed.
     """
     if name in _REGISTERED:
         return _REGISTERED[name]

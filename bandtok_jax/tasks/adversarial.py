@@ -50,8 +50,9 @@ class AdversarialTask(Task, abc.ABC):
           real: `target` of the batch.
 
         Returns:
-          `(fake, losses), (totals, per_example)`: the output, like `target`; the network's own scalar losses; and
-          statistics for `update_codebooks`, sums over the batch and arrays with a leading axis B.
+          `(fake, losses), (totals, per_example)`, where `fake` is the output, like `target`, and `losses` are scalars
+          of the network itself. The rest are statistics for `update_codebooks`: sums over the batch, and arrays with a
+          leading axis B.
         """
 
     @abc.abstractmethod
@@ -69,7 +70,7 @@ class AdversarialTask(Task, abc.ABC):
 
         Args:
           old, new: the model state before and after the step of its optimizer.
-          totals, per_example: of `forward`, of the whole batch.
+          totals, per_example: the results of `forward` for the whole batch.
         """
         return new, {}
 
@@ -228,8 +229,9 @@ class AdversarialTask(Task, abc.ABC):
           reconstruction, adversarial_gradients: with respect to the output, `{name: [B, ...]}`.
 
         Returns:
-          `adversarial_gradients`, scaled; and metrics, means over the examples: `adversarial_ratio`, the norm of its gradient
-          over that of the reconstruction, before the scaling, and `adversarial_scale`.
+          The scaled `adversarial_gradients`, and metrics. `adversarial_ratio` is the norm of the sum of the adversarial
+          gradients over that of the reconstruction, before the scaling. It and `adversarial_scale` are means over the
+          examples.
         """
         settings = self.config.loss
 

@@ -55,7 +55,7 @@ def update(
 
     Args:
       old, new: before and after the step of the optimizer.
-      totals, per_example: of `split_statistics`, of the whole batch.
+      totals, per_example: the results of `split_statistics` for the whole batch.
       settings: the `codebook` group of the configuration.
       normalise: keep the codes on the unit sphere.
     """

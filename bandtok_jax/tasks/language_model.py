@@ -214,7 +214,7 @@ class LanguageModelTask(SingleNetworkTask):
 
         Args:
           drop_text: bool `[B]`, examples whose text is left out.
-          keys: `[B]`, for dropout; None: no dropout.
+          keys: random keys `[B]` for dropout; without them nothing is dropped.
 
         Returns:
           Losses of the codes `[B, T, F]` and of the ends `[B, T + 1]`; and bool `[B, T + 1]`, True before a column or

@@ -22,16 +22,9 @@ Summaries = dict[str, tuple[str, jax.Array, Any]]
 class Task:
     """A training step and its evaluation, as pure functions of plain trees.
 
-    A task has
-      `init(key) -> state`, a dict `{'step', 'model', ...}` of model states, see `optimization`;
-      `warm_start(state, frozen, batches, key) -> state`, data-dependent initial values such as k-means centres;
-      `train_step(state, frozen, batch, key, **phase(step)) -> (state, metrics)`;
-      `evaluate(state, frozen, batch) -> (metrics, outputs)`, and `eval_step` for the metrics alone;
-      `summaries(state, frozen, batch, outputs) -> samples`;
-      `aggregate(totals, num_batches)`, evaluation metrics of summed `eval_step`s, and `warnings` about them;
-      `load_frozen() -> frozen`, the weights of earlier components, an argument of every step, never a constant of it;
-      `batch_spec()` and `frozen_spec()`, shapes and dtypes, to compile a step without data;
-      `network`, the exported model, and `SHARDING`, an ordered table regex -> PartitionSpec of all weights.
+    A state is a dict `{'step', 'model', ...}` of model states, see `optimization`. `frozen` holds the weights of
+    earlier components; it is an argument of every step and never a constant of it. `SHARDING` is an ordered table regex ->
+    PartitionSpec of all weights, and `network` is exported.
 
     Losses have names. Their weights are the numbers of that name in the group `loss` of the configuration; a loss whose
     weight is 0 or absent is not computed, see `active`.
@@ -190,7 +183,7 @@ class Task:
         """Returns samples of the first examples of a batch.
 
         Args:
-          outputs: of `evaluate` for this batch; by default they are computed.
+          outputs: the outputs of `evaluate` for this batch; by default they are computed.
         """
         return {}
 
