@@ -23,8 +23,8 @@ class Task:
     """A training step and its evaluation, as pure functions of plain trees.
 
     A state is a dict `{'step', 'model', ...}` of model states, see `optimization`. `frozen` holds the weights of
-    earlier components; it is an argument of every step and never a constant of it. `SHARDING` is an ordered table regex ->
-    PartitionSpec of all weights, and `network` is exported.
+    earlier components; it is an argument of every step and never a constant of it. `SHARDING` is an ordered table
+    regex -> PartitionSpec of all weights, and `network` is exported.
 
     Losses have names. Their weights are the numbers of that name in the group `loss` of the configuration; a loss whose
     weight is 0 or absent is not computed, see `active`.
