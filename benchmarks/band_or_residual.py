@@ -1,44 +1,51 @@
-"""Band tokens against residual tokens: BandTok's claim (Cheng et al. 2026, arXiv 2605.15831) put to the test.
+"""Band tokens against residual tokens, a test of BandTok's claim (Cheng et al. 2026, arXiv 2605.15831).
 
     python benchmarks/band_or_residual.py --data=data/music --output=runs/claim [--seeds 3] [--only-report]
 
-Three tokenizers learn from the same clips at the same column rate, with as many rows, codes and steps:
+Three tokenizers are trained on the same clips at the same column rate, with the same numbers of rows, codes and steps:
 
   band      BandTok: a row is a mel band, one codebook for all
   residual  16 residual levels of whole columns, on the same mel encoder and decoder, with a linear map between
-  dac       DAC with 16 residual levels at that column rate, all of which every example uses
+  dac       DAC with 16 residual levels at that column rate, without quantizer dropout
 
-Then the same language model, in which each row has embeddings and a head of its own, learns the tokens of each, with
-2-D and with 1-D rotary positions. What is compared: mel error on whole validation tracks (of what the decoder writes,
-which is all that `band` and `residual` learn; of DAC's sound, which owes more); use and entropy of the codes; mutual
-information of the rows, beside that of shuffled ones; perplexity row by row; and how far free-running continuations
-drift from real music, second by second. Everything is trained by `bandtok train`, is taken up again where it was
-interrupted, and ends in claim.json, a figure, and a table (claim.md). On two cores a run takes three to ten minutes,
-one of DAC about twenty.
+Then the same language model, in which each row has its own embeddings and head, is trained on the tokens of each, with
+2-D and with 1-D rotary positions. The comparison has these metrics:
+
+- the mel error on whole validation tracks, of the decoder's output for `band` and `residual`, and of the audio for DAC,
+- use and entropy of the codes,
+- mutual information of the rows, with that of shuffled rows as the baseline,
+- perplexity row by row,
+- the drift of free-running continuations from real music, second by second.
+
+`bandtok train` trains everything, and an interrupted comparison resumes. It writes claim.json, a figure, and a table
+(claim.md). On two cores a run takes three to ten minutes, and one of DAC about twenty.
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from timing import emit
 
 import bandtok_jax
 from bandtok_jax.audio import spectral
+from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.commands import tokenize_corpus
-from bandtok_jax.data_pipelines.full_tracks import open_tracks
+from bandtok_jax.data_pipelines.full_tracks import FullTrack, open_tracks
 from bandtok_jax.data_pipelines.records import read_manifest
 from bandtok_jax.evaluation.metrics import continuations, mutual_information, token_perplexity, token_statistics
 from bandtok_jax.evaluation.report import token_report
 from bandtok_jax.pretrained.model_folder import read_stages
 from bandtok_jax.runtime import storage
 
-# What all tokenizers, and all language models, have in common.
+# Settings that all tokenizers, and all language models, share.
 TOKENIZER = {"total_steps": 1000, "loss.adversarial_start": 850, "evaluate_every": 500, "checkpoint_every": 250}
 LANGUAGE_MODEL = {
     "total_steps": 600, "evaluate_every": 300, "checkpoint_every": 100, "model.text": "none",
@@ -46,9 +53,9 @@ LANGUAGE_MODEL = {
 }  # fmt: skip
 ARMS = {
     "band": ("bandtok:tiny", {}),
-    # A level's codebook sees one vector where that of the bands sees 16: so more batches start it, and it moves slower.
-    # The best of what was tried for 800 steps without critics: widths 128, 256, 512: 0.582, 0.581, 0.573 nats; decay
-    # 0.95: 0.586 (band: 0.417).
+    # A level's codebook gets one vector where that of the bands gets 16, so its warm start takes more batches and its
+    # EMA is slower. These are the best of some trials of 800 steps without a discriminator: latent dimensions of 128,
+    # 256 and 512 gave 0.582, 0.581 and 0.573 nats, and a decay of 0.95 gave 0.586 (band 0.417).
     "residual": (
         "bandtok:tiny",
         {
@@ -73,16 +80,16 @@ ARMS = {
 }
 ROPES = ("2d", "1d")
 OFFSETS = 4  # shifted copies of every training track
-START_SECONDS, CONTINUED_SECONDS, PIECES = 2.8, 8.5, 64  # of the drift; the model sees 3 seconds at a time
+START_SECONDS, CONTINUED_SECONDS, SEGMENTS = 2.8, 8.5, 64  # of the drift; the model's window has 3 seconds
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, help="prepared records")
     parser.add_argument("--output", required=True, help="folder for all runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further tokenizer after that time")
-    parser.add_argument("--only-report", action="store_true", help="train nothing: show what there is")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no further tokenizer after that time")
+    parser.add_argument("--only-report", action="store_true", help="train nothing, and report complete runs")
     flags = parser.parse_args()
     _check(flags.data)
     runs = {os.path.join(flags.output, f"{arm}-{seed}"): (arm, seed) for seed in range(flags.seeds) for arm in ARMS}
@@ -90,19 +97,19 @@ def main():
         os.makedirs(flags.output, exist_ok=True)
         for run, (arm, _) in runs.items():
             _settle(run, _settings(arm, flags.data))
-    start, found = time.monotonic(), []
+    start, results = time.monotonic(), []
     for run, (arm, seed) in runs.items():
         result = _read(f"{run}.json") or {"arm": arm, "seed": seed}
         if not set(ROPES) <= set(result):
             if flags.only_report or time.monotonic() - start > 60 * flags.minutes:
                 continue
             _run(run, result, flags.data)
-        found.append(result)
-    _report(found, flags.output)
+        results.append(result)
+    _report(results, flags.output)
 
 
 def _check(data: str) -> None:
-    """Leaves with a line where the data will not do, before hours of training."""
+    """Exits with a message for data that is too short or of the wrong kind, before hours of training."""
     if data == "synthetic":
         sys.exit("--data must be prepared records: write some with  bandtok prepare synthetic:200 --output DIR")
     longest = START_SECONDS + CONTINUED_SECONDS
@@ -111,22 +118,22 @@ def _check(data: str) -> None:
 
 
 def _settings(arm: str, data: str) -> dict:
-    """What decides the result of an arm."""
+    """Returns all settings that determine the result of an arm."""
     settings = {
         "tokenizer": TOKENIZER, "language_model": LANGUAGE_MODEL, "arm": ARMS[arm], "offsets": OFFSETS,
-        "drift": [START_SECONDS, CONTINUED_SECONDS, PIECES], "data": read_manifest(data)["fingerprint"],
+        "drift": [START_SECONDS, CONTINUED_SECONDS, SEGMENTS], "data": read_manifest(data)["fingerprint"],
     }  # fmt: skip
     return json.loads(json.dumps(settings))
 
 
 def _settle(run: str, settings: dict) -> None:
-    """Leaves with a line where something of that run is there already and was made by other settings."""
+    """Exits with a message if the run exists with other settings; else stores its settings."""
     path = f"{run}-settings.json"
-    there = _read(path)
-    if there is None:
+    stored = _read(path)
+    if stored is None:
         storage.write_text(path, json.dumps(settings, indent=1))
-    elif there != settings:
-        sys.exit(f"{run} is of other settings or other data: give another --output, or delete {run}-* and its .json")
+    elif stored != settings:
+        sys.exit(f"{run} has other settings or other data: give another --output, or delete {run}-* and its .json")
 
 
 def _read(path: str) -> dict | None:
@@ -134,12 +141,12 @@ def _read(path: str) -> dict | None:
 
 
 def _run(run: str, result: dict, data: str) -> None:
-    """Trains one tokenizer and its language models, and adds to `result`, and to its file, what is measured of them."""
+    """Trains one tokenizer and its language models, and adds their metrics to `result` and to its file."""
     (name, changes), seed = ARMS[result["arm"]], result["seed"]
     tokenizer, tokens = f"{run}-tokenizer", f"{run}-tokens"
 
-    def keep(**found):
-        result.update(found)
+    def store(**metrics: object) -> None:
+        result.update(metrics)
         storage.write_text(f"{run}.json", json.dumps(result, indent=1))
 
     _train(name, tokenizer, {**TOKENIZER, **changes, "seed": seed, "data.sources": data})
@@ -147,12 +154,12 @@ def _run(run: str, result: dict, data: str) -> None:
     codec = bandtok_jax.load(tokenizer)
     tracks = open_tracks(data, codec.sample_rate_hz)["validation"]
     if "mel_error" not in result:
-        keep(mel_error=_mel_error(codec, tracks))
+        store(mel_error=_mel_error(codec, tracks))
     if "codes" not in result:
         codes = token_report.read(tokens, "train").codes
         counts = token_statistics.count_codes([codes], codec.codebook_size)
         statistics = token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)
-        keep(codes=statistics, **mutual_information.statistics(codes))
+        store(codes=statistics, **mutual_information.statistics(codes))
     for rope in ROPES:
         if rope in result:
             continue
@@ -161,9 +168,9 @@ def _run(run: str, result: dict, data: str) -> None:
         _train("language_model:tiny", model, changed)
         scores = token_perplexity.evaluate(read_stages(model)["language_model"], tokens)
         codec = bandtok_jax.load(tokenizer, language_model=model)
-        pieces = _pieces(tracks, codec)
-        moved = continuations.drift(codec, pieces, start_seconds=START_SECONDS, seed=seed)
-        keep(**{rope: {"scores": scores, "drift": dataclasses.asdict(moved)}})
+        segments = _segments(tracks, codec)
+        drift = continuations.drift(codec, segments, start_seconds=START_SECONDS, seed=seed)
+        store(**{rope: {"scores": scores, "drift": dataclasses.asdict(drift)}})
 
 
 def _train(config: str, run: str, changes: dict) -> None:
@@ -175,8 +182,8 @@ def _bandtok(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "bandtok_jax.cli", *arguments], check=True, stdout=sys.stderr)
 
 
-def _mel_error(codec, tracks) -> float:
-    """Mean absolute log-mel error in nats on whole tracks, at the loudness of training."""
+def _mel_error(codec: Codec, tracks: Sequence[FullTrack]) -> float:
+    """Returns the mean absolute log-mel error in nats on whole tracks, at the loudness of training."""
     total, frames = 0.0, 0
     for track in tracks:
         audio = np.concatenate(list(tokenize_corpus.listen(codec, track)))
@@ -188,53 +195,54 @@ def _mel_error(codec, tracks) -> float:
     return total / frames
 
 
-def _pieces(tracks, codec) -> np.ndarray:
-    """As many excerpts `[PIECES, S]`, spread evenly over all tracks."""
+def _segments(tracks: Sequence[FullTrack], codec: Codec) -> np.ndarray:
+    """Returns segments `[SEGMENTS, S]`, spread evenly over all tracks."""
     samples = round((START_SECONDS + CONTINUED_SECONDS) * codec.sample_rate_hz)
-    sounds = (np.concatenate(list(tokenize_corpus.listen(codec, track))) for track in tracks)
-    sounds = [sound for sound in sounds if len(sound) >= samples]
-    ends = np.cumsum([len(sound) - samples + 1 for sound in sounds])
-    found = []
-    for place in np.linspace(0, ends[-1] - 1, PIECES).astype(int):
+    audio = (np.concatenate(list(tokenize_corpus.listen(codec, track))) for track in tracks)
+    audio = [track for track in audio if len(track) >= samples]
+    ends = np.cumsum([len(track) - samples + 1 for track in audio])
+    segments = []
+    for place in np.linspace(0, ends[-1] - 1, SEGMENTS).astype(int):
         number = int(np.searchsorted(ends, place, side="right"))
         first = int(place - (ends[number - 1] if number else 0))
-        found.append(sounds[number][first : first + samples])
-    return np.stack(found)
+        segments.append(audio[number][first : first + samples])
+    return np.stack(segments)
 
 
-def _report(found: list[dict], output: str) -> None:
-    if not found:
-        sys.exit(f"{output} holds no run that has come to its end")
+def _report(results: list[dict], output: str) -> None:
+    """Prints rows, and writes claim.md, claim.json and the figure."""
+    if not results:
+        sys.exit(f"{output} holds no complete run: train some without --only-report")
     table, seeds = {}, {}
     for arm in ARMS:
-        runs = [result for result in found if result["arm"] == arm]
+        runs = [result for result in results if result["arm"] == arm]
         for (name, unit, rope), values in _figures(runs).items() if runs else ():
             low, mean, high = min(values), float(np.mean(values)), max(values)
             emit(name, unit, mean, low, high, arm=arm, seeds=len(runs), **({"rope": rope} if rope else {}))
-            what = name.replace("_", " ") + f" ({unit})" * bool(unit) + f", {rope.upper()}" * bool(rope)
+            label = name.replace("_", " ") + f" ({unit})" * bool(unit) + f", {rope.upper()}" * bool(rope)
             seeds[arm] = len(runs)
-            table.setdefault(what, {})[arm] = f"{mean:.4g} ({low:.4g} to {high:.4g})"
+            table.setdefault(label, {})[arm] = f"{mean:.4g} ({low:.4g} to {high:.4g})"
     lines = [
         ["", *(f"{arm}, {count} seed{'s' * (count > 1)}" for arm, count in seeds.items())],
         ["---"] * (1 + len(seeds)),
     ]
-    lines += [[what, *(cells.get(arm, "") for arm in seeds)] for what, cells in table.items()]
+    lines += [[label, *(cells.get(arm, "") for arm in seeds)] for label, cells in table.items()]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     storage.write_text(os.path.join(output, "claim.md"), text)
-    storage.write_text(os.path.join(output, "claim.json"), json.dumps(found, indent=1))
+    storage.write_text(os.path.join(output, "claim.json"), json.dumps(results, indent=1))
     for ending in (".png", ".svg"):
-        _draw(found, os.path.join(output, "claim" + ending))
+        _draw(results, os.path.join(output, "claim" + ending))
 
 
 def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
-    """Name, unit and rotary positions -> a number for each run of an arm."""
+    """Returns (name, unit, rotary positions) -> a number for each run of an arm."""
     figures = {
         ("mel_error", "nats", ""): [run["mel_error"] for run in runs],
         ("codes_in_use", "share", ""): [run["codes"]["together"]["use"] for run in runs],
         ("entropy", "bit/s", ""): [run["codes"]["bits_per_second"]["entropy"] for run in runs],
         ("nmi", "", ""): [np.mean(run["nmi"]) for run in runs],
         ("nmi_shuffled", "", ""): [np.mean(run["nmi_shuffled"]) for run in runs],
-        # Of what dependence there could be above that of shuffled rows: these also differ between tokenizers.
+        # As a share of the range above shuffled rows, whose information differs between tokenizers.
         ("nmi_above_shuffled", "", ""): [np.mean(_above_chance(run)) for run in runs],
     }
     for rope in ROPES:
@@ -243,32 +251,32 @@ def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
         drift = [run[rope]["drift"] for run in runs]
         for number, when in ((0, "first"), (-1, "last")):
             for name in ("continuation_fad", "reconstruction_fad", "model_drift_fad", "reference_fad"):
-                values = [one[name][number] for one in drift]
+                values = [run[name][number] for run in drift]
                 if name in ("model_drift_fad", "reference_fad"):  # in units of the variance of the reconstructions
-                    values = [value / one["variance"] for value, one in zip(values, drift)]
+                    values = [value / run["variance"] for value, run in zip(values, drift)]
                 unit = "" if name in ("continuation_fad", "reconstruction_fad") else "share"
-                figures[f"{name}_{when}_slot", unit, rope] = values
+                figures[f"{name}_{when}_bin", unit, rope] = values
     return figures
 
 
 def _above_chance(run: dict) -> np.ndarray:
-    """`(nmi - shuffled) / (1 - shuffled)` of each row."""
+    """Returns `(nmi - shuffled) / (1 - shuffled)` of each row."""
     nmi, shuffled = (np.array(run[name]) for name in ("nmi", "nmi_shuffled"))
     return (nmi - shuffled) / (1 - shuffled)
 
 
-def _draw(found: list[dict], path: str) -> None:
-    """Mutual information and perplexity by row, and the drift by time: means over seeds, shades from least to most."""
+def _draw(results: list[dict], path: str) -> None:
+    """Draws mutual information and perplexity by row, and the drift over time: means over seeds, and their range."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for colour, arm in zip(("tab:blue", "tab:orange", "tab:green"), ARMS):
-        runs = [result for result in found if result["arm"] == arm]
+        runs = [result for result in results if result["arm"] == arm]
         if not runs:
             continue
 
-        def line(axis, x, series, label, style="-"):
+        def line(axis: Any, x: Sequence[float], series: Any, label: str, style: str = "-") -> None:
             series = np.array(series)
             axis.plot(x, series.mean(0), style, color=colour, label=label, linewidth=1.3, marker=".", markersize=4)
             axis.fill_between(x, series.min(0), series.max(0), color=colour, alpha=0.15, linewidth=0)
@@ -280,15 +288,15 @@ def _draw(found: list[dict], path: str) -> None:
             by_row = [[run[rope]["scores"][f"row_cross_entropy/{row:02d}"] for row in rows] for run in runs]
             line(axes[1], rows, np.exp(by_row), f"{arm}, {rope.upper()}", style)
             drift = [run[rope]["drift"] for run in runs]
-            continued = np.array([one["continuation_fad"] for one in drift], float)
+            continued = np.array([run["continuation_fad"] for run in drift], float)
             line(axes[2], drift[0]["seconds"], continued, f"{arm}, {rope.upper()}", style)
-        line(axes[2], drift[0]["seconds"], [one["reconstruction_fad"] for one in drift], f"{arm}, true codes", ":")
+        line(axes[2], drift[0]["seconds"], [run["reconstruction_fad"] for run in drift], f"{arm}, true codes", ":")
     axes[0].set(xlabel="row", ylabel="normalised mutual information", ylim=(0, None))
     axes[1].set(xlabel="row", ylabel="perplexity of the language model", ylim=(0, None))
     for axis in axes[:2]:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[2].set(xlabel="seconds since the model took over", ylabel="Fréchet distance to real mels", ylim=(0, None))
-    columns = len({result["arm"] for result in found})
+    columns = len({result["arm"] for result in results})
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False)

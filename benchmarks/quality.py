@@ -1,20 +1,25 @@
-"""How good trained stages are on the validation tracks of a prepared folder, beside simple opponents.
+"""Quality of trained components on the validation tracks of a prepared folder, with baselines.
 
     python benchmarks/quality.py --model=runs/tokenizer --vocoder=runs/vocoder --data=data/music [--seconds 20]
-    python benchmarks/quality.py --sound-codec=runs/dac --data=data/music [--seconds 20]
+    python benchmarks/quality.py --waveform-codec=runs/dac --data=data/music [--seconds 20]
     python benchmarks/quality.py --language-model=runs/lm
 
-Tokenizer: mean absolute log-mel error in nats, and codebook use, on whole tracks as they are on disk; beside plain
-k-means of the same K on raw cells, fitted on the training tracks. Vocoder: STFT distances from the true mel of an
-excerpt of every track, beside 60 iterations of fast Griffin-Lim from the same mel; and from the tokenizer's codes, the
-same vocoder. Codec of sound: the signal-to-noise ratio of the excerpts by band, and whether one hears which music it
-is: the correlation of their chroma and of their onset strength with the originals, beside that with the excerpts of
-other tracks. Language model: nats per token on all of the validation tokens that it was trained beside, cut into
-windows of the length of its training, each predicted from its own beginning; beside the unigrams of each row of the
-training tokens.
+Tokenizer: mean absolute log-mel error in nats and codebook use, on whole tracks without loudness normalisation. The
+baseline is k-means of the same K on raw patches, fitted on the training tracks.
+
+Vocoder: STFT distances from the log-mel of an excerpt of every track, and from the codes of the tokenizer. The baseline
+is 60 iterations of fast Griffin-Lim from the same log-mel.
+
+Waveform codec: signal-to-noise ratio of the excerpts by band, and correlation of their chroma and onset strength with
+those of the original. The baseline is the correlation with excerpts of other tracks.
+
+Language model: nats per token on the validation tokens of its training, in windows of the length of its training, each
+predicted from its own beginning. The baseline is the unigrams of each row of the training tokens.
 """
 
 import argparse
+from collections.abc import Sequence
+import functools
 
 import jax
 import librosa
@@ -23,100 +28,49 @@ from timing import emit
 
 import bandtok_jax
 from bandtok_jax.audio import spectral
-from bandtok_jax.commands.tokenize_corpus import Track, read_tracks
+from bandtok_jax.codecs.codec import Codec
+from bandtok_jax.data_pipelines.full_tracks import FullTrack, open_tracks
 from bandtok_jax.evaluation.metrics import spectra, token_perplexity
 from bandtok_jax.evaluation.metrics.kmeans_baseline import k_means_mel_distance
 from bandtok_jax.losses.spectral import DISTANCE_WINDOWS, stft_distance
-from bandtok_jax.pretrained.model_folder import read_stages
+from bandtok_jax.pretrained import model_folder
 
-PICTURE_FRAMES = 128
+CROP_FRAMES = 128
 BAND_EDGES_HZ = (0, 250, 500, 1000, 2000, 4000, 8000)
+BAND_WINDOW = 4096
 
 
-def main():
-    parser = argparse.ArgumentParser()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--vocoder")
     parser.add_argument("--data")
-    parser.add_argument("--sound-codec")
+    parser.add_argument("--waveform-codec", metavar="RUN", help="run of a waveform codec")
     parser.add_argument("--language-model")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the excerpts")
     flags = parser.parse_args()
-    if flags.sound_codec:
-        codec = bandtok_jax.load(flags.sound_codec)
-        _sound_codec(codec, read_tracks(flags.data, codec.sample_rate_hz)["validation"], flags.seconds)
+    if flags.waveform_codec:
+        codec = bandtok_jax.load(flags.waveform_codec)
+        _waveform_codec(codec, open_tracks(flags.data, codec.sample_rate_hz)["validation"], flags.seconds)
     if flags.language_model:
         _language_model(flags.language_model)
     if not flags.model:
         return
     codec = bandtok_jax.load(flags.model, vocoder=flags.vocoder)
-    tracks = read_tracks(flags.data, codec.sample_rate_hz)
+    tracks = open_tracks(flags.data, codec.sample_rate_hz)
     _tokenizer(codec, tracks["validation"], tracks["train"])
     if "vocoder" in codec.stages:
         _vocoder(codec, tracks["validation"], flags.seconds)
 
 
-def _mel(codec, audio: np.ndarray) -> np.ndarray:
-    """Log-mel of a whole track; its mirror fills up the last column."""
-    audio = np.pad(audio, (0, -len(audio) % codec.samples_per_column), mode="reflect")
-    return np.asarray(spectral.log_mel(audio, codec.stages["tokenizer"].mel))
+def _emit(name: str, unit: str, value: float, **fields: object) -> None:
+    """Prints a row of one number."""
+    emit(name, unit, value, value, value, **fields)
 
 
-def _tokenizer(codec, validation: list[Track], train: list[Track]) -> None:
-    errors, seen = {}, np.zeros(codec.codebook_size, bool)
-    cells = {"train": [], "validation": []}
-    for track in validation:
-        log_mel = _mel(codec, audio := np.concatenate(list(track.mono())))
-        codes = codec.encode(audio, codec.sample_rate_hz)
-        seen[codes] = True
-        errors[track.name] = (np.abs(codec.decode_mel(codes) - log_mel).mean(), len(log_mel))
-        cells["validation"].append(_pictures(log_mel))
-        emit("tokenizer_mel_error", "nats", *[errors[track.name][0]] * 3, track=track.name)
-    for track in train:
-        cells["train"].append(_pictures(_mel(codec, np.concatenate(list(track.mono()))))[::4])
-    baseline = k_means_mel_distance(
-        *(np.concatenate(cells[split]) for split in ("train", "validation")),
-        codebook_size=codec.codebook_size,
-        patch=codec.samples_per_column // codec.mel.hop_samples,
-    )
-    frames = sum(count for _, count in errors.values())
-    ours = sum(error * count for error, count in errors.values()) / frames
-    emit("tokenizer_mel_error", "nats", *[ours] * 3, track="all")
-    for name, value in baseline.items():
-        emit(f"{name}_mel_error", "nats", *[value] * 3, track="all")
-    emit("tokenizer_over_k_means", "ratio", *[ours / baseline["k_means"]] * 3)
-    emit("codebook_use", "share", *[seen.mean()] * 3)
-
-
-def _pictures(log_mel: np.ndarray) -> np.ndarray:
-    return log_mel[: len(log_mel) // PICTURE_FRAMES * PICTURE_FRAMES].reshape(-1, PICTURE_FRAMES, log_mel.shape[1])
-
-
-def _vocoder(codec, validation: list[Track], seconds: float) -> None:
-    mel, rows = codec.stages["tokenizer"].mel, []
-    for track in validation:
-        audio, samples = (
-            np.concatenate(list(track.mono())),
-            int(seconds * codec.sample_rate_hz) // mel.hop_samples * mel.hop_samples,
-        )
-        excerpt = _middle(audio, samples)
-        excerpt = excerpt[: len(excerpt) // mel.hop_samples * mel.hop_samples]
-        log_mel = np.asarray(spectral.log_mel(excerpt, mel))
-        opponents = {
-            "vocoder": codec.vocode(log_mel),
-            "griffin_lim": np.asarray(spectral.griffin_lim(log_mel, mel, iterations=60, key=jax.random.key(0))),
-            "vocoder_from_codes": codec.decode(codec.encode(excerpt, codec.sample_rate_hz)),
-        }
-        distances = {
-            opponent: [float(stft_distance(excerpt, sound[: len(excerpt)], window)) for window in DISTANCE_WINDOWS]
-            for opponent, sound in opponents.items()
-        }
-        rows.append(distances)
-    for number, window in enumerate(DISTANCE_WINDOWS):
-        means = {opponent: np.mean([row[opponent][number] for row in rows]) for opponent in rows[0]}
-        for opponent, value in means.items():
-            emit(f"{opponent}_stft_distance", "", *[value] * 3, window=window)
-        emit("vocoder_over_griffin_lim", "ratio", *[means["vocoder"] / means["griffin_lim"]] * 3, window=window)
+def _mono(track: FullTrack) -> np.ndarray:
+    """Returns the audio of a track, `[S]`."""
+    return np.concatenate(list(track.mono()))
 
 
 def _middle(audio: np.ndarray, samples: int) -> np.ndarray:
@@ -124,50 +78,118 @@ def _middle(audio: np.ndarray, samples: int) -> np.ndarray:
     return audio[start : start + samples]
 
 
-def _sound_codec(codec, validation: list[Track], seconds: float) -> None:
+def _log_mel(codec: Codec, audio: np.ndarray) -> np.ndarray:
+    """Returns the log-mel of a track, whose last column is padded by mirroring."""
+    audio = np.pad(audio, (0, -len(audio) % codec.samples_per_column), mode="reflect")
+    return np.asarray(spectral.log_mel(audio, codec.stages["tokenizer"].mel))
+
+
+def _log_mel_crops(log_mel: np.ndarray) -> np.ndarray:
+    """Cuts a log-mel `[T, M]` into `[N, CROP_FRAMES, M]`."""
+    return log_mel[: len(log_mel) // CROP_FRAMES * CROP_FRAMES].reshape(-1, CROP_FRAMES, log_mel.shape[1])
+
+
+def _tokenizer(codec: Codec, validation: Sequence[FullTrack], train: Sequence[FullTrack]) -> None:
+    used = np.zeros(codec.codebook_size, bool)
+    crops: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
+    total, frames = 0.0, 0
+    for track in validation:
+        audio = _mono(track)
+        log_mel, codes = _log_mel(codec, audio), codec.encode(audio, codec.sample_rate_hz)
+        used[codes] = True
+        error = np.abs(codec.decode_mel(codes) - log_mel).mean()
+        total, frames = total + error * len(log_mel), frames + len(log_mel)
+        crops["validation"].append(_log_mel_crops(log_mel))
+        _emit("tokenizer_mel_error", "nats", error, track=track.name)
+    for track in train:
+        crops["train"].append(_log_mel_crops(_log_mel(codec, _mono(track)))[::4])
+    baseline = k_means_mel_distance(
+        *(np.concatenate(crops[split]) for split in ("train", "validation")),
+        codebook_size=codec.codebook_size,
+        patch=codec.samples_per_column // codec.mel.hop_samples,
+    )
+    _emit("tokenizer_mel_error", "nats", total / frames, track="all")
+    for name, value in baseline.items():
+        _emit(f"{name}_mel_error", "nats", value, track="all")
+    _emit("tokenizer_over_k_means", "ratio", total / frames / baseline["k_means"])
+    _emit("codebook_use", "share", used.mean())
+
+
+def _vocoder(codec: Codec, validation: Sequence[FullTrack], seconds: float) -> None:
+    definition, rows = codec.stages["tokenizer"].mel, []
+    hop = definition.hop_samples
+    for track in validation:
+        excerpt = _middle(_mono(track), int(seconds * codec.sample_rate_hz) // hop * hop)
+        excerpt = excerpt[: len(excerpt) // hop * hop]
+        log_mel = np.asarray(spectral.log_mel(excerpt, definition))
+        griffin_lim = spectral.griffin_lim(log_mel, definition, iterations=60, key=jax.random.key(0))
+        systems = {
+            "vocoder": codec.vocode(log_mel),
+            "griffin_lim": np.asarray(griffin_lim),
+            "vocoder_from_codes": codec.decode(codec.encode(excerpt, codec.sample_rate_hz)),
+        }
+        rows.append(
+            {
+                name: [float(stft_distance(excerpt, audio[: len(excerpt)], window)) for window in DISTANCE_WINDOWS]
+                for name, audio in systems.items()
+            }
+        )
+    for number, window in enumerate(DISTANCE_WINDOWS):
+        means = {name: np.mean([row[name][number] for row in rows]) for name in rows[0]}
+        for name, value in means.items():
+            _emit(f"{name}_stft_distance", "", value, window=window)
+        _emit("vocoder_over_griffin_lim", "ratio", means["vocoder"] / means["griffin_lim"], window=window)
+
+
+def _waveform_codec(codec: Codec, validation: Sequence[FullTrack], seconds: float) -> None:
     rate, samples = codec.sample_rate_hz, int(seconds * codec.sample_rate_hz)
-    originals = [_middle(np.concatenate(list(track.mono())), samples) for track in validation]
-    decoded = [codec.decode(codec.encode(audio, rate))[: len(audio)] for audio in originals]
-    ratios = np.array([_snr_by_band(audio, sound, rate) for audio, sound in zip(originals, decoded)])
-    for low, high, ratio in zip(BAND_EDGES_HZ, BAND_EDGES_HZ[1:], ratios.T):
-        about = {"value": ratio.mean(), "low": ratio.min(), "high": ratio.max()}
-        emit("signal_to_noise", "dB", **about, low_hz=low, high_hz=high)
-    hear = {
-        "chroma": lambda sound: librosa.feature.chroma_cqt(y=sound, sr=rate),
-        "onsets": lambda sound: librosa.onset.onset_strength(y=sound, sr=rate)[None],
-    }
-    for name, listen in hear.items():
-        first, second = ([listen(sound) for sound in sounds] for sounds in (originals, decoded))
-        heard = np.array([[_correlation(one, other) for other in second] for one in first])
-        own = np.eye(len(heard), dtype=bool)
-        for what, values in (("own", heard[own]), ("other", heard[~own])):
-            about = {"value": values.mean(), "low": values.min(), "high": values.max()}
-            emit(f"{name}_correlation", "", **about, excerpt=what)
+    references = [_middle(_mono(track), samples) for track in validation]
+    decoded = [codec.decode(codec.encode(audio, rate))[: len(audio)] for audio in references]
+    ratios_db = np.array([_snr_by_band(*pair, rate) for pair in zip(references, decoded)])
+    for low_hz, high_hz, ratio_db in zip(BAND_EDGES_HZ, BAND_EDGES_HZ[1:], ratios_db.T):
+        emit("signal_to_noise", "dB", ratio_db.mean(), ratio_db.min(), ratio_db.max(), low_hz=low_hz, high_hz=high_hz)
+    features = {"chroma": functools.partial(librosa.feature.chroma_cqt, sr=rate), "onsets": _onset_strength(rate)}
+    for name, feature in features.items():
+        of_references, of_decoded = ([feature(y=x) for x in audio] for audio in (references, decoded))
+        correlations = np.array([[_correlation(x, y) for y in of_decoded] for x in of_references])
+        same = np.eye(len(correlations), dtype=bool)
+        for excerpt, values in (("own", correlations[same]), ("other", correlations[~same])):
+            emit(f"{name}_correlation", "", values.mean(), values.min(), values.max(), excerpt=excerpt)
 
 
-def _snr_by_band(audio: np.ndarray, sound: np.ndarray, rate: int) -> np.ndarray:
-    """In dB, of what lies between each two of `BAND_EDGES_HZ`."""
-    edges = np.searchsorted(spectra.frequencies_hz(4096, rate), BAND_EDGES_HZ)
-    power = np.stack([(spectra.magnitude(one, 4096) ** 2).sum(0) for one in (audio, audio - sound)])
-    signal, noise = np.add.reduceat(power[:, : edges[-1]], edges[:-1], axis=1)
+def _onset_strength(rate: int):
+    """Returns a function of `y`, the audio, to the onset strength `[1, T]`."""
+
+    def onset_strength(y: np.ndarray) -> np.ndarray:
+        return librosa.onset.onset_strength(y=y, sr=rate)[None]
+
+    return onset_strength
+
+
+def _snr_by_band(reference: np.ndarray, decoded: np.ndarray, rate: int) -> np.ndarray:
+    """Returns the signal-to-noise ratio in dB between neighbours of `BAND_EDGES_HZ`."""
+    edges = np.searchsorted(spectra.frequencies_hz(BAND_WINDOW, rate), BAND_EDGES_HZ)
+    power = [(spectra.magnitude(audio, BAND_WINDOW) ** 2).sum(0) for audio in (reference, reference - decoded)]
+    signal, noise = np.add.reduceat(np.stack(power)[:, : edges[-1]], edges[:-1], axis=1)
     return 10 * np.log10(signal / noise)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Of two features `[D, T]`; over the dimensions in every frame and averaged, or over time where D is 1."""
+    """Returns the correlation of two features `[D, T]`, over D and averaged over time, or over time if D is 1."""
     frames = min(first.shape[1], second.shape[1])
     first, second = (x[:, :frames] if len(x) > 1 else x[:, :frames].T for x in (first, second))
     first, second = (x - x.mean(0) for x in (first, second))
-    sizes = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
-    return float(((first * second).sum(0) / np.maximum(sizes, 1e-9)).mean())
+    norms = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    return float(((first * second).sum(0) / np.maximum(norms, 1e-9)).mean())
 
 
 def _language_model(run: str) -> None:
-    stage = read_stages(run)["language_model"]
-    scores = token_perplexity.evaluate(stage, stage.config.data.tokens)
-    about = {"rope": stage.config.model.rope, "step": stage.step, "tokens": scores["tokens"]}
+    component = model_folder.read_stages(run)["language_model"]
+    metrics = token_perplexity.evaluate(component, component.config.data.tokens)
+    fields = {"rope": component.config.model.rope, "step": component.step, "tokens": metrics["tokens"]}
     for name in ("cross_entropy", "unigram_cross_entropy", "unigram_gap", "end_accuracy"):
-        emit(f"language_model_{name}", "nats" if "end" not in name else "share", *[scores[name]] * 3, **about)
+        unit = "share" if name == "end_accuracy" else "nats"
+        _emit(f"language_model_{name}", unit, metrics[name], **fields)
 
 
 if __name__ == "__main__":
