@@ -235,7 +235,7 @@ def _beginnings(tracks: list[SourceTrack]) -> dict[str, tuple[int, str | None]]:
     hashes: dict[str, str | None] = {}
     for remote in (False, True):
         paths = [track.path for track in tracks if storage.is_remote(track.path) == remote]
-        hashes |= zip(paths, storage.for_each(read, paths))
+        hashes |= zip(paths, storage.map_parallel(read, paths))
     return {track.path: (track.bytes, hashes[track.path]) for track in tracks}
 
 

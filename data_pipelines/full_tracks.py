@@ -55,7 +55,7 @@ class FullTrack:
             record = self.source[number]
             return {**record, "audio": record["audio"][:]}
 
-        loaded = storage.for_each(read, self.records, remote=True)
+        loaded = storage.map_parallel(read, self.records, remote=True)
         return replace(self, source=dict(zip(self.records, loaded)))
 
     def blocks(self) -> Iterator[np.ndarray]:

@@ -36,7 +36,7 @@ def remove_records(output: str) -> None:
     storage.remove(os.path.join(output, records.MANIFEST))
     shards = _shard_names(storage.names(output))
     paths = [os.path.join(output, name) for name in (records.TRACKS, *TFDS_METADATA, *shards)]
-    storage.for_each(storage.remove, paths)
+    storage.map_parallel(storage.remove, paths)
 
 
 def _histogram(values: list[float], width: float) -> dict[str, int]:
@@ -125,7 +125,7 @@ def _write_tfds_metadata(output: str, shards: dict[str, list[dict[str, Any]]]) -
     import tensorflow_datasets as tfds  # takes seconds, and is needed here alone
 
     files = [shard["file"] for split_shards in shards.values() for shard in split_shards]
-    sizes = dict(zip(files, storage.for_each(storage.size, [os.path.join(output, file) for file in files])))
+    sizes = dict(zip(files, storage.map_parallel(storage.size, [os.path.join(output, file) for file in files])))
     # TFDS supports fewer kinds of buckets, so it writes into a local folder where empty files stand for the shards.
     with tempfile.TemporaryDirectory() as folder:
         template = tfds.core.ShardedFileTemplate(
@@ -180,7 +180,7 @@ def write_metadata(
         moves[prepare_shards.shard_path(folder, report["task"])] = os.path.join(output, name)
         shards[split].append({"file": name, "records": report["records"]})
     unmoved = set(storage.names(folder))  # the others were moved before an interruption
-    storage.for_each(
+    storage.map_parallel(
         lambda path: storage.move(path, moves[path]), [path for path in moves if os.path.basename(path) in unmoved]
     )
     storage.write_text(

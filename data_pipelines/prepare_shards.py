@@ -14,7 +14,7 @@ from array_record.python import array_record_module
 
 from bandtok_jax.data_pipelines import ingest, records, shards, tf_example
 from bandtok_jax.data_pipelines.discovery import SourceTrack
-from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime import atomic_file, storage, untrusted
 
 TASK_BYTES = 64 << 20  # of source files; an interruption loses at most this much work of a process
 MIN_TASKS = 16  # so that every worker has some
@@ -88,7 +88,7 @@ def run_task(number: int, tracks: list[SourceTrack], settings: dict[str, Any], f
     """Makes one shard, writes its report into the working folder, and returns the report."""
     path = shard_path(folder, number)
     try:
-        with storage.written(path) as temporary:
+        with storage.atomic_write(path) as temporary:
             report = _write_shard(tracks, settings, os.path.dirname(temporary), temporary)
         report = {"task": number, **report}
         storage.write_text(path + ".json", json.dumps(report))
@@ -111,7 +111,7 @@ def start_or_resume(folder: str, fingerprint: str) -> dict[int, Report]:
         )
     storage.write_text(path, fingerprint)
     for name in storage.names(folder):
-        if name.endswith(".new"):
+        if name.endswith(atomic_file.SUFFIX):
             storage.remove(os.path.join(folder, name))
     return read_reports(folder)
 
@@ -124,4 +124,4 @@ def read_reports(folder: str) -> dict[int, Report]:
         return untrusted.read_json(path, _CHECK_REPORT, cure=cure, most_bytes=MAX_REPORT_BYTES)
 
     paths = [os.path.join(folder, name) for name in storage.names(folder) if name.endswith(".json")]
-    return {report["task"]: report for report in storage.for_each(read_report, paths)}
+    return {report["task"]: report for report in storage.map_parallel(read_report, paths)}

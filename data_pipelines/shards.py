@@ -157,7 +157,7 @@ class ShardReader:
             self._data = _reader(path)
             data = self._data()
             self._length = len(data)
-            with storage.end_at_hand(data, 2 * BLOCK_BYTES):  # enough for a footer of some thousand records
+            with storage.cached_tail(data, 2 * BLOCK_BYTES):  # enough for a footer of some thousand records
                 self._begins, self._sizes = self._find_records(records)
         except DAMAGE as error:
             raise error if isinstance(error, DamagedShard) else self.damaged(error) from None

@@ -98,7 +98,7 @@ def row_unigrams(source: TokenSource | Sequence[Any], codebook_size: int, smooth
     numbers = np.linspace(0, len(source) - 1, min(len(source), UNIGRAM_RECORDS)).round().astype(int)
     remote = storage.is_remote(getattr(source, "directory", ""))
     for first in range(0, len(numbers), storage.REQUESTS):
-        for counts in storage.for_each(count, numbers[first : first + storage.REQUESTS], remote=remote):
+        for counts in storage.map_parallel(count, numbers[first : first + storage.REQUESTS], remote=remote):
             if isinstance(counts, shards.DamagedShard):
                 damage = counts
             else:

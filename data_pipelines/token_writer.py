@@ -11,7 +11,7 @@ import numpy as np
 from bandtok_jax.data_pipelines import shards, token_manifest
 from bandtok_jax.data_pipelines.token_manifest import COUNTS, HEADER, MANIFEST, METADATA
 from bandtok_jax.data_pipelines.token_record import encode_token_record
-from bandtok_jax.runtime import folder_lock, storage
+from bandtok_jax.runtime import atomic_file, folder_lock, storage
 
 # Paths, which may change while the content stays the same; hashes of the content are compared in their place.
 PATHS = ("tokenizer", "data", "embeddings")
@@ -41,7 +41,9 @@ class TokenWriter:
         if self._is_begun():
             return
         others = [
-            name for name in storage.names(self.directory) if not name.endswith(".new") and name != folder_lock.NAME
+            name
+            for name in storage.names(self.directory)
+            if not name.endswith(atomic_file.SUFFIX) and name != folder_lock.NAME
         ]
         if others and self._is_begun():  # another process has begun it since the first look
             return
@@ -105,8 +107,8 @@ class TokenWriter:
           left_out: [{"track", "reason"}] for the manifest, read after the last record.
         """
         path, lengths, captions = self._path(split, number), [], 0
-        with storage.written(path) as temporary:
-            writer = ArrayRecordWriter(temporary, shards.WRITER_OPTIONS)
+        with storage.atomic_write(path) as partial:
+            writer = ArrayRecordWriter(partial, shards.WRITER_OPTIONS)
             try:
                 for record in records:
                     self._check(record)
@@ -147,7 +149,9 @@ class TokenWriter:
             example = self._path(*missing[0])
             raise ValueError(f"{len(missing)} shards are missing, such as {example}: run the same command again")
         paths = [self._path(*shard, COUNTS) for shard in expected]
-        notes = storage.for_each(lambda path: token_manifest.read_token_json(path, token_manifest.CHECK_COUNTS), paths)
+        notes = storage.map_parallel(
+            lambda path: token_manifest.read_token_json(path, token_manifest.CHECK_COUNTS), paths
+        )
         splits: dict[str, dict[str, Any]] = {}
         for (split, _), note in zip(expected, notes):
             total = splits.setdefault(split, {"records": 0, "columns": 0, "shards": []})
@@ -158,9 +162,11 @@ class TokenWriter:
         result = {**self.metadata, "splits": splits, "left_out": left_out}
         _write_json(os.path.join(self.directory, MANIFEST), result)
         leftovers = [
-            name for name in storage.names(self.directory) if name == HEADER or name.endswith((COUNTS, ".new"))
+            name
+            for name in storage.names(self.directory)
+            if name == HEADER or name.endswith((COUNTS, atomic_file.SUFFIX))
         ]
-        storage.for_each(storage.remove, [os.path.join(self.directory, name) for name in leftovers])
+        storage.map_parallel(storage.remove, [os.path.join(self.directory, name) for name in leftovers])
         return result
 
 

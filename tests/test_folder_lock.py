@@ -15,7 +15,7 @@ from bandtok_jax.runtime import folder_lock
 
 HOLDER = """
 import sys
-from bandtok_jax import folder_lock
+from bandtok_jax.runtime import folder_lock
 folder_lock.BEAT_SECONDS = 0.1
 with folder_lock.locked(sys.argv[1], "bandtok train"):
     print("held", flush=True)

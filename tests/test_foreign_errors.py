@@ -25,7 +25,7 @@ def test_out_of_memory_names_what_to_lower(monkeypatch, capsys):
     monkeypatch.setitem(cli.VERBS, "train", dataclasses.replace(cli.VERBS["train"], run=fail))
     assert cli.main(["train", "--config=bandtok:tiny", "--workdir=run"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "out of memory (9663676416 bytes more were asked for): lower --config.batch_size" in line
+    assert "out of memory (9663676416 bytes more were requested): lower --config.batch_size" in line
     assert "lower --seconds" in foreign_errors.explain(error, "generate")
     assert foreign_errors.explain(MemoryError(), "evaluate")
     # Words of others are not taken for it: of TensorStore for a full disk, and of our own faults.

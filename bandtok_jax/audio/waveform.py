@@ -98,7 +98,7 @@ class Writer:
         self.clipped_samples = 0
         self._channels = channels
         self._integers = SUBTYPES[ending] == "PCM_16"
-        self._path, self._partial = path, atomic_file.begin(path)
+        self._path, self._partial = path, atomic_file.create_partial(path)
         try:
             # The format is named, because the name of the partial file does not tell it.
             self._file = soundfile.SoundFile(
@@ -132,7 +132,7 @@ class Writer:
         """Completes the file and gives it its name."""
         with self._naming():
             self._file.close()
-        atomic_file.finish(self._partial, self._path)
+        atomic_file.replace(self._partial, self._path)
 
     @contextlib.contextmanager
     def _naming(self):

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import io
 import math
-import os
 
 import jax
 import numpy as np
@@ -116,14 +115,8 @@ def write(path: str, file: DacFile) -> None:
         "padding": file.padded,
         "dac_version": VERSIONS[-1],
     }
-    partial = atomic_file.begin(path)
-    try:
-        with atomic_file.filling(path), open(partial, "wb") as target:
-            np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": facts})
-        atomic_file.finish(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    with atomic_file.atomic_write(path) as partial, open(partial, "wb") as target:
+        np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": facts})
 
 
 def encode(

@@ -87,7 +87,7 @@ class Writer:
         if problem:
             raise ValueError(f"{path}: {problem}")
         self._path, self._header = os.fspath(path), header
-        self._partial = atomic_file.begin(self._path)
+        self._partial = atomic_file.create_partial(self._path)
         self._file = open(self._partial, "wb")
         self._file.write(bytes(HEADER_BYTES))
         self._rest = np.zeros(0, np.uint32)
@@ -110,17 +110,17 @@ class Writer:
         if problem:
             raise ValueError(f"{self._path}: {problem}")
         self._put(self._rest)
-        with atomic_file.filling(self._path):
+        with atomic_file.naming(self._path):
             self._file.seek(0)
             self._file.write(_encode_header(header, self._checksum))
             self._file.close()
-        atomic_file.finish(self._partial, self._path)
+        atomic_file.replace(self._partial, self._path)
         return header
 
     def _put(self, flat: np.ndarray) -> None:
         packed = pack(flat, self._header.bits)
         self._checksum = zlib.crc32(packed, self._checksum)
-        with atomic_file.filling(self._path):
+        with atomic_file.naming(self._path):
             self._file.write(packed)
 
     def __enter__(self) -> "Writer":

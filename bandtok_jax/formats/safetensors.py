@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import atomic_file, untrusted
 
 Tree = Any
 _CURE = "copy or export it again"
@@ -58,23 +58,17 @@ def save(path: str | os.PathLike, tree: Tree, metadata: Mapping[str, str] | None
       OSError: it could not be written.
     """
     flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
-    partial = f"{os.fspath(path)}.partial"
-    try:
-        with open(partial, "wb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+    with atomic_file.atomic_write(path) as partial:
+        mode = os.stat(partial).st_mode
         try:
             safetensors.numpy.save_file(flat, partial, metadata=dict(metadata or {}))
         except safetensors.SafetensorError as error:
-            # It is written in Rust, whose words for a full disk are "... (os error 28)".
+            # It is written in Rust, which reports a full disk as "... (os error 28)".
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise OSError(f"{path} could not be written ({error})") from error
             raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path)) from error
         os.chmod(partial, mode)  # safetensors 0.8 lets nobody but the owner read its files
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
 
 
 def load(path: str | os.PathLike) -> Tree:

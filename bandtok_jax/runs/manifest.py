@@ -6,9 +6,10 @@ import hashlib
 import json
 import pathlib
 
-from bandtok_jax.runtime import storage
+from bandtok_jax.runtime import storage, untrusted
 
 NAME = "seal.json"  # in the folder of the checkpoint
+_FILES = untrusted.mapping(untrusted.listing(untrusted.anything, most=2, least=2))  # size and checksum by name
 _THREADS = 4  # hashing releases Python's lock; our choice
 
 
@@ -33,9 +34,9 @@ def damage(folder: pathlib.Path, selected: Callable[[str], bool] = lambda name: 
     if not path.is_file():
         return ""
     try:
-        files = {name: (int(size), str(checksum)) for name, (size, checksum) in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        return f"{NAME} is no longer what was written: {error}"
+        files = untrusted.read_json(path, _FILES, cure="use another checkpoint")
+    except ValueError as error:
+        return f"{NAME} has changed since it was written: {error}"
     names = [name for name in files if selected(name)]
     with ThreadPoolExecutor(_THREADS) as pool:
         reasons = pool.map(lambda name: _difference(folder / name, name, *files[name]), names)

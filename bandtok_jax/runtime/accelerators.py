@@ -1,4 +1,4 @@
-"""The machine types of accelerators.yaml: how many chips and hosts `v5e:4x4` asks for, and what others call it."""
+"""The machine types of accelerators.yaml, and the chips, hosts and foreign names of one such as `v5e:4x4`."""
 
 import dataclasses
 import difflib
@@ -10,10 +10,12 @@ import yaml
 
 @dataclasses.dataclass(frozen=True)
 class Accelerators:
-    """So many chips of one type.
+    """A number of chips of one type.
 
-    name: of the type; topology: "4x4" or "4x4x4" of TPUs, "2x8" (hosts x GPUs) or "8" of GPUs; facts: what
-    accelerators.yaml says of the type.
+    Attributes:
+      name: machine type.
+      topology: "4x4" or "4x4x4" for TPUs, "2x8" (hosts x GPUs) or "8" for GPUs.
+      properties: entry of the type in accelerators.yaml.
     """
 
     name: str
@@ -22,27 +24,29 @@ class Accelerators:
 
     @property
     def chips(self) -> int:
+        """Number of chips."""
         return math.prod(map(int, self.topology.split("x")))
 
     @property
     def hosts(self) -> int:
+        """Number of hosts."""
         if self.properties["kind"] == "gpu" and "x" in self.topology:
             return int(self.topology.split("x")[0])
         return max(1, -(-self.chips // self.properties["chips_per_host"]))
 
     @property
     def chips_on_host(self) -> int:
-        """Of each host that is asked for: fewer than `chips_per_host` where the others are left to somebody else."""
+        """Chips used of each host, at most `chips_per_host`."""
         return self.chips // self.hosts
 
     @property
     def slice_name(self) -> str:
-        """What Cloud TPU and xpk call these TPUs, such as v5litepod-16."""
+        """Name of these TPUs for Cloud TPU and xpk, such as v5litepod-16."""
         return f"{self.properties['slice_name']}-{self.chips * self.properties['counted_per_chip']}"
 
     @property
     def machine_type(self) -> str:
-        """Of the nodes of a GKE node pool."""
+        """Machine type of the nodes of a GKE node pool."""
         return self.properties["machine_type"].format(chips=self.chips_on_host)
 
     def check_shape(self) -> "Accelerators":
@@ -60,16 +64,16 @@ class Accelerators:
 
 
 def read() -> dict[str, dict]:
-    """`{type: facts}`, as accelerators.yaml says."""
-    text = importlib.resources.files(__package__).joinpath("accelerators.yaml").read_text()
+    """Returns the properties of each machine type, from accelerators.yaml."""
+    text = importlib.resources.files("bandtok_jax.runtime").joinpath("accelerators.yaml").read_text()
     return yaml.safe_load(text)
 
 
 def parse(text: str) -> Accelerators:
-    """`v5e:4x4` -> what that is.
+    """Returns the accelerators that a text such as `v5e:4x4` names.
 
     Raises:
-      ValueError: no such type, or no such shape.
+      ValueError: the type is unknown, or the shape is no number of chips.
     """
     name, _, topology = text.partition(":")
     types = read()
@@ -81,5 +85,5 @@ def parse(text: str) -> Accelerators:
         )
     if not all(part.isdigit() and int(part) for part in topology.split("x")):
         example = "4x4" if types[name]["kind"] == "tpu" else "2x8 (hosts x GPUs)"
-        raise ValueError(f"{text!r} says not how many chips: write {name}:SHAPE, such as {name}:{example}")
+        raise ValueError(f"{text!r} has no number of chips: write {name}:SHAPE, such as {name}:{example}")
     return Accelerators(name, topology, types[name])

@@ -32,7 +32,7 @@ def enable() -> str | None:
 
 
 def folder() -> str | None:
-    """The folder in which jax keeps compiled programs; None where it keeps none."""
+    """Returns the folder in which jax keeps compiled programs, if it keeps any."""
     return _chosen() or None
 
 
@@ -46,13 +46,13 @@ def _chosen() -> str | None:
 
 
 def _default_folder() -> str | None:
-    """A writable folder of the user (XDG base directory specification); None where there is none."""
+    """Returns a writable folder of the user by the XDG base directory specification, if there is one."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):
         home = os.path.expanduser(os.path.join("~", ".cache"))
     path = os.path.join(home, _FOLDER)
     try:
-        # For the user alone: who can write compiled programs can run any code as whoever loads them.
+        # For the user alone, because loading a compiled program runs any code that it holds.
         os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError:
         return None

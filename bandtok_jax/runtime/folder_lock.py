@@ -19,7 +19,7 @@ import time
 NAME = ".bandtok.lock"
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 35.0  # that a file of another host is watched for a touch; three beats and some delay
-MOST_BYTES = 4096  # of a lock file
+MAX_BYTES = 4096  # of a lock file
 
 
 class Locked(OSError):
@@ -32,7 +32,7 @@ def locked(folder: str | os.PathLike, work: str, process_index: int = 0) -> Iter
 
     Args:
       work: the command that writes there, such as "bandtok train", for the message of another process.
-      process_index: of a job of several processes, number 0 alone takes the lock, for all.
+      process_index: index of the process in its job; number 0 alone takes the lock, for all.
 
     Raises:
       Locked: another process holds it; the message names its host, its number and its start.
@@ -107,11 +107,11 @@ def _is_current(file: int, path: str) -> bool:
 
 
 def _holder(file: int) -> dict | None:
-    """Returns what the file says of its holder; None where it says nothing that can be read."""
+    """Returns the holder that the file names; None if the file cannot be read."""
     try:
-        found = json.loads(os.pread(file, MOST_BYTES, 0))
-        holder = {"host": str(found["host"]), "work": str(found["work"])}
-        return holder | {"pid": int(found["pid"]), "since": float(found["since"])}
+        content = json.loads(os.pread(file, MAX_BYTES, 0))
+        holder = {"host": str(content["host"]), "work": str(content["work"])}
+        return holder | {"pid": int(content["pid"]), "since": float(content["since"])}
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
@@ -128,10 +128,11 @@ def _in_use(path: str, holder: dict | None) -> str:
 
 
 def _is_alive(holder: dict, path: str, taken: bool | None) -> bool:
-    """Returns whether the holder that a lock file names still works; `taken` is what `_flock` returned.
+    """Returns whether the holder that a lock file names is still at work; `taken` is the result of `_flock`.
 
-    A file is watched for a touch where nothing else decides: of another host, whose clock is not compared, and of this
-    one without locks of the system, as another process may have the number by now (in containers all are 1).
+    Where nothing else decides, the file is watched for a touch. This is so for another host, whose clock is not
+    compared, and for this one without locks of the system, where another process may have the number by now (in
+    containers all are 1).
     """
     if holder["host"] == socket.gethostname() and (taken or not _exists(holder["pid"])):
         return False
@@ -169,7 +170,7 @@ def _beat(file: int, stop: threading.Event) -> None:
 
 
 def _release(file: int, path: str) -> None:
-    """Gives the lock free. What fails here must not fail the work that is done: the file is stale then."""
+    """Releases the lock. An error here must not fail the finished work, and leaves a stale file."""
     with contextlib.suppress(OSError):
         if _is_current(file, path):
             os.remove(path)

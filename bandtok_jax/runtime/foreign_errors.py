@@ -4,10 +4,10 @@ from collections.abc import Iterator
 import os
 import re
 
-# What to do when memory does not suffice, by verb.
+# The cure for too little memory, by verb.
 _LESS_MEMORY = {
     "train": "lower --config.batch_size, raise --config.optimizer.accumulation_steps, or set --config.dtype=bfloat16; "
-    "`bandtok plan` tells what fits",
+    "`bandtok plan` predicts the memory",
     "generate": "lower --seconds or --count",
     "evaluate": "lower --piece-seconds or --workers",
 }
@@ -16,18 +16,18 @@ _PACKAGES = {"cuda": "gpu", "gpu": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
 def explain(error: BaseException, verb: str = "") -> str | None:
-    """Returns what is wrong and the cure; None where the error is not known, and so a fault of ours.
+    """Returns the fault and its cure; None for an unknown error, which is a fault of this program.
 
     Args:
-      error: that came out of jax or another library.
-      verb: of the command line that was running.
+      error: raised by jax or another library.
+      verb: the verb of the command line.
     """
     text = " ".join(str(error).split())
     # JaxRuntimeError, which has had other names; TensorStore says RESOURCE_EXHAUSTED of a full disk, in a ValueError.
     exhausted = isinstance(error, RuntimeError) and ("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower())
     if exhausted or isinstance(error, MemoryError):
         wanted = re.search(r"allocat\w+ ([\d.]+ ?[KMGT]i?B|\d+ bytes)", text)
-        size = f" ({wanted[1]} more were asked for)" if wanted else ""
+        size = f" ({wanted[1]} more were requested)" if wanted else ""
         return f"out of memory{size}: {_LESS_MEMORY.get(verb, 'give shorter or smaller input')}; {_ELSEWHERE}"
     if _failed_to_start(error, text):
         chosen = os.environ.get("JAX_PLATFORMS", "")
@@ -48,7 +48,7 @@ def _failed_to_start(error: BaseException, text: str) -> bool:
 
 
 def _files(error: BaseException) -> Iterator[str]:
-    """The files of the code that an error went through."""
+    """Yields the source files of the stack of an error."""
     trace = error.__traceback__
     while trace is not None:
         yield trace.tb_frame.f_code.co_filename

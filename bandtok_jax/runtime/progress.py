@@ -1,16 +1,21 @@
-"""How far long work has come: a bar on a terminal, and in a log a line now and then."""
+"""The progress of long work: a bar on a terminal, and in a log one line a minute."""
 
+from collections.abc import Iterable
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
 LINE_SECONDS = 60.0
 
 
-def progress_bar(iterable=None, *, show: bool = True, **options) -> tqdm:
-    """A bar of tqdm with these options, to be closed; in a log, where nobody watches it move, a line after each minute.
+def progress_bar(iterable: Iterable | None = None, *, show: bool = True, **options: Any) -> tqdm:
+    """Returns a bar of tqdm, to be closed, which prints a line a minute if standard error is no terminal.
 
-    With `show` false, nothing at all.
+    Args:
+      iterable: passed to tqdm.
+      show: false for no output.
+      options: passed to tqdm.
     """
     if sys.stderr.isatty():
         options |= {"dynamic_ncols": True}
@@ -21,7 +26,7 @@ def progress_bar(iterable=None, *, show: bool = True, **options) -> tqdm:
 
 
 class _Lines:
-    """A file for tqdm that gets what it would write over the last state as lines below each other."""
+    """A file for tqdm that prints each state as a line of its own."""
 
     def write(self, text: str) -> None:
         line = text.replace("\x1b[A", "").strip()  # a step up to another bar; and returns to the start of the line

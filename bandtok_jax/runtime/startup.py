@@ -1,4 +1,4 @@
-"""The first line of a program that computes for long: devices, dtype, versions, compile cache; and hints."""
+"""The first line of long work, with devices, dtype, versions and compile cache, and hints about slow settings."""
 
 import functools
 import glob
@@ -25,7 +25,7 @@ def devices() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what computes, by name; "devices" among them."""
+    """Returns the versions of the packages that compute, and the devices, by name."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     system = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     return {"bandtok_jax": VERSION, **packages, **system, "devices": devices()}
@@ -35,8 +35,8 @@ def first_line(dtype: str, spread: str = "one device") -> str:
     """Returns the line that names devices, mesh, dtype, jax and the compile cache.
 
     Args:
-      dtype: of the computation.
-      spread: which devices compute, such as `mesh_axes` of a training.
+      dtype: dtype of the computation.
+      spread: the devices that compute, such as `mesh_axes` of a training.
     """
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
@@ -53,13 +53,13 @@ def announce(*dtypes: str, spread: str = "one device") -> None:
         print("\n".join(filter(None, lines)), file=sys.stderr)
 
 
-def mesh_axes(mesh) -> str:
+def mesh_axes(mesh: jax.sharding.Mesh) -> str:
     """Returns the axes of a mesh, such as "mesh data 4 x fsdp 2 x tensor 1"."""
     return "mesh " + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
 
 
 def unused_gpu() -> str:
-    """Returns the hint about an NVIDIA GPU that jax does not use; "" where there is none or the CPU was chosen."""
+    """Returns the hint about an NVIDIA GPU that jax does not use, or ""; if JAX_PLATFORMS names the CPU, ""."""
     if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "").lower().split(","):
         return ""
     if not (glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi")):
@@ -70,26 +70,26 @@ def unused_gpu() -> str:
 
 
 def hints(dtype: str, parameters: int, examples: float) -> list[str]:
-    """Returns what keeps a training from using its devices well, one line each, with the cure.
+    """Returns a line for each setting that keeps a training from using its devices well, with the cure.
 
     Args:
-      dtype: of the computation.
-      parameters: number of weights of the model.
+      dtype: dtype of the computation.
+      parameters: number of parameters of the model.
       examples: number of examples of a device in each micro-batch.
     """
-    kind, found = jax.default_backend(), [unused_gpu()]
+    kind, lines = jax.default_backend(), [unused_gpu()]
     if kind != "cpu":
         name = kind.upper()
         if parameters < FEWEST_PARAMETERS:
-            found.append(
+            lines.append(
                 f"hint: a model of {parameters / 1e6:.1f} M parameters leaves a {name} mostly idle: the variant small "
                 "is made for one"
             )
         if examples < FEWEST_EXAMPLES:
-            found.append(
+            lines.append(
                 f"hint: {examples:g} examples a device leave a {name} mostly idle: raise --config.batch_size, or lower "
                 "--config.optimizer.accumulation_steps"
             )
         if kind == "tpu" and dtype == "float32":
-            found.append("hint: a TPU computes several times as fast with --config.dtype=bfloat16")
-    return [hint for hint in found if hint]
+            lines.append("hint: a TPU computes several times as fast with --config.dtype=bfloat16")
+    return [line for line in lines if line]

@@ -1,28 +1,40 @@
-"""Files in a folder or in a bucket (`gs://`, `s3://` ...), by fsspec, as etils.epath does it for TFDS and Orbax.
+"""Files in a folder or in a bucket (`gs://`, `s3://` ...), by fsspec.
 
-Paths are text; what has no "://" in it lies on a local disk. A file appears under its name only when it is whole:
-locally because it is renamed then, in a bucket because buckets know no other way.
+Paths are text; a path without "://" is on a local disk. A file appears under its name only when it is complete: on a
+disk because it is renamed then, in a bucket because buckets have no incomplete files.
+
+etils.epath would do most of this, but it keeps listings of folders, into which other processes write, and it does not
+open other file systems of fsspec, such as `memory://`.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-REQUESTS = 32  # at a time, where many files of a bucket are asked for; our choice
+from bandtok_jax.runtime import atomic_file
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+Path = str | os.PathLike[str]
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+REQUESTS = 32  # at a time, for many files of a bucket; our choice
 
 
-def is_remote(path) -> bool:
-    """Whether the path is in a bucket."""
+def is_remote(path: Path) -> bool:
+    """Returns whether the path is in a bucket."""
     return "://" in os.fspath(path)
 
 
-def _open(path):
-    """-> the file system of a remote path, and the path in it."""
+def _open(path: Path) -> "tuple[AbstractFileSystem, str]":
+    """Returns the file system of a remote path, and the path in it."""
     import fsspec  # slow to import, and local files do without it
 
     try:
@@ -34,27 +46,24 @@ def _open(path):
         raise ValueError(f"{path}: {error}; give a folder, or gs://BUCKET/FOLDER") from None
 
 
-def passing_name(path) -> str:
-    """What a local file is called until it is whole; no two processes give it the same name."""
-    return f"{path}.{socket.gethostname()}-{os.getpid()}.new"
-
-
-def exists(path) -> bool:
+def exists(path: Path) -> bool:
+    """Returns whether there is a file or folder of that name."""
     if is_remote(path):
         files, name = _open(path)
         return files.exists(name)
     return os.path.exists(path)
 
 
-def is_folder(path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Returns whether there is a folder of that name."""
     if is_remote(path):
         files, name = _open(path)
         return files.isdir(name)
     return os.path.isdir(path)
 
 
-def names(folder) -> list[str]:
-    """Of what lies in a folder, sorted; none if there is no such folder."""
+def names(folder: Path) -> list[str]:
+    """Returns the sorted names of the files and folders in a folder; [] if there is no such folder."""
     try:
         if not is_remote(folder):
             return sorted(os.listdir(folder))
@@ -64,8 +73,8 @@ def names(folder) -> list[str]:
         return []
 
 
-def sizes(folder) -> dict[str, int]:
-    """Returns the bytes of every file in a folder by its name; nothing if there is no such folder."""
+def sizes(folder: Path) -> dict[str, int]:
+    """Returns the bytes of every file in a folder by its name; {} if there is no such folder."""
     try:
         if not is_remote(folder):
             with os.scandir(folder) as entries:
@@ -77,20 +86,24 @@ def sizes(folder) -> dict[str, int]:
         return {}
 
 
-def find(path) -> dict[str, dict]:
-    """Whatever lies in a folder of a bucket and below it: {name from there on: facts such as "size"}; of a file, ""."""
+def find(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns metadata such as "size" of all files below a folder of a bucket, by their names relative to it.
+
+    The relative name of `path` itself is "", where it is a file.
+    """
     files, root = _open(path)
-    found = files.find(root, detail=True)
-    return {name.removeprefix(root.rstrip("/")).lstrip("/"): found[name] for name in sorted(found)}
+    metadata = files.find(root, detail=True)
+    return {name.removeprefix(root.rstrip("/")).lstrip("/"): metadata[name] for name in sorted(metadata)}
 
 
-def make_folder(path) -> None:
-    """In a bucket, folders need no making."""
+def make_folder(path: Path) -> None:
+    """Creates a folder; does nothing in a bucket, which has no folders."""
     if not is_remote(path):
         os.makedirs(path, exist_ok=True)
 
 
-def read_text(path) -> str:
+def read_text(path: Path) -> str:
+    """Returns the content of a text file."""
     if not is_remote(path):
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -98,8 +111,8 @@ def read_text(path) -> str:
     return files.cat_file(name).decode()
 
 
-def read_range(path, first: int, last: int) -> bytes:
-    """Bytes `[first, last)` of a file."""
+def read_range(path: Path, first: int, last: int) -> bytes:
+    """Returns bytes `[first, last)` of a file."""
     if not is_remote(path):
         with open(path, "rb") as file:
             file.seek(first)
@@ -108,22 +121,18 @@ def read_range(path, first: int, last: int) -> bytes:
     return files.cat_file(name, start=first, end=last)
 
 
-def write_text(path, text: str) -> None:
-    """Writes a file that is there after a crash, or is not there at all."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that is complete after a crash, or missing."""
     if is_remote(path):
         files, name = _open(path)
         files.pipe_file(name, text.encode())
         return
-    passing = passing_name(path)
-    with open(passing, "w", encoding="utf-8") as file:
+    with atomic_file.atomic_write(path, durable=True) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(passing, path)
 
 
-def remove(path) -> None:
-    """Deletes a file or a folder with all that is in it; nothing where there is none."""
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with its content, if there is one."""
     with contextlib.suppress(FileNotFoundError):
         if is_remote(path):
             files, name = _open(path)
@@ -134,7 +143,7 @@ def remove(path) -> None:
             os.remove(path)
 
 
-def move(path, target) -> None:
+def move(path: Path, target: Path) -> None:
     """Renames a file; both paths are on one disk or in one bucket."""
     if is_remote(path):
         files, name = _open(path)
@@ -143,8 +152,8 @@ def move(path, target) -> None:
         os.replace(path, target)
 
 
-def size(path) -> int:
-    """Bytes of a file."""
+def size(path: Path) -> int:
+    """Returns the bytes of a file."""
     if is_remote(path):
         files, name = _open(path)
         return files.size(name)
@@ -152,27 +161,22 @@ def size(path) -> int:
 
 
 @contextlib.contextmanager
-def written(path):
-    """A name of a local file to fill; what it holds then appears at `path`, if nothing was raised."""
-    if is_remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            passing = os.path.join(folder, os.path.basename(path))
-            yield passing
-            files, name = _open(path)
-            files.put_file(passing, name)
+def atomic_write(path: Path) -> Iterator[str]:
+    """Yields the name of a local file to fill, which appears at `path` unless an error is raised."""
+    if not is_remote(path):
+        with atomic_file.atomic_write(path) as partial:
+            yield partial
         return
-    passing = passing_name(path)
-    try:
-        yield passing
-        os.replace(passing, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(passing)
+    with tempfile.TemporaryDirectory() as folder:
+        partial = os.path.join(folder, os.path.basename(path))
+        yield partial
+        files, name = _open(path)
+        files.put_file(partial, name)
 
 
 @contextlib.contextmanager
-def local_copy(path):
-    """The name of a local file with the same content: itself, or a copy that goes away."""
+def local_copy(path: Path) -> Iterator[str]:
+    """Yields the name of a local file with the same content: the file itself, or a temporary copy."""
     if not is_remote(path):
         yield os.fspath(path)
         return
@@ -183,57 +187,63 @@ def local_copy(path):
         yield copy
 
 
-def for_each(function, items, remote: bool | None = None) -> list:
-    """`function` of each item, in their order; many at a time where it waits for a bucket.
+def map_parallel(function: Callable[[Item], Result], items: Iterable[Item], remote: bool | None = None) -> list[Result]:
+    """Returns `function` of each item, in order; REQUESTS at a time where the function waits for a bucket.
 
-    remote: whether it does; by default, whether the first item is a path in one.
+    Args:
+      function: called with each item.
+      items: paths, or other items.
+      remote: the function waits for a bucket; by default, if the first item is a path in one.
     """
     items = list(items)
-    if not (bool(items) and is_remote(items[0]) if remote is None else remote):
+    if remote is None:
+        remote = bool(items) and is_remote(items[0])  # type: ignore[arg-type]
+    if not remote:
         return [function(item) for item in items]
     with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(function, items))
 
 
-def open_bytes(path):
-    """The content as something of which slices are read, uint8: a memory map, or `RemoteBytes`."""
+def open_bytes(path: Path) -> "np.ndarray | RemoteBytes":
+    """Returns the content, uint8, as a memory map or as `RemoteBytes`, of which slices are read."""
     return RemoteBytes(path) if is_remote(path) else np.asarray(np.memmap(path, np.uint8, mode="r"))
 
 
 class RemoteBytes:
     """The bytes of a file in a bucket; every slice is one request."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self._path, self._length = os.fspath(path), size(path)
-        self._end = self._length, None
+        self._tail_start, self._tail = self._length, np.zeros(0, np.uint8)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, where: slice) -> np.ndarray:
         first, last, _ = where.indices(self._length)
-        kept, end = self._end
-        if end is not None and first >= kept:
-            return end[first - kept : last - kept]
+        if first >= self._tail_start:
+            return self._tail[first - self._tail_start : last - self._tail_start]
         data = read_range(self._path, first, last)
         if len(data) != last - first:
-            raise OSError(f"{self._path}: {len(data)} bytes came where {last - first} were asked for; try again")
+            raise OSError(f"{self._path}: {len(data)} bytes came where {last - first} were requested; try again")
         return np.frombuffer(data, np.uint8)
 
-    def keep_end(self, length: int) -> None:
-        """From now on, slices of the last so many bytes cost nothing more."""
-        kept = max(0, self._length - length)
-        self._end = kept, self[kept:] if length else None
+    def cache_tail(self, length: int) -> None:
+        """Keeps the last `length` bytes, so that slices of them need no request; 0 drops them."""
+        self._tail_start, self._tail = self._length, np.zeros(0, np.uint8)
+        start = max(0, self._length - length)
+        tail = self[start:]
+        self._tail_start, self._tail = start, tail
 
 
 @contextlib.contextmanager
-def end_at_hand(data, length: int):
-    """Inside, slices of the last bytes of what `open_bytes` gave cost one request together."""
+def cached_tail(data: "np.ndarray | RemoteBytes", length: int) -> Iterator[None]:
+    """Reads the last bytes of a file of `open_bytes` with one request, for all slices inside."""
     if not isinstance(data, RemoteBytes):
         yield
         return
-    data.keep_end(length)
+    data.cache_tail(length)
     try:
         yield
     finally:
-        data.keep_end(0)
+        data.cache_tail(0)

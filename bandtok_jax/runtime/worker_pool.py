@@ -6,16 +6,22 @@ import os
 import signal
 import threading
 
-KILLED = "a worker process was killed, perhaps for want of memory; the same command with fewer --workers goes on"
+KILLED = "a worker process was killed, perhaps for want of memory; run it again with fewer --workers"
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes that import what they are given; none of them outlives this one, nor answers Ctrl-C."""
+    """Returns a pool of new processes, which end with this one, and on Ctrl-C without a traceback."""
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
 
 
-def _end_with_parent():
-    """Runs in a worker: a killed parent must not leave it waiting for ever, and Ctrl-C ends it without a traceback."""
+def _end_with_parent() -> None:
+    """Starts a thread in a worker that ends it with its parent. Ctrl-C ends a worker without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

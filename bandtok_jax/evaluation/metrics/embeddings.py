@@ -14,7 +14,7 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation.metrics import external_command, frechet
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import atomic_file, untrusted
 
 REFERENCE = "original"  # names the references where systems have their names
 FUNCTION = re.compile(r"[\w.]+:\w+")
@@ -97,9 +97,9 @@ def _stored(flag: str, source: str, system: str, paths: Sequence[str], output: s
     if not os.path.exists(path):
         compute = _by_function if FUNCTION.fullmatch(source) else _by_command
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path + ".partial", "wb") as file:
-            np.save(file, compute(flag, source, system, paths))
-        os.replace(path + ".partial", path)
+        vectors = compute(flag, source, system, paths)
+        with atomic_file.atomic_write(path) as partial, open(partial, "wb") as file:
+            np.save(file, vectors)
     return np.load(path)
 
 
