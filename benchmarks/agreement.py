@@ -83,12 +83,13 @@ def compare_dac(folder: str) -> None:
     """Prints a row for each DAC of `make_dac`."""
     import jax
 
-    from bandtok_jax.pretrained import import_dac, model_folder
+    from bandtok_jax.codecs.registry import assemble
+    from bandtok_jax.pretrained import import_dac
 
     for number, name in enumerate(DACS):
         source = pathlib.Path(folder) / str(number)
         stage = import_dac.read_official(str(source / "weights.pth"), parity=True)
-        codec = model_folder.join({"tokenizer": stage})
+        codec = assemble({"tokenizer": stage})
         reference = np.load(source / "reference.npz")
         codes = codec.encode(reference["audio"], codec.sample_rate_hz)
         decoded = codec.decode(reference["codes"])
@@ -175,7 +176,7 @@ def compare_vocos(folder: str) -> None:
         reference = np.load(source / "reference.npz")
         expected = reference["decoded"]
         config = load_config("bandtok:tiny_24khz", {"mel.padding": padding})
-        codec = MelCodec(component.fresh(config, jax.random.key(0)), vocoder)
+        codec = MelCodec(component.init_random(config, jax.random.key(0)), vocoder)
         parameters = vocoder.weights["parameters"]
         whole = jax.jit(vocoder.network.apply)(parameters, {}, reference["log_mel"][None])[0]
         row = {

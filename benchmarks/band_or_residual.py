@@ -42,7 +42,7 @@ from bandtok_jax.data_pipelines.full_tracks import FullTrack, open_tracks
 from bandtok_jax.data_pipelines.records import read_manifest
 from bandtok_jax.evaluation.metrics import continuations, mutual_information, token_perplexity, token_statistics
 from bandtok_jax.evaluation.report import token_report
-from bandtok_jax.pretrained.model_folder import read_stages
+from bandtok_jax.pretrained.model_folder import read_components
 from bandtok_jax.runtime import storage
 
 # Settings that all tokenizers, and all language models, share.
@@ -166,7 +166,7 @@ def _run(run: str, result: dict, data: str) -> None:
         model = f"{run}-lm-{rope}"
         changed = {**LANGUAGE_MODEL, "seed": seed, "data.tokens": tokens, "model.rope": rope}
         _train("language_model:tiny", model, changed)
-        scores = token_perplexity.evaluate(read_stages(model)["language_model"], tokens)
+        scores = token_perplexity.evaluate(read_components(model)["language_model"], tokens)
         codec = bandtok_jax.load(tokenizer, language_model=model)
         segments = _segments(tracks, codec)
         drift = continuations.drift(codec, segments, start_seconds=START_SECONDS, seed=seed)

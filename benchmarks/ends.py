@@ -42,7 +42,7 @@ def main() -> None:
         short += [_excerpt(audio, random.integers(shortest, longest), rate, random) for _ in range(flags.excerpts)]
         long.append(_excerpt(audio, LONG_SECONDS * rate, rate, random))
     _levels(codec, short)
-    if "vocoder" in codec.stages:
+    if "vocoder" in codec.components:
         _columns(codec, short)
     _quality(codec, long)
 
@@ -77,7 +77,7 @@ def _levels(codec: Codec, excerpts: Sequence[np.ndarray]) -> None:
 
 
 def _columns(codec: Codec, excerpts: Sequence[np.ndarray]) -> None:
-    definition = codec.stages["tokenizer"].mel
+    definition = codec.components["tokenizer"].mel
     frames = codec.samples_per_column // definition.hop_samples
     errors: dict[str, list[float]] = {"first": [], "middle": [], "last": []}
     for audio in excerpts:

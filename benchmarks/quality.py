@@ -59,7 +59,7 @@ def main() -> None:
     codec = bandtok_jax.load(flags.model, vocoder=flags.vocoder)
     tracks = open_tracks(flags.data, codec.sample_rate_hz)
     _tokenizer(codec, tracks["validation"], tracks["train"])
-    if "vocoder" in codec.stages:
+    if "vocoder" in codec.components:
         _vocoder(codec, tracks["validation"], flags.seconds)
 
 
@@ -81,7 +81,7 @@ def _middle(audio: np.ndarray, samples: int) -> np.ndarray:
 def _log_mel(codec: Codec, audio: np.ndarray) -> np.ndarray:
     """Returns the log-mel of a track, whose last column is padded by mirroring."""
     audio = np.pad(audio, (0, -len(audio) % codec.samples_per_column), mode="reflect")
-    return np.asarray(spectral.log_mel(audio, codec.stages["tokenizer"].mel))
+    return np.asarray(spectral.log_mel(audio, codec.components["tokenizer"].mel))
 
 
 def _log_mel_crops(log_mel: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def _tokenizer(codec: Codec, validation: Sequence[FullTrack], train: Sequence[Fu
 
 
 def _vocoder(codec: Codec, validation: Sequence[FullTrack], seconds: float) -> None:
-    definition, rows = codec.stages["tokenizer"].mel, []
+    definition, rows = codec.components["tokenizer"].mel, []
     hop = definition.hop_samples
     for track in validation:
         excerpt = _middle(_mono(track), int(seconds * codec.sample_rate_hz) // hop * hop)
@@ -184,7 +184,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _language_model(run: str) -> None:
-    component = model_folder.read_stages(run)["language_model"]
+    component = model_folder.read_components(run)["language_model"]
     metrics = token_perplexity.evaluate(component, component.config.data.tokens)
     fields = {"rope": component.config.model.rope, "step": component.step, "tokens": metrics["tokens"]}
     for name in ("cross_entropy", "unigram_cross_entropy", "unigram_gap", "end_accuracy"):

@@ -21,10 +21,10 @@ import numpy as np
 from timing import emit, keep_freed_memory, measure, rate
 
 from bandtok_jax import tasks
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
 from bandtok_jax.losses import spectral
-from bandtok_jax.pretrained import model_folder
 from bandtok_jax.tasks import optimization
 
 SECONDS, STEP_BATCH, STEP_SAMPLES = 5, 2, 16384
@@ -38,7 +38,7 @@ def main() -> None:
     if flags.kept:
         keep_freed_memory()
     config = load_config("dac:base")
-    stage = Stage(config, {})
+    stage = Component(config, {})
     rng = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -46,7 +46,7 @@ def main() -> None:
 
     parameters = jax.tree.map(draw, stage.network.shapes()[0])
     stage.weights = {"parameters": parameters, "buffers": {}}
-    codec = model_folder.join({"tokenizer": stage})
+    codec = assemble({"tokenizer": stage})
     audio = (0.1 * rng.standard_normal(SECONDS * codec.sample_rate_hz)).astype(np.float32)
     codes = codec.encode(audio, codec.sample_rate_hz)
     encode, decode = (
@@ -74,7 +74,7 @@ def main() -> None:
             subprocess.run([flags.peer, str(script), name, *["--kept"] * flags.kept], check=True)
 
 
-def _generator_step(stage: Stage, config: Any) -> Callable[[], Any]:
+def _generator_step(stage: Component, config: Any) -> Callable[[], Any]:
     """Returns a call that makes one step of the generator."""
     network, optimizer = stage.network, optimization.create_optimizer(config.optimizer, config.total_steps)
     audio = _crops()

@@ -34,6 +34,9 @@ VARIANTS = {
     ),
 }
 
+# The configuration of the vocoder with which `bandtok_jax.create` makes a codec; tiny_24khz takes imported ones.
+VOCODERS = {"tiny": "vocos:tiny", "small": "vocos:small", "base": "vocos:base"}
+
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     config = defaults.get_config()

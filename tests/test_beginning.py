@@ -18,7 +18,7 @@ from tests import tiny
 
 def test_an_export_is_no_run_folder(tmp_path):
     config, export = tiny.config("mel_tokenizer", tmp_path), tmp_path / "config.json"
-    export.write_text('{"export_version": 1, "stages": {}}')
+    export.write_text('{"export_version": 1, "components": {}}')
     with pytest.raises(ValueError, match=r"holds an export.*another --workdir.*--init-from"):
         loop.train(config, tmp_path)
     with pytest.raises(ValueError, match="holds no run's configuration: give a run"):

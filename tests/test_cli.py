@@ -26,7 +26,7 @@ from bandtok_jax.config.stored import to_json
 from bandtok_jax.data_pipelines import full_tracks
 from bandtok_jax.formats import bt_file
 from bandtok_jax.generation import prompting
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.pretrained import export_folder
 
 VERBS = "prepare train config tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
 RATE = 44100
@@ -40,7 +40,7 @@ def codec():
 @pytest.fixture(scope="module")
 def model(codec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "mine"
-    model_folder.save(codec, folder)
+    export_folder.save_codec(codec, folder)
     return str(folder)
 
 
@@ -50,9 +50,9 @@ def composer(codec, tmp_path_factory):
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
     config = load_config("language_model:tiny", changes)
-    stages = codec.stages | {"language_model": component.fresh(config, jax.random.key(0))}
+    stages = codec.components | {"language_model": component.init_random(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "composer"
-    model_folder.save(MelCodec(**stages), folder)
+    export_folder.save_codec(MelCodec(**stages), folder)
     return str(folder)
 
 
@@ -225,7 +225,9 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
     found = found[:settled]
     assert (found == beginning).mean() > 0.9  # the gain is found after resampling: a code on an edge may fall otherwise
     capsys.readouterr()
-    monkeypatch.setattr(prompting, "generate", None)  # what cannot be written is refused before the work
+    monkeypatch.setattr(
+        prompting.GridLanguageModel, "generate", None
+    )  # what cannot be written is refused before the work
     assert "check the path" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/no/new.wav")
     original = f"--continue={tmp_path}/new-2.WAV"
     error = failure(capsys, "generate", *flags, original, "--count=2", "-o", f"{tmp_path}/new.WAV")
@@ -255,7 +257,7 @@ def test_a_prompt_that_is_no_text_is_refused(composer):
     with pytest.raises(ValueError, match="a prompt of characters that UTF-8 does not have"):
         codec.generate("piano \udcff", seconds=0.1)
     with pytest.raises(ValueError, match="no prompts"):
-        prompting.generate(codec, [], seconds=0.1)
+        codec.language_model.generate([], seconds=0.1)
 
 
 def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, tmp_path):
@@ -275,7 +277,7 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
 
 def _without_vocoder(model, tmp_path):
     codec = bandtok_jax.load(model)
-    model_folder.save(MelCodec(codec.stages["tokenizer"]), tmp_path / "alone")
+    export_folder.save_codec(MelCodec(codec.components["tokenizer"]), tmp_path / "alone")
     return tmp_path / "alone"
 
 
@@ -314,8 +316,8 @@ def test_tokenize(model, tmp_path, monkeypatch, capsys):
 
 def test_mistakes_with_files(model, song, tmp_path, capsys):
     other, codec = str(tmp_path / "other"), bandtok_jax.load(model)
-    codec.stages["tokenizer"].weights["parameters"]["encoder_in"]["bias"] += 1
-    model_folder.save(codec, other)
+    codec.components["tokenizer"].weights["parameters"]["encoder_in"]["bias"] += 1
+    export_folder.save_codec(codec, other)
     codes = str(tmp_path / "song.bt")
     assert cli.main(["encode", song, f"--model={model}", "-o", codes]) == 0
     capsys.readouterr()

@@ -25,7 +25,7 @@ RATE = 44100
 @functools.cache
 def create():
     codec = bandtok_jax.create("bandtok:tiny", seed=1)
-    return MelCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8)
+    return MelCodec(codec.components["tokenizer"], codec.components["vocoder"], chunk_columns=8)
 
 
 @functools.cache
@@ -54,8 +54,10 @@ def test_the_documented_example():
 
 
 def test_equal_seeds_make_equal_weights():
-    config = create().stages["tokenizer"].config
-    weight_hashes = [component.fresh(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)]
+    config = create().components["tokenizer"].config
+    weight_hashes = [
+        component.init_random(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)
+    ]
     assert weight_hashes[0] == create().weight_hash != weight_hashes[1]
 
 
@@ -68,7 +70,7 @@ def whole(stage, x, method="__call__"):
 @pytest.mark.parametrize("samples", [1, 700, 4096, 4097, 100_000, 4 * RATE])
 def test_chunks_have_the_codes_and_the_sound_of_the_whole_file(samples):
     codec, audio = create(), music()[:samples]
-    tokenizer, vocoder = codec.stages["tokenizer"], codec.stages["vocoder"]
+    tokenizer, vocoder = codec.components["tokenizer"], codec.components["vocoder"]
     codes, columns = codec.encode(audio, RATE), math.ceil(samples / 4096)
     assert codes.dtype == np.int32 and codes.shape == (columns, 16) and (samples < 10_000 or len(np.unique(codes)) > 20)
     around = (codec.mel.fft_samples - codec.mel.hop_samples) // 2
@@ -87,7 +89,7 @@ def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
     codec, audio = create(), music()
     prefix, whole = codec.encode(audio[:samples], RATE), codec.encode(audio, RATE)
     reach = codec.samples_per_column * math.ceil(
-        codec.stages["tokenizer"].network.attribute("encoder_context_frames") / 8
+        codec.components["tokenizer"].network.attribute("encoder_context_frames") / 8
     )
     settled = codec.settled_columns(samples)
     assert settled >= (samples - reach - codec.mel.fft_samples) // codec.samples_per_column
@@ -132,7 +134,7 @@ def test_memory_is_bounded_by_the_chunk():
 def test_decoding_in_chunks_has_no_seams():
     codec = create()
     codes = codec.encode(music(), RATE)
-    whole = MelCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=len(codes))
+    whole = MelCodec(codec.components["tokenizer"], codec.components["vocoder"], chunk_columns=len(codes))
     np.testing.assert_allclose(codec.decode(codes), whole.decode(codes), atol=1e-4 * np.abs(whole.decode(codes)).max())
 
 
@@ -190,12 +192,12 @@ def test_bad_codes(codes, words):
 
 
 def test_missing_stages_name_the_cure():
-    codec = MelCodec(create().stages["tokenizer"])
+    codec = MelCodec(create().components["tokenizer"])
     with pytest.raises(ValueError, match=r"bandtok_jax.load\(path, vocoder=RUN\) .* --vocoder=RUN"):
         codec.decode(np.zeros((2, 16), np.int32))
     with pytest.raises(ValueError, match="language_model=RUN.* --language-model=RUN"):
         codec.generate("a song")
-    with pytest.raises(ValueError, match="bandtok:tiny"):
+    with pytest.raises(ValueError, match="bandtok"):
         bandtok_jax.create("bandtock:tiny")
 
 
@@ -205,8 +207,10 @@ def composer(text="bytes"):
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8", "model.text": text}
     config = load_config("language_model:tiny", changes)
-    stages = create().stages
-    return MelCodec(stages["tokenizer"], stages["vocoder"], component.fresh(config, jax.random.key(0)), chunk_columns=8)
+    stages = create().components
+    return MelCodec(
+        stages["tokenizer"], stages["vocoder"], component.init_random(config, jax.random.key(0)), chunk_columns=8
+    )
 
 
 def test_generate():
@@ -231,20 +235,20 @@ def test_generate():
 
 def test_prompts_are_left_out_where_no_caption_was_learned():
     codec = composer()
-    config = codec.stages["language_model"].config
+    config = codec.language_model.config
     free = codec.generate(seconds=0.3, seed=3)
     with pytest.warns(UserWarning, match="first 512 bytes"):
         assert len(codec.generate(513 * "a", seconds=0.3, seed=3))
     with config.unlocked():
         config.caption_fraction = 0.0
-    with pytest.warns(UserWarning, match="learned from no caption: the prompt is left out"):
+    with pytest.warns(UserWarning, match="without captions: the prompt is left out"):
         np.testing.assert_array_equal(codec.generate("slow piano", seconds=0.3, seed=3), free)
     with config.unlocked():
         config.caption_fraction = -1.0
 
 
 def test_a_tokenizer_for_imported_vocoders_comes_without_one():
-    assert set(bandtok_jax.create("bandtok:tiny_24khz").stages) == {"tokenizer"}
+    assert set(bandtok_jax.create("bandtok:tiny_24khz").components) == {"tokenizer"}
 
 
 def test_embeddings_that_do_not_fit_are_named(tmp_path):
@@ -283,11 +287,11 @@ def test_a_seed_of_which_bits_would_be_lost_is_refused(seed):
 def test_a_language_model_of_another_grid_is_refused():
     config = load_config("language_model:tiny", {"model.rows": "12"})
     with pytest.raises(ValueError, match="rows 12, the tokenizer has 16"):
-        MelCodec(create().stages["tokenizer"], language_model=component.Stage(config, {}))
+        MelCodec(create().components["tokenizer"], language_model=component.Component(config, {}))
 
 
 def test_weight_hash_sees_every_leaf_and_no_order():
-    weights = jax.tree.map(np.asarray, create().stages["tokenizer"].weights)
+    weights = jax.tree.map(np.asarray, create().components["tokenizer"].weights)
     turned = {key: weights[key] for key in reversed(weights)}
     assert safetensors.weight_hash(turned) == safetensors.weight_hash(weights) == create().weight_hash
     weights = jax.tree.map(np.copy, weights)
@@ -300,7 +304,7 @@ def test_weight_hash_sees_every_leaf_and_no_order():
 def create_of_levels():
     """A tokenizer whose rows are residual levels of the columns of a mel picture, with a vocoder."""
     config = load_config("bandtok:tiny", {"model.residual_levels": "4"})
-    return MelCodec(component.fresh(config, jax.random.key(0)), create().stages["vocoder"], chunk_columns=8)
+    return MelCodec(component.init_random(config, jax.random.key(0)), create().components["vocoder"], chunk_columns=8)
 
 
 def test_a_mel_tokenizer_may_have_residual_levels():

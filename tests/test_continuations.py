@@ -38,8 +38,9 @@ def generating_codec(**options):
     whole = dataclasses.replace(codec.mel, padding="same")
     codec.decode_mel = lambda codes: np.asarray(spectral.log_mel(codec.decode(codes), whole))
     settings = types.SimpleNamespace(data=types.SimpleNamespace(columns=4001))
-    codec.stages = {"language_model": types.SimpleNamespace(config=settings)}
-    codec.generator = NoisyGenerator(np.stack([codec.encode(segment, 16_000) for segment in segments()]), **options)
+    codec.components = {"language_model": types.SimpleNamespace(config=settings)}
+    true = np.stack([codec.encode(segment, 16_000) for segment in segments()])
+    codec.language_model = types.SimpleNamespace(generator=NoisyGenerator(true, **options))
     return codec
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import bandtok_jax
 from bandtok_jax import tasks
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import tokenize_corpus
 from bandtok_jax.config.load import load_config
@@ -30,7 +30,7 @@ write = TokenWriter.write
 
 @functools.cache
 def codec():
-    return MelCodec(bandtok_jax.create("bandtok:tiny", seed=0).stages["tokenizer"], chunk_columns=8)
+    return MelCodec(bandtok_jax.create("bandtok:tiny", seed=0).components["tokenizer"], chunk_columns=8)
 
 
 def sound(name: str, samples: int) -> np.ndarray:
@@ -246,7 +246,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     assert np.isfinite(metrics["loss"])
 
     weights = {name: state["model"][name] for name in ("parameters", "buffers")}
-    full = MelCodec(codec().stages["tokenizer"], language_model=Stage(task.config, weights))
+    full = MelCodec(codec().components["tokenizer"], language_model=Component(task.config, weights))
     heard = [full.generate(seconds=0.5, embedding=embedding) for embedding in (given["long"], -9 * given["long"])]
     assert heard[0].shape[1] == 16 and not np.array_equal(heard[0], heard[1])
     with pytest.raises(ValueError, match="learned from embeddings"):

@@ -17,10 +17,11 @@ import pytest
 from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.codecs import dac_file
+from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.commands import code_files
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import bt_file, safe_pickle, torch_checkpoint
-from bandtok_jax.pretrained import import_dac, model_folder
+from bandtok_jax.pretrained import import_dac
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "dac"
 READERS = {"hf": import_dac.read_transformers}
@@ -29,7 +30,7 @@ READERS = {"hf": import_dac.read_transformers}
 @functools.cache
 def codec(name, parity=False):
     path = GOLDEN / ("hf" if name == "hf" else f"{name}.pth")
-    return model_folder.join({"tokenizer": READERS.get(name, import_dac.read_official)(str(path), parity)})
+    return assemble({"tokenizer": READERS.get(name, import_dac.read_official)(str(path), parity)})
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def test_codes_and_sound_are_the_published_ones(name, parity):
     assert all(len(np.unique(level)) > 6 for level in expected.T)
     found, lost = model.decode(expected), {"even": 0, "odd": 2, "hf": 2}[name]
     assert len(found) == len(sound) + lost == len(expected) * model.samples_per_column
-    context = model.stages["tokenizer"].network.attribute("decoder_context_columns") * model.samples_per_column
+    context = model.components["tokenizer"].network.attribute("decoder_context_columns") * model.samples_per_column
     same = len(sound) if parity or not lost else len(sound) - context
     assert same > 3000
     np.testing.assert_allclose(found[:same], sound[:same], atol=1e-4)
@@ -115,7 +116,7 @@ def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_pat
 def test_pieces_have_the_published_lengths():
     """Of the 44.1 kHz model, measured on the published program."""
     tokenizer = types.SimpleNamespace(config=load_config("dac:base"))
-    encoder, decoder = dac_file._layers(types.SimpleNamespace(stages={"tokenizer": tokenizer}))
+    encoder, decoder = dac_file._layers(types.SimpleNamespace(components={"tokenizer": tokenizer}))
     assert dac_file._delay(encoder + decoder) == 7904
     for window, columns, samples in ((44_544, 72, 28_522), (220_672, 416, 204_650)):
         assert (dac_file._length(window, encoder), dac_file._length(columns, decoder)) == (columns, samples)

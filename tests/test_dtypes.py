@@ -6,10 +6,10 @@ import pytest
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.pretrained import export_folder
 from bandtok_jax.runtime.target_platform import made_for
 
 NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
@@ -20,18 +20,18 @@ NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
 def test_a_tokenizer_in_float32_and_others_as_trained_or_asked(trained, platform, asked):
     computed = {}
     for name in NAMES:
-        stage = Stage(load_config(name, {"dtype": trained}), {}, dtype=asked)
+        stage = Component(load_config(name, {"dtype": trained}), {}, dtype=asked)
         with made_for(platform):
-            computed[name] = stage.task.config.dtype
+            computed[name] = stage.resolved_config.dtype
     assert computed["bandtok:tiny"] == computed["dac:tiny"] == "float32"
     expected = asked or ("float32" if platform == "cpu" else trained)
     assert computed["vocos:tiny"] == computed["language_model:tiny"] == expected
 
 
 def test_codes_stay_and_sound_hardly_changes_in_16_bits(tmp_path):
-    model_folder.save(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
+    export_folder.save_codec(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
     short = [bandtok_jax.load(tmp_path / "model", dtype=dtype) for dtype in ("", "bfloat16")]
-    short = [MelCodec(codec.stages["tokenizer"], codec.stages["vocoder"], chunk_columns=8) for codec in short]
+    short = [MelCodec(codec.components["tokenizer"], codec.components["vocoder"], chunk_columns=8) for codec in short]
     audio = np.random.default_rng(0).normal(size=20_000).astype(np.float32) * 0.1
     codes = [codec.encode(audio, 44_100) for codec in short]
     np.testing.assert_array_equal(*codes)

@@ -9,7 +9,7 @@ import pytest
 
 from bandtok_jax import tasks
 from bandtok_jax.audio import spectral
-from bandtok_jax.codecs.component import Stage, fresh
+from bandtok_jax.codecs.component import Component, init_random
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.runtime.target_platform import jit_once
@@ -54,9 +54,9 @@ def codec(tmp_path_factory):
         state, _ = step(state, {}, batch(), key)
     model = jax.device_get(state["model"])
     weights = {"parameters": model["parameters"], "buffers": model["buffers"]}
-    tokenizer = Stage(config, weights, origin="a short training").check()
+    tokenizer = Component(config, weights, source_path="a short training").check()
     vocoder = load_config("vocos:tiny", {"model.dim": 16, "model.intermediate_dim": 16, "model.num_layers": 1})
-    return MelCodec(tokenizer, fresh(vocoder, key), chunk_columns=8)
+    return MelCodec(tokenizer, init_random(vocoder, key), chunk_columns=8)
 
 
 def excerpts(samples=EXCERPT) -> list[tuple[int, np.ndarray]]:
@@ -89,7 +89,7 @@ def test_the_ends_are_as_loud_as_the_middle(codec, samples):
 
 @pytest.mark.parametrize("columns, samples", [(3, 16 * COLUMN), (5, 70_001)])
 def test_a_file_cut_anywhere_is_as_good_as_the_longer_one(codec, columns, samples):
-    reach = 1 + codec.stages["tokenizer"].network.attribute("encoder_context_frames") // 8
+    reach = 1 + codec.components["tokenizer"].network.attribute("encoder_context_frames") // 8
     errors = {"cut": [], "longer": []}
     for start, _ in excerpts():
         start -= columns * COLUMN

@@ -18,12 +18,13 @@ import safetensors.numpy
 
 from bandtok_jax import tasks
 from bandtok_jax.codecs import dac_file
-from bandtok_jax.codecs.component import fresh
+from bandtok_jax.codecs.component import init_random
+from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import to_json, write_config
 from bandtok_jax.formats import bt_file
 from bandtok_jax.formats import safetensors as weights_file
-from bandtok_jax.pretrained import import_dac, import_vocos, model_folder
+from bandtok_jax.pretrained import export_folder, import_dac, import_vocos, model_folder
 from tests import fuzz
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -141,14 +142,14 @@ def small_tokenizer():
     config = load_config("bandtok:tiny")
     with config.unlocked():
         config.model.update(channels=(8,), patch=32, codebook_size=16, codebook_dim=4)
-    return fresh(config, jax.random.key(0))
+    return init_random(config, jax.random.key(0))
 
 
 def test_configuration_of_an_export(tmp_path):
     stage = small_tokenizer()
-    model_folder.save(model_folder.join({stage.name: stage}), tmp_path)
+    export_folder.save_codec(assemble({stage.role: stage}), tmp_path)
     valid = (tmp_path / "config.json").read_bytes()
-    read = lambda _: model_folder.read_stages(tmp_path)
+    read = lambda _: model_folder.read_components(tmp_path)
     fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
 
 

@@ -12,7 +12,7 @@ from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
 from bandtok_jax.training.run import resolve
@@ -162,8 +162,8 @@ def test_every_weight_has_a_place(variant):
 
 def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
     codec = bandtok_jax.create("bandtok:tiny")
-    model_folder.save(codec, tmp_path / "model")
-    model_folder.save(MelCodec(codec.stages["tokenizer"]), tmp_path / "tokenizer")
+    export_folder.save_codec(codec, tmp_path / "model")
+    export_folder.save_codec(MelCodec(codec.components["tokenizer"]), tmp_path / "tokenizer")
     folder = {"mine": codec.weight_hash, "other": "0" * 64}
     for name, weight_hash in folder.items():
         writer = TokenWriter(
@@ -177,7 +177,7 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
     def task(tokens, tokenizer, **changes):
         changes = {"model.rows": 16, "model.codebook_size": 1024, "data.columns": 4, "batch_size": 3, **changes}
         config = task_of(tmp_path / tokens, **changes, tokenizer=tmp_path / tokenizer).config
-        return tasks.create(config, model_folder.read_stages)
+        return tasks.create(config, model_folder.read_components)
 
     made = task("mine", "model", vocoder=tmp_path / "model")
     state, frozen = jit_once(made.init)(jax.random.key(0)), made.load_frozen()

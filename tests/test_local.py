@@ -76,7 +76,7 @@ def test_every_stage_from_one_command(tmp_path):
     for row in ("tokenizer: mel error", "tokenizer: codebook use", "vocoder: mel error", "language model: loss"):
         assert row in run.stdout
     codec = bandtok_jax.load(tmp_path / "all" / "model")
-    assert set(codec.stages) == {"tokenizer", "vocoder", "language_model"} and codec.codebook_size == 64
+    assert set(codec.components) == {"tokenizer", "vocoder", "language_model"} and codec.codebook_size == 64
     audio, rate = soundfile.read(tmp_path / "all" / "generated.wav")
     assert rate == codec.sample_rate_hz and 0 < len(audio) <= 1.1 * rate
     assert read_token_manifest(tmp_path / "all" / "tokens")["weight_hash"] == codec.weight_hash

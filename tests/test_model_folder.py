@@ -12,7 +12,7 @@ import safetensors.numpy
 import bandtok_jax
 from bandtok_jax.codecs import component
 from bandtok_jax.config.stored import write_config
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.training.checkpoint import Checkpoints
 from tests import tiny
 
@@ -27,15 +27,15 @@ def codec():
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "export"
-    model_folder.save(codec(), folder)
+    export_folder.save_codec(codec(), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder as training leaves it: the average differs from the parameters."""
-    folder, config = tmp_path_factory.mktemp("runs") / "tokenizer", codec().stages["tokenizer"].config
-    weights = codec().stages["tokenizer"].weights
+    folder, config = tmp_path_factory.mktemp("runs") / "tokenizer", codec().components["tokenizer"].config
+    weights = codec().components["tokenizer"].weights
     spoilt = jax.tree.map(lambda x: x + 1, weights["parameters"])
     model = {"parameters": spoilt, "buffers": weights["buffers"], "ema": weights["parameters"], "optimizer": {}}
     checkpoints = Checkpoints(folder, keep=1, best_metric="loss")
@@ -58,7 +58,7 @@ def test_a_run_and_its_export_give_the_same_codes(run, export, tmp_path):
         np.testing.assert_array_equal(found.encode(AUDIO, 44100), expected)
     assert exported.weight_hash == from_run.weight_hash == from_export.weight_hash == codec().weight_hash
     np.testing.assert_array_equal(from_export.decode(expected), codec().decode(expected))
-    assert from_export.stages["tokenizer"].step == 7
+    assert from_export.components["tokenizer"].step == 7
     names = safetensors.numpy.load_file(tmp_path / "bundle" / "model.safetensors")
     assert {name.split(".")[0] for name in names} == {"tokenizer", "vocoder"}
     card = (tmp_path / "bundle" / "README.md").read_text()
@@ -74,20 +74,20 @@ def test_an_export_of_an_export_is_the_same(export, tmp_path):
 def test_an_export_holds_no_folder_of_the_machine_that_trained_it(tmp_path):
     folders = {"data.sources": f"{tmp_path}/music=3,{tmp_path}/more,synthetic", "data.tokens": f"{tmp_path}/tokens/"}
     config = tiny.config("vocoder", tmp_path, tokenizer=f"{tmp_path}/runs/tokenizer", **folders)
-    model_folder.save_vocoder(component.fresh(config, jax.random.key(0)), tmp_path / "export")
+    export_folder.save_vocoder(component.init_random(config, jax.random.key(0)), tmp_path / "export")
     texts = [(tmp_path / "export" / name).read_text() for name in ("config.json", "README.md")]
     assert not any(str(tmp_path) in text for text in texts)
-    written = json.loads(texts[0])["stages"]["vocoder"]["config"]
+    written = json.loads(texts[0])["components"]["vocoder"]["config"]
     assert written["data"]["sources"] == "music=3,more,synthetic" and written["data"]["tokens"] == "tokens"
     assert written["tokenizer"] == "tokenizer"
     assert config.tokenizer == f"{tmp_path}/runs/tokenizer"  # the run keeps its own
-    assert "vocoder" in model_folder.read_stages(tmp_path / "export")
+    assert "vocoder" in model_folder.read_components(tmp_path / "export")
 
 
 def test_a_checkpoint_is_named_from_within_its_run(run, monkeypatch):
     monkeypatch.chdir(run)
     assert model_folder.split_step("checkpoints/7") == (".", 7)
-    assert model_folder.read_stages("checkpoints/7")["tokenizer"].step == 7
+    assert model_folder.read_components("checkpoints/7")["tokenizer"].step == 7
 
 
 def test_missing_and_wrong_folders(run, export, tmp_path):
@@ -99,7 +99,7 @@ def test_missing_and_wrong_folders(run, export, tmp_path):
         bandtok_jax.load(export, vocoder=run)
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        model_folder.save(codec(), tmp_path)
+        export_folder.save_codec(codec(), tmp_path)
     shutil.copy(export / "config.json", tmp_path)
     with pytest.raises(ValueError, match="no model.safetensors"):
         bandtok_jax.load(tmp_path)
@@ -111,12 +111,12 @@ def test_missing_and_wrong_folders(run, export, tmp_path):
         bandtok_jax.load(tmp_path / "run")
 
 
-def test_a_task_that_is_not_known_is_named(export, tmp_path):
+def test_an_unknown_kind_of_network_is_named(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     content = json.loads((tmp_path / "other" / "config.json").read_text())
-    content["stages"]["tokenizer"]["config"]["task"] = "singer"
+    content["components"]["tokenizer"]["config"]["model"]["kind"] = "singer"
     (tmp_path / "other" / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="other: the task .* is 'singer'; it must be one of mel_tokenizer"):
+    with pytest.raises(ValueError, match="other: .*model.kind is 'singer'; it must be one of bandtok, dac"):
         bandtok_jax.load(tmp_path / "other")
 
 
@@ -124,10 +124,10 @@ def test_a_task_that_is_not_known_is_named(export, tmp_path):
     "change",
     [
         lambda content: None,
-        lambda content: content | {"stages": []},
-        lambda content: content["stages"]["tokenizer"].pop("config") and content,
-        lambda content: content["stages"]["tokenizer"]["config"]["model"].update(wings=2) or content,
-        lambda content: content["stages"]["tokenizer"].update(wings=2) or content,
+        lambda content: content | {"components": []},
+        lambda content: content["components"]["tokenizer"].pop("config") and content,
+        lambda content: content["components"]["tokenizer"]["config"]["model"].update(wings=2) or content,
+        lambda content: content["components"]["tokenizer"].update(wings=2) or content,
     ],
 )
 def test_a_config_that_describes_no_model_is_named(change, export, tmp_path):
@@ -153,14 +153,14 @@ def test_weights_of_other_programs_are_not_overwritten(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"mine")
     (tmp_path / "config.json").write_text('{"model_type": "dac"}')
     with pytest.raises(ValueError, match="holds no export of bandtok"):
-        model_folder.save(codec(), tmp_path)
+        export_folder.save_codec(codec(), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
 
 
 def test_weights_of_another_size_name_the_leaf(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     content = json.loads((tmp_path / "other" / "config.json").read_text())
-    content["stages"]["tokenizer"]["config"]["model"]["codebook_size"] = 512
+    content["components"]["tokenizer"]["config"]["model"]["codebook_size"] = 512
     (tmp_path / "other" / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"codebook.*\[1024.* instead of \[512"):
         bandtok_jax.load(tmp_path / "other")
@@ -169,7 +169,7 @@ def test_weights_of_another_size_name_the_leaf(export, tmp_path):
 def test_stages_of_different_tokenizers_are_kept_apart(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     content = json.loads((tmp_path / "other" / "config.json").read_text())
-    content["stages"]["vocoder"]["tokenizer_hash"] = "0" * 64
+    content["components"]["vocoder"]["tokenizer_hash"] = "0" * 64
     (tmp_path / "other" / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="trained on the tokenizer 000000000000"):
         bandtok_jax.load(export, vocoder=tmp_path / "other")

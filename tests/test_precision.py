@@ -11,7 +11,7 @@ import pytest
 from bandtok_jax import tasks
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.codecs.waveform import SoundCodec
+from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.runtime.target_platform import made_for
 from tests import tiny
 
@@ -26,17 +26,17 @@ OUTSIDE = ("bfloat16", "tensorfloat32", "BF16_BF16_F32")
 @functools.cache
 def codec(kind):
     name, changes = KINDS[kind]
-    tokenizer = component.fresh(tiny.shrunk(name, "", **changes), jax.random.key(0))
-    make = SoundCodec if tokenizer.config.task == "waveform_codec" else MelCodec
+    tokenizer = component.init_random(tiny.shrunk(name, "", **changes), jax.random.key(0))
+    make = WaveformCodec if tokenizer.config.task == "waveform_codec" else MelCodec
     return make(tokenizer, chunk_columns=4)
 
 
 def _programs(kind, platform):
     """Every program of a codec and of the start of its codebook that leads to codes, as text."""
-    coder, network = codec(kind), codec(kind).stages["tokenizer"].network
+    coder, network = codec(kind), codec(kind).components["tokenizer"].network
     weights = jax.eval_shape(lambda: coder._weights["tokenizer"])
     audio = jax.ShapeDtypeStruct((1, 2**14), jnp.float32)
-    front = tasks.create(coder.stages["tokenizer"].config)
+    front = tasks.create(coder.components["tokenizer"].config)
     state, batch = jax.eval_shape(front.init, jax.random.key(0)), front.batch_spec()
     x = audio if kind == "DAC" else jax.eval_shape(front.target, {"audio": audio})
 

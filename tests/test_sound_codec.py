@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.codecs.component import Stage
-from bandtok_jax.codecs.waveform import SoundCodec
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.registry import assemble
+from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.commands import code_files
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import bt_file
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
@@ -27,14 +28,14 @@ def tokenizer():
         "data.sample_rate_hz": str(RATE), "model.encoder_dim": "4", "model.decoder_dim": "16", "model.rows": "3",
         "model.strides": "(3, 4)", "model.latent_dim": "8", "model.codebook_size": "32", "model.codebook_dim": "4",
     }  # fmt: skip
-    stage = Stage(load_config("dac:tiny", changes), {}, origin="random weights")
+    stage = Component(load_config("dac:tiny", changes), {}, source_path="random weights")
     stage.weights = {"parameters": tiny.random_weights(stage.network), "buffers": {}}
     return stage.check()
 
 
 @functools.cache
 def create(chunk_columns=16):
-    return SoundCodec(tokenizer(), chunk_columns=chunk_columns)
+    return WaveformCodec(tokenizer(), chunk_columns=chunk_columns)
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def whole(method, x):
 def test_attributes():
     codec = create()
     assert (codec.row_kind, codec.rows, codec.codebook_size, codec.channels) == ("residual", ROWS, 32, 1)
-    assert codec.row_edges_hz is None and codec.makes_sound and codec.samples_per_column == HOP
+    assert codec.row_edges_hz is None and codec.can_decode and codec.samples_per_column == HOP
     assert codec.bits_per_second == pytest.approx(RATE / HOP * ROWS * 5) and set(codec.parameters) == {"tokenizer"}
     assert codec.header.row_kind == "residual" and codec.mel.high_hz == RATE / 2
 
@@ -189,13 +190,13 @@ def test_a_foreign_file_is_refused(tmp_path):
 
 def test_exports_and_language_models(tmp_path):
     language_model = load_config("language_model:tiny", {"model.rows": "3", "model.codebook_size": "32"})
-    stages = {"tokenizer": tokenizer(), "language_model": Stage(language_model, {})}
-    assert set(model_folder.join(stages).stages) == {"tokenizer", "language_model"}
+    stages = {"tokenizer": tokenizer(), "language_model": Component(language_model, {})}
+    assert set(assemble(stages).components) == {"tokenizer", "language_model"}
     with pytest.raises(ValueError, match="rows 16, the tokenizer has 3"):
-        SoundCodec(tokenizer(), Stage(load_config("language_model:tiny"), {}))
+        WaveformCodec(tokenizer(), language_model=Component(load_config("language_model:tiny"), {}))
     with pytest.raises(ValueError, match="no use for the vocoder"):
-        model_folder.join({"tokenizer": tokenizer(), "vocoder": tokenizer()})
-    model_folder.save(create(), tmp_path / "export")
+        assemble({"tokenizer": tokenizer(), "vocoder": tokenizer()})
+    export_folder.save_codec(create(), tmp_path / "export")
     again = model_folder.load(tmp_path / "export")
     np.testing.assert_array_equal(again.encode(sound(), RATE), codes())
     assert again.weight_hash == create().weight_hash

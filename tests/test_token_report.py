@@ -13,7 +13,7 @@ import sklearn.metrics
 import soundfile
 
 from bandtok_jax import cli
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.data_pipelines.transforms import caption_bytes
 from bandtok_jax.evaluation.metrics import mutual_information, token_perplexity, tsne
@@ -89,7 +89,7 @@ def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeyp
 def language_model(folder):
     """Returns a language model with random weights, for the tokens of `tiny`."""
     config = tiny.config("language_model", folder, **{"data.columns": 7})
-    stage = Stage(config, {}, origin="random weights", tokenizer_hash="0" * 64)
+    stage = Component(config, {}, source_path="random weights", tokenizer_hash="0" * 64)
     stage.weights = {"parameters": jax.tree.map(jnp.asarray, tiny.random_weights(stage.network)), "buffers": {}}
     return stage
 
@@ -138,7 +138,7 @@ def _read(stage, caption):
 
 def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
     stage = language_model(tmp_path)
-    monkeypatch.setattr(model_folder, "read_stages", lambda path: {"language_model": stage})
+    monkeypatch.setattr(model_folder, "read_components", lambda path: {"language_model": stage})
     flags = [f"--data={tmp_path / 'tokens'}", f"--output={tmp_path / 'report'}"]
     assert cli.main(["evaluate", "tokens", *flags, "--language-model=a=x", "--language-model=b=x"]) == 0
     assert "nats per token of 768 of tokens, unigrams of each row" in capsys.readouterr().out

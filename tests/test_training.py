@@ -24,7 +24,7 @@ from bandtok_jax.codecs import component
 from bandtok_jax.config.stored import write_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.plotting import plots
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.runs import manifest
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runs.weights import load_part, load_weights, saved_steps
@@ -138,8 +138,8 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 
 def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = tmp_path / "vocoder"
-    model_folder.save_vocoder(component.fresh(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
-    made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_stages)
+    export_folder.save_vocoder(component.init_random(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
+    made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_components)
     state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
     frozen = made.load_frozen()
     shown = made.summaries(state, frozen, batch)
@@ -150,7 +150,7 @@ def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
     assert resolved.config.vocoder_hash == resolved.dependencies["vocoder"] == made.component("vocoder").weight_hash
     with pytest.raises(ValueError, match="holds no vocoder: give the vocoder's run"):
         wrong = tiny.config("mel_tokenizer", tmp_path, vocoder=str(straight("mel_tokenizer")))
-        tasks.create(wrong, model_folder.read_stages).load_frozen()
+        tasks.create(wrong, model_folder.read_components).load_frozen()
 
 
 def test_a_complete_run_stops_at_once(straight):
@@ -388,12 +388,12 @@ def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
 
 def test_fine_tuning_from_an_export_trains_the_critic_first(straight, tmp_path):
     codec = bandtok_jax.load(straight("mel_tokenizer"))
-    model_folder.save(codec, tmp_path / "export")
+    export_folder.save_codec(codec, tmp_path / "export")
     changes = {"optimizer.learning_rate": "0.0", "total_steps": "1", "loss.discriminator_warmup": "5"}
     config = tiny.config("mel_tokenizer", tmp_path, **changes)
     loop.train(config, tmp_path / "run", init_from=tmp_path / "export")
     started = bandtok_jax.load(tmp_path / "run")
-    assert started.stages["tokenizer"].config.loss.discriminator_warmup == 5
+    assert started.components["tokenizer"].config.loss.discriminator_warmup == 5
     same = lambda one, other: np.testing.assert_array_equal(one, other)
     jax.tree.map(same, started.parameters["tokenizer"]["parameters"], codec.parameters["tokenizer"]["parameters"])
     with pytest.raises(ValueError, match="holds no vocoder: start from a run or export that has one"):
@@ -404,7 +404,7 @@ def test_a_checkpoint_to_start_from_brings_its_discriminator(straight):
     run = straight("mel_tokenizer")
     shapes = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))
     fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    loaded = states.load_initial_weights(run / "checkpoints" / "4", "mel_tokenizer", fresh)
+    loaded = states.load_initial_weights(run / "checkpoints" / "4", "tokenizer", fresh)
     expected = load_part(run, 4, "training")["discriminator"]["parameters"]
     jax.tree.map(np.testing.assert_array_equal, loaded["discriminator"]["parameters"], expected)
 
@@ -424,7 +424,7 @@ def test_the_discriminator_trains_alone_only_where_a_run_starts_without_it(strai
 def test_a_step_of_a_run_can_be_named(straight):
     run = straight("mel_tokenizer")
     first, last = (bandtok_jax.load(run / "checkpoints" / str(step)) for step in saved_steps(run))
-    assert [codec.stages["tokenizer"].step for codec in (first, last)] == [4, 8]
+    assert [codec.components["tokenizer"].step for codec in (first, last)] == [4, 8]
     assert last.weight_hash == bandtok_jax.load(run).weight_hash != first.weight_hash
 
 

@@ -18,18 +18,18 @@ import yaml
 import bandtok_jax
 from bandtok_jax import cli, tasks
 from bandtok_jax.audio import mel_bands, spectral, waveform
-from bandtok_jax.codecs.component import Stage, fresh
+from bandtok_jax.codecs.component import Component, init_random
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import torch_checkpoint
-from bandtok_jax.pretrained import import_vocos, model_folder
+from bandtok_jax.pretrained import export_folder, import_vocos, model_folder
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vocos"
 PADDINGS = ("center", "same")
 
 
 @functools.cache
-def vocoder(padding) -> Stage:
+def vocoder(padding) -> Component:
     return import_vocos.read(str(GOLDEN / padding))
 
 
@@ -39,14 +39,14 @@ def golden():
 
 
 @functools.cache
-def tokenizer(mel) -> Stage:
+def tokenizer(mel) -> Component:
     """One that has two rows and has learned nothing, of any mel."""
     config = load_config("bandtok:tiny")
     with config.unlocked():
         config.mel.update(dataclasses.asdict(mel))
         config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = mel.mels // 2 * mel.hop_samples
-    return fresh(config, jax.random.key(0))
+    return init_random(config, jax.random.key(0))
 
 
 def whole(stage, log_mel):
@@ -91,7 +91,7 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
     card = (tmp_path / "vocos" / "README.md").read_text()
     assert "weights imported from center, whose licence holds" in card and "| mel: floor | 1e-07 |" in card
 
-    model_folder.save(MelCodec(tokenizer(vocoder("center").mel)), run)
+    export_folder.save_codec(MelCodec(tokenizer(vocoder("center").mel)), run)
     codec = bandtok_jax.load(run, vocoder=export)
     codes = codec.encode(golden()["audio"], 24000)
     played = whole(vocoder("center"), codec.decode_mel(codes))
@@ -101,11 +101,11 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
     assert cli.main(["reconstruct", sound, f"--model={run}", f"--vocoder={export}", "-o", copy]) == 0
     assert waveform.probe(copy) == (24000, 1, len(golden()["audio"]))
     model_folder.export(run, vocoder=export, output=tmp_path / "both")
-    assert bandtok_jax.load(tmp_path / "both").stages["vocoder"].weight_hash == vocoder("center").weight_hash
+    assert bandtok_jax.load(tmp_path / "both").components["vocoder"].weight_hash == vocoder("center").weight_hash
 
     other = str(tmp_path / "other")
-    model_folder.save(MelCodec(tokenizer(vocoder("same").mel)), other)
-    with pytest.raises(ValueError, match="the vocoder hears .*, the tokenizer decodes to .*: train the vocoder"):
+    export_folder.save_codec(MelCodec(tokenizer(vocoder("same").mel)), other)
+    with pytest.raises(ValueError, match="the vocoder takes .*, the tokenizer decodes to .*: train the vocoder"):
         bandtok_jax.load(other, vocoder=export)
     with pytest.raises(ValueError, match="holds a vocoder, no tokenizer"):
         bandtok_jax.load(export)

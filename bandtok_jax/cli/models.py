@@ -51,7 +51,7 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
 
     names = ("vocoder", "language_model", "dtype")
     codec = model_folder.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names}, only=only)
-    dtypes = (stage.computed_in for stage in codec.stages.values())
+    dtypes = (stage.compute_dtype for stage in codec.components.values())
     startup.announce(*dtypes, spread="one track on each device" if flags.verb == "tokenize" else "one device")
     return codec
 
@@ -72,7 +72,7 @@ def export(flags: argparse.Namespace) -> None:
     codec = model_folder.export(
         flags.run_folder, vocoder=flags.vocoder, language_model=flags.language_model, output=flags.output
     )
-    show(f"{flags.output}: {', '.join(codec.stages)}; weight hash {codec.weight_hash[:12]}")
+    show(f"{flags.output}: {', '.join(codec.components)}; weight hash {codec.weight_hash[:12]}")
 
 
 @verb(
@@ -93,7 +93,8 @@ def export(flags: argparse.Namespace) -> None:
 )  # fmt: skip
 def import_weights(flags: argparse.Namespace) -> None:
     """Runs `bandtok import`."""
-    from bandtok_jax.pretrained import import_dac, import_vocos, model_folder
+    from bandtok_jax.codecs.registry import assemble
+    from bandtok_jax.pretrained import export_folder, import_dac, import_vocos
 
     readers = {
         "dac": functools.partial(import_dac.read_official, parity=flags.parity),
@@ -103,17 +104,17 @@ def import_weights(flags: argparse.Namespace) -> None:
     if flags.parity and flags.kind == "vocos":
         raise ValueError("--parity is about the length of DAC's audio: leave it out for a vocoder")
     stage = readers[flags.kind](flags.weights)
-    if stage.name == "vocoder":
-        model_folder.save_vocoder(stage, flags.output)
+    if stage.role == "vocoder":
+        export_folder.save_vocoder(stage, flags.output)
         mel = stage.mel
         show(
             f"{flags.output}: vocoder, {mel.mels} mel bands of {mel.sample_rate_hz} Hz, {mel.hop_samples} samples a "
             f'frame, padding "{mel.padding}"; weight hash {stage.weight_hash[:12]}; use it with a tokenizer of that mel'
         )
         return
-    codec = model_folder.join({stage.name: stage})
-    model_folder.save(codec, flags.output)
+    codec = assemble({stage.role: stage})
+    export_folder.save_codec(codec, flags.output)
     show(
-        f"{flags.output}: {stage.name}, {codec.rows} rows of {codec.codebook_size} codes at {codec.sample_rate_hz} Hz, "
+        f"{flags.output}: {stage.role}, {codec.rows} rows of {codec.codebook_size} codes at {codec.sample_rate_hz} Hz, "
         f"{codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
     )

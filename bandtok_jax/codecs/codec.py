@@ -1,10 +1,8 @@
-"""A codec: sound to a grid of codes and back, in chunks of one fixed shape.
+"""The contract of all codecs: audio to a grid of codes and back, in chunks of one fixed shape.
 
-Every chunk carries as much context as its network can see, and chunks start on a fixed grid. So one compiled program
-serves every length, working memory does not grow with the piece, and what a column of codes says does not depend on how
-long the piece is. Here stands what all codecs share; `MelCodec` and `SoundCodec` know their networks.
+This module holds the parts that all codecs share. `MelCodec` and `WaveformCodec` wire their networks.
 
-Letters: S samples, C channels, T columns of the grid, F rows of the grid.
+Letters: S samples, C channels, T columns of the grid, F rows of the grid, K codes, D width of a latent.
 """
 
 import abc
@@ -19,23 +17,30 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.chunked_network import ChunkedNetwork
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.formats import bt_file
-from bandtok_jax.generation import prompting
-from bandtok_jax.generation.autoregressive import Generator
+from bandtok_jax.generation.prompting import Grid, GridLanguageModel
 
 
 class Codec(abc.ABC):
-    """A tokenizer, with what turns its codes into sound and, perhaps, a language model over its codes.
+    """A tokenizer, a decoder of its codes to audio and, perhaps, a language model over the codes.
 
     Args:
-      tokenizer: the network that makes the codes.
-      vocoder: the network that turns what the tokenizer decodes into sound, where the tokenizer does not itself.
-      language_model: for `generate`.
-      sample_rate_hz: of the sound that the tokenizer hears.
-      mel: by which `reconstruct` compares sounds.
-      samples_per_column: of the grid.
+      tokenizer: component that makes the codes.
+      vocoder: component that turns the output of the tokenizer's decoder into audio, where it is none.
+      language_model: component for `generate`.
+      samples_per_column: samples of audio in a column of the grid.
       chunk_columns: columns that are coded at a time; affects speed and memory alone.
+
+    Attributes:
+      sample_rate_hz, channels: of the audio that the codec codes.
+      rows, codebook_size: F and K of the grid.
+      row_kind: "band" (rows are bands of frequency that share one codebook) or "residual" (rows are levels, each with a
+        codebook of its own, which refine those before).
+      row_edges_hz: lowest and highest frequency of each row, `[F, 2]`; None unless rows are bands.
+      mel: mel definition by which `reconstruct` compares audio.
+      components: the components by their roles.
     """
 
     channels = 1
@@ -44,55 +49,69 @@ class Codec(abc.ABC):
 
     def __init__(
         self,
-        tokenizer: Stage,
-        vocoder: Stage | None,
-        language_model: Stage | None,
+        tokenizer: Component,
+        vocoder: Component | None,
+        language_model: Component | None,
         *,
-        sample_rate_hz: int,
-        mel: MelDefinition,
         samples_per_column: int,
         chunk_columns: int,
     ):
-        given = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
-        self.stages: dict[str, Stage] = {name: stage for name, stage in given.items() if stage}
-        self.sample_rate_hz, self.mel, self.samples_per_column = sample_rate_hz, mel, samples_per_column
+        components = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
+        self.components: dict[str, Component] = {role: part for role, part in components.items() if part}
+        self.mel: MelDefinition = tokenizer.mel
+        self.sample_rate_hz: int = self.mel.sample_rate_hz
+        self.samples_per_column = samples_per_column
         self.codebook_size: int = tokenizer.network.attribute("codebook_size")
         self.rows: int = tokenizer.network.attribute("rows")
         if language_model:
             for name in ("rows", "codebook_size"):
-                written, own = language_model.config.model[name], getattr(self, name)
-                if written != own:
+                expected, actual = language_model.config.model[name], getattr(self, name)
+                if expected != actual:
                     raise ValueError(
-                        f"the language model writes grids with {name} {written}, the tokenizer has {own}: "
+                        f"the language model generates grids with {name} {expected}, the tokenizer has {actual}: "
                         "load it with the tokenizer that it was trained on"
                     )
         self._chunk_columns = chunk_columns
         # On the device once; every call passes them as arguments, so that no program holds them as constants.
-        self._weights = {name: jax.device_put(stage.weights) for name, stage in self.stages.items()}
+        self._weights = {role: jax.device_put(part.weights) for role, part in self.components.items()}
         self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
+        self._encoders: dict[str, ChunkedNetwork] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.sample_rate_hz} Hz, {self.rows} {self.row_kind} rows x {self.codebook_size} "
+            f"codes, {self.columns_per_second:.2f} columns/s, {self.bits_per_second / 1000:.2f} kbit/s, "
+            f"{' + '.join(self.components)})"
+        )
 
     @property
     def columns_per_second(self) -> float:
+        """Columns of the grid in a second of audio."""
         return self.sample_rate_hz / self.samples_per_column
 
     @property
     def bits_per_second(self) -> float:
-        """Of the packed codes: every code takes ceil(log2 K) bits."""
+        """Bit rate of the packed codes; every code takes ceil(log2 K) bits."""
         return self.columns_per_second * self.rows * (self.codebook_size - 1).bit_length()
 
     @property
+    def accepts_fewer_rows(self) -> bool:
+        """Whether `decode` accepts the first rows alone, for a lower bitrate."""
+        return self.row_kind == "residual"
+
+    @property
     def parameters(self) -> dict[str, Any]:
-        """Every learned weight and codebook: `{stage: {"parameters": tree, "buffers": tree}}`."""
+        """Every learned weight and codebook: `{role: {"parameters": tree, "buffers": tree}}`."""
         return self._weights
 
     @functools.cached_property
     def weight_hash(self) -> str:
-        """SHA-256 of the tokenizer's weights: codes belong together exactly where this agrees."""
-        return self.stages["tokenizer"].weight_hash
+        """SHA-256 of the tokenizer's weights; codes of codecs with equal hashes are interchangeable."""
+        return self.components["tokenizer"].weight_hash
 
     @property
     def header(self) -> bt_file.Header:
-        """What a `.bt` file of this codec says, but for its counts."""
+        """Header of this codec's `.bt` files, without counts."""
         return bt_file.Header(
             rows=self.rows,
             codebook_size=self.codebook_size,
@@ -102,53 +121,56 @@ class Codec(abc.ABC):
             weight_hash=self.weight_hash[: bt_file.HASH_DIGITS],
         )
 
-    def check_levels(self, levels: int | None, most: int | None = None) -> int:
-        """How many rows to use where the first `levels` of at most `most` are asked for; None: all.
+    def check_levels(self, levels: int | None, limit: int | None = None) -> int:
+        """Returns the number of rows to use where the first `levels` are asked for, all of them for None.
+
+        Args:
+          limit: rows that there are; by default those of the codec.
 
         Raises:
-          ValueError: there are not as many, or rows are no levels.
+          ValueError: there are fewer rows, or the rows are bands.
         """
-        most = most or self.rows
+        limit = limit or self.rows
         if levels is None:
-            return most
-        if self.row_kind != "residual":
+            return limit
+        if not self.accepts_fewer_rows:
             raise ValueError(f"{levels} levels asked for: the rows of this model are bands, and all are needed")
-        if not 1 <= levels <= most:
-            raise ValueError(f"{levels} levels asked for: there are 1 to {most}")
+        if not 1 <= levels <= limit:
+            raise ValueError(f"{levels} levels asked for: there are 1 to {limit}")
         return levels
 
     def encode(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-        """Sound to codes.
+        """Encodes audio to codes.
 
         Args:
           audio: float `[S]` or `[C, S]`, full scale at 1.0, or int16; more than one channel is mixed down.
           sample_rate_hz: 8000 to 192000; resampled to the codec's rate.
 
         Returns:
-          Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column). The last column is filled up: by
-          the mirrored end of the sound where the tokenizer works on a mel, else by zeros.
+          Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column). The last column is filled with
+          the mirrored end of the audio where the tokenizer works on a mel, with zeros elsewhere.
 
         Raises:
-          ValueError: what is wrong with the sound, and the cure.
+          ValueError: the audio cannot be encoded; the message names the cure.
         """
-        return np.concatenate(list(self.encode_stream(self._heard(audio, sample_rate_hz))))
+        return np.concatenate(list(self.encode_stream(self._blocks(audio, sample_rate_hz))))
 
     def latents(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-        """What the look-up of each row is given, float32 `[T, F, D]`; arguments and errors as those of `encode`.
+        """Returns the input of the quantizer for each row, float32 `[T, F, D]`; arguments and errors as for `encode`.
 
-        Of a band it is the encoder's latent, of a residual level what the levels before it left over, both in the space
-        in which codes are compared.
+        For a band it is the encoder's latent, for a residual level the residual of the levels before it, both in the
+        space in which codes are compared.
         """
-        heard = self._heard(audio, sample_rate_hz)
-        return np.concatenate(list(self._columns_stream(heard, "row_latents", None)))
+        blocks = self._blocks(audio, sample_rate_hz)
+        return np.concatenate(list(self._encoder("row_latents")(self._weights["tokenizer"], blocks)))
 
     def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None) -> np.ndarray:
-        """Codes to sound.
+        """Decodes codes to audio.
 
         Args:
-          codes: integers `[T, F]`; where rows are residual levels, the first of them are enough.
+          codes: integers `[T, F]`; the first rows are enough where rows are residual levels.
           seed: for decoders that draw noise; the present ones draw none.
-          samples: length to cut the sound to; by default T whole columns.
+          samples: length to cut the audio to; by default T whole columns.
 
         Returns:
           float32 `[S]` at the codec's rate.
@@ -160,10 +182,10 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
-        """Codes `[T, F]` to natural-log mel frames `[T', M]`: what a vocoder would hear, or those of the sound."""
+        """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`."""
 
-    def listen(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
-        """A stream of `[C, S]` blocks at any rate to `[S]` blocks at the codec's; checks every block, mixes down."""
+    def resample_stream(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
+        """Yields mono blocks `[S]` at the codec's rate from `[C, S]` blocks at any rate; checks every block."""
         resampler = waveform.Resampler(sample_rate_hz, self.sample_rate_hz, 1)
         channels = samples = 0
         for block in blocks:
@@ -177,105 +199,112 @@ class Codec(abc.ABC):
             raise ValueError("the sound has 0 samples: give a recording")
         yield resampler.push(np.zeros((1, 0), np.float32), last=True)[0]
 
-    def _heard(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
-        """A whole sound as a stream of blocks that the codec can take."""
-        audio = waveform.check(audio, sample_rate_hz)
-        starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
-        return self.listen(np.split(audio, starts, axis=1), sample_rate_hz)
-
     def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
-        """Mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`; memory is bounded.
+        """Encodes mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`, in bounded memory.
 
-        device: where to compute, if not on jax's default device; one such stream on each makes use of them all.
+        device: where to compute, by default jax's default device; one such stream on each device uses them all.
         """
-        return self._columns_stream(blocks, "encode", device)
+        return self._encoder("encode")(self._tokenizer_weights(device), blocks)
 
     def decode_stream(
         self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Blocks of codes `[any, F]` to blocks of sound `[S]`; memory is bounded. See `decode`."""
-        del seed
-        self.require_sound()
+        """Decodes blocks of codes `[any, F]` to blocks of audio `[S]` in bounded memory; see `decode`."""
+        self.require_decoder()
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
-        return self._cut(self._sound_stream(self._checked(blocks)), samples)
+        return self._cut(self._decode_audio(self._checked(blocks), seed), samples)
 
     @property
-    def makes_sound(self) -> bool:
-        """Whether `decode` has all that it needs."""
+    def can_decode(self) -> bool:
+        """Whether codes can be decoded to audio."""
+        try:
+            self.require_decoder()
+        except ValueError:
+            return False
         return True
 
-    def require_sound(self) -> None:
-        """Raises ValueError with the cure unless codes can be turned into sound."""
+    def require_decoder(self) -> None:
+        """Raises ValueError with the cure unless codes can be decoded to audio."""
 
-    def require(self, name: str) -> None:
-        """Raises ValueError with the cure unless the codec has the stage of that name."""
-        if name not in self.stages:
+    def require(self, role: str) -> None:
+        """Raises ValueError with the cure unless the codec has the component of that role."""
+        if role not in self.components:
             raise ValueError(
-                f"this codec has no {name.replace('_', ' ')}: load it with bandtok_jax.load(path, {name}=RUN) "
-                f"in Python, with --{name.replace('_', '-')}=RUN on the command line"
+                f"this codec has no {role.replace('_', ' ')}: load it with bandtok_jax.load(path, {role}=RUN) "
+                f"in Python, with --{role.replace('_', '-')}=RUN on the command line"
             )
 
-    def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options) -> np.ndarray:
-        """One new piece as codes, int32 `[T, F]`; for the options see `bandtok_jax.generation.prompting.generate`.
+    @functools.cached_property
+    def language_model(self) -> GridLanguageModel:
+        """The language model, which generates grids of this codec's codes.
 
         Raises:
-          ValueError: no language model, or options that make no sense.
+          ValueError: the codec has none.
         """
-        return prompting.generate(self, [prompt], seconds, seed, **options)[0]
+        self.require("language_model")
+        component = self.components["language_model"]
+        grid = Grid(self.rows, self.codebook_size, self.sample_rate_hz, self.samples_per_column)
+        return GridLanguageModel(component.resolved_config, self._weights["language_model"]["parameters"], grid)
 
-    @functools.cached_property
-    def generator(self) -> Generator:
-        """The language model, ready to write."""
-        return Generator(self.stages["language_model"].task.settings, self._weights["language_model"]["parameters"])
+    def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options: Any) -> np.ndarray:
+        """Generates one track as codes, int32 `[T, F]`; for the options see `GridLanguageModel.generate`.
+
+        Raises:
+          ValueError: no language model, or options out of range.
+        """
+        return self.language_model.generate([prompt], seconds, seed, **options)[0]
 
     def settled_columns(self, samples: int) -> int:
-        """Returns how many columns of a sound of `samples` stay the same, however the sound continues.
+        """Returns how many columns of audio of `samples` stay the same when more audio follows.
 
-        The columns after them see the end of the sound, and code it.
+        The columns after them depend on the end of the audio.
         """
-        return max(0, samples - self._context_samples[1]) // self.samples_per_column
-
-    @property
-    @abc.abstractmethod
-    def _context_samples(self) -> tuple[int, int]:
-        """Samples before and after a chunk that its columns depend on."""
+        return max(0, samples - self._encoder("encode").context_items[1]) // self.samples_per_column
 
     @abc.abstractmethod
-    def _columns_stream(
-        self, blocks: Iterable[np.ndarray], method: str, device: jax.Device | None
-    ) -> Iterator[np.ndarray]:
-        """What a method of the tokenizer's network makes of each column, "encode" or "row_latents"."""
+    def _chunked_encoder(self, method: str) -> ChunkedNetwork:
+        """Returns the tokenizer's method "encode" or "row_latents" over a stream of samples."""
 
     @abc.abstractmethod
-    def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Blocks of checked codes to blocks of sound, whole columns in all."""
+    def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+        """Yields blocks of audio, whole columns in all, from blocks of checked codes."""
 
-    def _tokenizer_weights(self, device: jax.Device | None):
+    def _encoder(self, method: str) -> ChunkedNetwork:
+        if method not in self._encoders:
+            self._encoders[method] = self._chunked_encoder(method)
+        return self._encoders[method]
+
+    def _tokenizer_weights(self, device: jax.Device | None) -> Any:
         if device is None:
             return self._weights["tokenizer"]
         if device not in self._copies:
             self._copies[device] = jax.device_put(self._weights["tokenizer"], device)
         return self._copies[device]
 
+    def _blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
+        """Returns audio `[S]` or `[C, S]` as a stream of mono blocks at the codec's rate."""
+        audio = waveform.check(audio, sample_rate_hz)
+        starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
+        return self.resample_stream(np.split(audio, starts, axis=1), sample_rate_hz)
+
     def _checked(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The blocks, int32 `[T, f]`, all with as many rows as the first; f may be below F for residual rows."""
+        """Yields the blocks as int32 `[T, f]`, all with the rows of the first; f may be below F for residual rows."""
         rows, columns = 0, 0
         for block in blocks:
-            block = bt_file.check_codes(
-                block, rows or self.rows, self.codebook_size, fewer_rows=not rows and self.row_kind == "residual"
-            )
+            fewer_rows = not rows and self.accepts_fewer_rows
+            block = bt_file.check_codes(block, rows or self.rows, self.codebook_size, fewer_rows=fewer_rows)
             rows, columns = block.shape[1], columns + len(block)
             yield block
         if not columns:
             raise ValueError("there are no codes to decode: at least one column is needed")
 
     def _cut(self, blocks: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-        """The first `samples` of a stream of sound; all of it for None."""
-        left = math.inf if samples is None else samples
+        """Yields the first `samples` of a stream of audio; all of it for None."""
+        remaining = math.inf if samples is None else samples
         for block in blocks:
-            block = block[: int(min(len(block), left))]
-            left -= len(block)
+            block = block[: int(min(len(block), remaining))]
+            remaining -= len(block)
             yield block
-        if 0 < left < math.inf:
-            raise ValueError(f"the codes end {left} samples before the {samples} asked for: pass every column")
+        if 0 < remaining < math.inf:
+            raise ValueError(f"the codes end {remaining} samples before the {samples} asked for: pass every column")

@@ -1,4 +1,4 @@
-"""One trained network with what is needed to use it: its config, its weights, and where they come from."""
+"""One trained network with its configuration and weights."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,59 +9,60 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from bandtok_jax import tasks
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.formats import safetensors
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models import registry
 from bandtok_jax.runtime import target_platform, untrusted
 
-# The stage of a codec that each task trains.
-STAGE_OF_TASK = {
-    "mel_tokenizer": "tokenizer",
-    "waveform_codec": "tokenizer",
-    "vocoder": "vocoder",
-    "language_model": "language_model",
-}
-
 
 @dataclasses.dataclass
-class Stage:
-    """A network of a codec.
+class Component:
+    """A network of a codec and its weights, without anything of its training.
 
     Args:
       config: of the experiment that trained it.
       weights: `{"parameters": tree, "buffers": tree}`, NumPy or JAX arrays.
-      origin: the folder that the weights were read from; for messages.
+      source_path: folder that the weights were read from, for messages.
       step: training steps behind the weights.
-      tokenizer_hash: weight hash of the tokenizer that the stage was trained on; "" if on none.
-      card: what an export's model card says of it, `{"scores": {name: value}, "data": [line]}`; empty for a run.
-      dtype: to compute in, "" for the default; see `computed_in`.
+      tokenizer_hash: weight hash of the tokenizer that it was trained on; "" for none.
+      card: entries of an export's model card, `{"scores": {name: value}, "data": [line]}`; empty for a run.
+      dtype: dtype of the computation, "" for the default; see `compute_dtype`.
     """
 
     config: ConfigDict
     weights: Mapping[str, Any]
-    origin: str = ""
+    source_path: str = ""
     step: int = 0
     tokenizer_hash: str = ""
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = ""
 
-    @property
-    def name(self) -> str:
-        """Which part of a codec it is: "tokenizer", "vocoder" or "language_model".
+    @functools.cached_property
+    def network_class(self) -> Any:
+        """The class of the network, by `config.model.kind`.
 
         Raises:
-          ValueError: no stage of a codec is trained by the task that the config names.
+          ValueError: the kind is unknown, or is no part of a codec, as a discriminator.
         """
-        task = self.config.get("task")
-        if task not in STAGE_OF_TASK:
+        model = self.config.get("model")
+        kind = model.get("kind") if isinstance(model, ConfigDict) else None
+        try:
+            network_class = registry.constructor(kind)
+            if getattr(network_class, "role", None) not in registry.ROLES:
+                raise ValueError(f"kind is {untrusted.shown(kind)}, which is no part of a codec")
+        except ValueError as error:
             raise untrusted.refusal(
-                self.origin,
-                f"the task in config.json is {untrusted.shown(task)}; it must be one of {', '.join(STAGE_OF_TASK)}",
+                self.source_path,
+                f"config.json: model.{error}",
                 "copy config.json again from its run or export, or upgrade bandtok-jax",
-            )
-        return STAGE_OF_TASK[task]
+            ) from None
+        return network_class
+
+    @property
+    def role(self) -> str:
+        """The part of a codec: "tokenizer", "vocoder" or "language_model"."""
+        return self.network_class.role
 
     @functools.cached_property
     def weight_hash(self) -> str:
@@ -69,70 +70,76 @@ class Stage:
         return safetensors.weight_hash(self.weights)
 
     @property
-    def computed_in(self) -> str:
-        """The dtype of its computation.
+    def compute_dtype(self) -> str:
+        """The dtype of the computation.
 
-        Of a tokenizer it is always float32: a code must not depend on a rounding that a device leaves open. Otherwise
-        it is `dtype`, and by default that of the training, but float32 on a CPU, where 16 bits are slower.
+        A tokenizer computes in float32, because codes must not depend on how a device rounds. Other components compute
+        in `dtype`, by default in the dtype of their training, but in float32 on a CPU, where 16 bits are slower.
         """
-        if self.name == "tokenizer":
+        if self.role == "tokenizer":
             return "float32"
-        return self.dtype or ("float32" if target_platform.platform() == "cpu" else self.config.get("dtype", "float32"))
+        return self.dtype or ("float32" if target_platform.platform() == "cpu" else self.config.dtype)
 
     @functools.cached_property
-    def task(self):
+    def resolved_config(self) -> ConfigDict:
+        """The configuration with the dtype of the computation."""
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
-            config.dtype = self.computed_in
-        return tasks.create(config)
+            config.dtype = self.compute_dtype
+        return config
 
-    @property
+    @functools.cached_property
     def network(self) -> Network:
-        return self.task.network
+        """The network as pure functions."""
+        return registry.build(self.resolved_config)
 
-    @property
+    @functools.cached_property
     def mel(self) -> MelDefinition:
-        return self.task.mel
+        """The mel of the network, or a full-band one at the sample rate of its audio."""
+        if "mel" in self.config:
+            return MelDefinition(**self.config.mel)
+        rate = self.config.data.sample_rate_hz
+        return MelDefinition(sample_rate_hz=rate, high_hz=rate / 2)
 
-    def check(self) -> "Stage":
-        """Returns itself if the weights fit the network that the config describes.
+    def check(self) -> "Component":
+        """Returns itself if the weights fit the network.
 
         Raises:
-          ValueError: names the first leaf that is missing, left over, or of another size.
+          ValueError: names the first array that is missing, not used, or of another size.
         """
-        found = safetensors.flatten(self.weights)
-        self._check_layers(found)
+        arrays = safetensors.flatten(self.weights)
+        self._check_layer_counts(arrays)
         parameters, buffers = self.network.shapes()
         expected = safetensors.flatten({"parameters": parameters, "buffers": buffers})
         for path, leaf in expected.items():
-            if path not in found:
+            if path not in arrays:
                 raise self._misfit(f"no {path}")
-            if np.shape(found[path]) != leaf.shape:
-                raise self._misfit(f"{path} of shape {list(np.shape(found[path]))} instead of {list(leaf.shape)}")
-        for path in found:
+            if np.shape(arrays[path]) != leaf.shape:
+                raise self._misfit(f"{path} of shape {list(np.shape(arrays[path]))} instead of {list(leaf.shape)}")
+        for path in arrays:
             if path not in expected:
-                raise self._misfit(f"{path}, which this model does not know")
+                raise self._misfit(f"{path}, which this model does not have")
         return self
 
-    def _check_layers(self, found: Mapping[str, Any]) -> None:
-        """Refuses numbers of layers that these weights cannot be of, before as many layers are built."""
-        stacked = max((np.shape(leaf)[0] for leaf in found.values() if np.ndim(leaf)), default=0)
-        most = max(len(found), stacked if self.config.model.get("scan_layers") else 0)
-        for key in getattr(registry.constructor(self.config.model.kind), "LAYER_COUNTS", ()):
-            if (number := self.config.model.get(key, 0)) > most:
-                raise self._misfit(f"no {number} of {key}: they are {len(found)} arrays")
+    def _check_layer_counts(self, arrays: Mapping[str, Any]) -> None:
+        """Refuses more layers than these arrays can hold, before a network of that size is built."""
+        stacked = max((np.shape(leaf)[0] for leaf in arrays.values() if np.ndim(leaf)), default=0)
+        limit = max(len(arrays), stacked if self.config.model.get("scan_layers") else 0)
+        for key in getattr(self.network_class, "LAYER_COUNTS", ()):
+            if (number := self.config.model.get(key, 0)) > limit:
+                raise self._misfit(f"no {number} of {key}: they are {len(arrays)} arrays")
 
-    def _misfit(self, what: str) -> ValueError:
+    def _misfit(self, problem: str) -> ValueError:
         return untrusted.refusal(
-            self.origin,
-            f"the weights of the {self.name.replace('_', ' ')} have {what}",
+            self.source_path,
+            f"the weights of the {self.role.replace('_', ' ')} have {problem}",
             "they belong to another model or another size; pair each config.json with its own weights",
         )
 
 
-def fresh(config: ConfigDict, key: jax.Array) -> Stage:
-    """A stage with random weights."""
-    stage = Stage(config, {}, origin="random weights")
-    parameters, buffers = target_platform.jit_once(stage.network.init)(key)
-    stage.weights = {"parameters": parameters, "buffers": buffers}
-    return stage
+def init_random(config: ConfigDict, key: jax.Array) -> Component:
+    """Returns a component with random weights."""
+    component = Component(config, {}, source_path="random weights")
+    parameters, buffers = target_platform.jit_once(component.network.init)(key)
+    component.weights = {"parameters": parameters, "buffers": buffers}
+    return component

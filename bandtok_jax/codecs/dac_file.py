@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from bandtok_jax.audio import loudness, waveform
-from bandtok_jax.codecs.waveform import SoundCodec
+from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file, safe_pickle
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models import registry
@@ -120,7 +120,7 @@ def write(path: str, file: DacFile) -> None:
 
 
 def encode(
-    codec: SoundCodec,
+    codec: WaveformCodec,
     audio: np.ndarray,
     sample_rate_hz: int,
     *,
@@ -153,7 +153,7 @@ def encode(
     return DacFile(codes[..., :rows], piece_columns, padded, lufs, audio.shape[1], sample_rate_hz)
 
 
-def decode(codec: SoundCodec, file: DacFile, levels: int | None = None) -> np.ndarray:
+def decode(codec: WaveformCodec, file: DacFile, levels: int | None = None) -> np.ndarray:
     """The sound of a `.dac` file, float32 `[C, S]` at the rate, the length and the loudness of its original.
 
     The channels keep their balance. (The official program brings each of them to the loudness of all.)
@@ -171,7 +171,7 @@ def decode(codec: SoundCodec, file: DacFile, levels: int | None = None) -> np.nd
     return np.pad(sound, ((0, 0), (0, file.samples - sound.shape[1])))
 
 
-def as_grid(codec: SoundCodec, file: DacFile) -> tuple[np.ndarray, int]:
+def as_grid(codec: WaveformCodec, file: DacFile) -> tuple[np.ndarray, int]:
     """Codes `[T, F]` for a `.bt` file, with the number of samples; they stand for sound at the loudness of the codes.
 
     Raises:
@@ -187,7 +187,7 @@ def as_grid(codec: SoundCodec, file: DacFile) -> tuple[np.ndarray, int]:
     return codes, min(max(samples, longest - codec.samples_per_column + 1), longest)
 
 
-def _check_origin(codec: SoundCodec, file: DacFile) -> None:
+def _check_origin(codec: WaveformCodec, file: DacFile) -> None:
     """Raises ValueError where levels or lengths show that another model made the codes; a file does not name it."""
     _, columns, rows = file.codes.shape
     if rows > codec.rows:
@@ -209,7 +209,7 @@ def _check_origin(codec: SoundCodec, file: DacFile) -> None:
         )
 
 
-def _code_pieces(codec: SoundCodec, sound: np.ndarray, window_seconds: float) -> tuple[np.ndarray, int]:
+def _code_pieces(codec: WaveformCodec, sound: np.ndarray, window_seconds: float) -> tuple[np.ndarray, int]:
     """Codes `[C, T, F]` of the official program's pieces of a sound `[C, S]`, and the columns of each."""
     hop = codec.samples_per_column
     window = math.ceil(int(window_seconds * codec.sample_rate_hz) / hop) * hop
@@ -226,7 +226,7 @@ def _code_pieces(codec: SoundCodec, sound: np.ndarray, window_seconds: float) ->
     return np.stack(codes), columns
 
 
-def _play_pieces(codec: SoundCodec, codes: np.ndarray, piece_columns: int) -> np.ndarray:
+def _play_pieces(codec: WaveformCodec, codes: np.ndarray, piece_columns: int) -> np.ndarray:
     """Codes `[T, F]` of whole pieces to sound `[S]`, each piece by itself and without padding."""
     codes = bt_file.check_codes(codes, codec.rows, codec.codebook_size, fewer_rows=True)
     decode = _unpadded(codec, "decode")
@@ -235,9 +235,9 @@ def _play_pieces(codec: SoundCodec, codes: np.ndarray, piece_columns: int) -> np
     return np.concatenate([np.asarray(decode(weights, piece[None])[0]) for piece in pieces])
 
 
-def _unpadded(codec: SoundCodec, method: str):
+def _unpadded(codec: WaveformCodec, method: str):
     """The network's method, compiled, with no zeros around what it is given."""
-    arguments = registry.arguments(codec.stages["tokenizer"].config) | {"padding": False, "dtype": np.float32}
+    arguments = registry.arguments(codec.components["tokenizer"].resolved_config) | {"padding": False}
     network = Network(lambda rngs: DAC(**arguments, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
 
@@ -251,9 +251,9 @@ class _Layer:
     transposed: bool = False
 
 
-def _layers(codec: SoundCodec) -> tuple[list[_Layer], list[_Layer]]:
+def _layers(codec: WaveformCodec) -> tuple[list[_Layer], list[_Layer]]:
     """What changes lengths in the encoder and in the decoder."""
-    strides = codec.stages["tokenizer"].config.model.strides
+    strides = codec.components["tokenizer"].config.model.strides
     units = [_Layer((KERNEL_SIZE - 1) * dilation) for dilation in DILATIONS]
     down = [layer for s in strides for layer in (*units, _Layer(2 * s - 1, s))]
     up = [layer for s in reversed(strides) for layer in (_Layer(2 * s - 1, s, transposed=True), *units)]

@@ -1,9 +1,9 @@
-"""The codec of mel pictures: a tokenizer, whose rows are bands or residual levels, and a vocoder that plays them.
+"""The codec of log-mel spectrograms: a tokenizer, whose rows are bands or residual levels, and a vocoder.
 
-The ends of a file are what the ends of clips are in training: the front end mirrors the sound there, and beyond the
-first and the last column every convolution sees zeros. So a file coded in chunks has the codes and the sound that the
-networks give it whole. The mirror fills the last column too: silence there would be a cliff, which training does not
-show, and cost the last 100 ms 4 dB.
+Both ends of a file are treated as both ends of a training clip: the front end mirrors the audio there, and beyond the
+first and the last column every convolution sees zeros. A file coded in chunks therefore has the codes and the audio
+that the networks give for the whole file. The mirror fills the last column too, because silence there would be a step
+that training does not contain; it cost 4 dB in the last 100 ms.
 
 Letters: S samples, T columns of the grid (or mel frames), F rows, M mel bins.
 """
@@ -11,37 +11,43 @@ Letters: S samples, T columns of the grid (or mel frames), F rows, M mel bins.
 from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
-import math
 
 import jax
 import numpy as np
 
 from bandtok_jax.audio import spectral
-from bandtok_jax.audio.windows import MIRROR, span, windows
+from bandtok_jax.audio.windows import MIRROR
+from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
 
-CHUNK_COLUMNS = 64  # our choice: the context costs little then, and a chunk of sound is still below 6 seconds
+CHUNK_COLUMNS = 64  # our choice: little of a window is context then, and a chunk of audio is still below 6 seconds
 
 
 class MelCodec(Codec):
-    """See `Codec`; without a vocoder `decode` raises.
+    """A codec whose tokenizer codes log-mel spectrograms; without a vocoder `decode` raises ValueError.
 
     Args:
-      tokenizer, vocoder: of the same mel definition.
+      tokenizer, vocoder: components with the same mel definition.
+      language_model: component for `generate`.
+      chunk_columns: columns that are coded at a time; affects speed and memory alone.
     """
 
     def __init__(
         self,
-        tokenizer: Stage,
-        vocoder: Stage | None = None,
-        language_model: Stage | None = None,
+        tokenizer: Component,
+        vocoder: Component | None = None,
+        language_model: Component | None = None,
         *,
         chunk_columns: int = CHUNK_COLUMNS,
     ):
+        if vocoder and (consumes := vocoder.network_class.consumes) != "mel":
+            raise ValueError(
+                f"the vocoder consumes {consumes}, the tokenizer produces mel: load it with its own vocoder"
+            )
         if vocoder and vocoder.mel != tokenizer.mel:
             raise ValueError(
-                f"the vocoder hears {vocoder.mel}, the tokenizer decodes to {tokenizer.mel}: "
+                f"the vocoder takes {vocoder.mel}, the tokenizer decodes to {tokenizer.mel}: "
                 "train the vocoder on the tokenizer's mel definition"
             )
         self.row_kind = tokenizer.network.attribute("row_kind")
@@ -50,8 +56,6 @@ class MelCodec(Codec):
             tokenizer,
             vocoder,
             language_model,
-            sample_rate_hz=tokenizer.mel.sample_rate_hz,
-            mel=tokenizer.mel,
             samples_per_column=self._frames_per_column * tokenizer.mel.hop_samples,
             chunk_columns=chunk_columns,
         )
@@ -62,103 +66,70 @@ class MelCodec(Codec):
 
         None where rows are residual levels.
         """
-        if self.row_kind == "residual":
+        if self.row_kind != "band":
             return None
         edges = spectral.band_edges_hz(self.mel).reshape(self.rows, -1, 2)
         return np.stack([edges[:, 0, 0], edges[:, -1, 1]], axis=-1)
 
-    @property
-    def makes_sound(self) -> bool:
-        return "vocoder" in self.stages
-
-    def require_sound(self) -> None:
+    def require_decoder(self) -> None:
+        """Raises ValueError with the cure unless there is a vocoder."""
         self.require("vocoder")
 
-    def _columns_stream(
-        self, blocks: Iterable[np.ndarray], method: str, device: jax.Device | None
-    ) -> Iterator[np.ndarray]:
-        size = self._chunk_columns * self.samples_per_column
-        before, after = self._context_samples
-        weights = self._tokenizer_weights(device)
-        for number, (window, samples) in enumerate(windows(blocks, size, before, after, MIRROR)):
-            left = math.ceil(samples / self.samples_per_column)
-            where = span(number, self._chunk_columns, self._context_columns, left)
-            yield np.asarray(self._encode_chunk(weights, window, where, method=method))[:left]
-
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
-        """Codes `[T, F]` to the natural-log mel frames that the vocoder would hear, float32 `[T * frames, M]`."""
-        return np.concatenate(list(self._mel_stream(self._checked([codes]))))
+        """Decodes codes `[T, F]` to natural-log mel frames, the input of the vocoder, float32 `[T * frames, M]`."""
+        return np.concatenate(list(self._mel_decoder(self._weights["tokenizer"], self._checked([codes]))))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
-        """Natural-log mel frames `[T, M]` to sound `[T * hop]`, by the vocoder alone.
+        """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
 
         Raises:
           ValueError: no vocoder.
         """
-        self.require_sound()
-        return np.concatenate(list(self._vocode_stream([log_mel])))
+        self.require_decoder()
+        return np.concatenate(list(self._vocoder(self._weights["vocoder"], [log_mel])))
 
-    def _sound_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        return self._vocode_stream(self._mel_stream(blocks))
+    def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+        log_mels = self._mel_decoder(self._weights["tokenizer"], blocks)
+        return self._vocoder(self._weights["vocoder"], log_mels)
 
-    def _vocode_stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        context = self.stages["vocoder"].network.attribute("receptive_field_frames")
-        size = self._chunk_columns * self._frames_per_column
-        for number, (window, count) in enumerate(windows(frames, size, context, context, outside=None)):
-            where = span(number, size, context, count)
-            audio = np.asarray(self._vocoder_chunk(self._weights["vocoder"], window, where))
-            yield audio[: count * self.mel.hop_samples]
+    def _chunked_encoder(self, method: str) -> ChunkedNetwork:
+        network, mel = self.components["tokenizer"].network, self.mel
+        unpadded = dataclasses.replace(mel, padding="none")
+        # Samples by which the window of a frame begins before its hop, as in the framing of training.
+        lead = {"same": (mel.fft_samples - mel.hop_samples) // 2, "center": mel.fft_samples // 2, "none": 0}
+        before = lead[mel.padding]
 
-    def _mel_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        context = self.stages["tokenizer"].network.attribute("decoder_context_columns")
-        size = self._chunk_columns
-        for number, (window, count) in enumerate(windows(blocks, size, context, context, outside=None)):
-            log_mel = self._mel_chunk(self._weights["tokenizer"], window, span(number, size, context, count))
-            yield np.asarray(log_mel)[: count * self._frames_per_column]
+        def log_mel(audio: jax.Array) -> jax.Array:
+            return spectral.log_mel(audio, unpadded)
 
-    @functools.cached_property
-    def _context_columns(self) -> int:
-        """The encoder's context in whole columns, since cells must stay on their grid."""
-        return -(-self.stages["tokenizer"].network.attribute("encoder_context_frames") // self._frames_per_column)
-
-    @property
-    def _context_samples(self) -> tuple[int, int]:
-        mel = self.stages["tokenizer"].mel
-        # How far a frame's window reaches back from the first sample of its hop, by the framing that was trained with.
-        lead = {"same": (mel.fft_samples - mel.hop_samples) // 2, "center": mel.fft_samples // 2, "none": 0}[
-            mel.padding
-        ]
-        context = self._context_columns * self.samples_per_column
-        return context + lead, context + mel.fft_samples - mel.hop_samples - lead
+        return ChunkedNetwork(
+            self.components["tokenizer"],
+            method,
+            chunk=self._chunk_columns,
+            # Whole columns, since the cells of the encoder must stay on their grid.
+            context=-(-network.attribute("encoder_context_frames") // self._frames_per_column),
+            items_per_column=self.samples_per_column,
+            lead=(before, mel.fft_samples - mel.hop_samples - before),
+            outside=MIRROR,
+            front_end=log_mel,
+        )
 
     @functools.cached_property
-    def _encode_chunk(self):
-        network, mel = self.stages["tokenizer"].network, dataclasses.replace(self.mel, padding="none")
-        inner = slice(self._context_columns, self._context_columns + self._chunk_columns)
-
-        def encode(weights, audio, span, method):
-            log_mel = spectral.log_mel(audio, mel)[None]
-            return network.apply(weights["parameters"], weights["buffers"], log_mel, span, method=method)[0, inner]
-
-        return jax.jit(encode, static_argnames="method")
-
-    @functools.cached_property
-    def _mel_chunk(self):
-        network, frames = self.stages["tokenizer"].network, self._frames_per_column
-        context = network.attribute("decoder_context_columns")
-        inner = slice(context * frames, (context + self._chunk_columns) * frames)
-
-        def decode(weights, codes, span):
-            log_mel = network.apply(weights["parameters"], weights["buffers"], codes[None], span, method="decode")
-            return log_mel[0, inner]
-
-        return jax.jit(decode)
+    def _mel_decoder(self) -> ChunkedNetwork:
+        return ChunkedNetwork(
+            self.components["tokenizer"],
+            "decode",
+            chunk=self._chunk_columns,
+            context=self.components["tokenizer"].network.attribute("decoder_context_columns"),
+            outputs_per_column=self._frames_per_column,
+        )
 
     @functools.cached_property
-    def _vocoder_chunk(self):
-        network = self.stages["vocoder"].network
-
-        def decode(weights, log_mel, span):
-            return network.apply(weights["parameters"], weights["buffers"], log_mel[None], span, method="decode")[0]
-
-        return jax.jit(decode)
+    def _vocoder(self) -> ChunkedNetwork:
+        return ChunkedNetwork(
+            self.components["vocoder"],
+            "__call__",
+            chunk=self._chunk_columns * self._frames_per_column,
+            context=self.components["vocoder"].network.attribute("receptive_field_frames"),
+            outputs_per_column=self.mel.hop_samples,
+        )

@@ -15,9 +15,8 @@ from bandtok_jax.audio.audio_file import AudioFile
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.codecs import dac_file
 from bandtok_jax.codecs.codec import Codec
-from bandtok_jax.codecs.waveform import SoundCodec
+from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file
-from bandtok_jax.generation import prompting
 from bandtok_jax.runtime import atomic_file, untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
@@ -68,7 +67,7 @@ def decode(codec: Codec, source: str, target: str, levels: int | None = None) ->
     _refuse_overwriting(source, target)
     reader = bt_file.Reader(source)
     header, own = reader.header, codec.header
-    rows = min(header.rows, own.rows) if codec.row_kind == "residual" else own.rows
+    rows = min(header.rows, own.rows) if codec.accepts_fewer_rows else own.rows
     if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(own, rows=rows):
         raise ValueError(
             f"{source} was made by the model {header.weight_hash[:12]} "
@@ -92,7 +91,7 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
     Raises:
       ValueError: the file is damaged, does not belong to this kind of model, or holds what a `.bt` file cannot.
     """
-    if not isinstance(codec, SoundCodec):
+    if not isinstance(codec, WaveformCodec):
         raise ValueError(f"{source} is a .dac file, and this model codes mel pictures: give an imported DAC")
     _refuse_overwriting(source, target)
     atomic_file.check(target)
@@ -116,7 +115,7 @@ def encode_dac(
     Raises:
       ValueError: the source is no sound, or the codec no DAC.
     """
-    if not isinstance(codec, SoundCodec):
+    if not isinstance(codec, WaveformCodec):
         raise ValueError(f"{target} would be a .dac file, and this model codes mel pictures: write a .bt file")
     _refuse_overwriting(source, target)
     atomic_file.check(target)
@@ -170,7 +169,7 @@ def generate(
       beginning: a sound file that the pieces begin with and go on from. They leave its last columns out, whose codes
         would be others if the file continued (see `Codec.settled_columns`).
       count: number of pieces; from two on their names are numbered.
-      sampling: see `bandtok_jax.generation.prompting.generate`.
+      sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.generate`.
 
     Yields:
       (path, samples, columns, clipped samples) of each piece when it is written.
@@ -187,8 +186,8 @@ def generate(
         )
     codec.require("language_model")
     if ending != ".bt":
-        codec.require_sound()
-    columns = prompting.columns(codec, seconds)
+        codec.require_decoder()
+    columns = codec.language_model.columns(seconds)
     stem, written_ending = os.path.splitext(target)
     paths = [target] if count == 1 else [f"{stem}-{number + 1}{written_ending}" for number in range(count)]
     for path in paths:
@@ -203,7 +202,7 @@ def generate(
             # The language model knows pieces at the loudness that they were tokenized at; the result gets its own back.
             sound = np.concatenate(list(_listen(codec, beginning)))
             lufs = loudness.integrated_lufs(sound[None], codec.sample_rate_hz)
-            target_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
+            target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
             gain = loudness.gain_to(target_lufs, lufs, float(np.abs(sound).max()))
             prefix = np.concatenate(list(codec.encode_stream([sound * np.float32(gain)])))
             # The last columns code that the sound ends: those of a longer sound have other codes.
@@ -211,8 +210,8 @@ def generate(
             columns += len(prefix)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
         report = lambda done: bar.update(done - bar.n)
-        made = prompting.generate(codec, [prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
-    wanted = (0 if prefix is None else len(prefix)) * codec.samples_per_column + prompting.samples(codec, seconds)
+        made = codec.language_model.generate([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
+    wanted = (0 if prefix is None else len(prefix)) * codec.samples_per_column + codec.language_model.samples(seconds)
     for path, codes in zip(paths, made):
         clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
         if ending == ".bt":
@@ -241,7 +240,7 @@ def read_embedding(codec: Codec, path: str) -> np.ndarray:
             found.close()
             raise ValueError("it holds arrays of many names")
     with _naming(path):
-        return prompting.check_embedding(codec, found)
+        return codec.language_model.check_embedding(found)
 
 
 class _Counted:
@@ -260,7 +259,7 @@ def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
     with AudioFile(path) as file:
         rate = file.sample_rate_hz
         expected = None if file.announced is None else math.ceil(file.announced * codec.sample_rate_hz / rate)
-        sound = codec.listen(file.channel_blocks(BLOCK_SAMPLES), rate)
+        sound = codec.resample_stream(file.channel_blocks(BLOCK_SAMPLES), rate)
         yield from _progress(sound, expected, codec.sample_rate_hz)
 
 

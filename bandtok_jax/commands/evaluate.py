@@ -137,7 +137,7 @@ def _predictions(flags: Any, records: Sequence[tuple[str, str]]) -> dict[str, di
         name, path, _ = evaluate_flags.named_model("--language-model", text, vocoder=False)
         if name in predictions:
             raise ValueError(f"two language models are called {name}: write --language-model=NAME=RUN")
-        component = model_folder.read_stages(path).get("language_model")
+        component = model_folder.read_components(path).get("language_model")
         if not component:
             raise ValueError(f"--language-model={text}: {path} holds no language model")
         if component.tokenizer_hash not in by_hash:
@@ -150,7 +150,7 @@ def _predictions(flags: Any, records: Sequence[tuple[str, str]]) -> dict[str, di
             raise ValueError(
                 f"--language-model={text} could predict {folder} and {others[0][1]}: give only one of them as --data"
             )
-        startup.announce(component.task.config.dtype)
+        startup.announce(component.compute_dtype)
         scores = token_perplexity.evaluate(component, folder, flags.split or "validation")
         predictions[name] = {"of": tokens_name, **scores}
     return predictions

@@ -237,9 +237,9 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
 
 def listen(codec: Codec, track: FullTrack) -> Iterator[np.ndarray]:
     """A track as blocks `[S]` at the codec's rate, at the loudness that its tokenizer was trained with."""
-    gain = np.float32(track.gain(codec.stages["tokenizer"].config.data.loudness_lufs))
+    gain = np.float32(track.gain(codec.components["tokenizer"].config.data.loudness_lufs))
     # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
-    return codec.listen((block[None] * gain for block in track.mono()), track.sample_rate_hz)
+    return codec.resample_stream((block[None] * gain for block in track.mono()), track.sample_rate_hz)
 
 
 def _pieces(

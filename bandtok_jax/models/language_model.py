@@ -63,7 +63,7 @@ class LanguageModel(nnx.Module):
         feed_forward_dim: int,
         rope: str = "2d",
         row_embedding: bool = False,
-        row_vocabulary: bool = False,
+        row_vocabulary: bool | None = False,
         text: str = "bytes",
         text_dim: int = 256,
         text_layers: int = 2,
@@ -79,7 +79,7 @@ class LanguageModel(nnx.Module):
             raise ValueError(
                 f'rope is {rope!r} and text is {text!r}: set them to "1d" or "2d", and "bytes", "embedding" or "none"'
             )
-        if not 0 <= dropout < 1 or row_vocabulary not in (True, False):
+        if not 0 <= dropout < 1 or row_vocabulary not in (True, False, None):
             raise ValueError(
                 f"dropout is {dropout} and row_vocabulary is {row_vocabulary}: "
                 "set the first to at least 0 and below 1, the second to True or False"

@@ -1,7 +1,7 @@
 """Vocos: log-mel frames to audio through ConvNeXt blocks and one inverse STFT (Siuzdak, arXiv 2306.00814).
 
-All layers work at the frame rate and have a limited receptive field; the normalisations are over channels only. So
-audio can be decoded in chunks that equal the whole, see `Vocos.decode`.
+All layers work at the frame rate and have a limited receptive field; the normalisations are over channels only.
+So audio decoded in windows, whose outputs are cut to their chunks, equals the whole.
 """
 
 import functools
@@ -108,16 +108,6 @@ class Vocos(nnx.Module):
             None if valid_range is None else mask_outside(jnp.ones((1, x.shape[1], 1), bool), valid_range)[0, :, 0]
         )
         return istft(spectrum, self.mel.fft_samples, self.mel.hop_samples, padding=self.mel.padding, present=present)
-
-    def decode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the audio of the inner T frames; `[B, R + T + R, M] -> [B, T * hop_samples]`.
-
-        R is `receptive_field_frames`. The audio of a frame depends on R frames per side, so the concatenation of chunks
-        that were decoded with their true context is the whole; `valid_range` as for `__call__`. (With padding
-        "center" a whole file has one hop less; here the contribution of the last frames to that hop follows.)
-        """
-        context, hop = self.receptive_field_frames, self.mel.hop_samples
-        return self(log_mel, valid_range)[:, context * hop : (log_mel.shape[1] - context) * hop]
 
 
 class ConvNextBlock(nnx.Module):

@@ -96,7 +96,7 @@ def check(config, machines: Accelerators) -> None:
     sizes = sharding.mesh_sizes(config.mesh, machines.chips)
     mesh = AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
-    task = tasks.create(config, model_folder.read_stages)
+    task = tasks.create(config, model_folder.read_components)
     task.require_inputs()
     if max(mesh.shape["fsdp"], mesh.shape["tensor"]) > 1:
         Program(task, mesh, config.seed)  # the sharding table against the state, which takes seconds to trace
@@ -111,7 +111,7 @@ def plan(config, machines: Accelerators, *, quick: bool = False) -> Plan:
     tpu = machines.properties["kind"] == "tpu"
     mesh = _tpu_mesh(config.mesh, machines) if tpu else _abstract_mesh(config.mesh, machines.chips)
     sharding.check_batch(mesh, config.batch_size, config.optimizer.accumulation_steps)
-    task = tasks.create(config, model_folder.read_stages)
+    task = tasks.create(config, model_folder.read_components)
     program = Program(task, mesh, config.seed)
     phase = task.phase(_LATEST)
     found = Plan(

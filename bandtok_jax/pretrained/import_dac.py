@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
 from bandtok_jax.runtime import untrusted
@@ -30,7 +30,7 @@ _TRANSFORMERS = dict(
 )  # fmt: skip
 
 
-def read_official(path: str, parity: bool = False) -> Stage:
+def read_official(path: str, parity: bool = False) -> Component:
     """A `weights.pth` of descript-audio-codec as the tokenizer of a codec.
 
     Args:
@@ -58,7 +58,7 @@ def read_official(path: str, parity: bool = False) -> Stage:
         return _stage(state, {**shape, "parity": parity}, 1, path)
 
 
-def read_transformers(path: str, parity: bool = False) -> Stage:
+def read_transformers(path: str, parity: bool = False) -> Component:
     """A DacModel of transformers, its folder or its safetensors with config.json beside it; see `read_official`."""
     folder, name = (path, "model.safetensors") if os.path.isdir(path) else os.path.split(path)
     config_file = os.path.join(folder, "config.json")
@@ -91,7 +91,7 @@ def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return shape
 
 
-def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Stage:
+def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Component:
     """The stage of weights whose names stand in that column of `_layers`."""
     config = load_config("dac:base")
     with config.unlocked():
@@ -109,7 +109,7 @@ def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, p
     origin = os.path.basename(os.path.normpath(path))
     card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
     weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-    return Stage(config, weights, origin=path, card=card).check()
+    return Component(config, weights, source_path=path, card=card).check()
 
 
 def _leaves(left: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:

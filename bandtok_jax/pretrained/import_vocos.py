@@ -14,7 +14,7 @@ import numpy as np
 
 from bandtok_jax import tasks
 from bandtok_jax.audio import mel_bands
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
 from bandtok_jax.runtime import untrusted
@@ -63,7 +63,7 @@ _EQUAL = (
 )
 
 
-def read(path: str) -> Stage:
+def read(path: str) -> Component:
     """A model of the package vocos as a vocoder: its folder, or its weights with config.yaml beside them.
 
     Raises:
@@ -94,7 +94,7 @@ def read(path: str) -> Stage:
         card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
         weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
         with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
-            stage = Stage(config, weights, origin=path, card=card).check()
+            stage = Component(config, weights, source_path=path, card=card).check()
         for name, found in constants.items():
             expected = _CONSTANTS[name](mel)
             found = np.asarray(found, np.float32)

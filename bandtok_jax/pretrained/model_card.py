@@ -12,15 +12,15 @@ from bandtok_jax.version import VERSION
 
 if TYPE_CHECKING:
     from bandtok_jax.codecs.codec import Codec
-    from bandtok_jax.codecs.component import Stage
+    from bandtok_jax.codecs.component import Component
 
 _MANIFEST = "manifest.json"
 _TOKEN_MANIFEST = "token_manifest.json"
 
 
-def write(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
+def codec_card(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
     """The card in Markdown; `facts` holds `scores` and `data` of every stage by its name."""
-    systems = ", ".join(name.replace("_", " ") for name in codec.stages)
+    systems = ", ".join(name.replace("_", " ") for name in codec.components)
     table = {
         "sample rate": f"{codec.sample_rate_hz} Hz, {codec.channels} channel",
         "grid": f"{codec.rows} rows ({codec.row_kind}s), {codec.columns_per_second:.3f} columns per second",
@@ -32,27 +32,29 @@ def write(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
         'codec = bandtok_jax.load("this folder")',
         "codes = codec.encode(audio, sample_rate_hz)  # float32 [S] or [C, S] -> int32 [T, F]",
     ]
-    python += ["audio = codec.decode(codes)"] * codec.makes_sound
+    python += ["audio = codec.decode(codes)"] * codec.can_decode
     shell = ["bandtok encode song.flac --model='this folder' -o song.bt"]
-    shell += ["bandtok decode song.bt --model='this folder' -o song.wav"] * codec.makes_sound
-    shell += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * ("language_model" in codec.stages)
+    shell += ["bandtok decode song.bt --model='this folder' -o song.wav"] * codec.can_decode
+    shell += ["bandtok generate --model='this folder' --prompt '...' -o new.wav"] * (
+        "language_model" in codec.components
+    )
     title = f"{codec.rows} x {codec.columns_per_second:.2f} tokens per second: {systems}"
-    return _card(title, table, codec.stages, facts, python, shell)
+    return _card(title, table, codec.components, facts, python, shell)
 
 
-def write_vocoder(stage: "Stage", facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The card of a vocoder alone; `facts` as for `write`."""
+def vocoder_card(stage: "Component", facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card of a vocoder alone; `facts` as for `codec_card`."""
     mel = {f"mel: {name}": value for name, value in dataclasses.asdict(stage.mel).items()}
     python = ['codec = bandtok_jax.load("a tokenizer of the same mel", vocoder="this folder")']
     shell = ["bandtok decode song.bt --model='a tokenizer of the same mel' --vocoder='this folder' -o song.wav"]
     table = {**mel, "weight hash": f"`{stage.weight_hash}`"}
-    return _card(f"Vocoder of {stage.mel.mels} mel bands", table, {stage.name: stage}, facts, python, shell)
+    return _card(f"Vocoder of {stage.mel.mels} mel bands", table, {stage.role: stage}, facts, python, shell)
 
 
 def _card(
     title: str,
     table: Mapping[str, Any],
-    stages: Mapping[str, "Stage"],
+    stages: Mapping[str, "Component"],
     facts: Mapping[str, Mapping[str, Any]],
     python: list[str],
     shell: list[str],

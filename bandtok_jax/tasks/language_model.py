@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
+from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.data_pipelines import token_manifest, token_source
 from bandtok_jax.generation import SAMPLING, autoregressive
 from bandtok_jax.layers.network import Tree
@@ -277,8 +278,6 @@ class LanguageModelTask(SingleNetworkTask):
         """
         if not self.config.tokenizer:
             return None
-        from bandtok_jax.pretrained import model_folder  # which imports the tasks
-
         tokenizer, tokens_hash = self.component("tokenizer"), self._manifest["weight_hash"]
         if tokenizer.weight_hash != tokens_hash:
             raise ValueError(
@@ -286,8 +285,8 @@ class LanguageModelTask(SingleNetworkTask):
                 f"{self._folder} were made by {tokens_hash[:12]}: give that one, or none"
             )
         components = {"tokenizer": tokenizer} | ({"vocoder": self.component("vocoder")} if self.config.vocoder else {})
-        codec = model_folder.join(components)
-        if not codec.makes_sound:
+        codec = assemble(components)
+        if not codec.can_decode:
             raise ValueError(
                 f"config.tokenizer {self.config.tokenizer} makes no audio by itself: set config.vocoder to a vocoder's "
                 "run for audio samples, or leave both out"

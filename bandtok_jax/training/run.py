@@ -85,7 +85,7 @@ def resolve(
             )
         config.initialized_from_export = previous.initialized_from_export
 
-    task = tasks.create(_effective(config), model_folder.read_stages)
+    task = tasks.create(_effective(config), model_folder.read_components)
     dependencies = task.component_hashes()
     for name, weight_hash in dependencies.items():
         old_hash = previous.get(f"{name}_hash", "")
@@ -116,7 +116,7 @@ def _effective(config: ConfigDict) -> ConfigDict:
 
 def _refuse_export(folder: pathlib.Path) -> None:
     """Raises a ValueError where the config.json of an export would be overwritten."""
-    if (folder / "config.json").exists() and "stages" in read_content(folder):
+    if (folder / "config.json").exists() and "components" in read_content(folder):
         raise ValueError(
             f"{folder} holds an export, which a run would overwrite: give another --workdir, and start from its "
             f"weights with --init-from={folder}"

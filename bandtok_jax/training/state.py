@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bandtok_jax.codecs.component import STAGE_OF_TASK
 from bandtok_jax.data_pipelines import iterator
+from bandtok_jax.models import registry
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs import weights as run_weights
 from bandtok_jax.runs.weights import CorruptCheckpoint, saved_steps
@@ -58,7 +58,7 @@ def initialize(
     """
     state = program.init()
     if run.init_from:
-        state = load_initial_weights(run.init_from, run.config.task, state)
+        state = load_initial_weights(run.init_from, registry.constructor(run.config.model.kind).role, state)
     else:
         count = 1 if single_batch else program.task.warm_start_batches
         batches = [first_batch, *_following_batches(run.config, count - 1, host_slice)]
@@ -73,22 +73,22 @@ def initialize(
     return jax.jit(lambda x: x, out_shardings=program.layout)(jax.tree.map(place, state, program.layout))
 
 
-def load_initial_weights(origin: str | os.PathLike, task: str, state: dict[str, Any]) -> dict[str, Any]:
+def load_initial_weights(origin: str | os.PathLike, role: str, state: dict[str, Any]) -> dict[str, Any]:
     """Returns a fresh state with the weights of a run, its discriminator included, or with those of an export.
 
     Args:
       origin: run, checkpoint of a run, or export.
-      task: name of the task.
+      role: of the network that is trained, see `bandtok_jax.models.registry`.
       state: fresh, with fresh optimizers.
 
     Raises:
       ValueError: the weights belong to another model or another size, or are damaged.
     """
     if not is_run(origin):
-        stages, name = model_folder.read_stages(origin), STAGE_OF_TASK[task]
-        if name not in stages:
-            raise ValueError(f"{origin} holds no {name.replace('_', ' ')}: start from a run or export that has one")
-        return replace_weights(state, "model", stages[name].weights, origin)
+        components = model_folder.read_components(origin)
+        if role not in components:
+            raise ValueError(f"{origin} holds no {role.replace('_', ' ')}: start from a run or export that has one")
+        return replace_weights(state, "model", components[role].weights, origin)
     folder, step = model_folder.split_step(origin)
     state = replace_weights(state, "model", run_weights.load_weights(folder, step)["model"], folder)
     if "discriminator" in state:

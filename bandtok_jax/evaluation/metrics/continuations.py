@@ -65,7 +65,7 @@ def drift(codec: Codec, segments: np.ndarray, *, start_seconds: float, seed: int
             f"segments of {segments.shape[1] / codec.sample_rate_hz:.1f} s with a prefix of {start_seconds} s: make "
             f"them at least {BIN_SECONDS} s longer than the prefix"
         )
-    window_columns = codec.stages["language_model"].config.data.columns
+    window_columns = codec.components["language_model"].config.data.columns
     if prefix_columns >= window_columns:
         raise ValueError(
             f"start_seconds {start_seconds} are {prefix_columns} columns, and the model's window has {window_columns}: "
@@ -105,7 +105,7 @@ def _continue(codec: Codec, true_codes: np.ndarray, prefix_columns: int, window_
     for start in range(0, len(true_codes), BATCH_SIZE):
         prefix = true_codes[start : start + BATCH_SIZE, :prefix_columns]
         prefix = np.concatenate([prefix, np.repeat(prefix[:1], BATCH_SIZE - len(prefix), axis=0)])
-        codes, _ = codec.generator.generate(
+        codes, _ = codec.language_model.generator.generate(
             columns=true_codes.shape[1],
             window_columns=window_columns,
             key=jax.random.fold_in(jax.random.key(seed), start),

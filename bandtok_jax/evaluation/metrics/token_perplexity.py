@@ -7,7 +7,8 @@ import itertools
 import jax
 import numpy as np
 
-from bandtok_jax.codecs.component import Stage
+from bandtok_jax import tasks
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.data_pipelines.batches import TOKEN_NAMES
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.data_pipelines.transforms import CropTokens, EncodeCaption
@@ -16,7 +17,7 @@ from bandtok_jax.runtime.progress import progress_bar
 BATCH_WINDOWS = 8  # affects speed and memory alone
 
 
-def evaluate(stage: Stage, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
+def evaluate(stage: Component, folder: str, split: str = "validation", progress: bool = True) -> dict[str, float]:
     """Evaluates a language model on all tokens of one split.
 
     The tracks are cut into windows of the length of its training, and each is predicted from its own beginning.
@@ -42,10 +43,10 @@ def evaluate(stage: Stage, folder: str, split: str = "validation", progress: boo
     source, columns = TokenSource(folder, split), config.data.columns
     if stage.tokenizer_hash and stage.tokenizer_hash != source.manifest["weight_hash"]:
         raise ValueError(
-            f"{stage.origin} was trained on tokens of {stage.tokenizer_hash[:12]}, {folder} holds those of "
+            f"{stage.source_path} was trained on tokens of {stage.tokenizer_hash[:12]}, {folder} holds those of "
             f"{source.manifest['weight_hash'][:12]}: give the tokens of its own tokenizer"
         )
-    task, totals = stage.task, {}
+    task, totals = tasks.create(stage.resolved_config), {}
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "ema": {}}}
     windows = _windows(source, CropTokens(columns), EncodeCaption(config.data.caption_bytes))

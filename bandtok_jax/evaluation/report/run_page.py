@@ -103,7 +103,7 @@ def _crops(codec: Codec, data: str) -> list[np.ndarray]:
     """Returns validation crops `[S]`."""
     settings = load_config("bandtok:tiny").data.copy_and_resolve_references()
     settings.sample_rate_hz, settings.clip_samples = codec.sample_rate_hz, int(CROP_SECONDS * codec.sample_rate_hz)
-    settings.loudness_lufs = codec.stages["tokenizer"].config.data.loudness_lufs
+    settings.loudness_lufs = codec.components["tokenizer"].config.data.loudness_lufs
     settings.sources = data
     (batch,) = iterator.evaluation_batches(settings, batch_size=CROPS, count=1)
     return list(batch["audio"])
@@ -111,10 +111,10 @@ def _crops(codec: Codec, data: str) -> list[np.ndarray]:
 
 def _mel_baseline(codec: Codec, data: str) -> dict[str, float]:
     """Returns the errors of k-means and median on the crops of the tokenizer's evaluation."""
-    config: ConfigDict = codec.stages["tokenizer"].config
+    config: ConfigDict = codec.components["tokenizer"].config
     settings = config.data.copy_and_resolve_references()
     settings.sources = data
-    to_log_mel = jax.jit(functools.partial(spectral.log_mel, definition=codec.stages["tokenizer"].mel))
+    to_log_mel = jax.jit(functools.partial(spectral.log_mel, definition=codec.components["tokenizer"].mel))
     log_mels = {}
     for split, count in (("train", 8 * config.evaluation_batches), ("validation", config.evaluation_batches)):
         batches = iterator.evaluation_batches(settings, split=split, batch_size=config.batch_size, count=count)
@@ -161,7 +161,7 @@ def _audio_row(name: str, audio: np.ndarray) -> tuple[str, str, str]:
 def _component_table(codec: Codec, metrics: Metrics) -> Html:
     """Returns a table of the configuration of each component and of the time of its training."""
     rows = []
-    for name, component in codec.stages.items():
+    for name, component in codec.components.items():
         config, lines = component.config, [line for line in metrics[name] if "train/seconds_per_step" in line]
         steps = np.diff([0, *(line["step"] for line in lines)])
         minutes = sum(steps * [line["train/seconds_per_step"] for line in lines]) / 60
@@ -194,7 +194,7 @@ def _charts(metrics: Metrics) -> Html:
 
 def _crop_section(codec: Codec, audio: np.ndarray) -> list[Html]:
     """Returns audio and figures of one crop `[S]`: original, vocoder alone, Griffin-Lim, and the codec."""
-    rate, definition = codec.sample_rate_hz, codec.stages["tokenizer"].mel
+    rate, definition = codec.sample_rate_hz, codec.components["tokenizer"].mel
     codes = codec.encode(audio, rate)
     log_mel = np.asarray(spectral.log_mel(audio, definition))
     decoded_mel = codec.decode_mel(codes)[: len(log_mel)]
@@ -227,7 +227,7 @@ def _crop_section(codec: Codec, audio: np.ndarray) -> list[Html]:
 
 def _generated_section(codec: Codec, name: str, audio: np.ndarray, rate: int) -> Html:
     """Returns audio and log-mel of generated audio `[C, S]`."""
-    definition = codec.stages["tokenizer"].mel
+    definition = codec.components["tokenizer"].mel
     panels = {name: np.asarray(spectral.log_mel(audio.mean(0), definition))}
     hop_seconds = definition.hop_samples / definition.sample_rate_hz
     draw = functools.partial(plots.panels, panels=panels, hop_seconds=hop_seconds)

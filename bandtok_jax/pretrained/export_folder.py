@@ -1,0 +1,192 @@
+"""Export folders: the components of a codec in one folder, to be loaded and passed on.
+
+EXPORT  config.json  model.safetensors  README.md    a tokenizer, perhaps a vocoder and a language model; or a vocoder
+                                                     alone
+"""
+
+from collections.abc import Callable, Collection, Mapping
+import json
+import os
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from bandtok_jax.codecs.codec import Codec
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.config.stored import from_json
+from bandtok_jax.formats import safetensors
+from bandtok_jax.models import registry
+from bandtok_jax.pretrained import model_card
+from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.runtime import untrusted
+
+EXPORT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+_CARD = {
+    "scores": untrusted.mapping(untrusted.optional(untrusted.number()), most=1000, keys=untrusted.text(100)),
+    "data": untrusted.listing(untrusted.text(2000), most=1000),
+}
+_COMPONENT = {
+    "config": untrusted.mapping(untrusted.anything),
+    "weight_hash": untrusted.text(64, "[0-9a-f]{64}"),
+    "step": untrusted.whole(),
+    "tokenizer_hash": untrusted.text(64, "[0-9a-f]*"),
+    "card": untrusted.record(_CARD),
+}
+_EXPORT = untrusted.record(
+    {
+        "export_version": untrusted.whole(1, EXPORT_VERSION),
+        "weight_hash": untrusted.text(64, "[0-9a-f]{64}"),
+        "components": untrusted.mapping(
+            untrusted.record(_COMPONENT, others=None), most=len(registry.ROLES), keys=untrusted.one_of(*registry.ROLES)
+        ),
+    }
+)
+
+
+def save_codec(codec: Codec, output: str) -> None:
+    """Writes a codec as an export folder.
+
+    Args:
+      output: a folder that does not exist yet, is empty, or holds an earlier export.
+
+    Raises:
+      ValueError: the folder holds something else.
+    """
+    _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output)
+
+
+def save_vocoder(vocoder: Component, output: str) -> None:
+    """Writes a vocoder alone as an export folder, for `load(TOKENIZER, vocoder=output)`; see `save_codec`."""
+    _write_export({vocoder.role: vocoder}, lambda cards: model_card.vocoder_card(vocoder, cards), output)
+
+
+def _write_export(
+    components: Mapping[str, Component], write_card: Callable[[Mapping[str, Any]], str], output: str
+) -> None:
+    if os.path.isdir(output) and os.listdir(output) and not is_export(output):
+        raise ValueError(f"{output} is not empty and holds no export of bandtok: choose a new folder")
+    os.makedirs(output, exist_ok=True)
+    cards = {
+        role: dict(part.card) or {"scores": _last_scores(part), "data": model_card.describe_data(part.config)}
+        for role, part in components.items()
+    }
+    weights = {role: jax.tree.map(np.asarray, dict(part.weights)) for role, part in components.items()}
+    hashes = {role: safetensors.weight_hash(tree) for role, tree in weights.items()}
+    # The hash of the tokenizer, which comes first, names the codes; a vocoder alone has its own.
+    content = {"export_version": EXPORT_VERSION, "weight_hash": next(iter(hashes.values())), "components": {}}
+    for role, part in components.items():
+        content["components"][role] = {
+            "config": _portable(part.config),
+            "weight_hash": hashes[role],
+            "step": part.step,
+            "tokenizer_hash": part.tokenizer_hash,
+            "card": cards[role],
+        }
+    safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
+    texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
+    for name, text in texts.items():
+        with open(os.path.join(output, name), "w") as file:
+            file.write(text)
+
+
+def _portable(config: ConfigDict) -> dict[str, Any]:
+    """Returns a configuration whose paths are cut to their last names, without folders of this machine."""
+    from bandtok_jax.data_pipelines import sources  # not needed to load a model
+
+    config = config.copy_and_resolve_references().unlock()
+    for group, key in ((config, "tokenizer"), (config, "vocoder"), (config.data, "tokens")):
+        if key in group:
+            group[key] = _last_name(group[key])
+    if config.data.get("sources"):
+        weighted = sources.parse_weights(config.data.sources)
+        config.data.sources = ",".join(
+            _last_name(path) + (f"={weight:g}" if weight != 1 else "") for path, weight in weighted
+        )
+    return config.to_dict()
+
+
+def _last_name(path: str) -> str:
+    return os.path.basename(os.path.normpath(path)) if path else ""
+
+
+def _last_scores(component: Component) -> dict[str, float]:
+    """Returns the last value of every `evaluation/...` metric of a run up to the step of its component."""
+    scores: dict[str, float] = {}
+    for line in read_metrics(split_step(component.source_path)[0]):
+        if line["step"] <= component.step:
+            scores |= {k.removeprefix("evaluation/"): v for k, v in line.items() if k.startswith("evaluation/")}
+    return scores
+
+
+def is_export(path: str) -> bool:
+    """Returns whether a folder is an export; other projects have a model.safetensors and a config.json, too."""
+    files = [os.path.join(path, name) for name in ("config.json", WEIGHTS_FILE)]
+    if not all(map(os.path.isfile, files)):
+        return False
+    try:
+        untrusted.read_json(files[0], untrusted.record({"export_version": untrusted.whole()}))
+    except ValueError:
+        return False
+    return True
+
+
+def read_export(
+    path: str, content: Mapping[str, Any], dtype: str, only: Collection[str] | None = None
+) -> list[Component]:
+    """Returns the components of an export, checked against its config.json.
+
+    Args:
+      content: of config.json.
+      dtype: see `Component.compute_dtype`.
+      only: roles of the components to read; all by default, and where the export has none of them.
+
+    Raises:
+      ValueError: config.json describes no model of this version, or the weights are not those that were exported.
+    """
+    version = content.get("export_version", 0)
+    if isinstance(version, int) and version > EXPORT_VERSION:
+        raise ValueError(f"it is of an export of version {version}: upgrade bandtok-jax")
+    _EXPORT(content, "")
+    weights_file = os.path.join(path, WEIGHTS_FILE)
+    if not os.path.isfile(weights_file):
+        raise untrusted.refusal(path, f"it holds no {WEIGHTS_FILE}", "export it again")
+    weights = safetensors.load(weights_file)
+    components = []
+    available = content["components"]
+    chosen = available.keys() & set(only or ()) or available.keys()
+    for role, entry in available.items():
+        if role not in chosen:
+            continue
+        words = role.replace("_", " ")
+        if not isinstance(weights.get(role), dict):
+            raise untrusted.refusal(weights_file, f"it holds no weights of the {words}", "export it again")
+        component = Component(
+            from_json(entry["config"]),
+            {"parameters": {}, "buffers": {}} | weights[role],
+            source_path=path,
+            step=entry["step"],
+            tokenizer_hash=entry["tokenizer_hash"],
+            card=entry["card"],
+            dtype=dtype,
+        )
+        if component.role != role:
+            raise ValueError(f"components.{role} holds a {component.role.replace('_', ' ')}")
+        if component.check().weight_hash != entry["weight_hash"]:
+            raise untrusted.refusal(
+                weights_file,
+                f"the weights of the {words} are not those that were exported",
+                "the file is damaged or of another export; copy the folder again",
+            )
+        components.append(component)
+    return components
+
+
+def split_step(path: str | os.PathLike) -> tuple[str, int | None]:
+    """Splits `RUN/checkpoints/STEP` into the run, "." where that is left out, and the step; None for other folders."""
+    path = os.fspath(path)
+    folder, step = os.path.split(path.rstrip(os.sep))
+    run, checkpoints = os.path.split(folder)
+    return (run or ".", int(step)) if checkpoints == "checkpoints" and step.isdigit() else (path, None)

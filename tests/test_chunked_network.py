@@ -1,0 +1,85 @@
+"""A network over a stream in chunks: equal to the whole, whatever the chunk, and with a state handed on."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from bandtok_jax.codecs.chunked_network import ChunkedNetwork
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.layers.convolution import inside
+from bandtok_jax.models import registry
+
+ITEMS = np.random.default_rng(0).normal(size=37).astype(np.float32)
+
+
+class Smoother(nnx.Module):
+    """A mean over three items, `[B, T] -> [B, T]`, and a running sum whose state is the sum so far."""
+
+    role, produces = "tokenizer", "audio"
+
+    def __init__(self, *, dtype, rngs):
+        self.weights = nnx.Param(jnp.array([0.25, 0.5, 0.25]))
+
+    def __call__(self, x, span=None):
+        x = jnp.pad(inside(x[..., None], span)[..., 0], ((0, 0), (1, 1)))
+        return sum(weight * x[:, i : x.shape[1] - 2 + i] for i, weight in enumerate(self.weights[...]))
+
+    def repeat(self, x, span):
+        return jnp.repeat(x, 2, axis=1)
+
+    def running_sum(self, x, span, carry):
+        sums = carry + jnp.cumsum(inside(x[..., None], span)[..., 0], axis=1)
+        return sums, sums[0, -1]
+
+
+@pytest.fixture
+def component(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {"smoother": Smoother})
+    config = ConfigDict({"dtype": "float32", "model": {"kind": "smoother"}})
+    weights = {"parameters": {"weights": np.float32([0.25, 0.5, 0.25])}, "buffers": {}}
+    return Component(config, weights).check()
+
+
+def run(chunked, component, blocks=(ITEMS,)):
+    return np.concatenate(list(chunked(component.weights, blocks)))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 37, 64])
+def test_chunks_equal_the_whole(component, chunk):
+    expected = np.convolve(ITEMS, [0.25, 0.5, 0.25], mode="same")
+    smooth = ChunkedNetwork(component, "__call__", chunk=chunk, context=1)
+    np.testing.assert_allclose(run(smooth, component), expected, atol=1e-6)
+    np.testing.assert_array_equal(run(smooth, component, np.split(ITEMS, [1, 2, 30])), run(smooth, component))
+
+
+def test_columns_of_several_items_and_outputs(component):
+    double = ChunkedNetwork(component, "repeat", chunk=4, context=2, outputs_per_column=2)
+    np.testing.assert_array_equal(run(double, component), np.repeat(ITEMS, 2))
+    mean = ChunkedNetwork(
+        component, "__call__", chunk=3, context=1, items_per_column=4, outside=0.0,
+        front_end=lambda window: window.reshape(-1, 4).mean(1),
+    )  # fmt: skip
+    means = np.pad(ITEMS, (0, 3)).reshape(-1, 4).mean(1)
+    np.testing.assert_allclose(run(mean, component), np.convolve(means, [0.25, 0.5, 0.25], mode="same"), atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_a_carry_goes_from_chunk_to_chunk(component, chunk):
+    total = ChunkedNetwork(component, "running_sum", chunk=chunk, context=0, outside=0.0, carry=np.float32(0))
+    np.testing.assert_allclose(run(total, component), np.cumsum(ITEMS), atol=1e-5)
+    after = np.concatenate(list(total(component.weights, [ITEMS], carry=np.float32(7))))
+    np.testing.assert_allclose(after, np.cumsum(ITEMS) + 7, atol=1e-5)
+
+
+def test_one_program_serves_every_length(component):
+    smooth = ChunkedNetwork(component, "__call__", chunk=8, context=1)
+    for length in (1, 9, 37):
+        assert len(run(smooth, component, [ITEMS[:length]])) == length
+    assert smooth.window_items == 10
+    window, span = jax.ShapeDtypeStruct((smooth.window_items,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    outputs, carry = jax.eval_shape(smooth.program, component.weights, window, span, None)
+    assert outputs.shape == (8,) and carry is None
+    assert smooth.program.lower(component.weights, window, span, None).compile()
