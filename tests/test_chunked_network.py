@@ -9,7 +9,7 @@ import pytest
 
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.component import Component
-from bandtok_jax.layers.convolution import inside
+from bandtok_jax.layers.convolution import mask_outside
 from bandtok_jax.models import registry
 
 ITEMS = np.random.default_rng(0).normal(size=37).astype(np.float32)
@@ -24,14 +24,14 @@ class Smoother(nnx.Module):
         self.weights = nnx.Param(jnp.array([0.25, 0.5, 0.25]))
 
     def __call__(self, x, span=None):
-        x = jnp.pad(inside(x[..., None], span)[..., 0], ((0, 0), (1, 1)))
+        x = jnp.pad(mask_outside(x[..., None], span)[..., 0], ((0, 0), (1, 1)))
         return sum(weight * x[:, i : x.shape[1] - 2 + i] for i, weight in enumerate(self.weights[...]))
 
     def repeat(self, x, span):
         return jnp.repeat(x, 2, axis=1)
 
     def running_sum(self, x, span, carry):
-        sums = carry + jnp.cumsum(inside(x[..., None], span)[..., 0], axis=1)
+        sums = carry + jnp.cumsum(mask_outside(x[..., None], span)[..., 0], axis=1)
         return sums, sums[0, -1]
 
 
