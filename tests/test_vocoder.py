@@ -158,7 +158,7 @@ def config(**changes):
     settings = vocos.get_config("tiny").copy_and_resolve_references().unlock()
     settings.mel.update(dict(mels=16, hop_samples=64, fft_samples=256))
     settings.model.update(dict(dim=16, intermediate_dim=32, num_layers=1))
-    settings.discriminator.update(dict(periods=(2,), period_channels=(2, 4), windows=()))
+    settings.discriminator.update(dict(periods=(2,), period_channels=(2, 4), stft_windows=()))
     settings.loss.update(dict(mel_scales=((64, 8),), stft_windows=(64,), adversarial_samples=1024, adversarial=1.0))
     settings.optimizer.warmup_steps = settings.discriminator_optimizer.warmup_steps = 0
     settings.data.clip_samples = 2048
@@ -261,12 +261,12 @@ def test_the_tokenizers_mels_are_heard():
     examples = {"audio": batch(16)["audio"], "index": jnp.arange(16)}
     turned = jax.tree.map(lambda x: x[::-1], examples)
     heard = {}
-    for source in ("decoded", "mixed"):
+    for source in ("reconstructed", "mixed"):
         task = tasks.create(config(input_mel=source, tokenizer="RUN"), lambda folder: {"tokenizer": sevens()})
         hear = jax.jit(lambda frozen, examples: (task.input_mel(frozen, examples, jax.random.key(0)) == 7).all((1, 2)))
         heard[source] = hear(task.load_frozen(), examples)
         np.testing.assert_array_equal(hear(task.load_frozen(), turned), heard[source][::-1])
-    assert heard["decoded"].all() and 2 < heard["mixed"].sum() < 14
+    assert heard["reconstructed"].all() and 2 < heard["mixed"].sum() < 14
 
 
 def test_the_frame_that_no_code_speaks_of_stays_true():

@@ -5,6 +5,8 @@ does not depend on the length of the track. Every convolution sees zeros beyond 
 where the array is the file, the zeros of `mask_outside` where the file lies within the array.
 """
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ class ResidualBlock(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = dict(dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.norm_in = RMSNorm(channels, rngs=rngs)
         self.conv_in = square_convolution(channels, out_channels, 3, **options)
         self.norm_out = RMSNorm(out_channels, rngs=rngs)

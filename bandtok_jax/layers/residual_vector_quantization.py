@@ -5,6 +5,8 @@ nn/quantize.py): factorised codes, cosine look-up, quantizer dropout. Without, i
 al. 2021, arXiv 2107.03312).
 """
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,9 @@ class ResidualVectorQuantizer(nnx.Module):
     ):
         self.gradient, self.factorised = gradient, codebook_dim is not None
         dtype = jnp.promote_types(dtype, jnp.float32)
-        settings = dict(learning_rule=learning_rule, lookup=lookup, gradient=gradient, dtype=dtype, rngs=rngs)
+        settings: dict[str, Any] = dict(
+            learning_rule=learning_rule, lookup=lookup, gradient=gradient, dtype=dtype, rngs=rngs
+        )
         self.levels = nnx.List(VectorQuantizer(dim, codebook_size, codebook_dim, **settings) for _ in range(num_levels))
 
     def encode(self, latents: jax.Array) -> jax.Array:

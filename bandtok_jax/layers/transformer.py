@@ -224,7 +224,11 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         # Residual branches start smaller in a deeper network (GPT-2).
-        options = {"scale": (num_layers * (3 if cross_attention else 2)) ** -0.5, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {
+            "scale": (num_layers * (3 if cross_attention else 2)) ** -0.5,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
         self.attention_norm = RMSNorm(dim, rngs=rngs)
         self.attention = SelfAttention(dim, num_heads, kernel=kernel, **options)
         if cross_attention:

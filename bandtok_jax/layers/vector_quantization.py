@@ -8,6 +8,8 @@ up, and statistics of sharded data are global sums.
 Codebooks, statistics and distances are at least float32, for latents of any dtype.
 """
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ class VectorQuantizer(nnx.Module):
             self.project_in = self.project_out = None
             vectors = jax.random.normal(rngs.params(), (codebook_size, dim)) / jnp.sqrt(dim)
         else:
-            linear = dict(initializer=fan_in_uniform, normalisation="weight", dtype=dtype, rngs=rngs)
+            linear: dict[str, Any] = dict(initializer=fan_in_uniform, normalisation="weight", dtype=dtype, rngs=rngs)
             self.project_in = Convolution(dim, codebook_dim, (1,), **linear)
             vectors = jax.random.normal(rngs.params(), (codebook_size, codebook_dim))
             self.project_out = Convolution(codebook_dim, dim, (1,), **linear)

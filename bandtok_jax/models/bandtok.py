@@ -12,6 +12,7 @@ N bands.
 from collections.abc import Sequence
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -97,7 +98,7 @@ class BandTok(nnx.Module):
         self.row_kind = "residual" if residual_levels else "band"
         self.mels, self._patch, self._floor, self._dtype = mels, patch, mel.floor, dtype
 
-        options = dict(dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         wide = jnp.promote_types(dtype, jnp.float32)
         finest, coarsest = channels[0], channels[-1]
         self.encoder_in = square_convolution(patch**2, finest, 3, **options)

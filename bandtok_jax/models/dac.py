@@ -10,6 +10,7 @@ Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width.
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -80,7 +81,7 @@ class DAC(nnx.Module):
         self.strides, self.rows, self.codebook_size = tuple(strides), rows, codebook_size
         self.samples_per_column = math.prod(strides)
         self.parity, self.padded = parity, padding
-        settings = dict(padding=padding, dtype=dtype, rngs=rngs)
+        settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         width = encoder_dim
         self.encoder_in = _convolution(1, width, KERNEL_SIZE, **settings)
         self.encoder_blocks = nnx.List()
@@ -199,7 +200,7 @@ class ResidualUnit(nnx.Module):
     """Snake, dilated convolution, Snake and convolution of size 1 in a residual branch; `[B, T, D]`."""
 
     def __init__(self, width: int, dilation: int, *, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        settings = dict(padding=padding, dtype=dtype, rngs=rngs)
+        settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake_in, self.snake_out = Snake(width, rngs=rngs), Snake(width, rngs=rngs)
         self.dilated = _convolution(width, width, KERNEL_SIZE, dilation=dilation, **settings)
         self.single = _convolution(width, width, 1, **settings)
@@ -214,7 +215,7 @@ class EncoderBlock(nnx.Module):
     """Three residual units, then `stride` times fewer frames of twice the width."""
 
     def __init__(self, width: int, stride: int, *, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        settings = dict(padding=padding, dtype=dtype, rngs=rngs)
+        settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.units = nnx.List(ResidualUnit(width, dilation, **settings) for dilation in DILATIONS)
         self.snake = Snake(width, rngs=rngs)
         self.down = _convolution(width, 2 * width, 2 * stride, stride=stride, **settings)
@@ -229,7 +230,7 @@ class DecoderBlock(nnx.Module):
     """`stride` times more frames of half the width, then three residual units."""
 
     def __init__(self, width: int, stride: int, *, parity: bool, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        settings = dict(padding=padding, dtype=dtype, rngs=rngs)
+        settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake = Snake(width, rngs=rngs)
         self.up = TransposedConvolution(
             width, width // 2, stride, cut=padding, normalisation="weight",

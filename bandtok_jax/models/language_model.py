@@ -95,7 +95,7 @@ class LanguageModel(nnx.Module):
             return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), shape))
 
         def block(rngs: nnx.Rngs) -> Block:
-            options = dict(cross_attention=text != "none", kernel=attention, dtype=dtype, rngs=rngs)
+            options: dict[str, Any] = dict(cross_attention=text != "none", kernel=attention, dtype=dtype, rngs=rngs)
             return Block(dim, num_heads, feed_forward_dim, num_layers=num_layers, **options)
 
         self.embedding = embedding(entries, dim)
@@ -154,7 +154,9 @@ class LanguageModel(nnx.Module):
             number, state = numbered_state
             x = constrain_batch_sharding(x, self.sequence_sharding)
             # A layer has three branches; number 0 is the dropout of the embeddings.
-            options = {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if has_dropout else {}
+            options: dict[str, Any] = (
+                {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if has_dropout else {}
+            )
             block = nnx.merge(graph, state)
             return block(x, angles, causal=True, context=context, context_mask=context_mask, **options)[0], None
 

@@ -6,6 +6,7 @@ normalised over each example instead (Wu and He 2018, arXiv 1803.08494), in all 
 """
 
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -70,7 +71,7 @@ class MultiScalePatchGAN(nnx.Module):
     ):
         if normalisation not in ("none", "group"):
             raise ValueError(f'normalisation is "{normalisation}": set it to "none" or "group"')
-        options = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
         self.discriminators = nnx.List([PatchDiscriminator(channels, **options) for _ in range(num_scales)])
 
     def __call__(self, log_mel: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:

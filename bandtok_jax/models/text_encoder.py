@@ -1,5 +1,7 @@
 """The text encoder of the language model: a small transformer over UTF-8 bytes, trained with it."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ class TextEncoder(nnx.Module):
     ):
         self.dtype, self.head_dim = dtype, dim // num_heads
         self.embedding = nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), (BYTES, dim)))
-        options = dict(num_layers=num_layers, kernel="xla", dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(num_layers=num_layers, kernel="xla", dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(Block(dim, num_heads, feed_forward_dim, **options) for _ in range(num_layers))
         self.norm = RMSNorm(dim, rngs=rngs)
         self.out = Linear(dim, output_dim, dtype=dtype, rngs=rngs)

@@ -6,6 +6,7 @@ So audio decoded in windows, whose outputs are cut to their chunks, equals the w
 
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -66,7 +67,9 @@ class Vocos(nnx.Module):
         self.mel, self.kernel_size, self.envelope, self.parity = mel, kernel_size, envelope, parity
         self.embed = Convolution(mel.mels, dim, (kernel_size,), dtype=dtype, rngs=rngs)
         self.embed_norm = nnx.LayerNorm(dim, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        block = dict(kernel_size=kernel_size, layer_scale=1 / num_layers, exact_gelu=parity, depthwise=depthwise)
+        block: dict[str, Any] = dict(
+            kernel_size=kernel_size, layer_scale=1 / num_layers, exact_gelu=parity, depthwise=depthwise
+        )
         self.blocks = nnx.List(
             ConvNextBlock(dim, intermediate_dim, **block, dtype=dtype, rngs=rngs) for _ in range(num_layers)
         )
@@ -125,7 +128,7 @@ class ConvNextBlock(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        linear = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
+        linear: dict[str, Any] = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)
         self.depthwise = DepthwiseConvolution(dim, kernel_size, implementation=depthwise, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(dim, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.expand = nnx.Linear(dim, intermediate_dim, **linear)

@@ -7,6 +7,7 @@ normalises every convolution, and whose published trainings have no multi-scale 
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -52,7 +53,7 @@ class WaveformDiscriminators(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
         self.periods = nnx.List([PeriodDiscriminator(period, period_channels, **options) for period in periods])
         self.scales = nnx.List([ScaleDiscriminator(rate, SCALE_CHANNELS, **options) for rate in rates])
         self.spectra = nnx.List([STFTDiscriminator(window, stft_channels, **options) for window in stft_windows])
@@ -83,7 +84,7 @@ class PeriodDiscriminator(nnx.Module):
     ):
         self.period = period
         strides = [3] * (len(channels) - 1) + [1]
-        options = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
             [
                 Convolution(i, o, (5,), stride=(stride,), **options)
@@ -121,7 +122,7 @@ class ScaleDiscriminator(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.rate = rate
-        options = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
         first, *middle, last = zip((1, *channels), channels)
         self.layers = nnx.List(
             [
@@ -154,7 +155,7 @@ class STFTDiscriminator(nnx.Module):
     ):
         self.window = window
         self.edges = [int(fraction * (window // 2 + 1)) for fraction in BAND_EDGES]
-        options = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
 
         def band() -> nnx.List:
             strided = [Convolution(channels, channels, (3, 9), stride=(1, 2), **options) for _ in range(3)]

@@ -236,7 +236,7 @@ class AdversarialTask(Task, abc.ABC):
         settings = self.config.loss
 
         def norm(gradients: dict[str, jax.Array]) -> jax.Array:
-            total = sum(gradients.values()).astype(jnp.float32)
+            total = jnp.asarray(sum(gradients.values()), jnp.float32)
             return jnp.sqrt(jnp.sum(total**2, range(1, total.ndim)))
 
         ratio = norm(adversarial_gradients) / (norm(reconstruction) + 1e-12)

@@ -23,7 +23,7 @@ def split_statistics(statistics: Tree) -> tuple[Tree, Tree]:
     """
     if "counts" not in statistics:
         return {}, {}
-    return tuple({name: statistics[name] for name in names} for names in (TOTALS, PER_EXAMPLE))
+    return {name: statistics[name] for name in TOTALS}, {name: statistics[name] for name in PER_EXAMPLE}
 
 
 def warm_start(

@@ -247,8 +247,7 @@ class LanguageModelTask(SingleNetworkTask):
 
     def summaries(self, state: State, frozen: Tree, batch: Batch, outputs: jax.Array | None = None) -> Summaries:
         """Returns the token losses `[T, F]` of the first examples, and with a codec generated audio for their texts."""
-        if outputs is None:
-            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
+        outputs = jax.jit(self.evaluate)(state, frozen, batch)[1] if outputs is None else outputs
         examples = {name: value[:EXAMPLES_SHOWN] for name, value in batch.items()}
         losses = outputs[:EXAMPLES_SHOWN]
         samples = {f"{i}/token_loss": ("image", losses[i], "nats per token") for i in range(len(losses))}

@@ -141,8 +141,7 @@ class MelTokenizerTask(AdversarialTask):
 
         The audio of a reconstruction is made by `config.vocoder`, or by Griffin-Lim without one.
         """
-        if outputs is None:
-            _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
+        outputs = jax.jit(self.evaluate)(state, frozen, batch)[1] if outputs is None else outputs
         originals, reconstructions = batch["audio"][:EXAMPLES_SHOWN], outputs[:EXAMPLES_SHOWN]
         mels, audio = self._samples(frozen, originals, reconstructions)
         samples = {}

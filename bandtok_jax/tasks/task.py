@@ -60,6 +60,7 @@ class Task:
         return self._components[name]
 
     def _read_component(self, name: str) -> Any:
+        assert self.read_components is not None, "a task that reads components is created with a reader"
         components = self.read_components(self.config[name])
         if name not in components:
             raise ValueError(
