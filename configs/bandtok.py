@@ -2,10 +2,10 @@
 
     bandtok train --config=bandtok:tiny --workdir=runs/tokenizer
 
-The paper gives one shared codebook, 16 bands, the multi-scale PatchGAN and the moving-average codebook. Layout, widths,
-weights and schedules are our choices. `model.residual_levels=16` makes the paper's opponent of the same encoder and
-decoder: 16 residual levels, each with a codebook of its own, where 16 bands share one. A linear map brings a column to
-`model.latent_dim` and back; the decoder learns from all levels alone.
+The paper gives one shared codebook, 16 bands, the multi-scale PatchGAN and the EMA codebook. Layout, widths, weights
+and schedules are our choices. `model.residual_levels=16` is the paper's baseline with the same encoder and decoder: 16
+residual levels, each with a codebook of its own, in place of 16 bands that share one. A linear map brings a column to
+`model.latent_dim` and back; the decoder is trained with all levels.
 
   tiny   two CPU cores, minutes: K = 1024, one cell of 8 x 8 a patch
   small  one GPU, a day: K = 4096, a quarter of base
@@ -22,7 +22,7 @@ from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
 
 _TINY = dict(patch=8, channels=(128,), num_res_blocks=1, mid_blocks=1, codebook_size=1024, codebook_dim=32)
-# What the network of each variant has of its own.
+# Network arguments that differ between the variants.
 VARIANTS = {
     "tiny": _TINY,
     "tiny_24khz": {**_TINY, "patch": 4, "mels": mel_bands.VOCOS_24KHZ.mels},
@@ -39,6 +39,7 @@ VOCODERS = {"tiny": "vocos:tiny", "small": "vocos:small", "base": "vocos:base"}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
+    """Returns the locked configuration of a variant."""
     config = defaults.get_config()
     config.task = "mel_tokenizer"
     config.best_metric = "mel_distance"
@@ -74,7 +75,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **defaults.choose(VARIANTS, "bandtok", variant),
             "normalise_codes": False,  # compare latents and codes on the unit sphere
             "code_gradient": "straight_through",  # or "rotation"
-            "row_embedding": True,  # encoder and decoder know the band they look at; the codebook does not
+            "row_embedding": True,  # learned embedding of the band in encoder and decoder; the codebook has none
             "residual_levels": 0,  # above 0: residual levels of whole columns in place of bands
             "latent_dim": 128,  # D of these levels
             "activation": "silu",  # of the residual blocks, from jax.nn
@@ -90,7 +91,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.discriminator = ConfigDict(
             {"kind": "patchgan", "channels": 8, "num_scales": 2, "normalisation": "none"}  # too few steps to need it
         )
-        # At this size discriminators stay near chance, and what they say costs detail (docs/results.md).
+        # At this size discriminators stay near chance, and their gradients cost detail (docs/results.md).
         config.loss.adversarial_start = -1
         # Few steps: the codebook must follow the encoder faster than in a long run.
         config.codebook.ema_decay, config.codebook.restart_fraction = 0.95, 0.2

@@ -1,17 +1,17 @@
-"""DAC, the improved RVQGAN (Kumar et al. 2023, arXiv 2306.06546): a codec of sound itself, residual levels of codes.
+"""DAC, the improved RVQGAN (Kumar et al. 2023, arXiv 2306.06546): a waveform codec with residual levels of codes.
 
     bandtok train --config=dac:tiny --workdir=runs/dac
 
 Published are the networks of `base` and its siblings, the losses and their weights, AdamW (1e-4, betas 0.8 and 0.99,
-decay 0.999996 a step for 400,000 steps), batches of 72 crops of 0.38 s at -16 LUFS with their phases rotated.
-Published, too, are `data.balance_domains` and `data.balance_full_band`, for data whose tracks name their domains;
-here crops are not chosen by loudness, and loudness is that of the whole track. Our losses are means over critics,
-layers and scales where the published ones are sums: the weights below, and the limit of the critics' gradient, say
-the same in our terms. `tiny` and `small` are our choices; `tiny` keeps the weights for fewer critics and scales. In
-their few steps the codes do not follow the encoder by gradient, as they do in the published training: they learn by
-moving averages (`model.learning_rule`), from k-means, and dead codes restart. Mel distances, which are
-blind to phase, do not lead `tiny` to the tones of the music in time: a distance between the samples does
-(`loss.waveform`).
+decay 0.999996 a step for 400,000 steps), batches of 72 crops of 0.38 s at -16 LUFS with rotated phases, and for tracks
+with a domain `data.balance_domains` and `data.balance_full_band`. Here crops are not chosen by loudness, and loudness
+is that of the whole track. Our losses are means over discriminators, layers and scales where the published ones are
+sums; the weights below and the limit of the discriminators' gradient are converted.
+
+`tiny` and `small` are our choices; `tiny` keeps the weights for fewer discriminators and scales. In their few steps
+codes do not follow the encoder by gradient as in the published training, so they learn by EMA (`model.learning_rule`)
+from k-means, and dead codes restart. Mel distances are blind to phase and do not lead `tiny` to the tones of the music
+in time; a distance between the samples does (`loss.waveform`).
 
   tiny         two CPU cores, 48 minutes: 2.1 M parameters
   small        one GPU, days: 19.3 M
@@ -30,7 +30,7 @@ from bandtok_jax.configs import defaults
 CLIP_SECONDS = 0.38
 
 _FULL = dict(encoder_dim=64, decoder_dim=1536, strides=(2, 4, 8, 8), latent_dim=1024, rows=9)
-# What the network of each variant has of its own.
+# Network arguments that differ between the variants.
 VARIANTS = {
     "tiny": dict(encoder_dim=16, decoder_dim=192, strides=(4, 4, 4, 8), latent_dim=128, rows=9),
     "small": dict(encoder_dim=32, decoder_dim=768, strides=(2, 4, 8, 8), latent_dim=512, rows=9),
@@ -42,6 +42,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
+    """Returns the locked configuration of a variant."""
     config = defaults.get_config()
     config.task = "waveform_codec"
     config.best_metric = "mel_distance"
@@ -52,7 +53,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "mel_scales": defaults.DAC_MEL_SCALES,  # (window in samples, mels) of each scale
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "codebook": 1.0,  # weight of the distance from codes to their latents
-            "adversarial": 8.0,  # weight of the generator's adversarial loss; 1 on the sum of 8 critics
+            "adversarial": 8.0,  # weight of the generator's adversarial loss; 1 on the sum of 8 discriminators
             "feature_matching": 200.0,  # 2 on the sum of 100 activations: 5 periods * 5 + 3 windows * 5 bands * 5
             "feature_average": "maps",  # each activation weighs the same; or "discriminators", as elsewhere
             "adversarial_kind": "least_squares",  # the published code's; its paper says "hinge"
@@ -83,7 +84,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             if variant in ("tiny", "small")
             else "gradient",  # of the codebooks; as published: "gradient"
             "parity": False,  # lose a sample at each odd stride of the decoder, as published
-            "padding": True,  # False: only what zero padding has no part in, as the published program does by chunks
+            "padding": True,  # False: only outputs that no zero padding reaches, as the published program by chunks
         }
     )
     config.discriminator = defaults.waveform_discriminators(variant)
@@ -100,10 +101,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         optimizer.beta1 = 0.8
         optimizer.warmup_steps = 0
         optimizer.schedule = "exponential"
-        optimizer.decay_bias_and_norm = True  # as torch's AdamW does: Snake's slopes, gains and biases, too
+        optimizer.decay_bias_and_norm = True  # as torch's AdamW does: Snake's alphas, gains and biases, too
     config.optimizer.ema_decay = 0.0
     config.optimizer.gradient_clip_norm = 1000.0
-    config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 critics
+    config.discriminator_optimizer.gradient_clip_norm = 1.25  # 10 on the sum of 8 discriminators
     if variant == "tiny":
         config.total_steps, config.batch_size = 3000, 8
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3

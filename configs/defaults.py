@@ -1,4 +1,4 @@
-"""The keys that every experiment has, with the values it has unless its own file says otherwise."""
+"""The keys of every configuration, with their default values."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ DAC_MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160
 
 
 def get_config() -> ConfigDict:
-    """A fresh, unlocked configuration; `configs/NAME.py` fills in `task`, `model` and `loss` and locks it."""
+    """Returns a fresh, unlocked configuration; `configs/NAME.py` fills in `task`, `model` and `loss` and locks it."""
     config = ConfigDict()
     config.config_version = CONFIG_VERSION  # of the layout of the keys; another one is refused
     config.task = ""  # module in bandtok_jax/tasks that computes a training step
@@ -63,29 +63,33 @@ def get_config() -> ConfigDict:
     return config
 
 
-def choose(shapes: dict, name: str, variant: str):
-    """What `shapes` has for a variant of the configuration `name`; a ValueError lists those that there are."""
+def choose(shapes: dict[str, dict], name: str, variant: str) -> dict:
+    """Returns the entry of `shapes` for a variant of the configuration `name`.
+
+    Raises:
+      ValueError: the variant is unknown; the message lists the known ones.
+    """
     if variant not in shapes:
         raise ValueError(f"{name} has no variant {variant!r}; choose one of {', '.join(shapes)}")
     return shapes[variant]
 
 
 def waveform_discriminators(variant: str) -> ConfigDict:
-    """The `discriminator` group of what is judged by its sound: HiFi-GAN's period critics and DAC's STFT critics."""
-    critics = ConfigDict(
+    """Returns the `discriminator` group of waveforms: HiFi-GAN's multi-period and DAC's STFT discriminators."""
+    group = ConfigDict(
         {
             "kind": "waveform",  # network class, see bandtok_jax/models/registry.py
             "periods": (2, 3, 5, 7, 11),
             "period_channels": (32, 128, 512, 1024, 1024),
-            "rates": (),  # of multi-scale critics, such as (1, 2, 4)
+            "rates": (),  # decimation of the multi-scale discriminators, such as (1, 2, 4)
             "stft_windows": (2048, 1024, 512),
             "stft_channels": 32,
             "normalisation": "weight",
         }
     )
     if variant == "tiny":
-        # Few and narrow critics: XLA's convolutions are slow on CPU, and take long to compile.
-        critics.update(
+        # Few and narrow discriminators: XLA's convolutions are slow on CPU, and take long to compile.
+        group.update(
             {
                 "periods": (2, 3, 5),
                 "period_channels": (4, 16, 64, 128, 128),
@@ -93,10 +97,10 @@ def waveform_discriminators(variant: str) -> ConfigDict:
                 "stft_channels": 8,
             }
         )
-        critics.normalisation = "none"  # too few steps to need it
+        group.normalisation = "none"  # too few steps to need it
     elif variant == "small":
-        critics.period_channels, critics.stft_channels = (16, 64, 256, 512, 512), 16
-    return critics
+        group.period_channels, group.stft_channels = (16, 64, 256, 512, 512), 16
+    return group
 
 
 def optimizer() -> ConfigDict:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.configs import defaults
 
-# What the network of each variant has of its own.
+# Network arguments that differ between the variants.
 VARIANTS = {
     "tiny": dict(
         codebook_size=1024, dim=256, num_layers=4, num_heads=4, feed_forward_dim=704, text_dim=128, text_layers=1
@@ -31,6 +31,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
+    """Returns the locked configuration of a variant."""
     config = defaults.get_config()
     config.task = "language_model"
     config.best_metric = "cross_entropy"

@@ -5,16 +5,16 @@
     bandtok train --config=vocos:tiny --workdir=runs/tuned --init-from=runs/vocoder \
         --config.tokenizer=runs/tokenizer --config.input_mel=mixed
 
-Published are the network of `base`, AdamW with betas 0.8 and 0.9, 2 million cosine steps for both players, and 45
-times the mel loss for each unit of the adversarial one. Here it is 50 times, and the second beta is 0.99. The critics
-are HiFi-GAN's and DAC's. The STFT term and the rest are our choices: it is the distance that the vocoder is judged
-by, and reaches transients that no mel shows.
+Published are the network of `base`, AdamW with betas 0.8 and 0.9, 2 million cosine steps for both networks, and a mel
+loss with 45 times the weight of the adversarial loss. Here it is 50 times, and the second beta is 0.99. The
+discriminators are HiFi-GAN's and DAC's. The STFT loss and the rest are our choices: it is the distance of the
+evaluation, and it covers transients that no mel shows.
 
-  tiny   two CPU cores: 0.4 s a step before the critics join. Beside 60 iterations of Griffin-Lim from the same mel its
-         STFT distance on real music is 0.92, 0.89, 0.89 at windows of 64, 128, 256 samples and 0.93, 1.01, 1.17 at 512,
-         1024, 2048 after 1100 steps of 8 clips; the first three are below 1 after 20 steps
+  tiny   two CPU cores: 0.4 s a step before the discriminators join. After 1100 steps of 8 clips its STFT distance on
+         real music, over that of 60 iterations of Griffin-Lim from the same mel, is 0.92, 0.89, 0.89 at windows of 64,
+         128, 256 samples and 0.93, 1.01, 1.17 at 512, 1024, 2048; the first three are below 1 after 20 steps
   small  one GPU, a day
-  base   the published size, 14 million parameters and 42 million in its critics
+  base   the published size, 14 million parameters and 42 million in its discriminators
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
 
-# What the network of each variant has of its own.
+# Network arguments that differ between the variants.
 VARIANTS = {
     "tiny": dict(dim=256, intermediate_dim=768, num_layers=6),
     "small": dict(dim=384, intermediate_dim=1152, num_layers=8),
@@ -33,6 +33,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
+    """Returns the locked configuration of a variant."""
     config = defaults.get_config()
     config.task = "vocoder"
     config.best_metric = "stft_distance"
@@ -65,7 +66,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **defaults.choose(VARIANTS, "vocos", variant),
             "kernel_size": 7,  # length of the filters over time
             "envelope": True,  # start from the spectral envelope of the mel; False: from nothing, as published
-            "parity": False,  # compute what the published program does, for its weights
+            "parity": False,  # compute as the published program does, for its weights
             "depthwise": "shifts",  # or "grouped": XLA's grouped convolution, slow on CPUs
         }
     )

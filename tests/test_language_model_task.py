@@ -195,11 +195,15 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
 
 def test_the_next_command_names_the_runs_that_are_known(tmp_path):
     named = {"tokenizer": "runs/a tokenizer", "vocoder": "runs/vocoder"}
-    read = lambda task: lambda path: {"tokenizer": types.SimpleNamespace(config=types.SimpleNamespace(task=task))}
-    known = tasks.create(tiny.config("language_model", tmp_path, **named), read("mel_tokenizer"))
+
+    def read(produces):
+        network_class = types.SimpleNamespace(produces=produces)
+        return lambda path: {"tokenizer": types.SimpleNamespace(network_class=network_class)}
+
+    known = tasks.create(tiny.config("language_model", tmp_path, **named), read("mel"))
     expected = "bandtok export 'runs/a tokenizer' --vocoder=runs/vocoder --language-model=lm -o MODEL"
     assert known.next_command("lm") == expected
-    alone = tasks.create(tiny.config("language_model", tmp_path, tokenizer="runs/dac"), read("waveform_codec"))
+    alone = tasks.create(tiny.config("language_model", tmp_path, tokenizer="runs/dac"), read("audio"))
     assert alone.next_command("lm") == "bandtok export runs/dac --language-model=lm -o MODEL"
     unknown = tasks.create(tiny.config("language_model", tmp_path))
     assert unknown.next_command("lm").startswith("bandtok export TOKENIZER_RUN --vocoder=VOCODER_RUN ")

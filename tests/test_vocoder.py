@@ -236,8 +236,8 @@ def _plainly(task, state):
     return everything()
 
 
-def sevens(padding="same", task="mel_tokenizer"):
-    """A tokenizer whose pictures are all 7."""
+def sevens(padding="same", produces="mel"):
+    """A tokenizer whose log-mels are all 7."""
     network = SimpleNamespace(
         apply=lambda parameters, buffers, x, method: 0 * x + parameters, attribute={"frames_per_column": 8}.get
     )
@@ -245,11 +245,11 @@ def sevens(padding="same", task="mel_tokenizer"):
         network=network,
         weights={"parameters": jnp.float32(7.0), "buffers": {}},
         mel=MelDefinition(mels=16, hop_samples=64, fft_samples=256, padding=padding),
-        config=SimpleNamespace(task=task),
+        network_class=SimpleNamespace(produces=produces),
     )
 
 
-@pytest.mark.parametrize("stage", [sevens("center"), sevens(task="waveform_codec")])
+@pytest.mark.parametrize("stage", [sevens("center"), sevens(produces="audio")])
 def test_a_tokenizer_of_another_mel_is_refused(stage):
     made = tasks.create(config(input_mel="mixed", tokenizer="RUN"), lambda folder: {"tokenizer": stage})
     with pytest.raises(ValueError, match="the tokenizer RUN .*config.mel"):

@@ -60,7 +60,7 @@ class LanguageModelTask(SingleNetworkTask):
 
     @property
     def NEXT_COMMAND(self) -> str:
-        alone = self.config.tokenizer and self.component("tokenizer").config.task == "waveform_codec"
+        alone = self.config.tokenizer and self.component("tokenizer").network_class.produces == "audio"
         vocoder = "" if alone else " --vocoder={vocoder}"
         return f"bandtok export {{tokenizer}}{vocoder} --language-model={{run}} -o MODEL"
 

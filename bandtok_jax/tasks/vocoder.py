@@ -50,7 +50,7 @@ class VocoderTask(WaveformAdversarialTask):
         if self.config.input_mel == "ground_truth":
             return {}
         tokenizer = self.component("tokenizer")
-        if getattr(tokenizer, "mel", None) != self.mel or tokenizer.config.task != "mel_tokenizer":
+        if tokenizer.network_class.produces != "mel" or tokenizer.mel != self.mel:
             raise ValueError(
                 f"the tokenizer {self.config.tokenizer} has no mel, or another one than this vocoder: give a "
                 "mel tokenizer, and set all --config.mel.* to the tokenizer's values"
