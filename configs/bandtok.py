@@ -88,9 +88,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.total_steps, config.batch_size = 800, 8
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
-        config.discriminator = ConfigDict(
-            {"kind": "patchgan", "channels": 8, "num_scales": 2, "normalisation": "none"}  # too few steps to need it
-        )
+        # Too few steps to need normalisation.
+        config.discriminator = ConfigDict({"kind": "patchgan", "channels": 8, "num_scales": 2, "normalisation": "none"})
         # At this size discriminators stay near chance, and their gradients cost detail (docs/results.md).
         config.loss.adversarial_start = -1
         # Few steps: the codebook must follow the encoder faster than in a long run.

@@ -7,7 +7,10 @@ import shlex
 import pytest
 
 from bandtok_jax.cli import dispatch
+from bandtok_jax.commands import describe_config
+from bandtok_jax.config import load, shipped
 from bandtok_jax.version import VERSION
+from tests import configuration_page
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,3 +61,28 @@ def test_links_lead_somewhere(page):
 
 def test_the_citation_names_this_version():
     assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/scaling.md", "tests/README.md"])
+def test_files_and_tests_that_a_page_names_exist(page):
+    text = re.sub(r"^\| new file .*?^$", "", (ROOT / page).read_text(), flags=re.M | re.S)  # of the exercise
+    for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|sh|yaml|json|md|svg))`", text):
+        if "NAME" not in path:
+            assert (ROOT / path).exists() or (ROOT / "bandtok_jax" / path).exists(), path
+    for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+
+
+def test_configuration_keys_of_the_pages_exist():
+    keys = {key for name in shipped.list_configs() for key, _ in describe_config.flat(load.load_config(f"{name}:tiny"))}
+    groups = {key.split(".")[0] for key in keys if "." in key}
+    for page in PAGES:
+        text = page.read_text()
+        named = set(re.findall(r"--config\.((?:\w+\.)*\w+)=", text))
+        named |= {key for key in re.findall(r"`(?:config\.)?((?:\w+\.)+\w+)[=`]", text) if key.split(".")[0] in groups}
+        named -= {"KEY", "model.safetensors", "mel.py"}
+        assert named <= keys, (page.name, named - keys)
+
+
+def test_the_page_about_the_configuration_is_up_to_date():
+    assert configuration_page.PATH.read_text() == configuration_page.page(), "run  python -m tests.configuration_page"

@@ -32,7 +32,7 @@ def text(name: str, config: ConfigDict) -> str:
     """
     about = descriptions(config)
     lines, group = [f"# {name}"], ""
-    flags = {key: f"--config.{key}={shlex.quote(value) if value else ''}" for key, value in _flat(config)}
+    flags = {key: f"--config.{key}={shlex.quote(value) if value else ''}" for key, value in flat(config)}
     width = max(len(flag) for flag in flags.values() if len(flag) < 70)
     for key, flag in flags.items():
         if (above := key.rpartition(".")[0]) != group:
@@ -47,13 +47,13 @@ def descriptions(config: ConfigDict) -> dict[str, str]:
     comments = _comments(config.task)
     arguments = {group: _arguments(owner) for group, owner in _owners(config).items()}
     found = {}
-    for key, _ in _flat(config):
+    for key, _ in flat(config):
         group, _, name = key.rpartition(".")
         found[key] = arguments.get(group, {}).get(name) or comments.get(key) or comments.get(name, "")
     return found
 
 
-def _flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
+def flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
     """Dotted keys and values as the command line takes them: the keys of the whole first, then group by group."""
     groups = {name: value for name, value in config.items() if isinstance(value, ConfigDict)}
     for name, value in config.items():
@@ -61,7 +61,7 @@ def _flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
             shown = value if isinstance(value, str) else repr(value).replace(" ", "")
             yield above + name, shown
     for name, group in groups.items():
-        yield from _flat(group, f"{above}{name}.")
+        yield from flat(group, f"{above}{name}.")
 
 
 def _owners(config: ConfigDict) -> dict[str, type]:
