@@ -1,6 +1,7 @@
 """Faults of language in the source, the documentation and the names, for test_language.py and by hand.
 
 python -m tests.prose [ROOM ...]    lists them
+python -m tests.prose --lower       lowers the limits of tests/language.json to the present counts
 
 The terms are those of docs/glossary.md.
 """
@@ -8,6 +9,8 @@ The terms are those of docs/glossary.md.
 import ast
 from collections.abc import Iterator
 import io
+import json
+import math
 import pathlib
 import re
 import sys
@@ -32,6 +35,8 @@ _CLAUSE = re.compile(
 _MARKS = re.compile(r"[:;](?=\s)")
 _FRAGMENT = re.compile(r"(?:^|[;:]) (of|likewise)\b")  # "seed: of the weights", "; of a file, its size"
 _SOUND = re.compile(r"(?:^|_)sounds?(?:_|$)|Sound(?![a-z]|File)")  # SoundFile is a class of the package soundfile
+LIMITS = ROOT / "tests" / "language.json"
+LEAST_ANNOTATED = 0.9  # share of arguments and results
 OWN = ("prose.py", "test_language.py")  # they hold the words as data
 _FLAGS = re.compile(r"--[\w-]+|\b(?:piece_seconds|figure_piece)\b")  # the names of flags do not change
 _VAGUE = {"found", "made", "one", "there", "given", "how"}  # a local name says what it holds
@@ -149,7 +154,37 @@ def places() -> dict[str, list[pathlib.Path]]:
     return result
 
 
+def annotated(paths: list[pathlib.Path]) -> tuple[int, int]:
+    """Returns the number of annotated arguments and results of all functions, and the number of all."""
+    count = total = 0
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())) if path.suffix == ".py" else ():
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                arguments = [argument for argument in arguments if argument.arg not in ("self", "cls")]
+                count += sum(argument.annotation is not None for argument in arguments) + (node.returns is not None)
+                total += len(arguments) + 1
+    return count, total
+
+
+def lower_limits() -> None:
+    """Writes the present counts to the file of limits, where they are better."""
+    limits = json.loads(LIMITS.read_text())
+    for name, paths in places().items():
+        count = sum(1 for path in paths for _ in faults(path))
+        limits["faults"][name] = min(count, limits["faults"].get(name, 0))
+        share = math.floor(100 * annotated(paths)[0] / max(annotated(paths)[1], 1)) / 100
+        if name in limits["annotated"]:
+            limits["annotated"][name] = max(share, limits["annotated"][name])
+    limits["faults"] = {name: count for name, count in limits["faults"].items() if count}
+    limits["annotated"] = {name: share for name, share in limits["annotated"].items() if share < LEAST_ANNOTATED}
+    LIMITS.write_text(json.dumps(limits, indent=1) + "\n")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--lower"]:
+        lower_limits()
+        sys.exit()
     for name, paths in places().items():
         if not sys.argv[1:] or name in sys.argv[1:]:
             for path in paths:

@@ -1,18 +1,16 @@
 """The language of the project: the field's terms, plain sentences, annotated functions.
 
 tests/language.json holds the number of faults that each room still has; it may only fall.
+`python -m tests.prose --lower` lowers it.
 """
 
-import ast
 import json
 
 import pytest
 
 from tests import prose
-from tests.import_graph import ROOT
 
-LIMITS = json.loads((ROOT / "tests" / "language.json").read_text())
-LEAST_ANNOTATED = 0.9
+LIMITS = json.loads(prose.LIMITS.read_text())
 
 
 @pytest.mark.parametrize("name", prose.places())
@@ -24,18 +22,9 @@ def test_language(name):
 
 @pytest.mark.parametrize("name", [name for name in prose.places() if name not in ("tests", "benchmarks")])
 def test_functions_are_annotated(name):
-    annotated = total = 0
-    for path in prose.places()[name]:
-        if path.suffix != ".py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                every = [argument for argument in every if argument.arg not in ("self", "cls")]
-                annotated += sum(argument.annotation is not None for argument in every) + (node.returns is not None)
-                total += len(every) + 1
-    share, least = annotated / max(total, 1), LIMITS["annotated"].get(name, LEAST_ANNOTATED)
-    assert share >= least if total else True, f"{annotated} of {total} arguments and results of {name} are annotated"
+    annotated, total = prose.annotated(prose.places()[name])
+    least = LIMITS["annotated"].get(name, prose.LEAST_ANNOTATED)
+    assert annotated >= least * total, f"{annotated} of {total} arguments and results of {name} are annotated"
 
 
 def test_faults_are_found(tmp_path, monkeypatch):
