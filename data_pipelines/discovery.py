@@ -248,7 +248,8 @@ def _without_copies(tracks: list[SourceTrack], left_out: list[dict[str, str]]) -
     for track in tracks:
         reason = "" if track.bytes else "zero bytes"
         # Only files of one size and beginning can be copies, so no other file is read to its end here.
-        if counts[beginnings.get(track.path)] > 1:
+        beginning = beginnings.get(track.path)
+        if beginning is not None and counts[beginning] > 1:
             try:
                 original = first.setdefault(_sha256(track.path), track.name)
                 reason = "" if original == track.name else f"the same content as {original}"
@@ -280,9 +281,11 @@ def _with_validation(tracks: list[SourceTrack], hashes: dict[str, float]) -> tup
     """
     splits = Counter(track.split for track in tracks)
     free = [track for track in tracks if track.name in hashes]
-    lowest = min(free, key=lambda track: hashes[track.name], default=None)
+    if splits["validation"] or not free:
+        return tracks, ""
+    lowest = min(free, key=lambda track: hashes[track.name])
     moved = {track.name for track in free if hashes[track.name] == hashes[lowest.name]}  # with its other encodings
-    if splits["validation"] or splits["train"] <= len(moved) or not free:
+    if splits["train"] <= len(moved):
         return tracks, ""
     note = (
         f"{lowest.name} is the validation track, since the hashes of these few tracks gave none; "
@@ -315,7 +318,7 @@ def find_tracks(
     hashes: dict[str, float] = {}
     table = track_table.read_table(csv_path) if csv_path else None
     beside = os.path.dirname(os.path.abspath(csv_path)) if csv_path else ""
-    for source in map(os.fspath, sources):
+    for source in (os.fspath(source) for source in sources):
         for track in _source_tracks(source, validation_share, tfds_dir, left_out, others):
             own_name, keys = track.name, [track.name, os.path.basename(track.path)]
             # The split depends on the name within the source alone, not on the other sources.

@@ -6,7 +6,7 @@ import os
 import shlex
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 from tqdm import tqdm
 
@@ -30,7 +30,7 @@ def _check_shard(directory: str, shard: dict[str, Any], bar: tqdm) -> dict[str, 
         with storage.local_copy(path) as local:
             # Checks the layout, which the library would trust.
             shards.ShardReader(local, shard["records"], records.REMAKE)
-            reader = array_record_module.ArrayRecordReader(local)
+            reader = ArrayRecordReader(local)
             for number in range(shard["records"]):
                 data = reader.read([number])[0]
                 record, shape, begin = tf_example.decode_head(data)

@@ -37,10 +37,11 @@ class TrainIterator:
         if workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read a flag of their own, in scripts without absl too
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
-        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+        source: Any = batches  # Grain needs its length and its items alone
+        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         if workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
-        self._iterator = iter(dataset)
+        self._iterator: Any = iter(dataset)
         # Grain starts its workers within the first `next`.
         self._first_call = _interrupts_blocked if workers else contextlib.nullcontext
 

@@ -10,7 +10,7 @@ import os
 import tempfile
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from bandtok_jax.data_pipelines import ingest, records, shards, tf_example
 from bandtok_jax.data_pipelines.discovery import SourceTrack
@@ -62,7 +62,7 @@ def shard_path(folder: str, number: int) -> str:
 def _write_shard(tracks: list[SourceTrack], settings: dict[str, Any], spool_folder: str, path: str) -> Report:
     """Writes the records of some tracks to `path` and returns the report, without the task's number."""
     report: Report = {"records": 0, "tracks": [], "left_out": []}
-    writer = array_record_module.ArrayRecordWriter(path, shards.WRITER_OPTIONS)
+    writer = ArrayRecordWriter(path, shards.WRITER_OPTIONS)
     for track in tracks:
         with (
             storage.local_copy(track.path) as source,  # not in the `try`: a failing network is no fault of the track

@@ -242,7 +242,7 @@ class SyntheticTrack:
         """Yields (drum, onset in samples, velocity)."""
         sixteenth = 60 / self.parameters.tempo_bpm / 4
         for step in range(int((self._seconds - END_FADE_SECONDS) / sixteenth)):
-            for name, pattern in DRUMS.get(self.parameters.drums, {}).items():
+            for name, pattern in DRUMS.get(self.parameters.drums or "", {}).items():
                 if pattern[step % 16] == "x":
                     yield name, int(step * sixteenth * self.sample_rate_hz), rng.uniform(0.7, 1.0)
 

@@ -12,7 +12,7 @@ import re
 import struct
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 
 from bandtok_jax.data_pipelines import shards
@@ -183,7 +183,7 @@ class _ArrayRecordFile:
     def __enter__(self) -> Any:
         if os.path.getsize(self._path) % shards.BLOCK_BYTES:
             raise ValueError("its end is missing")
-        self._reader = array_record_module.ArrayRecordReader(self._path)
+        self._reader = ArrayRecordReader(self._path)
         return self._reader
 
     def __exit__(self, *_: object) -> None:

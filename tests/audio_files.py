@@ -31,14 +31,14 @@ def encoded(kind, audio=None, rate=RATE):
 
 
 def with_wav_length(length):
-    """A WAV file whose data chunk announces so many bytes."""
+    """A WAV file whose data chunk announces `length` bytes."""
     data = encoded("wav")
     place = data.index(b"data") + 4
     return data[:place] + struct.pack("<I", length) + data[place + 4 :]
 
 
 def with_flac_length(samples):
-    """A FLAC file whose header announces so many samples."""
+    """A FLAC file whose header announces `samples` samples."""
     data = encoded("flac")
     field = int.from_bytes(data[18:26], "big") >> 36 << 36 | samples
     return data[:18] + field.to_bytes(8, "big") + data[26:]
@@ -60,7 +60,7 @@ def mp3_frames(data):
 
 
 def with_mp3_count(count):
-    """An MP3 file whose first frame announces so many frames; None: without that frame."""
+    """An MP3 file whose first frame announces `count` frames, or one without that frame for None."""
     first, *others = mp3_frames(encoded("mp3"))
     place = max(first.find(b"Xing"), first.find(b"Info"))
     assert place > 0

@@ -1,4 +1,4 @@
-"""A seeded fuzzer for everything that reads what others have written.
+"""A seeded fuzzer for all readers of files from elsewhere.
 
     def test_damaged_manifests(tmp_path):
         path = tmp_path / "manifest.json"
@@ -40,7 +40,7 @@ _NOISE = (
 
 
 class _TooLong(BaseException):
-    """Beyond every `except Exception` of what is tested."""
+    """Beyond every `except Exception` of the tested code."""
 
 
 def check(
@@ -61,8 +61,8 @@ def check(
       read: called with `path`; the valid content must be taken.
       mutate: `(random, bytes) -> bytes`; by default `binary`.
       seconds: for one case.
-      memory_bytes: that a case may take beside what the process has already.
-      named: what a refusal must name; by default the path.
+      memory_bytes: limit of a case, beside the memory of the process before it.
+      named: text that a refusal must contain, by default the path.
 
     Raises:
       AssertionError: naming the cases that ended otherwise; `random_of(seed, case)` makes one again.
@@ -119,7 +119,7 @@ def _end_of(read, path, named, seconds) -> str:
 
 @contextlib.contextmanager
 def _limited(memory_bytes: int):
-    """Limits the memory of this process to what it has and so much more, where the system can tell."""
+    """Limits the memory of this process to its present size plus `memory_bytes`, where the system reports the size."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     except OSError:
@@ -222,7 +222,7 @@ def lines(mutate: Callable[[random.Random, bytes], bytes]) -> Callable[[random.R
 
 
 def text(random: random.Random, valid: bytes) -> bytes:
-    """Noise in text: characters that mean something, extreme numbers, wrong encodings, and whatever `binary` does."""
+    """Noise in text: special characters, extreme numbers, wrong encodings, and the mutations of `binary`."""
     if random.random() < 0.3:
         return binary(random, valid)
     data = bytearray(valid)

@@ -8,7 +8,7 @@ from bandtok_jax.data_pipelines.prepare import prepare
 RATE = 8000
 
 
-def sound(seed, seconds=2.0, channels=1, rate=RATE):
+def make_audio(seed, seconds=2.0, channels=1, rate=RATE):
     """Noise over a tone `[S, C]`, other for every seed."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
@@ -28,7 +28,7 @@ def reasons(manifest):
 def make_music(folder):
     """Three tracks in a new folder: 3 s of stereo, 7 s, and 8 s at 16 kHz in a folder below."""
     (folder / "live").mkdir(parents=True)
-    soundfile.write(folder / "a.flac", sound(0, 3.0, 2), RATE)
-    soundfile.write(folder / "b.wav", sound(1, 7.0), RATE)
-    soundfile.write(folder / "live" / "c.ogg", sound(2, 8.0, rate=16_000), 16_000)
+    soundfile.write(folder / "a.flac", make_audio(0, 3.0, 2), RATE)
+    soundfile.write(folder / "b.wav", make_audio(1, 7.0), RATE)
+    soundfile.write(folder / "live" / "c.ogg", make_audio(2, 8.0, rate=16_000), 16_000)
     return folder

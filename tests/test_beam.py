@@ -6,8 +6,8 @@ import sys
 import pytest
 import soundfile
 
-from bandtok_jax.data_pipelines import beam_runner, prepare_shards
-from tests.music_files import RATE, make_music, run, sound
+from bandtok_jax.data_pipelines import beam_runner, prepare_shards, records
+from tests.music_files import RATE, make_audio, make_music, run
 
 
 @pytest.fixture(scope="module")
@@ -15,21 +15,21 @@ def music(tmp_path_factory):
     """Twenty tracks, a damaged file, a copy and a text."""
     folder = make_music(tmp_path_factory.mktemp("beam") / "music")
     for number in range(17):
-        soundfile.write(folder / f"{number:02}.wav", sound(number + 3, 4.0), RATE)
+        soundfile.write(folder / f"{number:02}.wav", make_audio(number + 3, 4.0), RATE)
     (folder / "text.wav").write_text("this is no sound")
     (folder / "copy.flac").write_bytes((folder / "a.flac").read_bytes())
     (folder / "notes.txt").write_text("no music")
     return folder
 
 
-def same_files(one, other):
-    found, wanted = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, other))
-    assert found.keys() == wanted.keys()
-    for name in found:
+def same_files(folder, reference):
+    files, expected = ({path.name: path.read_bytes() for path in item.iterdir()} for item in (folder, reference))
+    assert files.keys() == expected.keys()
+    for name in files:
         if name != "dataset_info.json":
-            assert found[name] == wanted[name], name
-    # TFDS writes down its own version and the like; what it says of the splits is what counts.
-    splits = [json.loads(files["dataset_info.json"])["splits"] for files in (found, wanted)]
+            assert files[name] == expected[name], name
+    # TFDS also stores its own version, so the splits alone are compared.
+    splits = [json.loads(content["dataset_info.json"])["splits"] for content in (files, expected)]
     assert splits[0] == splits[1]
 
 
@@ -45,19 +45,19 @@ def test_beam_writes_the_same_files(music, tmp_path):
 def test_what_beam_has_finished_stays_finished(music, tmp_path, monkeypatch, runner):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'bandtok-jax[beam]'")
     plain = run(music, output=tmp_path / "plain", clip_seconds=2.0)
-    run_task, made = prepare_shards.run_task, []
+    run_task, finished = prepare_shards.run_task, []
 
     def broken(number, *arguments):
-        if len(made) == 5:
+        if len(finished) == 5:
             raise OSError("the machine is gone")
-        made.append(number)
+        finished.append(number)
         return run_task(number, *arguments)
 
     monkeypatch.setattr(prepare_shards, "run_task", broken)
-    with pytest.raises(ValueError, match="Beam pipeline failed .*the same command goes on"):
+    with pytest.raises(ValueError, match="Beam pipeline failed .*run the same command again"):
         run(music, output=tmp_path / "out", clip_seconds=2.0, runner="beam", runner_options=IN_MEMORY)
     monkeypatch.setattr(prepare_shards, "run_task", run_task)
-    working = tmp_path / "out" / prepare_shards.WORKING_FOLDER
+    working = tmp_path / "out" / records.WORKING_FOLDER
     done = {path: path.stat().st_ino for path in working.glob("task-*.array_record")}
     assert len(done) == 5 and not (tmp_path / "out" / "manifest.json").exists()
     assert run(music, output=tmp_path / "out", clip_seconds=2.0, runner=runner) == plain

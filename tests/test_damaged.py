@@ -1,4 +1,4 @@
-"""Damaged shards: named, and fatal or left out as the config says, whoever reads them."""
+"""Damaged shards: named, and fatal or left out by the configuration, for every reader."""
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.token_source import TokenSource, row_unigrams
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import storage
-from tests.music_files import RATE, run, sound
+from tests.music_files import RATE, make_audio, run
 from tests.test_iterator import by_index, config, take
 from tests.test_tokens import METADATA, make_record
 
@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
     music = tmp_path_factory.mktemp("music")
     rows = ["file,split,caption"]
     for number in range(12):
-        soundfile.write(music / f"{number:02}.wav", sound(number, 8.0), RATE)
+        soundfile.write(music / f"{number:02}.wav", make_audio(number, 8.0), RATE)
         rows.append(f"{number:02}.wav,{'train' if number < 10 else 'validation'},track {number}")
     (music / "tracks.csv").write_text("\n".join(rows))
     folder = tmp_path_factory.mktemp("whole") / "records"
@@ -59,7 +59,7 @@ def take_with_notes(data, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batches, _ = take(data, BATCHES, **options)
-    # The resources of other tests' processes may be cleaned up meanwhile, which Python 3.13 warns of.
+    # Python 3.13 warns when it cleans up resources of other tests' processes at the same time.
     ours = (w for w in caught if w.category is UserWarning and "multiprocessing" not in w.filename)
     return by_index(batches), [str(warning.message) for warning in ours]
 
@@ -77,8 +77,8 @@ def test_it_can_be_left_out_and_nothing_else_changes(whole, damaged):
     captions = {index: example[1].rstrip(b"\0") for index, example in before.items()}
     replaced = {index for index, caption in captions.items() if caption == b"track 2"}
     assert len(replaced) == 8 and replaced == {index for index in before if before[index] != after[index]}
-    heard = {after[index][1].rstrip(b"\0") for index in replaced}
-    assert b"track 2" not in heard and len(heard) > 1  # drawn anew at every position
+    captions_after = {after[index][1].rstrip(b"\0") for index in replaced}
+    assert b"track 2" not in captions_after and len(captions_after) > 1  # another draw at every position
     assert len(notes) == 1 and str(shard(damaged, 2)) in notes[0]
 
 
@@ -148,7 +148,7 @@ def few_files(monkeypatch):
 
 @pytest.fixture
 def tokens(tmp_path):
-    """Ten shards of one piece."""
+    """Ten shards of one record."""
     writer = TokenWriter(tmp_path / "tokens", **METADATA)
     for number in range(10):
         writer.write("train", number, [make_record(number, 9)])
@@ -159,11 +159,11 @@ def tokens(tmp_path):
 def test_few_shards_are_open_at_a_time(whole, tokens, few_files):
     for source, name in ((RecordSource(whole, "train"), "audio"), (TokenSource(tokens, "train"), "codes")):
         gc.collect()
-        before, found = open_files(), [source[number][name].copy() for number in range(len(source))]
+        before, values = open_files(), [source[number][name].copy() for number in range(len(source))]
         assert open_files() <= before + 3
         with ThreadPoolExecutor(8) as pool:
             again = list(pool.map(lambda number: source[number][name].copy(), [*range(len(source))] * 3))
-        assert all(map(np.array_equal, again, found * 3)) and open_files() <= before + 3
+        assert all(map(np.array_equal, again, values * 3)) and open_files() <= before + 3
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
@@ -171,14 +171,14 @@ def test_what_the_system_says_is_no_damage(number, whole, tokens, monkeypatch):
     def refused(path, *_):
         raise OSError(number, os.strerror(number), path)
 
-    heard, written = RecordSource(whole, "train"), TokenSource(tokens, "train")
+    captions_after, written = RecordSource(whole, "train"), TokenSource(tokens, "train")
     monkeypatch.setattr(storage, "open_bytes", refused)
-    for read in (lambda: heard[0], lambda: written[0], lambda: row_unigrams(written, 300)):
+    for read in (lambda: captions_after[0], lambda: written[0], lambda: row_unigrams(written, 300)):
         with pytest.raises(OSError, match=os.strerror(number)) as error:
             read()
         assert error.value.errno == number and not isinstance(error.value, ValueError)
     monkeypatch.undo()
-    assert heard[0]["audio"].any() and row_unigrams(written, 300).shape == (3, 300)
+    assert captions_after[0]["audio"].any() and row_unigrams(written, 300).shape == (3, 300)
 
 
 def test_what_the_system_says_to_a_library_is_no_damage(tokens):

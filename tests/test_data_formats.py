@@ -23,7 +23,7 @@ from bandtok_jax.data_pipelines import (
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from tests import fuzz
-from tests.music_files import RATE, run, sound
+from tests.music_files import RATE, make_audio, run
 from tests.test_iterator import config
 from tests.test_tokens import METADATA, make_record
 from tests.test_tracks import write_tfds
@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
     """Five short tracks, one of them for validation."""
     music = tmp_path_factory.mktemp("music")
     for number in range(5):
-        soundfile.write(music / f"{number}.wav", sound(number, 2.0), RATE)
+        soundfile.write(music / f"{number}.wav", make_audio(number, 2.0), RATE)
     (music / "tracks.csv").write_text("file,split,caption\n4.wav,validation,a – ♪\n0.wav,train,slow\n")
     folder = tmp_path_factory.mktemp("records") / "out"
     run(music, output=folder, tracks=music / "tracks.csv")
@@ -77,8 +77,8 @@ def read_records(folder):
 def read_tokens(folder):
     for split in ("train", "validation"):
         source = TokenSource(folder, split)
-        found = [source[number] for number in range(len(source))]
-        assert all(record["codes"].max() < 300 and record["codes"].shape[1] == 3 for record in found)
+        records = [source[number] for number in range(len(source))]
+        assert all(record["codes"].max() < 300 and record["codes"].shape[1] == 3 for record in records)
         token_source.row_unigrams(source, source.manifest["codebook_size"])
     token_manifest.caption_fraction(source.manifest)
 
@@ -105,7 +105,7 @@ def test_shards_of_records(data, begin, end):
 
 def test_what_is_said_of_finished_tasks(tmp_path):
     (tmp_path / "tasks").mkdir()
-    soundfile.write(tmp_path / "a.wav", sound(0, 2.0), RATE)
+    soundfile.write(tmp_path / "a.wav", make_audio(0, 2.0), RATE)
     settings = {"sample_rate_hz": RATE, "channels": None, "clip_seconds": 6.0}
     prepare_shards.run_task(0, discovery.find_tracks([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
     (path,) = (tmp_path / "tasks").glob("*.json")
@@ -170,11 +170,11 @@ def read_foreign(root):
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt", "gtzan-train.*"])
 def test_data_sets_of_tfds(foreign, tmp_path, name):
     root = shutil.copytree(foreign, tmp_path / "tfds")
-    found = sorted((root / "gtzan" / "1.0.0").glob(name))
-    if not found:
+    paths = sorted((root / "gtzan" / "1.0.0").glob(name))
+    if not paths:
         pytest.skip("this kind has no such file")
-    mutate = {".json": fuzz.json_text, ".txt": fuzz.text}.get(found[0].suffix, fuzz.binary)
-    fuzz.check(lambda _: read_foreign(root), found[0], found[0].read_bytes(), mutate, cases=CASES, named=str(root))
+    mutate = {".json": fuzz.json_text, ".txt": fuzz.text}.get(paths[0].suffix, fuzz.binary)
+    fuzz.check(lambda _: read_foreign(root), paths[0], paths[0].read_bytes(), mutate, cases=CASES, named=str(root))
 
 
 @pytest.mark.parametrize("key, value", [

@@ -93,7 +93,7 @@ def test_batches_have_the_promised_form(folder):
     assert first["caption"][0].tobytes().rstrip(b"\0").decode().startswith("track ")
 
 
-def test_start_goes_on_exactly(folder):
+def test_start_resumes_exactly(folder):
     straight, _ = take(config(folder), 6)
     resumed, position = take(config(folder), 3, start=12)
     assert by_index(resumed) == by_index(straight[3:]) and position == 24
@@ -102,7 +102,7 @@ def test_start_goes_on_exactly(folder):
 def test_processes_and_workers_change_nothing(folder):
     straight, _ = take(config(folder), 4)
     halves = [take(config(folder), 4, process_index=process, process_count=2) for process in range(2)]
-    for number in range(4):  # batch by batch, the two hosts hold together what the one holds
+    for number in range(4):  # batch by batch, two hosts hold together the batch of one
         assert by_index([half[0][number] for half in halves]) == by_index([straight[number]])
         indices = [half[0][number]["index"] for half in halves]
         np.testing.assert_array_equal(np.concatenate(indices), straight[number]["index"])  # and in the same order
@@ -116,15 +116,15 @@ def test_a_batch_that_cannot_be_shared_is_an_error(folder):
         iterator.train_batches(config(folder), split="train", batch_size=4, seed=0, process_count=3)
 
 
-def test_every_pass_holds_every_training_record_and_none_other(folder):
+def test_every_epoch_holds_every_training_record_and_none_other(folder):
     source = RecordSource(folder, "train", lazy=True)
-    passes = mixture.ShuffledEpochs(source, (3, 0))
+    epochs = mixture.ShuffledEpochs(source, (3, 0))
     tracks = [
-        [(passes[index]["track"], passes[index]["start"]) for index in range(number * 24, number * 24 + 24)]
+        [(epochs[index]["track"], epochs[index]["start"]) for index in range(number * 24, number * 24 + 24)]
         for number in range(3)
     ]
-    for one in tracks:
-        assert len(set(one)) == 24 and max(track for track, _ in one) == "11.wav"
+    for epoch in tracks:
+        assert len(set(epoch)) == 24 and max(track for track, _ in epoch) == "11.wav"
     assert tracks[0] != tracks[1] != tracks[2]
 
 
@@ -173,41 +173,43 @@ def test_a_list_of_tracks_that_is_not_of_these_records_is_named(folder, tmp_path
     lines = (tmp_path / "copy" / "tracks.jsonl").read_text().splitlines()
     (tmp_path / "copy" / "tracks.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(ValueError, match="tracks.jsonl: it has .* less in train than .* prepare ... --overwrite"):
-        heard(copy, 1, domains=True)
+        first_records(copy, 1, domains=True)
 
 
-def heard(text, examples, **choices):
-    """The record at each of the first positions of a stream."""
+def first_records(text, examples, **choices):
+    """Returns the records at the first positions of a stream."""
     opened = sources.open_audio(text, "train", sample_rate_hz=RATE, clip_samples=4000)
     stream = mixture.stream(sources.balance(opened, **choices), seed=0)
     return [stream[index] for index in range(examples)]
 
 
 @pytest.mark.parametrize("live", ["live", ""])  # no domain is a domain
-def test_domains_are_heard_equally_often(folder, tmp_path, live):
-    found = [record["domain"] for record in heard(renamed(folder, tmp_path / "it", live=live), 300, domains=True)]
+def test_domains_come_equally_often(folder, tmp_path, live):
+    domains = [
+        record["domain"] for record in first_records(renamed(folder, tmp_path / "it", live=live), 300, domains=True)
+    ]
     for length in range(1, 301):
-        counts = Counter(found[:length])
+        counts = Counter(domains[:length])
         assert all(abs(counts[domain] - length / 3) < 2 for domain in ("speech", "live", "music")), length
-    assert set(Counter(found).values()) == {100}
-    assert Counter(record["domain"] for record in heard(folder, 24)) == {"speech": 6, "live": 2, "music": 16}
+    assert set(Counter(domains).values()) == {100}
+    assert Counter(record["domain"] for record in first_records(folder, 24)) == {"speech": 6, "live": 2, "music": 16}
 
 
 def test_domains_are_balanced_within_each_kind_and_source(folder):
-    found = heard(f"{folder}=3,synthetic", 480, full_band=True, domains=True)
-    # Of the full-band half, the folder has 3 * 8 / 24 parts and the made-up music one. Grain rounds the weights.
+    records = first_records(f"{folder}=3,synthetic", 480, full_band=True, domains=True)
+    # In the full-band half, the folder has 3 * 8 / 24 parts and the synthetic source one. Grain rounds the weights.
     wanted = {
         (True, "speech"): 60, (True, "music"): 60, (True, "synthetic"): 120,
         (False, "speech"): 80, (False, "music"): 80, (False, "live"): 80,
     }  # fmt: skip
-    assert Counter((record["full_band"], record["domain"]) for record in found) == pytest.approx(wanted, abs=1.5)
-    tracks = {record["track"] for record in found if record["domain"] != "synthetic"}
+    assert Counter((record["full_band"], record["domain"]) for record in records) == pytest.approx(wanted, abs=1.5)
+    tracks = {record["track"] for record in records if record["domain"] != "synthetic"}
     assert tracks == {f"{number:02}.wav" for number in range(12)}
-    found = Counter(record["domain"] for record in heard(f"{folder}=3,synthetic", 400, domains=True))
-    assert found == {"speech": 100, "music": 100, "live": 100, "synthetic": 100}
+    counts = Counter(record["domain"] for record in first_records(f"{folder}=3,synthetic", 400, domains=True))
+    assert counts == {"speech": 100, "music": 100, "live": 100, "synthetic": 100}
 
 
-def test_a_balanced_stream_goes_on_exactly_anywhere(folder):
+def test_a_balanced_stream_resumes_exactly_anywhere(folder):
     data = config(folder, balance_domains=True, balance_full_band=True)
     straight, _ = take(data, 6)
     assert by_index(straight) != by_index(take(config(folder), 6)[0])
@@ -223,14 +225,14 @@ def test_one_domain_is_the_stream_as_it_was(folder, tmp_path):
         assert by_index(take(balanced, 3)[0]) == by_index(take(data, 3)[0])
 
 
-def test_many_domains_are_shuffled_once_a_pass(monkeypatch):
-    made, passes = [], [mixture.ShuffledEpochs([{}] * 4, (0, number)) for number in range(40)]
+def test_many_domains_are_shuffled_once_an_epoch(monkeypatch):
+    seeds, streams = [], [mixture.ShuffledEpochs([{}] * 4, (0, number)) for number in range(40)]
     real = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or real(seed))
-    for index in (*range(8), 3, 4):  # two passes, and threads that are behind
-        for one in passes:
-            one[index]
-    assert len(made) == len(set(made)) == 80
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seeds.append(seed) or real(seed))
+    for index in (*range(8), 3, 4):  # two epochs, and threads that are behind
+        for stream in streams:
+            stream[index]
+    assert len(seeds) == len(set(seeds)) == 80
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_wrong_sources_name_the_cure(text, message):
         sources.open_audio("nowhere", "train", sample_rate_hz=RATE, clip_samples=4000)
 
 
-def test_evaluation_hears_every_track_and_repeats_itself(folder):
+def test_evaluation_covers_every_track_and_repeats_itself(folder):
     data = config(folder)
     batches = iterator.evaluation_batches(data, batch_size=3, count=2)
     assert len(batches) == 2
@@ -263,7 +265,7 @@ def test_evaluation_hears_every_track_and_repeats_itself(folder):
     )
 
 
-def test_evaluation_hears_beginnings_middles_and_ends(monkeypatch):
+def test_evaluation_covers_beginnings_middles_and_ends(monkeypatch):
     ramps = [record(np.arange(9000, dtype=np.int16)[:, None]) for _ in range(6)]
     monkeypatch.setattr(sources, "open_audio", lambda *_, **__: [(ramps, 1.0)])
     for count in (1, 2):
@@ -306,11 +308,13 @@ def test_a_clip_longer_than_the_records_is_refused(folder):
     data = config(folder, clip_samples=16_800)
     with pytest.raises(ValueError, match=r"records of 2 s, .* has 2.10 s, .*prepare --clip-seconds 3 --overwrite"):
         take(data, 1)
-    assert len(iterator.evaluation_batches(data, batch_size=4, count=1)[0]["audio"][0]) == 16_800  # one may listen
+    assert (
+        len(iterator.evaluation_batches(data, batch_size=4, count=1)[0]["audio"][0]) == 16_800
+    )  # an evaluation is possible
     take(config(f"{folder},synthetic", clip_samples=16_000), 1)
 
 
-def test_single_short_tracks_are_told_with_their_share(tmp_path):
+def test_single_short_tracks_are_reported_with_their_share(tmp_path):
     run(make_music(tmp_path / "music"), output=tmp_path / "out", clip_seconds=5.0, validation_share=0)
     data = config(str(tmp_path / "out"), clip_samples=4 * RATE, phase_rotation=False)
     with pytest.warns(UserWarning, match=r"out: 60.0% of the records in train are shorter than the 4.00 s of a clip"):

@@ -1,4 +1,4 @@
-"""Music on disk to records: exact, complete about what it leaves out, restartable, readable by TFDS."""
+"""Preparation of records: exact, with a reason for each file left out, resumable, readable by TFDS."""
 
 from concurrent.futures import ThreadPoolExecutor
 import os
@@ -21,7 +21,7 @@ from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.runtime import folder_lock
 from bandtok_jax.runtime.progress import progress_bar
-from tests.music_files import RATE, make_music, reasons, run, sound
+from tests.music_files import RATE, make_audio, make_music, reasons, run
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_tfds_reads_every_field(music, tmp_path):
 
 @pytest.mark.parametrize("seconds, lengths", [(2.0, [2.0]), (3.5, [3.5]), (3.6, [2.0, 1.6]), (7.5, [2.0, 2.0, 3.5])])
 def test_a_rest_is_a_record_or_belongs_to_the_last_one(tmp_path, seconds, lengths):
-    soundfile.write(tmp_path / "x.wav", sound(0, seconds), RATE)
+    soundfile.write(tmp_path / "x.wav", make_audio(0, seconds), RATE)
     run(tmp_path / "x.wav", output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
     source = RecordSource(tmp_path / "out", "train")
-    found = [source[number] for number in range(len(source))]
-    assert [len(record["audio"]) / RATE for record in found] == lengths
-    assert [record["start"] / RATE for record in found] == [sum(lengths[:number]) for number in range(len(lengths))]
+    stored = [source[number] for number in range(len(source))]
+    assert [len(record["audio"]) / RATE for record in stored] == lengths
+    assert [record["start"] / RATE for record in stored] == [sum(lengths[:number]) for number in range(len(lengths))]
     file = soundfile.read(tmp_path / "x.wav", dtype="int16", always_2d=True)[0]
-    np.testing.assert_array_equal(np.concatenate([record["audio"] for record in found]), file)
+    np.testing.assert_array_equal(np.concatenate([record["audio"] for record in stored]), file)
     (track,) = full_tracks.open_tracks(tmp_path / "out", RATE)["train"]
     assert track.samples == len(file) and track.ends
     assert not records.short_record_share(source.tracks(), 2.0, 1.6)
@@ -76,20 +76,20 @@ def test_a_rest_is_a_record_or_belongs_to_the_last_one(tmp_path, seconds, length
 
 def test_a_clip_does_not_end_by_itself(music, tmp_path):
     (tmp_path / "tracks.csv").write_text("file,ends\na.flac,no\nb.wav,YES\n")
-    found = {}
+    ends = {}
     for clips in (False, True):
         run(music, output=tmp_path / str(clips), tracks=tmp_path / "tracks.csv", clips=clips, validation_share=0)
         tracks = full_tracks.open_tracks(tmp_path / str(clips), RATE)["train"]
-        found[clips] = {track.name: track.ends for track in tracks}
-    assert found[False] == {"a.flac": False, "b.wav": True, "live/c.ogg": True}
-    assert found[True] == {"a.flac": False, "b.wav": True, "live/c.ogg": False}
+        ends[clips] = {track.name: track.ends for track in tracks}
+    assert ends[False] == {"a.flac": False, "b.wav": True, "live/c.ogg": True}
+    assert ends[True] == {"a.flac": False, "b.wav": True, "live/c.ogg": False}
     (tmp_path / "tracks.csv").write_text("file,ends\na.flac,perhaps\n")
     with pytest.raises(ValueError, match="line 2 has 'perhaps' under ends; write yes, no"):
         run(music, output=tmp_path / "out", tracks=tmp_path / "tracks.csv")
 
 
 def test_bad_files_are_listed_and_skipped(music, tmp_path):
-    good = sound(5, 3.0)
+    good = make_audio(5, 3.0)
     bad = {"text.wav": b"this is no sound", "zero.flac": b"", "cover.wav": b"RIFF"}
     for name, content in bad.items():
         (music / name).write_bytes(content)
@@ -102,15 +102,15 @@ def test_bad_files_are_listed_and_skipped(music, tmp_path):
         "nan": np.where(np.arange(len(good))[:, None] == 9000, np.nan, good),
     }.items():
         soundfile.write(music / f"{name}.wav", audio, RATE, "FLOAT")
-    soundfile.write(music / "cut.flac", sound(6, 5.0), RATE)
+    soundfile.write(music / "cut.flac", make_audio(6, 5.0), RATE)
     (music / "cut.flac").write_bytes((music / "cut.flac").read_bytes()[:-9000])
-    soundfile.write(music / "cut.wav", sound(7, 5.0), RATE)
+    soundfile.write(music / "cut.wav", make_audio(7, 5.0), RATE)
     (music / "cut.wav").write_bytes((music / "cut.wav").read_bytes()[:-30_000])
     (music / "copy.flac").write_bytes((music / "a.flac").read_bytes())
     (music / "notes.txt").write_text("no music")
     manifest = run(music, output=tmp_path / "out", validation_share=0)
-    found = reasons(manifest)
-    assert found.keys() == {
+    left_out = reasons(manifest)
+    assert left_out.keys() == {
         *bad,
         "silent.wav",
         "constant.wav",
@@ -134,7 +134,7 @@ def test_bad_files_are_listed_and_skipped(music, tmp_path):
         "copy.flac": "same content as a.flac",
         "cut.wav": "truncated",
     }.items():
-        assert word in found[name], (name, found[name])
+        assert word in left_out[name], (name, left_out[name])
     assert manifest["splits"]["train"]["tracks"] == 3 and manifest["other_files"] == {".txt": 1}
     assert "text.wav: cannot be read" in doctor.report(doctor.inspect(tmp_path / "out"))
 
@@ -165,7 +165,7 @@ def test_the_same_command_again_does_nothing_and_another_asks(music, tmp_path):
     assert not (tmp_path / "out" / ".prepare").exists()
 
 
-def test_names_of_files_reach_no_terminal_as_they_are(music, tmp_path, capsys):
+def test_names_of_files_are_printed_escaped(music, tmp_path, capsys):
     (music / "\x1b[31mred.wav").write_bytes(b"no sound")
     (music / "b.\x1b[31mred").write_bytes(b"of another kind")
     assert cli.main(["prepare", str(music), "-o", str(tmp_path / "out"), "--sample-rate", str(RATE)]) == 0
@@ -174,8 +174,12 @@ def test_names_of_files_reach_no_terminal_as_they_are(music, tmp_path, capsys):
     assert "\x1b" not in printed and printed.count("\\x1b[31mred.wav") == 2
 
 
-def test_sound_above_full_scale_and_of_opposite_channels(tmp_path):
-    for name, audio in {"loud": 20 * sound(0), "opposite": sound(1) * [1, -1], "over": 4.5 * sound(2)}.items():
+def test_audio_above_full_scale_and_of_opposite_channels(tmp_path):
+    for name, audio in {
+        "loud": 20 * make_audio(0),
+        "opposite": make_audio(1) * [1, -1],
+        "over": 4.5 * make_audio(2),
+    }.items():
         soundfile.write(tmp_path / f"{name}.wav", audio, RATE, "FLOAT")
     manifest = run(tmp_path, output=tmp_path / "out", validation_share=0)
     tracks = {track["track"]: track for track in records.read_track_list(tmp_path / "out", manifest)}
@@ -234,11 +238,11 @@ def test_nothing_is_written_among_other_files_and_none_of_them_is_removed(music,
     assert sorted(path.relative_to(music) for path in music.rglob("*")) == before
 
 
-def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(tmp_path):
+def test_a_killed_run_resumes_and_loses_and_doubles_nothing(tmp_path):
     music, out = tmp_path / "music", tmp_path / "out"
     music.mkdir()
     for number in range(24):
-        soundfile.write(music / f"{number:02}.wav", sound(number, 8.0, 2), RATE)
+        soundfile.write(music / f"{number:02}.wav", make_audio(number, 8.0, 2), RATE)
     code = (
         "from bandtok_jax.data_pipelines.prepare import prepare\n"
         f"if __name__ == '__main__': "
@@ -271,7 +275,7 @@ def test_memory_is_bounded_by_the_block(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "BLOCK_SAMPLES", 1 << 14)
     with soundfile.SoundFile(tmp_path / "long.wav", "w", RATE, 1) as file:
         for seed in range(8):
-            file.write(sound(seed, 60.0))
+            file.write(make_audio(seed, 60.0))
     tracemalloc.start()
     manifest = run(tmp_path / "long.wav", output=tmp_path / "out", validation_share=0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -286,16 +290,16 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path, capsys, monkeypa
     with pytest.raises(FileNotFoundError, match="has no manifest.json"):
         doctor.inspect(tmp_path / "empty")
     run(music, output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
-    found = doctor.inspect(tmp_path / "out", clip_samples=20_000)
-    assert found["read"]["train"] == {
+    result = doctor.inspect(tmp_path / "out", clip_samples=20_000)
+    assert result["read"]["train"] == {
         "records": 8,
         "silent_records": 0,
         "clipped_share": 0.0,
         "crops_without_overlap": 18 * RATE // 20_000,
     }
-    assert found["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(found)
-    assert "100.0% of the records are shorter and end in silence" in doctor.report(found)
-    assert "a larger --clip-seconds" in doctor.report(found)
+    assert result["crop"]["seconds"] == 2.5 and "20000 samples at 8000 Hz, 2.50 s, mono" in doctor.report(result)
+    assert "100.0% of the records are shorter and end in silence" in doctor.report(result)
+    assert "a larger --clip-seconds" in doctor.report(result)
     assert cli.main(["doctor", "--data", str(tmp_path / "out"), "--clip-samples=12000"]) == 0
     assert "12000 samples at 8000 Hz, 1.50 s" in capsys.readouterr().out
     assert cli.main(["doctor", "--data", str(tmp_path / "out"), "--clip-samples=0"]) == 1
@@ -305,12 +309,12 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path, capsys, monkeypa
         doctor.inspect(tmp_path / "out")
     assert bars[0].n == bars[0].total == 8
     assert doctor.inspect(tmp_path / "out", clip_samples=15_200)["crop"]["padded_share"] == 0.0
-    assert found["domain_shares"] == {"music": 1.0} and "training examples" not in doctor.report(found)
+    assert result["domain_shares"] == {"music": 1.0} and "training examples" not in doctor.report(result)
     listed = (tmp_path / "out" / "tracks.jsonl").read_text().splitlines()  # of 1, 3 and 4 records
     listed[1] = listed[1].replace('"domain": "music"', '"domain": ""')
     (tmp_path / "out" / "tracks.jsonl").write_text("\n".join(listed))
-    found = doctor.inspect(tmp_path / "out")
-    assert "examples: music 62.5%, unknown 37.5%; with config.data.balance_domains 50.0% of" in doctor.report(found)
+    result = doctor.inspect(tmp_path / "out")
+    assert "examples: music 62.5%, unknown 37.5%; with config.data.balance_domains 50.0% of" in doctor.report(result)
     with pytest.raises(ValueError, match="nothing in the split 'validation'"):
         RecordSource(tmp_path / "out", "validation")
     shard = Path(tmp_path / "out" / "music-train.array_record-00000-of-00003")
@@ -331,5 +335,5 @@ def test_threads_may_share_a_source(music, tmp_path):
     run(music, output=tmp_path / "out", clip_seconds=2.0, validation_share=0)
     source = RecordSource(tmp_path / "out", "train")
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda index: source[index % 8]["audio"].sum(), range(64)))
-    assert found == [source[index % 8]["audio"].sum() for index in range(64)]
+        sums = list(pool.map(lambda index: source[index % 8]["audio"].sum(), range(64)))
+    assert sums == [source[index % 8]["audio"].sum() for index in range(64)]

@@ -1,4 +1,4 @@
-"""Music, records and tokens in a bucket: what is written and read there is what a local folder would hold."""
+"""Music, records and tokens in a bucket hold the same content as in a local folder."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import storage
-from tests.music_files import RATE, reasons, run, sound
+from tests.music_files import RATE, make_audio, reasons, run
 from tests.test_corpus import codec
 from tests.test_iterator import by_index, config, take
 from tests.test_tokens import METADATA, make_record
@@ -50,7 +50,7 @@ def bucket(request):
 def music(tmp_path_factory):
     folder = tmp_path_factory.mktemp("music")
     for number in range(12):
-        soundfile.write(folder / f"{number:02}.wav", sound(number, 8.0, 2), RATE)
+        soundfile.write(folder / f"{number:02}.wav", make_audio(number, 8.0, 2), RATE)
     (folder / "text.wav").write_text("this is no sound")
     return folder
 
@@ -74,22 +74,22 @@ def cut(path, share=0.5):
 
 
 def test_prepared_records_are_those_of_a_local_folder(music, local, bucket):
-    found = run(music, output=f"{bucket}/records", clip_seconds=4.0)
-    assert content(f"{bucket}/records") == content(local) and len(found["left_out"]) == 1
-    assert run(music, output=f"{bucket}/records", clip_seconds=4.0) == found
+    manifest = run(music, output=f"{bucket}/records", clip_seconds=4.0)
+    assert content(f"{bucket}/records") == content(local) and len(manifest["left_out"]) == 1
+    assert run(music, output=f"{bucket}/records", clip_seconds=4.0) == manifest
     assert doctor.inspect(f"{bucket}/records")["read"] == doctor.inspect(local)["read"]
     with pytest.raises(ValueError, match="--overwrite"):
         run(music, output=f"{bucket}/records", clip_seconds=2.0)
     assert run(music, output=f"{bucket}/records", clip_seconds=2.0, overwrite=True)["clip_seconds"] == 2.0
 
 
-def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
-    run_task, made = prepare_shards.run_task, []
+def test_an_interrupted_preparation_resumes(music, local, bucket, monkeypatch):
+    run_task, finished = prepare_shards.run_task, []
 
     def broken(number, *arguments):
-        if len(made) == 5:
+        if len(finished) == 5:
             raise KeyboardInterrupt
-        made.append(number)
+        finished.append(number)
         return run_task(number, *arguments)
 
     monkeypatch.setattr(prepare_shards, "run_task", broken)
@@ -98,23 +98,23 @@ def test_an_interrupted_preparation_goes_on(music, local, bucket, monkeypatch):
     with pytest.raises(FileNotFoundError, match="interrupted: run the same  bandtok prepare  again"):
         RecordSource(f"{bucket}/records", "train")
     monkeypatch.setattr(
-        prepare_shards, "run_task", lambda number, *rest: made.append(number) or run_task(number, *rest)
+        prepare_shards, "run_task", lambda number, *rest: finished.append(number) or run_task(number, *rest)
     )
     run(music, output=f"{bucket}/records", clip_seconds=4.0)
-    assert len(made) == len(set(made)) and content(f"{bucket}/records") == content(local)
+    assert len(finished) == len(set(finished)) and content(f"{bucket}/records") == content(local)
 
 
 def test_music_in_a_bucket(music, bucket, tmp_path):
     files, name = fsspec.core.url_to_fs(bucket)
     files.put(str(music) + "/", name + "/music/", recursive=True)
     files.put_file(music / "03.wav", name + "/music/copies/03.wav")
-    found = run(f"{bucket}/music", output=tmp_path / "out", validation_share=0)
-    assert found["splits"]["train"]["tracks"] == 12
-    assert reasons(found).keys() == {"text.wav", "copies/03.wav"} and "the same content as 03.wav" in str(
-        reasons(found)
+    manifest = run(f"{bucket}/music", output=tmp_path / "out", validation_share=0)
+    assert manifest["splits"]["train"]["tracks"] == 12
+    assert reasons(manifest).keys() == {"text.wav", "copies/03.wav"} and "the same content as 03.wav" in str(
+        reasons(manifest)
     )
     again = run(f"{bucket}/music", output=tmp_path / "out", validation_share=0)
-    assert again == found  # nothing has changed there
+    assert again == manifest  # nothing has changed there
     with pytest.raises(FileNotFoundError, match="nothing lies there"):
         run(f"{bucket}/nothing", output=tmp_path / "other")
 
@@ -122,11 +122,11 @@ def test_music_in_a_bucket(music, bucket, tmp_path):
 def test_training_reads_the_bytes_of_its_crops(local, bucket, monkeypatch):
     files, name = fsspec.core.url_to_fs(bucket)
     files.put(str(local) + "/", name + "/records/", recursive=True)
-    here, _ = take(config(str(local), clip_samples=800), 6)
+    local_batches, _ = take(config(str(local), clip_samples=800), 6)
     asked, read_range = [], storage.read_range
     monkeypatch.setattr(storage, "read_range", lambda path, a, b: asked.append((path, b - a)) or read_range(path, a, b))
-    there, position = take(config(f"{bucket}/records", clip_samples=800), 6)
-    assert by_index(here) == by_index(there) and position == 24
+    remote, position = take(config(f"{bucket}/records", clip_samples=800), 6)
+    assert by_index(local_batches) == by_index(remote) and position == 24
     shards = {path for path, _ in asked if not path.endswith(".json")}
     crops = [size for _, size in asked if size in range(1600, 4000)]
     ends = [size for _, size in asked if size > 100_000]  # of a shard, once for each
@@ -149,19 +149,21 @@ def test_tokens_in_a_bucket(local, bucket, tmp_path, monkeypatch):
     tokenize_corpus.tokenize(codec(), f"{bucket}/records", f"{bucket}/tokens", offsets=2)
     whole = 4 * RATE * 2 * 2  # bytes of a record of 4 s, to which the headers of blocks come
     assert len([size for size in asked if whole <= size < whole + 100]) == 12 * 2  # every record once
-    here, there = content(tmp_path / "tokens"), content(f"{bucket}/tokens")
-    assert here.keys() == there.keys()
-    assert all(here[name] == there[name] for name in here if name.endswith("array_record"))  # the rest says where from
+    local_files, remote = content(tmp_path / "tokens"), content(f"{bucket}/tokens")
+    assert local_files.keys() == remote.keys()
+    assert all(
+        local_files[name] == remote[name] for name in local_files if name.endswith("array_record")
+    )  # the rest says where from
     source, copy = TokenSource(tmp_path / "tokens", "train"), TokenSource(f"{bucket}/tokens", "train")
     assert len(source) == len(copy)
     for index in range(len(source)):
         np.testing.assert_array_equal(source[index]["codes"], copy[index]["codes"])
     data = config("", tokens=str(tmp_path / "tokens"), columns=8)
-    there = take(config("", tokens=f"{bucket}/tokens", columns=8), 4)[0]
-    assert by_index(take(data, 4)[0]) == by_index(there)
+    remote = take(config("", tokens=f"{bucket}/tokens", columns=8), 4)[0]
+    assert by_index(take(data, 4)[0]) == by_index(remote)
 
 
-def test_an_interrupted_token_writer_goes_on(bucket):
+def test_an_interrupted_token_writer_resumes(bucket):
     writer = TokenWriter(f"{bucket}/tokens", **METADATA)
     writer.write("train", 0, [make_record(0)])
     with pytest.raises(ValueError, match="outside the codebook"):

@@ -1,4 +1,4 @@
-"""The embedded music: the same everywhere, band-limited, musical, and what its caption says."""
+"""The synthetic source: the same everywhere, band-limited, musical, and true to its caption."""
 
 import librosa
 import numpy as np
@@ -8,7 +8,7 @@ from bandtok_jax.data_pipelines import instruments, synthetic
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
 
-def test_a_piece_is_fixed_by_seed_split_and_index():
+def test_a_track_is_fixed_by_seed_split_and_index():
     record = SyntheticMusic("train", 22050, 2.0, seed=3)[7]
     again = SyntheticMusic("train", 22050, 2.0, seed=3)[7]
     assert record["audio"].dtype == np.int16 and record["audio"].shape == (44100, 2)
@@ -21,14 +21,14 @@ def test_a_piece_is_fixed_by_seed_split_and_index():
         assert not np.array_equal(record["audio"], other["audio"])
 
 
-def test_a_crop_renders_what_the_whole_piece_holds():
+def test_a_crop_renders_its_part_of_the_track():
     for index in range(3):
-        piece = SyntheticMusic("train", 22050, 4.0, lazy=True)[index]["audio"]
-        whole = np.asarray(piece).astype(int)
-        assert len(piece) == len(whole) and np.max(np.abs(whole[40_000:60_000] - piece[40_000:60_000])) <= 1
+        track = SyntheticMusic("train", 22050, 4.0, lazy=True)[index]["audio"]
+        whole = np.asarray(track).astype(int)
+        assert len(track) == len(whole) and np.max(np.abs(whole[40_000:60_000] - track[40_000:60_000])) <= 1
 
 
-def test_splits_never_share_a_piece():
+def test_splits_never_share_a_track():
     keys = [
         {(source.seed, 2 * index + (source.split == "validation")) for index in range(100)}
         for source in (SyntheticMusic("train"), SyntheticMusic("validation"))

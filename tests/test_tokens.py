@@ -1,4 +1,4 @@
-"""Token records: what is written is read, an interruption costs nothing, and foreign folders are named."""
+"""Token records: reading returns the written values, writing resumes, and foreign folders are named."""
 
 import json
 import pickle
@@ -69,12 +69,12 @@ def test_the_manifest_says_how_many_records_have_a_caption(tmp_path):
     writer = TokenWriter(tmp_path, **METADATA)
     writer.write("train", 0, [make_record(0), make_record(1) | {"caption": ""}])
     writer.write("train", 1, [make_record(2) | {"caption": ""}, make_record(3) | {"caption": ""}])
-    found = writer.finish()
-    assert caption_fraction(found) == 1 / 4
-    assert caption_fraction(found, "validation") is None  # there is no such split
+    result = writer.finish()
+    assert caption_fraction(result) == 1 / 4
+    assert caption_fraction(result, "validation") is None  # there is no such split
 
 
-def test_an_interrupted_writer_goes_on(tmp_path):
+def test_an_interrupted_writer_resumes(tmp_path):
     writer = TokenWriter(tmp_path, **METADATA)
     writer.write("train", 0, [make_record(0)])
 
@@ -198,7 +198,7 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
     passes = mixture.ShuffledEpochs([0, 1, 2], (3, 0), crops=crops and crops(source))
     np.testing.assert_allclose(np.bincount([passes[position] for position in range(36)]) / 36, expected, atol=0.06)
     if draw == "seconds":  # 1.5, 5.6 and 10.9 crops in a pass of 18
-        assert {tuple(np.bincount(one, minlength=3) // [1, 5, 10]) for one in drawn.reshape(-1, 18)} <= {
+        assert {tuple(np.bincount(epoch, minlength=3) // [1, 5, 10]) for epoch in drawn.reshape(-1, 18)} <= {
             (1, 1, 1),
             (2, 1, 1),
         }
@@ -209,7 +209,7 @@ def test_tracks_are_drawn_once_or_by_their_length(tmp_path, monkeypatch, draw, e
 def test_the_doctor_reads_tokens_and_counts_the_padding(folder, capsys):
     assert cli.main(["doctor", "--data", str(folder), "--columns", "8"]) == 0
     printed = capsys.readouterr().out
-    # Of the 5 + 9 + 30 columns, each is in 8 of the 12 + 16 + 37 crops.
+    # Each of the 5 + 9 + 30 columns is in 8 of the 12 + 16 + 37 crops.
     assert (
         "3 records, 44 columns" in printed
         and f"{1 - 44 / 65:.1%} of a batch is padding; 33.3% of the records" in printed

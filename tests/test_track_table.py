@@ -1,4 +1,4 @@
-"""The table of tracks: forgiving about how it is written, never silent about what it does not use."""
+"""The table of tracks: many dialects are read, and everything unused is reported."""
 
 import pytest
 
@@ -34,8 +34,8 @@ def music(tmp_path):
 def find(music, text):
     path = music.parent / "tracks.csv"
     path.write_text(text)
-    found, left_out, _, notes = discovery.find_tracks([music], csv_path=path, validation_share=0)
-    return {track.name: track for track in found}, left_out, notes
+    tracks, left_out, _, notes = discovery.find_tracks([music], csv_path=path, validation_share=0)
+    return {track.name: track for track in tracks}, left_out, notes
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def find(music, text):
     ],
 )
 def test_the_same_table_in_many_dialects(table, text, encoding):
-    found = table(text, encoding)
-    assert list(found.rows) == ["a.flac"] and not found.notes
-    assert (found.rows["a.flac"].caption, found.rows["a.flac"].split) == ("slow piano", "test")
+    result = table(text, encoding)
+    assert list(result.rows) == ["a.flac"] and not result.notes
+    assert (result.rows["a.flac"].caption, result.rows["a.flac"].split) == ("slow piano", "test")
 
 
 @pytest.mark.parametrize(
@@ -100,23 +100,23 @@ def test_columns_and_lines_that_say_nothing_are_noted(music):
 
 def test_files_that_nobody_has_are_listed_to_a_limit_and_none_found_is_an_error(music):
     lost = "".join(f"{number}.wav,lost\n" for number in range(50))
-    found, left_out, notes = find(music, "file,caption\na.flac,\n" + lost)
+    tracks, left_out, notes = find(music, "file,caption\na.flac,\n" + lost)
     assert len(left_out) == discovery.MAX_MISSING_NAMES + 1 and left_out[-1]["track"] == "40 more"
-    assert "rows for 1 of 3 tracks: captions for 0" in notes[0] and len(found) == 3
+    assert "rows for 1 of 3 tracks: captions for 0" in notes[0] and len(tracks) == 3
     with pytest.raises(ValueError, match="none of its 50 rows names a file of the sources, the first '0.wav'; write "):
         find(music, "file,caption\n" + lost)
 
 
 @pytest.mark.parametrize("name", ["music/a.flac", "a.flac", "./music/../music/a.flac", "{music}/a.flac"])
 def test_a_file_is_named_from_the_table_from_the_source_or_from_the_root(music, name):
-    found, left_out, _ = find(music, f"file,caption\n{name.format(music=music)},slow\n")
-    assert found["a.flac"].caption == "slow" and not left_out
+    tracks, left_out, _ = find(music, f"file,caption\n{name.format(music=music)},slow\n")
+    assert tracks["a.flac"].caption == "slow" and not left_out
 
 
 def test_accents_are_written_in_two_ways(music):
     (music / "a.flac").rename(music / "cafe\u0301.flac")
-    found, left_out, _ = find(music, "file,caption\ncaf\u00e9.flac,slow\n")
-    assert found["cafe\u0301.flac"].caption == "slow" and not left_out
+    tracks, left_out, _ = find(music, "file,caption\ncaf\u00e9.flac,slow\n")
+    assert tracks["cafe\u0301.flac"].caption == "slow" and not left_out
 
 
 def test_prepare_says_what_the_table_was_good_for(music, tmp_path, capsys):
@@ -136,7 +136,7 @@ def test_damaged_tables(tmp_path):
 def test_a_table_decides_what_run_makes(music, tmp_path):
     (tmp_path / "tracks.csv").write_text(WHOLE)
     manifest = run(music, output=tmp_path / "out", tracks=tmp_path / "tracks.csv")
-    assert {split: facts["tracks"] for split, facts in manifest["splits"].items()} == dict(
+    assert {split: content["tracks"] for split, content in manifest["splits"].items()} == dict(
         test=1, train=1, validation=1
     )
     assert manifest["domains"].keys() == {"piano", "rock", "live"}

@@ -1,4 +1,4 @@
-"""Which tracks there are, what is said and measured about them, and TFDS data sets without TensorFlow."""
+"""Discovery, description and measurement of tracks, and TFDS data sets without TensorFlow."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from bandtok_jax.data_pipelines.discovery import find_tracks, split_by_hash
 from bandtok_jax.data_pipelines.measurement import LoudnessMeter, Measurement
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
-from tests.music_files import RATE, make_music, reasons, run, sound
+from tests.music_files import RATE, make_audio, make_music, reasons, run
 
 
 @pytest.fixture
@@ -51,7 +51,10 @@ def test_a_few_tracks_have_one_for_validation(music, tmp_path):
     validation = RecordSource(tmp_path / "out", "validation")
     assert {validation[i]["track"] for i in range(len(validation))} == {"b.wav"}  # of the lowest hash
     assert manifest["splits"]["train"]["tracks"] == 2 and "b.wav is the validation track" in manifest["notes"][0]
-    splits = lambda *sources, **options: {track.name: track.split for track in find_tracks(sources, **options)[0]}
+
+    def splits(*sources, **options):
+        return {track.name: track.split for track in find_tracks(sources, **options)[0]}
+
     assert set(splits(music, validation_share=0).values()) == {"train"} == set(splits(music / "b.wav").values())
     (tmp_path / "tracks.csv").write_text("file,split\na.flac,train\n")
     assert splits(music, csv_path=tmp_path / "tracks.csv")["a.flac"] == "train"
@@ -96,8 +99,8 @@ def test_two_encodings_of_a_track_are_on_the_same_side(tmp_path):
     sides = {}
     for track in find_tracks([tmp_path], validation_share=0.3)[0]:
         sides.setdefault(track.name.split()[0], []).append(track.split)
-    assert all(len(found) == 2 and len({*found}) == 1 for found in sides.values())
-    assert {found[0] for found in sides.values()} == {"train", "validation"}
+    assert all(len(splits) == 2 and len({*splits}) == 1 for splits in sides.values())
+    assert {splits[0] for splits in sides.values()} == {"train", "validation"}
     few = tmp_path / "few"
     few.mkdir()
     for name in ("a.wav", "a.flac", "b.wav", "b.flac"):
@@ -126,7 +129,9 @@ def test_files_of_one_name_are_all_kept_and_keep_their_split(tmp_path):
 
 def test_streamed_loudness_equals_the_whole(tmp_path):
     for seconds, channels in ((0.3, 1), (2.05, 2), (7.3, 2)):
-        audio = sound(3, seconds, channels, 44_100).T * np.linspace(0.01, 1, int(seconds * 44_100), dtype=np.float32)
+        audio = make_audio(3, seconds, channels, 44_100).T * np.linspace(
+            0.01, 1, int(seconds * 44_100), dtype=np.float32
+        )
         meter = LoudnessMeter(44_100, channels)
         for first in range(0, audio.shape[1], 9999):
             meter.push(audio[:, first : first + 9999])
@@ -139,8 +144,8 @@ def test_bandwidth_is_where_the_spectrum_ends(cut_hz):
     spectrum[3 * cut_hz :] = 0
     measurement = Measurement(44_100, 1)
     measurement.push((0.2 * np.fft.irfft(spectrum))[None].astype(np.float32))
-    facts = measurement.result(1.6)
-    assert facts["bandwidth_hz"] == pytest.approx(cut_hz, abs=60) and facts["full_band"] == (cut_hz > 19_000)
+    measured = measurement.result(1.6)
+    assert measured["bandwidth_hz"] == pytest.approx(cut_hz, abs=60) and measured["full_band"] == (cut_hz > 19_000)
 
 
 def write_tfds(folder, kind):
@@ -148,7 +153,7 @@ def write_tfds(folder, kind):
     bytes.
     """
     folder.mkdir(parents=True)
-    audio = [np.round(sound(seed, 2.0)[:, 0] * 32_768).astype(np.int16) for seed in range(3)]
+    audio = [np.round(make_audio(seed, 2.0)[:, 0] * 32_768).astype(np.int16) for seed in range(3)]
     if kind == "tensor":
         features = tfds.features.FeaturesDict(
             {
@@ -220,8 +225,8 @@ def test_embedded_music_can_be_prepared(tmp_path):
     assert (len(train), len(validation)) == (4, 2) and manifest["domains"] == {
         "synthetic": {"tracks": 3, "hours": 0.01}
     }
-    piece = SyntheticMusic("train", RATE, 12.0)[1]
-    np.testing.assert_array_equal(np.concatenate([train[2]["audio"], train[3]["audio"]]), piece["audio"])
-    assert train[2]["caption"] == piece["caption"] and -22 < train[2]["lufs"] < -10
+    track = SyntheticMusic("train", RATE, 12.0)[1]
+    np.testing.assert_array_equal(np.concatenate([train[2]["audio"], train[3]["audio"]]), track["audio"])
+    assert train[2]["caption"] == track["caption"] and -22 < train[2]["lufs"] < -10
     with pytest.raises(ValueError, match="synthetic:TRACKS"):
         run("synthetic:many", output=tmp_path / "out2")
