@@ -19,7 +19,7 @@ def make_music(folder):
     """Writes four files: 2.5 s of stereo and 3 s in folders, 1.5 s beside them, and silence."""
     for name, seed, seconds, channels in (("live/a", 0, 2.5, 2), ("studio/b", 1, 3.0, 1), ("c", 2, 1.5, 1)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / f"{name}.wav", music_files.sound(seed, seconds, channels, RATE), RATE)
+        soundfile.write(folder / f"{name}.wav", music_files.make_audio(seed, seconds, channels, RATE), RATE)
     soundfile.write(folder / "silence.wav", np.zeros(RATE + 5), RATE)
     return folder
 

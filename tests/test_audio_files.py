@@ -273,7 +273,7 @@ def test_the_real_ffmpeg(name, codec, tmp_path):
 def test_a_file_that_is_damaged_inside_does_not_end_an_evaluation(tmp_path, monkeypatch, capsys):
     codec = evaluations.use_small_codec(monkeypatch)
     music = evaluations.make_music(tmp_path / "music")
-    data = made.encoded("flac", music_files.sound(3, 3.0, 1, RATE))
+    data = made.encoded("flac", music_files.make_audio(3, 3.0, 1, RATE))
     place = len(data) // 2
     written(music, "broken.flac", data[:place] + bytes(300) + data[place + 300 :])
     written(music, "cut.flac", data[:place])
@@ -302,7 +302,7 @@ def test_a_file_that_is_damaged_inside_does_not_end_an_evaluation(tmp_path, monk
 
 
 def test_preparing_survives_what_cancels_or_is_only_a_click(tmp_path):
-    audio = music_files.sound(0, 3.0)
+    audio = music_files.make_audio(0, 3.0)
     soundfile.write(tmp_path / "opposite.wav", np.concatenate([audio, -audio], axis=1), music_files.RATE)
     click = np.zeros(2 * music_files.RATE)
     click[-5:] = 0.9

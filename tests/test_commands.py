@@ -1,4 +1,4 @@
-"""Commands of others: file names and captions are arguments, whatever they hold."""
+"""External commands: file names and captions are always arguments, and never run."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def test_values_are_arguments_replaced_once(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = {"original": name, "decoded": f"folder/{name}", "caption": name}
     command = f"{SHOW} {{original}} --copy={{decoded}} {{decoded}}.mp3 {{other}} && {SHOW} {{caption}}"
-    first, second = map(json.loads, external_command.run(command, values, "--measure=a", "piece").splitlines())
+    first, second = map(json.loads, external_command.run(command, values, "--measure=a", "segment").splitlines())
     safe = " " + name if name.startswith("-") else name
     assert first == [safe, f"--copy=folder/{name}", f"folder/{name}.mp3", "{other}"] and second == [safe]
     assert not list(tmp_path.iterdir())
@@ -40,7 +40,7 @@ def test_values_are_arguments_replaced_once(name, tmp_path, monkeypatch):
 def test_a_file_that_begins_like_a_flag_is_named_by_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-n.wav").touch()
-    assert json.loads(external_command.run(f"{SHOW} {{input}}", {"input": "-n.wav"}, "--command=a", "piece")) == [
+    assert json.loads(external_command.run(f"{SHOW} {{input}}", {"input": "-n.wav"}, "--command=a", "segment")) == [
         "./-n.wav"
     ]
 
@@ -48,7 +48,7 @@ def test_a_file_that_begins_like_a_flag_is_named_by_its_folder(tmp_path, monkeyp
 def test_a_script_is_given_its_values_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = """sh -c 'printf %s "$1" | wc -c' - {decoded}"""
-    assert external_command.number(command, {"decoded": "$(touch PWNED)"}, "--measure=a", "piece") == 14
+    assert external_command.number(command, {"decoded": "$(touch PWNED)"}, "--measure=a", "segment") == 14
     assert not list(tmp_path.iterdir())
 
 
@@ -71,14 +71,14 @@ def test_a_script_is_given_its_values_beside_it(tmp_path, monkeypatch):
 )
 def test_what_needs_a_shell_is_refused_with_the_cure(command, message):
     with pytest.raises(ValueError, match="--measure=a") as raised:
-        external_command.run(command, {"decoded": "x"}, "--measure=a", "piece")
+        external_command.run(command, {"decoded": "x"}, "--measure=a", "segment")
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("value", ["a\0b", "\ud800", "x" * 2_000_000])
 def test_what_no_argument_can_hold_is_a_mistake_with_a_name(value):
-    with pytest.raises(ValueError, match="cannot run 'echo' on piece") as raised:
-        external_command.run("echo {caption}", {"caption": value}, "--measure=a", "piece")
+    with pytest.raises(ValueError, match="cannot run 'echo' on segment") as raised:
+        external_command.run("echo {caption}", {"caption": value}, "--measure=a", "segment")
     assert len(str(raised.value)) < 500
 
 
@@ -89,7 +89,7 @@ def test_an_evaluation_runs_nothing_that_a_file_is_called(tmp_path, monkeypatch)
     music.mkdir()
     names = ["{decoded}$(touch PWNED).wav", "';touch PWNED;'.wav", "--{original}`touch PWNED`.wav"]
     for number, name in enumerate(names):
-        soundfile.write(music / name, music_files.sound(number, 1.2, 1, RATE), RATE)
+        soundfile.write(music / name, music_files.make_audio(number, 1.2, 1, RATE), RATE)
     (tmp_path / "tracks.csv").write_text(
         "file,caption\n" + "".join(f'"{name}","{{decoded}}$(touch PWNED)"\n' for name in names)
     )

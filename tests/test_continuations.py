@@ -36,7 +36,11 @@ def generating_codec(**options):
     codec.samples_per_column, codec.require = 4, lambda name: None
     codec.mel = MelDefinition(sample_rate_hz=16_000, high_hz=8_000, padding="none")
     whole = dataclasses.replace(codec.mel, padding="same")
-    codec.decode_mel = lambda codes: np.asarray(spectral.log_mel(codec.decode(codes), whole))
+
+    def decode_mel(codes):
+        return np.asarray(spectral.log_mel(codec.decode(codes), whole))
+
+    codec.decode_mel = decode_mel
     settings = types.SimpleNamespace(data=types.SimpleNamespace(columns=4001))
     codec.components = {"language_model": types.SimpleNamespace(config=settings)}
     true = np.stack([codec.encode(segment, 16_000) for segment in segments()])
@@ -55,23 +59,23 @@ def segments():
 
 
 def test_true_codes_do_not_drift():
-    found = continuations.drift(generating_codec(), segments(), start_seconds=START)
-    assert found.continuation_fad == found.reconstruction_fad
-    assert max(found.model_drift_fad) < 0.1 * min(found.reconstruction_fad), (
+    drift = continuations.drift(generating_codec(), segments(), start_seconds=START)
+    assert drift.continuation_fad == drift.reconstruction_fad
+    assert max(drift.model_drift_fad) < 0.1 * min(drift.reconstruction_fad), (
         "the losses of the codec are not part of the model's drift"
     )
-    assert found.model_drift_fad == found.reference_fad and found.variance > 10 * max(found.reference_fad)
-    np.testing.assert_allclose(found.seconds, [1, 3, 5])
-    assert min(found.reconstruction_fad) > 0.9 * max(found.reconstruction_fad) > 0, (
+    assert drift.model_drift_fad == drift.reference_fad and drift.variance > 10 * max(drift.reference_fad)
+    np.testing.assert_allclose(drift.seconds, [1, 3, 5])
+    assert min(drift.reconstruction_fad) > 0.9 * max(drift.reconstruction_fad) > 0, (
         "the codec is equally good at any time"
     )
 
 
 def test_growing_errors_give_growing_distances():
-    found = continuations.drift(generating_codec(noise=20.0), segments(), start_seconds=START)
-    above = np.subtract(found.continuation_fad, found.reconstruction_fad)
+    drift = continuations.drift(generating_codec(noise=20.0), segments(), start_seconds=START)
+    above = np.subtract(drift.continuation_fad, drift.reconstruction_fad)
     assert 1 < above[0] < above[1] < above[2]
-    assert found.model_drift_fad == sorted(found.model_drift_fad)
+    assert drift.model_drift_fad == sorted(drift.model_drift_fad)
 
 
 def test_segments_and_prefixes_that_do_not_fit_are_refused():

@@ -142,20 +142,22 @@ def test_the_page_is_whole(report):
 def test_the_mel_frechet_distance_of_each_domain(music, codec, tmp_path):
     (music / "short").mkdir()
     (music / "studio").rename(music / "all")
-    soundfile.write(music / "short" / "d.wav", music_files.sound(5, 1.2, 1, RATE), RATE)
+    soundfile.write(music / "short" / "d.wav", music_files.make_audio(5, 1.2, 1, RATE), RATE)
     output = tmp_path / "report"
     assert run("--codec=mine=x", f"--output={output}", "--data", music, "--without=auraloss_multi_resolution_stft") == 0
     report = json.loads((output / "report.json").read_text())
-    found = {domain: distances["FAD-mel"]["mine"] for domain, distances in report["frechet"].items()}
+    by_domain = {domain: distances["FAD-mel"]["mine"] for domain, distances in report["frechet"].items()}
     # A domain of the name of the means over all files does not replace them.
     assert report["mel_embeddings"] == {"all": 8, "-": 2, "all (domain)": 3, "live": 2, "short": 1}
     assert report["means"]["all"]["mine"]["dac_mel_distance"]["files"] == 5
     # One embedding has no covariance: the distance is undefined, in every file.
-    assert set(found) == set(report["mel_embeddings"]) and found["short"] is None
+    assert set(by_domain) == set(report["mel_embeddings"]) and by_domain["short"] is None
     with np.load(output / "results" / "mine" / "all" / "b.wav.npz") as file:
-        assert found["all (domain)"] == frechet.frechet_distance(file["original"], file["decoded"]) != found["all"]
+        assert (
+            by_domain["all (domain)"] == frechet.frechet_distance(file["original"], file["decoded"]) != by_domain["all"]
+        )
     lines = {line["domain"]: line["mean"] for line in table(output / "summary.csv") if line["metric"] == "FAD-mel"}
-    assert lines["short"] == "" and all(float(lines[name]) == found[name] for name in ("all", "all (domain)"))
+    assert lines["short"] == "" and all(float(lines[name]) == by_domain[name] for name in ("all", "all (domain)"))
     page = (output / "index.html").read_text()
     assert page.count(">FAD-mel &darr;<") == 5 and ">nan" not in page
     assert "Embeddings: 8 all, 2 -, 3 all (domain), 2 live, 1 short." in page
@@ -189,7 +191,7 @@ def test_an_interrupted_evaluation_resumes_and_changes_are_measured_again(music,
     assert run(*arguments, "--without=snr") == 0 and len(calls) == 9
     monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec(0.5))
     assert run(*arguments) == 0 and len(calls) == 13
-    soundfile.write(music / "c.wav", music_files.sound(9, 1.2, 1, RATE), RATE)
+    soundfile.write(music / "c.wav", music_files.make_audio(9, 1.2, 1, RATE), RATE)
     assert run(*arguments) == 0 and len(calls) == 14
     # A damaged result is measured again.
     (tmp_path / "report" / "results" / "mine" / "c.wav.json").write_text("{")
@@ -200,7 +202,7 @@ def test_an_interrupted_evaluation_resumes_and_changes_are_measured_again(music,
 
 
 def test_processes_measure_the_same(music, codec, tmp_path):
-    found = []
+    results = []
     for workers in (1, 2):
         output = tmp_path / f"report-{workers}"
         assert (
@@ -215,19 +217,19 @@ def test_processes_measure_the_same(music, codec, tmp_path):
             == 0
         )
         lines = table(output / "files.csv")
-        found.append([{k: v for k, v in line.items() if "speed" not in k} for line in lines])
-    assert found[0] == found[1] and len(found[0]) == 2
+        results.append([{k: v for k, v in line.items() if "speed" not in k} for line in lines])
+    assert results[0] == results[1] and len(results[0]) == 2
 
 
 def test_long_files_are_cut_and_a_limit_takes_from_all(music, codec, tmp_path):
-    found, _ = references.find([str(music)])
-    pieces = references.choose(found, 1.0, 3.0)
-    assert [(piece.reference.name, piece.number) for piece in pieces] == [
+    all_references, _ = references.find([str(music)])
+    segments = references.choose(all_references, 1.0, 3.0)
+    assert [(segment.reference.name, segment.number) for segment in segments] == [
         ("c.wav", 0), ("live/a.wav", 0), ("silence.wav", 0),
     ]  # fmt: skip
-    pieces = references.choose(found, 1.0, None)
-    assert [piece.number for piece in pieces if piece.reference.name == "studio/b.wav"] == [0, 1, 2]
-    (long,) = [one for one in found if one.name == "live/a.wav"]
+    segments = references.choose(all_references, 1.0, None)
+    assert [segment.number for segment in segments if segment.reference.name == "studio/b.wav"] == [0, 1, 2]
+    (long,) = [reference for reference in all_references if reference.name == "live/a.wav"]
     whole, _ = soundfile.read(music / "live" / "a.wav", dtype="float32")
     np.testing.assert_array_equal(np.concatenate(list(long.cut(1.0)), axis=1), whole[: 2 * RATE].T)
     (mono,) = long.cut(30.0, channels=1)
@@ -238,21 +240,21 @@ def test_prepared_records_are_evaluated_by_tracks(codec, tmp_path):
     folder = music_files.make_music(tmp_path / "music")
     music_files.run(folder, output=tmp_path / "records", validation_share=0.5)
     splits = {split: references.find([str(tmp_path / "records")], split=split)[0] for split in ("train", "validation")}
-    assert {one.name for group in splits.values() for one in group} == {"a.flac", "b.wav", "live/c.ogg"}
-    assert {one.domain for group in splits.values() for one in group} == {"music"}
-    one = next(one for group in splits.values() for one in group if one.name == "b.wav")
-    (piece,) = one.cut(30.0)
+    assert {reference.name for group in splits.values() for reference in group} == {"a.flac", "b.wav", "live/c.ogg"}
+    assert {reference.domain for group in splits.values() for reference in group} == {"music"}
+    reference = next(reference for group in splits.values() for reference in group if reference.name == "b.wav")
+    (segment,) = reference.cut(30.0)
     whole = soundfile.read(folder / "b.wav")[0]
-    assert piece.shape == (1, 7 * 8000)  # records of 6 s and of the rest
-    np.testing.assert_allclose(piece[0], whole, atol=2 / 32768)
+    assert segment.shape == (1, 7 * 8000)  # records of 6 s and of the rest
+    np.testing.assert_allclose(segment[0], whole, atol=2 / 32768)
     with pytest.raises(ValueError, match="no records in the split test"):
         references.find([str(tmp_path / "records")], split="test")
 
 
 def test_a_table_gives_domains_and_splits(music):
     (music.parent / "tracks.csv").write_text("file,split,domain\nlive/a.wav,validation,jazz\nstudio/b.wav,train,rock\n")
-    found, _ = references.find([str(music)], split="validation", tracks_csv=str(music.parent / "tracks.csv"))
-    assert [(one.name, one.domain) for one in found] == [("live/a.wav", "jazz")]
+    chosen, _ = references.find([str(music)], split="validation", tracks_csv=str(music.parent / "tracks.csv"))
+    assert [(reference.name, reference.domain) for reference in chosen] == [("live/a.wav", "jazz")]
 
 
 def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path, monkeypatch, capsys):
@@ -261,8 +263,8 @@ def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path,
         "def embed(audio, sample_rate_hz):\n"
         "    return numpy.reshape(audio[:len(audio) // 100 * 100], (-1, 100))[:, :3]\n"
         "if __name__ == '__main__':\n"
-        "    sounds = [soundfile.read(x, always_2d=True)[0].mean(1) for x in sorted(glob.glob(sys.argv[1] + '/*'))]\n"
-        "    numpy.save(sys.argv[2], numpy.concatenate([embed(x, 0) for x in sounds]))\n"
+        "    audio = [soundfile.read(x, always_2d=True)[0].mean(1) for x in sorted(glob.glob(sys.argv[1] + '/*'))]\n"
+        "    numpy.save(sys.argv[2], numpy.concatenate([embed(x, 0) for x in audio]))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     np.savez(tmp_path / "own.npz", original=np.eye(3), mine=np.eye(3) + 1)
@@ -272,9 +274,12 @@ def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path,
     assert run(
         *arguments, "--embedding=a=listener:embed", f"--embedding=b={command}", f"--embedding=c={tmp_path}/own.npz"
     ) == 0  # fmt: skip
-    found = json.loads((tmp_path / "report" / "report.json").read_text())["frechet"]["all"]
-    assert found["FAD-a"]["mine"] == pytest.approx(found["FAD-b"]["mine"], rel=1e-4) and found["FAD-a"]["mine"] > 0
-    assert found["FAD-c"]["mine"] == pytest.approx(3)
+    distances = json.loads((tmp_path / "report" / "report.json").read_text())["frechet"]["all"]
+    assert (
+        distances["FAD-a"]["mine"] == pytest.approx(distances["FAD-b"]["mine"], rel=1e-4)
+        and distances["FAD-a"]["mine"] > 0
+    )
+    assert distances["FAD-c"]["mine"] == pytest.approx(3)
     assert "no array 'mine'" in failure(capsys, *arguments, f"--embedding=c={tmp_path}/less.npz")
     assert "No module" in failure(capsys, *arguments, "--embedding=c=nothing:embed")
     assert "wrote no .npy file" in failure(capsys, *arguments, "--embedding=c=true {folder} {output}")
@@ -288,7 +293,7 @@ def test_opus(music, codec, tmp_path):
 
 
 def test_other_rates_are_compared_at_the_originals_or_at_a_given_one(music, codec, tmp_path):
-    soundfile.write(tmp_path / "high.wav", music_files.sound(3, 1.0, 1, 48_000), 48_000)
+    soundfile.write(tmp_path / "high.wav", music_files.make_audio(3, 1.0, 1, 48_000), 48_000)
     output = tmp_path / "report"
     for rate, flags in ((48_000, ()), (16_000, ("--sample-rate=16000",))):
         assert run("--codec=mine=x", "--data", tmp_path / "high.wav", f"--output={output}", *flags) == 0

@@ -103,7 +103,7 @@ def test_codecs_are_found_by_the_names_of_folders(tmp_path, monkeypatch):
 def test_decoded_files_of_another_length_or_with_a_delay(music, codec, tmp_path, capsys, monkeypatch):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    audio = music_files.sound(2, 1.5, 1, RATE)
+    audio = music_files.make_audio(2, 1.5, 1, RATE)
     data = ("--data", music / "c.wav", f"--output={tmp_path / 'report'}", f"--decoded=theirs={foreign}")
     soundfile.write(foreign / "c.ogg", audio[: -RATE // 5], RATE)
     assert "1.30 s long, its original 1.50 s" in failure(capsys, *data)
@@ -135,7 +135,7 @@ def test_decoded_files_of_another_length_or_with_a_delay(music, codec, tmp_path,
 
 def test_truncated_files_are_refused(codec, tmp_path, capsys):
     whole = tmp_path / "whole.mp3"
-    soundfile.write(whole, music_files.sound(0, 4.0, 1, RATE), RATE)
+    soundfile.write(whole, music_files.make_audio(0, 4.0, 1, RATE), RATE)
     for folder in ("music", "decoded"):
         (tmp_path / folder).mkdir()
     mine = ("--codec=mine=x", "--data", tmp_path / "music", f"--output={tmp_path / 'report'}")
@@ -154,7 +154,7 @@ def test_a_decoded_file_belongs_to_one_original(codec, tmp_path, capsys):
     music, decoded = tmp_path / "music", tmp_path / "decoded"
     for number, path in enumerate((music / "a.flac", music / "a.wav", decoded / "a.flac")):
         path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, music_files.sound(number, 1.5, 1, RATE), RATE)
+        soundfile.write(path, music_files.make_audio(number, 1.5, 1, RATE), RATE)
     flags = ("--data", music, f"--output={tmp_path / 'report'}", f"--decoded=theirs={decoded}")
     # It belongs to the original of exactly its name, even if a limit leaves that one out.
     assert "no file for 1 of 2 originals, such as a.wav" in failure(capsys, *flags)
@@ -163,7 +163,7 @@ def test_a_decoded_file_belongs_to_one_original(codec, tmp_path, capsys):
     (decoded / "a.wav").rename(decoded / "a.flac")
     (decoded / "a.flac").rename(decoded / "a.ogg")
     assert "a.ogg matches a.flac and a.wav; name it exactly as its original" in failure(capsys, *flags)
-    soundfile.write(decoded / "a.flac", music_files.sound(0, 1.5, 1, RATE), RATE)
+    soundfile.write(decoded / "a.flac", music_files.make_audio(0, 1.5, 1, RATE), RATE)
     assert run(*flags) == 0
     assert [float(line["mse"]) < 1e-9 for line in table(tmp_path / "report" / "files.csv")] == [True, False]
 
@@ -171,7 +171,7 @@ def test_a_decoded_file_belongs_to_one_original(codec, tmp_path, capsys):
 def test_mixing_down_includes_all_channels_of_decoded_files(codec, tmp_path):
     for folder in ("music", "decoded"):
         (tmp_path / folder).mkdir()
-        soundfile.write(tmp_path / folder / "a.wav", music_files.sound(0, 1.5, 4, RATE), RATE)
+        soundfile.write(tmp_path / folder / "a.wav", music_files.make_audio(0, 1.5, 4, RATE), RATE)
     flags = ("--data", tmp_path / "music", f"--output={tmp_path / 'report'}")
     assert run(*flags, f"--decoded=same={tmp_path / 'decoded'}", "--mono") == 0
     (line,) = table(tmp_path / "report" / "files.csv")

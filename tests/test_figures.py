@@ -53,7 +53,7 @@ def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(catalogue, "installed", lambda package: False)
     (tmp_path / "music").mkdir()
     for name, seed in (("a", 0), ("c", 1)):
-        soundfile.write(tmp_path / "music" / f"{name}.wav", music_files.sound(seed, 1.1, 2, 16_000), 16_000)
+        soundfile.write(tmp_path / "music" / f"{name}.wav", music_files.make_audio(seed, 1.1, 2, 16_000), 16_000)
     output = tmp_path / "report"
     arguments = ["evaluate", "--workers=1", "--codec=a=with", "--codec=b=without", "--rows=1", f"--output={output}"]
     assert cli.main([*arguments, "--data", str(tmp_path / "music"), "--figure-piece=c.wav"]) == 0
@@ -73,13 +73,13 @@ def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
 
 def test_the_loss_of_high_frequencies_is_in_the_titles():
     magnitude = spectra.CachedMagnitude()
-    found = excerpt.Excerpt(segment("a"), 0.0, RATE, audio(), magnitude)
-    levels = found.metadata["mean_level_db"]
+    drawn = excerpt.Excerpt(segment("a"), 0.0, RATE, audio(), magnitude)
+    levels = drawn.metadata["mean_level_db"]
     assert levels["original"].keys() == {"above_10_khz", "above_20_khz"}
     for name, level in levels["original"].items():
         assert levels["low"][name] < level - 50
         assert levels["half"][name] == pytest.approx(level - 6.02, abs=0.01)
-    figure = audio_plots.high_frequencies(found.audio, RATE, found.high_levels_db, magnitude)
+    figure = audio_plots.high_frequencies(drawn.audio, RATE, drawn.high_levels_db, magnitude)
     said = [text for text in texts(figure) if text.startswith("above 10 kHz")]
     assert said[0] == "above 10 kHz −{:.0f} dB, above 20 kHz −{:.0f} dB".format(
         *(-level for level in levels["original"].values())
@@ -96,8 +96,8 @@ def test_levels_of_white_noise_and_of_a_sine_by_their_formulas():
     noise = 0.1 * np.random.default_rng(0).standard_normal(4 * RATE)
     # The mean of a Hann window's squares is 3/8; 4 / 2048 makes a full-scale sine 1.
     expected = 10 * np.log10(0.01 * 2048 * 3 / 8 * (4 / 2048) ** 2)
-    found = spectra.high_levels_db(spectra.magnitude(noise, 2048), RATE)
-    assert list(found) == [10_000, 20_000] and list(found.values()) == pytest.approx([expected] * 2, abs=0.1)
+    levels = spectra.high_levels_db(spectra.magnitude(noise, 2048), RATE)
+    assert list(levels) == [10_000, 20_000] and list(levels.values()) == pytest.approx([expected] * 2, abs=0.1)
     sine = np.sin(2 * np.pi * np.arange(RATE) * 64 / 2048)
     assert spectra.levels_db(spectra.magnitude(sine, 2048)[5:-5], 2048).max() == pytest.approx(0, abs=1e-6)
     silence = spectra.high_levels_db(spectra.magnitude(np.zeros(RATE), 2048), RATE)
@@ -136,14 +136,14 @@ def test_waveforms_zoom_where_the_original_is_loudest():
 
 
 def test_cepstra_of_equal_audio_are_equal_and_the_legend_shows_the_metric():
-    found = audio()
-    figure = audio_plots.cepstra(found | {"same": found["original"]}, RATE, spectra.CachedMagnitude())
+    versions = audio()
+    figure = audio_plots.cepstra(versions | {"same": versions["original"]}, RATE, spectra.CachedMagnitude())
     cepstra = [np.asarray(image.get_array()) for image in images(figure)[:4]]
     np.testing.assert_array_equal(cepstra[0], cepstra[3])
     np.testing.assert_allclose(cepstra[0].mean(1), 0, atol=1e-6)
     assert np.abs(cepstra[1] - cepstra[0]).mean() > 1
     labels = [line.get_label() for line in figure.axes[4].lines]
-    expected = spectral_metrics.mfcc_distance(AudioPair(found["original"], found["low"], RATE))
+    expected = spectral_metrics.mfcc_distance(AudioPair(versions["original"], versions["low"], RATE))
     assert labels == [f"low, mean {expected:.1f}", labels[1], "same, mean 0.0"]
 
 
@@ -223,24 +223,24 @@ def test_the_typical_segment_is_the_median_of_those_with_a_value():
 
 
 def test_an_excerpt_is_the_loudest_ten_seconds_of_all_systems(tmp_path):
-    sound = 0.01 * np.random.default_rng(0).standard_normal((1, 25 * 8000)).astype(np.float32)
-    sound[:, 8 * 8000 : 19 * 8000] *= 10
+    original = 0.01 * np.random.default_rng(0).standard_normal((1, 25 * 8000)).astype(np.float32)
+    original[:, 8 * 8000 : 19 * 8000] *= 10
     long = references.Segment(segment("long.wav", seconds=65.0).reference, 1, 30.0)
-    late = np.pad(sound, ((0, 0), (40, 0)))[:, : sound.shape[1]]
-    decoded = {"original": sound, "mine": np.concatenate([sound, -0.5 * sound]), "late": late}
+    late = np.pad(original, ((0, 0), (40, 0)))[:, : original.shape[1]]
+    decoded = {"original": original, "mine": np.concatenate([original, -0.5 * original]), "late": late}
     results = {name: Result(name, long, {"delay": 5.0 if name == "late" else None}, "") for name in ("mine", "late")}
     for name, audio in decoded.items():
         path = audio_path(str(tmp_path), name, long)
         os.makedirs(os.path.dirname(path))
         waveform.write(path, audio, 8000)
-    found = excerpt.loudest_excerpt(str(tmp_path), results)
-    assert 38 <= found.start_seconds <= 39 and found.metadata["seconds"] == 10
-    first = int((found.start_seconds - 30) * 8000)
-    np.testing.assert_allclose(found.audio["original"], sound[0, first : first + 80_000], atol=1e-4)
-    np.testing.assert_allclose(found.audio["mine"], found.audio["original"] / 4, atol=1e-4)
-    np.testing.assert_array_equal(found.audio["late"][40:], found.audio["original"][:-40])
+    loudest = excerpt.loudest_excerpt(str(tmp_path), results)
+    assert 38 <= loudest.start_seconds <= 39 and loudest.metadata["seconds"] == 10
+    first = int((loudest.start_seconds - 30) * 8000)
+    np.testing.assert_allclose(loudest.audio["original"], original[0, first : first + 80_000], atol=1e-4)
+    np.testing.assert_allclose(loudest.audio["mine"], loudest.audio["original"] / 4, atol=1e-4)
+    np.testing.assert_array_equal(loudest.audio["late"][40:], loudest.audio["original"][:-40])
     aligned = excerpt.loudest_excerpt(str(tmp_path), results, align=True)
-    np.testing.assert_array_equal(aligned.audio["late"][:-40], found.audio["original"][:-40])
-    waveform.write(path, sound, 16_000)
+    np.testing.assert_array_equal(aligned.audio["late"][:-40], loudest.audio["original"][:-40])
+    waveform.write(path, original, 16_000)
     with pytest.raises(ValueError, match="not of the same evaluation"):
         excerpt.loudest_excerpt(str(tmp_path), results)

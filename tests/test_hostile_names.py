@@ -1,4 +1,4 @@
-"""Names and captions of others: what terminals, spreadsheets and file systems make of them."""
+"""Hostile names and captions, in terminals, spreadsheets and file systems."""
 
 import csv
 import itertools
@@ -16,7 +16,7 @@ from tests.evaluations import RATE, run, table
 FORMULAS = ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "  =cmd|' /C calc'!A0", "\n-1", "\uff1d1+1"]
 
 
-def piece(name, seconds=3.0, number=0):
+def segment(name, seconds=3.0, number=0):
     return references.Segment(references.Reference(name, "", "", RATE, seconds, "", lambda: iter(())), number, 10.0)
 
 
@@ -30,33 +30,35 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers(text, tmp_path):
         assert cell.lstrip()[0] in "'\\" and cell.isprintable()
 
 
-def test_a_missing_domain_and_ordinary_names_are_written_as_they_are(tmp_path):
-    names = {"file": "live/a - b=c.wav", "domain": aggregate.domain_of(piece("a")), "caption": "café 音"}
+def test_a_missing_domain_and_ordinary_names_are_not_changed(tmp_path):
+    names = {"file": "live/a - b=c.wav", "domain": aggregate.domain_of(segment("a")), "caption": "café 音"}
     aggregate.write_csv(tmp_path / "a.csv", [names])
     assert table(tmp_path / "a.csv") == [names] and names["domain"] == "-"
 
 
-def test_no_two_pieces_share_a_file():
+def test_no_two_segments_share_a_file():
     names = [
         "a..b.wav", "a_b.wav", "../x.wav", "_/x.wav", "/x.wav", "x.wav", "//x.wav", "a\x1bb.wav", "a\nb.wav", "a.wav",
         "a.wav.00010s", "é" * 300, "é" * 301, "...", "a/../b.wav", "a/_/b.wav", "a//b.wav",
         "a/./b.wav", "a/b.wav", "\ud800.wav", "\ud801.wav",
     ]  # fmt: skip
-    pieces = [piece(name, seconds, number) for name in names for seconds, number in ((3.0, 0), (25.0, 0), (25.0, 1))]
-    for (first, one), (second, other) in itertools.combinations([(p.reference.name, p.stem) for p in pieces], 2):
-        assert one != other or first == second
-    for stem in (p.stem for p in pieces):
+    segments = [
+        segment(name, seconds, number) for name in names for seconds, number in ((3.0, 0), (25.0, 0), (25.0, 1))
+    ]
+    for first, second in itertools.combinations(segments, 2):
+        assert first.stem != second.stem or first.reference.name == second.reference.name
+    for stem in (segment.stem for segment in segments):
         assert ".." not in stem.split("/") and not stem.startswith("/") and stem.isprintable()
         assert all(len(part.encode()) + len(".flac") <= 255 for part in stem.split("/"))
-    assert piece("live/a.wav").stem == "live/a.wav" and piece("a.wav", 25.0, 1).stem == "a.wav.00010s"
+    assert segment("live/a.wav").stem == "live/a.wav" and segment("a.wav", 25.0, 1).stem == "a.wav.00010s"
 
 
 def test_an_evaluation_of_names_that_differ_in_replaced_letters(tmp_path, monkeypatch, capsys):
     evaluations.use_small_codec(monkeypatch)
     (tmp_path / "music").mkdir()
     for number, name in enumerate(("a..b.wav", "a_b.wav", "=1+1.wav", "\x1b[31mred.wav")):
-        music_files.soundfile.write(tmp_path / "music" / name, music_files.sound(number, 1.2, 1, RATE), RATE)
-    (tmp_path / "music" / "\x1b[2Jdamaged.wav").write_text("no sound")
+        music_files.soundfile.write(tmp_path / "music" / name, music_files.make_audio(number, 1.2, 1, RATE), RATE)
+    (tmp_path / "music" / "\x1b[2Jdamaged.wav").write_text("no audio")
     assert run("--codec=mine=x", "--data", tmp_path / "music", f"--output={tmp_path / 'report'}") == 0
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
@@ -69,10 +71,10 @@ def test_no_verb_prints_control_characters(tmp_path, capsys):
     (tmp_path / "music").mkdir()
     for number in range(2):
         music_files.soundfile.write(
-            tmp_path / "music" / f"{number}\x1b[31m.wav", music_files.sound(number, 3.0, 1), music_files.RATE
+            tmp_path / "music" / f"{number}\x1b[31m.wav", music_files.make_audio(number, 3.0, 1), music_files.RATE
         )
-    (tmp_path / "music" / "\x1b]0;title\x07.wav").write_text("no sound")
-    (tmp_path / "music" / "x.\x1b[2J").write_text("no sound")
+    (tmp_path / "music" / "\x1b]0;title\x07.wav").write_text("no audio")
+    (tmp_path / "music" / "x.\x1b[2J").write_text("no audio")
     records = str(tmp_path / "records")
     assert cli.main(["prepare", str(tmp_path / "music"), "--output", records, "--workers=1"]) == 0
     assert cli.main(["doctor", "--data", records]) == 0

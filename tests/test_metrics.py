@@ -26,7 +26,7 @@ from bandtok_jax.losses import spectral as spectral_losses
 RATE = 44_100
 
 
-def sounds(seconds=1.0, seed=0):
+def tone_and_copy(seconds=1.0, seed=0):
     """Returns a tone with noise and a noisier, quieter copy of it, `[S]` each."""
     rng, time = np.random.default_rng(seed), np.arange(int(seconds * RATE)) / RATE
     reference = 0.3 * np.sin(2 * np.pi * 330 * time) * np.exp(-3 * (time % 0.4)) + 0.02 * rng.standard_normal(len(time))
@@ -35,9 +35,9 @@ def sounds(seconds=1.0, seed=0):
 
 
 def pair(reference=None, decoded=None, rate=RATE):
-    """Returns an `AudioPair`, by default of `sounds`."""
+    """Returns an `AudioPair`, by default of `tone_and_copy`."""
     if reference is None:
-        reference, decoded = sounds()
+        reference, decoded = tone_and_copy()
     return AudioPair(reference, decoded, rate)
 
 
@@ -53,18 +53,18 @@ def log_and_linear(reference, decoded):
 
 def test_dac_mel_distance_by_librosa():
     scales = ((2048, 150), (512, 80))
-    expected = sum(log_and_linear(*(librosa_mel(x, window, mels) for x in sounds())) for window, mels in scales)
+    expected = sum(log_and_linear(*(librosa_mel(x, window, mels) for x in tone_and_copy())) for window, mels in scales)
     assert spectral_metrics.dac_mel_distance(pair()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dac_stft_distance_by_the_losses():
-    reference, decoded = (x[None] for x in sounds())
+    reference, decoded = (x[None] for x in tone_and_copy())
     expected = sum(float(spectral_losses.stft_distance(reference, decoded, w, rounded=False)) for w in (2048, 512))
     assert spectral_metrics.dac_stft_distance(pair()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_spectra_are_those_of_the_networks():
-    audio, _ = sounds(0.3)
+    audio, _ = tone_and_copy(0.3)
     for frame, hop, window in ((2048, 512, None), (1024, 120, 600)):
         expected = np.abs(spectral.stft(audio, frame, hop, window))
         np.testing.assert_allclose(spectra.magnitude(audio, frame, hop, window), expected, atol=2e-4)
@@ -72,14 +72,14 @@ def test_spectra_are_those_of_the_networks():
 
 
 def test_mfcc_distance_by_librosa():
-    log_mels = [np.log(np.maximum(librosa_mel(x, 2048, 128), 1e-5)) for x in sounds()]
+    log_mels = [np.log(np.maximum(librosa_mel(x, 2048, 128), 1e-5)) for x in tone_and_copy()]
     cepstra = [librosa.feature.mfcc(S=log_mel, n_mfcc=20) for log_mel in log_mels]
     expected = np.linalg.norm(cepstra[0] - cepstra[1], axis=0).mean()
     assert spectral_metrics.mfcc_distance(pair()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_flatness_by_librosa():
-    for audio in (*sounds(), np.zeros(RATE), np.random.default_rng(0).standard_normal(RATE)):
+    for audio in (*tone_and_copy(), np.zeros(RATE), np.random.default_rng(0).standard_normal(RATE)):
         magnitudes = spectra.magnitude(audio, 2048)
         expected = librosa.feature.spectral_flatness(S=magnitudes.T)[0]
         np.testing.assert_allclose(spectra.flatness(magnitudes), expected, rtol=1e-9)
@@ -102,7 +102,7 @@ def test_log_spectral_distance_of_a_gain_and_by_bands():
 
 
 def test_ratios_by_their_definitions():
-    reference, decoded = (x.astype(np.float64) for x in sounds())
+    reference, decoded = (x.astype(np.float64) for x in tone_and_copy())
     expected = 10 * np.log10((reference**2).sum() / ((reference - decoded) ** 2).sum())
     assert waveform_metrics.snr(pair()) == pytest.approx(expected, rel=1e-6)
     assert waveform_metrics.mse(pair()) == pytest.approx(((reference - decoded) ** 2).mean(), rel=1e-6)
@@ -112,12 +112,12 @@ def test_ratios_by_their_definitions():
     best = gain * centred[0]
     expected = 10 * np.log10((best**2).sum() / ((best - centred[1]) ** 2).sum())
     for scale, offset in ((1, 0), (0.01, 0.2)):
-        found = waveform_metrics.si_sdr(pair(reference, scale * decoded + offset))
-        assert found == pytest.approx(expected, rel=1e-4)
+        value = waveform_metrics.si_sdr(pair(reference, scale * decoded + offset))
+        assert value == pytest.approx(expected, rel=1e-4)
 
 
 def test_loudness_and_stereo_of_a_gain():
-    left, right = sounds()
+    left, right = tone_and_copy()
     assert waveform_metrics.loudness_error(pair(left, left / 2)) == pytest.approx(6.0206, abs=1e-3)
     stereo = np.stack([left, right])
     mid, side = (left + right) / 2, (left - right) / 2
@@ -148,7 +148,7 @@ def test_delays_of_the_shortest_audio():
 
 
 def test_silence_and_exact_copies_give_numbers_or_none():
-    audio, silence = sounds()[0], np.zeros(RATE, np.float32)
+    audio, silence = tone_and_copy()[0], np.zeros(RATE, np.float32)
     for reference, decoded in ((silence, silence), (silence, audio), (audio, silence), (audio, audio)):
         stereo = np.stack([reference] * 2), np.stack([decoded] * 2)
         values, *embeddings = catalogue.measure(*stereo, RATE, ("visqol",))
@@ -164,14 +164,14 @@ def test_silence_and_exact_copies_give_numbers_or_none():
 
 
 def test_visqol_of_silence():
-    audio, silence = sounds()[0], np.zeros(RATE, np.float32)
+    audio, silence = tone_and_copy()[0], np.zeros(RATE, np.float32)
     assert visqol.score(audio, silence, RATE) == 1
     assert visqol.score(silence, audio, RATE) is None and visqol.score(silence, silence, RATE) is None
     assert visqol.score(audio[:999], silence[:999], RATE) is None
 
 
 def test_metrics_can_be_left_out():
-    stereo = np.stack(sounds(0.2))
+    stereo = np.stack(tone_and_copy(0.2))
     values, *_ = catalogue.measure(stereo, stereo, RATE, without=("visqol", "snr"))
     left_out = {"visqol", "visqol_left", "visqol_right", "snr"}
     assert set(values) == (set(catalogue.METRICS) | {"delay"}) - left_out
@@ -186,14 +186,14 @@ def test_a_new_metric_is_one_function_and_one_entry(monkeypatch):
     before = catalogue.definitions(("visqol",))
     entry = catalogue.Metric("peak error", "", "lower", "difference of the peaks", peak_error, headline=True)
     monkeypatch.setitem(catalogue.METRICS, "peak_error", entry)
-    reference, decoded = sounds(0.2)
+    reference, decoded = tone_and_copy(0.2)
     values, *_ = catalogue.measure(reference, decoded, RATE, ("visqol",))
     assert values["peak_error"] == pytest.approx(abs(np.abs(reference).max() - np.abs(decoded).max()))
     assert catalogue.definitions(("visqol",)) == before | {"peak_error": "difference of the peaks"}
 
 
 def test_each_spectrum_is_computed_once_and_the_numbers_are_the_same(monkeypatch):
-    reference, decoded = sounds()
+    reference, decoded = tone_and_copy()
     stereo = np.stack([reference, 0.5 * reference]), np.stack([decoded, 0.4 * decoded])
     names = ("dac_mel_distance", "dac_stft_distance", "mfcc_distance", "log_spectral_distance_above_10_khz")
     names += ("log_spectral_distance", "side_dac_stft_distance")
@@ -231,11 +231,11 @@ def test_frechet_distance_by_scipy():
 
 
 def test_mel_embeddings_are_means_and_deviations_of_seconds():
-    audio, _ = sounds(2.5)
-    found = frechet.mel_embedding(audio, RATE)
-    assert found.shape == (2, 64)
+    audio, _ = tone_and_copy(2.5)
+    embedding = frechet.mel_embedding(audio, RATE)
+    assert embedding.shape == (2, 64)
     log_mel = np.log(np.maximum(librosa_mel(audio, 2048, 32), 1e-5)).T[:86]
-    np.testing.assert_allclose(found[0], np.concatenate([log_mel.mean(0), log_mel.std(0)]), rtol=1e-4)
+    np.testing.assert_allclose(embedding[0], np.concatenate([log_mel.mean(0), log_mel.std(0)]), rtol=1e-4)
     assert frechet.mel_embedding(audio[:100], RATE).shape == (1, 64)
 
 
@@ -243,35 +243,35 @@ def test_token_statistics():
     rng = np.random.default_rng(0)
     grids = [np.stack([rng.integers(0, 8, n), np.full(n, 3)], axis=1) for n in (300, 100)]
     counts = token_statistics.count_codes(grids, 16)
-    found = token_statistics.statistics(counts, 10.0, "band")
-    first, second = found["rows"]
-    assert found["columns"] == 400 and first["use"] == 0.5 and second == {
+    statistics = token_statistics.statistics(counts, 10.0, "band")
+    first, second = statistics["rows"]
+    assert statistics["columns"] == 400 and first["use"] == 0.5 and second == {
         "use": 1 / 16, "entropy": 0.0, "perplexity": 1.0, "efficiency": 0.0,
     }  # fmt: skip
     assert first["entropy"] == pytest.approx(scipy.stats.entropy(counts[0], base=2))
-    assert found["bits_per_second"]["nominal"] == 2 * 4 * 10
-    assert found["bits_per_second"]["entropy"] == pytest.approx(10 * first["entropy"])
+    assert statistics["bits_per_second"]["nominal"] == 2 * 4 * 10
+    assert statistics["bits_per_second"]["entropy"] == pytest.approx(10 * first["entropy"])
     # The adaptive coder, symbol by symbol.
     bits, seen = 0.0, np.zeros((2, 16))
     for column in np.concatenate(grids):
         for row, code in enumerate(column):
             bits -= np.log2((seen[row, code] + 0.5) / (seen[row].sum() + 8))
             seen[row, code] += 1
-    assert found["bits_per_second"]["adaptive"] == pytest.approx(bits / 400 * 10)
+    assert statistics["bits_per_second"]["adaptive"] == pytest.approx(bits / 400 * 10)
     # Bands share a codebook, and all their codes count in one histogram; each level has a codebook of its own.
-    assert found["together"]["entropy"] == pytest.approx(scipy.stats.entropy(counts.sum(0), base=2))
+    assert statistics["together"]["entropy"] == pytest.approx(scipy.stats.entropy(counts.sum(0), base=2))
     levels = token_statistics.statistics(counts, 10.0, "residual")
     assert levels["together"] == {name: pytest.approx((first[name] + second[name]) / 2) for name in first}
-    assert {**levels, "together": None} == {**found, "together": None}
+    assert {**levels, "together": None} == {**statistics, "together": None}
 
 
 def test_the_interval_is_scipys_and_undefined_values_are_counted():
     values = [1.0, 2.5, None, 3.0, 7.0]
-    found = aggregate.mean_of(values)
+    mean = aggregate.mean_of(values)
     defined = [value for value in values if value is not None]
     low, high = scipy.stats.t.interval(0.95, 3, np.mean(defined), scipy.stats.sem(defined))
-    assert (found.mean, found.files, found.left_out) == (np.mean(defined), 4, 1)
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    assert (mean.mean, mean.files, mean.left_out) == (np.mean(defined), 4, 1)
+    assert (mean.mean - mean.half_width, mean.mean + mean.half_width) == pytest.approx((low, high))
     assert aggregate.mean_of([4.0]) == aggregate.Mean(4.0, None, 1, 0)
     assert aggregate.mean_of([None]) == aggregate.Mean(None, None, 0, 1)
 
@@ -287,7 +287,7 @@ def test_metrics_by_auraloss():
     import auraloss
     import torch
 
-    reference, decoded = sounds()
+    reference, decoded = tone_and_copy()
     batch = [torch.tensor(x)[None, None] for x in (decoded, reference)]
     expected = auraloss.freq.MultiResolutionSTFTLoss()(*batch)
     assert spectral_metrics.auraloss_multi_resolution_stft(pair()) == pytest.approx(float(expected), rel=1e-4)
@@ -300,7 +300,7 @@ def test_auraloss_multi_resolution_stft_by_librosa():
     for fft, hop, window in ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)):
         spectra_of_both = [
             librosa.stft(x.astype(float), n_fft=fft, hop_length=hop, win_length=window, pad_mode="reflect")
-            for x in sounds()
+            for x in tone_and_copy()
         ]
         real, fake = (np.sqrt(np.maximum(np.abs(spectrum) ** 2, 1e-8)) for spectrum in spectra_of_both)
         total += np.linalg.norm(real - fake) / np.linalg.norm(real) + np.abs(np.log(real / fake)).mean()
@@ -311,7 +311,7 @@ def test_auraloss_multi_resolution_stft_by_librosa():
 @pytest.mark.slow
 @pytest.mark.skipif(not catalogue.installed("visqol"), reason="visqol-python is not installed")
 def test_visqol_falls_with_noise():
-    audio, _ = sounds(3.0)
+    audio, _ = tone_and_copy(3.0)
     noise = np.random.default_rng(0).standard_normal(len(audio))
     scores = [visqol.score(audio, audio + level * noise, RATE) for level in (0, 0.003, 0.1)]
     assert 4.5 < scores[0] <= 5 and scores[0] > scores[1] > scores[2] >= 1

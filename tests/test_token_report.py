@@ -34,10 +34,10 @@ def grid(columns=4000):
 
 def test_mutual_information_is_sklearns():
     codes = grid()
-    found = mutual_information.normalised_mutual_information(codes)
+    information = mutual_information.normalised_mutual_information(codes)
     expected = [[sklearn.metrics.normalized_mutual_info_score(a, b) for a in codes.T] for b in codes.T]
-    np.testing.assert_allclose(found, expected, atol=1e-9)
-    assert found[0, 1] == pytest.approx(1) and 0.1 < found[0, 2] < 0.9 and found[0, 3] == 0
+    np.testing.assert_allclose(information, expected, atol=1e-9)
+    assert information[0, 1] == pytest.approx(1) and 0.1 < information[0, 2] < 0.9 and information[0, 3] == 0
 
 
 def test_shuffled_rows_have_the_same_codes_without_dependence():
@@ -54,8 +54,8 @@ def test_token_records_on_the_command_line(tmp_path, capsys):
     tokens = tiny.token_records(tmp_path / "tokens")
     assert cli.main(["evaluate", "tokens", f"--data={tokens}", f"--output={tmp_path / 'report'}"]) == 0
     assert "tokens: 384 columns, use 100.0%" in capsys.readouterr().out
-    found = json.loads((tmp_path / "report" / "tokens.json").read_text())["tokens"]["tokens"]
-    assert found["samples"] == 384 and len(found["rows"]) == len(found["nmi"]) == 4
+    statistics = json.loads((tmp_path / "report" / "tokens.json").read_text())["tokens"]["tokens"]
+    assert statistics["samples"] == 384 and len(statistics["rows"]) == len(statistics["nmi"]) == 4
     for name in ("nmi", "entropy", "use", "pairs_tokens"):
         assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
     with folder_lock.locked(tmp_path / "report", "bandtok evaluate"):
@@ -97,7 +97,7 @@ def language_model(folder):
 def test_perplexity_by_the_network_window_by_window(tmp_path, monkeypatch):
     monkeypatch.setattr(token_perplexity, "BATCH_WINDOWS", 5)  # the last batch is padded
     stage, folder = language_model(tmp_path), tmp_path / "tokens"
-    found = token_perplexity.evaluate(stage, str(folder), progress=False)
+    metrics = token_perplexity.evaluate(stage, str(folder), progress=False)
     # One window after the other, by the network alone.
     sums, count, right = np.zeros(4), 0, 0
     apply = jax.jit(functools.partial(stage.network.apply, stage.weights["parameters"], {}))
@@ -110,9 +110,9 @@ def test_perplexity_by_the_network_window_by_window(tmp_path, monkeypatch):
             sums, count = sums + losses[:-1].reshape(-1, 4).sum(0), count + codes.shape[1]
             ends = logits[::4].argmax(-1) == 64
             right += (~ends[:-1]).sum() + (ends[-1] if start == 21 else 0)
-    np.testing.assert_allclose([found[f"row_cross_entropy/{row:02d}"] for row in range(4)], sums / count, rtol=1e-4)
-    assert found["tokens"] == 4 * count == 4 * 8 * 24
-    assert found["end_accuracy"] == pytest.approx(right / (count + 8))
+    np.testing.assert_allclose([metrics[f"row_cross_entropy/{row:02d}"] for row in range(4)], sums / count, rtol=1e-4)
+    assert metrics["tokens"] == 4 * count == 4 * 8 * 24
+    assert metrics["end_accuracy"] == pytest.approx(right / (count + 8))
     other = dataclasses.replace(stage, tokenizer_hash="1" * 64)
     with pytest.raises(ValueError, match="give the tokens of its own tokenizer"):
         token_perplexity.evaluate(other, str(folder), progress=False)
@@ -123,10 +123,10 @@ def test_perplexity_needs_no_codec_of_the_training(tmp_path):
     config = stage.config.copy_and_resolve_references()
     with config.unlocked():
         config.tokenizer = config.vocoder = str(tmp_path / "gone")
-    found = token_perplexity.evaluate(
+    metrics = token_perplexity.evaluate(
         dataclasses.replace(stage, config=config), str(tmp_path / "tokens"), progress=False
     )
-    assert found == token_perplexity.evaluate(stage, str(tmp_path / "tokens"), progress=False)
+    assert metrics == token_perplexity.evaluate(stage, str(tmp_path / "tokens"), progress=False)
 
 
 def _read(stage, caption):
@@ -142,8 +142,8 @@ def test_language_models_on_the_command_line(tmp_path, monkeypatch, capsys):
     flags = [f"--data={tmp_path / 'tokens'}", f"--output={tmp_path / 'report'}"]
     assert cli.main(["evaluate", "tokens", *flags, "--language-model=a=x", "--language-model=b=x"]) == 0
     assert "nats per token of 768 of tokens, unigrams of each row" in capsys.readouterr().out
-    found = json.loads((tmp_path / "report" / "tokens.json").read_text())["language_models"]
-    np.testing.assert_allclose(found["a"]["row_perplexity"], np.exp(found["b"]["row_cross_entropy"]))
+    models = json.loads((tmp_path / "report" / "tokens.json").read_text())["language_models"]
+    np.testing.assert_allclose(models["a"]["row_perplexity"], np.exp(models["b"]["row_cross_entropy"]))
     for name in ("perplexity", "profile"):
         assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
     shutil.copytree(tmp_path / "tokens", tmp_path / "same")
