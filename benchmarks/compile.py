@@ -114,7 +114,7 @@ def _adversarial(name: str, task: AdversarialTask) -> None:
 
     def one_pass(parameters, real, fake):
         state = {"parameters": parameters, "buffers": {}}
-        losses, output_vjp, loss, gradients = task._discriminate(state, real, fake)
+        losses, output_vjp, loss, gradients = task.discriminate(state, real, fake)
         return losses, output_vjp(task._weights(losses)), loss, gradients
 
     cpu_seconds = {}

@@ -24,25 +24,28 @@ def test_the_discriminators_part_of_the_gradient_is_ramped_up_and_limited(tmp_pa
     rng = np.random.default_rng(0)
     ours = {"a": rng.normal(size=(3, 4, 5)).astype(np.float32), "b": rng.normal(size=(3, 4, 5)).astype(np.float32)}
     theirs = {"c": rng.normal(size=(3, 4, 5)).astype(np.float32) * np.float32([0.1, 1, 10])[:, None, None]}
-    length = lambda x: np.sqrt((x**2).sum((1, 2)))
+
+    def length(x):
+        return np.sqrt((x**2).sum((1, 2)))
+
     ratio = length(theirs["c"]) / length(ours["a"] + ours["b"])
     for step, ramp in ((START, 0.1), (START + 4, 0.5), (START + 9, 1.0), (START + 50, 1.0)):
-        scaled, metrics = task._limit_adversarial(ours, theirs, jnp.asarray(step))
+        scaled, metrics = task.limit_adversarial(ours, theirs, jnp.asarray(step))
         expected = ramp * np.minimum(1, 0.5 / ratio)
         np.testing.assert_allclose(length(scaled["c"]) / length(theirs["c"]), expected, rtol=1e-5)
         assert metrics["adversarial_ratio"] == pytest.approx(ratio.mean(), rel=1e-5)
         assert metrics["adversarial_scale"] == pytest.approx(expected.mean(), rel=1e-5)
-        # An example by itself is scaled alike, whatever lies beside it in the batch.
-        alone, _ = task._limit_adversarial(
+        # An example by itself is scaled alike, independently of the others in the batch.
+        alone, _ = task.limit_adversarial(
             *({n: x[2:] for n, x in side.items()} for side in (ours, theirs)), jnp.asarray(step)
         )
         np.testing.assert_allclose(alone["c"], scaled["c"][2:], rtol=1e-6)
-    free, metrics = _task(tmp_path, adversarial_ramp=0, adversarial_limit=0)._limit_adversarial(
+    free, metrics = _task(tmp_path, adversarial_ramp=0, adversarial_limit=0).limit_adversarial(
         ours, theirs, jnp.asarray(START)
     )
     np.testing.assert_array_equal(free["c"], theirs["c"])
     assert metrics["adversarial_scale"] == 1
-    silent, metrics = task._limit_adversarial(
+    silent, metrics = task.limit_adversarial(
         {"a": np.zeros((1, 2), np.float32)}, {"c": np.zeros((1, 2), np.float32)}, jnp.asarray(START)
     )
     assert np.isfinite(silent["c"]).all() and all(np.isfinite(value) for value in metrics.values())
@@ -60,7 +63,10 @@ def test_the_reconstruction_does_not_rise_when_strong_discriminators_begin(tmp_p
         found, programs = [], {}
         for step in range(START + STEPS):
             phase = task.phase(step)
-            run = lambda state, batch, key, phase=phase: task.train_step(state, {}, batch, key, **phase)
+
+            def run(state, batch, key, phase=phase):
+                return task.train_step(state, {}, batch, key, **phase)
+
             program = programs.setdefault(tuple(phase.items()), jax.jit(run))
             state, metrics = program(state, batches[step % 20], jax.random.key(step))
             found.append(float(metrics["reconstruction"]))

@@ -43,7 +43,10 @@ def test_patches_can_be_put_together_again():
 def test_encoder_sees_no_further_than_it_says(name):
     network, parameters, buffers, module = _network(**SHAPES[name])
     frames, column = 256, 16
-    latents = lambda x: network.apply(parameters, buffers, x, method="latents")[0, column].sum()
+
+    def latents(x):
+        return network.apply(parameters, buffers, x, method="latents")[0, column].sum()
+
     seen = np.flatnonzero(np.abs(jax.grad(latents)(_picture(frames))).sum((0, 2)))
     first, last = column * 8 - seen[0], seen[-1] - (column * 8 + 7)
     assert 0 < max(first, last) <= module.encoder_context_frames
@@ -57,7 +60,10 @@ def test_decoder_sees_no_further_than_it_says(name):
     columns, column = 33, 16
     quantized = jax.random.normal(jax.random.key(1), (1, columns, 4, 4))
     frames = slice(column * 8, column * 8 + 8)
-    part = lambda z: network.apply(parameters, buffers, z, method="decode_latents")[0, frames].sum()
+
+    def part(z):
+        return network.apply(parameters, buffers, z, method="decode_latents")[0, frames].sum()
+
     seen = np.flatnonzero(np.abs(jax.grad(part)(quantized)).sum((0, 2, 3)))
     reach = max(column - seen[0], seen[-1] - column)
     assert module.decoder_context_columns - 2 <= reach <= module.decoder_context_columns
@@ -67,7 +73,10 @@ def test_a_longer_piece_has_the_same_latents_where_both_see_the_same():
     network, parameters, buffers, module = _network(**SHAPES["two halvings"])
     long = _picture(192)
     context = -(-module.encoder_context_frames // 8)
-    latents = lambda x: network.apply(parameters, buffers, x, method="latents")
+
+    def latents(x):
+        return network.apply(parameters, buffers, x, method="latents")
+
     np.testing.assert_allclose(latents(long[:, :128])[:, : 16 - context], latents(long)[:, : 16 - context], atol=1e-5)
 
 
@@ -83,11 +92,11 @@ def test_base_is_the_published_grid():
     assert sum(x.size for x in jax.tree.leaves(parameters)) == pytest.approx(47.3e6, rel=0.01)
 
 
-def test_decoded_picture_is_never_below_the_floor_of_the_front_end():
+def test_decoded_log_mel_is_never_below_the_floor_of_the_front_end():
     network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
     codes = jax.random.randint(jax.random.key(0), (2, 5, 4), 0, 32)
-    picture = network.apply(parameters, buffers, codes, method="decode")
-    assert picture.shape == (2, 40, 32) and float(picture.min()) >= np.log(1e-5) - 1e-5
+    spectrogram = network.apply(parameters, buffers, codes, method="decode")
+    assert spectrogram.shape == (2, 40, 32) and float(spectrogram.min()) >= np.log(1e-5) - 1e-5
 
 
 def test_values_below_the_floor_are_raised_in_training_too_and_can_rise():
@@ -99,8 +108,8 @@ def test_values_below_the_floor_are_raised_in_training_too_and_can_rise():
         changed = {**parameters, "decoder_out": {**parameters["decoder_out"], "bias": bias}}
         return jnp.abs(network.apply(changed, buffers, log_mel)[0] - target).sum()
 
-    value, slope = jax.value_and_grad(error)(parameters["decoder_out"]["bias"], floor)
-    assert value == 0 and not slope.any(), "silence is silence"
+    value, gradient = jax.value_and_grad(error)(parameters["decoder_out"]["bias"], floor)
+    assert value == 0 and not gradient.any(), "silence is silence"
     assert (jax.grad(error)(parameters["decoder_out"]["bias"], floor + 1) < 0).all(), (
         "where there is sound it must rise"
     )
@@ -112,7 +121,7 @@ def test_a_clip_that_is_no_whole_number_of_columns_is_refused():
         tasks.create(config)
 
 
-def test_a_picture_of_another_size_is_refused():
+def test_a_log_mel_of_another_size_is_refused():
     network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
     with pytest.raises(ValueError, match="multiple of 8"):
         network.apply(parameters, buffers, jnp.zeros((1, 30, 32)), method="encode")
@@ -138,12 +147,12 @@ def test_residual_levels_learn(tmp_path):
 
 
 @pytest.mark.parametrize("normalisation", ["none", "group"])
-def test_a_critic_judges_each_picture_by_itself(normalisation):
+def test_a_discriminator_scores_each_log_mel_by_itself(normalisation):
     network = Network(lambda rngs: MultiScalePatchGAN(channels=4, num_scales=3, normalisation=normalisation, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
-    pictures = jnp.concatenate([_picture(64, seed) for seed in range(3)])
-    together, features = network.apply(parameters, buffers, pictures)
-    alone, _ = network.apply(parameters, buffers, pictures[1:2])
+    log_mels = jnp.concatenate([_picture(64, seed) for seed in range(3)])
+    together, features = network.apply(parameters, buffers, log_mels)
+    alone, _ = network.apply(parameters, buffers, log_mels[1:2])
     assert [logits.shape for logits in together] == [(3, 8, 4), (3, 4, 2), (3, 2, 1)]
     assert [len(maps) for maps in features] == [4, 4, 4]
     for one, other in zip(together, alone):

@@ -103,7 +103,10 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
             batch,
             ahead=True,
         )
-    start = lambda state, *_: {**state, "step": jnp.zeros((2,))}
+
+    def start(state, *_):
+        return {**state, "step": jnp.zeros((2,))}
+
     monkeypatch.setattr(program.task, "warm_start", start)
     with pytest.raises(ValueError, match=r"warm_start gives step as float32\[2\], and a state holds int32\[\]"):
         program.check_warm_start(frozen, batch)

@@ -59,7 +59,10 @@ def test_published_sizes(variant, millions, rate, hop, kilobits):
 def test_parts_of_the_published_size():
     parameters, _ = tasks.create(load_config("dac:base")).network.shapes()
     size = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for name, part in parameters.items()}
-    side = lambda name: sum(count for part, count in size.items() if part.startswith(name))
+
+    def side(name):
+        return sum(count for part, count in size.items() if part.startswith(name))
+
     found = [round(count / 1e6, 2) for count in (side("encoder"), size["quantizer"], side("decoder"))]
     assert found == [22.31, 0.24, 54.10]
 
@@ -78,9 +81,9 @@ def test_snake_is_the_formula():
 def test_squared_sine_and_its_slope():
     for scale in (1, 100, 10_000):
         x = np.linspace(-scale, scale, 20_001, dtype=np.float32)
-        found, slope = jit_once(lambda x: jax.jvp(squared_sine, (x,), (jnp.ones_like(x),)))(x)
+        found, gradient = jit_once(lambda x: jax.jvp(squared_sine, (x,), (jnp.ones_like(x),)))(x)
         np.testing.assert_allclose(found, np.sin(x.astype(np.float64)) ** 2, atol=4e-7)
-        np.testing.assert_allclose(slope, np.sin(2 * x.astype(np.float64)), atol=8e-7)
+        np.testing.assert_allclose(gradient, np.sin(2 * x.astype(np.float64)), atol=8e-7)
 
 
 @pytest.mark.parametrize("stride, cut", [(2, True), (5, True), (3, False)])
@@ -117,7 +120,10 @@ def by_hand(parameters, latents):
             for name in ("project_in", "project_out")
         )
         z = residual @ into + level["project_in"]["bias"]
-        unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+        def unit(x):
+            return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
         codes.append(np.linalg.norm(unit(z)[..., None, :] - unit(level["vectors"]), axis=-1).argmin(-1))
         losses.append(((z - level["vectors"][codes[-1]]) ** 2).mean((1, 2)))
         parts.append(level["vectors"][codes[-1]] @ out + level["project_out"]["bias"])
@@ -163,20 +169,26 @@ def test_gradients_pass_straight_through(float64):
     parameters = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), parameters)
     latents, step = (scale * np.random.default_rng(1).normal(size=(1, 2, 6)) for scale in (3, 1e-6))
     level = parameters["levels"]["0"]
-    weight = lambda layer: layer["kernel"][0] * layer["gain"] / jnp.linalg.norm(layer["kernel"][0], axis=0)
+
+    def weight(layer):
+        return layer["kernel"][0] * layer["gain"] / jnp.linalg.norm(layer["kernel"][0], axis=0)
 
     @jit_once
     def found(parameters):
-        one_level = lambda z, parameters=parameters: network.apply(parameters, {}, z, jnp.array([1]))
-        commitment = lambda z: one_level(z)[2]["commitment"]
-        slope = (jax.grad(commitment)(latents) * step).sum()
+        def one_level(z, parameters=parameters):
+            return network.apply(parameters, {}, z, jnp.array([1]))
+
+        def commitment(z):
+            return one_level(z)[2]["commitment"]
+
+        gradient = (jax.grad(commitment)(latents) * step).sum()
         difference = (commitment(latents + step) - commitment(latents - step)) / 2
         passed = jax.grad(lambda z: one_level(z)[0].sum())(latents)[0, 0]
         pull = jax.grad(lambda p: one_level(latents, p)[2]["codebook"])(parameters)
-        return slope, difference, passed, pull["levels"]["0"]
+        return gradient, difference, passed, pull["levels"]["0"]
 
-    slope, difference, passed, pull = found(parameters)
-    np.testing.assert_allclose(slope, difference, rtol=1e-6)
+    gradient, difference, passed, pull = found(parameters)
+    np.testing.assert_allclose(gradient, difference, rtol=1e-6)
     through = weight(level["project_in"]) @ weight(level["project_out"])
     np.testing.assert_allclose(passed, through.sum(1), rtol=1e-9)
     assert [name for name, leaf in pull.items() if np.any(jax.tree.leaves(leaf)[0])] == ["vectors"]

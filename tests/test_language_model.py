@@ -87,7 +87,10 @@ def test_scanned_layers_equal_unrolled_ones():
     layers = [plain["blocks"][str(i)] for i in range(SETTINGS["num_layers"])]
     stacked = {**plain, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
     codes = grid(2, 3)
-    total = lambda logits: lambda p: jnp.square(logits(p, codes)[..., :CODES]).mean()
+
+    def total(logits):
+        return lambda p: jnp.square(logits(p, codes)[..., :CODES]).mean()
+
     value, gradient = jax.jit(jax.value_and_grad(total(forward())))(plain)
     scanned, scanned_gradient = jax.jit(jax.value_and_grad(total(forward(scan_layers=True, remat=True))))(stacked)
     np.testing.assert_allclose(value, scanned, rtol=1e-5)
@@ -102,7 +105,10 @@ def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
     full = np.asarray(jax.jit(lambda p: model.apply(p, {}, codes))(parameters))
     # The same network with one vocabulary is that of a row, once only this row's entries are left.
     plain = network(text="none")
-    cut = lambda matrix, row: matrix[row::ROWS]
+
+    def cut(matrix, row):
+        return matrix[row::ROWS]
+
     one = {**parameters, "embedding": cut(parameters["embedding"], ROWS - 1)}
     one["head"] = {"kernel": cut(parameters["head"]["kernel"], 0)}
     begin = jax.jit(lambda p: plain.apply(p, {}, codes))(one)
@@ -137,7 +143,7 @@ def test_size_of_the_published_scale():
     assert sum(millions.values()) < 500
 
 
-def test_a_grid_from_the_middle_of_a_track_is_told_from_a_beginning():
+def test_a_grid_from_the_middle_of_a_track_differs_from_a_beginning():
     codes = grid(2, 3)
     begins, middle = (np.asarray(forward()(weights(), codes, begins=value))[..., :CODES] for value in (True, False))
     mixed = forward()(weights(), codes, begins=np.array([True, False]))[..., :CODES]

@@ -26,7 +26,7 @@ def markov(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("tokens") / "markov", np.random.default_rng(0)
     follows = np.stack([random.permutation(CODES) for _ in range(ROWS)])
 
-    def piece(number):
+    def track_record(number):
         codes = random.integers(0, CODES, (random.integers(6, 40), ROWS))
         for column in range(1, len(codes)):
             likely = random.random(ROWS) < 0.9
@@ -37,8 +37,8 @@ def markov(tmp_path_factory):
         folder, codebook_size=CODES, rows=ROWS, columns_per_second=10.77, row_kind="band", tokenizer="",
         weight_hash="x", samples_per_column=4096,
     )  # fmt: skip
-    writer.write("train", 0, map(piece, range(40)))
-    writer.write("validation", 0, map(piece, range(8)))
+    writer.write("train", 0, map(track_record, range(40)))
+    writer.write("validation", 0, map(track_record, range(8)))
     writer.finish()
     return folder
 
@@ -106,7 +106,10 @@ def test_dropout_is_keyed_by_example_and_only_in_training(markov):
     scores = [jax.jit(task.eval_step)(state, frozen, batch)["row_cross_entropy"] for task in (plain, dropping)]
     np.testing.assert_array_equal(*scores)
     step = jax.jit(dropping.train_step)
-    loss = lambda batch, key: float(step(state, frozen, batch, jax.random.key(key))[1]["loss"])
+
+    def loss(batch, key):
+        return float(step(state, frozen, batch, jax.random.key(key))[1]["loss"])
+
     turned = {name: value[::-1] for name, value in batch.items()}
     assert loss(turned, 0) == pytest.approx(loss(batch, 0), rel=1e-6)
     renamed = {**batch, "index": batch["index"] + 1}
@@ -114,13 +117,16 @@ def test_dropout_is_keyed_by_example_and_only_in_training(markov):
 
 
 def test_residual_levels_have_codes_of_their_own_by_default(tmp_path, markov):
-    facts = dict(codebook_size=CODES, rows=ROWS, columns_per_second=10.77, samples_per_column=4096)
-    writer = TokenWriter(tmp_path / "levels", **facts, row_kind="residual", tokenizer="", weight_hash="x")
+    metadata = dict(codebook_size=CODES, rows=ROWS, columns_per_second=10.77, samples_per_column=4096)
+    writer = TokenWriter(tmp_path / "levels", **metadata, row_kind="residual", tokenizer="", weight_hash="x")
     for split in ("train", "validation"):
         track = dict(codes=grid(1, 9)[0], track="a", offset_samples=0, caption="", samples=9 * 4096, ends=True)
         writer.write(split, 0, [track])
     writer.finish()
-    entries = lambda task: task.network.shapes()[0]["embedding"].shape[0]
+
+    def entries(task):
+        return task.network.shapes()[0]["embedding"].shape[0]
+
     levels = task_of(tmp_path / "levels")
     assert levels.config.model.row_vocabulary is True and entries(levels) == ROWS * 256
     levels.load_frozen()
@@ -141,7 +147,7 @@ def test_names_tokens_that_do_not_fit(markov):
         task_of("").load_frozen()
 
 
-def test_tokens_without_captions_are_told(markov):
+def test_tokens_without_captions_are_recorded(markov):
     made = task_of(markov)
     assert made.caption_fraction == 1
     for shard in made._manifest["splits"]["train"]["shards"]:
@@ -182,11 +188,11 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
     made = task("mine", "model", vocoder=tmp_path / "model")
     state, frozen = jit_once(made.init)(jax.random.key(0)), made.load_frozen()
     shown = made.summaries(state, frozen, batches(made, 1)[0])
-    sounds = {name: (np.asarray(sound), rate) for name, (kind, sound, rate) in shown.items() if kind == "audio"}
-    assert set(sounds) == {"0/generated", "1/generated"}
-    for sound, rate in sounds.values():
+    waveforms = {name: (np.asarray(sound), rate) for name, (kind, sound, rate) in shown.items() if kind == "audio"}
+    assert set(waveforms) == {"0/generated", "1/generated"}
+    for sound, rate in waveforms.values():
         assert sound.shape == (4 * 4096,) and rate == 44_100 and np.isfinite(sound).all() and sound.std() > 0
-    assert (sounds["0/generated"][0] != sounds["1/generated"][0]).any()
+    assert (waveforms["0/generated"][0] != waveforms["1/generated"][0]).any()
     with pytest.raises(ValueError, match="set config.vocoder"):
         task("mine", "tokenizer").load_frozen()
     with pytest.raises(ValueError, match="were made by 000000000000: give that one, or none"):

@@ -13,7 +13,7 @@ RATE_HZ = 44100
 
 
 @pytest.fixture(scope="module")
-def sounds():
+def waveforms():
     """A plucked chord, and the same with noise; `[2, 8192]` both."""
     random = np.random.default_rng(0)
     time = np.arange(8192) / RATE_HZ
@@ -23,17 +23,17 @@ def sounds():
 
 
 @pytest.mark.parametrize("window", [64, 512])
-def test_stft_distance_equals_scipy(sounds, window):
+def test_stft_distance_equals_scipy(waveforms, window):
     def magnitudes(x):
         x = np.round(np.clip(x, -1, 1) * 32767) / 32767
         x = np.pad(x, ((0, 0), (window // 2, window // 2)), mode="reflect")
         _, _, z = scipy.signal.stft(x, nperseg=window, noverlap=window * 3 // 4, boundary=None, padded=False)
         return np.abs(z) * window / 2  # SciPy divides by the sum of the window
 
-    a, b = map(magnitudes, sounds)
+    a, b = map(magnitudes, waveforms)
     power = np.abs(np.log10(np.maximum(a, 1e-5) ** 2) - np.log10(np.maximum(b, 1e-5) ** 2)).mean()
     expected = power + np.abs(a - b).mean()
-    assert spectral.stft_distance(*sounds, window) == pytest.approx(expected, rel=1e-3)
+    assert spectral.stft_distance(*waveforms, window) == pytest.approx(expected, rel=1e-3)
 
 
 def test_silence_is_exact_and_has_a_finite_gradient():
@@ -47,27 +47,36 @@ def test_silence_is_exact_and_has_a_finite_gradient():
     assert jnp.isfinite(jax.jit(jax.grad(loss))(silence, 1000 * whisper)).all()
 
 
-def test_rounding_passes_the_gradient(sounds):
-    files = np.round(sounds[0] * 32767).astype(np.int16)
-    np.testing.assert_allclose(spectral.round_to_16_bits(sounds[0]), files / 32767, atol=1e-7)
+def test_rounding_passes_the_gradient(waveforms):
+    files = np.round(waveforms[0] * 32767).astype(np.int16)
+    np.testing.assert_allclose(spectral.round_to_16_bits(waveforms[0]), files / 32767, atol=1e-7)
     assert jax.grad(lambda x: spectral.round_to_16_bits(x).sum())(jnp.full(3, 0.1)).tolist() == [1.0] * 3
 
 
-def test_multi_scale_mel_equals_librosa(sounds):
+def test_multi_scale_mel_equals_librosa(waveforms):
     scales = ((128, 20), (512, 80))
     expected = []
     for window, mels in scales:
-        mel = lambda x: np.log(
-            np.maximum(
-                1e-5,
-                librosa.feature.melspectrogram(
-                    y=x, sr=RATE_HZ, n_fft=window, hop_length=window // 4, n_mels=mels, power=1.0, pad_mode="reflect"
-                ),
+
+        def mel(x):
+            return np.log(
+                np.maximum(
+                    1e-5,
+                    librosa.feature.melspectrogram(
+                        y=x,
+                        sr=RATE_HZ,
+                        n_fft=window,
+                        hop_length=window // 4,
+                        n_mels=mels,
+                        power=1.0,
+                        pad_mode="reflect",
+                    ),
+                )
             )
-        )
-        expected.append(np.abs(mel(sounds[0]) - mel(sounds[1])).mean())
+
+        expected.append(np.abs(mel(waveforms[0]) - mel(waveforms[1])).mean())
     # The magnitudes here hold an epsilon of 1e-9, which lifts what is near silence.
-    assert spectral.multi_scale_mel(*sounds, scales) == pytest.approx(np.mean(expected), rel=0.03)
+    assert spectral.multi_scale_mel(*waveforms, scales) == pytest.approx(np.mean(expected), rel=0.03)
 
 
 def test_adversarial_losses():
@@ -96,17 +105,18 @@ def test_the_balancer_gives_every_loss_its_share():
     memory, larger = balancer.init(shares), balancer.init(shares)
     seen = {name: [] for name in shares}
     for _ in range(3):
-        slopes = {name: random.standard_normal((4, 50)).astype(np.float32) for name in shares}
+        gradients = {name: random.standard_normal((4, 50)).astype(np.float32) for name in shares}
         expected = 0.0
-        for name, slope in slopes.items():
-            seen[name].append(4 * np.linalg.norm(slope, axis=1).mean())
+        for name, gradient in gradients.items():
+            seen[name].append(4 * np.linalg.norm(gradient, axis=1).mean())
             ages = decay ** np.arange(len(seen[name]))[::-1]
-            expected += shares[name] / 4 * slope / ((ages * seen[name]).sum() / ages.sum())
-        result, memory = balancer.balance(slopes, shares, memory, decay)
+            expected += shares[name] / 4 * gradient / ((ages * seen[name]).sum() / ages.sum())
+        result, memory = balancer.balance(gradients, shares, memory, decay)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-7)
-        scaled, larger = balancer.balance({**slopes, "two": 1000 * slopes["two"]}, shares, larger, decay)
+        scaled, larger = balancer.balance({**gradients, "two": 1000 * gradients["two"]}, shares, larger, decay)
         np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-7)
         length = 4 * np.linalg.norm(result, axis=1).mean()
     assert length == pytest.approx(np.hypot(3, 1) / 4, rel=0.2)  # gradients that are perpendicular
-    _, kept = balancer.balance({"one": slopes["one"]}, shares, memory, decay)  # one that does not play is not forgotten
+    # A loss that is not active keeps its state.
+    _, kept = balancer.balance({"one": gradients["one"]}, shares, memory, decay)
     assert kept["two"] == memory["two"]

@@ -102,9 +102,12 @@ def test_rotation_trick_keeps_the_value_and_the_angle():
     quantized, codes, _, _ = network.apply(parameters, buffers, latents)
     np.testing.assert_array_equal(quantized, buffers["vectors"][codes])
     gradient = jax.grad(lambda z: (network.apply(parameters, buffers, z)[0] * direction).sum())(latents)
+
     # The transposed rotation keeps the angle between gradient and code: with code q and latent z,
     # cos(gradient at q, q) = cos(gradient at z, z); lengths change by |q| / |z|.
-    cosine = lambda a, b: float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
+    def cosine(a, b):
+        return float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
+
     assert cosine(gradient, latents) == pytest.approx(cosine(direction, quantized), abs=1e-5)
     ratio = float(jnp.linalg.norm(quantized) / jnp.linalg.norm(latents))
     assert float(jnp.linalg.norm(gradient) / jnp.linalg.norm(direction)) == pytest.approx(ratio, rel=1e-4)
@@ -158,7 +161,10 @@ def test_residual_levels_code_what_is_left_over():
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
     latents = _latents()
-    apply = lambda *arguments, **how: network.apply(parameters, buffers, *arguments, **how)
+
+    def apply(*arguments, **how):
+        return network.apply(parameters, buffers, *arguments, **how)
+
     quantized, codes, losses, training = jax.jit(apply)(latents)
     vectors = _vectors(buffers)
     expected, given, total = _levels(latents, vectors)
@@ -181,7 +187,10 @@ def test_residual_levels_code_what_is_left_over():
 def test_the_gradient_of_all_levels_passes_once():
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
-    quantize = lambda z: network.apply(parameters, buffers, z)
+
+    def quantize(z):
+        return network.apply(parameters, buffers, z)
+
     np.testing.assert_allclose(jax.grad(lambda z: quantize(z)[0].sum())(_latents()), 1.0)
     # Of the commitment: each level pulls the latents by what it leaves over.
     pull = jax.grad(lambda z: quantize(z)[2]["commitment"])(_latents())
@@ -193,7 +202,10 @@ def test_the_gradient_of_all_levels_passes_once():
 
 def test_codebooks_are_updated_together_as_they_would_be_alone():
     random = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(random.random(shape), jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(random.random(shape), jnp.float32)
+
     codebook = {"vectors": draw(3, 8, 2), "counts": draw(3, 8) ** 4, "sums": draw(3, 8, 2)}
     counts, sums, candidates = jnp.zeros((3, 8)).at[:, :4].set(2.0), draw(3, 8, 2), draw(3, 8, 2)
     together, restarted = update_codebook(codebook, counts, sums, candidates)

@@ -127,7 +127,7 @@ for axes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 1, "tensor
     assert run.stdout.split() == ["3", "3"], run.stderr[-2000:]  # forward, and backward for queries and for keys
 
 
-def test_a_critics_gradients_are_right_on_a_mesh():
+def test_a_discriminators_gradients_are_right_on_a_mesh():
     """XLA's own choice of where the channels lie made them wrong by half a percent."""
     program = """
 import jax, jax.numpy as jnp, numpy as np
@@ -138,19 +138,19 @@ from bandtok_jax.tasks.mel_tokenizer import MelTokenizer
 from bandtok_jax.training import sharding
 
 sharding.WHOLE_BELOW_ELEMENTS = 256
-critic = Network(lambda rngs: MultiScalePatchGAN(channels=8, num_scales=1, dtype=jnp.float64, rngs=rngs))
-weights = jax.tree.map(lambda x: 5 * x.astype(float), critic.init(jax.random.key(0))[0])
-weights, pictures = jax.device_get((weights, jax.random.normal(jax.random.key(1), (2, 8, 32, 128))))
+discriminator = Network(lambda rngs: MultiScalePatchGAN(channels=8, num_scales=1, dtype=jnp.float64, rngs=rngs))
+weights = jax.tree.map(lambda x: 5 * x.astype(float), discriminator.init(jax.random.key(0))[0])
+weights, log_mels = jax.device_get((weights, jax.random.normal(jax.random.key(1), (2, 8, 32, 128))))
 
 def loss(weights, real, fake):
-    return adversarial.discriminator_loss(*(critic.apply(weights, {}, x)[0] for x in (real, fake)), "hinge")
+    return adversarial.discriminator_loss(*(discriminator.apply(weights, {}, x)[0] for x in (real, fake)), "hinge")
 
-expected = jax.jit(jax.grad(loss))(weights, *pictures)
+expected = jax.jit(jax.grad(loss))(weights, *log_mels)
 mesh = sharding.create_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 rules = [rule for rule in MelTokenizer.SHARDING if rule[0].startswith("discriminators")] + [(".", jax.P())]
 places, batch = sharding.shardings(weights, rules, mesh), sharding.batch_sharding(mesh)
 with jax.set_mesh(mesh):
-    found = jax.jit(jax.grad(loss), in_shardings=(places, batch, batch), out_shardings=places)(weights, *pictures)
+    found = jax.jit(jax.grad(loss), in_shardings=(places, batch, batch), out_shardings=places)(weights, *log_mels)
 assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
 """

@@ -1,4 +1,4 @@
-"""The vocoder: decoding in pieces, critics, one training step of both players."""
+"""The vocoder: decoding in chunks, discriminators, one training step of both networks."""
 
 import functools
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def noise(frames: int) -> jax.Array:
     return log_mel(audio.astype(np.float32), MEL)
 
 
-def test_pieces_equal_the_whole(vocoder):
+def test_chunks_equal_the_whole(vocoder):
     network, parameters, buffers = vocoder
     context = network.attribute("receptive_field_frames")
     # One filter before and one in each of two blocks, 1 frame each way; 96 samples of overlap are 2 more frames.
@@ -46,9 +46,9 @@ def test_pieces_equal_the_whole(vocoder):
     inner = slice(context * MEL.hop_samples, -context * MEL.hop_samples)
     decode = jax.jit(lambda x: network.apply(parameters, buffers, x)[:, inner])
     whole = decode(frames)
-    pieces = [decode(frames[:, start : start + 8 + 2 * context]) for start in (0, 8, 16)]
+    chunks = [decode(frames[:, start : start + 8 + 2 * context]) for start in (0, 8, 16)]
     assert whole.shape == (2, 24 * MEL.hop_samples)
-    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=1e-6)
+    np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), whole, atol=1e-6)
 
 
 def test_the_receptive_field_is_no_smaller_than_stated(vocoder):
@@ -108,7 +108,7 @@ def test_weight_normalisation_starts_as_the_plain_convolution():
     np.testing.assert_allclose(jax.jit(network.apply)(longer, buffers, x), outputs[1], atol=1e-6)
 
 
-def test_critics_ignore_loudness_and_offset():
+def test_discriminators_ignore_loudness_and_offset():
     network = Network(
         lambda rngs: WaveformDiscriminators(
             periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2, rngs=rngs
@@ -116,12 +116,12 @@ def test_critics_ignore_loudness_and_offset():
     )
     weights = jit_once(network.init)(jax.random.key(0))
     audio = jax.random.normal(jax.random.key(1), (2, 1000))
-    judge = jax.jit(lambda x: network.apply(*weights, x))
-    logits, features = judge(audio)
+    discriminate = jax.jit(lambda x: network.apply(*weights, x))
+    logits, features = discriminate(audio)
     assert [x.shape for x in logits] == [(2, 3, 112), (2, 31, 10)]
     # Two layers; five bands of five layers.
     assert [len(maps) for maps in features] == [2, 25]
-    for a, b in zip(logits, judge(0.1 * audio + 0.5)[0]):
+    for a, b in zip(logits, discriminate(0.1 * audio + 0.5)[0]):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -130,22 +130,25 @@ def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
     network = Network(lambda rngs: WaveformDiscriminators(**settings, rngs=rngs))
     weights = jit_once(network.init)(jax.random.key(0))
     noise = jax.random.uniform(jax.random.key(1), (1, 1000), minval=-1.0)
-    slope = jax.jit(jax.grad(lambda x: adversarial.generator_loss(network.apply(*weights, x)[0])))
-    size = lambda level_db: float(jnp.linalg.norm(slope(10 ** (level_db / 20) * noise)))
+    gradient = jax.jit(jax.grad(lambda x: adversarial.generator_loss(network.apply(*weights, x)[0])))
+
+    def size(level_db):
+        return float(jnp.linalg.norm(gradient(10 ** (level_db / 20) * noise)))
+
     assert size(-60) > 500 * size(0), "above the floor every loudness is judged alike"
     assert size(-80) < 2 * size(-60) and size(-200) < 2 * size(-60)
 
 
 def test_every_sample_at_the_peak_moves_it():
     audio = jnp.array([0.5, -0.9, 0.2, 0.9 * (1 - 1e-7), 0.0])
-    peak, slope = jax.value_and_grad(lambda x: waveform_discriminators._peak(x)[0])(audio)
+    peak, gradient = jax.value_and_grad(lambda x: waveform_discriminators._peak(x)[0])(audio)
     assert peak == jnp.float32(0.9)
-    np.testing.assert_allclose(slope, [0, -0.5, 0, 0.5, 0])
+    np.testing.assert_allclose(gradient, [0, -0.5, 0, 0.5, 0])
     alone = jax.grad(lambda x: waveform_discriminators._peak(x)[0])(audio[:3])
     np.testing.assert_allclose(alone, jax.grad(lambda x: jnp.abs(x).max())(audio[:3]))
 
 
-def test_critics_have_the_published_size():
+def test_discriminators_have_the_published_size():
     parameters, _ = jax.eval_shape(Network(lambda rngs: WaveformDiscriminators(rngs=rngs)).init, jax.random.key(0))
     periods, spectra = (sum(x.size for x in jax.tree.leaves(parameters[name])) for name in ("periods", "spectra"))
     layers = ((1, 32), (32, 128), (128, 512), (512, 1024), (1024, 1024))
@@ -181,21 +184,24 @@ def test_the_game_starts_at_its_step():
     ]
 
 
-def test_both_players_learn_from_exact_gradients(float64):
+def test_both_networks_learn_from_exact_gradients(float64):
     """Two micro-batches that share forward passes, beside the losses written down plainly and differentiated whole."""
     task = tasks.create(config(dtype="float64", **{"optimizer.accumulation_steps": 2}))
-    widen = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x
+
+    def widen(x):
+        return x.astype(jnp.float64) if x.dtype == jnp.float32 else x
+
     first = jit_once(lambda key: jax.tree.map(widen, task.init(key)))(jax.random.key(0))
     sharding.shardings(first, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
     step = jax.jit(task.train_step, static_argnames=("update_discriminator", "adversarial_active"))
 
     second, metrics = step(first, {}, batch(), jax.random.key(1))
     assert metrics["feature_matching"] > 0
-    for player in ("model", "discriminator"):
-        assert not _same(first[player]["parameters"], second[player]["parameters"])
+    for part in ("model", "discriminator"):
+        assert not _same(first[part]["parameters"], second[part]["parameters"])
     names = ("loss", "gradient_norm", "discriminator_gradient_norm")
     np.testing.assert_allclose([metrics[name] for name in names], _plainly(task, first), rtol=1e-9)
-    # The same types as at the start, weak ones included: otherwise the second step would be compiled anew.
+    # The same types as at the start, weak ones included: otherwise the second step would be compiled again.
     assert jax.tree.map(lambda x: x.aval, first) == jax.tree.map(lambda x: x.aval, second) and second["step"] == 1
 
     alone, metrics = jax.eval_shape(
@@ -209,15 +215,20 @@ def test_both_players_learn_from_exact_gradients(float64):
 
 
 def _plainly(task, state):
-    """The generator's loss and the norms of both players' gradients."""
+    """The generator's loss and the norms of both networks' gradients."""
     real, weights = jnp.asarray(batch()["audio"]), task.config.loss
-    judge = lambda parameters, audio: task.discriminator.apply(parameters, {}, audio[:, 512:1536])
-    make = lambda parameters: task.network.apply(parameters, {}, log_mel(real, task.mel))
-    model, critics = state["model"]["parameters"], state["discriminator"]["parameters"]
+
+    def discriminate(parameters, audio):
+        return task.discriminator.apply(parameters, {}, audio[:, 512:1536])
+
+    def make(parameters):
+        return task.network.apply(parameters, {}, log_mel(real, task.mel))
+
+    model, discriminators = state["model"]["parameters"], state["discriminator"]["parameters"]
 
     def generator_loss(parameters):
         fake = make(parameters)
-        (_, real_features), (logits, features) = judge(critics, real), judge(critics, fake)
+        (_, real_features), (logits, features) = discriminate(discriminators, real), discriminate(discriminators, fake)
         return (
             weights.mel * spectral.multi_scale_mel(real, fake, weights.mel_scales)
             + weights.stft * spectral.multi_resolution_stft(real, fake, weights.stft_windows)
@@ -226,12 +237,14 @@ def _plainly(task, state):
         )
 
     def critic_loss(parameters):
-        return adversarial.discriminator_loss(judge(parameters, real)[0], judge(parameters, make(model))[0])
+        return adversarial.discriminator_loss(
+            discriminate(parameters, real)[0], discriminate(parameters, make(model))[0]
+        )
 
     @jax.jit
     def everything():
-        loss, slope = jax.value_and_grad(generator_loss)(model)
-        return loss, optax.tree.norm(slope), optax.tree.norm(jax.grad(critic_loss)(critics))
+        loss, gradient = jax.value_and_grad(generator_loss)(model)
+        return loss, optax.tree.norm(gradient), optax.tree.norm(jax.grad(critic_loss)(discriminators))
 
     return everything()
 
@@ -256,17 +269,19 @@ def test_a_tokenizer_of_another_mel_is_refused(stage):
         made.load_frozen()
 
 
-def test_the_tokenizers_mels_are_heard():
+def test_the_tokenizers_mels_are_the_input():
     """With "mixed" a coin that belongs to the example decides, wherever in the batch it stands."""
     examples = {"audio": batch(16)["audio"], "index": jnp.arange(16)}
     turned = jax.tree.map(lambda x: x[::-1], examples)
-    heard = {}
+    is_decoded = {}
     for source in ("reconstructed", "mixed"):
         task = tasks.create(config(input_mel=source, tokenizer="RUN"), lambda folder: {"tokenizer": sevens()})
-        hear = jax.jit(lambda frozen, examples: (task.input_mel(frozen, examples, jax.random.key(0)) == 7).all((1, 2)))
-        heard[source] = hear(task.load_frozen(), examples)
-        np.testing.assert_array_equal(hear(task.load_frozen(), turned), heard[source][::-1])
-    assert heard["reconstructed"].all() and 2 < heard["mixed"].sum() < 14
+        input_is_seven = jax.jit(
+            lambda frozen, examples: (task.input_mel(frozen, examples, jax.random.key(0)) == 7).all((1, 2))
+        )
+        is_decoded[source] = input_is_seven(task.load_frozen(), examples)
+        np.testing.assert_array_equal(input_is_seven(task.load_frozen(), turned), is_decoded[source][::-1])
+    assert is_decoded["reconstructed"].all() and 2 < is_decoded["mixed"].sum() < 14
 
 
 def test_the_frame_that_no_code_speaks_of_stays_true():

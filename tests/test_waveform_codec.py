@@ -38,8 +38,8 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
 
     gradient = jax.jit(jax.grad(loss))
     for levels in (1, 2):
-        slopes = gradient(parameters, levels)["quantizer"]["levels"]
-        moved = [bool(np.abs(slopes[name]["vectors"]).max() > 0) for name in sorted(slopes)]
+        gradients = gradient(parameters, levels)["quantizer"]["levels"]
+        moved = [bool(np.abs(gradients[name]["vectors"]).max() > 0) for name in sorted(gradients)]
         assert moved == [number < levels for number in range(2)]
 
 
@@ -75,36 +75,41 @@ def test_codes_learn_by_gradient_as_published(tmp_path):
     assert metrics["codebook"] > 0 and np.abs(after - before).max() == pytest.approx(0.01, rel=0.05)
 
 
-def test_the_critics_terms_are_the_published_sums():
+def test_the_discriminators_terms_are_the_published_sums():
     """Written down in NumPy as descript-audio-codec adds them up (nn/loss.py, conf/final), on maps drawn at random."""
     config = load_config("dac:base")
-    critics, settings = tasks.create(config).discriminator, config.loss
-    logits, features = jax.eval_shape(lambda p: critics.apply(p, {}, jnp.zeros((1, 16_896))), critics.shapes()[0])
+    discriminators, settings = tasks.create(config).discriminator, config.loss
+    logits, features = jax.eval_shape(
+        lambda p: discriminators.apply(p, {}, jnp.zeros((1, 16_896))), discriminators.shapes()[0]
+    )
     assert [len(maps) for maps in features] == [5] * 5 + [25] * 3  # all but the last layer of each
     rng = np.random.default_rng(0)
-    draw = lambda tree: jax.tree.map(lambda x: rng.normal(1, 2, (2, x.shape[-1])).astype(np.float32), tree)
+
+    def draw(tree):
+        return jax.tree.map(lambda x: rng.normal(1, 2, (2, x.shape[-1])).astype(np.float32), tree)
+
     (real, fake), (real_maps, fake_maps) = [draw(logits) for _ in range(2)], [draw(features) for _ in range(2)]
-    judged = sum(np.mean((1 - x) ** 2) for x in fake)
+    expected_adversarial = sum(np.mean((1 - x) ** 2) for x in fake)
     matched = sum(
         np.mean(np.abs(x - y)) for xs, ys in zip(real_maps, fake_maps, strict=True) for x, y in zip(xs, ys, strict=True)
     )
     ours = settings.adversarial * adversarial.generator_loss(fake, settings.adversarial_kind)
-    assert ours == pytest.approx(1.0 * judged, rel=1e-5)
+    assert ours == pytest.approx(1.0 * expected_adversarial, rel=1e-5)
     ours = settings.feature_matching * adversarial.feature_matching(real_maps, fake_maps, settings.feature_average)
     assert ours == pytest.approx(2.0 * matched, rel=1e-5)
-    # The critics' own loss has no weight, to which AdamW is blind, but the limit of their gradient must shrink with it.
+    # AdamW is blind to a weight of the discriminators' own loss, but the limit of their gradient shrinks with it.
     learnt = sum(np.mean(x**2) for x in fake) + sum(np.mean((1 - x) ** 2) for x in real)
     share = float(adversarial.discriminator_loss(real, fake, settings.adversarial_kind)) / learnt
     assert config.discriminator_optimizer.gradient_clip_norm == pytest.approx(10.0 * share, rel=1e-5)
 
 
 def test_the_training_step_averages_features_as_the_configuration_says(tmp_path):
-    critics = SimpleNamespace(apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]))
+    discriminators = SimpleNamespace(apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]))
     one = {"parameters": jnp.float32(1), "buffers": {}}
     for average, expected in (("maps", (1 + 3 * 3) / 4), ("discriminators", (1 + 3) / 2)):
         made = _task(tmp_path, **{"loss.feature_average": average})
-        made.discriminator = critics
-        terms = made._discriminate(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
+        made.discriminator = discriminators
+        terms = made.discriminate(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
         assert terms["feature_matching"] == pytest.approx(expected)
     with pytest.raises(ValueError, match='set it to "discriminators" or "maps"'):
         adversarial.feature_matching([[jnp.ones(2)]], [[jnp.ones(2)]], "layers")
@@ -146,7 +151,7 @@ def test_weights_decay_as_in_pytorch():
     rng = np.random.default_rng(0)
     shapes = {"kernel": (3, 2, 4), "gain": (4,), "bias": (4,), "alpha": (4,)}
     start = {name: 1 + rng.random(shape) for name, shape in shapes.items()}
-    slopes = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2)]
+    gradients = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2)]
     for everything, group in ((True, "discriminator_optimizer"), (True, "optimizer"), (False, "optimizer")):
         changes = {} if everything else {f"{group}.decay_bias_and_norm": "False"}
         config = load_config("dac:base", {f"{group}.learning_rate": "0.1", **changes})
@@ -156,11 +161,11 @@ def test_weights_decay_as_in_pytorch():
         update = jit_once(optimizer.update)
         found = jax.tree.map(jnp.float32, start)
         memory = optimizer.init(found)
-        for step, slope in enumerate(slopes, 1):
-            updates, memory = update(jax.tree.map(jnp.float32, slope), memory, found)
+        for step, derivative in enumerate(gradients, 1):
+            updates, memory = update(jax.tree.map(jnp.float32, derivative), memory, found)
             found = jax.tree.map(jnp.add, found, updates)
-            size = np.sqrt(sum((x**2).sum() for x in slope.values()))
-            for name, x in slope.items():
+            size = np.sqrt(sum((x**2).sum() for x in derivative.values()))
+            for name, x in derivative.items():
                 x = x * min(1, settings.gradient_clip_norm / size)
                 if everything or name == "kernel":
                     expected[name] = expected[name] * (1 - rate * 0.01)
@@ -217,23 +222,26 @@ def test_the_balancer_leaves_out_what_has_no_weight(tmp_path):
         ({"model.rows": 0}, "one stride or more, all 1 or above"),
     ],
 )
-def test_mistakes_are_told_before_the_critics_join(changes, words, tmp_path):
+def test_mistakes_are_named_before_the_discriminators_join(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(_task(tmp_path, **changes).init, jax.random.key(0))
 
 
 @pytest.mark.parametrize("rate", [2, 4])
-def test_scales_hear_what_is_below_their_band(rate):
+def test_scales_have_what_is_below_their_band(rate):
     """Tones below the new Nyquist frequency stay, and those above vanish, but for the ends."""
     time, inner = np.arange(4001) / 16_000, slice(100, -100)
-    tone = lambda hz: np.sin(2 * np.pi * hz * time).astype(np.float32)[None]
+
+    def tone(hz):
+        return np.sin(2 * np.pi * hz * time).astype(np.float32)[None]
+
     low, high = 0.7 * 8000 / rate, 1.2 * 8000 / rate
     found = waveform_discriminators.decimate(tone(low) + tone(high), rate)
     assert found.shape == (1, 4001 // rate)
     np.testing.assert_allclose(found[:, inner], tone(low)[:, ::rate][:, : 4001 // rate][:, inner], atol=2e-3)
 
 
-def test_scale_critics_are_the_published_ones():
+def test_scale_discriminators_are_the_published_ones():
     """Sizes and groups of the layers; groups do not see each other."""
     network = Network(lambda rngs: waveform_discriminators.WaveformDiscriminators(
         periods=(), stft_windows=(), rates=(1, 2), normalisation="weight", rngs=rngs
@@ -250,12 +258,17 @@ def test_scale_critics_are_the_published_ones():
     assert (one[..., 2:] != two[..., 2:]).all()
 
 
-def test_all_of_a_scale_critic_learns(monkeypatch):
+def test_all_of_a_scale_discriminator_learns(monkeypatch):
     monkeypatch.setattr(waveform_discriminators, "SCALE_CHANNELS", (4, 8, 8))
     network = Network(lambda rngs: waveform_discriminators.WaveformDiscriminators(
         periods=(), stft_windows=(), rates=(1, 2), normalisation="weight", rngs=rngs
     ))  # fmt: skip
     parameters, sound = tiny.random_weights(network), np.random.default_rng(0).normal(size=(2, 512))
-    loss = lambda parameters: sum((logits**2).sum() for logits in network.apply(parameters, {}, sound)[0])
-    slopes = jax.jit(jax.grad(loss))(parameters)
-    assert len(slopes["scales"]) == 2 and all(bool((slope != 0).all()) for slope in jax.tree.leaves(slopes))
+
+    def loss(parameters):
+        return sum((logits**2).sum() for logits in network.apply(parameters, {}, sound)[0])
+
+    gradients = jax.jit(jax.grad(loss))(parameters)
+    assert len(gradients["scales"]) == 2 and all(
+        bool((derivative != 0).all()) for derivative in jax.tree.leaves(gradients)
+    )

@@ -137,15 +137,15 @@ def shrunk(name: str, folder, **overrides):
 def token_records(folder: pathlib.Path) -> pathlib.Path:
     """Pieces in which every code follows from the one a column earlier, but for some noise."""
     if not folder.exists():
-        facts = dict(codebook_size=64, rows=4, columns_per_second=10.77, row_kind="band", samples_per_column=4096)
-        writer = TokenWriter(folder, tokenizer="a run", weight_hash="0" * 64, **facts)
+        metadata = dict(codebook_size=64, rows=4, columns_per_second=10.77, row_kind="band", samples_per_column=4096)
+        writer = TokenWriter(folder, tokenizer="a run", weight_hash="0" * 64, **metadata)
         random = np.random.default_rng(0)
         for split, count in (("train", 16), ("validation", 8)):
-            pieces = []
+            tracks = []
             for number in range(count):
                 first, columns = random.integers(0, 64, 4), np.arange(24)[:, None]
                 noise = random.integers(0, 64, (24, 4)) * (random.random((24, 4)) < 0.1)
-                pieces.append(
+                tracks.append(
                     {
                         "codes": (first + 3 * columns + noise) % 64,
                         "track": f"{split}-{number}",
@@ -155,7 +155,7 @@ def token_records(folder: pathlib.Path) -> pathlib.Path:
                         "ends": True,
                     }
                 )
-            writer.write(split, 0, pieces)
+            writer.write(split, 0, tracks)
         writer.finish()
     return folder
 

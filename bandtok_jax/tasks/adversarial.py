@@ -156,12 +156,12 @@ class AdversarialTask(Task, abc.ABC):
             # One forward pass of the discriminator gives its own gradients and those of the adversarial losses.
             discriminator_gradients = {}
             if update_discriminator:
-                adversarial_losses, output_vjp, loss, discriminator_gradients = self._discriminate(
+                adversarial_losses, output_vjp, loss, discriminator_gradients = self.discriminate(
                     discriminator, real, fake
                 )
                 metrics |= {**adversarial_losses, "discriminator_loss": loss}
             if adversarial_active:
-                adversarial_gradients, scale_metrics = self._limit_adversarial(
+                adversarial_gradients, scale_metrics = self.limit_adversarial(
                     output_gradients, self._output_gradients(adversarial_losses, output_vjp), step
                 )
                 output_gradients |= adversarial_gradients
@@ -215,7 +215,7 @@ class AdversarialTask(Task, abc.ABC):
             gradients[name] = output_vjp(selected)[0]
         return gradients
 
-    def _limit_adversarial(
+    def limit_adversarial(
         self, reconstruction: dict[str, jax.Array], adversarial_gradients: dict[str, jax.Array], step: jax.Array
     ) -> tuple[dict[str, jax.Array], Metrics]:
         """Ramps the adversarial part of the gradient up, and limits its norm in each example (our choice).
@@ -252,7 +252,7 @@ class AdversarialTask(Task, abc.ABC):
         }
         return scaled, {"adversarial_ratio": ratio.mean(), "adversarial_scale": scale.mean()}
 
-    def _discriminate(
+    def discriminate(
         self, discriminator: optimization.ModelState, real: jax.Array, fake: jax.Array
     ) -> tuple[Losses, OutputVJP, jax.Array, Tree]:
         """Runs the discriminator once for both networks.
