@@ -27,6 +27,7 @@ def tokenizer():
     changes = {
         "data.sample_rate_hz": str(RATE), "model.encoder_dim": "4", "model.decoder_dim": "16", "model.rows": "3",
         "model.strides": "(3, 4)", "model.latent_dim": "8", "model.codebook_size": "32", "model.codebook_dim": "4",
+        "model.learning_rule": "gradient",
     }  # fmt: skip
     stage = Component(load_config("dac:tiny", changes), {}, source_path="random weights")
     stage.weights = {"parameters": tiny.random_weights(stage.network), "buffers": {}}

@@ -38,8 +38,8 @@ def test_outputs_are_not_rounded_to_16_bits(name):
     create, shape = NETWORKS[name]
     network = Network(lambda rngs: create(dtype=jnp.bfloat16, rngs=rngs))
     weights = jit_once(network.init)(jax.random.key(0))
-    made = jax.jit(network.apply)(*weights, jax.random.normal(jax.random.key(1), shape))
-    outputs = {"bandtok": lambda: [made[0]], "vocos": lambda: [made], "dac": lambda: [made["audio"]]}
-    for output in outputs.get(name, lambda: made[0])():
+    result = jax.jit(network.apply)(*weights, jax.random.normal(jax.random.key(1), shape))
+    outputs = {"bandtok": lambda: [result[0]], "vocos": lambda: [result], "dac": lambda: [result[0]]}
+    for output in outputs.get(name, lambda: result[0])():
         # Values of 16 bits repeat themselves: there are 128 of each sign in an octave.
         assert output.dtype == jnp.float32 and len(np.unique(output)) > 0.9 * output.size
