@@ -52,7 +52,7 @@ def _first_step(name: str, program: Program) -> None:
     arguments = program.targets(), task.frozen_spec(), task.batch_spec()
     start = time.perf_counter()
     lowered = {
-        "init": jax.jit(program._init, out_shardings=program.layout).lower(),
+        "init": jax.jit(program.draw_state, out_shardings=program.layout).lower(),
         "train_step": program.train_step(**task.phase(0)).lower(*arguments),
         "evaluate": program.evaluate().lower(*arguments),
     }

@@ -11,6 +11,7 @@ from bandtok_jax.config.stored import read_config, to_json, write_config
 from bandtok_jax.tasks import optimization
 from bandtok_jax.tasks.task import Task
 from bandtok_jax.training import loop
+from bandtok_jax.training.evaluator import check_best_metric
 from bandtok_jax.training.reporting import Reporter
 from bandtok_jax.training.run import resolve
 from tests import tiny
@@ -40,7 +41,7 @@ def test_a_crash_leaves_the_old_files_or_the_new_ones(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
-    for write in (lambda: write_config(config, tmp_path), lambda: Reporter(tmp_path, config, 2)):
+    for write in (lambda: write_config(config, tmp_path), lambda: Reporter(tmp_path, config, 2, [])):
         with pytest.raises(KeyboardInterrupt):
             write()
     assert (tmp_path / "config.json").read_bytes() == before and (tmp_path / "metrics.jsonl").read_text() == lines
@@ -114,6 +115,6 @@ def test_an_exponential_decay_to_nothing_is_refused():
 
 def test_a_best_metric_that_is_not_measured_is_named():
     scores = {"cross_entropy": 1.0, "loss": 1.0, "row_perplexity/00": 2.0}
-    loop._check_best("loss", scores)
+    check_best_metric("loss", scores)
     with pytest.raises(ValueError, match="best_metric is 'los', and the evaluation gives cross_entropy, loss: set"):
-        loop._check_best("los", scores)
+        check_best_metric("los", scores)

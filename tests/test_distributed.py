@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from bandtok_jax.training import distributed, rendezvous
+from bandtok_jax.training import distributed
+from bandtok_jax.training import rendezvous as sockets
 from tests import processes
 
 SLURM = {
@@ -79,12 +80,12 @@ def test_a_coordinator_that_others_cannot_reach_is_refused(environment, host):
         distributed.start(1)
 
 
-def _roll_call(numbers, count, seconds, address):
-    """What each of these processes hears at the roll call: an error's text, or "" when all are there."""
+def _rendezvous(numbers, count, seconds, address):
+    """The result of the rendezvous on each of these processes: the text of an error, or "" when all are present."""
 
     def answer(number):
         try:
-            distributed.roll_call(distributed.Cluster("plain", address, count, number), seconds)
+            distributed.rendezvous(distributed.Cluster("plain", address, count, number), seconds)
         except ValueError as error:
             return str(error)
         return ""
@@ -100,23 +101,23 @@ def address():
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_the_roll_call_ends_when_all_are_there(address):
-    assert _roll_call([2, 0, 1], 3, 30, address) == ["", "", ""]
-    assert _roll_call([1, 0], 2, 30, address) == ["", ""]  # the port is free again at once
+def test_the_rendezvous_ends_when_all_are_there(address):
+    assert _rendezvous([2, 0, 1], 3, 30, address) == ["", "", ""]
+    assert _rendezvous([1, 0], 2, 30, address) == ["", ""]  # the port is free again at once
 
 
 def test_the_missing_are_named_to_all_who_came(address):
-    heard = _roll_call([0, 4], 8, 1, address)
-    assert heard[0] == heard[1] and f"6 of 8 processes did not come to {address} in time: 1-3, 5-7" in heard[0]
+    results = _rendezvous([0, 4], 8, 1, address)
+    assert results[0] == results[1] and f"6 of 8 processes did not come to {address} in time: 1-3, 5-7" in results[0]
 
 
 def test_two_of_one_number_are_refused(address):
-    for text in _roll_call([0, 1, 1], 3, 20, address):
+    for text in _rendezvous([0, 1, 1], 3, 20, address):
         assert "process 1 of 3" in text and "1 is on" in text
 
 
 def test_who_never_reaches_process_0_says_so(address):
-    (text,) = _roll_call([1], 2, 0.5, address)
+    (text,) = _rendezvous([1], 2, 0.5, address)
     assert f"process 1 of 2 cannot reach process 0 at {address}; that is this machine itself (127.x)" in text
 
 
@@ -159,56 +160,54 @@ STRANGERS = {
 @pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS)
 def test_strangers_end_nothing_and_take_nobodys_place(said, address):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        roll = pool.submit(_roll_call, [0], 2, 20, address)
+        roll = pool.submit(_rendezvous, [0], 2, 20, address)
         with _call(address, [said]), _call(address, [said]):
-            assert _roll_call([1], 2, 20, address) == [""]
+            assert _rendezvous([1], 2, 20, address) == [""]
             assert roll.result() == [""]
 
 
 def test_many_strangers_at_once(address):
     with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as connections:
-        roll = pool.submit(_roll_call, [0], 2, 20, address)
+        roll = pool.submit(_rendezvous, [0], 2, 20, address)
         for _ in range(300):
             connections.enter_context(_call(address, []))
-        assert _roll_call([1], 2, 20, address) == [""] == roll.result()
+        assert _rendezvous([1], 2, 20, address) == [""] == roll.result()
 
 
 def test_a_place_is_free_again_when_its_process_leaves(address):
     """A process that was ended, and started again, calls a second time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        roll = pool.submit(_roll_call, [0], 3, 20, address)
+        roll = pool.submit(_rendezvous, [0], 3, 20, address)
         own, about = "0" * 64, {"process": 1, "count": 3, "host": "gone"}
         with contextlib.closing(_call(address, [])) as connection:
             connection.close()
         host, port = address.split(":")
         with socket.create_connection((host, int(port))) as connection:
             theirs = json.loads(connection.makefile().readline())["challenge"]
-            proof = rendezvous._proof(
-                distributed.Cluster("plain", address, 3, 1), "caller", theirs, own, *about.values()
-            )
+            proof = sockets._proof(distributed.Cluster("plain", address, 3, 1), "caller", theirs, own, *about.values())
             connection.sendall(json.dumps({**about, "challenge": own, "proof": proof}).encode() + b"\n")
-        assert _roll_call([1, 2], 3, 20, address) == ["", ""] and roll.result() == [""]
+        assert _rendezvous([1, 2], 3, 20, address) == ["", ""] and roll.result() == [""]
 
 
 def test_another_secret_is_another_training(address, monkeypatch):
     monkeypatch.setenv("BANDTOK_CLUSTER_SECRET", "a")
-    assert _roll_call([0, 1], 2, 20, address) == ["", ""]
+    assert _rendezvous([0, 1], 2, 20, address) == ["", ""]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        roll = pool.submit(_roll_call, [0], 2, 1.0, address)
+        roll = pool.submit(_rendezvous, [0], 2, 1.0, address)
         _call(address, [b"{}\n"]).close()
-        assert "1 callers did not prove to know its BANDTOK_CLUSTER_SECRET" in roll.result()[0]
-    proofs = [rendezvous._proof(distributed.Cluster("plain", address, 2, 1), "caller")]
+        assert "1 callers did not prove that they have its BANDTOK_CLUSTER_SECRET" in roll.result()[0]
+    proofs = [sockets._proof(distributed.Cluster("plain", address, 2, 1), "caller")]
     monkeypatch.setenv("BANDTOK_CLUSTER_SECRET", "b")
-    assert rendezvous._proof(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
+    assert sockets._proof(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"{}\n", b"[]\n", b'{"verdict": ""}\n', b"\xff\n", b"x" * 20_000, b"SSH-2.0-x\r\n"]
+    "said", [b"", b"{}\n", b"[]\n", b'{"problem": ""}\n', b"\xff\n", b"x" * 20_000, b"SSH-2.0-x\r\n"]
 )
 def test_something_else_at_the_coordinators_port_is_not_believed(said, address):
     host, port = address.split(":")
     with socket.create_server((host, int(port))) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        roll = pool.submit(_roll_call, [1], 2, 0.6, address)
+        roll = pool.submit(_rendezvous, [1], 2, 0.6, address)
         server.settimeout(5)
         connection, _ = server.accept()
         with connection, contextlib.suppress(OSError):
@@ -219,9 +218,9 @@ def test_something_else_at_the_coordinators_port_is_not_believed(said, address):
 def test_a_signal_is_heard_and_then_left_to_others():
     before = signal.getsignal(signal.SIGTERM)
     with distributed.StopRequests() as requests:
-        assert not requests.reached(1)
+        assert not requests.should_stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert requests.reached(2) is distributed.Preempted
+        assert requests.should_stop(2) is distributed.Preempted
     assert signal.getsignal(signal.SIGTERM) is before
 
 

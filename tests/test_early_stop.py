@@ -10,7 +10,7 @@ def test_counts_the_evaluations_since_the_best():
     def stop_after(values, patience):
         stop = EarlyStop(patience, "loss", [])
         for number, value in enumerate(values):
-            stop.note(value)
+            stop.add(value)
             if stop.reached:
                 return number
         return None
@@ -22,7 +22,7 @@ def test_counts_the_evaluations_since_the_best():
         stop = EarlyStop(3, "loss", lines)
         assert not stop.reached
         for value in values[first:]:
-            stop.note(value)
+            stop.add(value)
         assert stop.reached
 
 
@@ -38,8 +38,8 @@ def test_a_training_stops_and_stays_stopped(tmp_path, capsys):
 def test_process_0_decides_for_all(tmp_path, monkeypatch):
     """Others may have read other lines of metrics.jsonl, and one that stopped alone would leave the rest waiting."""
     noted = []
-    monkeypatch.setattr(EarlyStop, "note", lambda self, value: noted.append(value))
-    monkeypatch.setattr(loop.distributed, "agree", lambda number: 1 if len(noted) == 2 else number)
+    monkeypatch.setattr(EarlyStop, "add", lambda self, value: noted.append(value))
+    monkeypatch.setattr(loop.distributed, "broadcast_from_host0", lambda number: 1 if len(noted) == 2 else number)
     config = tiny.config("language_model", tmp_path, patience=5, total_steps=40, evaluate_every=2, checkpoint_every=10)
     loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == [2]

@@ -11,23 +11,23 @@ from bandtok_jax.training import goodput
 def test_every_second_is_booked_once(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    watch = goodput.Stopwatch()
+    watch = goodput.Timer()
 
     def spend(seconds):
         now[0] += seconds
 
     spend(2)
-    watch.begin()
-    with watch.during("evaluation"):
+    watch.end_start()
+    with watch.measure("evaluation"):
         spend(1)
-        with watch.during("compile"):
+        with watch.measure("compile"):
             spend(3)
-    watch.restart()
+    watch.start_interval()
     for _ in range(4):
         spend(1)  # a step
-        with watch.during("data"):
+        with watch.measure("data"):
             spend(0.25)
-    with watch.during("compile"):
+    with watch.measure("compile"):
         spend(10)
     rates = watch.rates(4, audio_seconds_per_step=10.0)
     assert rates == pytest.approx({"seconds_per_step": 1.25, "audio_seconds_per_second": 8.0, "data_wait_share": 0.2})

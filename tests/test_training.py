@@ -247,9 +247,9 @@ def test_ctrl_c_before_the_first_step_is_an_interrupt(tmp_path):
     with distributed.StopRequests() as requests:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        requests.steps_begin()
+        requests.begin_steps()
         os.kill(os.getpid(), signal.SIGINT)
-        assert requests.reached(1) is distributed.Interrupted
+        assert requests.should_stop(1) is distributed.Interrupted
 
 
 def test_two_trainings_in_one_folder_are_refused(straight):
@@ -308,7 +308,7 @@ def test_a_schedule_may_keep_its_end(straight):
 def test_a_run_killed_before_its_first_checkpoint_shows_its_start_once(tmp_path):
     config = tiny.config("mel_tokenizer", tmp_path)
     for loss in (1.0, 2.0):
-        reporter = Reporter(tmp_path, config, 0)
+        reporter = Reporter(tmp_path, config, 0, [])
         reporter.scalars(0, "evaluation", {"loss": loss})
         reporter.close()
     assert tensorboard_steps(tmp_path, "evaluation/loss") == [0]
@@ -340,7 +340,7 @@ def test_a_training_goes_on_without_weights_and_biases(fails, tmp_path, monkeypa
     run = types.SimpleNamespace(log=refuse if fails == "log" else print, finish=lambda: None)
     init = refuse if fails == "init" else lambda **_: run
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    reporter = Reporter(tmp_path, tiny.config("mel_tokenizer", tmp_path, wandb_project="music"), 0)
+    reporter = Reporter(tmp_path, tiny.config("mel_tokenizer", tmp_path, wandb_project="music"), 0, [])
     for step in range(2):
         reporter.scalars(step, "train", {"loss": 1.0})
     reporter.close()

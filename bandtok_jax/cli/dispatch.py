@@ -98,7 +98,7 @@ def _exit_at_once(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    distributed.leave_at_once(code)
+    distributed.exit_immediately(code)
 
 
 def _first_missing(path: str | None) -> str | None:

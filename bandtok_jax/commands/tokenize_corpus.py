@@ -105,7 +105,7 @@ def tokenize(
         embeddings_hash=embeddings and _sha256(embeddings),
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
-    with distributed.alone_in(output, "bandtok tokenize", process_index):
+    with distributed.locked_folder(output, "bandtok tokenize", process_index):
         writer = TokenWriter(output, **facts)
         if not writer.finished:
             own = shards[process_index::process_count]

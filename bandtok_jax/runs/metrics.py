@@ -1,5 +1,6 @@
 """metrics.jsonl of a run: one JSON object a line, with `step` and names such as `train/loss`."""
 
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -22,10 +23,8 @@ def read_metrics(run: str | os.PathLike) -> list[dict]:
     return lines
 
 
-def truncate_metrics(run: str | os.PathLike, step: int) -> list[dict]:
-    """Removes the lines after `step` from metrics.jsonl, all of them for step 0, and returns the remaining ones."""
+def rewrite_metrics(run: str | os.PathLike, lines: Sequence[dict]) -> None:
+    """Replaces the lines of a run's metrics.jsonl, where it has one."""
     path = pathlib.Path(run) / NAME
-    lines = [line for line in read_metrics(run) if line["step"] <= step] if step else []
     if path.exists():
         storage.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return lines

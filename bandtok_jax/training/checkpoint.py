@@ -48,9 +48,9 @@ class Checkpoints:
         if jax.process_index() == 0:
             damage = {step: weights.find_damage(self._folder, step, ()) for step in steps}
             damage = {step: reason for step, reason in damage.items() if reason}
-        if not distributed.agree(len(damage)):
+        if not distributed.broadcast_from_host0(len(damage)):
             return
-        if distributed.agree(int(len(damage) == len(steps))):
+        if distributed.broadcast_from_host0(int(len(damage) == len(steps))):
             with explain_read_errors(self._folder, steps[-1], "use"):
                 raise ValueError(damage.get(steps[-1], "see process 0"))
         for step, reason in damage.items():
@@ -124,7 +124,7 @@ class Checkpoints:
         damage = weights.find_damage(self._folder, step, PARTS) if jax.process_index() == 0 else ""
         distributed.barrier(f"checkpoint {step} verified")
         with explain_read_errors(self._folder, step, _CURE):
-            if distributed.agree(int(bool(damage))):
+            if distributed.broadcast_from_host0(int(bool(damage))):
                 raise ValueError(damage or "see process 0")
 
         exported, training = _split(abstract_state)

@@ -1,10 +1,11 @@
-"""Many processes that train as one: finding each other, agreeing, and leaving together.
+"""Several processes that train as one: rendezvous, broadcasts, locks and a common end.
 
-One process for every host of TPUs and for every GPU. A cluster shows itself in the environment: Cloud TPU, SLURM,
-Kubernetes and Open MPI as jax detects them, or anything else that sets `JAX_COORDINATOR_ADDRESS` (host:port of process
-0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. On Kubernetes, `JOB_COMPLETION_INDEX` serves as the last one.
+There is one process for every TPU host and for every GPU. The environment describes the cluster: jax detects Cloud TPU,
+SLURM, Kubernetes and Open MPI, and any other cluster sets `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
+`JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. On Kubernetes, `JOB_COMPLETION_INDEX` replaces the last one.
 """
 
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import ipaddress
@@ -14,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,7 +23,7 @@ import numpy as np
 from orbax.checkpoint import multihost
 
 from bandtok_jax.runtime import folder_lock
-from bandtok_jax.training import rendezvous as roll_calls
+from bandtok_jax.training import rendezvous as sockets
 
 START_TIMEOUT_SECONDS = 300
 BARRIER_TIMEOUT_SECONDS = 3600
@@ -30,7 +32,7 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as a shell has it
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes of a training; several_hosts: whether they are known to run on more than one machine."""
+    """The processes of a training. `several_hosts` is True where they are known to run on more than one machine."""
 
     kind: str
     coordinator: str
@@ -39,8 +41,8 @@ class Cluster:
     several_hosts: bool = False
 
 
-def detect(environment=os.environ) -> Cluster | None:
-    """The cluster that this process is part of; None where it is alone.
+def detect(environment: Mapping[str, str] = os.environ) -> Cluster | None:
+    """Returns the cluster of this process; None for a single process.
 
     Raises:
       ValueError: the variables that name a cluster are incomplete or make no sense.
@@ -51,17 +53,18 @@ def detect(environment=os.environ) -> Cluster | None:
     if count is not None:
         if not address or process is None or not (count.isdigit() and process.isdigit()):
             raise ValueError(f"{', '.join(names)} are {address!r}, {count!r}, {process!r}: set all three of them")
-        found = Cluster("plain", address, int(count), int(process), "KUBERNETES_SERVICE_HOST" in environment)
+        cluster = Cluster("plain", address, int(count), int(process), "KUBERNETES_SERVICE_HOST" in environment)
     else:
-        found = _ask_jax(environment)
-    if found is None or found.count == 1:
+        cluster = _detect_by_jax(environment)
+    if cluster is None or cluster.count == 1:
         return None
-    if not found.process < found.count:
-        raise ValueError(f"this is process {found.process} of {found.count}: they are numbered from 0")
-    return found
+    if not cluster.process < cluster.count:
+        raise ValueError(f"this is process {cluster.process} of {cluster.count}: they are numbered from 0")
+    return cluster
 
 
-def _ask_jax(environment) -> Cluster | None:
+def _detect_by_jax(environment: Mapping[str, str]) -> Cluster | None:
+    """Returns the cluster that jax detects; None where there is none or a single process."""
     # jax has no public name for what `jax.distributed.initialize` detects (0.10 to 0.12).
     from jax._src.clusters import ClusterEnv
 
@@ -80,70 +83,73 @@ def _ask_jax(environment) -> Cluster | None:
 
 
 def start(timeout_seconds: int = START_TIMEOUT_SECONDS) -> None:
-    """Joins the cluster, if there is one. To be called before anything asks jax for its devices.
+    """Joins the cluster, if there is one. Call it before anything asks jax for its devices.
 
     Raises:
-      ValueError: the coordinator cannot be reached by others, or processes are missing; the message names them.
+      ValueError: other processes cannot reach the coordinator, or processes are missing and the message names them.
     """
     cluster = detect()
     if cluster is None or jax.distributed.is_initialized():
         return
     _check_address(cluster)
-    roll_call(cluster, timeout_seconds)
+    rendezvous(cluster, timeout_seconds)
     jax.distributed.initialize(
         cluster.coordinator, cluster.count, cluster.process, initialization_timeout=timeout_seconds
     )
 
 
 def _check_address(cluster: Cluster) -> None:
+    """Raises a ValueError where the address of the coordinator is malformed or local to each machine."""
     host, _, port = cluster.coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"the coordinator's address is {cluster.coordinator!r}: give it as HOST:PORT")
     if cluster.several_hosts and _is_loopback(host):
         raise ValueError(
-            f"the coordinator {host} is an address of each machine alone (127.x), and there are several: "
+            f"the coordinator {host} is an address local to each machine (127.x), and there are several machines: "
             "set JAX_COORDINATOR_ADDRESS=HOST:PORT to an address of process 0 that all of them reach"
         )
 
 
 def _is_loopback(host: str) -> bool:
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host.strip("[]"), None)}
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host.strip("[]"), None)}
     except socket.gaierror:
-        return False  # the roll call says that it cannot be reached
-    return any(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+        return False  # the rendezvous reports that it cannot be reached
+    return any(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
 
-def roll_call(cluster: Cluster, timeout_seconds: float) -> None:
-    """Returns when all processes are there. XLA's own start ends the program without a word of who is missing.
+def rendezvous(cluster: Cluster, timeout_seconds: float) -> None:
+    """Waits until all processes are present. XLA's own start would end the program without naming the missing ones.
 
     Raises:
-      ValueError: not all came in time, or two go by one number.
+      ValueError: processes are missing at the timeout, or two have one number.
     """
     deadline = time.monotonic() + timeout_seconds
-    verdict = (roll_calls.take if cluster.process == 0 else roll_calls.answer)(cluster, deadline)
-    if verdict:
+    problem = (sockets.wait_for_all if cluster.process == 0 else sockets.report)(cluster, deadline)
+    if problem:
         host = cluster.coordinator.rpartition(":")[0]
-        if "cannot reach" in verdict and _is_loopback(host):
-            verdict += "; that is this machine itself (127.x): is process 0 on another one?"
-        raise ValueError(verdict)
+        if "cannot reach" in problem and _is_loopback(host):
+            problem += "; that is this machine itself (127.x): is process 0 on another one?"
+        raise ValueError(problem)
 
 
-def agree(number: int) -> int:
-    """What process 0 says, on all of them: files may not look the same everywhere at once."""
+def broadcast_from_host0(number: int) -> int:
+    """Returns the number of process 0 on all processes, because files may not look the same everywhere at once."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
 
 
 @contextlib.contextmanager
-def alone_in(folder, work: str, process_index: int | None = None):
+def locked_folder(folder: str | os.PathLike, work: str, process_index: int | None = None) -> Iterator[None]:
     """Holds the lock of a folder for all processes of this job; see `folder_lock.locked`.
 
     Args:
-      process_index: by default, as jax counts.
+      folder: it is created where it does not exist.
+      work: the command, for the error message of another job.
+      process_index: `jax.process_index()` by default.
 
     Raises:
-      folder_lock.Locked: on every process, where another job holds it.
-      OSError: likewise, where nothing can be written there.
+      folder_lock.Locked: another job holds it; raised on every process.
+      OSError: nothing can be written there; raised on every process.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
@@ -152,43 +158,44 @@ def alone_in(folder, work: str, process_index: int | None = None):
             stack.enter_context(folder_lock.locked(folder, work, index))
         except OSError as error:
             refusal = error
-        barrier(f"lock of {folder}")  # a lock of another host is watched for longer than devices wait
-        if agree(int(refusal is not None)):
+        barrier(f"lock of {folder}")  # waits longer than devices do: a lock of another host is watched for a while
+        if broadcast_from_host0(int(refusal is not None)):
             raise refusal or folder_lock.Locked(f"{folder} cannot be written to: see process 0")
         yield
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here: by the coordinator, not by the devices, whose patience is short."""
+    """Waits for all processes, through the coordinator and not the devices, whose timeout is short."""
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * BARRIER_TIMEOUT_SECONDS)
 
 
 class Stopped(Exception):
-    """The training was asked to stop; all is saved, and the same command resumes it."""
+    """The training stopped on request; all is saved, and the same command resumes it."""
 
 
 class Preempted(Stopped):
-    """SIGTERM came: the machine is taken away."""
+    """A stop by SIGTERM, which a machine sends before it is taken away."""
 
 
 class Interrupted(Stopped):
-    """Ctrl-C came."""
+    """A stop by Ctrl-C."""
 
 
 class StopRequests:
-    """Receives SIGTERM and the first Ctrl-C, on whichever process they come, and lets all stop at the same step.
+    """SIGTERM and the first Ctrl-C on any process, so that all processes stop after the same step.
 
     with StopRequests() as requests:
         ...
-        requests.steps_begin()
+        requests.begin_steps()
         ...
-        if stop := requests.reached(step): save, and raise stop(...)
+        if stop := requests.should_stop(step): save and raise stop(...)
 
-    Ctrl-C before the first step is a KeyboardInterrupt: there is nothing to save. A second one ends the process.
+    Ctrl-C before the first step is a KeyboardInterrupt, as there is nothing to save. A second one ends the process.
     """
 
-    def __enter__(self):
-        self._received, self._stepping, self._previous = None, False, {}
+    def __enter__(self) -> "StopRequests":
+        self._received: type[Stopped] | None = None
+        self._stepping, self._previous = False, {}
         if threading.current_thread() is threading.main_thread():
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
             # With many processes jax's service receives the signal, informs the others and fixes the step.
@@ -196,37 +203,37 @@ class StopRequests:
                 self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
         return self
 
-    def steps_begin(self) -> None:
-        """From here on Ctrl-C saves."""
+    def begin_steps(self) -> None:
+        """Lets Ctrl-C save from now on."""
         self._stepping = True
 
-    def _terminate(self, *_):
+    def _terminate(self, *_: Any) -> None:
         self._received = self._received or Preempted
 
-    def _interrupt(self, *_):
+    def _interrupt(self, *_: Any) -> None:
         if not self._stepping:
             raise KeyboardInterrupt
         if self._received is Interrupted:
-            leave_at_once()
+            exit_immediately()
         self._received = Interrupted
-        # Not print: the signal may have come within one.
-        os.write(2, b"\nbandtok: saving after this step; Ctrl-C again leaves at once and loses what is not saved\n")
+        # Not print: the signal may interrupt one.
+        os.write(2, b"\nbandtok: saving after this step; Ctrl-C again exits at once and loses unsaved steps\n")
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def reached(self, step: int) -> type[Stopped] | None:
-        """Returns how to stop after this step, if at all; all processes ask after every step, and get one answer."""
+    def should_stop(self, step: int) -> type[Stopped] | None:
+        """Returns the exception to stop with after this step, or None; the same on all processes, which all call it."""
         if jax.process_count() == 1:
             return self._received
         return (self._received or Preempted) if multihost_utils.reached_preemption_sync_point(step) else None
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
-def leave_at_once(code: int = INTERRUPTED_EXIT_CODE) -> None:
-    """Ends this process and its workers without waiting for anything."""
+def exit_immediately(code: int = INTERRUPTED_EXIT_CODE) -> None:
+    """Ends this process and its workers without waiting."""
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""When a training has stopped to become better."""
+"""The decision to end a training that no longer improves."""
 
 import math
 
@@ -7,26 +7,26 @@ class EarlyStop:
     """Counts the evaluations since the best one.
 
     Args:
-      patience: how many evaluations in a row may be no better than the best one before; 0: any number.
-      metric: whose lowest value is the best.
-      lines: those of the run's metrics.jsonl up to the step that it starts at.
+      patience: number of evaluations in a row that may be no better than the best one before them; 0 for any number.
+      metric: name of the metric whose lowest value is the best.
+      lines: lines of metrics.jsonl up to the first step.
     """
 
-    def __init__(self, patience: int, metric: str, lines: list[dict]):
+    def __init__(self, patience: int, metric: str, lines: list[dict]) -> None:
         self.patience, self.metric = patience, metric
         self._best, self._since = math.inf, 0
         for line in lines:
             if f"evaluation/{metric}" in line:
-                self.note(line[f"evaluation/{metric}"])
+                self.add(line[f"evaluation/{metric}"])
 
-    def note(self, value: float) -> None:
-        """Takes the metric of one more evaluation."""
+    def add(self, value: float) -> None:
+        """Adds the metric of one more evaluation."""
         self._since = 0 if value < self._best else self._since + 1
         self._best = min(self._best, value)
 
     @property
     def reached(self) -> bool:
-        """Whether the training should end."""
+        """True when the training should end."""
         return 0 < self.patience <= self._since
 
     def __str__(self) -> str:

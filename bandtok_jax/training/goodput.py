@@ -1,8 +1,10 @@
-"""What the time of a training goes into, and how much of the hardware it uses."""
+"""The time of a training by kind of work, and the speed that its devices could have."""
 
+from collections.abc import Iterator
 import contextlib
 import re
 import time
+from typing import Any
 
 import jax
 
@@ -11,24 +13,24 @@ from bandtok_jax.runtime import accelerators
 KINDS = ("start", "compile", "data", "step", "evaluation", "checkpoint")
 
 
-class Stopwatch:
-    """Seconds by kind of work since the training was started; what is under no name is "step".
+class Timer:
+    """Seconds by kind of work since the start of the training. Time of no other kind is "step".
 
-    with stopwatch.during("evaluation"): ...
+    with timer.measure("evaluation"): ...
     """
 
-    def __init__(self):
-        self._begun = time.perf_counter()
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
         self._spent = dict.fromkeys(KINDS, 0.0)
-        self.restart()
+        self.start_interval()
 
-    def begin(self) -> None:
-        """Ends the time of "start": reading, restoring, warming up."""
-        self._spent["start"] = time.perf_counter() - self._begun
+    def end_start(self) -> None:
+        """Ends the time of "start": reading, restoring, compiling and initializing."""
+        self._spent["start"] = time.perf_counter() - self._start
 
     @contextlib.contextmanager
-    def during(self, kind: str):
-        """Counts the time inside as `kind`, but for what is counted as another one meanwhile."""
+    def measure(self, kind: str) -> Iterator[None]:
+        """Counts the time inside as `kind`, without the time that is counted as another kind inside."""
         start, before = time.perf_counter(), sum(self._spent.values())
         try:
             yield
@@ -36,35 +38,38 @@ class Stopwatch:
             inside = sum(self._spent.values()) - before
             self._spent[kind] += time.perf_counter() - start - inside
 
-    def restart(self) -> None:
-        """Begins a new interval of steps."""
-        self._interval, self._before = time.perf_counter(), dict(self._spent)
+    def start_interval(self) -> None:
+        """Starts a new interval for `rates`."""
+        self._interval_start, self._spent_before = time.perf_counter(), dict(self._spent)
 
-    def rates(self, steps: int, audio_seconds_per_step: float) -> dict[str, float]:
-        """Speed since `restart`, and the share of that time spent waiting for the loader; compiling does not count."""
-        since = {kind: self._spent[kind] - self._before[kind] for kind in KINDS}
-        seconds = time.perf_counter() - self._interval - sum(since.values()) + since["data"]
+    def rates(self, num_steps: int, audio_seconds_per_step: float) -> dict[str, float]:
+        """Returns the speed in this interval, and the share of its time spent waiting for data.
+
+        Time for anything but steps and data does not count.
+        """
+        spent = {kind: self._spent[kind] - self._spent_before[kind] for kind in KINDS}
+        seconds = time.perf_counter() - self._interval_start - sum(spent.values()) + spent["data"]
         return {
-            "seconds_per_step": seconds / steps,
-            "audio_seconds_per_second": steps * audio_seconds_per_step / seconds,
-            "data_wait_share": since["data"] / seconds,
+            "seconds_per_step": seconds / num_steps,
+            "audio_seconds_per_second": num_steps * audio_seconds_per_step / seconds,
+            "data_wait_share": spent["data"] / seconds,
         }
 
     def shares(self) -> dict[str, float]:
-        """The share of each kind in all of the time so far; their sum is 1. That of "step" is the goodput."""
-        whole = time.perf_counter() - self._begun
-        named = {kind: seconds / whole for kind, seconds in self._spent.items() if kind != "step"}
-        return named | {"step": 1.0 - sum(named.values())}
+        """Returns the share of each kind in the whole time; their sum is 1, and that of "step" is the goodput."""
+        seconds = time.perf_counter() - self._start
+        shares = {kind: spent / seconds for kind, spent in self._spent.items() if kind != "step"}
+        return shares | {"step": 1.0 - sum(shares.values())}
 
     def summary(self) -> str:
-        """The shares as a line of text."""
+        """Returns the shares as a line of text."""
         return "time: " + ", ".join(f"{kind} {share:.1%}" for kind, share in self.shares().items())
 
 
-def peak_flops(device=None) -> float | None:
-    """Published dense bfloat16 FLOP/s of a device (by default of those at hand); None where it is not known."""
+def peak_flops(device: Any = None) -> float | None:
+    """Returns the published dense bfloat16 FLOP/s of a device, by default the first one; None where it is unknown."""
     name = (device or jax.devices()[0]).device_kind
-    for facts in accelerators.read().values():
-        if any(re.search(rf"\b{words}\b", name) for words in facts["device_kinds"]):
-            return facts["bfloat16_tflops"] * 1e12
+    for accelerator in accelerators.read().values():
+        if any(re.search(rf"\b{words}\b", name) for words in accelerator["device_kinds"]):
+            return accelerator["bfloat16_tflops"] * 1e12
     return None

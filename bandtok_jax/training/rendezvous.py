@@ -1,8 +1,8 @@
-"""The roll call of many processes: which are present, which are missing, and callers that do not belong to them.
+"""The rendezvous of several processes over sockets: present ones, missing ones, and strangers.
 
-Process 0 listens at the coordinator's port, where anybody may call. It greets each caller with a random challenge, and
-counts only those whose answer proves that they know the key of this training: BANDTOK_CLUSTER_SECRET, where it is set,
-and the number of the cluster's job. All others are left waiting and dropped; they end nothing and take nobody's place.
+Process 0 listens at the coordinator's port, which is open to anyone. It sends each caller a random challenge, and
+counts those whose response proves that they have the key of this training: BANDTOK_CLUSTER_SECRET, where it is set, and
+the number of the cluster's job. All others are dropped after a while, without an effect on the training.
 """
 
 import contextlib
@@ -14,42 +14,45 @@ import secrets
 import selectors
 import socket
 import time
+from typing import Any
 
 from bandtok_jax.runtime import untrusted
 
 SECRET = "BANDTOK_CLUSTER_SECRET"
-_JOB = {"slurm": "SLURM_JOB_ID", "ompi": "OMPI_MCA_orte_hnp_uri"}  # the same in all processes of a job alone
-_LONGEST_BYTES = 8192  # of a line
-_PATIENCE_SECONDS = 10  # with a caller that says nothing
-_MOST_STRANGERS = 200  # that may wait at a time
+_JOB = {"slurm": "SLURM_JOB_ID", "ompi": "OMPI_MCA_orte_hnp_uri"}  # the same in all processes of one job, and no other
+_MAX_LINE_BYTES = 8192
+_CALLER_TIMEOUT_SECONDS = 10  # for a caller that sends nothing
+_MAX_STRANGERS = 200  # unproved callers that wait at one time
 _RETRY_SECONDS = 0.2
 
 _HEX = untrusted.text(64, "[0-9a-f]{64}")
-_GREETING = untrusted.record({"challenge": _HEX}, others=None)
-_ABOUT = untrusted.record(
+_CHALLENGE = untrusted.record({"challenge": _HEX}, others=None)
+_IDENTITY = untrusted.record(
     {
         "process": untrusted.whole(0, 1 << 31), "count": untrusted.whole(1, 1 << 31), "host": untrusted.text(255),
         "challenge": _HEX, "proof": _HEX,
     },
     others=None,
 )  # fmt: skip
-_VERDICT = untrusted.record({"verdict": untrusted.text(2000), "proof": _HEX}, others=None)
+_RESULT = untrusted.record({"problem": untrusted.text(2000), "proof": _HEX}, others=None)
 
 
 @dataclasses.dataclass
 class _Caller:
-    """A connection at process 0; `about` is None until it has proved to belong here."""
+    """A connection at process 0; `identity` is None until it has proved to belong to this training."""
 
     challenge: str
     since: float
     received: bytes = b""
-    about: dict | None = None
+    identity: dict | None = None
 
 
-def take(cluster, deadline: float) -> str:
-    """Returns "" when all processes of the cluster have called at process 0, or one line that says why they have not.
+def wait_for_all(cluster: Any, deadline: float) -> str:
+    """Waits at process 0 for all others; returns "", or the problem in one line.
 
-    deadline: of `time.monotonic()`.
+    Args:
+      cluster: a `distributed.Cluster`.
+      deadline: in seconds of `time.monotonic()`.
     """
     port = int(cluster.coordinator.rpartition(":")[2])
     family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
@@ -62,88 +65,90 @@ def take(cluster, deadline: float) -> str:
         server.setblocking(False)
         selector.register(server, selectors.EVENT_READ)
 
-        def drop(connection):
+        def drop(connection: socket.socket) -> None:
             callers.pop(connection, None)
             selector.unregister(connection)
             connection.close()
 
-        verdict, dropped = "", 0
-        while not verdict and len(present := _present(callers)) < cluster.count:
+        problem, dropped = "", 0
+        while not problem and len(present := _present(callers)) < cluster.count:
             if (remaining := deadline - time.monotonic()) <= 0:
-                verdict = _missing(cluster, present, dropped)
+                problem = _missing(cluster, present, dropped)
                 break
             for ready, _ in selector.select(min(remaining, 1.0)):
                 connection = ready.fileobj
                 if connection is server:
                     _greet(server, callers, selector)
-                elif not _hear(cluster, connection, callers[connection]):
-                    dropped += callers[connection].about is None
+                elif not _receive(cluster, connection, callers[connection]):
+                    dropped += callers[connection].identity is None
                     drop(connection)
-                elif not verdict and callers[connection].about:
-                    verdict = _misfit(cluster, callers, connection)
-            strangers = [one for one, caller in callers.items() if caller.about is None]
-            late = time.monotonic() - _PATIENCE_SECONDS
+                elif not problem and callers[connection].identity:
+                    problem = _mismatch(cluster, callers, connection)
+            strangers = [connection for connection, caller in callers.items() if caller.identity is None]
+            oldest = time.monotonic() - _CALLER_TIMEOUT_SECONDS
             for number, connection in enumerate(strangers):  # the oldest come first
-                if callers[connection].since < late or number < len(strangers) - _MOST_STRANGERS:
+                if callers[connection].since < oldest or number < len(strangers) - _MAX_STRANGERS:
                     dropped += 1
                     drop(connection)
         for connection, caller in callers.items():
             with contextlib.suppress(OSError), connection:
-                if caller.about:
-                    proof = _proof(cluster, "verdict", caller.challenge, caller.about["challenge"], verdict)
-                    connection.settimeout(_PATIENCE_SECONDS)
-                    _send(connection, {"verdict": verdict, "proof": proof})
-    return verdict
+                if caller.identity:
+                    proof = _proof(cluster, "problem", caller.challenge, caller.identity["challenge"], problem)
+                    connection.settimeout(_CALLER_TIMEOUT_SECONDS)
+                    _send(connection, {"problem": problem, "proof": proof})
+    return problem
 
 
-def answer(cluster, deadline: float) -> str:
-    """Returns what process 0 says to all others, see `take`; or that it cannot be reached."""
+def report(cluster: Any, deadline: float) -> str:
+    """Reports to process 0 and returns its result, see `wait_for_all`, or that it cannot be reached."""
     host, _, port = cluster.coordinator.rpartition(":")
-    about = {"process": cluster.process, "count": cluster.count, "host": socket.gethostname()[:255]}
+    identity = {"process": cluster.process, "count": cluster.count, "host": socket.gethostname()[:255]}
     while (remaining := deadline - time.monotonic()) > 0:
-        # Until process 0 listens there, nothing answers, or something else.
+        # Until process 0 listens, nothing responds there, or another program does.
         with (
             contextlib.suppress(OSError, ValueError),
             socket.create_connection((host.strip("[]"), int(port)), timeout=remaining) as connection,
         ):
-            greeting = _line(connection, time.monotonic() + min(remaining, _PATIENCE_SECONDS))
-            theirs = untrusted.parse_json(greeting, cluster.coordinator, _GREETING)["challenge"]
+            greeting = _line(connection, time.monotonic() + min(remaining, _CALLER_TIMEOUT_SECONDS))
+            theirs = untrusted.parse_json(greeting, cluster.coordinator, _CHALLENGE)["challenge"]
             own = secrets.token_hex(32)
-            proof = _proof(cluster, "caller", theirs, own, *about.values())
-            _send(connection, {**about, "challenge": own, "proof": proof})
-            # Process 0 answers when its own time is up, which began about when ours did.
-            content = untrusted.parse_json(_line(connection, deadline + 10), cluster.coordinator, _VERDICT)
-            proof = _proof(cluster, "verdict", theirs, own, content["verdict"])
+            proof = _proof(cluster, "caller", theirs, own, *identity.values())
+            _send(connection, {**identity, "challenge": own, "proof": proof})
+            # Process 0 responds at its own timeout at the latest, which started at about the same time.
+            content = untrusted.parse_json(_line(connection, deadline + 10), cluster.coordinator, _RESULT)
+            proof = _proof(cluster, "problem", theirs, own, content["problem"])
             if hmac.compare_digest(content["proof"], proof):
-                return content["verdict"]
+                return content["problem"]
         time.sleep(_RETRY_SECONDS)
     return f"process {cluster.process} of {cluster.count} cannot reach process 0 at {cluster.coordinator}"
 
 
-def _proof(cluster, *parts) -> str:
-    """Proves to know what the processes of this training have in common and others do not."""
+def _proof(cluster: Any, *parts: Any) -> str:
+    """Returns a message authentication code under the key that only the processes of this training have."""
     key = "\n".join(os.environ.get(name, "") for name in (SECRET, _JOB.get(cluster.kind, "")))
     return hmac.new(key.encode(errors="surrogateescape"), json.dumps(parts).encode(), "sha256").hexdigest()
 
 
 def _send(connection: socket.socket, content: dict) -> None:
+    """Sends a line of JSON."""
     connection.sendall(json.dumps(content).encode() + b"\n")
 
 
 def _line(connection: socket.socket, deadline: float) -> bytes:
-    """The next line, whose length and time are limited however slowly it comes; OSError where there is none."""
+    """Returns the next line, of limited length and time. Raises an OSError where there is none."""
     received = b""
     while not received.endswith(b"\n"):
-        if (remaining := deadline - time.monotonic()) <= 0 or len(received) > _LONGEST_BYTES:
+        if (remaining := deadline - time.monotonic()) <= 0 or len(received) > _MAX_LINE_BYTES:
             raise TimeoutError
         connection.settimeout(remaining)
-        if not (data := connection.recv(_LONGEST_BYTES)):
+        if not (data := connection.recv(_MAX_LINE_BYTES)):
             raise ConnectionError
         received += data
     return received
 
 
 def _greet(server: socket.socket, callers: dict, selector: selectors.BaseSelector) -> None:
+    """Accepts a caller and sends it a challenge."""
     with contextlib.suppress(OSError):
         connection, _ = server.accept()
         try:
@@ -157,50 +162,51 @@ def _greet(server: socket.socket, callers: dict, selector: selectors.BaseSelecto
         callers[connection] = caller
 
 
-def _hear(cluster, connection: socket.socket, caller: _Caller) -> bool:
-    """Reads what a caller sends; returns whether it may stay. One that leaves gives its place free."""
+def _receive(cluster: Any, connection: socket.socket, caller: _Caller) -> bool:
+    """Reads from a caller, and returns False where its connection is to be dropped."""
     try:
-        data = connection.recv(_LONGEST_BYTES)
+        data = connection.recv(_MAX_LINE_BYTES)
     except BlockingIOError:
         return True
     except OSError:
         return False
     caller.received += data
-    if not data or len(caller.received) > _LONGEST_BYTES:
+    if not data or len(caller.received) > _MAX_LINE_BYTES:
         return False
-    if caller.about is None and b"\n" in caller.received:
+    if caller.identity is None and b"\n" in caller.received:
         try:
-            about = untrusted.parse_json(caller.received, "a caller", _ABOUT)
+            identity = untrusted.parse_json(caller.received, "a caller", _IDENTITY)
         except ValueError:
             return False
-        named = (about["process"], about["count"], about["host"])
-        expected = _proof(cluster, "caller", caller.challenge, about["challenge"], *named)
-        if not hmac.compare_digest(about["proof"], expected):
+        named = (identity["process"], identity["count"], identity["host"])
+        expected = _proof(cluster, "caller", caller.challenge, identity["challenge"], *named)
+        if not hmac.compare_digest(identity["proof"], expected):
             return False
-        caller.about = about
+        caller.identity = identity
     return True
 
 
 def _present(callers: dict[socket.socket, _Caller]) -> dict[int, str]:
-    """The host of every process that is here, by its number."""
-    here = {caller.about["process"]: caller.about["host"] for caller in callers.values() if caller.about}
-    return {0: socket.gethostname(), **here}
+    """Returns the host of every process that is present, by its number."""
+    present = {caller.identity["process"]: caller.identity["host"] for caller in callers.values() if caller.identity}
+    return {0: socket.gethostname(), **present}
 
 
-def _misfit(cluster, callers: dict[socket.socket, _Caller], connection: socket.socket) -> str:
-    """Why a caller of this training cannot be one of its processes; "" where it can."""
-    about = callers[connection].about
-    others = _present({one: caller for one, caller in callers.items() if one is not connection})
-    number, count, host = about["process"], about["count"], about["host"]
+def _mismatch(cluster: Any, callers: dict[socket.socket, _Caller], connection: socket.socket) -> str:
+    """Returns the reason why a caller of this training cannot be one of its processes, or ""."""
+    identity = callers[connection].identity
+    others = _present({other: caller for other, caller in callers.items() if other is not connection})
+    number, count, host = identity["process"], identity["count"], identity["host"]
     if number not in others and number < cluster.count == count:
         return ""
     taken = f", and {number} is on {others[number]}" if number in others else ""
     return f"process {number} of {count} on {host} does not fit: {cluster.count} are expected{taken}"
 
 
-def _missing(cluster, present: dict[int, str], dropped: int) -> str:
+def _missing(cluster: Any, present: dict[int, str], dropped: int) -> str:
+    """Returns the error message that names the missing processes."""
     missing = sorted(set(range(cluster.count)) - present.keys())
-    others = f" ({dropped} callers did not prove to know its {SECRET} and job)" if dropped else ""
+    others = f" ({dropped} callers did not prove that they have its {SECRET} and job)" if dropped else ""
     return (
         f"{len(missing)} of {cluster.count} processes did not come to {cluster.coordinator} in time: "
         f"{_ranges(missing)}{others}; look at their logs, and see that they reach that address"
@@ -208,7 +214,7 @@ def _missing(cluster, present: dict[int, str], dropped: int) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`[1, 2, 3, 7]` -> "1-3, 7"."""
+    """Returns numbers as ranges, such as "1-3, 7" for `[1, 2, 3, 7]`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:

@@ -1,5 +1,6 @@
 """What a run tells the world: metrics.jsonl, TensorBoard, samples, a progress bar, and Weights & Biases if asked."""
 
+from collections.abc import Sequence
 import contextlib
 import json
 import math
@@ -12,7 +13,7 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.plotting import plots
-from bandtok_jax.runs.metrics import NAME, truncate_metrics
+from bandtok_jax.runs.metrics import NAME, rewrite_metrics
 from bandtok_jax.runtime import untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
@@ -25,11 +26,12 @@ class Reporter:
     Args:
       run: the run folder.
       config: its configuration.
-      step: the step the run starts at; lines of metrics.jsonl beyond it come from a life that was lost, and go.
+      step: the step the run starts at.
+      past_lines: lines of metrics.jsonl up to this step; others are removed.
       active: False on all processes but one.
     """
 
-    def __init__(self, run, config, step: int, *, active: bool = True):
+    def __init__(self, run, config, step: int, past_lines: Sequence[dict], *, active: bool = True):
         self._active, self._folder = active, pathlib.Path(run)
         self._progress = progress_bar(total=config.total_steps, initial=step, unit="step", show=active)
         self._wandb, self._profiling, self._evaluated = None, False, {}
@@ -38,7 +40,8 @@ class Reporter:
         from tensorboardX import SummaryWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        for line in truncate_metrics(run, step):
+        rewrite_metrics(run, past_lines)
+        for line in past_lines:
             self._evaluated |= {n.removeprefix(_EVALUATION): v for n, v in line.items() if n.startswith(_EVALUATION)}
         self._metrics = (self._folder / NAME).open("a", buffering=1)
         # A queue without a limit: where its writer dies of a full disk, a limited one would stop the training for ever.
@@ -52,7 +55,7 @@ class Reporter:
                 self._wandb = _start_wandb(config, self._folder)
             except Exception as error:  # without a login, a network or a service
                 reason = untrusted.one_line(error)
-                self.say(f"no log goes to Weights & Biases: {reason}; cure: wandb login, or WANDB_MODE=offline")
+                self.log(f"no log goes to Weights & Biases: {reason}; cure: wandb login, or WANDB_MODE=offline")
 
     def scalars(self, step: int, group: str, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, `{"step": step, "GROUP/name": value, ...}`, and the same to the other writers."""
@@ -75,7 +78,7 @@ class Reporter:
             change = "" if before is None else f" ({scores[name] - before:+.3g})"
             words.append(f"{name} {scores[name]:.4g}{change}")
         self._evaluated = dict(scores)
-        self.say(f"step {step}: {', '.join(words)}")
+        self.log(f"step {step}: {', '.join(words)}")
 
     def _to_wandb(self, send) -> None:
         """Sends something to Weights & Biases, without which a long training goes on."""
@@ -85,7 +88,7 @@ class Reporter:
             send()
         except Exception as error:  # whatever a service far away raises
             self._wandb = None
-            self.say(f"Weights & Biases is left out from here on: {untrusted.one_line(error)}")
+            self.log(f"Weights & Biases is left out from here on: {untrusted.one_line(error)}")
 
     def summaries(self, step: int, items: dict[str, tuple]) -> None:
         """Sounds and mel pictures, to samples/STEP/; pictures whose names differ in the last part share one file."""
@@ -122,14 +125,14 @@ class Reporter:
     def _end_profile(self) -> None:
         jax.profiler.stop_trace()
         self._profiling = False
-        self.say(f"profile: {self._folder / 'profile'}")
+        self.log(f"profile: {self._folder / 'profile'}")
 
     def progress(self, step: int, text: str) -> None:
         """Moves the bar to `step`; it knows the time that is left."""
         self._progress.set_postfix_str(text, refresh=False)
         self._progress.update(step - self._progress.n)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line above the progress bar."""
         if self._active:
             self._progress.write(text)

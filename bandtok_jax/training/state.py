@@ -28,7 +28,7 @@ def restore(
     Raises:
       ValueError: all checkpoints are damaged, or they belong to another model.
     """
-    latest = distributed.agree(-1 if checkpoints.latest is None else checkpoints.latest)
+    latest = distributed.broadcast_from_host0(-1 if checkpoints.latest is None else checkpoints.latest)
     if latest < 0:
         return None, 0
     while True:
@@ -62,7 +62,7 @@ def initialize(
     else:
         count = 1 if single_batch else program.task.warm_start_batches
         batches = [first_batch, *_following_batches(run.config, count - 1, host_slice)]
-        batches = [program.put(batch) for batch in batches]
+        batches = [program.to_device(batch) for batch in batches]
         state = program.task.warm_start(state, frozen, batches, program.key(WARM_START))
     program.check_state(state, f"--init-from={run.init_from}" if run.init_from else "warm_start")
 
