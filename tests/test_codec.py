@@ -329,8 +329,8 @@ def test_latents_are_what_the_look_up_is_given(make):
     codec = make()
     codes, latents = codec.encode(music(), RATE), codec.latents(music(), RATE)
     assert latents.shape[:2] == codes.shape
-    vectors = np.asarray(codec.parameters["tokenizer"]["buffers"]["quantizer"]["vectors"])
+    quantizer = codec.parameters["tokenizer"]["buffers"]["quantizer"]
     for row in range(codec.rows):
-        own = vectors[row] if vectors.ndim == 3 else vectors
+        own = np.asarray((quantizer["levels"][str(row)] if "levels" in quantizer else quantizer)["vectors"])
         distances = (own**2).sum(-1) - 2 * latents[:, row] @ own.T
         np.testing.assert_array_equal(distances.argmin(-1), codes[:, row])

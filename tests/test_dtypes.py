@@ -9,7 +9,7 @@ from bandtok_jax import cli
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
-from bandtok_jax.pretrained import export_folder
+from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.runtime.target_platform import made_for
 
 NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
@@ -44,7 +44,9 @@ def test_codes_stay_and_sound_hardly_changes_in_16_bits(tmp_path):
 
 def test_the_command_line_passes_it_on(monkeypatch, tmp_path):
     given = {}
-    monkeypatch.setattr(bandtok_jax, "load", lambda path, **how: given.update(how) or bandtok_jax.create("nothing"))
+    monkeypatch.setattr(
+        model_folder, "load", lambda path, **options: given.update(options) or bandtok_jax.create("nothing")
+    )
     for verb in (["decode", "a.bt"], ["reconstruct", "a.wav", "-o", "b.wav"], ["generate", "-o", f"{tmp_path}/a.wav"]):
         assert cli.main([*verb, "--model=x", "--dtype=bfloat16"]) == 1
         assert given.pop("dtype") == "bfloat16"

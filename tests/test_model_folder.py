@@ -162,7 +162,7 @@ def test_weights_of_another_size_name_the_leaf(export, tmp_path):
     content = json.loads((tmp_path / "other" / "config.json").read_text())
     content["components"]["tokenizer"]["config"]["model"]["codebook_size"] = 512
     (tmp_path / "other" / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"codebook.*\[1024.* instead of \[512"):
+    with pytest.raises(ValueError, match=r"quantizer.*\[1024.* instead of \[512"):
         bandtok_jax.load(tmp_path / "other")
 
 
