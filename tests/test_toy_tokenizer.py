@@ -1,0 +1,61 @@
+"""A tokenizer registered from outside the package does all that the shipped ones do."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import soundfile
+
+import bandtok_jax
+from bandtok_jax import cli
+from bandtok_jax.commands import tokenize_corpus
+from bandtok_jax.formats import bt_file
+from tests import toy_tokenizer
+
+CONFIG = pathlib.Path(toy_tokenizer.__file__)
+RATE = 44_100
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Returns the export of a toy tokenizer, trained for four steps, with a language model of its codes."""
+    folder = tmp_path_factory.mktemp("toy")
+    run, tokens, language_model = folder / "run", folder / "tokens", folder / "lm"
+    assert cli.main(["train", f"--config={CONFIG}", f"--workdir={run}"]) == 0
+    tokenize_corpus.tokenize(bandtok_jax.load(run), "synthetic", str(tokens), pieces=3, offsets=1, tokenizer=str(run))
+    sizes = {"rows": 2, "codebook_size": 16, "dim": 16, "num_layers": 1, "num_heads": 1, "feed_forward_dim": 16}
+    flags = [f"--config.model.{name}={value}" for name, value in (sizes | {"text": "none"}).items()]
+    steps = ["total_steps=2", "evaluate_every=2", "checkpoint_every=2", "evaluation_batches=1", "batch_size=2"]
+    flags += [f"--config.{setting}" for setting in (*steps, f"data.tokens={tokens}", "data.columns=8")]
+    assert cli.main(["train", "--config=language_model:tiny", f"--workdir={language_model}", *flags]) == 0
+    command = ["export", str(run), f"--language-model={language_model}", "-o", str(folder / "model")]
+    assert cli.main(command) == 0
+    return folder / "model"
+
+
+def test_encode_and_decode(model, tmp_path):
+    codec = bandtok_jax.load(model)
+    audio = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    codes = codec.encode(audio, RATE)
+    assert codes.shape == (-(-RATE // toy_tokenizer.HOP_SAMPLES), 2) and 0 <= codes.min() < codes.max() < 16
+    assert codec.decode(codes, samples=RATE).shape == codec.decode(codes[:, :1], samples=RATE).shape == (RATE,)
+    assert "2 residual rows x 16 codes" in repr(codec) and "tokenizer + language_model" in repr(codec)
+    soundfile.write(tmp_path / "a.wav", audio, RATE, subtype="FLOAT")
+    assert cli.main(["encode", f"{tmp_path}/a.wav", f"--model={model}", "-o", f"{tmp_path}/a.bt"]) == 0
+    np.testing.assert_array_equal(bt_file.read(tmp_path / "a.bt")[0], codes)
+    assert cli.main(["decode", f"{tmp_path}/a.bt", f"--model={model}", "-o", f"{tmp_path}/b.wav"]) == 0
+    assert soundfile.info(tmp_path / "b.wav").frames == RATE
+
+
+def test_generate(model, tmp_path):
+    assert cli.main(["generate", f"--model={model}", "--seconds=0.2", "-o", f"{tmp_path}/new.wav"]) == 0
+    assert soundfile.info(tmp_path / "new.wav").frames == round(0.2 * RATE)
+
+
+def test_evaluate(model, tmp_path):
+    (tmp_path / "music").mkdir()
+    soundfile.write(tmp_path / "music" / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
+    flags = ["--workers=1", "--rows=1", "--without=visqol", f"--codec=toy={model}", "-o", f"{tmp_path}/report"]
+    assert cli.main(["evaluate", f"--data={tmp_path}/music", *flags]) == 0
+    assert {"toy", "toy-1"} <= set(json.loads((tmp_path / "report" / "report.json").read_text())["systems"])
