@@ -134,7 +134,6 @@ import jax, jax.numpy as jnp, numpy as np
 from bandtok_jax.losses import adversarial
 from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
-from bandtok_jax.tasks.mel_tokenizer import MelTokenizer
 from bandtok_jax.training import sharding
 
 sharding.WHOLE_BELOW_ELEMENTS = 256
@@ -147,7 +146,7 @@ def loss(weights, real, fake):
 
 expected = jax.jit(jax.grad(loss))(weights, *log_mels)
 mesh = sharding.create_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-rules = [rule for rule in MelTokenizer.SHARDING if rule[0].startswith("discriminators")] + [(".", jax.P())]
+rules = MultiScalePatchGAN.SHARDING
 places, batch = sharding.shardings(weights, rules, mesh), sharding.batch_sharding(mesh)
 with jax.set_mesh(mesh):
     found = jax.jit(jax.grad(loss), in_shardings=(places, batch, batch), out_shardings=places)(weights, *log_mels)

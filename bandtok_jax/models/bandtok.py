@@ -17,6 +17,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
@@ -60,6 +61,12 @@ class BandTok(nnx.Module):
 
     role, produces = "tokenizer", "mel"
     LAYER_COUNTS = ("num_res_blocks", "mid_blocks", "residual_levels")
+    SHARDING = (
+        (r"coder_blocks/\d+/.*conv.*/kernel", P(None, None, "fsdp", "tensor")),
+        (r"coder_(in|out)/kernel|column_(in|out)/kernel|shortcut/kernel", P()),
+        (r"bias|scale|coder_rows", P()),
+        (r"quantizer/(levels/\d+/)?(vectors|sums|counts)", P()),
+    )
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.layers.convolution import (
     Convolution,
@@ -54,6 +55,13 @@ class DAC(nnx.Module):
 
     role, produces = "tokenizer", "audio"
     LAYER_COUNTS = ("rows",)
+    SHARDING = (
+        (r"coder_blocks/.*(dilated|single|down)/kernel", P(None, "fsdp", "tensor")),
+        (r"decoder_blocks/.*up/kernel", P(None, "tensor", "fsdp")),
+        (r"decoder_in/kernel|encoder_out/kernel", P(None, "fsdp", "tensor")),
+        (r"encoder_in/kernel|decoder_out/kernel|quantizer/", P()),
+        (r"bias|gain|alpha", P()),
+    )
 
     def __init__(
         self,

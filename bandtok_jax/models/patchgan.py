@@ -11,6 +11,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from bandtok_jax.layers.convolution_2d import Conv2d
 from bandtok_jax.models.bandtok import LOG_MEL_CENTRE, LOG_MEL_SCALE
@@ -59,6 +60,11 @@ class MultiScalePatchGAN(nnx.Module):
       num_scales: resolutions (3 in pix2pixHD).
       normalisation: "none" or "group".
     """
+
+    SHARDING = (
+        (r"discriminators/\d+/layers/[1-3]/kernel", P(None, None, "fsdp", "tensor")),
+        (r"layers/[04]/kernel|bias|scale", P()),
+    )
 
     def __init__(
         self,

@@ -4,8 +4,9 @@ A class of the groups `model` states its `role` in a codec:
   "tokenizer"       and what it `produces` from audio on the way to codes: "mel", "audio" or "latent";
   "vocoder"         and what it `consumes`: "mel", "codes" or "latent";
   "language_model".
-`LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers. Weights from elsewhere are
-compared with them before a network of that size is built.
+Networks of adversarial tasks state their `SHARDING` too, an ordered table (regular expression, `PartitionSpec`) with a
+rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers:
+weights from elsewhere are compared with them before a network of that size is built.
 """
 
 from collections.abc import Callable

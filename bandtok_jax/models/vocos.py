@@ -11,6 +11,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition, istft, mel_filterbank
@@ -41,6 +42,13 @@ class Vocos(nnx.Module):
 
     role, consumes = "vocoder", "mel"
     LAYER_COUNTS = ("num_layers",)
+    SHARDING = (
+        (r"expand/kernel", P("fsdp", "tensor")),
+        (r"contract/kernel", P("tensor", "fsdp")),
+        (r"embed/kernel", P(None, None, "fsdp")),
+        (r"head/kernel", P("fsdp")),
+        (r"depthwise/kernel|bias|scale|gain", P()),
+    )
 
     def __init__(
         self,

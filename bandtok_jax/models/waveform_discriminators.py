@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from bandtok_jax.audio.spectral import stft
@@ -40,6 +41,11 @@ class WaveformDiscriminators(nnx.Module):
       normalisation: "none" or "weight", see `Convolution`.
       dtype: dtype of the convolutions; the STFT and the logits are at least float32.
     """
+
+    SHARDING = (
+        (r"periods/\d+/layers/[1-9]\d*/kernel|scales/\d+/layers/5/kernel", P(None, "fsdp", "tensor")),
+        (r"layers/0/kernel|scales/\d+/layers/[1-4]/kernel|logits/kernel|bands/.*/kernel|bias|gain", P()),
+    )
 
     def __init__(
         self,

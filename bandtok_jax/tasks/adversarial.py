@@ -34,6 +34,15 @@ class AdversarialTask(Task, abc.ABC):
             config.discriminator_optimizer, optimization.schedule_steps(config)
         )
 
+    @property
+    def SHARDING(self) -> tuple:
+        """The tables of both networks, each for its own part of the state."""
+        return tuple(
+            (rf"^{group}/.*({pattern})", spec)
+            for group in ("model", "discriminator")
+            for pattern, spec in registry.constructor(self.config[group].kind).SHARDING
+        )
+
     # ---- the parts of a task ----------------------------------------------------------------------------------------
 
     @abc.abstractmethod

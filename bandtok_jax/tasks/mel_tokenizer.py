@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
@@ -26,13 +25,6 @@ class MelTokenizerTask(AdversarialTask):
     requires = ("vocoder",)
     HEADLINE_METRICS = ("mel_distance", "codebook_use")
     NEXT_COMMAND = "bandtok tokenize --model={run} --data={data} --output=TOKENS"
-    SHARDING = (
-        (r"coder_blocks/\d+/.*conv.*/kernel", P(None, None, "fsdp", "tensor")),
-        (r"discriminators/\d+/layers/[1-3]/kernel", P(None, None, "fsdp", "tensor")),
-        (r"coder_(in|out)/kernel|column_(in|out)/kernel|layers/[04]/kernel|shortcut/kernel", P()),
-        (r"bias|scale|coder_rows", P()),
-        (r"quantizer/(levels/\d+/)?(vectors|sums|counts)", P()),
-    )
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)

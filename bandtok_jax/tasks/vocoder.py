@@ -5,13 +5,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.tasks.task import Batch, Metrics
-from bandtok_jax.tasks.waveform_adversarial import DISCRIMINATORS_SHARDING, WaveformAdversarialTask
+from bandtok_jax.tasks.waveform_adversarial import WaveformAdversarialTask
 
 INPUT_MELS = ("ground_truth", "reconstructed", "mixed")
 
@@ -21,14 +20,6 @@ class VocoderTask(WaveformAdversarialTask):
 
     requires = ("tokenizer",)
     NEXT_COMMAND = "bandtok export {tokenizer} --vocoder={run} -o MODEL"
-    SHARDING = (
-        (r"expand/kernel", P("fsdp", "tensor")),
-        (r"contract/kernel", P("tensor", "fsdp")),
-        (r"embed/kernel", P(None, None, "fsdp")),
-        (r"head/kernel", P("fsdp")),
-        *DISCRIMINATORS_SHARDING,
-        (r"depthwise/kernel|bias|scale|gain", P()),
-    )
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)

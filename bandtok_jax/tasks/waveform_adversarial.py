@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import functools
 
 import jax
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
@@ -16,10 +15,6 @@ from bandtok_jax.tasks.adversarial import AdversarialTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
 EXAMPLES_SHOWN = 2  # of the samples; our choice
-DISCRIMINATORS_SHARDING = (
-    (r"periods/\d+/layers/[1-9]\d*/kernel|scales/\d+/layers/5/kernel", P(None, "fsdp", "tensor")),
-    (r"layers/0/kernel|scales/\d+/layers/[1-4]/kernel|logits/kernel|bands/.*/kernel", P()),
-)
 
 
 class WaveformAdversarialTask(AdversarialTask, abc.ABC):

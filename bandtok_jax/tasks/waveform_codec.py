@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition
@@ -14,21 +13,13 @@ from bandtok_jax.layers.vector_quantization import perplexity
 from bandtok_jax.tasks import codebooks
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.task import Batch, Metrics, State
-from bandtok_jax.tasks.waveform_adversarial import DISCRIMINATORS_SHARDING, WaveformAdversarialTask
+from bandtok_jax.tasks.waveform_adversarial import WaveformAdversarialTask
 
 
 class WaveformCodecTask(WaveformAdversarialTask):
     """The task `waveform_codec`, see `Task` for the methods."""
 
     NEXT_COMMAND = "bandtok reconstruct SONG --model={run} -o COPY.wav"
-    SHARDING = (
-        (r"coder_blocks/.*(dilated|single|down)/kernel", P(None, "fsdp", "tensor")),
-        (r"decoder_blocks/.*up/kernel", P(None, "tensor", "fsdp")),
-        (r"decoder_in/kernel|encoder_out/kernel", P(None, "fsdp", "tensor")),
-        (r"encoder_in/kernel|decoder_out/kernel|quantizer/", P()),
-        *DISCRIMINATORS_SHARDING,
-        (r"bias|gain|alpha", P()),
-    )
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
