@@ -148,13 +148,13 @@ def test_names_tokens_that_do_not_fit(markov):
 
 
 def test_tokens_without_captions_are_recorded(markov):
-    made = task_of(markov)
-    assert made.caption_fraction == 1
-    for shard in made._manifest["splits"]["train"]["shards"]:
+    task = task_of(markov)
+    assert task.caption_fraction == 1
+    for shard in task.manifest["splits"]["train"]["shards"]:
         shard["captions"] = 0
     with pytest.warns(UserWarning, match="no track in .* has a caption"):
-        made.load_frozen()
-    assert made.caption_fraction == 0
+        task.load_frozen()
+    assert task.caption_fraction == 0
 
 
 @pytest.mark.parametrize("variant", ["tiny", "base"])

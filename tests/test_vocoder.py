@@ -141,10 +141,10 @@ def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
 
 def test_every_sample_at_the_peak_moves_it():
     audio = jnp.array([0.5, -0.9, 0.2, 0.9 * (1 - 1e-7), 0.0])
-    peak, gradient = jax.value_and_grad(lambda x: waveform_discriminators._peak(x)[0])(audio)
+    peak, gradient = jax.value_and_grad(lambda x: waveform_discriminators.peak_magnitude(x)[0])(audio)
     assert peak == jnp.float32(0.9)
     np.testing.assert_allclose(gradient, [0, -0.5, 0, 0.5, 0])
-    alone = jax.grad(lambda x: waveform_discriminators._peak(x)[0])(audio[:3])
+    alone = jax.grad(lambda x: waveform_discriminators.peak_magnitude(x)[0])(audio[:3])
     np.testing.assert_allclose(alone, jax.grad(lambda x: jnp.abs(x).max())(audio[:3]))
 
 

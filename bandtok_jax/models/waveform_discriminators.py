@@ -67,7 +67,7 @@ class WaveformDiscriminators(nnx.Module):
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         """Returns the logits and the list of activations of each discriminator."""
         audio = audio - audio.mean(-1, keepdims=True)
-        audio = PEAK * audio / jnp.maximum(_peak(audio), LOWEST_PEAK)
+        audio = PEAK * audio / jnp.maximum(peak_magnitude(audio), LOWEST_PEAK)
         outputs = [discriminator(audio) for discriminator in (*self.periods, *self.scales, *self.spectra)]
         return [logits for logits, _ in outputs], [features for _, features in outputs]
 
@@ -198,7 +198,7 @@ def decimate(audio: jax.Array, rate: int) -> jax.Array:
     return filtered[:, : audio.shape[1] // rate, 0]
 
 
-def _peak(audio: jax.Array) -> jax.Array:
+def peak_magnitude(audio: jax.Array) -> jax.Array:
     """Returns the largest magnitude, `[..., S] -> [..., 1]`, with a gradient to all samples that reach it.
 
     Periodic audio, such as that of equal codes, has its peak several times. With the gradient of the maximum, the last

@@ -77,36 +77,36 @@ class LanguageModelTask(SingleNetworkTask):
         return self.config.data.tokens
 
     @functools.cached_property
-    def _manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """The manifest of the token records."""
         return token_manifest.read_token_manifest(self._folder)
 
     def component_hashes(self) -> dict[str, str]:
         """Returns the hash of the tokenizer that made the tokens, and of the vocoder of the samples."""
         vocoder_hash = self.component("vocoder").weight_hash if self.config.vocoder else ""
-        return {"tokenizer": self._manifest["weight_hash"], "vocoder": vocoder_hash}
+        return {"tokenizer": self.manifest["weight_hash"], "vocoder": vocoder_hash}
 
     @property
     def caption_fraction(self) -> float:
         """Fraction of the training tracks that have a caption; -1 where the manifest does not state it."""
-        fraction = token_manifest.caption_fraction(self._manifest)
+        fraction = token_manifest.caption_fraction(self.manifest)
         return -1.0 if fraction is None else fraction
 
     @property
     def seconds_per_example(self) -> float:
         """Seconds of audio in one example."""
-        return self.config.data.columns / self._manifest["columns_per_second"]
+        return self.config.data.columns / self.manifest["columns_per_second"]
 
     def load_frozen(self) -> Tree:
         """Returns the log-frequencies of the codes in each row of the training tracks, a baseline for any model."""
         model = self.config.model
         for name in ("rows", "codebook_size"):
-            if self._manifest[name] != model[name]:
+            if self.manifest[name] != model[name]:
                 raise ValueError(
-                    f"model.{name} is {model[name]}, and the tokens in {self._folder} have {self._manifest[name]}: "
-                    f"set --config.model.{name}={self._manifest[name]}"
+                    f"model.{name} is {model[name]}, and the tokens in {self._folder} have {self.manifest[name]}: "
+                    f"set --config.model.{name}={self.manifest[name]}"
                 )
-        if self._manifest["row_kind"] == "residual" and not model.row_vocabulary:
+        if self.manifest["row_kind"] == "residual" and not model.row_vocabulary:
             raise ValueError(
                 f"model.row_vocabulary is False, and the rows of the tokens in {self._folder} are residual levels, "
                 "each with a codebook of its own: set --config.model.row_vocabulary=True, or leave it out"
@@ -277,7 +277,7 @@ class LanguageModelTask(SingleNetworkTask):
         """
         if not self.config.tokenizer:
             return None
-        tokenizer, tokens_hash = self.component("tokenizer"), self._manifest["weight_hash"]
+        tokenizer, tokens_hash = self.component("tokenizer"), self.manifest["weight_hash"]
         if tokenizer.weight_hash != tokens_hash:
             raise ValueError(
                 f"config.tokenizer {self.config.tokenizer} is {tokenizer.weight_hash[:12]}, the tokens in "
