@@ -7,23 +7,35 @@
 ((11, 16), (44100,))
 """
 
+from typing import TYPE_CHECKING
+
 from bandtok_jax.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    import os
+
+    from bandtok_jax.codecs.codec import Codec
 
 __all__ = ["__version__", "create", "load"]
 
 
-def load(path, vocoder=None, language_model=None, dtype=""):
-    """A trained codec, see `bandtok_jax.codecs.codec.Codec`.
+def load(
+    path: "str | os.PathLike",
+    vocoder: "str | os.PathLike | None" = None,
+    language_model: "str | os.PathLike | None" = None,
+    dtype: str = "",
+) -> "Codec":
+    """Loads a trained codec, see `bandtok_jax.codecs.codec.Codec`.
 
     Args:
       path: run folder of a tokenizer (`bandtok train`), or an export folder (`bandtok export`).
       vocoder: run or export folder; in place of the vocoder in `path`, if that has one.
-      language_model: run or export folder; likewise.
+      language_model: run or export folder; in place of the one in `path`, if that has one.
       dtype: that vocoder and language model compute in, such as "bfloat16"; by default that of their training, but
         float32 on a CPU. The tokenizer always computes in float32, so that its codes do not depend on the device.
 
     Raises:
-      ValueError, FileNotFoundError: a folder or file is missing, holds another model or another size, or the stages do
+      ValueError, FileNotFoundError: a folder or file is missing, holds another model or size, or the components do
         not belong together.
     """
     # Imported here, so that `import bandtok_jax` is quick and leaves jax alone.
@@ -34,12 +46,12 @@ def load(path, vocoder=None, language_model=None, dtype=""):
     return model_folder.load(path, vocoder=vocoder, language_model=language_model, dtype=dtype)
 
 
-def create(name, seed=0):
-    """A codec with random weights.
+def create(name: str, seed: int = 0) -> "Codec":
+    """Returns a codec with random weights.
 
     Args:
-      name: of a tokenizer's configuration with its variant, such as "bandtok:tiny".
-      seed: of the weights, from 0 to 2**32 - 1.
+      name: name of a tokenizer's configuration with its variant, such as "bandtok:tiny".
+      seed: seed of the weights, from 0 to 2**32 - 1.
 
     Raises:
       ValueError: there is no such configuration, or the seed is another.

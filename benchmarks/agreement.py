@@ -172,7 +172,7 @@ def compare_vocos(folder: str) -> None:
 
     for padding in PADDINGS:
         source = pathlib.Path(folder) / padding
-        vocoder = import_vocos.read(str(source))
+        vocoder = import_vocos.read_vocos(str(source))
         reference = np.load(source / "reference.npz")
         expected = reference["decoded"]
         config = load_config("bandtok:tiny_24khz", {"mel.padding": padding})

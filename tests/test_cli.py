@@ -186,7 +186,7 @@ def test_encode_and_decode(model, song, tmp_path, capsys):
     codes, sound = str(tmp_path / "song.bt"), str(tmp_path / "song.wav")
     assert cli.main(["encode", song, f"--model={model}", "-o", codes]) == 0
     assert "11 columns x 16 rows, 1.00 s" in capsys.readouterr().out
-    found, header = bt_file.read(codes)
+    found, header = bt_file.read_codes(codes)
     codec = bandtok_jax.load(model)
     audio, rate = soundfile.read(song, dtype="float32")
     np.testing.assert_array_equal(found, codec.encode(audio, rate))
@@ -220,7 +220,7 @@ def test_generate(composer, song, tmp_path, capsys, monkeypatch):
     settled = codec.settled_columns(RATE)
     # The codes after these would be others if the song continued: here silence continues it.
     beginning = codec.encode(louder * np.pad(audio, (0, 9 * 4096)), rate)[:settled]
-    found = bt_file.read(more)[0]
+    found = bt_file.read_codes(more)[0]
     assert 2 < len(beginning) == settled and len(found) == settled + 6
     found = found[:settled]
     assert (found == beginning).mean() > 0.9  # the gain is found after resampling: a code on an edge may fall otherwise
@@ -269,7 +269,7 @@ def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, 
         flags = [f"--model={composer}", "--seconds=0.5", "--seed=3", "--guidance=1", "--continue", path]
         assert cli.main(["generate", *flags, "-o", more + ".bt"]) == 0
         assert cli.main(["generate", *flags, "-o", more + ".wav"]) == 0
-        codes.append(bt_file.read(more + ".bt")[0])
+        codes.append(bt_file.read_codes(more + ".bt")[0])
         levels.append(soundfile.read(more + ".wav")[0].std())
     np.testing.assert_array_equal(*codes)
     assert levels[1] == pytest.approx(0.01 * levels[0], rel=0.02)

@@ -18,7 +18,7 @@ def random_codes(columns, rows, codebook_size, seed=0):
 
 def test_header_has_at_most_64_bytes(tmp_path):
     assert bt_file.HEADER_BYTES <= 64
-    bt_file.write(tmp_path / "a.bt", random_codes(3, 5, 1000), HEADER, 3 * 4096 - 7)
+    bt_file.write_codes(tmp_path / "a.bt", random_codes(3, 5, 1000), HEADER, 3 * 4096 - 7)
     assert (tmp_path / "a.bt").stat().st_size == bt_file.HEADER_BYTES + -(-3 * 5 * 10 // 8)
 
 
@@ -28,8 +28,8 @@ def test_round_trip(tmp_path, codebook_size, rows):
     header = dataclasses.replace(HEADER, rows=rows, codebook_size=codebook_size, row_kind="residual")
     for columns in (0, 1, 7, 8, 41):
         codes = random_codes(columns, rows, codebook_size)
-        written = bt_file.write(tmp_path / "a.bt", codes, header, columns * 4096)
-        back, read = bt_file.read(tmp_path / "a.bt")
+        written = bt_file.write_codes(tmp_path / "a.bt", codes, header, columns * 4096)
+        back, read = bt_file.read_codes(tmp_path / "a.bt")
         np.testing.assert_array_equal(back, codes)
         assert back.dtype == np.int32 and read == written and read.samples == columns * 4096
 
@@ -45,7 +45,7 @@ def test_packing_agrees_with_the_binary_digits():
 
 def test_streaming_equals_whole(tmp_path):
     codes = random_codes(1000, 5, 1000)
-    bt_file.write(tmp_path / "whole.bt", codes, HEADER, 1000 * 4096)
+    bt_file.write_codes(tmp_path / "whole.bt", codes, HEADER, 1000 * 4096)
     with bt_file.Writer(tmp_path / "stream.bt", HEADER) as writer:
         for block in np.split(codes, [1, 2, 9, 9, 500]):
             writer.write(block)
@@ -58,7 +58,7 @@ def test_streaming_equals_whole(tmp_path):
 
 def test_every_flipped_byte_and_every_truncation_is_an_error(tmp_path):
     path = tmp_path / "a.bt"
-    bt_file.write(path, random_codes(9, 5, 1000), HEADER, 9 * 4096)
+    bt_file.write_codes(path, random_codes(9, 5, 1000), HEADER, 9 * 4096)
     good = path.read_bytes()
     faults = [good[:length] for length in range(len(good))] + [good + b"\0", good + good]
     for position in range(len(good)):
@@ -67,7 +67,7 @@ def test_every_flipped_byte_and_every_truncation_is_an_error(tmp_path):
     for data in faults:
         path.write_bytes(data)
         with pytest.raises(ValueError) as error:
-            bt_file.read(path)
+            bt_file.read_codes(path)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -90,13 +90,13 @@ def test_a_sound_checksum_over_nonsense_is_still_an_error(tmp_path):
     """A file made on purpose: every sum is right, but the codes exceed the codebook."""
     path = tmp_path / "a.bt"
     wide = dataclasses.replace(HEADER, codebook_size=1024)
-    bt_file.write(path, np.full((4, 5), 1023), wide, 4 * 4096)
+    bt_file.write_codes(path, np.full((4, 5), 1023), wide, 4 * 4096)
     data = path.read_bytes()
     payload_checksum = bt_file._decode_header(data[:64])[1]
     narrow = dataclasses.replace(HEADER, samples=4 * 4096, columns=4)
     path.write_bytes(bt_file._encode_header(narrow, payload_checksum) + data[64:])
     with pytest.raises(ValueError, match="outside its codebook"):
-        bt_file.read(path)
+        bt_file.read_codes(path)
 
 
 def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
@@ -104,7 +104,7 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
         with bt_file.Writer(tmp_path / "a.bt", HEADER) as writer:
             writer.write(np.full((2, 5), 1000))
     with pytest.raises(ValueError, match="do not fit"):
-        bt_file.write(tmp_path / "a.bt", random_codes(2, 5, 1000), HEADER, 4096)
+        bt_file.write_codes(tmp_path / "a.bt", random_codes(2, 5, 1000), HEADER, 4096)
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError) as missing:
         bt_file.Writer(tmp_path / "none" / "a.bt", HEADER)
@@ -114,7 +114,7 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
 @pytest.mark.parametrize("room_bytes", [0, 70, 30_000])
 def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, full_disk, room_bytes):
     with full_disk(room_bytes), pytest.raises(OSError) as error:
-        bt_file.write(tmp_path / "a.bt", random_codes(9_000, 5, 1000), HEADER, 9_000 * 4096)
+        bt_file.write_codes(tmp_path / "a.bt", random_codes(9_000, 5, 1000), HEADER, 9_000 * 4096)
     assert error.value.filename == str(tmp_path / "a.bt") and not list(tmp_path.iterdir())
 
 

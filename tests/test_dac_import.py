@@ -62,7 +62,7 @@ def test_fewer_levels_sound_as_published():
 
 @pytest.mark.parametrize("name", ["song", "pieces"])
 def test_dac_files_sound_as_published(name, tmp_path):
-    file, expected = dac_file.read(str(GOLDEN / f"{name}.dac")), golden()[f"{name}_audio"]
+    file, expected = dac_file.read_dac(str(GOLDEN / f"{name}.dac")), golden()[f"{name}_audio"]
     assert file.padded == (name == "song") and file.codes.shape[2] == 3 and file.samples == len(expected)
     (found,) = dac_file.decode(codec("even"), file)
     # The published program's meter counts blocks that are partly beyond the end: half a second is 0.8 dB louder to it.
@@ -82,21 +82,21 @@ def test_dac_files_on_the_command_line(tmp_path, capsys):
     assert cli.main(["decode", song, f"--model={export}"]) == 0
     assert waveform.probe(tmp_path / "song.wav") == (8000, 1, 4001)
     assert cli.main(["decode", song, f"--model={export}", "-o", again]) == 0
-    found, header = bt_file.read(again)
-    np.testing.assert_array_equal(found, dac_file.read(song).codes[0])
+    found, header = bt_file.read_codes(again)
+    np.testing.assert_array_equal(found, dac_file.read_dac(song).codes[0])
     assert header.samples == 4001
     assert cli.main(["decode", again, f"--model={export}", "-o", str(tmp_path / "b.wav"), "--levels=1"]) == 0
     assert cli.main(["decode", str(GOLDEN / "pieces.dac"), f"--model={export}", "-o", again]) == 1
-    assert "pieces that overlap" in capsys.readouterr().err
+    assert "chunks that overlap" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, window_seconds", [("song", None), ("song", 1.0), ("pieces", 0.2)])
 def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_path, full_disk):
     """At the loudness that the published meter found: half a second is 0.8 dB louder to it than to ours."""
-    expected, audio = dac_file.read(str(GOLDEN / f"{name}.dac")), 0.1 * golden()["audio"]
+    expected, audio = dac_file.read_dac(str(GOLDEN / f"{name}.dac")), 0.1 * golden()["audio"]
     settings = dict(window_seconds=window_seconds, lufs=expected.lufs)
-    dac_file.write(str(tmp_path / "a.dac"), dac_file.encode(codec("even"), audio, 8000, **settings))
-    found = dac_file.read(str(tmp_path / "a.dac"))
+    dac_file.write_dac(str(tmp_path / "a.dac"), dac_file.encode(codec("even"), audio, 8000, **settings))
+    found = dac_file.read_dac(str(tmp_path / "a.dac"))
     for field in dataclasses.fields(found):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
     theirs, ours = (np.load(path, allow_pickle=True)[()] for path in (GOLDEN / f"{name}.dac", tmp_path / "a.dac"))
@@ -104,12 +104,12 @@ def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_pat
         key: type(value) for key, value in ours["metadata"].items()
     }
     with full_disk(100), pytest.raises(OSError) as error:
-        dac_file.write(str(tmp_path / "b.dac"), found)
+        dac_file.write_dac(str(tmp_path / "b.dac"), found)
     assert error.value.filename == str(tmp_path / "b.dac") and len(list(tmp_path.iterdir())) == 1
     stereo = dac_file.encode(codec("even"), np.stack([audio, -audio]), 8000, levels=2, **settings)
     np.testing.assert_array_equal(stereo.codes[0], expected.codes[0, :, :2])
     assert stereo.codes.shape[0] == 2 and (stereo.codes[1] != stereo.codes[0]).any()
-    with pytest.raises(ValueError, match="shorter than what one column hears"):
+    with pytest.raises(ValueError, match="shorter than the receptive field"):
         dac_file.encode(codec("even"), audio, 8000, window_seconds=0.001)
 
 
@@ -147,7 +147,7 @@ def test_dac_files_are_written_on_the_command_line(tmp_path, capsys, monkeypatch
 
 def test_dac_files_of_another_model_are_refused(tmp_path):
     """The files do not name their model; levels and lengths tell most mix-ups."""
-    song = dac_file.read(str(GOLDEN / "song.dac"))
+    song = dac_file.read_dac(str(GOLDEN / "song.dac"))
     for play in (dac_file.decode, dac_file.as_grid):
         with pytest.raises(ValueError, match="501 columns are 0.63 s for this model, and the sound was of 0.50 s"):
             play(codec("odd"), song)
@@ -155,7 +155,7 @@ def test_dac_files_of_another_model_are_refused(tmp_path):
         with pytest.raises(ValueError, match="6 levels, and this model has 3"):
             play(codec("even"), more)
     with pytest.raises(ValueError, match="made them"):
-        dac_file.decode(codec("odd"), dac_file.read(str(GOLDEN / "pieces.dac")))
+        dac_file.decode(codec("odd"), dac_file.read_dac(str(GOLDEN / "pieces.dac")))
 
 
 def test_a_bt_file_of_imported_weights_is_theirs_alone(tmp_path):
@@ -186,14 +186,14 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, protocol
     monkeypatch.chdir(tmp_path)
     attack = pickle.dumps({"state_dict": Attack()}, protocol)
     path = changed(tmp_path, lambda entries: entries.update({next(k for k in entries if "data.pkl" in k): attack}))
-    for read in (torch_checkpoint.read, lambda path: safe_pickle.read_numpy(attack, path)):
+    for read in (torch_checkpoint.read_torch, lambda path: safe_pickle.read_numpy(attack, path)):
         with pytest.raises(ValueError, match="its pickle wants .*system"):
             read(path)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
     (tmp_path / "a.dac").write_bytes(header.getvalue() + attack)
     with pytest.raises(ValueError, match="its pickle wants"):
-        dac_file.read(str(tmp_path / "a.dac"))
+        dac_file.read_dac(str(tmp_path / "a.dac"))
     assert not (tmp_path / "attacked").exists()
 
 
@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
     cures = {without: "has no decoder.model.0.bias", reshaped: "shape", extra: "lm.weight", infinite: "NaN or infinity"}
     for change, words in cures.items():
-        found = torch_checkpoint.read(GOLDEN / "even.pth")
+        found = torch_checkpoint.read_torch(GOLDEN / "even.pth")
         change(found["state_dict"])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch_checkpoint, "read", lambda path, found=found: found)
@@ -250,7 +250,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ({"encoder_rates": "no"}, "encoder_rates"),
         ({"decoder_rates": None}, "decoder's rates None"),
     ):
-        found = torch_checkpoint.read(GOLDEN / "even.pth")
+        found = torch_checkpoint.read_torch(GOLDEN / "even.pth")
         found["metadata"]["kwargs"] |= kwargs
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch_checkpoint, "read", lambda path, found=found: found)
@@ -283,7 +283,7 @@ def test_other_models_of_transformers_are_refused(tmp_path):
         (lambda found: found["metadata"].pop("chunk_length"), "chunk_length"),
         (lambda found: found.update(codes=found["codes"].astype(np.float32)), "float32"),
         (lambda found: found["metadata"].update(sample_rate=0), "sample_rate is 0"),
-        (lambda found: found["metadata"].update(chunk_length=7), "no whole number of pieces"),
+        (lambda found: found["metadata"].update(chunk_length=7), "no whole number of chunks"),
         (lambda found: found["metadata"].update(chunk_length=float("inf")), "chunk_length is inf, not a whole"),
         (lambda found: found["metadata"].update(original_length=10**13), "made them"),
         (lambda found: found["metadata"].update(input_db=np.float32([1e5])), "1e.05|100000"),
@@ -297,10 +297,10 @@ def test_damaged_dac_files_are_refused(change, words, tmp_path):
     with open(tmp_path / "a.dac", "wb") as file:
         np.save(file, found)
     with pytest.raises(ValueError, match=words):
-        dac_file.decode(codec("even"), dac_file.read(str(tmp_path / "a.dac")))
+        dac_file.decode(codec("even"), dac_file.read_dac(str(tmp_path / "a.dac")))
     whole = (GOLDEN / "pieces.dac").read_bytes()
     flipped = [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(10, 70)]
     for data in (b"", b"\x93NUMPY", whole[:-9], *flipped):
         (tmp_path / "b.dac").write_bytes(data)
         with pytest.raises(ValueError, match="b.dac"):
-            dac_file.read(str(tmp_path / "b.dac"))
+            dac_file.read_dac(str(tmp_path / "b.dac"))

@@ -96,12 +96,12 @@ def test_weights_of_dac(tmp_path):
 def test_weights_of_vocos(tmp_path):
     shutil.copy(GOLDEN / "vocos" / "same" / "config.yaml", tmp_path)
     valid = (GOLDEN / "vocos" / "same" / "pytorch_model.bin").read_bytes()
-    fuzz.check(lambda path: import_vocos.read(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
+    fuzz.check(lambda path: import_vocos.read_vocos(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
 
 
 def test_settings_of_vocos(tmp_path):
     shutil.copytree(GOLDEN / "vocos" / "same", tmp_path, dirs_exist_ok=True)
-    valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: import_vocos.read(str(tmp_path))
+    valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: import_vocos.read_vocos(str(tmp_path))
     fuzz.check(read, tmp_path / "config.yaml", valid, fuzz.text, named=str(tmp_path))
 
 
@@ -169,7 +169,7 @@ def dac_codes(random, valid):
 @pytest.mark.parametrize("name", ["song", "pieces"])
 def test_dac_files(name, tmp_path):
     valid = (GOLDEN / "dac" / f"{name}.dac").read_bytes()
-    fuzz.check(lambda path: dac_file.read(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
+    fuzz.check(lambda path: dac_file.read_dac(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
 
 
 def signed(random, valid):
@@ -185,5 +185,5 @@ def signed(random, valid):
 
 def test_bt_files(tmp_path):
     codes = np.random.default_rng(0).integers(0, 1000, (40, 5), dtype=np.int32)
-    bt_file.write(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
+    bt_file.write_codes(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
     fuzz.check(bt_file.read, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)

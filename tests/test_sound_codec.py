@@ -168,8 +168,8 @@ def test_files_with_fewer_levels(song, tmp_path):
     codec = create()
     full, short = (code_files.encode(codec, str(song), str(tmp_path / f"{n}.bt"), n) for n in (None, 2))
     assert (full.rows, short.rows, short.columns) == (ROWS, 2, full.columns)
-    found, header = bt_file.read(tmp_path / "2.bt")
-    np.testing.assert_array_equal(found, bt_file.read(tmp_path / "None.bt")[0][:, :2])
+    found, header = bt_file.read_codes(tmp_path / "2.bt")
+    np.testing.assert_array_equal(found, bt_file.read_codes(tmp_path / "None.bt")[0][:, :2])
     code_files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "a.wav"))
     code_files.decode(codec, str(tmp_path / "None.bt"), str(tmp_path / "b.wav"), 2)
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
@@ -184,7 +184,7 @@ def test_files_with_fewer_levels(song, tmp_path):
 def test_a_foreign_file_is_refused(tmp_path):
     for change in ({"weight_hash": "0" * 32}, {"row_kind": "band"}, {"rows": 4}):
         header = dataclasses.replace(create().header, **change)
-        bt_file.write(tmp_path / "a.bt", np.zeros((1, header.rows), int), header, 1)
+        bt_file.write_codes(tmp_path / "a.bt", np.zeros((1, header.rows), int), header, 1)
         with pytest.raises(ValueError, match="decode it with its own model"):
             code_files.decode(create(), str(tmp_path / "a.bt"), str(tmp_path / "a.wav"))
 

@@ -43,7 +43,7 @@ def test_encode_and_decode(model, tmp_path):
     assert "2 residual rows x 16 codes" in repr(codec) and "tokenizer + language_model" in repr(codec)
     soundfile.write(tmp_path / "a.wav", audio, RATE, subtype="FLOAT")
     assert cli.main(["encode", f"{tmp_path}/a.wav", f"--model={model}", "-o", f"{tmp_path}/a.bt"]) == 0
-    np.testing.assert_array_equal(bt_file.read(tmp_path / "a.bt")[0], codes)
+    np.testing.assert_array_equal(bt_file.read_codes(tmp_path / "a.bt")[0], codes)
     assert cli.main(["decode", f"{tmp_path}/a.bt", f"--model={model}", "-o", f"{tmp_path}/b.wav"]) == 0
     assert soundfile.info(tmp_path / "b.wav").frames == RATE
 

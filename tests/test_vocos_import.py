@@ -30,7 +30,7 @@ PADDINGS = ("center", "same")
 
 @functools.cache
 def vocoder(padding) -> Component:
-    return import_vocos.read(str(GOLDEN / padding))
+    return import_vocos.read_vocos(str(GOLDEN / padding))
 
 
 @functools.cache
@@ -129,12 +129,12 @@ def test_silence_is_as_low_as_the_mel_has_it():
 
 
 def test_safetensors_hold_the_same(tmp_path):
-    weights = torch_checkpoint.read(GOLDEN / "same" / "pytorch_model.bin")
+    weights = torch_checkpoint.read_torch(GOLDEN / "same" / "pytorch_model.bin")
     trained = {name: leaf for name, leaf in weights.items() if not name.startswith("feature_extractor")}
     safetensors.numpy.save_file(trained, tmp_path / "model.safetensors")
     shutil.copy(GOLDEN / "same" / "config.yaml", tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        assert import_vocos.read(str(path)).weight_hash == vocoder("same").weight_hash
+        assert import_vocos.read_vocos(str(path)).weight_hash == vocoder("same").weight_hash
 
 
 def copy(tmp_path, **changes):
@@ -179,7 +179,7 @@ def copy(tmp_path, **changes):
 )
 def test_other_models_are_refused(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words) as found:
-        import_vocos.read(copy(tmp_path, **changes))
+        import_vocos.read_vocos(copy(tmp_path, **changes))
     assert "model" in str(found.value) and "\n" not in str(found.value)
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_config_is_refused(text, tmp_path, monkeypatch):
     path = copy(tmp_path)
     (tmp_path / "model" / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match="config.yaml") as found:
-        import_vocos.read(path)
+        import_vocos.read_vocos(path)
     assert "\n" not in str(found.value) and not (tmp_path / "attacked").exists()
 
 
@@ -210,22 +210,22 @@ def test_damaged_weights_are_refused(tmp_path, monkeypatch, capsys):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"head.out.weight": Attack()}))
     with pytest.raises(ValueError, match="its pickle wants .*system"):
-        import_vocos.read(str(path))
+        import_vocos.read_vocos(str(path))
     assert not (tmp_path / "attacked").exists() and not (tmp_path / "out").exists()
 
     path.write_bytes(data)
-    weights = torch_checkpoint.read(path)
+    weights = torch_checkpoint.read_torch(path)
     for change, words in (({"lr": 3}, "no plain state_dict"), ({"head.out.bias": np.full(66, np.nan)}, "NaN")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch_checkpoint, "read", lambda path, change=change: weights | change)
             with pytest.raises(ValueError, match=words):
-                import_vocos.read(str(path))
+                import_vocos.read_vocos(str(path))
     path.unlink()
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        import_vocos.read(str(path))
+        import_vocos.read_vocos(str(path))
     with pytest.raises(FileNotFoundError, match="holds no pytorch_model.bin or model.safetensors"):
-        import_vocos.read(str(path.parent))
+        import_vocos.read_vocos(str(path.parent))
     (path.parent / "config.yaml").unlink()
     path.write_bytes(data)
     with pytest.raises(FileNotFoundError, match="config.yaml"):
-        import_vocos.read(str(path.parent))
+        import_vocos.read_vocos(str(path.parent))

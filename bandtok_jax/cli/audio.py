@@ -82,7 +82,7 @@ def decode(flags: argparse.Namespace) -> None:
         from bandtok_jax.commands import code_files
 
         codec = models.load_codec(flags)
-    if code_files.dac_file.is_one(flags.codes):
+    if code_files.dac_file.is_dac(flags.codes):
         samples, sample_rate_hz, clipped_samples = code_files.decode_dac(codec, flags.codes, target, flags.levels)
     else:
         header, clipped_samples = code_files.decode(codec, flags.codes, target, flags.levels)

@@ -99,7 +99,7 @@ def import_weights(flags: argparse.Namespace) -> None:
     readers = {
         "dac": functools.partial(import_dac.read_official, parity=flags.parity),
         "dac-hf": functools.partial(import_dac.read_transformers, parity=flags.parity),
-        "vocos": import_vocos.read,
+        "vocos": import_vocos.read_vocos,
     }
     if flags.parity and flags.kind == "vocos":
         raise ValueError("--parity is about the length of DAC's audio: leave it out for a vocoder")

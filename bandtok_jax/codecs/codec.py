@@ -28,13 +28,13 @@ class Codec(abc.ABC):
 
     Args:
       tokenizer: component that makes the codes.
-      vocoder: component that turns the output of the tokenizer's decoder into audio, where it is none.
+      vocoder: component that turns the output of the tokenizer's decoder into audio, unless that is audio.
       language_model: component for `generate`.
       samples_per_column: samples of audio in a column of the grid.
       chunk_columns: columns that are coded at a time; affects speed and memory alone.
 
     Attributes:
-      sample_rate_hz, channels: of the audio that the codec codes.
+      sample_rate_hz, channels: format of the audio.
       rows, codebook_size: F and K of the grid.
       row_kind: "band" (rows are bands of frequency that share one codebook) or "residual" (rows are levels, each with a
         codebook of its own, which refine those before).
@@ -96,7 +96,7 @@ class Codec(abc.ABC):
 
     @property
     def accepts_fewer_rows(self) -> bool:
-        """Whether `decode` accepts the first rows alone, for a lower bitrate."""
+        """True where `decode` accepts the first rows alone, for a lower bitrate."""
         return self.row_kind == "residual"
 
     @property
@@ -217,7 +217,7 @@ class Codec(abc.ABC):
 
     @property
     def can_decode(self) -> bool:
-        """Whether codes can be decoded to audio."""
+        """True where codes can be decoded to audio."""
         try:
             self.require_decoder()
         except ValueError:

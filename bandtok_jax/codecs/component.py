@@ -21,7 +21,7 @@ class Component:
     """A network of a codec and its weights, without anything of its training.
 
     Args:
-      config: of the experiment that trained it.
+      config: configuration of the experiment that trained it.
       weights: `{"parameters": tree, "buffers": tree}`, NumPy or JAX arrays.
       source_path: folder that the weights were read from, for messages.
       step: training steps behind the weights.

@@ -1,16 +1,18 @@
-"""`.dac` files, as descript-audio-codec writes them: an .npy file with a pickle of codes and what belongs to them.
+"""`.dac` files, as descript-audio-codec writes them: an .npy file with a pickle of codes and their metadata.
 
-Its program codes a sound longer than a window piece by piece without any padding, so that neighbouring pieces overlap
-in their codes: 16.3 columns of the 44.1 kHz model are there twice at every seam. Such codes are no grid of the whole
-sound; they can be made and decoded as there, piece by piece.
+The official program codes audio longer than a window chunk by chunk without padding, so that the codes of neighbouring
+chunks overlap: 16.3 columns of the 44.1 kHz model are coded twice at every seam. Such codes are no grid of the whole
+audio. They are made and decoded as by that program, chunk by chunk.
 
 Letters: S samples, C channels, T columns, F rows.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import io
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file, safe_pickle
-from bandtok_jax.layers.network import Network
+from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.models import registry
 from bandtok_jax.models.dac import DAC, DILATIONS, KERNEL_SIZE
 from bandtok_jax.runtime import atomic_file, untrusted
@@ -26,11 +28,11 @@ from bandtok_jax.runtime import atomic_file, untrusted
 VERSIONS = ("1.0.0",)
 SILENCE_LUFS = -70.0  # audiotools' loudness is never below
 CODED_LUFS = -16.0  # dac, model/base.py, compress
-_MOST_LUFS = 100.0  # our limit for what a file may claim
+_MOST_LUFS = 100.0  # our limit for the value in a file
 _MAGIC = b"\x93NUMPY"
-_MOST_BYTES = 1 << 30  # days of sound
-_CURE = "give what `dac encode` wrote"
-_FACTS = untrusted.record(
+_MOST_BYTES = 1 << 30  # days of audio
+_CURE = "give a file that `dac encode` wrote"
+_METADATA = untrusted.record(
     {
         "dac_version": untrusted.one_of(*VERSIONS),
         "chunk_length": untrusted.whole(1),
@@ -44,31 +46,32 @@ _FACTS = untrusted.record(
 
 @dataclasses.dataclass(frozen=True)
 class DacFile:
-    """What a `.dac` file holds.
+    """The content of a `.dac` file.
 
     Args:
       codes: int32 `[C, T, F]`.
-      padded: whether the sound was coded at once; else in pieces of `piece_columns`, without padding.
-      lufs: loudness of the sound before it was brought to that of the codes.
-      samples, sample_rate_hz: of the sound before it was resampled.
+      chunk_columns: columns of a chunk; all of them where `padded`.
+      padded: True where the audio was coded at once, False where it was coded in chunks without padding.
+      lufs: loudness of the audio before it was brought to that of the codes.
+      samples, sample_rate_hz: length and rate of the audio before it was resampled.
     """
 
     codes: np.ndarray
-    piece_columns: int
+    chunk_columns: int
     padded: bool
     lufs: float
     samples: int
     sample_rate_hz: int
 
 
-def is_one(path: str) -> bool:
-    """Whether the file begins as a `.dac` file does."""
+def is_dac(path: str) -> bool:
+    """Returns whether a file begins as a `.dac` file does."""
     untrusted.file_size(path)
     with open(path, "rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def read(path: str) -> DacFile:
+def read_dac(path: str) -> DacFile:
     """Reads a `.dac` file; nothing in it is executed.
 
     Raises:
@@ -86,37 +89,37 @@ def read(path: str) -> DacFile:
         codes = content["codes"]
         if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 3 or 0 in codes.shape:
             raise ValueError(f"its codes are {untrusted.shown(codes)}, not uint16 [channels, rows, columns]")
-        facts = {name: _plain(value) for name, value in content["metadata"].items()}
-        _FACTS(facts, "metadata")
-        waveform.check_rate(facts["sample_rate"])
+        metadata = {name: _plain(value) for name, value in content["metadata"].items()}
+        _METADATA(metadata, "metadata")
+        waveform.check_rate(metadata["sample_rate"])
         return DacFile(
             codes=codes.astype(np.int32).swapaxes(1, 2),
-            piece_columns=facts["chunk_length"],
-            padded=facts["padding"],
-            lufs=float(facts["input_db"]),
-            samples=facts["original_length"],
-            sample_rate_hz=facts["sample_rate"],
+            chunk_columns=metadata["chunk_length"],
+            padded=metadata["padding"],
+            lufs=float(metadata["input_db"]),
+            samples=metadata["original_length"],
+            sample_rate_hz=metadata["sample_rate"],
         )
 
 
-def _plain(value):
-    """A number of NumPy, or an array of one number, as a number of Python."""
+def _plain(value: Any) -> Any:
+    """Returns a number of NumPy, or an array of one number, as a number of Python."""
     return value.item() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def write(path: str, file: DacFile) -> None:
-    """Writes what `read` and the official program read."""
-    facts = {
+def write_dac(path: str, file: DacFile) -> None:
+    """Writes a file that `read_dac` and the official program read."""
+    metadata = {
         "input_db": np.float32([file.lufs]),
         "original_length": file.samples,
         "sample_rate": file.sample_rate_hz,
-        "chunk_length": file.piece_columns,
+        "chunk_length": file.chunk_columns,
         "channels": len(file.codes),
         "padding": file.padded,
         "dac_version": VERSIONS[-1],
     }
     with atomic_file.atomic_write(path) as partial, open(partial, "wb") as target:
-        np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": facts})
+        np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": metadata})
 
 
 def encode(
@@ -128,33 +131,33 @@ def encode(
     levels: int | None = None,
     lufs: float | None = None,
 ) -> DacFile:
-    """Codes every channel of a sound `[C, S]` at the loudness that the official program codes it at.
+    """Codes every channel of audio `[C, S]` at the loudness at which the official program codes.
 
     Args:
-      window_seconds: longer sounds are coded in pieces of so many seconds, as the official program does (5 on its
-        command line), so that their codes depend on where the pieces lie; None: at once.
-      levels: how many rows to keep; None: all.
-      lufs: the loudness of the sound, where it is known.
+      window_seconds: length of the chunks in which longer audio is coded, as by the official program (5 on its command
+        line), so that codes depend on the positions of the chunks; None to code all at once.
+      levels: number of rows to keep; None for all.
+      lufs: loudness of the audio, where it is known.
 
     Raises:
-      ValueError: what is wrong with the sound, or windows shorter than what one column of codes hears.
+      ValueError: the audio cannot be coded, or windows are shorter than the receptive field of a column.
     """
     rows, audio = codec.check_levels(levels), waveform.check(audio, sample_rate_hz)
-    sound = waveform.resample(audio, sample_rate_hz, codec.sample_rate_hz)
+    resampled = waveform.resample(audio, sample_rate_hz, codec.sample_rate_hz)
     if lufs is None:
-        lufs = max(loudness.integrated_lufs(sound, codec.sample_rate_hz), SILENCE_LUFS)
-    sound = sound * np.float32(loudness.gain_to(CODED_LUFS, lufs, float(np.abs(sound).max())))
+        lufs = max(loudness.integrated_lufs(resampled, codec.sample_rate_hz), SILENCE_LUFS)
+    resampled = resampled * np.float32(loudness.gain_to(CODED_LUFS, lufs, float(np.abs(resampled).max())))
     padded = window_seconds is None or audio.shape[1] <= window_seconds * sample_rate_hz
     if padded:
-        codes = np.stack([codec.encode(channel, codec.sample_rate_hz) for channel in sound])
-        piece_columns = codes.shape[1]
+        codes = np.stack([codec.encode(channel, codec.sample_rate_hz) for channel in resampled])
+        chunk_columns = codes.shape[1]
     else:
-        codes, piece_columns = _code_pieces(codec, sound, window_seconds)
-    return DacFile(codes[..., :rows], piece_columns, padded, lufs, audio.shape[1], sample_rate_hz)
+        codes, chunk_columns = _encode_chunks(codec, resampled, window_seconds)
+    return DacFile(codes[..., :rows], chunk_columns, padded, lufs, audio.shape[1], sample_rate_hz)
 
 
 def decode(codec: WaveformCodec, file: DacFile, levels: int | None = None) -> np.ndarray:
-    """The sound of a `.dac` file, float32 `[C, S]` at the rate, the length and the loudness of its original.
+    """Returns the audio of a `.dac` file, float32 `[C, S]` at the rate, the length and the loudness of its original.
 
     The channels keep their balance. (The official program brings each of them to the loudness of all.)
 
@@ -163,23 +166,25 @@ def decode(codec: WaveformCodec, file: DacFile, levels: int | None = None) -> np
     """
     _check_origin(codec, file)
     rows = codec.check_levels(levels, file.codes.shape[2])
-    play = functools.partial(_play_pieces, codec, piece_columns=file.piece_columns)
-    channels = [codec.decode(codes[:, :rows]) if file.padded else play(codes[:, :rows]) for codes in file.codes]
-    sound = np.stack(channels)
-    gain = 10 ** ((file.lufs - max(loudness.integrated_lufs(sound, codec.sample_rate_hz), SILENCE_LUFS)) / 20)
-    sound = waveform.resample(sound * np.float32(gain), codec.sample_rate_hz, file.sample_rate_hz)[:, : file.samples]
-    return np.pad(sound, ((0, 0), (0, file.samples - sound.shape[1])))
+    decode_chunks = functools.partial(_decode_chunks, codec, chunk_columns=file.chunk_columns)
+    channels = [
+        codec.decode(codes[:, :rows]) if file.padded else decode_chunks(codes[:, :rows]) for codes in file.codes
+    ]
+    audio = np.stack(channels)
+    gain = 10 ** ((file.lufs - max(loudness.integrated_lufs(audio, codec.sample_rate_hz), SILENCE_LUFS)) / 20)
+    audio = waveform.resample(audio * np.float32(gain), codec.sample_rate_hz, file.sample_rate_hz)[:, : file.samples]
+    return np.pad(audio, ((0, 0), (0, file.samples - audio.shape[1])))
 
 
 def as_grid(codec: WaveformCodec, file: DacFile) -> tuple[np.ndarray, int]:
-    """Codes `[T, F]` for a `.bt` file, with the number of samples; they stand for sound at the loudness of the codes.
+    """Returns codes `[T, F]` for a `.bt` file, and its number of samples, for audio at the loudness of the codes.
 
     Raises:
-      ValueError: codes of more than one channel or of pieces, or codes that this codec cannot have made.
+      ValueError: codes of more than one channel or of chunks, or codes that this codec cannot have made.
     """
     if not file.padded or len(file.codes) > 1:
-        what = f"{len(file.codes)} channels" if file.padded else "pieces that overlap"
-        raise ValueError(f"these codes are {what}, which no grid holds: decode them to sound, and encode that")
+        problem = f"{len(file.codes)} channels" if file.padded else "chunks that overlap"
+        raise ValueError(f"these codes are {problem}, which no grid holds: decode them to audio, and encode that")
     _check_origin(codec, file)
     (codes,) = file.codes
     samples = round(file.samples * codec.sample_rate_hz / file.sample_rate_hz)
@@ -192,51 +197,53 @@ def _check_origin(codec: WaveformCodec, file: DacFile) -> None:
     _, columns, rows = file.codes.shape
     if rows > codec.rows:
         raise ValueError(f"{rows} levels, and this model has {codec.rows}: decode them with the model that made them")
-    if columns % file.piece_columns:
+    if columns % file.chunk_columns:
         raise ValueError(
-            f"{columns} columns are no whole number of pieces of {file.piece_columns}: write the file again"
+            f"{columns} columns are no whole number of chunks of {file.chunk_columns}: write the file again"
         )
-    pieces = columns // file.piece_columns
+    chunks = columns // file.chunk_columns
     if file.padded:
-        pieces, piece = columns, codec.samples_per_column
+        chunks, chunk = columns, codec.samples_per_column
     else:
-        piece = _length(file.piece_columns, _layers(codec)[1])
+        chunk = _length(file.chunk_columns, _layers(codec)[1])
     samples = file.samples * codec.sample_rate_hz / file.sample_rate_hz
-    if not (pieces - 1) * piece - 2 < samples < pieces * piece + 2:  # resampling rounds by a sample or so
+    if not (chunks - 1) * chunk - 2 < samples < chunks * chunk + 2:  # resampling rounds by a sample or so
         raise ValueError(
-            f"{columns} columns are {pieces * piece / codec.sample_rate_hz:.2f} s for this model, and the sound was of "
+            f"{columns} columns are {chunks * chunk / codec.sample_rate_hz:.2f} s for this model, and the audio was of "
             f"{file.samples / file.sample_rate_hz:.2f} s: decode them with the model that made them"
         )
 
 
-def _code_pieces(codec: WaveformCodec, sound: np.ndarray, window_seconds: float) -> tuple[np.ndarray, int]:
-    """Codes `[C, T, F]` of the official program's pieces of a sound `[C, S]`, and the columns of each."""
+def _encode_chunks(codec: WaveformCodec, audio: np.ndarray, window_seconds: float) -> tuple[np.ndarray, int]:
+    """Returns codes `[C, T, F]` of the official program's chunks of audio `[C, S]`, and the columns of each."""
     hop = codec.samples_per_column
     window = math.ceil(int(window_seconds * codec.sample_rate_hz) / hop) * hop
     encoder, decoder = _layers(codec)
     columns = _length(window, encoder)
     step = _length(columns, decoder)
     if columns < 1 or step < 1:
-        raise ValueError(f"windows of {window_seconds} s are shorter than what one column hears: give longer ones")
-    delay, count = _delay(encoder + decoder), math.ceil(sound.shape[1] / step)
-    sound = np.pad(sound, ((0, 0), (delay, max(delay, (count - 1) * step + window - delay - sound.shape[1]))))
+        raise ValueError(
+            f"windows of {window_seconds} s are shorter than the receptive field of a column: give longer ones"
+        )
+    delay, count = _delay(encoder + decoder), math.ceil(audio.shape[1] / step)
+    audio = np.pad(audio, ((0, 0), (delay, max(delay, (count - 1) * step + window - delay - audio.shape[1]))))
     code, weights = _unpadded(codec, "encode"), codec.parameters["tokenizer"]
     starts = range(0, count * step, step)
-    codes = [np.concatenate([np.asarray(code(weights, x[None, i : i + window])[0]) for i in starts]) for x in sound]
+    codes = [np.concatenate([np.asarray(code(weights, x[None, i : i + window])[0]) for i in starts]) for x in audio]
     return np.stack(codes), columns
 
 
-def _play_pieces(codec: WaveformCodec, codes: np.ndarray, piece_columns: int) -> np.ndarray:
-    """Codes `[T, F]` of whole pieces to sound `[S]`, each piece by itself and without padding."""
+def _decode_chunks(codec: WaveformCodec, codes: np.ndarray, chunk_columns: int) -> np.ndarray:
+    """Decodes codes `[T, F]` of whole chunks to audio `[S]`, each chunk alone and without padding."""
     codes = bt_file.check_codes(codes, codec.rows, codec.codebook_size, fewer_rows=True)
     decode = _unpadded(codec, "decode")
     weights = codec.parameters["tokenizer"]
-    pieces = np.split(codes, len(codes) // piece_columns)
-    return np.concatenate([np.asarray(decode(weights, piece[None])[0]) for piece in pieces])
+    chunks = np.split(codes, len(codes) // chunk_columns)
+    return np.concatenate([np.asarray(decode(weights, chunk[None])[0]) for chunk in chunks])
 
 
-def _unpadded(codec: WaveformCodec, method: str):
-    """The network's method, compiled, with no zeros around what it is given."""
+def _unpadded(codec: WaveformCodec, method: str) -> Callable[[Tree, jax.Array], jax.Array]:
+    """Returns a method of the network, compiled, that pads its input with no zeros."""
     arguments = registry.arguments(codec.components["tokenizer"].resolved_config) | {"padding": False}
     network = Network(lambda rngs: DAC(**arguments, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
@@ -252,7 +259,7 @@ class _Layer:
 
 
 def _layers(codec: WaveformCodec) -> tuple[list[_Layer], list[_Layer]]:
-    """What changes lengths in the encoder and in the decoder."""
+    """Returns the layers of the encoder and of the decoder that change the number of frames."""
     strides = codec.components["tokenizer"].config.model.strides
     units = [_Layer((KERNEL_SIZE - 1) * dilation) for dilation in DILATIONS]
     down = [layer for s in strides for layer in (*units, _Layer(2 * s - 1, s))]
@@ -262,7 +269,7 @@ def _layers(codec: WaveformCodec) -> tuple[list[_Layer], list[_Layer]]:
 
 
 def _length(length: int, layers: list[_Layer]) -> int:
-    """How many frames these layers make of so many."""
+    """Returns the number of frames after these layers."""
     for layer in layers:
         if layer.transposed:
             length = (length - 1) * layer.stride + layer.reach + 1
@@ -272,11 +279,14 @@ def _length(length: int, layers: list[_Layer]) -> int:
 
 
 def _delay(layers: list[_Layer]) -> int:
-    """Zeros that the official program puts before a sound that it codes in pieces: half of what the network takes."""
-    made = length = _length(0, layers)
+    """Returns the zeros that the official program puts before audio that it codes in chunks.
+
+    They are half of the frames that the network takes away.
+    """
+    shortest = length = _length(0, layers)
     for layer in reversed(layers):
         if layer.transposed:
             length = math.ceil((length - layer.reach - 1) / layer.stride) + 1
         else:
             length = (length - 1) * layer.stride + layer.reach + 1
-    return (length - made) // 2
+    return (length - shortest) // 2

@@ -1,4 +1,4 @@
-"""Codecs from components: the class that wires them, by what their tokenizer produces."""
+"""Codecs from components: the class that wires them, by the output of their tokenizer."""
 
 from collections.abc import Callable, Mapping
 import importlib

@@ -96,14 +96,14 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
     _refuse_overwriting(source, target)
     atomic_file.check(target)
     with _naming(source):
-        found = dac_file.read(source)
+        found = dac_file.read_dac(source)
         if _ending(target) != ".bt":
             clipped = waveform.write(target, dac_file.decode(codec, found, levels), found.sample_rate_hz)
             return found.samples, found.sample_rate_hz, clipped
         codes, samples = dac_file.as_grid(codec, found)
         rows = codec.check_levels(levels, codes.shape[1])
         header = dataclasses.replace(codec.header, rows=rows)
-        bt_file.write(target, codes[:, :rows], header, samples)
+        bt_file.write_codes(target, codes[:, :rows], header, samples)
         return samples, codec.sample_rate_hz, 0
 
 
@@ -122,7 +122,7 @@ def encode_dac(
     with _naming(source):
         audio, sample_rate_hz = waveform.read(source)
         made = dac_file.encode(codec, audio, sample_rate_hz, levels=levels, window_seconds=window_seconds)
-    dac_file.write(target, made)
+    dac_file.write_dac(target, made)
     return made
 
 
@@ -215,7 +215,7 @@ def generate(
     for path, codes in zip(paths, made):
         clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
         if ending == ".bt":
-            bt_file.write(path, codes, codec.header, samples)
+            bt_file.write_codes(path, codes, codec.header, samples)
         else:
             with waveform.Writer(path, codec.sample_rate_hz, 1) as writer:
                 blocks = codec.decode_stream([codes], samples=samples)

@@ -30,12 +30,12 @@ _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 HASH_DIGITS = 32
 _READ_BYTES = 1 << 20
-_CURE = "copy it again or encode the sound again"
+_CURE = "copy it again or encode the audio again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a `.bt` file says about its codes; `weight_hash` has 32 hexadecimal digits."""
+    """The metadata of a `.bt` file; `weight_hash` has 32 hexadecimal digits."""
 
     rows: int
     codebook_size: int
@@ -53,10 +53,11 @@ class Header:
 
     @property
     def payload_bytes(self) -> int:
+        """Bytes of the packed codes."""
         return -(-self.columns * self.rows * self.bits // 8)
 
     def problem(self) -> str | None:
-        """What makes this header impossible, if anything does."""
+        """Returns the reason why this header is impossible; None if it is possible."""
         if self.row_kind not in ROW_KINDS:
             return f"row kind {self.row_kind!r} is none of {', '.join(ROW_KINDS)}"
         if not 1 <= self.rows < 1 << 16:
@@ -98,13 +99,13 @@ class Writer:
         codes = check_codes(codes, self._header.rows, self._header.codebook_size)
         self._columns += len(codes)
         flat = np.concatenate([self._rest, codes.astype(np.uint32).reshape(-1)])
-        # Eight codes fill whole bytes whatever the number of bits, so nothing but whole codes is carried over.
+        # Eight codes fill whole bytes for any number of bits, so nothing but whole codes is carried over.
         whole = len(flat) // 8 * 8
         self._put(flat[:whole])
         self._rest = flat[whole:]
 
     def finish(self, samples: int) -> Header:
-        """Completes the file; `samples` is the length of the sound at the codec's rate."""
+        """Completes the file; `samples` is the length of the audio at the codec's rate."""
         header = dataclasses.replace(self._header, samples=int(samples), columns=self._columns)
         problem = header.problem()
         if problem:
@@ -126,8 +127,8 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError):  # what came before tells more
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # the first error says more
             self._file.close()
         if os.path.exists(self._partial):
             os.remove(self._partial)
@@ -166,14 +167,14 @@ class Reader:
                 yield codes.reshape(-1, rows)
 
 
-def write(path: str | os.PathLike, codes: np.ndarray, header: Header, samples: int) -> Header:
-    """Writes whole codes [T, F] at once; `header` says all but the counts."""
+def write_codes(path: str | os.PathLike, codes: np.ndarray, header: Header, samples: int) -> Header:
+    """Writes whole codes [T, F] at once; `header` holds all but the counts."""
     with Writer(path, header) as writer:
         writer.write(codes)
         return writer.finish(samples)
 
 
-def read(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
+def read_codes(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
     """Reads a whole file: codes int32 [T, F] and its header."""
     reader = Reader(path)
     empty = np.zeros((0, reader.header.rows), np.int32)
@@ -181,14 +182,14 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
 
 
 def check_codes(codes: np.ndarray, rows: int, codebook_size: int, *, fewer_rows: bool = False) -> np.ndarray:
-    """Returns `codes` as int32 [T, F]; every way in which they are none raises ValueError with the cure."""
+    """Returns `codes` as int32 [T, F]; ValueError with the cure where they cannot be codes."""
     codes = np.asarray(codes)
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes are {codes.dtype}, not integers: pass what encode returned")
     if codes.ndim != 2 or codes.shape[1] != rows and not (fewer_rows and 1 <= codes.shape[1] < rows):
         allowed = f"1..{rows}" if fewer_rows else str(rows)
         raise ValueError(
-            f"codes have the shape {list(codes.shape)}, not [columns, {allowed}]: pass one piece, time first"
+            f"codes have the shape {list(codes.shape)}, not [columns, {allowed}]: pass one grid, time first"
         )
     if codes.size and (codes.min() < 0 or codes.max() >= codebook_size):
         raise ValueError(
@@ -199,13 +200,13 @@ def check_codes(codes: np.ndarray, rows: int, codebook_size: int, *, fewer_rows:
 
 
 def pack(codes: np.ndarray, bits: int) -> bytes:
-    """Non-negative integers [L], `bits` bits each, as bytes; the last byte is filled up with zeros."""
+    """Packs non-negative integers [L], `bits` bits each, into bytes; the last byte is filled with zeros."""
     shifts = np.arange(bits - 1, -1, -1, dtype=np.uint32)
     return np.packbits((codes[:, None] >> shifts & 1).astype(np.uint8)).tobytes()
 
 
 def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
-    """The first `count` integers of `pack`'s bytes, int32 [L]."""
+    """Returns the first `count` integers of the bytes of `pack`, int32 [L]."""
     ones = np.unpackbits(np.frombuffer(data, np.uint8))[: count * bits]
     weights = 1 << np.arange(bits - 1, -1, -1, dtype=np.int32)
     return ones[: len(ones) // bits * bits].reshape(-1, bits).astype(np.int32) @ weights
@@ -230,7 +231,7 @@ def _encode_header(header: Header, payload_checksum: int) -> bytes:
 
 
 def _decode_header(data: bytes) -> tuple[Header, int]:
-    """The header and the payload's checksum; ValueError where they cannot be those of a `.bt` file."""
+    """Returns the header and the payload's checksum; ValueError where they cannot be those of a `.bt` file."""
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise ValueError(f"it is no .bt file (it begins with {data[:4]!r})")
     if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:

@@ -1,7 +1,7 @@
-"""Pickles without their power: a reader that knows a short list of names and runs nothing else.
+"""Pickles without their power: a reader that accepts a short list of names and runs nothing else.
 
-A pickle is a program that may call whatever can be imported. Here every name in it is looked up in a table of our own
-stand-ins, and any other name ends the reading.
+A pickle is a program that may call everything that can be imported. Here every name in it is looked up in a table of
+our own stand-ins, and any other name ends the reading.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ import numpy as np
 from bandtok_jax.runtime import untrusted
 
 CURE = "download or copy it again"
-# Weights have a dozen steps a tensor, so this is far above what any model or file of codes needs.
+# Weights have a dozen steps a tensor, so this is far above the need of any model or file of codes.
 _MOST_STEPS = 1_000_000
 _DEEPEST, _MOST_KEYS = 4, 16  # of arrays and plain values in dicts; a `.dac` file has ten keys in two dicts
-# Whatever makes objects by other ways than a name and its arguments.
+# Steps that make objects by other means than a name and its arguments.
 _REFUSED_STEPS = frozenset("INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID NEXT_BUFFER READONLY_BUFFER".split())
 
 
@@ -27,26 +27,28 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data), encoding="latin1")
         self._path, self._names, self._persistent = path, names, persistent
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in self._names:
             raise untrusted.refusal(
                 self._path, f"its pickle wants {module}.{name}, which no weights or codes need", "do not use this file"
             )
         return self._names[f"{module}.{name}"]
 
-    def persistent_load(self, identity):
+    def persistent_load(self, identity: Any) -> Any:
         if self._persistent is None:
             raise ValueError("its pickle refers to data outside of it")
         return self._persistent(identity)
 
 
-def read(data: bytes, path: str, names: Mapping[str, Any], persistent: Callable[[Any], Any] | None = None) -> Any:
-    """The object that the pickle `data` describes.
+def read_pickle(
+    data: bytes, path: str, names: Mapping[str, Any], persistent: Callable[[Any], Any] | None = None
+) -> Any:
+    """Returns the object that the pickle `data` describes.
 
     Args:
-      path: of the file, for messages.
-      names: what stands for each "module.name" that the pickle may mention.
-      persistent: gives what a persistent id stands for.
+      path: path of the file, for messages.
+      names: a stand-in for each "module.name" that the pickle may mention.
+      persistent: maps a persistent id to its object.
 
     Raises:
       ValueError: any other name, or a damaged pickle.
@@ -77,10 +79,10 @@ class _Array:
 
     __slots__ = ("value",)
 
-    def __init__(self, *_):
+    def __init__(self, *_: object):
         self.value = None
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         if dtype.numpy is None:
             self.value = data[0] if shape == () else data
@@ -94,23 +96,23 @@ class _Type:
 
     __slots__ = ("numpy",)
 
-    def __init__(self, code, *_):
+    def __init__(self, code: str, *_: object):
         if code not in ("O8", "b1") and not (len(code) == 2 and code[0] in "fiu" and code[1] in "1248"):
             raise ValueError(f"an array of {code!r}")
         self.numpy = None if code == "O8" else np.dtype(code)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         if self.numpy is not None and state[1] in ("<", ">"):
             self.numpy = self.numpy.newbyteorder(state[1])
 
 
 def _numpy_names() -> dict[str, Any]:
-    """Stand-ins for what NumPy's pickles mention; new ones for each file, which may write into them."""
+    """Returns stand-ins for the names in NumPy's pickles, new ones for each file, which may write into them."""
 
-    def reconstruct(*_):
+    def reconstruct(*_: object) -> _Array:
         return _Array()
 
-    def scalar(dtype: _Type, data: bytes):
+    def scalar(dtype: _Type, data: bytes) -> np.generic:
         return np.frombuffer(bytes(data, "latin1") if isinstance(data, str) else data, dtype.numpy)[0]
 
     functions = {"_reconstruct": reconstruct, "scalar": scalar}
@@ -122,22 +124,22 @@ def _numpy_names() -> dict[str, Any]:
 
 
 def read_numpy(data: bytes, path: str) -> Any:
-    """A pickle of NumPy arrays and plain values in dicts; arrays of objects give their one object.
+    """Reads a pickle of NumPy arrays and plain values in dicts; arrays of objects give their one object.
 
     Raises:
-      ValueError: as `read`, or values that are nested deep or refer to each other.
+      ValueError: as `read_pickle`, or values that are nested deep or refer to each other.
     """
     with untrusted.reading(path, CURE):
-        return _values(read(data, path, _numpy_names()), 0)
+        return _values(read_pickle(data, path, _numpy_names()), 0)
 
 
-def _values(found: Any, depth: int) -> Any:
+def _values(content: Any, depth: int) -> Any:
     if depth > _DEEPEST:
         raise ValueError(f"its values are nested more than {_DEEPEST} deep")
-    if isinstance(found, _Array):
-        return _values(found.value, depth + 1)
-    if isinstance(found, dict):
-        if len(found) > _MOST_KEYS:
-            raise ValueError(f"it holds {len(found)} keys, where a few are expected")
-        return {key: _values(value, depth + 1) for key, value in found.items()}
-    return found
+    if isinstance(content, _Array):
+        return _values(content.value, depth + 1)
+    if isinstance(content, dict):
+        if len(content) > _MOST_KEYS:
+            raise ValueError(f"it holds {len(content)} keys, where a few are expected")
+        return {key: _values(value, depth + 1) for key, value in content.items()}
+    return content

@@ -16,7 +16,7 @@ _CURE = "copy or export it again"
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    """`{'a': {'b': leaf}}` -> `{'a.b': leaf}`, ordered by key."""
+    """Flattens `{'a': {'b': leaf}}` to `{'a.b': leaf}`, ordered by key."""
     flat = {}
     for key in sorted(tree):
         if "." in key:
@@ -30,7 +30,7 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, np.ndarray]) -> Tree:
-    """The inverse of `flatten`, save for empty dicts.
+    """Inverts `flatten`, save for empty dicts.
 
     Raises:
       ValueError: a name is that of an array and of a group, or is made of more levels than any network has.
@@ -85,7 +85,7 @@ def load_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def weight_hash(tree: Tree) -> str:
-    """SHA-256 over every leaf in the order of its path, with path, shape and dtype, in hexadecimal."""
+    """Returns the SHA-256 of every leaf in the order of its path, with path, shape and dtype, in hexadecimal."""
     digest = hashlib.sha256()
     for path, leaf in flatten(tree).items():
         leaf = np.ascontiguousarray(leaf)

@@ -32,8 +32,8 @@ class _Storage:
     values: np.ndarray
 
 
-def read(path: str | os.PathLike) -> Any:
-    """What the file holds: dicts and lists with NumPy arrays in place of tensors.
+def read_torch(path: str | os.PathLike) -> Any:
+    """Returns the content of the file, dicts and lists with NumPy arrays in place of tensors.
 
     Raises:
       ValueError: no such file of PyTorch 1.6 or later, a damaged one, or one whose pickle wants more than tensors.
@@ -65,14 +65,14 @@ class _Reader:
             "torch.Size": tuple,
             **{f"torch.{name}": name for name in _TYPES},
         }
-        return safe_pickle.read(self._bytes("data.pkl"), self._path, names, self._storage)
+        return safe_pickle.read_pickle(self._bytes("data.pkl"), self._path, names, self._storage)
 
     def _has(self, name: str) -> bool:
         return self._folder + name in self._archive.namelist()
 
     def _bytes(self, name: str) -> bytes:
         entry = self._archive.getinfo(self._folder + name)
-        if entry.compress_type != zipfile.ZIP_STORED:  # torch.save stores; what unfolds could fill the memory
+        if entry.compress_type != zipfile.ZIP_STORED:  # torch.save stores, and unpacked data could fill the memory
             raise ValueError(f"{entry.filename} in it is compressed, which torch.save never does")
         return self._archive.read(entry)
 

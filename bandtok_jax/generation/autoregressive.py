@@ -1,7 +1,7 @@
 """New grids of tokens from a language model, with a cache of keys and values.
 
-The cache has one fixed shape. A compiled loop on the device makes many tokens a call and looks at the smallest of a few
-static lengths ("spans") that holds what is filled, so a piece of any duration needs a handful of compiled programs.
+The cache has one fixed shape. A compiled loop on the device makes many tokens a call and attends to the smallest of a
+few static lengths ("spans") that holds all filled places, so a track of any duration needs few compiled programs.
 Where the window is full, its newer half is read again as a new beginning (positions are relative), and so on forever.
 """
 
@@ -55,12 +55,14 @@ class Generator:
 
         Args:
           columns: T, of the whole result, the prefix included.
-          window_columns: how many columns the model sees at most: what it was trained with.
+          window_columns: largest number of columns that the model attends to, as in its training.
           key: example b depends on it and on b, not on the batch.
-          caption: UTF-8 bytes `[B, M]`, zero padded; embedding: `[B, M, E]`; neither: without text.
-          prefix: codes `[B, T0, F]` to go on from.
+          caption: UTF-8 bytes `[B, M]`, zero padded.
+          embedding: text embeddings `[B, M, E]`; without it and a caption, generation is unconditional.
+          prefix: codes `[B, T0, F]` to continue.
           temperature: 0 always takes the likeliest token.
-          top_k: choose among the k likeliest tokens; top_p: among the likeliest that together have this probability.
+          top_k: choose among the k likeliest tokens.
+          top_p: choose among the likeliest that together have this probability.
           guidance: how far to go from the prediction without text to the one with it, and beyond (above 1).
           may_end: let the model end a track before; else the end token has no probability.
           begins: whether the prefix begins a track, or comes from the middle of one.
@@ -82,7 +84,7 @@ class Generator:
 
         spans = _spans(window_columns * rows + 1)
         cache = self._network.apply(self._parameters, {}, copies, spans[-1], method="init_kv_cache")
-        how = dict(network=self._network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+        static = dict(network=self._network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
         numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
         ended, lengths = np.zeros(batch, bool), np.full(batch, columns)
         done, seen = first, None  # finished columns; those of them in the window, None: nothing is in the cache yet
@@ -100,7 +102,7 @@ class Generator:
             count = min((span - place) // rows, window_columns - seen, columns - done)
             new, token, stopped, cache = _advance(
                 self._parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
-                key, numbers, span=span, **how,
+                key, numbers, span=span, **static,
             )  # fmt: skip
             codes[:, done : done + count] = np.asarray(new)[:, : count * rows].reshape(batch, count, rows)
             stopped = np.asarray(stopped)
@@ -112,7 +114,15 @@ class Generator:
         codes[np.arange(columns) >= lengths[:, None]] = 0
         return codes, lengths
 
-    def _check(self, columns, window_columns, temperature, top_k, top_p, guidance):
+    def _check(
+        self,
+        columns: int,
+        window_columns: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+        guidance: float,
+    ) -> None:
         if columns < 1 or window_columns < 2:
             raise ValueError(f"columns is {columns} and window_columns {window_columns}: at least 1 and 2 are needed")
         if not 0 <= temperature < math.inf:
@@ -126,7 +136,7 @@ class Generator:
                 f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
             )
 
-    def _take(self, prefix, codes) -> int:
+    def _take(self, prefix: np.ndarray, codes: np.ndarray) -> int:
         """Puts the prefix into `codes`; returns its columns."""
         prefix = np.asarray(prefix)
         batch, columns, rows = codes.shape
@@ -143,16 +153,18 @@ class Generator:
         codes[:, : prefix.shape[1]] = prefix
         return prefix.shape[1]
 
-    def _sequence(self, codes, begins):
-        """The first token and the grid, flat: `[B, 1 + T * F]`."""
+    def _sequence(self, codes: np.ndarray, begins: bool) -> np.ndarray:
+        """Returns the first token and the flattened grid, `[B, 1 + T * F]`."""
         first = np.full((codes.shape[0], 1), first_token(self.settings["codebook_size"], begins), np.int32)
         return np.concatenate([first, codes.reshape(codes.shape[0], -1)], axis=1)
 
-    def _text(self, caption, embedding, batch):
+    def _text(
+        self, caption: np.ndarray | None, embedding: np.ndarray | None, batch: int
+    ) -> dict[str, jax.Array] | None:
         kind = self.settings.get("text", "bytes")
-        given = {"caption": caption, "embedding": embedding}
+        values = {"caption": caption, "embedding": embedding}
         wanted = {"bytes": "caption", "embedding": "embedding", "none": None}[kind]
-        for name, value in given.items():
+        for name, value in values.items():
             if value is not None and name != wanted:
                 raise ValueError(
                     f'the model has text="{kind}", so it cannot take {name}: it takes {wanted or "no text"}'
@@ -161,14 +173,22 @@ class Generator:
                 raise ValueError(f"{name} has {len(value)} entries and the batch {batch}: give one for each example")
         if wanted is None:
             return None
-        if given[wanted] is not None:
-            return {wanted: jnp.asarray(given[wanted])}
+        if values[wanted] is not None:
+            return {wanted: jnp.asarray(values[wanted])}
         shape = (batch, 1) if kind == "bytes" else (batch, 1, self.settings["text_dim"])
         return {wanted: jnp.zeros(shape, jnp.uint8 if kind == "bytes" else jnp.float32)}
 
 
-def sample(logits, keys, *, temperature, top_p=1.0, top_k: int | None = None, nucleus: bool = False):
-    """One token for each row of `logits [B, V]`, with a key for each.
+def sample(
+    logits: jax.Array,
+    keys: jax.Array,
+    *,
+    temperature: jax.Array | float,
+    top_p: jax.Array | float = 1.0,
+    top_k: int | None = None,
+    nucleus: bool = False,
+) -> jax.Array:
+    """Samples one token for each row of `logits [B, V]`, with a key for each.
 
     Args:
       top_k, nucleus: static; `top_p` counts only if `nucleus`. Both: first the k likeliest, then the nucleus of them.
@@ -191,13 +211,28 @@ def sample(logits, keys, *, temperature, top_p=1.0, top_k: int | None = None, nu
 
 @functools.partial(jax.jit, static_argnames=("network", "span", "top_k", "nucleus", "guided"), donate_argnums=1)
 def _advance(
-    parameters, cache, token, place, offset, count, ended, text, key, numbers, *, network, span, top_k, nucleus, guided
-):
-    """`count` more columns after `token [B]`, which stands at `place`.
+    parameters: Tree,
+    cache: Tree,
+    token: jax.Array,
+    place: jax.Array,
+    offset: jax.Array,
+    count: jax.Array,
+    ended: jax.Array,
+    text: Tree,
+    key: jax.Array,
+    numbers: dict[str, jax.Array],
+    *,
+    network: "_DecodingNetwork",
+    span: int,
+    top_k: int | None,
+    nucleus: bool,
+    guided: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, Tree]:
+    """Generates `count` columns after `token [B]`, which is at `place`.
 
     Returns:
-      The tokens `[B, span]`, of which those of `count` columns count; the last one; at which a track ended `[B]`, or
-      -1; the cache.
+      The tokens `[B, span]`, of which those of the first `count` columns are valid, the last token, the position at
+      which each track ended `[B]` or -1, and the cache.
     """
     model = network.settings
     rows, end = model["rows"], model["codebook_size"]
@@ -205,18 +240,21 @@ def _advance(
     context = None if text is None else text["cache"]
     mask = None if text is None else text["mask"]
 
-    def more(state):
+    def more(state: tuple) -> jax.Array:
         column, (_, stopped, _, _) = state
         return (column < count) & ~(ended | (stopped >= 0)).all()
 
     # The steps of a column are a loop of its own, whose length the compiler knows: a GPU can then queue all of them
     # before the first is done, where it would wait for the condition of an open loop after each.
-    def column(state):
+    def column(state: tuple) -> tuple:
         column, state = state
-        step_of_column = lambda row, state: step(column * rows + row, state)
+
+        def step_of_column(row: jax.Array, state: tuple) -> tuple:
+            return step(column * rows + row, state)
+
         return column + 1, jax.lax.fori_loop(0, rows, step_of_column, state)
 
-    def step(i, state):
+    def step(i: jax.Array, state: tuple) -> tuple:
         token, stopped, tokens, cache = state
         now = place + i
         logits, cache = network.apply(
@@ -234,7 +272,7 @@ def _advance(
             logits, step_keys, temperature=numbers["temperature"], top_p=numbers["top_p"], top_k=top_k, nucleus=nucleus
         )
         stopped = jnp.where((token == end) & (stopped < 0) & ~ended, i, stopped)
-        # What follows an end is thrown away; it only has to be a token.
+        # Tokens after an end are dropped; they only have to be valid.
         token = jnp.where(token == end, 0, token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], i, axis=1)
         return token, stopped, tokens, cache
@@ -248,15 +286,15 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnames="network", donate_argnums=2)
-def _prefill(network, parameters, cache, tokens, text):
-    """The cache with the keys and values of `tokens [B, span]` at its beginning."""
+def _prefill(network: "_DecodingNetwork", parameters: Tree, cache: Tree, tokens: jax.Array, text: Tree) -> Tree:
+    """Returns the cache with the keys and values of `tokens [B, span]` at its beginning."""
     context = (None, None) if text is None else (text["context"], text["mask"])
     return network.apply(parameters, {}, tokens, cache, *context, method="prefill")
 
 
 @functools.partial(jax.jit, static_argnames=("network", "guided"))
-def _read_text(network, parameters, text, guided):
-    """What the layers attend to; `guided`: once more without the text, as the second half of the batch."""
+def _read_text(network: "_DecodingNetwork", parameters: Tree, text: Tree, guided: bool) -> Tree:
+    """Returns the input of the cross-attention, with a second half of the batch without the text where `guided`."""
     if text is None:
         return None
     batch = jax.tree.leaves(text)[0].shape[0]
@@ -270,7 +308,7 @@ def _read_text(network, parameters, text, guided):
     }
 
 
-def _twice(x, guided):
+def _twice(x: jax.Array, guided: bool) -> jax.Array:
     return jnp.concatenate([x, x]) if guided else x
 
 
@@ -291,12 +329,12 @@ class _DecodingNetwork(Network):
 
 @functools.cache
 def _network(settings: tuple) -> _DecodingNetwork:
-    """One network for equal settings, so that a second generator finds the compiled programs of the first."""
+    """Returns one network for equal settings, so that a second generator finds the compiled programs of the first."""
     return _DecodingNetwork(dict(settings))
 
 
-def _lay_out(parameters: Tree, dtype, stacked: bool) -> Tree:
-    """Weights as decoding wants them: layer by layer, and the matrices in the type of the computation."""
+def _lay_out(parameters: Tree, dtype: jnp.dtype, stacked: bool) -> Tree:
+    """Returns the weights for decoding: layer by layer, and the matrices in the type of the computation."""
     blocks = parameters["blocks"]
     if stacked:
         layers = jax.tree.leaves(blocks)[0].shape[0]

@@ -28,7 +28,8 @@ class Grid:
 
     Args:
       rows, codebook_size: F and K.
-      sample_rate_hz, samples_per_column: of the audio that the codes stand for.
+      sample_rate_hz: sample rate of the audio that the codes stand for.
+      samples_per_column: samples of it in a column.
     """
 
     rows: int
@@ -46,9 +47,9 @@ class GridLanguageModel:
     """A language model with the grid that it generates.
 
     Args:
-      config: of the experiment that trained it, with the dtype to compute in.
+      config: configuration of the experiment that trained it, with the dtype to compute in.
       parameters: its weights.
-      grid: of the codes that it was trained on.
+      grid: grid of the codes that it was trained on.
     """
 
     def __init__(self, config: ConfigDict, parameters: Tree, grid: Grid):
@@ -80,7 +81,7 @@ class GridLanguageModel:
           prompts: a description of each track; None for no description.
           seconds: length of the new audio, up to an hour, and beyond the length that the model saw in training.
           seed: from 0 to 2**32 - 1; track b depends on it and on b.
-          embedding: of the text of all tracks, float `[L, E]` or `[E]`, in place of prompts, where the model learned
+          embedding: text embedding of all tracks, float `[L, E]` or `[E]`, in place of prompts, where the model learned
             from embeddings.
           prefix: codes `[T, F]` that every track begins with.
           temperature: 0 always takes the likeliest code.

@@ -1,9 +1,8 @@
 """Networks by name: `kind` in the groups `model` and `discriminator` of a configuration -> network class.
 
-A class of the groups `model` states its `role` in a codec:
-  "tokenizer"       and what it `produces` from audio on the way to codes: "mel", "audio" or "latent";
-  "vocoder"         and what it `consumes`: "mel", "codes" or "latent";
-  "language_model".
+A class of the group `model` states its `role` in a codec, "tokenizer", "vocoder" or "language_model". A tokenizer
+states its output as `produces` ("mel", "audio" or "latent"), a vocoder its input as `consumes` ("mel", "codes" or
+"latent").
 Networks of adversarial tasks state their `SHARDING` too, an ordered table (regular expression, `PartitionSpec`) with a
 rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers:
 weights from elsewhere are compared with them before a network of that size is built.
@@ -48,7 +47,7 @@ def constructor(kind: str) -> Callable[..., Any]:
     """Returns the network class of a kind.
 
     Raises:
-      ValueError: there is none; the known ones are listed.
+      ValueError: no class has that kind; the known ones are listed.
     """
     if isinstance(kind, str) and kind in _REGISTERED:
         return _REGISTERED[kind]
@@ -78,7 +77,7 @@ def build(config: ConfigDict, group: str = "model") -> Network:
     """Returns the network that a group of the configuration describes.
 
     Args:
-      config: of a run or an experiment, with the groups `model` and, where there is one, `discriminator` and `mel`.
+      config: configuration with the groups `model` and, where there is one, `discriminator` and `mel`.
       group: "model" or "discriminator".
 
     Raises:

@@ -139,7 +139,7 @@ def read_export(
     """Returns the components of an export, checked against its config.json.
 
     Args:
-      content: of config.json.
+      content: content of config.json.
       dtype: see `Component.compute_dtype`.
       only: roles of the components to read; all by default, and where the export has none of them.
 

@@ -18,7 +18,7 @@ from bandtok_jax.runtime import untrusted
 
 _CURE = "give the whole files of a DAC release"
 _LARGEST, _MOST_STRIDES = 1 << 20, 16  # far above every published model
-# Their names of what our configuration calls so.
+# The other projects' names of our settings.
 _OFFICIAL = dict(
     encoder_dim="encoder_dim", decoder_dim="decoder_dim", strides="encoder_rates", latent_dim="latent_dim",
     rows="n_codebooks", codebook_size="codebook_size", codebook_dim="codebook_dim", sample_rate_hz="sample_rate",
@@ -31,22 +31,22 @@ _TRANSFORMERS = dict(
 
 
 def read_official(path: str, parity: bool = False) -> Component:
-    """A `weights.pth` of descript-audio-codec as the tokenizer of a codec.
+    """Reads a `weights.pth` of descript-audio-codec as the tokenizer of a codec.
 
     Args:
-      parity: odd strides of the decoder lose a sample each, as there; else sound is as long as its columns.
+      parity: odd strides of the decoder lose a sample each, as published; by default audio is as long as its columns.
 
     Raises:
       ValueError, FileNotFoundError: no such file, a damaged one, or of another model.
     """
-    content = torch_checkpoint.read(path)
+    content = torch_checkpoint.read_torch(path)
     with untrusted.reading(path, _CURE):
         if not isinstance(content, Mapping) or not {"state_dict", "metadata"} <= set(content):
             raise ValueError("it holds no state_dict with metadata")
         metadata, state = content["metadata"], content["state_dict"]
         settings = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
         if not isinstance(settings, Mapping):
-            raise ValueError("it does not say of what shape its model is")
+            raise ValueError("it does not hold the shape of its model")
         if not isinstance(state, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in state.values()):
             raise ValueError("its state_dict holds more than tensors")
         shape = _shape(settings, _OFFICIAL)
@@ -55,11 +55,11 @@ def read_official(path: str, parity: bool = False) -> Component:
             raise ValueError(
                 f"the decoder's rates {untrusted.shown(rates)} are not the encoder's {shape['strides']} in reverse"
             )
-        return _stage(state, {**shape, "parity": parity}, 1, path)
+        return _component(state, {**shape, "parity": parity}, 1, path)
 
 
 def read_transformers(path: str, parity: bool = False) -> Component:
-    """A DacModel of transformers, its folder or its safetensors with config.json beside it; see `read_official`."""
+    """Reads a DacModel of transformers, from its folder or its safetensors with config.json beside it."""
     folder, name = (path, "model.safetensors") if os.path.isdir(path) else os.path.split(path)
     config_file = os.path.join(folder, "config.json")
     if not os.path.isfile(config_file):
@@ -71,11 +71,11 @@ def read_transformers(path: str, parity: bool = False) -> Component:
     if not os.path.isfile(weights_file):
         raise FileNotFoundError(f"{weights_file} does not exist: download it beside config.json")
     with untrusted.reading(weights_file, _CURE):
-        return _stage(safetensors.load_flat(weights_file), shape, 2, weights_file)
+        return _component(safetensors.load_flat(weights_file), shape, 2, weights_file)
 
 
 def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """What the configuration says of the model, by our names."""
+    """Returns the settings of the model by our names."""
     missing = [name for key, name in names.items() if key != "latent_dim" and name not in settings]
     if missing:
         raise ValueError(f"it does not say {', '.join(missing)}")
@@ -91,18 +91,18 @@ def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return shape
 
 
-def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Component:
-    """The stage of weights whose names stand in that column of `_layers`."""
+def _component(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, path: str) -> Component:
+    """Returns the component of weights with the names in that column of `_layers`."""
     config = load_config("dac:base")
     with config.unlocked():
         config.data.sample_rate_hz = shape.pop("sample_rate_hz")
         config.model.update({**shape, "strides": tuple(shape["strides"])})
-    left, ours = dict(flat), {}
+    remaining, ours = dict(flat), {}
     for layer in _layers(len(config.model.strides), config.model.rows):
-        for name, leaf in _leaves(left, layer[column]):
+        for name, leaf in _leaves(remaining, layer[column]):
             ours[f"{layer[0]}.{name}"] = leaf
-    if left:
-        raise ValueError(f"it holds {untrusted.shown(next(iter(left)))}, which no DAC has")
+    if remaining:
+        raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which no DAC has")
     for name, leaf in ours.items():
         if not np.isfinite(leaf).all():
             raise ValueError(f"{name} holds NaN or infinity")
@@ -112,17 +112,17 @@ def _stage(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: int, p
     return Component(config, weights, source_path=path, card=card).check()
 
 
-def _leaves(left: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Takes what belongs to one of their layers out of `left`, and gives it our names and axes."""
+def _leaves(remaining: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of one layer by our names and with our axes, and removes them from `remaining`."""
 
-    def take(*names):
+    def take(*names: str) -> np.ndarray:
         for name in names:
-            if f"{prefix}.{name}" in left:
-                return np.asarray(left.pop(f"{prefix}.{name}"), np.float32)
+            if f"{prefix}.{name}" in remaining:
+                return np.asarray(remaining.pop(f"{prefix}.{name}"), np.float32)
         raise ValueError(f"it has no {prefix}.{names[0]}")
 
     kind = prefix.rpartition(".")[2]
-    if f"{prefix}.alpha" in left:
+    if f"{prefix}.alpha" in remaining:
         yield "alpha", take("alpha").reshape(-1)
     elif kind == "codebook":
         yield "vectors", take("weight")
@@ -141,9 +141,9 @@ def _leaves(left: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.
 
 
 def _layers(strides: int, rows: int) -> Iterator[tuple[str, str, str]]:
-    """Our name of every layer, the official one and that of transformers."""
+    """Yields our name of every layer, the official one and that of transformers."""
 
-    def units(ours, official, theirs, first):
+    def units(ours: str, official: str, theirs: str, first: int) -> Iterator[tuple[str, str, str]]:
         for u in range(3):
             parts = zip(("snake_in", "dilated", "snake_out", "single"), ("snake1", "conv1", "snake2", "conv2"))
             for p, (own, their) in enumerate(parts):

@@ -10,10 +10,11 @@ import math
 import os
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
-from bandtok_jax import tasks
 from bandtok_jax.audio import mel_bands
+from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
@@ -21,12 +22,12 @@ from bandtok_jax.runtime import untrusted
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILES = ("pytorch_model.bin", "model.safetensors")
-_CURE = "give the whole files of a Vocos release that plays a mel by one inverse STFT"
+_CURE = "give the whole files of a Vocos release for mel spectrograms with one inverse STFT"
 _LARGEST = 1 << 20
 CONSTANTS_TOLERANCE = 0.01  # theirs may be kept in 16 bits
 
 _REQUIRED = object()
-# The parts that can be imported, and what each of them is told, with the defaults of vocos 0.1.0.
+# The parts that can be imported, and their settings with the defaults of vocos 0.1.0.
 _PARTS = {
     "feature_extractor": (
         "vocos.feature_extractors.MelSpectrogramFeatures",
@@ -45,7 +46,7 @@ _PARTS = {
     ),
 }  # fmt: skip
 _NO_NUMBERS = ("padding", "layer_scale_init_value", "adanorm_num_embeddings")
-# Arrays that no training changes, and what they must be for a mel.
+# Arrays that no training changes, and their values for a mel.
 _CONSTANTS = {
     "feature_extractor.mel_spec.mel_scale.fb": mel_bands.mel_filterbank,
     **dict.fromkeys(
@@ -53,7 +54,7 @@ _CONSTANTS = {
         lambda mel: mel_bands.hann_window(mel.fft_samples),
     ),
 }
-# What two parts must agree on, since here one number serves both.
+# Settings of two parts that must be equal, since here one number serves both.
 _EQUAL = (
     ("backbone.input_channels", "feature_extractor.n_mels"),
     ("head.dim", "backbone.dim"),
@@ -63,53 +64,53 @@ _EQUAL = (
 )
 
 
-def read(path: str) -> Component:
-    """A model of the package vocos as a vocoder: its folder, or its weights with config.yaml beside them.
+def read_vocos(path: str) -> Component:
+    """Reads a model of the package vocos as a vocoder, by its folder or by its weights with config.yaml beside them.
 
     Raises:
-      ValueError, FileNotFoundError: no such file, a damaged one, or one of a model that hears no mel.
+      ValueError, FileNotFoundError: no such file, a damaged one, or a model whose input is not a mel.
     """
     weights_file, config_file = _files(path)
     with untrusted.reading(config_file, _CURE):
         settings = _settings(config_file)
         config = _config(settings)
-        mel = tasks.create(config).mel
-    read_weights = safetensors.load_flat if weights_file.endswith(".safetensors") else torch_checkpoint.read
-    left = read_weights(weights_file)
+        mel = MelDefinition(**config.mel)
+    read_weights = safetensors.load_flat if weights_file.endswith(".safetensors") else torch_checkpoint.read_torch
+    remaining = read_weights(weights_file)
     with untrusted.reading(weights_file, _CURE):
-        if not isinstance(left, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in left.values()):
+        if not isinstance(remaining, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in remaining.values()):
             raise ValueError("it holds no plain state_dict")
-        left, ours = dict(left), {}
-        constants = {name: left.pop(name) for name in _CONSTANTS if name in left}
+        remaining, ours = dict(remaining), {}
+        constants = {name: remaining.pop(name) for name in _CONSTANTS if name in remaining}
         for name, theirs in _leaves(settings["backbone.num_layers"]):
-            if theirs not in left:
+            if theirs not in remaining:
                 raise ValueError(f"it has no {theirs}")
-            leaf = np.asarray(left.pop(theirs), np.float32)
+            leaf = np.asarray(remaining.pop(theirs), np.float32)
             if not np.isfinite(leaf).all():
                 raise ValueError(f"{theirs} holds NaN or infinity")
             ours[name] = np.ascontiguousarray(leaf.T)
-        if left:
-            raise ValueError(f"it holds {untrusted.shown(next(iter(left)))}, which no Vocos of mels has")
+        if remaining:
+            raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which no Vocos of mels has")
         origin = os.path.basename(os.path.abspath(path))
         card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
         weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
         with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
-            stage = Component(config, weights, source_path=path, card=card).check()
-        for name, found in constants.items():
+            vocoder = Component(config, weights, source_path=path, card=card).check()
+        for name, array in constants.items():
             expected = _CONSTANTS[name](mel)
-            found = np.asarray(found, np.float32)
-            if found.shape != expected.shape or not np.allclose(found, expected, atol=CONSTANTS_TOLERANCE):
-                raise ValueError(f"{name} is not what vocos 0.1.0 makes of {CONFIG_FILE}")
-    return stage
+            array = np.asarray(array, np.float32)
+            if array.shape != expected.shape or not np.allclose(array, expected, atol=CONSTANTS_TOLERANCE):
+                raise ValueError(f"{name} is not as vocos 0.1.0 computes it from {CONFIG_FILE}")
+    return vocoder
 
 
 def _files(path: str) -> tuple[str, str]:
-    """The files of weights and of settings that belong to `path`."""
+    """Returns the files of weights and of settings that belong to `path`."""
     if os.path.isdir(path):
-        there = [name for name in WEIGHTS_FILES if os.path.isfile(os.path.join(path, name))]
-        if not there:
+        available = [name for name in WEIGHTS_FILES if os.path.isfile(os.path.join(path, name))]
+        if not available:
             raise FileNotFoundError(f"{path} holds no {' or '.join(WEIGHTS_FILES)}: download the weights into it")
-        path = os.path.join(path, there[0])
+        path = os.path.join(path, available[0])
     elif not os.path.isfile(path):
         raise FileNotFoundError(f"{path} does not exist: give a folder with {CONFIG_FILE} and {WEIGHTS_FILES[0]}")
     config_file = os.path.join(os.path.dirname(path), CONFIG_FILE)
@@ -119,27 +120,27 @@ def _files(path: str) -> tuple[str, str]:
 
 
 def _settings(path: str) -> dict[str, Any]:
-    """What the parts of the model are told, by names such as "head.n_fft"; every value is checked."""
+    """Returns the checked settings of the parts of the model, by names such as "head.n_fft"."""
     parts = untrusted.read_yaml(path, untrusted.mapping(untrusted.anything), cure=_CURE)
     settings = {}
     for part, (class_path, known) in _PARTS.items():
-        found = parts.get(part)
-        if not isinstance(found, Mapping) or "class_path" not in found:
+        entry = parts.get(part)
+        if not isinstance(entry, Mapping) or "class_path" not in entry:
             raise ValueError(f"it does not say {part}.class_path")
-        if found["class_path"] != class_path:
-            raise ValueError(f"{part} is {untrusted.shown(found['class_path'])}, and only {class_path} can be imported")
-        told = found.get("init_args") or {}
-        if not isinstance(told, Mapping):
-            raise ValueError(f"{part}.init_args is {untrusted.shown(told)}, not a list of names with values")
-        for name in told:
+        if entry["class_path"] != class_path:
+            raise ValueError(f"{part} is {untrusted.shown(entry['class_path'])}, and only {class_path} can be imported")
+        arguments = entry.get("init_args") or {}
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"{part}.init_args is {untrusted.shown(arguments)}, not a list of names with values")
+        for name in arguments:
             if name not in known:
-                raise ValueError(f"vocos 0.1.0 knows no {part}.{untrusted.shown(name)}")
+                raise ValueError(f"vocos 0.1.0 has no {part}.{untrusted.shown(name)}")
         for name, default in known.items():
-            settings[f"{part}.{name}"] = _checked(told.get(name, default), part, name)
-    for one, other in _EQUAL:
-        if settings[one] != settings[other]:
+            settings[f"{part}.{name}"] = _checked(arguments.get(name, default), part, name)
+    for first, second in _EQUAL:
+        if settings[first] != settings[second]:
             raise ValueError(
-                f"{one} is {settings[one]!r} and {other} is {settings[other]!r}: "
+                f"{first} is {settings[first]!r} and {second} is {settings[second]!r}: "
                 "only models where both are the same can be imported"
             )
     return settings
@@ -152,14 +153,14 @@ def _checked(value: Any, part: str, name: str) -> Any:
     if name == "padding" and value not in ("center", "same"):
         raise ValueError(f"{where} is {untrusted.shown(value)}, neither 'center' nor 'same'")
     if name == "adanorm_num_embeddings" and value:
-        raise ValueError(f"{where} is {untrusted.shown(value)}: a model that is told a bitrate cannot be imported")
+        raise ValueError(f"{where} is {untrusted.shown(value)}: a model that depends on a bitrate cannot be imported")
     if name not in _NO_NUMBERS:
         untrusted.whole(1, _LARGEST)(value, where)
     return value
 
 
-def _config(settings: Mapping[str, Any]):
-    """The experiment that would train such a model."""
+def _config(settings: Mapping[str, Any]) -> ConfigDict:
+    """Returns the configuration that would train such a model."""
     features = {name.partition(".")[2]: v for name, v in settings.items() if name.startswith("feature_extractor")}
     rate, hop = features["sample_rate"], features["hop_length"]
     config = load_config("vocos:base")
@@ -186,9 +187,9 @@ def _config(settings: Mapping[str, Any]):
 
 
 def _leaves(blocks: int) -> Iterator[tuple[str, str]]:
-    """Our name of every array, and theirs."""
+    """Yields our name of every array, and theirs."""
 
-    def layer(ours, theirs, weight="kernel"):
+    def layer(ours: str, theirs: str, weight: str = "kernel") -> Iterator[tuple[str, str]]:
         yield f"{ours}.{weight}", f"{theirs}.weight"
         yield f"{ours}.bias", f"{theirs}.bias"
 

@@ -1,4 +1,4 @@
-"""The README.md of an export: written from what the runs recorded, so that nothing in it is made up."""
+"""The README.md of an export, written from the records of its runs alone."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.version import VERSION
@@ -18,8 +19,12 @@ _MANIFEST = "manifest.json"
 _TOKEN_MANIFEST = "token_manifest.json"
 
 
-def codec_card(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The card in Markdown; `facts` holds `scores` and `data` of every stage by its name."""
+def codec_card(codec: "Codec", cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the card of a codec in Markdown.
+
+    Args:
+      cards: `scores` and `data` of every component by its role.
+    """
     systems = ", ".join(name.replace("_", " ") for name in codec.components)
     table = {
         "sample rate": f"{codec.sample_rate_hz} Hz, {codec.channels} channel",
@@ -39,45 +44,45 @@ def codec_card(codec: "Codec", facts: Mapping[str, Mapping[str, Any]]) -> str:
         "language_model" in codec.components
     )
     title = f"{codec.rows} x {codec.columns_per_second:.2f} tokens per second: {systems}"
-    return _card(title, table, codec.components, facts, python, shell)
+    return _card(title, table, codec.components, cards, python, shell)
 
 
-def vocoder_card(stage: "Component", facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The card of a vocoder alone; `facts` as for `codec_card`."""
-    mel = {f"mel: {name}": value for name, value in dataclasses.asdict(stage.mel).items()}
+def vocoder_card(component: "Component", cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the card of a vocoder alone; `cards` as for `codec_card`."""
+    mel = {f"mel: {name}": value for name, value in dataclasses.asdict(component.mel).items()}
     python = ['codec = bandtok_jax.load("a tokenizer of the same mel", vocoder="this folder")']
     shell = ["bandtok decode song.bt --model='a tokenizer of the same mel' --vocoder='this folder' -o song.wav"]
-    table = {**mel, "weight hash": f"`{stage.weight_hash}`"}
-    return _card(f"Vocoder of {stage.mel.mels} mel bands", table, {stage.role: stage}, facts, python, shell)
+    table = {**mel, "weight hash": f"`{component.weight_hash}`"}
+    return _card(f"Vocoder of {component.mel.mels} mel bands", table, {component.role: component}, cards, python, shell)
 
 
 def _card(
     title: str,
     table: Mapping[str, Any],
-    stages: Mapping[str, "Component"],
-    facts: Mapping[str, Mapping[str, Any]],
+    components: Mapping[str, "Component"],
+    cards: Mapping[str, Mapping[str, Any]],
     python: list[str],
     shell: list[str],
 ) -> str:
     lines = ["---", "library_name: bandtok-jax", "tags: [audio, music, tokenizer, jax]", "---", f"# {title}", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in table.items())]
-    lines += [f"| exported with | bandtok-jax {VERSION} |", "", "## Stages", ""]
-    lines += ["| stage | weights | training steps | last evaluation |", "|---|---|---|---|"]
-    for name, stage in stages.items():
-        size = sum(np.size(leaf) for leaf in jax.tree.leaves(stage.weights["parameters"]))
-        scores = {k: v for k, v in facts[name]["scores"].items() if v is not None and "/" not in k}
-        told = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
-        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {stage.step} | {told} |")
+    lines += [f"| exported with | bandtok-jax {VERSION} |", "", "## Components", ""]
+    lines += ["| component | weights | training steps | last evaluation |", "|---|---|---|---|"]
+    for name, component in components.items():
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(component.weights["parameters"]))
+        scores = {k: v for k, v in cards[name]["scores"].items() if v is not None and "/" not in k}
+        recorded = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
+        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {component.step} | {recorded} |")
     lines += ["", "## Data", ""]
-    for name in stages:
-        lines += [f"- {name.replace('_', ' ')}: {told}" for told in facts[name]["data"] or ["not recorded"]]
+    for name in components:
+        lines += [f"- {name.replace('_', ' ')}: {line}" for line in cards[name]["data"] or ["not recorded"]]
     lines += ["", "Whoever passes these weights on answers for the licences of the music they were trained on.", ""]
     lines += ["## Use", "", "```python", "import bandtok_jax", "", *python, "```", ""]
     return "\n".join([*lines, "```bash", *shell, "```", ""])
 
 
-def describe_data(config) -> list[str]:
-    """One line for every source of an experiment: what it is, how much of it, under which licences."""
+def describe_data(config: ConfigDict) -> list[str]:
+    """Returns one line for every source of an experiment, with its size and licences."""
     if config.data.tokens:
         return [_describe_tokens(config.data.tokens)]
     from bandtok_jax.data_pipelines import sources  # not needed to load a model
@@ -88,7 +93,7 @@ def describe_data(config) -> list[str]:
 def _describe_source(folder: str) -> str:
     if folder == "synthetic":
         return "the embedded synthetic music, which needs no licence"
-    name, manifest = os.path.basename(os.path.normpath(folder)), _read(os.path.join(folder, _MANIFEST))
+    name, manifest = os.path.basename(os.path.normpath(folder)), _read_manifest(os.path.join(folder, _MANIFEST))
     if not manifest:
         return f"{name}, whose manifest could not be read when this was exported"
     train = manifest["splits"].get("train", {"tracks": 0, "hours": 0.0})
@@ -97,7 +102,7 @@ def _describe_source(folder: str) -> str:
 
 
 def _describe_tokens(folder: str) -> str:
-    manifest = _read(os.path.join(folder, _TOKEN_MANIFEST))
+    manifest = _read_manifest(os.path.join(folder, _TOKEN_MANIFEST))
     if not manifest:
         return "token records, whose manifest could not be read when this was exported"
     train = manifest["splits"].get("train", {"records": 0, "columns": 0})
@@ -106,8 +111,8 @@ def _describe_tokens(folder: str) -> str:
     return f"tokens of {train['records']} records, {hours:.2f} h with all shifted copies, from {origin}"
 
 
-def _read(path: str) -> dict:
-    """A manifest; empty where there is none, and where it is damaged: the weights can be exported all the same."""
+def _read_manifest(path: str) -> dict:
+    """Returns a manifest, empty where it is missing or damaged, which does not keep the weights from being exported."""
     if not os.path.isfile(path):
         return {}
     from bandtok_jax.data_pipelines import records, token_manifest

@@ -37,8 +37,8 @@ def load(
     Args:
       path: run folder of a tokenizer, or an export folder.
       vocoder: run or export folder; in place of the one in `path`, if that has one.
-      language_model: run or export folder; likewise.
-      dtype: of the computation of vocoder and language model; see `Component.compute_dtype`.
+      language_model: run or export folder; in place of the one in `path`, if that has one.
+      dtype: dtype of vocoder and language model; see `Component.compute_dtype`.
       only: roles of the components to load from `path`, such as ("tokenizer",) for encoding; all by default.
 
     Raises:
@@ -74,9 +74,10 @@ def create(name: str, seed: int = 0) -> Codec:
     """Returns a codec with random weights.
 
     Args:
-      name: of a tokenizer's configuration with its variant, such as "bandtok:tiny". Its file names the configuration of
+      name: name of a tokenizer's configuration with its variant, such as "bandtok:tiny". Its file names the
+        configuration of
         the vocoder that goes with each variant (`VOCODERS`), where it needs one.
-      seed: of the weights, from 0 to 2**32 - 1.
+      seed: seed of the weights, from 0 to 2**32 - 1.
 
     Raises:
       ValueError: there is no such configuration, it is none of a tokenizer, or the seed is out of range.

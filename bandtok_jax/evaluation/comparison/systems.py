@@ -124,7 +124,7 @@ class CodecSystem:
                 f"{self.name} returns {decoded.shape[1]} samples of the {samples} of {segment.stem}: "
                 "decode must return whole columns"
             )
-        bt_file.write(codes_path, codes, self._header, samples)
+        bt_file.write_codes(codes_path, codes, self._header, samples)
         metadata = {
             "encoding_speed": segment.seconds / (encoded - start),
             "decoding_speed": segment.seconds / (end - encoded),

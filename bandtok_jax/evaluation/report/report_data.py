@@ -162,7 +162,7 @@ def _codes(
         by_file = itertools.groupby(groups[system.name], key=lambda result: result.segment.reference.name)
         for file, group in by_file:
             segments = [result.segment for result in group]
-            grids = (bt_file.read(codes_path(output, system.name, segment))[0] for segment in segments)
+            grids = (bt_file.read_codes(codes_path(output, system.name, segment))[0] for segment in segments)
             counts = token_statistics.count_codes(grids, codec["codebook_size"])
             line_of[file, system.name] |= token_statistics.columns(token_statistics.statistics(counts, *grid))
             for domain in {aggregate.ALL, aggregate.domain_of(segments[0])} & set(domains):
