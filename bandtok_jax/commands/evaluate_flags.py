@@ -9,8 +9,8 @@ from typing import Any
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation.comparison import references, systems
-from bandtok_jax.evaluation.comparison.result_files import Settings
-from bandtok_jax.evaluation.comparison.runner import COMMAND_VALUES, DECODED_METADATA
+from bandtok_jax.evaluation.comparison.result_files import DECODED_METADATA, Settings
+from bandtok_jax.evaluation.comparison.runner import COMMAND_VALUES
 from bandtok_jax.evaluation.metrics import catalogue, embeddings, external_command
 from bandtok_jax.evaluation.report import aggregate, token_report
 from bandtok_jax.pretrained import model_folder
@@ -98,7 +98,8 @@ def compared_systems(flags: Any, chosen: Sequence[references.Reference], names: 
         if not shutil.which("ffmpeg"):
             raise ValueError(f"--opus={kbps} needs ffmpeg, which is not installed: install it, or leave --opus out")
         others.append(systems.CommandSystem(f"opus-{kbps}", systems.OPUS_COMMAND.format(kbps)))
-    compared = [system for text in flags.codec for system in codecs(text, flags.rows)] + others
+    compared: list[systems.System] = [system for text in flags.codec for system in codecs(text, flags.rows)]
+    compared += others
     refuse_equal([system.name for system in compared])
     return compared
 

@@ -13,6 +13,7 @@ from bandtok_jax.evaluation.metrics import catalogue
 from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
 from bandtok_jax.runtime import storage
 
+DECODED_METADATA = ("decoded_sample_rate_hz", "decoded_channels")  # of every result
 _ENDINGS = {"results": ".json", AUDIO_FOLDER: ".flac", "codes": ".bt"}
 
 

@@ -21,14 +21,13 @@ from bandtok_jax.audio import waveform
 from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.evaluation.comparison import result_files, systems
 from bandtok_jax.evaluation.comparison.references import Reference, Segment
-from bandtok_jax.evaluation.comparison.result_files import Result, Settings
+from bandtok_jax.evaluation.comparison.result_files import DECODED_METADATA, Result, Settings
 from bandtok_jax.evaluation.metrics import catalogue, external_command
 from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.runtime.worker_pool import KILLED, worker_pool
 
 COMMAND_VALUES = ("original", "decoded", "caption")  # placeholders in a command of --measure
-DECODED_METADATA = ("decoded_sample_rate_hz", "decoded_channels")  # of every result
 SEGMENTS_AHEAD = 2  # for each worker: decoded audio that waits to be measured
 
 Task = tuple[str, Segment]  # name of a system, segment
@@ -164,17 +163,17 @@ def _start(
         waveform.write(values[role], samples, rate)
     job = submit(_measure, reference, decoded, rate, settings, values, f"{segment.stem} by {system.name}")
     metadata = dict(zip(DECODED_METADATA, (coded.sample_rate_hz, len(coded.audio)), strict=True))
-    return metadata | coded.metadata, job
+    return {**metadata, **coded.metadata}, job
 
 
 def _measure(
     reference: np.ndarray, decoded: np.ndarray, rate: int, settings: Settings, values: dict[str, str], segment: str
 ) -> tuple[dict[str, float | None], np.ndarray, np.ndarray]:
     """Measures one segment in a worker, with the commands of --measure; see `catalogue.measure`."""
-    metrics, *embeddings = catalogue.measure(reference, decoded, rate, settings.without, settings.align)
+    metrics, of_reference, of_decoded = catalogue.measure(reference, decoded, rate, settings.without, settings.align)
     for name, command in settings.commands:
         metrics[name] = external_command.number(command, values, f"--measure={name}", segment)
-    return metrics, *embeddings
+    return metrics, of_reference, of_decoded
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ All have `name`, `metadata`, `identity_of` and `code`. A codec is used by its co
 sample_rate_hz, rows, codebook_size, columns_per_second, row_kind, parameters), so all tokenizers are treated alike.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -32,7 +32,7 @@ class Coded:
 
     audio: np.ndarray
     sample_rate_hz: int
-    metadata: dict[str, float | None]
+    metadata: Mapping[str, float | None]
 
 
 class System(Protocol):

@@ -164,5 +164,5 @@ def measure(
     in_order = sorted(metrics, key=lambda name: not metrics[name].first)
     values: dict[str, float | None] = {"delay": None if delay is None else 1000 * delay}
     values |= {name: metrics[name].compute(pair) for name in in_order}
-    embeddings = (frechet.mel_embedding(x, sample_rate_hz, pair.magnitude) for x in pair.audio)
-    return values, *embeddings
+    of_reference, of_decoded = (frechet.mel_embedding(x, sample_rate_hz, pair.magnitude) for x in pair.audio)
+    return values, of_reference, of_decoded

@@ -22,7 +22,8 @@ COLUMNS = {
 
 def count_codes(grids: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
     """Counts each code in each row of grids `[T, F]`, int64 `[F, K]`."""
-    return sum(np.stack([np.bincount(row, minlength=codebook_size) for row in codes.T]) for codes in grids)
+    counts = [np.stack([np.bincount(row, minlength=codebook_size) for row in codes.T]) for codes in grids]
+    return np.sum(counts, axis=0)
 
 
 def entropy_bits(counts: np.ndarray) -> np.ndarray:

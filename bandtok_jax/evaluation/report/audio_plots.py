@@ -4,7 +4,7 @@ Every function takes `audio`, name -> mono `[S]` of one length, the reference fi
 each column of panels, colours have one scale. `magnitude` is a `spectra.CachedMagnitude`, so figures share spectra.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,7 +163,7 @@ def _image(
 
 
 def _colour_bar(
-    figure: "Figure", image: "AxesImage", axes: Sequence["Axes"], label: str, extend: str, location: str = "right"
+    figure: "Figure", image: "AxesImage", axes: Iterable["Axes"], label: str, extend: str, location: str = "right"
 ) -> None:
     figure.colorbar(
         image, ax=list(axes), label=label, extend=extend, location=location, shrink=0.9, aspect=40, pad=0.01

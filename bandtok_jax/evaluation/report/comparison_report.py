@@ -63,7 +63,9 @@ def _summary_lines(report: Report) -> list[dict[str, Any]]:
     for domain, systems in report.means.items():
         for system, means in systems.items():
             for name, mean in means.items():
-                interval = mean.mean is not None and mean.half_width is not None
+                low = high = None
+                if mean.mean is not None and mean.half_width is not None:
+                    low, high = mean.mean - mean.half_width, mean.mean + mean.half_width
                 lines.append(
                     {
                         "domain": domain,
@@ -72,8 +74,8 @@ def _summary_lines(report: Report) -> list[dict[str, Any]]:
                         "unit": report.metrics[name].unit,
                         "better": report.metrics[name].better,
                         "mean": mean.mean,
-                        "low": mean.mean - mean.half_width if interval else None,
-                        "high": mean.mean + mean.half_width if interval else None,
+                        "low": low,
+                        "high": high,
                         "files": mean.files,
                         "left_out": mean.left_out,
                     }

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.evaluation.comparison.references import Segment
-from bandtok_jax.evaluation.comparison.result_files import Result, Settings, audio_path, codes_path, embeddings_path
+from bandtok_jax.evaluation.comparison.result_files import (
+    DECODED_METADATA,
+    Result,
+    Settings,
+    audio_path,
+    codes_path,
+    embeddings_path,
+)
 from bandtok_jax.evaluation.comparison.systems import System
 from bandtok_jax.evaluation.metrics import catalogue, embeddings, frechet, token_statistics
 from bandtok_jax.evaluation.metrics.catalogue import METADATA, METRICS, Column
@@ -48,7 +55,7 @@ class Report:
     notes: list[str]
     metrics: dict[str, Column]
     means: dict[str, dict[str, dict[str, aggregate.Mean]]]
-    frechet: dict[str, dict[str, dict[str, float | None]]]
+    frechet: dict[str, dict[str, Mapping[str, float | None]]]
     mel_embeddings: dict[str, int]
     tokens: dict[str, dict[str, Any]]
     codes: dict[str, dict[str, dict[str, float]]]
@@ -115,12 +122,12 @@ def collect(
 
 def _mel_frechet(
     groups: Mapping[str, Sequence[Result]], domains: Sequence[str]
-) -> tuple[dict[str, dict[str, dict[str, float | None]]], dict[str, int]]:
+) -> tuple[dict[str, dict[str, Mapping[str, float | None]]], dict[str, int]]:
     """Returns FAD-mel of each domain and system, as `Report.frechet`, and the number of embeddings of each domain."""
-    distances: dict[str, dict[str, dict[str, float | None]]] = {}
+    distances: dict[str, dict[str, Mapping[str, float | None]]] = {}
     counts: dict[str, int] = {}
     for domain in domains:
-        values = {}
+        values: dict[str, float | None] = {}
         for system, group in groups.items():
             results = [r for r in group if domain in (aggregate.ALL, aggregate.domain_of(r.segment))]
             pairs = [np.load(embeddings_path(result.path)) for result in results]
@@ -198,14 +205,14 @@ def _notes(
         notes.append("The originals have several sample rates: --sample-rate compares all at one.")
     for name in dict.fromkeys(system.name for system in compared):
         values = [result.values for result in results if result.system == name]
-        formats = sorted({(value["decoded_sample_rate_hz"], value["decoded_channels"]) for value in values})
+        formats = sorted({tuple(value[name] or 0 for name in DECODED_METADATA) for value in values})
         texts = ", ".join(f"{channels:.0f} channel{'s' * (channels > 1)} at {hz:.0f} Hz" for hz, channels in formats)
         longest = max((abs(value.get("length_difference") or 0) for value in values), default=0)
         cut = f"; lengths differ by up to {longest:.1f} ms, cut or padded with silence" if longest else ""
         notes.append(f"{name} decodes to {texts}{cut}.")
     if len({result.values["decoded_channels"] for result in results}) > 1:
         notes.append("Some systems code two channels and some the mix-down: --mono gives the same audio to all.")
-    delays = [result.values["delay"] for result in results if result.values.get("delay")]
+    delays = [delay for result in results if (delay := result.values.get("delay"))]
     if delays:
         treatment = "corrected before measuring" if settings.align else "not corrected; --align corrects them"
         notes.append(f"Delays from {min(delays):.2f} to {max(delays):.2f} ms, {treatment}.")
