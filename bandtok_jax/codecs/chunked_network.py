@@ -21,9 +21,9 @@ class ChunkedNetwork:
     """A method of a network, run over a stream chunk by chunk.
 
     The stream is counted in columns, each of `items_per_column` input items and `outputs_per_column` outputs. The
-    method is called as `method(window [1, W, ...], span)`, where `span` is the interval of columns in which the stream
-    lies. It returns the outputs of the whole window, whose context is cut off here. With a carry it is called as
-    `method(window, span, carry)` and returns `(outputs, carry)`.
+    method is called as `method(window [1, W, ...], valid_range)`, where `valid_range` is the interval of columns of the
+    window in which the stream lies. It returns the outputs of the whole window, whose context is cut off here. With a
+    carry it is called as `method(window, valid_range, carry)` and returns `(outputs, carry)`.
 
     Args:
       component: the network and its configuration.
@@ -67,14 +67,14 @@ class ChunkedNetwork:
     def program(self) -> Callable[..., tuple[jax.Array, Tree]]:
         """The compiled program of one window.
 
-        It maps `(weights, window [window_items, ...], span int32 [2], carry)` to the outputs of the chunk,
+        It maps `(weights, window [window_items, ...], valid_range int32 [2], carry)` to the outputs of the chunk,
         `[chunk * outputs_per_column, ...]`, and the next carry.
         """
         network, method, front_end = self._component.network, self._method, self._front_end or (lambda window: window)
         inner = slice(self._context * self._outputs, (self._context + self._chunk) * self._outputs)
 
-        def run(weights: Tree, window: jax.Array, span: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
-            arguments = (front_end(window)[None], span) if carry is None else (front_end(window)[None], span, carry)
+        def run(weights: Tree, window: jax.Array, valid_range: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
+            arguments = (front_end(window)[None], valid_range) + (() if carry is None else (carry,))
             result = network.apply(weights["parameters"], weights["buffers"], *arguments, method=method)
             outputs, carry = (result, None) if carry is None else result
             return outputs[0, inner], carry
@@ -93,6 +93,6 @@ class ChunkedNetwork:
         size, (before, after) = self._chunk * self._items, self.context_items
         for number, (window, items) in enumerate(windows(blocks, size, before, after, self._outside)):
             columns = math.ceil(items / self._items)
-            valid = span(number, self._chunk, self._context, columns)
-            outputs, carry = self.program(weights, window, valid, carry)
+            valid_range = span(number, self._chunk, self._context, columns)
+            outputs, carry = self.program(weights, window, valid_range, carry)
             yield np.asarray(outputs)[: columns * self._outputs]

@@ -76,7 +76,11 @@ def _card(
     lines += ["", "## Data", ""]
     for name in components:
         lines += [f"- {name.replace('_', ' ')}: {line}" for line in cards[name]["data"] or ["not recorded"]]
-    lines += ["", "Whoever passes these weights on answers for the licences of the music they were trained on.", ""]
+    lines += [
+        "",
+        "If you pass these weights on, you are responsible for the licences of the music they were trained on.",
+        "",
+    ]
     lines += ["## Use", "", "```python", "import bandtok_jax", "", *python, "```", ""]
     return "\n".join([*lines, "```bash", *shell, "```", ""])
 
