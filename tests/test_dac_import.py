@@ -1,4 +1,4 @@
-"""Published weights and files: the published numbers (tests/golden/make_dac.py), and what is refused."""
+"""Import of DAC weights and .dac files: agreement with the published numbers, and errors (tests/golden/make_dac.py)."""
 
 import dataclasses
 import functools
@@ -40,36 +40,36 @@ def golden():
 
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("name", ["even", "odd", "hf"])
-def test_codes_and_sound_are_the_published_ones(name, parity):
-    """Published decoders with odd strides end early, and silence follows with `parity`; else the sound goes on."""
-    expected, sound = golden()[f"{name}_codes"], golden()[f"{name}_audio"]
+def test_codes_and_audio_are_the_published_ones(name, parity):
+    """Published decoders with odd strides end early; silence follows with `parity`, else the audio continues."""
+    expected, audio = golden()[f"{name}_codes"], golden()[f"{name}_audio"]
     model = codec(name, parity)
     np.testing.assert_array_equal(model.encode(golden()["audio"], 8000), expected)
     assert all(len(np.unique(level)) > 6 for level in expected.T)
-    found, lost = model.decode(expected), {"even": 0, "odd": 2, "hf": 2}[name]
-    assert len(found) == len(sound) + lost == len(expected) * model.samples_per_column
+    decoded, missing = model.decode(expected), {"even": 0, "odd": 2, "hf": 2}[name]
+    assert len(decoded) == len(audio) + missing == len(expected) * model.samples_per_column
     context = model.components["tokenizer"].network.attribute("decoder_context_columns") * model.samples_per_column
-    same = len(sound) if parity or not lost else len(sound) - context
+    same = len(audio) if parity or not missing else len(audio) - context
     assert same > 3000
-    np.testing.assert_allclose(found[:same], sound[:same], atol=1e-4)
-    assert not lost or found[len(sound) :].any() != parity
+    np.testing.assert_allclose(decoded[:same], audio[:same], atol=1e-4)
+    assert not missing or decoded[len(audio) :].any() != parity
 
 
-def test_fewer_levels_sound_as_published():
-    found = codec("even").decode(golden()["even_codes"][:, :2])
-    np.testing.assert_allclose(found, golden()["even_two_levels"], atol=1e-4)
+def test_fewer_levels_decode_as_published():
+    decoded = codec("even").decode(golden()["even_codes"][:, :2])
+    np.testing.assert_allclose(decoded, golden()["even_two_levels"], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["song", "pieces"])
-def test_dac_files_sound_as_published(name, tmp_path):
+@pytest.mark.parametrize("name", ["song", "chunks"])
+def test_dac_files_decode_as_published(name, tmp_path):
     file, expected = dac_file.read_dac(str(GOLDEN / f"{name}.dac")), golden()[f"{name}_audio"]
     assert file.padded == (name == "song") and file.codes.shape[2] == 3 and file.samples == len(expected)
-    (found,) = dac_file.decode(codec("even"), file)
-    # The published program's meter counts blocks that are partly beyond the end: half a second is 0.8 dB louder to it.
-    gain = (found @ expected) / (found @ found)
+    (decoded,) = dac_file.decode(codec("even"), file)
+    # The published meter counts blocks that end after the audio: half a second measures 0.8 dB louder.
+    gain = (decoded @ expected) / (decoded @ decoded)
     assert abs(20 * np.log10(gain)) < 1
-    np.testing.assert_allclose(gain * found, expected, atol=1e-4 * np.abs(expected).max())
-    assert loudness.integrated_lufs(found[None], 8000) == pytest.approx(file.lufs, abs=0.01)
+    np.testing.assert_allclose(gain * decoded, expected, atol=1e-4 * np.abs(expected).max())
+    assert loudness.integrated_lufs(decoded[None], 8000) == pytest.approx(file.lufs, abs=0.01)
 
 
 def test_dac_files_on_the_command_line(tmp_path, capsys):
@@ -82,39 +82,39 @@ def test_dac_files_on_the_command_line(tmp_path, capsys):
     assert cli.main(["decode", song, f"--model={export}"]) == 0
     assert waveform.probe(tmp_path / "song.wav") == (8000, 1, 4001)
     assert cli.main(["decode", song, f"--model={export}", "-o", again]) == 0
-    found, header = bt_file.read_codes(again)
-    np.testing.assert_array_equal(found, dac_file.read_dac(song).codes[0])
+    codes, header = bt_file.read_codes(again)
+    np.testing.assert_array_equal(codes, dac_file.read_dac(song).codes[0])
     assert header.samples == 4001
     assert cli.main(["decode", again, f"--model={export}", "-o", str(tmp_path / "b.wav"), "--levels=1"]) == 0
-    assert cli.main(["decode", str(GOLDEN / "pieces.dac"), f"--model={export}", "-o", again]) == 1
-    assert "chunks that overlap" in capsys.readouterr().err
+    assert cli.main(["decode", str(GOLDEN / "chunks.dac"), f"--model={export}", "-o", again]) == 1
+    assert "overlap" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, window_seconds", [("song", None), ("song", 1.0), ("pieces", 0.2)])
+@pytest.mark.parametrize("name, window_seconds", [("song", None), ("song", 1.0), ("chunks", 0.2)])
 def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_path, full_disk):
-    """At the loudness that the published meter found: half a second is 0.8 dB louder to it than to ours."""
+    """Encodes at the loudness of the published meter, which measures half a second 0.8 dB louder than ours."""
     expected, audio = dac_file.read_dac(str(GOLDEN / f"{name}.dac")), 0.1 * golden()["audio"]
     settings = dict(window_seconds=window_seconds, lufs=expected.lufs)
     dac_file.write_dac(str(tmp_path / "a.dac"), dac_file.encode(codec("even"), audio, 8000, **settings))
-    found = dac_file.read_dac(str(tmp_path / "a.dac"))
-    for field in dataclasses.fields(found):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+    written = dac_file.read_dac(str(tmp_path / "a.dac"))
+    for field in dataclasses.fields(written):
+        np.testing.assert_array_equal(getattr(written, field.name), getattr(expected, field.name))
     theirs, ours = (np.load(path, allow_pickle=True)[()] for path in (GOLDEN / f"{name}.dac", tmp_path / "a.dac"))
     assert {key: type(value) for key, value in theirs["metadata"].items()} == {
         key: type(value) for key, value in ours["metadata"].items()
     }
     with full_disk(100), pytest.raises(OSError) as error:
-        dac_file.write_dac(str(tmp_path / "b.dac"), found)
+        dac_file.write_dac(str(tmp_path / "b.dac"), written)
     assert error.value.filename == str(tmp_path / "b.dac") and len(list(tmp_path.iterdir())) == 1
     stereo = dac_file.encode(codec("even"), np.stack([audio, -audio]), 8000, levels=2, **settings)
     np.testing.assert_array_equal(stereo.codes[0], expected.codes[0, :, :2])
     assert stereo.codes.shape[0] == 2 and (stereo.codes[1] != stereo.codes[0]).any()
-    with pytest.raises(ValueError, match="shorter than the receptive field"):
+    with pytest.raises(ValueError, match="windows of 0.001 s are shorter"):
         dac_file.encode(codec("even"), audio, 8000, window_seconds=0.001)
 
 
-def test_pieces_have_the_published_lengths():
-    """Of the 44.1 kHz model, measured on the published program."""
+def test_chunks_have_the_published_lengths():
+    """The lengths are those of the published program with the 44.1 kHz model."""
     tokenizer = types.SimpleNamespace(config=load_config("dac:base"))
     encoder, decoder = dac_file._layers(types.SimpleNamespace(components={"tokenizer": tokenizer}))
     assert dac_file._delay(encoder + decoder) == 7904
@@ -123,42 +123,42 @@ def test_pieces_have_the_published_lengths():
 
 
 def test_dac_files_are_written_on_the_command_line(tmp_path, capsys, monkeypatch):
-    export, sound, coded = (str(tmp_path / name) for name in ("export", "a.wav", "a.dac"))
+    export, audio, codes = (str(tmp_path / name) for name in ("export", "a.wav", "a.dac"))
     assert cli.main(["import", str(GOLDEN / "even.pth"), "--from=dac", "-o", export]) == 0
-    waveform.write(sound, np.stack([golden()["audio"]] * 2), 8000)
-    assert cli.main(["encode", sound, f"--model={export}", "-o", coded, "--window=0.2", "--levels=2"]) == 0
+    waveform.write(audio, np.stack([golden()["audio"]] * 2), 8000)
+    assert cli.main(["encode", audio, f"--model={export}", "-o", codes, "--window=0.2", "--levels=2"]) == 0
     assert "2 channels of 664 columns x 2 rows, 0.50 s" in capsys.readouterr().out
-    assert cli.main(["decode", coded, f"--model={export}", "-o", str(tmp_path / "b.wav")]) == 0
+    assert cli.main(["decode", codes, f"--model={export}", "-o", str(tmp_path / "b.wav")]) == 0
     assert waveform.probe(tmp_path / "b.wav") == (8000, 2, 4001)
     (tmp_path / "folder.dac").mkdir()
     with monkeypatch.context() as patched:
-        patched.setattr(dac_file, "encode", None)  # what cannot be written is refused before the work
+        patched.setattr(dac_file, "encode", None)  # an output that cannot be written is refused before the work
         patched.setattr(dac_file, "decode", None)
-        assert cli.main(["encode", sound, f"--model={export}", "-o", f"{tmp_path}/folder.dac"]) == 1
-        assert cli.main(["decode", coded, f"--model={export}", "-o", f"{tmp_path}/none/a.wav"]) == 1
+        assert cli.main(["encode", audio, f"--model={export}", "-o", f"{tmp_path}/folder.dac"]) == 1
+        assert cli.main(["decode", codes, f"--model={export}", "-o", f"{tmp_path}/none/a.wav"]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bandtok: error")]
     assert [line.split("; ")[1] for line in errors] == [
         "give a file, not a folder",
         "check the path",
     ]
-    assert cli.main(["encode", sound, f"--model={export}", "--window=0.2"]) == 1
+    assert cli.main(["encode", audio, f"--model={export}", "--window=0.2"]) == 1
     assert "--window is for .dac files" in capsys.readouterr().err
 
 
 def test_dac_files_of_another_model_are_refused(tmp_path):
-    """The files do not name their model; levels and lengths tell most mix-ups."""
+    """The files do not name their model, but levels and lengths show most mistakes."""
     song = dac_file.read_dac(str(GOLDEN / "song.dac"))
-    for play in (dac_file.decode, dac_file.as_grid):
-        with pytest.raises(ValueError, match="501 columns are 0.63 s for this model, and the sound was of 0.50 s"):
-            play(codec("odd"), song)
+    for read in (dac_file.decode, dac_file.as_grid):
+        with pytest.raises(ValueError, match="501 columns are 0.63 s .* 0.50 s"):
+            read(codec("odd"), song)
         more = dataclasses.replace(song, codes=np.repeat(song.codes, 2, axis=2))
         with pytest.raises(ValueError, match="6 levels, and this model has 3"):
-            play(codec("even"), more)
+            read(codec("even"), more)
     with pytest.raises(ValueError, match="made them"):
-        dac_file.decode(codec("odd"), dac_file.read_dac(str(GOLDEN / "pieces.dac")))
+        dac_file.decode(codec("odd"), dac_file.read_dac(str(GOLDEN / "chunks.dac")))
 
 
-def test_a_bt_file_of_imported_weights_is_theirs_alone(tmp_path):
+def test_a_bt_file_of_other_imported_weights_is_refused(tmp_path):
     waveform.write(tmp_path / "a.wav", golden()["audio"], 8000)
     code_files.encode(codec("even"), str(tmp_path / "a.wav"), str(tmp_path / "a.bt"))
     with pytest.raises(ValueError, match="decode it with its own model"):
@@ -166,7 +166,7 @@ def test_a_bt_file_of_imported_weights_is_theirs_alone(tmp_path):
 
 
 def changed(tmp_path, change, source=GOLDEN / "even.pth"):
-    """A copy of the weights whose pickled program was changed, as a .pth file."""
+    """Writes a copy of the weights with a changed pickle, as a .pth file, and returns its path."""
     with zipfile.ZipFile(source) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     change(entries)
@@ -219,7 +219,7 @@ def test_damaged_weights_are_refused(tmp_path):
             assert "weights.pth" in str(error) and "\n" not in str(error)
             refused += 1
         else:
-            assert fault.startswith("flipped")  # in the filling between the parts of a zip, which says nothing
+            assert fault.startswith("flipped")  # in the padding between the parts of a zip, which has no meaning
     assert refused > 4
 
 
@@ -238,10 +238,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
     cures = {without: "has no decoder.model.0.bias", reshaped: "shape", extra: "lm.weight", infinite: "NaN or infinity"}
     for change, words in cures.items():
-        found = torch_checkpoint.read_torch(GOLDEN / "even.pth")
-        change(found["state_dict"])
+        weights = torch_checkpoint.read_torch(GOLDEN / "even.pth")
+        change(weights["state_dict"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_checkpoint, "read", lambda path, found=found: found)
+            patch.setattr(torch_checkpoint, "read", lambda path, weights=weights: weights)
             with pytest.raises(ValueError, match=words):
                 import_dac.read_official("weights.pth")
     for kwargs, words in (
@@ -250,10 +250,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ({"encoder_rates": "no"}, "encoder_rates"),
         ({"decoder_rates": None}, "decoder's rates None"),
     ):
-        found = torch_checkpoint.read_torch(GOLDEN / "even.pth")
-        found["metadata"]["kwargs"] |= kwargs
+        weights = torch_checkpoint.read_torch(GOLDEN / "even.pth")
+        weights["metadata"]["kwargs"] |= kwargs
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_checkpoint, "read", lambda path, found=found: found)
+            patch.setattr(torch_checkpoint, "read", lambda path, weights=weights: weights)
             with pytest.raises(ValueError, match=words):
                 import_dac.read_official("weights.pth")
 
@@ -279,26 +279,26 @@ def test_other_models_of_transformers_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda found: found["metadata"].update(dac_version="2.0.0"), "2.0.0"),
-        (lambda found: found["metadata"].pop("chunk_length"), "chunk_length"),
-        (lambda found: found.update(codes=found["codes"].astype(np.float32)), "float32"),
-        (lambda found: found["metadata"].update(sample_rate=0), "sample_rate is 0"),
-        (lambda found: found["metadata"].update(chunk_length=7), "no whole number of chunks"),
-        (lambda found: found["metadata"].update(chunk_length=float("inf")), "chunk_length is inf, not a whole"),
-        (lambda found: found["metadata"].update(original_length=10**13), "made them"),
-        (lambda found: found["metadata"].update(input_db=np.float32([1e5])), "1e.05|100000"),
-        (lambda found: found.update(codes=found), "damaged"),
-        (lambda found: found.update(codes=found["codes"] + np.uint16(500)), "outside the codebook"),
+        (lambda content: content["metadata"].update(dac_version="2.0.0"), "2.0.0"),
+        (lambda content: content["metadata"].pop("chunk_length"), "chunk_length"),
+        (lambda content: content.update(codes=content["codes"].astype(np.float32)), "float32"),
+        (lambda content: content["metadata"].update(sample_rate=0), "sample_rate is 0"),
+        (lambda content: content["metadata"].update(chunk_length=7), "columns are no whole number .* of 7"),
+        (lambda content: content["metadata"].update(chunk_length=float("inf")), "chunk_length is inf, not a whole"),
+        (lambda content: content["metadata"].update(original_length=10**13), "made them"),
+        (lambda content: content["metadata"].update(input_db=np.float32([1e5])), "1e.05|100000"),
+        (lambda content: content.update(codes=content), "damaged"),
+        (lambda content: content.update(codes=content["codes"] + np.uint16(500)), "outside the codebook"),
     ],
 )
 def test_damaged_dac_files_are_refused(change, words, tmp_path):
-    found = np.load(GOLDEN / "pieces.dac", allow_pickle=True)[()]  # our own file
-    change(found)
+    content = np.load(GOLDEN / "chunks.dac", allow_pickle=True)[()]  # our own file
+    change(content)
     with open(tmp_path / "a.dac", "wb") as file:
-        np.save(file, found)
+        np.save(file, content)
     with pytest.raises(ValueError, match=words):
         dac_file.decode(codec("even"), dac_file.read_dac(str(tmp_path / "a.dac")))
-    whole = (GOLDEN / "pieces.dac").read_bytes()
+    whole = (GOLDEN / "chunks.dac").read_bytes()
     flipped = [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(10, 70)]
     for data in (b"", b"\x93NUMPY", whole[:-9], *flipped):
         (tmp_path / "b.dac").write_bytes(data)

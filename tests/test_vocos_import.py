@@ -1,4 +1,4 @@
-"""Published vocoders: the published mel and sound (tests/golden/make_vocos.py), and what is refused."""
+"""Import of Vocos: agreement with the published mel and audio, and errors (tests/golden/make_vocos.py)."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def golden():
 
 @functools.cache
 def tokenizer(mel) -> Component:
-    """One that has two rows and has learned nothing, of any mel."""
+    """Returns an untrained tokenizer with two rows for a mel."""
     config = load_config("bandtok:tiny")
     with config.unlocked():
         config.mel.update(dataclasses.asdict(mel))
@@ -49,17 +49,17 @@ def tokenizer(mel) -> Component:
     return init_random(config, jax.random.key(0))
 
 
-def whole(stage, log_mel):
-    """The network's sound of a whole file."""
-    apply = jax.jit(stage.network.apply)
-    return np.asarray(apply(stage.weights["parameters"], {}, log_mel[None])[0])
+def whole(component, log_mel):
+    """Returns the audio `[S]` of the network for a whole log-mel `[T, M]`."""
+    apply = jax.jit(component.network.apply)
+    return np.asarray(apply(component.weights["parameters"], {}, log_mel[None])[0])
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_the_mel_is_the_published_one(padding):
     expected = golden()[f"{padding}_log_mel"]
-    found = np.asarray(spectral.log_mel(golden()["audio"], vocoder(padding).mel))
-    np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=1e-9, rtol=1e-5)
+    log_mel = np.asarray(spectral.log_mel(golden()["audio"], vocoder(padding).mel))
+    np.testing.assert_allclose(np.exp(log_mel), np.exp(expected), atol=1e-9, rtol=1e-5)
     assert (expected < np.log(1.1e-7)).any() and vocoder(padding).mel.padding == padding
 
 
@@ -70,22 +70,22 @@ def test_the_published_24_khz_mel_has_a_name():
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_the_sound_is_the_published_one(padding):
-    """The whole file at once, and in chunks, which are as near at the ends of the file."""
+def test_the_audio_is_the_published_one(padding):
+    """The whole file and its chunks agree, also at the ends of the file."""
     log_mel, expected = golden()[f"{padding}_log_mel"], golden()[f"{padding}_audio"]
-    stage = vocoder(padding)
-    found = whole(stage, log_mel)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-    found = MelCodec(tokenizer(stage.mel), stage, chunk_columns=3).vocode(log_mel)
-    np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-5)
+    component = vocoder(padding)
+    decoded = whole(component, log_mel)
+    assert decoded.shape == expected.shape
+    np.testing.assert_allclose(decoded, expected, atol=2e-5)
+    decoded = MelCodec(tokenizer(component.mel), component, chunk_columns=3).vocode(log_mel)
+    np.testing.assert_allclose(decoded[: len(expected)], expected, atol=2e-5)
     # With "center" the published program stops at the middle of the last frame's window.
-    assert len(found) - len(expected) == {"center": stage.mel.hop_samples, "same": 0}[padding]
-    assert np.isfinite(found).all() and np.abs(found).max() < 2 * np.abs(expected).max()
+    assert len(decoded) - len(expected) == {"center": component.mel.hop_samples, "same": 0}[padding]
+    assert np.isfinite(decoded).all() and np.abs(decoded).max() < 2 * np.abs(expected).max()
 
 
-def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
-    export, run, sound = str(tmp_path / "vocos"), str(tmp_path / "tokenizer"), str(tmp_path / "a.wav")
+def test_an_imported_vocoder_decodes_a_tokenizer_of_its_mel(tmp_path, capsys):
+    export, run, audio = str(tmp_path / "vocos"), str(tmp_path / "tokenizer"), str(tmp_path / "a.wav")
     assert cli.main(["import", str(GOLDEN / "center"), "--from=vocos", "-o", export]) == 0
     assert "vocoder, 8 mel bands of 24000 Hz" in capsys.readouterr().out
     card = (tmp_path / "vocos" / "README.md").read_text()
@@ -94,11 +94,11 @@ def test_imported_it_plays_a_tokenizer_of_its_mel(tmp_path, capsys):
     export_folder.save_codec(MelCodec(tokenizer(vocoder("center").mel)), run)
     codec = bandtok_jax.load(run, vocoder=export)
     codes = codec.encode(golden()["audio"], 24000)
-    played = whole(vocoder("center"), codec.decode_mel(codes))
-    np.testing.assert_allclose(codec.decode(codes)[: len(played)], played, atol=2e-5)
-    waveform.write(sound, golden()["audio"], 24000)
+    decoded = whole(vocoder("center"), codec.decode_mel(codes))
+    np.testing.assert_allclose(codec.decode(codes)[: len(decoded)], decoded, atol=2e-5)
+    waveform.write(audio, golden()["audio"], 24000)
     copy = str(tmp_path / "b.wav")
-    assert cli.main(["reconstruct", sound, f"--model={run}", f"--vocoder={export}", "-o", copy]) == 0
+    assert cli.main(["reconstruct", audio, f"--model={run}", f"--vocoder={export}", "-o", copy]) == 0
     assert waveform.probe(copy) == (24000, 1, len(golden()["audio"]))
     model_folder.export(run, vocoder=export, output=tmp_path / "both")
     assert bandtok_jax.load(tmp_path / "both").components["vocoder"].weight_hash == vocoder("center").weight_hash
@@ -120,15 +120,15 @@ def test_a_tokenizer_learns_on_the_published_mel():
     assert "reconstruction" in metrics and task.mel == mel_bands.VOCOS_24KHZ and task.network.attribute("rows") == 25
 
 
-def test_silence_is_as_low_as_the_mel_has_it():
-    stage = tokenizer(vocoder("center").mel)
-    parameters, buffers = (jax.tree.map(np.zeros_like, stage.weights[name]) for name in ("parameters", "buffers"))
+def test_silence_has_the_floor_of_the_mel():
+    component = tokenizer(vocoder("center").mel)
+    parameters, buffers = (jax.tree.map(np.zeros_like, component.weights[name]) for name in ("parameters", "buffers"))
     parameters["decoder_out"]["bias"] -= 100
-    made = stage.network.apply(parameters, buffers, np.zeros((1, 1, 2), np.int32), method="decode")
-    np.testing.assert_allclose(made, np.log(1e-7), rtol=1e-6)
+    log_mel = component.network.apply(parameters, buffers, np.zeros((1, 1, 2), np.int32), method="decode")
+    np.testing.assert_allclose(log_mel, np.log(1e-7), rtol=1e-6)
 
 
-def test_safetensors_hold_the_same(tmp_path):
+def test_safetensors_hold_the_same_weights(tmp_path):
     weights = torch_checkpoint.read_torch(GOLDEN / "same" / "pytorch_model.bin")
     trained = {name: leaf for name, leaf in weights.items() if not name.startswith("feature_extractor")}
     safetensors.numpy.save_file(trained, tmp_path / "model.safetensors")
@@ -138,7 +138,7 @@ def test_safetensors_hold_the_same(tmp_path):
 
 
 def copy(tmp_path, **changes):
-    """The folder of a model whose config.yaml says something else: `{part: {key: value}}`, None for left out."""
+    """Copies the folder of a model with changes `{part: {key: value}}` of its config.yaml; None removes a key."""
     shutil.copytree(GOLDEN / "center", tmp_path / "model")
     path = tmp_path / "model" / "config.yaml"
     settings = yaml.safe_load(path.read_text())
@@ -158,19 +158,19 @@ def copy(tmp_path, **changes):
         ({"feature_extractor": {"class_path": "vocos.feature_extractors.EncodecFeatures"}}, "only .*MelSpectrogramFea"),
         ({"backbone": {"class_path": "vocos.models.VocosResNetBackbone"}}, "only .*VocosBackbone"),
         ({"head": {"class_path": ["os.system"]}}, "only vocos.heads.ISTFTHead"),
-        ({"head": {"class_path": None}}, "does not say head.class_path"),
-        ({"backbone": {"dim": None}}, "does not say backbone.dim"),
+        ({"head": {"class_path": None}}, "head.class_path"),
+        ({"backbone": {"dim": None}}, "backbone.dim"),
         ({"backbone": {"dim": True}}, "backbone.dim is True, not a whole number"),
         ({"backbone": {"num_layers": 0}}, "num_layers is 0"),
         ({"backbone": {"num_layers": 3}}, "has no backbone.convnext.2.dwconv.weight"),
         ({"backbone": {"num_layers": 1}}, "holds .backbone.convnext.1"),
         ({"backbone": {"intermediate_dim": 24}}, "of shape"),
-        ({"backbone": {"adanorm_num_embeddings": 4}}, "told a bitrate"),
+        ({"backbone": {"adanorm_num_embeddings": 4}}, "adanorm_num_embeddings is 4"),
         ({"head": {"padding": "reflect"}}, "neither 'center' nor 'same'"),
         ({"head": {"padding": None}}, "head.padding is 'same' and feature_extractor.padding is 'center'"),
         ({"head": {"n_fft": 128}}, "head.n_fft is 128"),
-        ({"feature_extractor": {"f_min": 20}}, "knows no feature_extractor.'f_min'"),
-        ({"feature_extractor": {"sample_rate": 16000}}, "mel_scale.fb is not what"),
+        ({"feature_extractor": {"f_min": 20}}, "feature_extractor.'f_min'"),
+        ({"feature_extractor": {"sample_rate": 16000}}, "mel_scale.fb is not"),
         ({"feature_extractor": {"sample_rate": 1}}, "config.yaml: a mel from 0.0 to 0.0 Hz"),
         (dict.fromkeys(("feature_extractor", "head"), {"n_fft": 10**9}), "n_fft is 1000000000, not a whole number"),
         (dict.fromkeys(("feature_extractor", "head"), {"hop_length": 15}), "config.yaml: .* a whole number of hops"),
@@ -178,9 +178,9 @@ def copy(tmp_path, **changes):
     ],
 )
 def test_other_models_are_refused(changes, words, tmp_path):
-    with pytest.raises(ValueError, match=words) as found:
+    with pytest.raises(ValueError, match=words) as error:
         import_vocos.read_vocos(copy(tmp_path, **changes))
-    assert "model" in str(found.value) and "\n" not in str(found.value)
+    assert "model" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "!!python/object/apply:os.system [touch attacked]", "\0", "head: 3"])
@@ -188,9 +188,9 @@ def test_a_damaged_config_is_refused(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = copy(tmp_path)
     (tmp_path / "model" / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match="config.yaml") as found:
+    with pytest.raises(ValueError, match="config.yaml") as error:
         import_vocos.read_vocos(path)
-    assert "\n" not in str(found.value) and not (tmp_path / "attacked").exists()
+    assert "\n" not in str(error.value) and not (tmp_path / "attacked").exists()
 
 
 class Attack:

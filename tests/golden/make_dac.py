@@ -1,14 +1,14 @@
-"""Writes tests/golden/dac: tiny DACs with random weights, and what the published programs make of a sound with them.
+"""Writes tests/golden/dac: tiny DACs with random weights, and the codes and audio of the published programs.
 
-    pip install --target=SITE --no-deps descript-audio-codec descript-audiotools ...   # and what they import
+    pip install --target=SITE --no-deps descript-audio-codec descript-audiotools ...   # and their dependencies
     PYTHONPATH=SITE python tests/golden/make_dac.py tests/golden/dac
 
 Needs PyTorch, transformers and descript-audio-codec 1.0.0 with audiotools 0.7.2; the tests need none of them.
 
   even, odd    weights.pth of descript-audio-codec with even and with odd strides
   hf           a DacModel of transformers, its folder
-  song.dac, pieces.dac    of `even`: coded at once, and in pieces
-  golden.npz   the sound, and for each model its codes and its sound again
+  song.dac, chunks.dac    from `even`, encoded whole and in chunks
+  golden.npz   the audio, and the codes and the decoded audio of each model
 """
 
 import pathlib
@@ -18,14 +18,19 @@ import types
 import numpy as np
 import scipy.signal
 import torch
-from transformers import DacConfig, DacModel  # before the stand-in below, which it would ask for its version
+from transformers import DacConfig, DacModel  # before the stand-in below, which has no version
 
-# audiotools imports torchaudio, of which its loudness needs one function.
+# audiotools imports torchaudio, and its loudness needs one function of it.
 torchaudio = types.ModuleType("torchaudio")
 torchaudio.functional = types.ModuleType("torchaudio.functional")
-torchaudio.functional.lfilter = lambda x, a, b, clamp=True: torch.from_numpy(
-    scipy.signal.lfilter(b.numpy().reshape(-1), a.numpy().reshape(-1), x.numpy()).astype(np.float32)
-)
+
+
+def lfilter(x, a, b, clamp=True):
+    filtered = scipy.signal.lfilter(b.numpy().reshape(-1), a.numpy().reshape(-1), x.numpy())
+    return torch.from_numpy(filtered.astype(np.float32))
+
+
+torchaudio.functional.lfilter = lfilter
 sys.modules["torchaudio"] = torchaudio
 
 from audiotools import AudioSignal  # noqa: E402
@@ -35,8 +40,8 @@ RATE = 8000
 SHAPE = dict(encoder_dim=2, decoder_dim=8, n_codebooks=3, codebook_size=32, codebook_dim=4, sample_rate=RATE)
 
 
-def lively(model):
-    """The model with weights under which sound, codes and activations vary: fresh biases and alphas are all alike."""
+def randomize(model):
+    """Returns the model with weights that vary, because fresh biases and alphas are all alike."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("alpha"):
@@ -45,7 +50,7 @@ def lively(model):
                 parameter.uniform_(-0.1, 0.1)
             elif name.endswith("weight_g"):
                 parameter.mul_(torch.empty_like(parameter).uniform_(1.0, 2.0))
-            elif name.endswith("weight") and parameter.ndim == 3:  # transformers' start is smaller
+            elif name.endswith("weight") and parameter.ndim == 3:  # the initial values of transformers are smaller
                 parameter.normal_(0.0, 0.8 / parameter[0].numel() ** 0.5)
     return model.eval()
 
@@ -64,10 +69,10 @@ def main(folder):
     }
     with torch.no_grad():
         for name, model in models.items():
-            lively(model).save(folder / f"{name}.pth", package=False)
-            heard = model(torch.from_numpy(audio)[None, None], RATE)
-            z = model.quantizer.from_codes(heard["codes"])[0]
-            golden[f"{name}_codes"] = heard["codes"][0].T.numpy().astype(np.uint8)
+            randomize(model).save(folder / f"{name}.pth", package=False)
+            encoded = model(torch.from_numpy(audio)[None, None], RATE)
+            z = model.quantizer.from_codes(encoded["codes"])[0]
+            golden[f"{name}_codes"] = encoded["codes"][0].T.numpy().astype(np.uint8)
             golden[f"{name}_audio"] = model.decode(z)[0, 0].numpy()
         golden["even_two_levels"] = (
             models["even"]
@@ -78,7 +83,7 @@ def main(folder):
             )[0, 0]
             .numpy()
         )
-        for name, seconds in (("song", None), ("pieces", 0.2)):
+        for name, seconds in (("song", None), ("chunks", 0.2)):
             signal = AudioSignal(0.1 * audio, RATE)
             file = models["even"].compress(signal, win_duration=seconds)
             file.save(folder / f"{name}.dac")
@@ -89,11 +94,11 @@ def main(folder):
                 codebook_size=32, codebook_dim=4, sampling_rate=RATE,
             )
         )  # fmt: skip
-        lively(hf).save_pretrained(folder / "hf")
+        randomize(hf).save_pretrained(folder / "hf")
         padded = torch.from_numpy(np.pad(audio, (0, -len(audio) % 6)))[None, None]
-        heard = hf.encode(padded)
-        golden["hf_codes"] = heard.audio_codes[0].T.numpy().astype(np.uint8)
-        golden["hf_audio"] = hf.decode(audio_codes=heard.audio_codes).audio_values[0].numpy()
+        encoded = hf.encode(padded)
+        golden["hf_codes"] = encoded.audio_codes[0].T.numpy().astype(np.uint8)
+        golden["hf_audio"] = hf.decode(audio_codes=encoded.audio_codes).audio_values[0].numpy()
     np.savez_compressed(folder / "golden.npz", **golden)
 
 

@@ -1,12 +1,13 @@
-"""Writes tests/golden/vocos: tiny models of the package vocos with random weights, and what it makes of mels with them.
+"""Writes tests/golden/vocos: tiny models of the package vocos with random weights, and their audio.
 
     PYTHONPATH=SITE python tests/golden/make_vocos.py tests/golden/vocos
 
-Needs PyTorch, torchaudio and vocos 0.1.0; the tests need none of them. (Of torchaudio only what is written in Python:
-where its library does not fit PyTorch, install it with --no-deps to SITE and delete torchaudio/lib there.)
+Needs PyTorch, torchaudio and vocos 0.1.0; the tests need none of them. Only the Python
+modules of torchaudio are used. If its library does not fit PyTorch, install it with --no-deps to SITE and delete
+torchaudio/lib there.
 
   center, same   config.yaml and pytorch_model.bin, by the padding
-  golden.npz     noise, its log-mel `[T, M]` by each model, and each model's sound of that
+  golden.npz     noise, its log-mel `[T, M]` by each model, and each model's audio from that
 """
 
 import pathlib
@@ -24,10 +25,13 @@ SHAPES = {
 
 
 def settings(padding, sample_rate, n_fft, hop_length, n_mels, dim, intermediate_dim, num_layers):
-    """What config.yaml says of a model, as the published ones do."""
+    """Returns the config.yaml of a model, in the form of the published ones."""
     frames = dict(n_fft=n_fft, hop_length=hop_length, padding=padding)
     trunk = dict(input_channels=n_mels, dim=dim, intermediate_dim=intermediate_dim, num_layers=num_layers)
-    part = lambda class_path, **init_args: {"class_path": f"vocos.{class_path}", "init_args": init_args}
+
+    def part(class_path, **init_args):
+        return {"class_path": f"vocos.{class_path}", "init_args": init_args}
+
     return {
         "feature_extractor": part(
             "feature_extractors.MelSpectrogramFeatures", sample_rate=sample_rate, n_mels=n_mels, **frames
@@ -37,8 +41,8 @@ def settings(padding, sample_rate, n_fft, hop_length, n_mels, dim, intermediate_
     }
 
 
-def lively(model):
-    """The model with weights under which everything matters: fresh ones are tiny, and biases and scales all alike."""
+def randomize(model):
+    """Returns the model with weights that all matter: fresh ones are tiny, with equal biases and scales."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -47,7 +51,7 @@ def lively(model):
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5)
-        # The magnitudes of one bin are at the limit of 100, most others small; the phases go round more than once.
+        # The magnitudes of one bin are at the limit of 100, most others small; the phases exceed one turn.
         bins = len(model.head.out.bias) // 2
         model.head.out.bias[:bins].normal_(-2.0, 1.0)
         model.head.out.bias[1] = 6.0
@@ -56,10 +60,10 @@ def lively(model):
 
 
 def make(folder, config):
-    """A model of the package, whose folder it writes."""
+    """Returns a model of the package and writes its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    model = lively(Vocos.from_hparams(folder / "config.yaml"))
+    model = randomize(Vocos.from_hparams(folder / "config.yaml"))
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return model
 
