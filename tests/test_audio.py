@@ -1,4 +1,4 @@
-"""Sound in and out, loudness and spectra, against librosa, pyloudnorm and closed forms."""
+"""Reading and writing of audio, loudness and spectra, against librosa, pyloudnorm and closed forms."""
 
 import functools
 import os
@@ -20,8 +20,8 @@ SMALL = MelDefinition(sample_rate_hz=8_000, fft_samples=64, hop_samples=16, mels
 
 
 @functools.cache
-def sounds(samples: int = 30_000) -> np.ndarray:
-    """A chord with decay, a chirp over the whole band, noise, and a click in silence, float32 [4, S]."""
+def signals(samples: int = 30_000) -> np.ndarray:
+    """Returns a decaying chord, a chirp over the whole band, noise, and a click in silence, float32 `[4, S]`."""
     seconds = np.arange(samples) / RATE_HZ
     chord = sum(np.sin(2 * np.pi * hz * seconds) / (i + 1) for i, hz in enumerate((220.0, 277.2, 329.6, 9_000.0)))
     chirp = np.sin(2 * np.pi * 20_000 * seconds**2 / (2 * seconds[-1]))
@@ -32,8 +32,8 @@ def sounds(samples: int = 30_000) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ending", [".wav", ".flac"])
-def test_sixteen_bits_come_back_exactly(tmp_path, ending):
-    audio = np.rint(sounds()[:2] * 32_768) / np.float32(32_768)
+def test_16_bit_files_round_trip_exactly(tmp_path, ending):
+    audio = np.rint(signals()[:2] * 32_768) / np.float32(32_768)
     path = tmp_path / f"sound{ending}"
     assert waveform.write(path, audio, RATE_HZ) == 0
     assert waveform.probe(path) == (RATE_HZ, 2, audio.shape[1])
@@ -46,12 +46,12 @@ def test_sixteen_bits_come_back_exactly(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", [".ogg", ".mp3"])
-def test_compressed_files_keep_length_and_sound(tmp_path, ending):
+def test_compressed_files_keep_length_and_waveform(tmp_path, ending):
     path = tmp_path / f"sound{ending}"
-    waveform.write(path, sounds()[0], RATE_HZ)
+    waveform.write(path, signals()[0], RATE_HZ)
     again, _ = waveform.read(path)
-    assert again.shape == (1, sounds().shape[1])
-    assert np.corrcoef(again[0], sounds()[0])[0, 1] > 0.98
+    assert again.shape == (1, signals().shape[1])
+    assert np.corrcoef(again[0], signals()[0])[0, 1] > 0.98
 
 
 def test_clipping_is_counted_and_never_wraps(tmp_path):
@@ -70,13 +70,13 @@ def test_an_error_leaves_the_older_file(tmp_path, ending):
     path.write_bytes(b"older")
     with pytest.raises(ValueError, match="NaN"):
         with waveform.Writer(path, RATE_HZ, 1) as writer:
-            writer.write(sounds()[:1])
+            writer.write(signals()[:1])
             writer.write(np.array([np.nan]))
     with pytest.raises(ValueError, match=f"sound{ending}: cannot write 2000 channels"):
         waveform.Writer(path, RATE_HZ, 2_000)
     assert path.read_bytes() == b"older" and os.listdir(tmp_path) == [path.name]
     (tmp_path / f"link{ending}").symlink_to(path)
-    waveform.write(tmp_path / f"link{ending}", sounds()[0], RATE_HZ)
+    waveform.write(tmp_path / f"link{ending}", signals()[0], RATE_HZ)
     assert (tmp_path / f"link{ending}").is_symlink() and waveform.probe(path)[2] > 0
 
 
@@ -84,23 +84,23 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     for path in (tmp_path / "none" / "sound.wav", tmp_path / "folder.wav"):
         with pytest.raises(OSError) as error:
-            waveform.write(path, sounds()[0], RATE_HZ)
+            waveform.write(path, signals()[0], RATE_HZ)
         assert error.value.filename == str(path)
 
 
 @pytest.mark.parametrize("ending", list(waveform.SUBTYPES))
 @pytest.mark.parametrize("room_bytes", [0, 20_000])
-def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, full_disk, ending, room_bytes):
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, full_disk, ending, room_bytes):
     with full_disk(room_bytes), pytest.raises(OSError, match=f"sound{ending}: cannot be written .* free some space"):
-        waveform.write(tmp_path / f"sound{ending}", np.tile(sounds()[2], 8), RATE_HZ)
+        waveform.write(tmp_path / f"sound{ending}", np.tile(signals()[2], 8), RATE_HZ)
     assert not os.listdir(tmp_path)
 
 
-def test_files_that_are_no_sound(tmp_path):
+def test_files_without_audio_are_refused(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.mp3").write_text("no sound " * 100)
     (tmp_path / "bare.raw").write_bytes(bytes(100))
-    soundfile.write(tmp_path / "whole.flac", sounds()[2], RATE_HZ)
+    soundfile.write(tmp_path / "whole.flac", signals()[2], RATE_HZ)
     whole = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
     for name in ("missing.wav", "empty.wav", "text.mp3", "bare.raw", "cut.flac"):
@@ -112,10 +112,10 @@ def test_files_that_are_no_sound(tmp_path):
 def test_a_header_may_be_wrong_by_little(tmp_path):
     for bytes_less in (1_000, 100_000):
         path = tmp_path / "sound.wav"
-        soundfile.write(path, np.tile(sounds()[2], 4), RATE_HZ)
+        soundfile.write(path, np.tile(signals()[2], 4), RATE_HZ)
         path.write_bytes(path.read_bytes()[:-bytes_less])
         if bytes_less == 1_000:
-            assert waveform.read(path)[0].shape == (1, 4 * sounds().shape[1] - 500)
+            assert waveform.read(path)[0].shape == (1, 4 * signals().shape[1] - 500)
         else:
             with pytest.raises(ValueError, match=r"sound.wav: truncated: it ends after 1\.59 s.* promises 2\.72 s"):
                 waveform.probe(path)
@@ -124,7 +124,7 @@ def test_a_header_may_be_wrong_by_little(tmp_path):
 @pytest.mark.parametrize("from_hz, to_hz", [(48_000, 44_100), (8_000, 44_100), (192_000, 44_100), (44_100, 44_100)])
 def test_resampling_a_stream_equals_resampling_the_whole(from_hz, to_hz):
     for samples in (1, 5, 4_801):
-        audio = sounds()[:2, :samples]
+        audio = signals()[:2, :samples]
         whole = waveform.resample(audio, from_hz, to_hz)
         assert whole.shape == (2, -(-samples * to_hz // from_hz))
         stream = waveform.Resampler(from_hz, to_hz, 2)
@@ -138,7 +138,7 @@ def test_resampling_keeps_a_tone():
     np.testing.assert_allclose(waveform.resample(tone[0], 48_000, 44_100)[500:-500], tone[1][500:-500], atol=1e-4)
 
 
-def test_check_accepts_what_is_sound():
+def test_check_accepts_valid_audio():
     assert waveform.check(np.zeros(5), 8_000).shape == (1, 5)
     assert waveform.check(np.zeros((8, 5), np.float16), 192_000).dtype == np.float32
     np.testing.assert_array_equal(waveform.check(np.array([-32_768, 16_384], np.int16), RATE_HZ), [[-1, 0.5]])
@@ -179,7 +179,7 @@ def test_k_weighting_is_the_standard_at_48_khz():
 @pytest.mark.eval
 @pytest.mark.parametrize("rate_hz, channels", [(8_000, 1), (44_100, 2), (48_000, 5)])
 def test_loudness_agrees_with_pyloudnorm(rate_hz, channels):
-    swell = np.linspace(0, 1, 3 * rate_hz) ** 4  # Both gates have something to close on.
+    swell = np.linspace(0, 1, 3 * rate_hz) ** 4  # Both gates exclude a part of it.
     audio = 0.3 * swell * np.random.default_rng(0).standard_normal((channels, 3 * rate_hz))
     expected = pyloudnorm.Meter(rate_hz, filter_class="DeMan").integrated_loudness(audio.T)
     assert loudness.integrated_lufs(audio, rate_hz) == pytest.approx(expected, abs=1e-6)
@@ -195,15 +195,15 @@ def test_loudness_of_a_reference_tone_and_of_silence():
     assert loudness.integrated_lufs(np.zeros((2, 48_000)), 48_000) == -np.inf
 
 
-def test_normalise_reaches_the_target_unless_the_peak_forbids():
-    audio = sounds()[:1]
+def test_normalise_reaches_the_target_within_the_peak():
+    audio = signals()[:1]
     assert loudness.integrated_lufs(loudness.normalise(audio, RATE_HZ, -30), RATE_HZ) == pytest.approx(-30, abs=1e-4)
     assert np.abs(loudness.normalise(audio, RATE_HZ, 20)).max() == pytest.approx(1)
     np.testing.assert_array_equal(loudness.normalise(np.zeros((1, 999)), RATE_HZ, -16), np.zeros((1, 999)))
 
 
 def reference_mel(audio, definition):
-    """librosa's magnitude mel of one sound, [T, M]."""
+    """Returns librosa's magnitude mel `[T, M]` of a waveform `[S]`."""
     fft, hop = definition.fft_samples, definition.hop_samples
     pad = {"same": (fft - hop) // 2, "center": fft // 2, "none": 0}[definition.padding]
     spectrum = librosa.stft(np.pad(audio, pad, mode="reflect"), n_fft=fft, hop_length=hop, center=False)
@@ -230,13 +230,13 @@ def reference_mel(audio, definition):
     ids=["bigvgan", "meltok", "none", "odd hop"],
 )
 def test_mel_agrees_with_librosa(definition):
-    ours = np.asarray(spectral.mel_spectrogram(sounds(), definition))
-    expected = np.stack([reference_mel(sound, definition) for sound in sounds().astype(np.float64)])
+    ours = np.asarray(spectral.mel_spectrogram(signals(), definition))
+    expected = np.stack([reference_mel(audio, definition) for audio in signals().astype(np.float64)])
     assert ours.dtype == np.float32
-    # A float32 FFT rounds relative to the strongest bin, which the emptiest bands feel.
+    # A float32 FFT rounds relative to the strongest bin, which shows in the quietest bands.
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6 * expected.max())
     np.testing.assert_allclose(
-        spectral.log_mel(sounds(), definition), np.log(np.maximum(ours, definition.floor)), rtol=1e-5, atol=1e-5
+        spectral.log_mel(signals(), definition), np.log(np.maximum(ours, definition.floor)), rtol=1e-5, atol=1e-5
     )
 
 
@@ -251,10 +251,10 @@ def test_filterbank_agrees_with_librosa(definition, htk, norm):
     np.testing.assert_allclose(edges, np.stack([corners[:-2], corners[2:]], 1), atol=1e-6)
 
 
-def test_chunks_do_not_show():
-    """Long sounds are computed in pieces on a CPU: the same numbers as for each part alone."""
+def test_chunks_do_not_change_the_mel():
+    """On a CPU, long audio is computed in chunks, with the same numbers as for each part alone."""
     samples = 16 * (5 * spectral.CHUNK_FRAMES + 3)
-    audio = sounds()[:2, :samples]
+    audio = signals()[:2, :samples]
     definition = MelDefinition(**{**vars(SMALL), "padding": "none"})
     whole = spectral.mel_spectrogram(audio, definition)
     assert whole.shape[1] == (samples - 64) // 16 + 1 > 2 * spectral.CHUNK_FRAMES
@@ -266,16 +266,16 @@ def test_chunks_do_not_show():
 @pytest.mark.parametrize("fft_samples, hop_samples", [(256, 64), (256, 100), (255, 50)])
 def test_transform_as_matrix_product(fft_samples, hop_samples):
     sizes = {"fft_samples": fft_samples, "hop_samples": hop_samples}
-    spectrum = spectral.stft(sounds()[:, :2_000], **sizes, method="fft")
-    np.testing.assert_allclose(spectral.stft(sounds()[:, :2_000], **sizes, method="matmul"), spectrum, atol=1e-4)
+    spectrum = spectral.stft(signals()[:, :2_000], **sizes, method="fft")
+    np.testing.assert_allclose(spectral.stft(signals()[:, :2_000], **sizes, method="matmul"), spectrum, atol=1e-4)
     by_fft, by_matmul = (spectral.istft(spectrum, **sizes, method=method) for method in ("fft", "matmul"))
     np.testing.assert_allclose(by_matmul, by_fft, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["center", "same", "none"])
 @pytest.mark.parametrize("window_samples, hop_samples", [(None, 64), (128, 32), (None, 60)])
-def test_inverse_returns_the_sound(padding, window_samples, hop_samples):
-    audio = sounds()[:3, :5_000]
+def test_inverse_stft_returns_the_audio(padding, window_samples, hop_samples):
+    audio = signals()[:3, :5_000]
     spectrum = spectral.stft(audio, 256, hop_samples, window_samples, padding)
     again = spectral.istft(spectrum, 256, hop_samples, window_samples, padding, length=5_100)
     assert again.shape == (3, 5_100)
@@ -289,17 +289,17 @@ def test_hann_window_is_scipys_to_the_bit(samples):
 
 
 def test_stft_and_inverse_agree_with_librosa():
-    expected = librosa.stft(sounds(), n_fft=512, hop_length=128, win_length=400, pad_mode="reflect")
-    spectrum = spectral.stft(sounds(), 512, 128, 400)
+    expected = librosa.stft(signals(), n_fft=512, hop_length=128, win_length=400, pad_mode="reflect")
+    spectrum = spectral.stft(signals(), 512, 128, 400)
     np.testing.assert_allclose(np.swapaxes(spectrum, -1, -2), expected, atol=1e-4)
-    # No sound has this spectrum, so only the least-squares solution will do.
+    # No waveform has this spectrum, so only the least-squares solution agrees.
     inconsistent = expected * np.exp(1j * np.arange(expected.shape[-1]) ** 2)
     back = spectral.istft(np.swapaxes(inconsistent, -1, -2), 512, 128, 400)
     np.testing.assert_allclose(back, librosa.istft(inconsistent, n_fft=512, hop_length=128, win_length=400), atol=1e-4)
 
 
 def assert_gradient(function, at):
-    """The directional derivative against central differences, in float64."""
+    """Compares the directional derivative with central differences, in float64."""
     direction = np.random.default_rng(1).standard_normal(at.shape)
     function = jax.jit(function)
     step = 1e-6
@@ -315,7 +315,7 @@ def test_gradient_of_log_mel(samples, method):
     target = np.linspace(-5, 0, SMALL.mels)
     assert_gradient(
         lambda audio: ((spectral.log_mel(audio, SMALL, method) - target) ** 2).mean(),
-        sounds()[2, :samples].astype(np.float64),
+        signals()[2, :samples].astype(np.float64),
     )
 
 
@@ -329,7 +329,7 @@ def test_gradient_of_inverse(hop_samples):
         shaped = spectrum * jnp.sqrt(spectral.magnitude(spectrum))
         return (spectral.istft(shaped, 64, hop_samples, padding="same", length=500) * weights).sum()
 
-    assert_gradient(louder_where_high, sounds()[2, :500].astype(np.float64))
+    assert_gradient(louder_where_high, signals()[2, :500].astype(np.float64))
 
 
 @pytest.mark.parametrize("definition", [MelDefinition(), MELTOK], ids=["bigvgan", "meltok"])
@@ -339,14 +339,14 @@ def test_gradient_at_silence_is_finite(definition):
 
 
 def test_mfcc_agrees_with_librosa():
-    log_mel = np.asarray(spectral.log_mel(sounds()[0]))
+    log_mel = np.asarray(spectral.log_mel(signals()[0]))
     expected = librosa.feature.mfcc(S=log_mel.T, n_mfcc=20).T
     np.testing.assert_allclose(spectral.mfcc(log_mel, 20), expected, atol=1e-3)
 
 
 def test_griffin_lim_is_no_worse_than_librosas():
     definition = MelDefinition(fft_samples=512, hop_samples=128, mels=40)
-    chord = sounds()[0, : 128 * 64]
+    chord = signals()[0, : 128 * 64]
     log_mel = spectral.log_mel(chord, definition)
     ours, again, other = (spectral.griffin_lim(log_mel, definition, 20, jax.random.key(i)) for i in (0, 0, 1))
     assert ours.shape == chord.shape
@@ -358,9 +358,9 @@ def test_griffin_lim_is_no_worse_than_librosas():
     mel = np.exp(log_mel)
     assert np.linalg.norm(magnitudes @ spectral.mel_filterbank(definition) - mel) < 1e-2 * np.linalg.norm(mel)
 
-    def convergence(sound):
-        found = spectral.magnitude(spectral.stft(sound, 512, 128, padding="same"))
-        return np.linalg.norm(found - magnitudes) / np.linalg.norm(magnitudes)
+    def convergence(audio):
+        magnitude = spectral.magnitude(spectral.stft(audio, 512, 128, padding="same"))
+        return np.linalg.norm(magnitude - magnitudes) / np.linalg.norm(magnitudes)
 
     assert convergence(ours) < min(0.25, 1.05 * convergence(theirs))
     assert np.array_equal(ours, again) and not np.allclose(ours, other)
@@ -371,9 +371,9 @@ def test_griffin_lim_is_no_worse_than_librosas():
 def test_griffin_lim_has_quiet_ends(padding, hop_samples):
     definition = MelDefinition(fft_samples=512, hop_samples=hop_samples, mels=40, padding=padding)
     noise = 0.1 * np.random.default_rng(0).standard_normal(128 * 64).astype(np.float32)
-    made = np.asarray(spectral.griffin_lim(spectral.log_mel(noise, definition), definition, 16))
-    assert len(made) == len(noise)
-    ends, middle = np.concatenate([made[:512], made[-512:]]), made[512:-512]
+    audio = np.asarray(spectral.griffin_lim(spectral.log_mel(noise, definition), definition, 16))
+    assert len(audio) == len(noise)
+    ends, middle = np.concatenate([audio[:512], audio[-512:]]), audio[512:-512]
     assert np.abs(ends).max() < 1.5 * np.abs(middle).max() and 0.5 < ends.std() / middle.std() < 1.5
 
 
@@ -383,7 +383,7 @@ def test_bad_definitions_name_the_cure():
     with pytest.raises(ValueError, match="'htk'"):
         MelDefinition(scale="bark")
     for values in ({"floor": 0.0}, {"floor": float("nan")}, {"epsilon": -1.0}):
-        with pytest.raises(ValueError, match="the floor, of which a logarithm is taken, must be above 0"):
+        with pytest.raises(ValueError, match="floor.* must be above 0"):
             MelDefinition(**values)
     with pytest.raises(ValueError, match="center"):
         spectral.stft(np.zeros(9_000), 256, 64, padding="valid")

@@ -86,8 +86,8 @@ def test_foreign_and_newer_files(tmp_path, data, words):
         bt_file.Reader(tmp_path / "a.bt")
 
 
-def test_a_sound_checksum_over_nonsense_is_still_an_error(tmp_path):
-    """A file made on purpose: every sum is right, but the codes exceed the codebook."""
+def test_codes_beyond_the_codebook_with_a_right_checksum_are_an_error(tmp_path):
+    """The checksums of the file are right, but its codes exceed the codebook."""
     path = tmp_path / "a.bt"
     wide = dataclasses.replace(HEADER, codebook_size=1024)
     bt_file.write_codes(path, np.full((4, 5), 1023), wide, 4 * 4096)
@@ -112,7 +112,7 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("room_bytes", [0, 70, 30_000])
-def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, full_disk, room_bytes):
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, full_disk, room_bytes):
     with full_disk(room_bytes), pytest.raises(OSError) as error:
         bt_file.write_codes(tmp_path / "a.bt", random_codes(9_000, 5, 1000), HEADER, 9_000 * 4096)
     assert error.value.filename == str(tmp_path / "a.bt") and not list(tmp_path.iterdir())

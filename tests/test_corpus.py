@@ -1,4 +1,4 @@
-"""Whole corpora as token records: whole tracks, shifted copies, and no work done twice."""
+"""Tokenization of corpora: whole tracks, shifted copies, and resumption without repeated work."""
 
 import functools
 import json
@@ -33,26 +33,33 @@ def codec():
     return MelCodec(bandtok_jax.create("bandtok:tiny", seed=0).components["tokenizer"], chunk_columns=8)
 
 
-def sound(name: str, samples: int) -> np.ndarray:
+def waveform(name: str, samples: int) -> np.ndarray:
+    """Returns the audio `[S, 2]` of a track, noise in int16."""
     noise = np.random.default_rng(len(name)).normal(size=(samples, 2))
     return (3000 * noise).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A prepared folder; "long" lies in three records."""
+    """Writes a prepared folder, in which the track "long" has three records, and returns it."""
     folder = tmp_path_factory.mktemp("data")
     layout = {"train": [("long", 45_000), ("short", 20_000), ("little", 12_000)], "validation": [("last", 9_000)]}
     splits, lines = {}, []
     for split, tracks in layout.items():
         writer, count = ArrayRecordWriter(str(folder / split), shards.WRITER_OPTIONS), 0
         for name, samples in tracks:
-            facts = {"lufs": -20.0, "mono_lufs": -20.0, "caption": f"a {name}", "track": name, "domain": "music"}
-            facts |= {"full_band": True, "licence": "", "sample_rate_hz": RATE}
+            track_metadata = {
+                "lufs": -20.0,
+                "mono_lufs": -20.0,
+                "caption": f"a {name}",
+                "track": name,
+                "domain": "music",
+            }
+            track_metadata |= {"full_band": True, "licence": "", "sample_rate_hz": RATE}
             starts = range(0, samples, RECORD)
             for start in starts:
-                audio = sound(name, samples)[start : start + RECORD]
-                writer.write(tf_example.encode_example({"audio": audio, "start": start, **facts}))
+                audio = waveform(name, samples)[start : start + RECORD]
+                writer.write(tf_example.encode_example({"audio": audio, "start": start, **track_metadata}))
             measured = {
                 "seconds": samples / RATE,
                 "channels": 2,
@@ -60,20 +67,22 @@ def data(tmp_path_factory):
                 "peak": 0.5,
                 "clipped_share": 0.0,
             }
-            lines.append({**facts, **measured, "split": split, "records": len(starts), "ends": name != "short"})
+            lines.append(
+                {**track_metadata, **measured, "split": split, "records": len(starts), "ends": name != "short"}
+            )
             count += len(starts)
         writer.close()
         splits[split] = [{"file": split, "records": count}]
     settings = {"sample_rate_hz": RATE, "clip_seconds": RECORD / RATE, "channels": None, "fingerprint": "f"}
-    made = metadata.build_manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
-    (folder / records.MANIFEST).write_text(json.dumps(made))
+    manifest = metadata.build_manifest([{"tracks": lines}], list(splits), splits, [], {}, [], settings)
+    (folder / records.MANIFEST).write_text(json.dumps(manifest))
     (folder / records.TRACKS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
 def expected(name, samples, offset=0):
-    """By the codec's front door: -20 LUFS brought to the -16 of the training."""
-    audio = sound(name, samples).astype(np.float32).mean(axis=1) * np.float32(10 ** (4 / 20) / 32768)
+    """Returns the codes of a track by `encode`, with the gain from -20 LUFS to the -16 LUFS of the training."""
+    audio = waveform(name, samples).astype(np.float32).mean(axis=1) * np.float32(10 ** (4 / 20) / 32768)
     return codec().encode(audio[offset:], RATE)
 
 
@@ -82,23 +91,23 @@ def test_whole_tracks_and_shifted_copies(data, tmp_path):
     assert result["weight_hash"] == codec().weight_hash and result["tokenizer"] == "runs/tokenizer"
     assert {name: split["records"] for name, split in result["splits"].items()} == {"train": 6, "validation": 1}
     train = TokenSource(tmp_path / "tokens", "train")
-    found = [
-        (piece["track"], piece["offset_samples"], piece["samples"], len(piece["codes"]))
-        for piece in (train[i] for i in range(6))
+    stored = [
+        (record["track"], record["offset_samples"], record["samples"], len(record["codes"]))
+        for record in (train[number] for number in range(6))
     ]
     assert [train[number]["ends"] for number in range(6)] == [True, True, False, False, True, True]  # "short" is a clip
-    assert found == [
+    assert stored == [
         ("long", 0, 45_000, 11), ("long", 2048, 42_952, 11), ("short", 0, 20_000, 5), ("short", 2048, 17_952, 5),
         ("little", 0, 12_000, 3), ("little", 2048, 9_952, 3),
     ]  # fmt: skip
-    # The sum of the two channels rounds differently here and there: a few codes may be the second nearest.
+    # The sum of the two channels rounds differently, so a few latents may get the second nearest code.
     assert (train[0]["codes"] == expected("long", 45_000)).mean() > 0.98
     assert (train[1]["codes"] == expected("long", 45_000, 2048)).mean() > 0.98
     assert train[0]["caption"] == "a long"
     assert TokenSource(tmp_path / "tokens", "validation")[0]["offset_samples"] == 0
 
 
-def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
+def test_finished_shards_are_not_tokenized_again(data, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 1)
     whole = tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     coded, encode_stream = [], MelCodec.encode_stream
@@ -120,14 +129,14 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     assert done == 2 and len(coded) == 3 + 4 - done and again == whole
     assert same_files(tmp_path / "tokens", tmp_path / "whole")
     assert tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens") == whole and len(coded) == 5
-    # Where tokenizer and data lie does not matter: their hashes agree.
+    # The paths of tokenizer and data do not matter, because their hashes agree.
     moved = shutil.copytree(data, tmp_path / "moved")
     assert tokenize_corpus.tokenize(codec(), moved, tmp_path / "tokens", tokenizer="/elsewhere/tokenizer/") == whole
     with pytest.raises(ValueError, match="offsets"):
         tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", offsets=2)
 
 
-def test_a_second_process_in_the_folder_is_named_the_first_one(data, tmp_path, monkeypatch):
+def test_the_error_of_a_second_process_names_the_first_one(data, tmp_path, monkeypatch):
     refused, encode_stream = [], MelCodec.encode_stream
 
     def meet(*arguments):
@@ -145,16 +154,16 @@ def test_tokens_of_other_data_are_refused(data, tmp_path):
     folder, texts = shutil.copytree(data, tmp_path / "data"), tmp_path / "texts.npz"
     np.savez(texts, long=np.ones((3, 6)))
     tokenize = functools.partial(tokenize_corpus.tokenize, codec(), folder, embeddings=texts)
-    found = tokenize(tmp_path / "tokens")
+    manifest = tokenize(tmp_path / "tokens")
     for name in ("data_fingerprint", "embeddings_hash"):
-        changed = {**found, name: "other"}
+        changed = {**manifest, name: "other"}
         (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=f"{name} 'other'.*give a new folder"):
             tokenize(tmp_path / "tokens")
         del changed[name]  # as it was written before
         (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(changed))
         assert tokenize(tmp_path / "tokens") == changed
-    (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(found))
+    (tmp_path / "tokens" / MANIFEST).write_text(json.dumps(manifest))
     prepared = json.loads((folder / records.MANIFEST).read_text())
     (folder / records.MANIFEST).write_text(json.dumps({**prepared, "clip_seconds": 3.0}))
     with pytest.raises(ValueError, match="data_fingerprint .*give a new folder"):
@@ -162,12 +171,12 @@ def test_tokens_of_other_data_are_refused(data, tmp_path):
 
 
 def same_files(folder, other):
-    """Whether two folders hold the same files with the same content."""
-    found, wanted = ({path.name: path.read_bytes() for path in one.iterdir()} for one in (folder, other))
-    return found == wanted
+    """Returns True for two folders with the same files and the same content."""
+    first, second = ({path.name: path.read_bytes() for path in place.iterdir()} for place in (folder, other))
+    return first == second
 
 
-def test_processes_divide_the_shards_and_may_become_others(data, tmp_path, monkeypatch):
+def test_processes_divide_the_shards_and_their_number_may_change(data, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 1)
     tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     written = []
@@ -178,7 +187,7 @@ def test_processes_divide_the_shards_and_may_become_others(data, tmp_path, monke
     assert written == [("train", 0), ("train", 2)]
     with pytest.raises(FileNotFoundError, match="interrupted"):
         share(process_index=2, process_count=3)
-    assert len(written) == 2  # there was nothing left for it
+    assert len(written) == 2  # the third process had no shard
     with pytest.raises(FileNotFoundError, match="interrupted"):
         share(process_index=1, process_count=3)
     share(process_index=0, process_count=3)
@@ -195,8 +204,8 @@ def test_damaged_data_is_named_and_fatal_or_left_out(data, tmp_path):
     with pytest.raises(ValueError, match="train is damaged .*--skip-damaged"):
         tokenize_corpus.tokenize(codec(), folder, tmp_path / "tokens")
     with pytest.warns(UserWarning, match="is damaged .*: its tracks are left out") as caught:
-        found = tokenize_corpus.tokenize(codec(), folder, tmp_path / "tokens", skip_damaged=True)
-    assert len(caught) == 2 and [entry["track"] for entry in found["left_out"]] == ["long", "last"]
+        manifest = tokenize_corpus.tokenize(codec(), folder, tmp_path / "tokens", skip_damaged=True)
+    assert len(caught) == 2 and [entry["track"] for entry in manifest["left_out"]] == ["long", "last"]
     source = TokenSource(tmp_path / "tokens", "train")
     assert [source[number]["track"] for number in range(len(source))] == ["short", "little"]
 
@@ -225,12 +234,12 @@ def test_mistakes(data, tmp_path):
 
 
 def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
-    given = {"long": np.ones((3, 6), np.float32), "last": np.full(6, 2.0)}
-    np.savez(tmp_path / "texts.npz", **given)
+    embeddings = {"long": np.ones((3, 6), np.float32), "last": np.full(6, 2.0)}
+    np.savez(tmp_path / "texts.npz", **embeddings)
     tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", embeddings=tmp_path / "texts.npz")
     source = TokenSource(tmp_path / "tokens", "train")
     by_track = {source[i]["track"]: source[i]["embedding"] for i in range(len(source))}
-    np.testing.assert_array_equal(by_track["long"], given["long"])
+    np.testing.assert_array_equal(by_track["long"], embeddings["long"])
     assert by_track["short"].shape == (3, 6) and not by_track["short"].any()
 
     small = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text": "embedding", "text_dim": 6}
@@ -247,8 +256,10 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
 
     weights = {name: state["model"][name] for name in ("parameters", "buffers")}
     full = MelCodec(codec().components["tokenizer"], language_model=Component(task.config, weights))
-    heard = [full.generate(seconds=0.5, embedding=embedding) for embedding in (given["long"], -9 * given["long"])]
-    assert heard[0].shape[1] == 16 and not np.array_equal(heard[0], heard[1])
+    generated = [
+        full.generate(seconds=0.5, embedding=embedding) for embedding in (embeddings["long"], -9 * embeddings["long"])
+    ]
+    assert generated[0].shape[1] == 16 and not np.array_equal(generated[0], generated[1])
     with pytest.raises(ValueError, match="learned from embeddings"):
         full.generate("slow", seconds=0.5)
     wrong = tasks.create(load_config("language_model:tiny", changes | {"model.text_dim": "8"}))
@@ -264,7 +275,7 @@ def test_damaged_embeddings(tmp_path):
         np.lib.format.write_array_header_1_0(part, {"descr": "<f4", "fortran_order": False, "shape": (1 << 25,)})
         for _ in range(80):
             part.write(bytes(1 << 20))
-    with pytest.raises(ValueError, match="texts.npz: what it unpacks to would take 8.* bytes"):
+    with pytest.raises(ValueError, match="texts.npz: .* 8.* bytes"):
         tokenize_corpus.read_embeddings(path, {"a"})
 
 
@@ -280,7 +291,7 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
         tokenize_corpus.read_embeddings(tmp_path / "two.npz", {"a"})
 
 
-def test_where_process_0_is_refused_no_process_writes(data, tmp_path, monkeypatch):
+def test_no_process_writes_if_process_0_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize_corpus.distributed, "agree", lambda number: 1)
     with pytest.raises(folder_lock.Locked, match="see process 0"):
         tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", process_index=1, process_count=2)

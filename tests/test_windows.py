@@ -20,9 +20,9 @@ def test_windows_equal_slices_of_the_padded_whole(length, size, before, after, o
     padded = np.pad(stream, margin, mode=mode)
     expected = [padded[i * size : i * size + before + size + after] for i in range(count)]
     for cuts in ([], [length // 2], sorted(rng.integers(0, length + 1, 6)), range(1, length)):
-        found = list(windows(np.split(stream, cuts), size, before, after, outside))
-        np.testing.assert_array_equal([window for window, _ in found], expected)
-        assert [n for _, n in found] == [min(size + after, length - i * size) for i in range(count)]
+        streamed = list(windows(np.split(stream, cuts), size, before, after, outside))
+        np.testing.assert_array_equal([window for window, _ in streamed], expected)
+        assert [n for _, n in streamed] == [min(size + after, length - i * size) for i in range(count)]
 
 
 def test_an_empty_stream_has_no_windows():
