@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, and how it fails."""
+"""The output, the files and the errors of the command line."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def model(codec, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def composer(codec, tmp_path_factory):
-    """An export with a language model."""
+    """Returns the folder of an export with a language model."""
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
     config = load_config("language_model:tiny", changes)
@@ -65,7 +65,7 @@ def song(tmp_path_factory):
 
 
 def failure(capsys, *arguments) -> str:
-    """The one line that a user's mistake gives."""
+    """Runs a command with a mistake and returns its one line of error."""
     assert cli.main(arguments) == 1
     printed = capsys.readouterr().err.strip().splitlines()
     lines = [line for line in printed if not line.startswith("bandtok-jax ")]  # the first line of long work
@@ -133,7 +133,7 @@ def test_a_refused_verb_leaves_no_folder(arguments, tmp_path, monkeypatch, capsy
     assert os.listdir(tmp_path) == ["before"]
 
 
-def test_home_is_expanded_where_no_shell_does(monkeypatch):
+def test_home_is_expanded_without_a_shell(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     flags = dispatch.parser().parse_args(["evaluate", "--codec=a=~/m", "--data", "~/x", "y~", "--output=~/report"])
     expand_home(flags)
@@ -152,7 +152,7 @@ def test_a_misspelt_config_key_names_the_near_miss(tmp_path, capsys):
     assert "bach_size" in error and "batch_size" in error
 
 
-def test_config_prints_what_train_reads(tmp_path, capsys):
+def test_config_prints_the_flags_that_train_reads(tmp_path, capsys):
     assert cli.main(["config", "vocos:small", "--config.batch_size=3", "--config.data.gain_db=(0.0,1.0)"]) == 0
     printed = capsys.readouterr().out
     flags = shlex.split(printed, comments=True)  # as a shell reads it
@@ -177,25 +177,25 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 @pytest.mark.parametrize("name", list_configs())
 def test_every_key_has_a_description(name):
-    found = describe_config.descriptions(load_config(name))
-    assert [key for key, description in found.items() if not description] == []
+    descriptions = describe_config.descriptions(load_config(name))
+    assert [key for key, description in descriptions.items() if not description] == []
     assert "codebook" in describe_config.descriptions(load_config("bandtok"))["model.codebook_size"]
 
 
 def test_encode_and_decode(model, song, tmp_path, capsys):
-    codes, sound = str(tmp_path / "song.bt"), str(tmp_path / "song.wav")
+    codes, audio_path = str(tmp_path / "song.bt"), str(tmp_path / "song.wav")
     assert cli.main(["encode", song, f"--model={model}", "-o", codes]) == 0
     assert "11 columns x 16 rows, 1.00 s" in capsys.readouterr().out
-    found, header = bt_file.read_codes(codes)
+    grid, header = bt_file.read_codes(codes)
     codec = bandtok_jax.load(model)
     audio, rate = soundfile.read(song, dtype="float32")
-    np.testing.assert_array_equal(found, codec.encode(audio, rate))
+    np.testing.assert_array_equal(grid, codec.encode(audio, rate))
     assert header.samples == RATE and codec.weight_hash.startswith(header.weight_hash)
 
-    assert cli.main(["decode", codes, f"--model={model}", "--output", sound]) == 0
-    decoded, rate = soundfile.read(sound, dtype="float32")
+    assert cli.main(["decode", codes, f"--model={model}", "--output", audio_path]) == 0
+    decoded, rate = soundfile.read(audio_path, dtype="float32")
     assert rate == RATE and decoded.shape == (RATE,)
-    expected = np.clip(codec.decode(found, samples=RATE), -1, 1 - 2**-15)
+    expected = np.clip(codec.decode(grid, samples=RATE), -1, 1 - 2**-15)
     np.testing.assert_allclose(decoded, expected, atol=2**-15)
 
 
@@ -206,34 +206,43 @@ def test_reconstruct(model, song, tmp_path, capsys):
     assert soundfile.info(tmp_path / "copy.wav").frames == RATE
 
 
-def test_generate(composer, song, tmp_path, capsys, monkeypatch):
-    flags = [f"--model={composer}", "--seconds=0.5", "--top-k=0", "--temperature=0.9", "--prompt", "slow piano"]
+GENERATE = ["--seconds=0.5", "--top-k=0", "--temperature=0.9", "--prompt", "slow piano"]
+
+
+def test_generate(composer, tmp_path, capsys, monkeypatch):
+    flags = [f"--model={composer}", *GENERATE]
     assert cli.main(["generate", *flags, "--count=2", "-o", str(tmp_path / "new.WAV")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"{tmp_path}/new-1.WAV", f"{tmp_path}/new-2.WAV"]
     assert soundfile.info(tmp_path / "new-1.WAV").frames == soundfile.info(tmp_path / "new-2.WAV").frames == RATE // 2
-    more = str(tmp_path / "more.BT")
-    assert cli.main(["generate", *flags, "--continue", song, "-o", more]) == 0
-    audio, rate = soundfile.read(song)
-    louder = min(10 ** ((-16 - loudness.integrated_lufs(audio[None], rate)) / 20), 1 / np.abs(audio).max())
-    codec = bandtok_jax.load(composer)
-    settled = codec.settled_columns(RATE)
-    # The codes after these would be others if the song continued: here silence continues it.
-    beginning = codec.encode(louder * np.pad(audio, (0, 9 * 4096)), rate)[:settled]
-    found = bt_file.read_codes(more)[0]
-    assert 2 < len(beginning) == settled and len(found) == settled + 6
-    found = found[:settled]
-    assert (found == beginning).mean() > 0.9  # the gain is found after resampling: a code on an edge may fall otherwise
-    capsys.readouterr()
-    monkeypatch.setattr(
-        prompting.GridLanguageModel, "generate", None
-    )  # what cannot be written is refused before the work
-    assert "check the path" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/no/new.wav")
+    monkeypatch.setattr(prompting.GridLanguageModel, "generate", None)  # the refusals come before the work
     original = f"--continue={tmp_path}/new-2.WAV"
     error = failure(capsys, "generate", *flags, original, "--count=2", "-o", f"{tmp_path}/new.WAV")
     assert "new-2.WAV is the original itself" in error
     error = failure(capsys, "generate", *flags, "--count=2", "-o", f"{tmp_path}/new.WAV")
     assert "new-1.WAV exists" in error and "choose another --output" in error
+
+
+def test_generate_continues_a_song(composer, song, tmp_path):
+    continuation = str(tmp_path / "more.BT")
+    assert cli.main(["generate", f"--model={composer}", *GENERATE, "--continue", song, "-o", continuation]) == 0
+    audio, rate = soundfile.read(song)
+    louder = min(10 ** ((-16 - loudness.integrated_lufs(audio[None], rate)) / 20), 1 / np.abs(audio).max())
+    codec = bandtok_jax.load(composer)
+    settled = codec.settled_columns(RATE)
+    # Later codes depend on the continuation of the song, which is silence here.
+    beginning = codec.encode(louder * np.pad(audio, (0, 9 * 4096)), rate)[:settled]
+    codes = bt_file.read_codes(continuation)[0]
+    assert 2 < len(beginning) == settled and len(codes) == settled + 6
+    # The gain is measured after resampling, so a latent between two codes may get the other one.
+    assert (codes[:settled] == beginning).mean() > 0.9
+
+
+def test_mistakes_of_generate(composer, tmp_path, capsys, monkeypatch):
+    flags = [f"--model={composer}", *GENERATE]
+    # An output that cannot be written is refused before the work.
+    monkeypatch.setattr(prompting.GridLanguageModel, "generate", None)
+    assert "check the path" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/no/new.wav")
     for seconds in ("nan", "inf", "1e12"):
         error = failure(capsys, "generate", *flags, f"--seconds={seconds}", "-o", f"{tmp_path}/new.wav")
         assert "seconds of music" in error
@@ -252,7 +261,7 @@ def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
     np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
 
 
-def test_a_prompt_that_is_no_text_is_refused(composer):
+def test_an_invalid_prompt_is_refused(composer):
     codec = bandtok_jax.load(composer)
     with pytest.raises(ValueError, match="a prompt of characters that UTF-8 does not have"):
         codec.generate("piano \udcff", seconds=0.1)
@@ -260,7 +269,7 @@ def test_a_prompt_that_is_no_text_is_refused(composer):
         codec.language_model.generate([], seconds=0.1)
 
 
-def test_a_continuation_does_not_hang_on_the_level_and_keeps_it(composer, song, tmp_path):
+def test_a_continuation_does_not_depend_on_the_level_and_keeps_it(composer, song, tmp_path):
     audio, rate = soundfile.read(song)
     codes, levels = [], []
     for name, gain in (("loud", 0.3), ("quiet", 0.003)):
@@ -297,7 +306,7 @@ def test_evaluate(model, song, tmp_path, capsys):
     assert (header.samples, header.columns, header.rows) == (RATE, 11, 16)
 
 
-def test_prepare_says_what_it_did_not_read(tmp_path, capsys):
+def test_prepare_lists_the_files_that_it_did_not_read(tmp_path, capsys):
     (tmp_path / "music").mkdir()
     for name in ("a.xyz", "README"):
         (tmp_path / "music" / name).write_text("no sound")
@@ -310,7 +319,7 @@ def test_tokenize(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
     folder = str(tmp_path / "tokens")
     assert cli.main(["tokenize", f"--model={model}", "--data=synthetic", f"--output={folder}", "--pieces=2"]) == 0
-    assert f"{folder}: train: 2 pieces, 22 columns" in capsys.readouterr().out
+    assert re.search(rf"{re.escape(folder)}: train: 2 \w+, 22 columns", capsys.readouterr().out)
     assert "folder" in failure(capsys, "tokenize", f"--model={model}", "--data=nothing", f"--output={tmp_path}/other")
 
 
@@ -338,7 +347,7 @@ def test_mistakes_with_files(model, song, tmp_path, capsys):
     assert not [name for name in os.listdir(tmp_path) if "partial" in name or name in ("a.wav", "nan.bt", "empty.bt")]
 
 
-def test_names_that_are_not_given_replace_nothing(model, tmp_path, capsys):
+def test_default_output_names_replace_no_file(model, tmp_path, capsys):
     for seed, ending in enumerate((".wav", ".flac")):
         noise = 0.1 * np.random.default_rng(seed).standard_normal(RATE)
         soundfile.write(tmp_path / f"song{ending}", noise, RATE)
@@ -353,7 +362,7 @@ def test_names_that_are_not_given_replace_nothing(model, tmp_path, capsys):
     assert (tmp_path / "song.bt").read_bytes() != before[0]
 
 
-def test_truncated_sound_is_refused(model, composer, tmp_path, capsys):
+def test_truncated_audio_is_refused(model, composer, tmp_path, capsys):
     noise = 0.1 * np.random.default_rng(0).standard_normal(2 * RATE)
     for ending in (".wav", ".mp3"):
         path = tmp_path / f"cut{ending}"
@@ -369,7 +378,7 @@ def test_truncated_sound_is_refused(model, composer, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["cut.mp3", "cut.wav"]
 
 
-def test_no_mistake_costs_a_file(model, song, tmp_path, capsys):
+def test_mistakes_change_no_file(model, song, tmp_path, capsys):
     own, keep, codes = (str(tmp_path / name) for name in ("own.wav", "keep.wav", "own.bt"))
     soundfile.write(own, np.full(9_000, 0.1), RATE)
     soundfile.write(keep, np.full(9_000, np.nan), RATE, subtype="FLOAT")

@@ -113,7 +113,7 @@ def test_a_stored_configuration_comes_back(tmp_path):
         read_config(tmp_path / "empty")
 
 
-def test_a_folder_does_not_hide_what_is_shipped(tmp_path, monkeypatch):
+def test_a_folder_does_not_hide_a_shipped_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = load_config("dac:base")
     write_config(load_config("dac:small"), "dac")
@@ -122,7 +122,7 @@ def test_a_folder_does_not_hide_what_is_shipped(tmp_path, monkeypatch):
     assert load_config("./dac").model.latent_dim == 512
 
 
-def test_a_file_that_gives_a_network_what_it_does_not_take_is_told_the_near_miss(tmp_path):
+def test_an_unknown_key_of_a_network_names_the_near_miss(tmp_path):
     (tmp_path / "my.py").write_text(
         "from bandtok_jax.configs import bandtok\n\n\ndef get_config(variant):\n"
         "    config = bandtok.get_config(variant).unlock()\n    config.model.codebook_sizes = 3\n    return config\n"

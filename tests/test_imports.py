@@ -1,4 +1,4 @@
-"""What a start of the command line imports: packages that take long are left to the moment that needs them."""
+"""Imports at the start of the command line: slow packages are imported only when they are needed."""
 
 import json
 import subprocess
@@ -17,15 +17,14 @@ SLOW = ("jax", "flax", "optax", "orbax", "grain", "scipy.signal", "scipy.stats",
 
 
 def _imported(program: str) -> set[str]:
-    """The slow packages that are there after a program in a process of its own."""
+    """Runs a program in a process of its own and returns the slow packages that it imported."""
     program = f"{program}\nimport json, sys\nprint(json.dumps([name for name in {SLOW!r} if name in sys.modules]))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return set(json.loads(run.stdout.splitlines()[-1]))
 
 
-def test_help_imports_no_slow_package():
-    """Of the program and of each verb."""
+def test_help_of_the_program_and_of_each_verb_imports_no_slow_package():
     program = (
         "import contextlib, io\n"
         "from bandtok_jax.cli import dispatch as cli\n"
@@ -40,7 +39,7 @@ def test_the_package_imports_nothing():
     assert not _imported("import bandtok_jax; bandtok_jax.load, bandtok_jax.__version__")
 
 
-def test_what_computes_leaves_out_what_few_need():
+def test_computation_imports_no_rarely_used_package():
     modules = (
         "pretrained.model_folder, commands.code_files, commands.tokenize_corpus, training.loop, commands.evaluate, "
         "evaluation.report.run_page, planning.plan, pretrained.import_dac, pretrained.import_vocos"

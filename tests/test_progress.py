@@ -16,14 +16,14 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock of tqdm's that the test moves."""
+    """Replaces the clock of tqdm by one that the test moves."""
     now = [1000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     return now
 
 
 def work(clock, seconds, **options):
-    """What 100 units of work write, of which each takes so long."""
+    """Runs 100 units of work of a duration under a progress bar."""
     with progress_bar(total=100, unit="step", **options) as bar:
         for _ in range(100):
             clock[0] += seconds
@@ -40,7 +40,7 @@ def test_a_log_gets_a_line_a_minute(clock, monkeypatch):
 
 
 @pytest.mark.parametrize("options, lines", [({}, 4), ({"leave": False}, 3)])
-def test_a_log_never_hears_of_what_is_done_within_a_minute(options, lines, clock, monkeypatch):
+def test_a_log_gets_no_line_for_work_of_less_than_a_minute(options, lines, clock, monkeypatch):
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     work(clock, 0.5, **options)
     assert log.getvalue() == ""
@@ -57,7 +57,7 @@ def test_a_terminal_gets_a_bar(clock, monkeypatch):
     assert screen.getvalue().rsplit("\r", 2)[1].strip() == "" and "\n" not in screen.getvalue()
 
 
-def test_nothing_is_shown_where_nothing_shall_be(clock, monkeypatch):
+def test_show_false_writes_nothing(clock, monkeypatch):
     for file in (io.StringIO(), Terminal()):
         monkeypatch.setattr(sys, "stderr", file)
         work(clock, 6.0, show=False)

@@ -53,7 +53,6 @@ def test_a_gpu_that_jax_does_not_use_is_named(backend, platforms, nvidia, plugin
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(startup.glob, "glob", lambda pattern: ["/dev/nvidia0"] * nvidia)
     monkeypatch.setattr(startup.shutil, "which", lambda name: None)
-    find = lambda name: types.SimpleNamespace() if plugin else None
-    monkeypatch.setattr(startup.importlib.util, "find_spec", find)
-    found = startup.unused_gpu()
-    assert hint in found and bool(found) == bool(hint)
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: types.SimpleNamespace() if plugin else None)
+    message = startup.unused_gpu()
+    assert hint in message and bool(message) == bool(hint)
