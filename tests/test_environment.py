@@ -1,4 +1,4 @@
-"""What the launchers install: for the accelerator that is there, with the Python that is asked for, and only once."""
+"""The launchers install for the accelerator of the machine, with the requested Python, and only once."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Stands for a Python: tells its version, makes environments that hold a copy of itself, and logs what pip is told.
+# Replaces Python: prints a version, makes environments with a copy of itself, and logs the last argument of pip.
 FAKE_PYTHON = """#!/bin/bash
 version=VERSION
 case "$*" in
@@ -27,7 +27,7 @@ def _program(path: pathlib.Path, text: str) -> None:
 
 
 def _environment(folder: pathlib.Path, **variables: str) -> dict[str, str]:
-    """The variables of a process that sees the programs in `folder`, and of this machine only those of the system."""
+    """Returns the variables of a process with the programs in `folder` and the basic ones of the system."""
     system = folder / "system"
     if not system.exists():
         system.mkdir()
@@ -76,7 +76,7 @@ def test_a_driver_without_nvidia_smi(tmp_path, release, expected):
 @pytest.mark.parametrize(
     "vendor, device, expected", [("0x1ae0", "0x0063", "tpu"), ("0x1ae0", "0x0042", ""), ("0x10de", "0x0063", "")]
 )
-def test_a_tpu_by_its_number(tmp_path, vendor, device, expected):
+def test_a_tpu_is_recognised_by_its_pci_number(tmp_path, vendor, device, expected):
     for name, value in (("vendor", vendor), ("device", device)):
         _program(tmp_path / "root" / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0" / name, f"{value}\n")
     assert _accelerator(tmp_path) == expected
@@ -84,7 +84,7 @@ def test_a_tpu_by_its_number(tmp_path, vendor, device, expected):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A source tree that can be installed by Pythons that do nothing."""
+    """Returns a source tree that the replacements of Python can install."""
     (tmp_path / "tree" / "launch").mkdir(parents=True)
     for name in ("environment.sh", "accelerator.sh"):
         shutil.copy(ROOT / "launch" / name, tmp_path / "tree" / "launch")
@@ -139,7 +139,7 @@ def test_no_python(tree, asked):
     assert not list(tree.glob(".venv*"))
 
 
-def test_a_gpu_brings_its_extra(tree):
+def test_a_gpu_installs_its_extra(tree):
     _python(tree, "bin/python3.13", "3.13")
     _install(tree, "accelerator", JAX_PLATFORMS="cpu")
     _program(tree.parent / "bin" / "nvidia-smi", "#!/bin/bash\necho 580.159.03, 9.0\n")

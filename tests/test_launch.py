@@ -1,6 +1,6 @@
-"""What the launchers write: the same as the golden files, sound shell, valid manifests, and every word unharmed.
+"""Output of the launchers: golden files, valid shell, valid manifests and correct quoting.
 
-After a change of a template:  UPDATE_GOLDEN=1 python -m pytest tests/test_launch.py   and read the difference.
+After a change of a template, run  UPDATE_GOLDEN=1 python -m pytest tests/test_launch.py  and read the difference.
 """
 
 import json
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 IMAGE = "--image=us-docker.pkg.dev/p/images/bandtok:1"
 PROJECT = ("--project=p", "--zone=us-central1-a")
-# What each file is rendered from.
+# The arguments of each golden file.
 CASES = {
     "slurm-h100.sbatch": ("slurm", "--accelerators=h100:2x8", "--partition=gpu", "--setup=source /shared/activate"),
     "slurm-l4.sbatch": ("slurm", "--accelerators=l4:1x2", "--sbatch=--constraint=l4", "--env=XLA_FLAGS=--a=1 --b=2"),
@@ -55,7 +55,7 @@ def test_golden_files(file, capsys):
     rendered = render(capsys, *CASES[file])
     if os.environ.get("UPDATE_GOLDEN"):
         (GOLDEN / file).write_text(rendered)
-    assert rendered == (GOLDEN / file).read_text(), "differs; UPDATE_GOLDEN=1 writes it anew"
+    assert rendered == (GOLDEN / file).read_text(), "differs; UPDATE_GOLDEN=1 replaces it"
 
 
 def test_no_golden_file_is_left_over():
@@ -83,23 +83,23 @@ def shellcheck(path) -> str:
 
 
 @pytest.mark.parametrize("path", SCRIPTS + RENDERED, ids=lambda path: path.name)
-def test_shell_is_sound(path):
+def test_shell_scripts_pass_shellcheck(path):
     assert shellcheck(path) == ""
 
 
-def test_shellcheck_would_find_something(tmp_path):
+def test_shellcheck_finds_a_fault(tmp_path):
     (tmp_path / "bad.sh").write_text("rm -r $1\n")
     assert "SC2086" in shellcheck(tmp_path / "bad.sh")
 
 
 # ---- manifests --------------------------------------------------------------------------------------------------
 def closed(required: str, **properties) -> dict:
-    """A schema of objects that have these properties and no others."""
+    """Returns a schema of objects with these properties and no others."""
     return dict(type="object", properties=properties, required=required.split(), additionalProperties=False)
 
 
-# What is used of https://github.com/kubernetes-sigs/jobset/tree/main/config/components/crd; its `template` is a
-# JobTemplateSpec of Kubernetes and goes through the schema of Kubernetes.
+# The part of https://github.com/kubernetes-sigs/jobset/tree/main/config/components/crd that the manifests use. Its
+# `template` is a JobTemplateSpec of Kubernetes and is checked by the schema of Kubernetes.
 STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 COUNT = {"type": "integer", "minimum": 0}
 REASONS = ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"]
@@ -123,7 +123,7 @@ JOBSET = closed(
         },
     ),
 )
-# What is used of skypilot 0.14's own schema (sky/utils/schemas.py), which accepts these files too.
+# The part of skypilot 0.14's schema (sky/utils/schemas.py) that the files use. The whole schema accepts them too.
 SKYPILOT = closed(
     "name num_nodes resources envs run",
     name={"type": "string"},
@@ -171,7 +171,7 @@ def test_manifests_are_valid(machine, capsys):
 
 
 @pytest.mark.parametrize("old, new", [("backoffLimit", "backofLimit"), ("maxRestarts", "maxRestart"), ("Never", "No")])
-def test_the_schemas_would_find_something(old, new):
+def test_the_schemas_find_a_fault(old, new):
     manifest = yaml.safe_load((GOLDEN / "gke-v5e.yaml").read_text().replace(old, new))
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         validate_jobset(manifest)
@@ -179,8 +179,8 @@ def test_the_schemas_would_find_something(old, new):
 
 # ---- quoting ----------------------------------------------------------------------------------------------------
 def kubernetes(text: str) -> str:
-    """What Kubernetes makes of a container's command: $(NAME) of a variable is replaced, $$ is $."""
-    return re.sub(r"\$\$|\$\(\w+\)", lambda found: "$" if found[0] == "$$" else "REPLACED", text)
+    """Returns a container's command after Kubernetes has replaced $(NAME) of variables and $$ by $."""
+    return re.sub(r"\$\$|\$\(\w+\)", lambda match: "$" if match[0] == "$$" else "REPLACED", text)
 
 
 def start_xpk(text):
@@ -207,7 +207,7 @@ STARTS = {
 
 
 @pytest.mark.parametrize("file", [file for file in CASES if not file.startswith("slurm")])
-def test_every_word_arrives_unharmed(file, capsys, tmp_path):
+def test_every_argument_arrives_unchanged(file, capsys, tmp_path):
     kind, *flags = CASES[file]
     nasty = [f"--config.data.tokens=gs://mine/{NASTY}", f"--config.wandb_project={NASTY}"]
     script = STARTS[kind](render(capsys, kind, *flags, f"--env=A={NASTY}", train=train_arguments(kind, *nasty)))
@@ -224,7 +224,7 @@ def test_every_word_arrives_unharmed(file, capsys, tmp_path):
 
 
 def run_with_fakes(script: str, folder) -> list[list[str]]:
-    """Runs a script of bash whose commands only write down how they were called."""
+    """Runs a bash script with fake commands and returns their calls."""
     for name in ("python", "bandtok", "gcsfuse", "mkdir"):
         (folder / name).write_text(
             f"#!{sys.executable}\n"
@@ -282,7 +282,7 @@ def test_a_mistake_is_one_line(message, capsys):
         ("gke", ["--config=language_model:base", "--workdir=gs://mine/run"], "data.tokens is empty"),
     ],
 )
-def test_what_cannot_be_trained_is_not_sent(kind, train, message, capsys):
+def test_a_run_that_cannot_train_is_not_submitted(kind, train, message, capsys):
     machines = ["--accelerators=h100:8", "--name=base-lm", "--dry-run"] + ([IMAGE] if kind == "gke" else [])
     assert submit.main([kind, *machines, "--", *train]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""The launchers as they run: restarts, exit codes, signals and flags, with the clusters' commands played by fakes."""
+"""Restarts, exit codes, signals and flags of the launchers, with fakes for the commands of the clusters."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TRAIN = ["--config=language_model:base", "--workdir=gs://mine/runs/lm", "--confi
 
 
 def fake(folder, name: str, program: str) -> None:
-    """A command `name` on the PATH of `folder`, which writes down how it was called and then runs `program`."""
+    """Writes a command `name` to `folder` that records its call and then runs `program`."""
     (folder / name).write_text(
         f"#!{sys.executable}\n"
         "import json, os, pathlib, subprocess, sys\n"
@@ -45,7 +45,7 @@ def path(folder) -> dict[str, str]:
 
 # ---- SLURM ------------------------------------------------------------------------------------------------------
 def run_job(capsys, folder, code: int, *, check: int = 0, state: str = "RUNNING", restarts: int = 0) -> int:
-    """Renders the script of a job and runs it as SLURM would; its processes leave with `code`."""
+    """Renders the script of a job and runs it as SLURM does, with processes that exit with `code`."""
     machines = ["--accelerators=h100:2x8", "--name=lm", "--max-restarts=5", "--dry-run"]
     assert submit.main(["slurm", *machines, "--", "--config=bandtok:base", "--workdir=/shared/a run"]) == 0
     fake(folder, "srun", f"sys.exit({check} if 'bandtok_jax.launch.check_flags' in arguments else {code})\n")
@@ -71,7 +71,7 @@ def test_a_preempted_job_is_queued_again(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "how, code",
+    "settings, code",
     [
         (dict(code=0), 0),
         (dict(code=1), 1),
@@ -82,21 +82,21 @@ def test_a_preempted_job_is_queued_again(capsys, tmp_path):
     ],
     ids=str,
 )
-def test_other_jobs_are_not(capsys, tmp_path, how, code):
-    assert run_job(capsys, tmp_path, **how) == code
+def test_other_jobs_are_not_queued_again(capsys, tmp_path, settings, code):
+    assert run_job(capsys, tmp_path, **settings) == code
     assert not calls(tmp_path, "scontrol")
     trained = ["bandtok" in call for call in calls(tmp_path, "srun")]
-    assert trained == ([False] if "check" in how else [False, True])
+    assert trained == ([False] if "check" in settings else [False, True])
 
 
-def test_submitting_writes_the_script_and_hands_it_over(tmp_path, monkeypatch, capsys):
+def test_submit_writes_the_script_and_calls_sbatch(tmp_path, monkeypatch, capsys):
     fake(tmp_path, "sbatch", "sys.exit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     job = ["slurm", "--accelerators=h100:8", "--name=lm"]
     train = ["--", "--config=bandtok:base", "--workdir=/shared/run"]
     assert submit.main([*job, "--env=XLA_FLAGS=--xla_nonsense=1", *train]) == 1
-    assert "does not know --xla_nonsense=1" in capsys.readouterr().err and not calls(tmp_path, "sbatch")
+    assert "--xla_nonsense=1" in capsys.readouterr().err and not calls(tmp_path, "sbatch")
     assert submit.main([*job, *train]) == 3  # as sbatch left
     assert calls(tmp_path, "sbatch") == [["sbatch", "launched/lm.sbatch"]]
     written = (tmp_path / "launched" / "lm.sbatch").read_text()
@@ -123,7 +123,7 @@ elif "ssh" in arguments and "docker run" in arguments[-1]:
 def run_tpu(
     capsys, folder, states: list[str], codes: list[str], starts: str = "", restarts: int = 5
 ) -> tuple[int, str]:
-    """Renders the script and runs it against a Cloud TPU that goes through `states`; what gcloud was asked to do."""
+    """Runs the script with a Cloud TPU that passes through `states`; returns the exit code and the calls of gcloud."""
     machines = ["--accelerators=v5e:2x4", "--name=lm", "--project=p", "--zone=z", "--image=i:1", "--spot", "--dry-run"]
     assert submit.main(["tpu-vm", *machines, f"--max-restarts={restarts}", "--", *TRAIN]) == 0
     fake(folder, "gcloud", GCLOUD)
@@ -142,7 +142,7 @@ def run_tpu(
     return run.returncode, " ".join(word for word in asked if word != "list")
 
 
-def test_a_tpu_is_asked_for_again_until_the_training_is_complete(capsys, tmp_path):
+def test_a_tpu_is_requested_again_until_the_training_is_complete(capsys, tmp_path):
     states = ["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"]
     code, asked = run_tpu(capsys, tmp_path, states, ["42 42", "lost", "0 0"])
     started = "inspect wait"  # docker inspect || docker run; docker wait
@@ -164,13 +164,13 @@ def test_a_tpu_is_asked_for_again_until_the_training_is_complete(capsys, tmp_pat
     ],
     ids=["error", "too many restarts", "no quota", "the container does not start"],
 )
-def test_a_tpu_does_not_outlive_what_it_cannot_train(capsys, tmp_path, states, codes, starts, restarts, asked):
+def test_a_tpu_is_deleted_when_the_training_cannot_continue(capsys, tmp_path, states, codes, starts, restarts, asked):
     assert run_tpu(capsys, tmp_path, states, codes, starts, restarts) == (1, asked)
 
 
 # ---- many processes on one machine ------------------------------------------------------------------------------
 def start_processes(script: str, *, grace_seconds: float = 20, linger_seconds: float = 20) -> subprocess.Popen:
-    """Three processes of bash that run `script`."""
+    """Starts three processes of bash that run `script`."""
     program = (
         "import sys; from bandtok_jax.launch import processes\n"
         f"variables = processes.environments(3, hosts=2, host=1, coordinator='h:1', devices=2)\n"
@@ -180,14 +180,14 @@ def start_processes(script: str, *, grace_seconds: float = 20, linger_seconds: f
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
 
 
-def test_each_process_knows_its_number_and_marks_its_lines():
+def test_each_process_has_its_number_and_marks_its_lines():
     run = start_processes('printf "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS\\rbar\\r\\n"')
     printed = sorted(run.communicate(timeout=60)[0].splitlines())
     assert printed == [line for i in (3, 4, 5) for line in (f"[{i}] {i} of 6 at h:1", f"[{i}] bar")]
     assert run.returncode == 0
 
 
-def test_gpus_are_seen_by_all_and_used_by_one_each(monkeypatch):
+def test_each_process_sees_all_gpus_and_uses_one(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=8")
     first, second = processes.environments(2, hosts=1, host=0, coordinator="h:1")
     assert (first["JAX_LOCAL_DEVICE_IDS"], second["JAX_LOCAL_DEVICE_IDS"]) == ("0", "1")
@@ -213,7 +213,7 @@ def test_a_signal_lets_all_save_and_leave(number):
         ("[ $JAX_PROCESS_ID = 4 ] && exit 1; exit 42", 1),
         ("[ $JAX_PROCESS_ID = 4 ] && exit 42; exit 0", 42),
         ("[ $JAX_PROCESS_ID = 4 ] && kill -KILL $$; exit 0", 137),
-        ("sleep 600 & exit 0", 0),  # what a process leaves behind is ended
+        ("sleep 600 & exit 0", 0),  # remaining child processes are ended
     ],
 )
 def test_the_exit_code_of_all(script, code):
@@ -223,8 +223,8 @@ def test_the_exit_code_of_all(script, code):
     assert run.returncode == code and time.monotonic() - start < 50
 
 
-def test_who_does_not_leave_is_ended():
-    run = start_processes("trap 'echo deaf' TERM; echo ready; while true; do sleep 0.05; done", grace_seconds=1)
+def test_a_process_that_ignores_the_signal_is_killed():
+    run = start_processes("trap 'echo ignored' TERM; echo ready; while true; do sleep 0.05; done", grace_seconds=1)
     for _ in range(3):
         run.stdout.readline()
     run.terminate()
@@ -264,10 +264,11 @@ def test_a_wrong_flag_is_named_in_one_line(variables, message, monkeypatch, caps
 
 def test_flags_of_all_gpus_are_understood(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_all_gather_combine_threshold_bytes=1000")
-    chosen = {tuple(facts["environment"].items()) for facts in accelerators.read().values() if facts["kind"] == "gpu"}
+    gpus = [machine for machine in accelerators.read().values() if machine["kind"] == "gpu"]
+    chosen = {tuple(gpu["environment"].items()) for gpu in gpus}
     for environment in chosen:
-        found = check_flags.check(accelerators.parse("h100:8"), {**os.environ, **dict(environment)}, devices=False)
-        assert found.endswith("XLA_FLAGS")
+        checked = check_flags.check(accelerators.parse("h100:8"), {**os.environ, **dict(environment)}, devices=False)
+        assert checked.endswith("XLA_FLAGS")
 
 
 def test_a_gpu_must_be_there(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The wheel: all that is needed is in it, and nothing of it stands at the top of site-packages but the package."""
+"""The wheel holds all files that run time needs, and only the package is at the top of site-packages."""
 
 import os
 import shutil
@@ -31,11 +31,11 @@ def wheel(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(source)], check=True)
-    (found,) = folder.glob("*.whl")
-    return found
+    (path,) = folder.glob("*.whl")
+    return path
 
 
-def test_only_the_package_stands_at_the_top(wheel):
+def test_only_the_package_is_at_the_top(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"bandtok_jax"}
@@ -44,7 +44,7 @@ def test_only_the_package_stands_at_the_top(wheel):
         assert [name for name in names if name.endswith(file)] == [f"bandtok_jax/{file}"]
 
 
-def test_all_that_is_read_at_run_time_is_in_the_wheel(request, wheel):
+def test_all_files_of_run_time_are_in_the_wheel(request, wheel):
     root = request.config.rootpath
     expected = {f"bandtok_jax/launch/templates/{path.name}" for path in (root / "launch" / "templates").iterdir()}
     modules = [path for folder in ("bandtok_jax", *LINKS) for path in (root / folder).rglob("*.py")]
@@ -59,8 +59,8 @@ def test_all_that_is_read_at_run_time_is_in_the_wheel(request, wheel):
 def test_the_source_archive_holds_every_file_once(source, tmp_path):
     program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
-    (found,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(found) as archive:
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert len(names) == len(set(names))
     for file in ("configs/bandtok.py", "data_pipelines/prepare.py", "launch/submit.py"):
@@ -68,7 +68,7 @@ def test_the_source_archive_holds_every_file_once(source, tmp_path):
 
 
 def test_an_installed_package_works_at_the_top_of_the_source_tree(request, source, wheel, tmp_path):
-    """There Python takes the package of the tree in place of the installed one."""
+    """In that folder, Python imports the package of the tree in place of the installed one."""
     for name in LINKS:
         link = request.config.rootpath / "bandtok_jax" / name
         assert link.is_symlink() and os.readlink(link) == f"../{name}"
@@ -76,7 +76,7 @@ def test_an_installed_package_works_at_the_top_of_the_source_tree(request, sourc
     (packages,) = (tmp_path / "environment" / "lib").glob("python*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
-    # What it needs comes from here; .pth files therein are not read, so this package comes from nowhere else.
+    # Its dependencies come from this environment. Their .pth files are not read, so this package is found only once.
     (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     program = (
         "import sys, bandtok_jax; from bandtok_jax.config import load, shipped\n"
