@@ -1,4 +1,4 @@
-"""Trainings of tests in processes of their own, with as many devices and as many of them as a test asks for."""
+"""Trainings in processes of their own, with the number of processes and devices that a test needs."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def start(task, run, folder, *, processes=1, devices=1, **changes) -> list[subprocess.Popen]:
-    """The processes of one training; `devices` of each."""
+    """Starts the processes of one training with `devices` each."""
     command = [sys.executable, "-m", "tests.run_training", task, str(run), str(folder)]
     command += [f"{key}={value}" for key, value in changes.items()]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -28,9 +28,9 @@ def start(task, run, folder, *, processes=1, devices=1, **changes) -> list[subpr
     ]
 
 
-def train(task, run, folder, *, expect=0, **how) -> list[str]:
-    """Runs a training to its end; what its processes printed."""
-    started = start(task, run, folder, **how)
+def train(task, run, folder, *, expect=0, **settings) -> list[str]:
+    """Runs a training to its end and returns the output of each process."""
+    started = start(task, run, folder, **settings)
     printed = [process.communicate()[0] for process in started]
     codes = [process.returncode for process in started]
     assert codes == [expect] * len(codes), f"{codes}\n" + "\n".join(text[-3000:] for text in printed)
@@ -38,12 +38,12 @@ def train(task, run, folder, *, expect=0, **how) -> list[str]:
 
 
 def losses(run) -> dict[int, float]:
-    """The loss of every step that was logged."""
+    """Returns the loss of each logged step."""
     return {line["step"]: line["train/loss"] for line in read_metrics(run) if "train/loss" in line}
 
 
 def parts(run, step=None) -> dict:
-    """All that a checkpoint holds, on the host."""
+    """Returns all parts of a checkpoint, on the host."""
     return {name: load_part(run, step, name) for name in ("weights", "training", "data")}
 
 

@@ -1,9 +1,9 @@
-"""A training of tests, as a program of its own: one of the processes of a cluster, or the only one.
+"""A training for tests as a program of its own, one process of a cluster or the only one.
 
 python -m tests.run_training TASK RUN FOLDER [KEY=VALUE ...]
 
-FOLDER is where the data of the language model lies. With dtype=float64 everything is in 64 bits. Small weights are cut
-like large ones, so that a mesh has something to cut.
+FOLDER holds the data of the language model. With dtype=float64 everything is in 64 bits. Small weights are sharded
+like large ones, so that the mesh has an effect.
 """
 
 import sys
@@ -26,10 +26,14 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
         create = tasks.create
 
         def create_wide(*arguments):
-            made = create(*arguments)
-            init = made.init
-            made.init = lambda *keys: _with_gains(tiny.in_float64(init(*keys)))
-            return made
+            task = create(*arguments)
+            init = task.init
+
+            def init_wide(*keys):
+                return _with_gains(tiny.in_float64(init(*keys)))
+
+            task.init = init_wide
+            return task
 
         tasks.create = create_wide
     distributed.start(60)
@@ -42,9 +46,9 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
 
 
 def _with_gains(tree):
-    """The same state with the gains of normalised kernels as norms in 64 bits.
+    """Returns the state with the gains of normalised kernels computed in 64 bits.
 
-    In 32, a mesh adds them up in another order: they differ by some 1e-8.
+    In 32 bits they differ by about 1e-8, because a mesh adds them up in another order.
     """
     if not isinstance(tree, dict):
         return tree

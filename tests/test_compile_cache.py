@@ -1,4 +1,4 @@
-"""Compiled programs are kept for everyone, where the user wants them, and nothing fails where they cannot be kept."""
+"""Compiled programs are cached in the folder of the user's choice, and a folder that cannot be written is no error."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from bandtok_jax.runtime import compile_cache
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A user who chose nothing, with an empty folder for what programs keep."""
+    """Sets the default configuration with an empty cache folder, and returns the folder of compiled programs."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -59,7 +59,7 @@ def test_switched_off(home):
 
 
 @pytest.mark.parametrize("place", ["file", "link to nothing"])
-def test_nothing_fails_where_nothing_can_be_written(home, tmp_path, place):
+def test_a_folder_that_cannot_be_written_is_no_error(home, tmp_path, place):
     if place == "file":
         (tmp_path / "cache").write_text("")
     else:
@@ -67,7 +67,7 @@ def test_nothing_fails_where_nothing_can_be_written(home, tmp_path, place):
     assert compile_cache.enable() is None and compile_cache.folder() is None
 
 
-def test_what_was_not_used_for_longest_makes_room(home, monkeypatch):
+def test_the_least_recently_used_program_is_removed(home, monkeypatch):
     monkeypatch.setattr(compile_cache, "LARGEST_BYTES", 250)
     home.mkdir(parents=True)
     for name, used in (("new", 9e8), ("old", 7e8), ("newer", 1e9)):

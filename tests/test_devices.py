@@ -1,5 +1,6 @@
-"""One device, many devices and many processes train alike, and a run goes on however it was stopped."""
+"""One device, many devices and many processes train alike, and a run resumes after any kind of stop."""
 
+import functools
 import os
 import random
 import shutil
@@ -25,41 +26,41 @@ SPECIAL = {
     "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_dim": 8, "model.decoder_dim": 16},
     "language_model": {},
 }
-# In float32 the learning rate warms up as in all shipped configurations: Adam's first steps at the full rate would turn
-# the rounding of vanishing gradients, such as the vocoder's biases have, into whole steps. The vocoder's STFT term
-# rounds sound to 16 bits, and a last bit that flips moves the bins that are nearly silent: with it, the norms of the
-# gradients differ by up to 40 %, and the losses by 9e-4 or 1.4e-3 from run to run; without it, by 2e-6.
+# In float32 the learning rate warms up as in all shipped configurations. Adam's first steps at the full rate would turn
+# the rounding of vanishing gradients, such as those of the vocoder's biases, into whole steps. The vocoder's STFT loss
+# rounds audio to 16 bits, and a flipped last bit changes the nearly silent bins. With this loss, the norms of the
+# gradients differ by up to 40 % from run to run, and the losses by 9e-4 to 1.4e-3. Without it, they differ by 2e-6.
 FLOAT32 = {"dtype": "float32", "optimizer.warmup_steps": 100}
 SMOOTH = {"vocoder": {"loss.stft": "0.0"}}
 
 
-def _train(task, run, folder, mesh="-1x1x1", **how):
+def _train(task, run, folder, mesh="-1x1x1", **changes):
     sizes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh.split("x"))}
-    return processes.train(task, run, folder, **{**STEPS, **SPECIAL[task], **sizes, **how})
+    return processes.train(task, run, folder, **{**STEPS, **SPECIAL[task], **sizes, **changes})
 
 
 def _assert_same(run, other, tolerance=1e-5):
-    """Losses of every step, and all that the last checkpoints hold."""
-    one, two = processes.losses(other), processes.losses(run)
-    assert list(one) == list(two)
-    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=tolerance)
-    close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-8)
-    jax.tree.map(close, processes.parts(run), processes.parts(other))
+    """Compares the losses of all steps and the last checkpoints of two runs."""
+    losses, expected = processes.losses(run), processes.losses(other)
+    assert list(expected) == list(losses)
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=tolerance)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=1e-8)
+    jax.tree.map(assert_close, processes.parts(run), processes.parts(other))
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run on one device for each task, made when it is first asked for; and the folder of its data."""
-    made = {}
+    """Returns a function that trains a task on one device, once, and returns the folder of the run and its data."""
+    folders = {}
 
     def run(task):
-        if task not in made:
+        if task not in folders:
             folder = tmp_path_factory.mktemp(task)
             _train(task, folder / "straight", folder)
             losses = list(processes.losses(folder / "straight").values())
             assert len(losses) == 20 and losses[-1] != losses[0]
-            made[task] = folder
-        return made[task]
+            folders[task] = folder
+        return folders[task]
 
     return run
 
@@ -84,18 +85,18 @@ def test_many_processes_train_as_one(task, count, mesh, straight, tmp_path):
 def test_eight_devices_train_as_one_in_float32(task, straight, tmp_path):
     for devices in (1, 8):
         _train(task, tmp_path / str(devices), straight(task), devices=devices, **FLOAT32, **SMOOTH.get(task, {}))
-    one, eight = (processes.losses(tmp_path / run) for run in ("1", "8"))
-    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-3)
+    single, eight = (processes.losses(tmp_path / run) for run in ("1", "8"))
+    np.testing.assert_allclose(list(eight.values()), list(single.values()), rtol=1e-3)
     if task == "mel_tokenizer":
-        one, eight = (
+        single, eight = (
             processes.parts(tmp_path / run)["weights"]["buffers"]["quantizer"]["vectors"] for run in ("1", "8")
         )
-        np.testing.assert_allclose(eight, one, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+        np.testing.assert_allclose(eight, single, rtol=1e-3, atol=1e-3 * np.abs(single).max())
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)
-def test_a_run_goes_on_with_other_devices_and_processes(task, straight, tmp_path):
-    """Saved by one process with eight devices; gone on with by two, by four, and by one with a single device."""
+def test_a_run_resumes_with_other_devices_and_processes(task, straight, tmp_path):
+    """A checkpoint of one process with eight devices is resumed by two, by four and by one with a single device."""
     folder = straight(task)
     _train(task, tmp_path / "eight", folder, "1x8x1", devices=8)
     for count, devices, mesh in ((2, 4, "2x2x2"), (4, 2, "8x1x1"), (1, 1, "1x1x1")):
@@ -136,7 +137,7 @@ def test_a_signal_to_one_process_saves_once_and_all_leave(count, tmp_path):
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)
-def test_a_killed_run_ends_as_if_it_had_not_been(task, tmp_path):
+def test_a_killed_run_ends_like_an_uninterrupted_one(task, tmp_path):
     processes.train(task, tmp_path / "straight", tmp_path)
     (killed,) = processes.start(task, tmp_path / "killed", tmp_path)
     while saved_steps(tmp_path / "killed") != [4]:
@@ -145,12 +146,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(task, tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     processes.train(task, tmp_path / "killed", tmp_path)
-    one, other = (processes.parts(tmp_path / run, 8) for run in ("straight", "killed"))
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    straight, resumed = (processes.parts(tmp_path / run, 8) for run in ("straight", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
 
 
 def test_twenty_kills_lose_nothing(tmp_path):
-    """At random moments of a training that saves after every second step."""
+    """The kills come at random moments of a training that saves after every second step."""
     task, run, moments = "language_model", tmp_path / "run", random.Random(0)
     steps = LONG | {"checkpoint_every": 2}
     processes.train(task, tmp_path / "straight", tmp_path, **LONG)
@@ -161,10 +162,10 @@ def test_twenty_kills_lose_nothing(tmp_path):
         time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.communicate()
-        whole = saved_steps(run)
-        for step in whole:
+        saved = saved_steps(run)
+        for step in saved:
             assert processes.parts(run, step)["data"]["position"] == 4 * step
-        assert not whole or whole[-1] >= kept
-        kept = whole[-1] if whole else 0
+        assert not saved or saved[-1] >= kept
+        kept = saved[-1] if saved else 0
     processes.train(task, run, tmp_path, **steps)
     jax.tree.map(np.testing.assert_array_equal, processes.parts(run), processes.parts(tmp_path / "straight"))

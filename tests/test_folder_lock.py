@@ -1,4 +1,4 @@
-"""One process at a time writes in a folder, and another one is told which."""
+"""One process at a time writes in a folder, and the error of another one names it."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def _write(folder, **changes):
     (folder / folder_lock.NAME).write_text(json.dumps(holder))
 
 
-def test_a_second_process_is_told_who_holds_the_folder_until_it_ends(tmp_path):
+def test_the_error_of_a_second_process_names_the_holder_until_it_ends(tmp_path):
     holder = _start(tmp_path)
     with pytest.raises(folder_lock.Locked) as refused, folder_lock.locked(tmp_path, "bandtok prepare"):
         pass
@@ -59,7 +59,7 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path):
 
 @pytest.fixture
 def without_flock(monkeypatch):
-    """A file system that has no locks; a file is watched for a second for a touch."""
+    """Simulates a file system without locks, where a second without a touch of the file makes a lock stale."""
 
     def unsupported(*_):
         raise OSError(38, "not implemented")
@@ -78,14 +78,14 @@ def test_without_locks_of_the_system_a_living_process_of_this_host_is_refused(tm
         pass
 
 
-def test_a_process_that_has_the_number_of_the_holder_today_is_not_the_holder(tmp_path, without_flock):
+def test_a_process_that_reuses_the_number_of_the_holder_is_not_the_holder(tmp_path, without_flock):
     _write(tmp_path / "run", host=socket.gethostname(), pid=os.getpid())  # as in containers, where all are number 1
     with folder_lock.locked(tmp_path / "run", "x"):
         pass
 
 
 @pytest.mark.parametrize("failing", ["stat", "close", "remove"])
-def test_work_that_is_done_does_not_fail_for_its_lock(tmp_path, monkeypatch, failing):
+def test_an_error_of_the_lock_does_not_fail_the_work(tmp_path, monkeypatch, failing):
     def stale(*_):
         raise OSError(errno.ESTALE, "stale file handle")
 
