@@ -241,7 +241,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         weights = torch_checkpoint.read_torch(GOLDEN / "even.pth")
         change(weights["state_dict"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_checkpoint, "read", lambda path, weights=weights: weights)
+            patch.setattr(torch_checkpoint, "read_torch", lambda path, weights=weights: weights)
             with pytest.raises(ValueError, match=words):
                 import_dac.read_official("weights.pth")
     for kwargs, words in (
@@ -253,7 +253,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         weights = torch_checkpoint.read_torch(GOLDEN / "even.pth")
         weights["metadata"]["kwargs"] |= kwargs
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_checkpoint, "read", lambda path, weights=weights: weights)
+            patch.setattr(torch_checkpoint, "read_torch", lambda path, weights=weights: weights)
             with pytest.raises(ValueError, match=words):
                 import_dac.read_official("weights.pth")
 

@@ -217,7 +217,7 @@ def test_damaged_weights_are_refused(tmp_path, monkeypatch, capsys):
     weights = torch_checkpoint.read_torch(path)
     for change, words in (({"lr": 3}, "no plain state_dict"), ({"head.out.bias": np.full(66, np.nan)}, "NaN")):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch_checkpoint, "read", lambda path, change=change: weights | change)
+            patch.setattr(torch_checkpoint, "read_torch", lambda path, change=change: weights | change)
             with pytest.raises(ValueError, match=words):
                 import_vocos.read_vocos(str(path))
     path.unlink()
