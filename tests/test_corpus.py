@@ -292,7 +292,7 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
 
 
 def test_no_process_writes_if_process_0_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize_corpus.distributed, "agree", lambda number: 1)
+    monkeypatch.setattr(tokenize_corpus.distributed, "broadcast_from_host0", lambda number: 1)
     with pytest.raises(folder_lock.Locked, match="see process 0"):
         tokenize_corpus.tokenize(codec(), data, tmp_path / "tokens", process_index=1, process_count=2)
     assert not (tmp_path / "tokens").exists()
