@@ -1,4 +1,4 @@
-"""A corpus is tokenized by several processes with several devices each, killed, and taken up by others."""
+"""Several processes with several devices tokenize a corpus, are killed, and other processes resume it."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from bandtok_jax.data_pipelines.token_source import TokenSource
 from tests.test_corpus import same_files
 
 pytestmark = pytest.mark.slow
-ROOT, PIECES = pathlib.Path(__file__).parents[1], 12
+ROOT, TRACKS = pathlib.Path(__file__).parents[1], 12
 CODE = f"""
 import sys
 import bandtok_jax
@@ -25,7 +25,7 @@ from bandtok_jax.training import distributed
 distributed.start()
 tokenize_corpus.TRACKS_A_SHARD, full_tracks.SYNTHETIC_SECONDS = 1, 4.0
 codec = bandtok_jax.create("bandtok:tiny", seed=0)
-tokenize_corpus.tokenize(codec, "synthetic", sys.argv[1], pieces={PIECES}, offsets=2)
+tokenize_corpus.tokenize(codec, "synthetic", sys.argv[1], pieces={TRACKS}, offsets=2)
 """
 
 
@@ -63,11 +63,11 @@ def test_processes_and_devices_change_nothing(whole, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_killed_and_taken_up(whole, tmp_path, processes):
+def test_other_processes_resume_after_a_kill(whole, tmp_path, processes):
     output = tmp_path / "tokens"
     started = start(output, 2)
     while len(done := list(output.glob("*.counts.json"))) < 4:
-        assert all(process.poll() is None for process in started), "it ended before it could be killed"
+        assert all(process.poll() is None for process in started), "the work ended before the kill"
         time.sleep(0.01)
     for process in started:
         process.send_signal(signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_killed_and_taken_up(whole, tmp_path, processes):
     assert not (output / "token_manifest.json").exists()
     finish(start(output, processes))
     assert same_files(output, whole)
-    assert times == {name: (output / name).stat().st_mtime_ns for name in kept}  # not made again
+    assert times == {name: (output / name).stat().st_mtime_ns for name in kept}  # not written again
     source = TokenSource(output, "train")
-    found = [(record["track"], record["offset_samples"]) for record in (source[i] for i in range(len(source)))]
-    assert len(found) == len(set(found)) == 2 * PIECES
+    stored = [(record["track"], record["offset_samples"]) for record in (source[i] for i in range(len(source)))]
+    assert len(stored) == len(set(stored)) == 2 * TRACKS
