@@ -130,9 +130,9 @@ def _check_training(config: ConfigDict, machines: accelerators.Accelerators) -> 
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is run here; as a variable it would reach the job
-    from bandtok_jax.planning import plan
+    from bandtok_jax.planning import planner
 
-    plan.check(config, machines)
+    planner.check_config(config, machines)
 
 
 def _check_flags(job: Job) -> str:

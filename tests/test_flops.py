@@ -1,4 +1,4 @@
-"""Model FLOPs: against a formula, against XLA's own count, and the same however a step is computed."""
+"""Model FLOPs: equal to a formula, close to XLA's own count, and independent of remat, scan and micro-batches."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import flops
 from tests import tiny
 
-LATE = 10**9  # a step at which all players play
+LATE = 10**9  # a step at which all networks learn
 
-# An example with sizes that differ from each other, so that no two terms can be taken for one another.
+# All sizes differ, so that no two terms of the formula are equal.
 SIZES = dict(
     dim=64, num_layers=3, num_heads=2, feed_forward_dim=96, codebook_size=300, rows=4, text_dim=32, text_layers=2
 )
@@ -27,13 +27,12 @@ def _language_model(columns=8, **changes):
 
 
 def _formula(config, pairs: float) -> float:
-    """Six times weights times vectors that pass through them, and 12 D for each pair of a query and a key."""
+    """Returns 6 FLOPs for each weight and vector, and 12 D for each pair of a query and a key."""
     model, text = config.model, config.data.caption_bytes
     tokens, D, vocabulary = config.data.columns * model.rows + 1, model.dim, 512
-    main = (
-        4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward_dim
-    )  # self-attention, out of and into the text, feed-forward
-    total = 6 * tokens * (model.num_layers * main + vocabulary * D) + 12 * D * pairs * model.num_layers
+    # Self-attention, queries and output of cross-attention, feed-forward.
+    layer = 4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward_dim
+    total = 6 * tokens * (model.num_layers * layer + vocabulary * D) + 12 * D * pairs * model.num_layers
     total += model.num_layers * (6 * text * 2 * D**2 + 12 * D * tokens * text)
     E = model.text_dim
     total += 6 * text * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
@@ -41,21 +40,21 @@ def _formula(config, pairs: float) -> float:
     return config.batch_size * total
 
 
-def _touched(tokens: int) -> float:
-    """Pairs of a query and a key in the blocks of XLA's causal attention."""
+def _attention_pairs(tokens: int) -> float:
+    """Returns the number of pairs of a query and a key in the blocks of XLA's causal attention."""
     block = -(-tokens // min(attention.MAX_BLOCKS, -(-tokens // attention.QUERY_BLOCK)))
     ends = [min(first + block, tokens) for first in range(0, tokens, block)]
     return sum(end * (end - first) for first, end in zip([0, *ends], ends))
 
 
 @pytest.mark.parametrize("columns", [8, 100])
-def test_a_language_model_has_the_flops_of_the_formula(columns):
+def test_language_model_has_the_flops_of_the_formula(columns):
     task = _language_model(columns)
     tokens = columns * SIZES["rows"] + 1
-    assert flops.training_flops(task, 4) == pytest.approx(_formula(task.config, _touched(tokens)), rel=1e-6)
+    assert flops.training_flops(task, 4) == pytest.approx(_formula(task.config, _attention_pairs(tokens)), rel=1e-6)
 
 
-def test_for_long_sequences_of_a_wide_model_half_the_square_counts():
+def test_long_sequences_count_half_of_the_attention_square():
     task = tasks.create(load_config("language_model:base", {"model.num_layers": "2", "batch_size": "4"}))
     half = _formula(task.config, 1729 * 1730 / 2) + 6 * 4 * 1729 * (8448 - 512) * 1024
     assert flops.training_flops(task, 4) == pytest.approx(half, rel=0.02)
@@ -65,11 +64,11 @@ def test_for_long_sequences_of_a_wide_model_half_the_square_counts():
     "changes",
     [{"model.remat": True}, {"model.scan_layers": True}, {"optimizer.accumulation_steps": 2}, {"dtype": "bfloat16"}],
 )
-def test_how_a_step_is_computed_changes_nothing(changes):
+def test_remat_scan_and_micro_batches_do_not_change_the_count(changes):
     assert flops.training_flops(_language_model(**changes), 4) == flops.training_flops(_language_model(), 4)
 
 
-# XLA also counts operations element by element, which weigh little in wide networks only.
+# XLA also counts elementwise operations, whose share is small only in wide networks.
 LEAST_SHARE = {"mel_tokenizer": 0.93, "vocoder": 0.87, "language_model": 0.9, "waveform_codec": 0.92}
 WIDER = {
     "mel_tokenizer": {"model.channels": "(64,)"},
@@ -79,29 +78,29 @@ WIDER = {
 
 
 @pytest.mark.parametrize("task_name", tiny.TASKS)
-def test_xla_counts_the_same(task_name, tmp_path):
+def test_count_is_close_to_that_of_xla(task_name, tmp_path):
     widened = WIDER.get(task_name)
     task = tasks.create(tiny.config(task_name, tmp_path, **widened)) if widened else _language_model()
     phase = task.phase(LATE)
     with made_for("gpu"):
         state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
         step = jax.jit(lambda *arguments: task.train_step(*arguments, jax.random.key(0), **phase))
-        theirs = step.lower(state, task.frozen_spec(), task.batch_spec()).cost_analysis()["flops"]
-    share = flops.training_flops(task, task.config.batch_size, **phase) / theirs
+        xla_flops = step.lower(state, task.frozen_spec(), task.batch_spec()).cost_analysis()["flops"]
+    share = flops.training_flops(task, task.config.batch_size, **phase) / xla_flops
     assert LEAST_SHARE[task_name] < share < 1, share
 
 
-def test_the_critics_of_a_game_count_where_they_play(tmp_path):
+def test_a_discriminator_counts_from_its_start(tmp_path):
     task = tasks.create(tiny.config("mel_tokenizer", tmp_path))
     alone, together = (flops.training_flops(task, 4, **task.phase(step)) for step in (0, LATE))
     assert 0 < alone < together
     assert flops.training_flops(task, 8, **task.phase(0)) == 2 * alone
 
 
-def test_padding_and_gaps_are_no_work():
-    assert flops.products(5, 3, 5, before=1) == 13  # 15 less one at either end
-    assert flops.products(5, 3, 9, before=0, image_step=2) == 13  # its gradient by the input sees the same pairs
-    assert flops.products(8, 3, 4, stride=2, before=0) == 11
+def test_padding_and_gaps_do_not_count():
+    assert flops.multiply_count(5, 3, 5, padding=1) == 13  # 15 less one at either end
+    assert flops.multiply_count(5, 3, 9, padding=0, image_step=2) == 13  # the same pairs in its gradient by the input
+    assert flops.multiply_count(8, 3, 4, stride=2, padding=0) == 11
 
 
 def test_a_loop_of_unknown_length_is_refused():
@@ -109,11 +108,11 @@ def test_a_loop_of_unknown_length_is_refused():
         return jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: x @ x, x)
 
     with pytest.raises(ValueError, match="loop of unknown length"):
-        flops.count(jax.make_jaxpr(step)(jnp.zeros((4, 4))).jaxpr)
+        flops.count_flops(jax.make_jaxpr(step)(jnp.zeros((4, 4))).jaxpr)
 
 
-def test_what_is_computed_again_counts_where_it_is_asked_for():
+def test_rematerialisation_counts_on_request():
     """A forward pass is a third of a step, and the layers most of it."""
     task, plain = _language_model(**{"model.remat": True}), _language_model()
-    again, once = (flops.training_flops(t, 4, again=True) for t in (task, plain))
-    assert 1.1 * once < again < 4 / 3 * once
+    remat, once = (flops.training_flops(t, 4, rematerialised=True) for t in (task, plain))
+    assert 1.1 * once < remat < 4 / 3 * once

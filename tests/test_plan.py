@@ -1,4 +1,4 @@
-"""Plans: what a step looks like without data, what is read from compiled programs, and the numbers made of it."""
+"""Plans: shapes of a batch without data, cost of compiled programs, memory of traced steps, and plans made of them."""
 
 import importlib.util
 import json
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bandtok_jax import cli, tasks
-from bandtok_jax.planning import hlo, memory, plan, search
-from bandtok_jax.planning import plan_text as plan_text
-from bandtok_jax.planning.collectives import HOP_SECONDS, Collective, Hosts, Torus, replica_groups
+from bandtok_jax.planning import hlo, memory, plan_text, planner, program_cost, search, tpu
+from bandtok_jax.planning.collectives import HOP_SECONDS, Collective, Hosts, Torus
+from bandtok_jax.planning.plan import Plan
 from bandtok_jax.runtime import accelerators
 from bandtok_jax.training import sharding
 from tests import tiny
@@ -24,18 +24,18 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-# ---- what a batch looks like ----------------------------------------------------------------------------------------
+# ---- shapes of a batch ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task_name", tiny.TASKS)
-def test_the_spec_of_a_batch_is_that_of_a_batch(task_name, tmp_path):
+def test_batch_spec_has_the_shapes_of_a_batch(task_name, tmp_path):
     config = tiny.config(task_name, tmp_path)
     task, batch = tasks.create(config), tiny.batch(config)
     assert task.batch_spec() == {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     assert task.frozen_spec() == jax.eval_shape(task.load_frozen)
 
 
-def test_how_many_embeddings_a_text_has_is_read_from_the_tokens(tmp_path):
+def test_batch_spec_needs_tokens_with_embeddings(tmp_path):
     config = tiny.config("language_model", tmp_path, **{"model.text": "embedding"})
     with pytest.raises(ValueError, match="have no embeddings"):
         tasks.create(config).batch_spec()
@@ -103,23 +103,24 @@ source_target_pairs={{0,1},{1,0}}
 """
 
 
-def test_collectives_are_found_with_their_sizes_groups_and_runs():
-    program = hlo.Program(TEXT, devices=8)
+def test_collectives_have_sizes_groups_and_runs():
+    program = hlo.HloProgram(TEXT, devices=8)
     halves = ((0, 1, 2, 3), (4, 5, 6, 7))
-    assert sorted(program.collectives(), key=lambda c: c.kind) == [
-        Collective("all-gather", 128 * 4, (tuple(range(8)),), 1),  # hidden in two fusions, and yet one
+    assert sorted(program_cost.collectives(program), key=lambda c: c.kind) == [
+        Collective("all-gather", 128 * 4, (tuple(range(8)),), 1),  # hidden in two fusions, and counted once
         Collective("all-reduce", 64 * 128 * 4 + 512 * 256 * 2, halves, 24),
         Collective("collective-permute", 16 * 4, ((0, 1), (1, 0)), 1),
         Collective("reduce-scatter", 512 * 256 * 2, halves, 24),
     ]
-    assert program.cycles() == 24 * 15 and not program.endless
+    assert program_cost.cycles(program) == 24 * 15 and not program.unknown_trip_counts()
 
 
-def test_a_noted_trip_count_is_taken_and_an_unknown_one_is_told():
-    noted = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
-    assert {c.times for c in hlo.Program(noted, 8).collectives()} == {1, 3}
-    unknown = hlo.Program(TEXT.replace("direction=LT", "direction=GT"), 8)
-    assert {c.times for c in unknown.collectives()} == {1} and unknown.endless == ["loop"]
+def test_trip_counts_are_known_or_reported():
+    noted = hlo.HloProgram(TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}'), 8)
+    assert {collective.runs for collective in program_cost.collectives(noted)} == {1, 3}
+    unknown = hlo.HloProgram(TEXT.replace("direction=LT", "direction=GT"), 8)
+    assert {collective.runs for collective in program_cost.collectives(unknown)} == {1}
+    assert unknown.unknown_trip_counts() == ["loop"]
 
 
 @pytest.mark.parametrize(
@@ -134,13 +135,13 @@ def test_a_noted_trip_count_is_taken_and_an_unknown_one_is_told():
         ("mesh['a'=2,'b'=4], device_ids=([8]) {'b'}, use", [[0, 1, 2, 3], [4, 5, 6, 7]]),
     ],
 )
-def test_groups_are_read_however_they_are_written(text, groups):
-    assert replica_groups(text, 8) == tuple(map(tuple, groups))
+def test_replica_groups_of_each_notation(text, groups):
+    assert hlo.replica_groups(text, 8) == tuple(map(tuple, groups))
 
 
-def test_groups_in_a_new_way_are_refused():
-    with pytest.raises(ValueError, match="new here"):
-        replica_groups("mesh['a'=8] {'a':(1)2}, use", 8)
+def test_replica_groups_of_an_unknown_notation_are_refused():
+    with pytest.raises(ValueError, match="unknown notation.*'a':\(1\)2"):
+        hlo.replica_groups("mesh['a'=8] {'a':(1)2}, use", 8)
 
 
 def _layers(weights, x):
@@ -152,35 +153,35 @@ def _layers(weights, x):
     return jax.lax.conv_general_dilated(image, kernel, (2, 1), "SAME", dimension_numbers=numbers).sum()
 
 
-def test_products_and_traffic_of_a_compiled_program_count_loops_in_full():
+def test_cost_of_a_compiled_program_counts_loops_in_full():
     shapes = jax.ShapeDtypeStruct((3, 64, 64), "float32"), jax.ShapeDtypeStruct((32, 64), "float32")
     compiled = jax.jit(_layers).lower(*shapes).compile()
-    program, theirs = hlo.Program(compiled.as_text()), compiled.cost_analysis()
-    product = 2 * 32 * 64 * 64
-    meetings = (3 * 4 - 1) * (3 * 32 - 2)  # of taps and samples: at stride 2 the padding is at one end alone
-    assert program.flops() == 3 * product + 2 * 4 * 2 * meetings
-    assert not program.endless
-    # XLA counts the loop's body once: one product and its memory, where there are three.
-    assert theirs["flops"] < program.flops()
-    assert theirs["bytes accessed"] < program.traffic() < 3 * theirs["bytes accessed"]
+    program, xla_cost = hlo.HloProgram(compiled.as_text()), compiled.cost_analysis()
+    matmul = 2 * 32 * 64 * 64
+    multiplies = (3 * 4 - 1) * (3 * 32 - 2)  # at stride 2, only one end is padded
+    assert program_cost.matmul_flops(program) == 3 * matmul + 2 * 4 * 2 * multiplies
+    assert not program.unknown_trip_counts()
+    # XLA counts one matrix product and its memory for the loop, instead of three.
+    assert xla_cost["flops"] < program_cost.matmul_flops(program)
+    assert xla_cost["bytes accessed"] < program_cost.memory_traffic_bytes(program) < 3 * xla_cost["bytes accessed"]
 
 
-def test_traffic_is_what_xla_counts_where_there_is_no_loop():
+def test_memory_traffic_without_loops_is_that_of_xla():
     def step(cache, x, w):
         y = jnp.tanh(x @ w)
         return jax.lax.dynamic_update_slice(cache, y[None], (2, 0, 0)), (y**2).sum(0)
 
     shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((8, 64, 128), (64, 256), (256, 128))]
     compiled = jax.jit(step, donate_argnums=0).lower(*shapes).compile()
-    theirs = compiled.cost_analysis()["bytes accessed"]
-    assert hlo.Program(compiled.as_text()).traffic() == pytest.approx(theirs, rel=0.1)
+    traffic = program_cost.memory_traffic_bytes(hlo.HloProgram(compiled.as_text()))
+    assert traffic == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.1)
 
 
 PARALLEL = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from bandtok_jax.planning import hlo
+from bandtok_jax.planning import hlo, program_cost
 from bandtok_jax.training import sharding
 
 def loss(weights, x):
@@ -193,16 +194,18 @@ with jax.set_mesh(mesh):
     step = jax.jit(jax.grad(loss), in_shardings=(whole, rows), out_shardings=whole)
     shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((5, 64, 64), (8, 64))]
     text = step.lower(*shapes).compile().as_text()
-print(json.dumps([[c.kind, c.bytes * c.times, len(c.groups[0])] for c in hlo.Program(text, 4).collectives()]))
+collectives = program_cost.collectives(hlo.HloProgram(text, 4))
+print(json.dumps([[c.kind, c.bytes * c.runs, len(c.groups[0])] for c in collectives]))
 """
 
 
-def test_the_gradients_of_layers_in_a_loop_are_exchanged_once_each():
+def test_gradients_of_scanned_layers_are_exchanged_once():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     run = subprocess.run([sys.executable, "-c", PARALLEL], env=environment, capture_output=True, text=True)
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert all(kind == "all-reduce" and size == 4 for kind, _, size in found), run.stderr[-2000:]
-    assert sum(count for _, count, _ in found) == 5 * 64 * 64 * 4
+    assert run.returncode == 0, run.stderr[-2000:]
+    collectives = json.loads(run.stdout.splitlines()[-1])
+    assert all(kind == "all-reduce" and devices == 4 for kind, _, devices in collectives)
+    assert sum(size for _, size, _ in collectives) == 5 * 64 * 64 * 4
 
 
 # ---- times ----------------------------------------------------------------------------------------------------------
@@ -214,13 +217,16 @@ def _grid(*shape):
 
 def test_times_on_a_torus():
     line, ring = Torus(_grid(4, 4), (4, 4), 16, 1e9), Torus(_grid(4, 4), (4, 4), 4, 1e9)
-    row, everybody = ((0, 1, 2, 3),), (tuple(range(16)),)
-    seconds = lambda torus, *collective: torus.seconds(Collective(*collective))
+    row, all_devices = ((0, 1, 2, 3),), (tuple(range(16)),)
+
+    def seconds(torus, *collective):
+        return torus.seconds(Collective(*collective))
+
     hops = 4 * HOP_SECONDS
     assert seconds(line, "all-gather", 1e9, row, 1) == pytest.approx(0.75 + hops)
     assert seconds(ring, "all-gather", 1e9, row, 1) == pytest.approx(0.375 + hops)  # in both directions
     assert seconds(line, "all-reduce", 1e9, row, 2) == pytest.approx(4 * (0.75 + hops))
-    assert seconds(line, "all-gather", 1e9, everybody, 1) == pytest.approx(15 / 16 / 2 + 2 * hops)  # along both axes
+    assert seconds(line, "all-gather", 1e9, all_devices, 1) == pytest.approx(15 / 16 / 2 + 2 * hops)  # along both axes
     assert seconds(line, "all-gather", 1e9, ((0, 2), (1, 3)), 1) == pytest.approx(0.5 * 2, rel=1e-4)  # links are shared
     assert seconds(ring, "all-to-all", 1e9, row, 1) == pytest.approx(0.5 + hops)
     assert seconds(line, "collective-permute", 1e9, ((0, 3), (3, 0)), 1) == pytest.approx(3, rel=1e-4)
@@ -229,8 +235,8 @@ def test_times_on_a_torus():
 
 def test_times_on_hosts():
     hosts = Hosts(4, 1e9, 1e8)
-    inside, across = Collective("all-gather", 1e9, ((0, 1, 2, 3),), 1), Collective("all-gather", 1e9, ((0, 4),), 1)
-    assert hosts.seconds(inside) == pytest.approx(0.75)
+    on_host, across = Collective("all-gather", 1e9, ((0, 1, 2, 3),), 1), Collective("all-gather", 1e9, ((0, 4),), 1)
+    assert hosts.seconds(on_host) == pytest.approx(0.75)
     assert hosts.seconds(across) == pytest.approx(5)
     both = Collective("all-reduce", 1e9, (tuple(range(8)),), 1)
     assert hosts.seconds(both) == pytest.approx(2 * (0.75 + 0.25 / 0.1 / 2))
@@ -239,42 +245,45 @@ def test_times_on_hosts():
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_values_take_memory_while_they_live():
+def test_arrays_take_memory_until_their_last_use():
     def step(x):
         a = x @ x
-        b = a @ x  # a ends
-        return jnp.tanh(b) @ x  # tanh is made where it is used
+        b = a @ x  # the last use of a
+        return jnp.tanh(b) @ x  # tanh is fused into the product
 
     square = 4 * 64 * 64
     assert memory.peak_bytes(jax.make_jaxpr(step)(jnp.zeros((64, 64))).jaxpr) == 2 * square
 
 
-@pytest.mark.parametrize("remat, kept", [(False, 3), (True, 1)])
-def test_a_loop_keeps_what_its_gradient_needs(remat, kept):
+@pytest.mark.parametrize("remat, stored", [(False, 3), (True, 1)])
+def test_a_loop_stores_the_activations_of_its_gradient(remat, stored):
     def layer(x, w):
         y = x @ w
-        return y @ (y @ w).T @ w, None  # three products beside the carry
+        return y @ (y @ w).T @ w, None  # three matrix products and the carry
 
     layer = jax.checkpoint(layer) if remat else layer
-    loss = lambda w, x: jax.lax.scan(layer, x, w)[0].sum()
+
+    def loss(w, x):
+        return jax.lax.scan(layer, x, w)[0].sum()
+
     sizes = [
         memory.peak_bytes(jax.make_jaxpr(jax.grad(loss))(jnp.zeros((layers, 64, 64)), jnp.zeros((64, 64))).jaxpr)
         for layers in (10, 20)
     ]
-    gradients_and_kept = (1 + kept) * 10 * 4 * 64 * 64
-    assert sizes[1] - sizes[0] == pytest.approx(gradients_and_kept, rel=0.35)
+    gradients_and_stored = (1 + stored) * 10 * 4 * 64 * 64
+    assert sizes[1] - sizes[0] == pytest.approx(gradients_and_stored, rel=0.35)
 
 
 # ---- plans ----------------------------------------------------------------------------------------------------------
 
 
-def _found(**changes):
-    facts = dict(
+def _plan(**changes):
+    settings = dict(
         machines="v5e:4x4", chips=16, mesh={"data": 16, "fsdp": 1, "tensor": 1}, batch_size=256, accumulation_steps=1,
         phase={}, compiled=True, quick=False, memory_gib=16, peak_flops=1e14, fits=False,
         bytes={"state": 2**30, "total": 40 * 2**30},
     )  # fmt: skip
-    return plan.Plan(**facts | changes)
+    return Plan(**settings | changes)
 
 
 @pytest.mark.parametrize(
@@ -286,39 +295,38 @@ def _found(**changes):
          "15.75G hbm. Exceeded hbm capacity by 2.50G.", 18.25),
     ],
 )  # fmt: skip
-def test_what_xla_says_of_a_program_that_is_too_large_is_understood(message, total):
-    found = _found(bytes={})
-    plan._does_not_fit(found, message)
-    assert found.bytes["total"] == total * 2**30
-    assert found.problem == f"the program needs {total:.2f} GiB, and 15.75 GiB are free for it"
+def test_memory_errors_of_xla_are_parsed(message, total):
+    needed_bytes, problem = tpu.parse_memory_error(message)
+    assert needed_bytes == total * 2**30
+    assert f"needs {total:.2f} GiB" in problem and "15.75 GiB" in problem
 
 
-def test_the_cure_is_what_costs_least_and_is_tried_out(tmp_path, monkeypatch):
-    config = tiny.config("language_model", tmp_path, batch_size=256)
+def test_the_cheapest_fix_is_tried_first(tmp_path, monkeypatch):
+    config, machines = tiny.config("language_model", tmp_path, batch_size=256), accelerators.parse("v5e:4x4")
     tried = []
 
-    def pretend(config, machines):
+    def plan_of(config, machines):
         settings = (config.model.remat, config.optimizer.accumulation_steps, config.mesh.fsdp)
         tried.append(settings)
-        return _found(accumulation_steps=settings[1], fits=settings[1] > 1)
+        return _plan(accumulation_steps=settings[1], fits=settings[1] > 1)
 
-    monkeypatch.setattr(search, "plan", pretend)
-    changes, found = search.cure(config, None, _found(), lambda what: None)
-    assert found.fits and changes == {"model.remat": True, "optimizer.accumulation_steps": 4}
+    monkeypatch.setattr(search, "make_plan", plan_of)
+    changes, fixed = search.suggest_fix(config, machines, _plan(), print)
+    assert fixed and fixed.fits and changes == {"model.remat": True, "optimizer.accumulation_steps": 4}
     assert tried == [(True, 1, 1), (True, 4, 1)]
-    changes, _ = search.cure(config, None, _found(bytes={"state": 15 * 2**30}), lambda what: None)
+    changes, _ = search.suggest_fix(config, machines, _plan(bytes={"state": 15 * 2**30}), print)
     assert changes["mesh.fsdp"] == 4
 
 
-def test_programs_read_one_plan_and_the_exit_code(monkeypatch, capsys):
-    monkeypatch.setattr(plan, "plan", lambda *_, **__: _found())
-    monkeypatch.setattr(search, "cure", lambda *_, **__: ({"mesh.fsdp": 4}, _found(fits=True)))
+def test_json_and_exit_codes(monkeypatch, capsys):
+    monkeypatch.setattr(planner, "make_plan", lambda *_, **__: _plan())
+    monkeypatch.setattr(search, "suggest_fix", lambda *_, **__: ({"mesh.fsdp": 4}, _plan(fits=True)))
     flags = ["plan", "--config=language_model:tiny", "--topology=v5e:4x4", "--json"]
     assert cli.main(flags) == 1
     printed = capsys.readouterr()
-    assert not json.loads(printed.out)["fits"] and "it fits with --config.mesh.fsdp=4" in printed.err
+    assert not json.loads(printed.out)["fits"] and "--config.mesh.fsdp=4" in printed.err
     for fits in (True, False):
-        monkeypatch.setattr(search, "weak_scaling", lambda *_, **__: [_found(fits=True), _found(fits=fits)])
+        monkeypatch.setattr(search, "weak_scaling", lambda *_, **__: [_plan(fits=True), _plan(fits=fits)])
         assert cli.main([*flags, "--weak-scaling"]) == int(not fits)
         assert [json.loads(line)["fits"] for line in capsys.readouterr().out.splitlines()] == [True, fits]
 
@@ -326,38 +334,40 @@ def test_programs_read_one_plan_and_the_exit_code(monkeypatch, capsys):
 def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
     flags = ["--topology=h100:2x4", "--config.batch_size=64", "--config.model.num_layers=1", "--json"]
     assert cli.main(["plan", "--config=language_model:tiny", *flags]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["fits"] and not found["compiled"] and found["mesh"]["data"] == 8
-    assert found["bytes"]["total"] == found["bytes"]["state"] + found["bytes"]["temporaries"]
-    assert found["collectives"]["all-reduce"]["bytes"] == found["gradient_bytes"]
-    seconds = found["seconds"]
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and not plan["compiled"] and plan["mesh"]["data"] == 8
+    assert plan["bytes"]["total"] == plan["bytes"]["state"] + plan["bytes"]["temporaries"]
+    assert plan["collectives"]["all-reduce"]["bytes"] == plan["gradient_bytes"]
+    seconds = plan["seconds"]
     assert seconds["step"] == pytest.approx(seconds["arithmetic"] + seconds["collectives"])
 
 
 def test_fsdp_divides_the_state_on_gpus(tmp_path):
     config = tiny.config("language_model", tmp_path, **{"model.dim": 256, "batch_size": 8, "mesh.fsdp": 8})
     machines = accelerators.parse("a100:1x8")
-    spread = plan.plan(config, machines)
-    whole = plan.plan(search.changed(config, {"mesh.fsdp": 1}), machines)
-    assert spread.bytes["state"] < 0.2 * whole.bytes["state"]
-    assert set(spread.collectives) == {"all-reduce", "all-gather", "reduce-scatter"}
+    sharded = planner.make_plan(config, machines)
+    whole = planner.make_plan(search.with_changes(config, {"mesh.fsdp": 1}), machines)
+    assert sharded.bytes["state"] < 0.2 * whole.bytes["state"]
+    assert set(sharded.collectives) == {"all-reduce", "all-gather", "reduce-scatter"}
 
 
 def test_the_weak_scaling_table_keeps_the_examples_of_a_chip(tmp_path, monkeypatch):
-    def pretend(config, machines):
+    def plan_of(config, machines):
         mesh = dict(zip(("data", "fsdp", "tensor"), sharding.mesh_sizes(config.mesh, machines.chips)))
         seconds = {"step": 1.0, "collectives": 0.1}
-        return _found(chips=machines.chips, mesh=mesh, batch_size=config.batch_size, fits=True, seconds=seconds)
+        return _plan(chips=machines.chips, mesh=mesh, batch_size=config.batch_size, fits=True, seconds=seconds)
 
-    monkeypatch.setattr(search, "plan", pretend)
+    monkeypatch.setattr(search, "make_plan", plan_of)
     config = tiny.config("language_model", tmp_path, **{"batch_size": 32, "mesh.fsdp": 2, "mesh.tensor": 4})
-    plans = search.weak_scaling(config, accelerators.parse("v5p:2x2x4"), lambda what: None)
-    assert [found.batch_size for found in plans] == [2, 8, 32, 128, 512]
-    sizes = [tuple(found.mesh.values()) for found in plans]
+    plans = search.weak_scaling(config, accelerators.parse("v5p:2x2x4"), print)
+    assert [plan.batch_size for plan in plans] == [2, 8, 32, 128, 512]
+    sizes = [tuple(plan.mesh.values()) for plan in plans]
     assert sizes == [(1, 1, 1), (1, 1, 4), (2, 2, 4), (8, 2, 4), (32, 2, 4)]
-    assert [line.split("|")[1].strip() for line in plan_text.table(plans).splitlines()[2:]] == "1 4 16 64 256".split()
+    assert [
+        line.split("|")[1].strip() for line in plan_text.format_table(plans).splitlines()[2:]
+    ] == "1 4 16 64 256".split()
     with pytest.raises(ValueError, match="multiple of 16"):
-        search.weak_scaling(search.changed(config, {"batch_size": 8}), accelerators.parse("v5e:4x4"), print)
+        search.weak_scaling(search.with_changes(config, {"batch_size": 8}), accelerators.parse("v5e:4x4"), print)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +387,8 @@ def test_mistakes_are_one_line_with_a_cure(flags, message, capsys):
         raise ValueError(error)
 
 
-def test_without_the_compiler_for_tpus_the_cure_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+def test_a_missing_libtpu_is_an_error_with_its_package(monkeypatch, capsys):
+    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config=bandtok:tiny", "--topology=v5e:2x2"]) == 1
     assert "pip install 'bandtok-jax[tpu]'" in capsys.readouterr().err
 
@@ -394,22 +404,22 @@ def test_a_language_model_is_compiled_for_sixteen_real_chips(tmp_path):
     }
     changes |= {"dtype": "bfloat16", "model.text": "none", "data.columns": 120}
     config = tiny.config("language_model", tmp_path, **changes)
-    found = plan.plan(config, accelerators.parse("v5e:4x4"), quick=True)
-    assert found.fits and found.compiled and found.mesh["data"] == 16
-    assert 0 < found.bytes["state"] < found.bytes["total"] < 2**30
+    plan = planner.make_plan(config, accelerators.parse("v5e:4x4"), quick=True)
+    assert plan.fits and plan.compiled and plan.mesh["data"] == 16
+    assert 0 < plan.bytes["state"] < plan.bytes["total"] < 2**30
     # Every gradient is exchanged once, and next to nothing else.
-    assert set(found.collectives) == {"all-reduce"}
-    assert 1 <= found.collectives["all-reduce"]["bytes"] / found.gradient_bytes < 1.1
-    # What is computed again, and products that one chip does for all.
-    assert 1 < found.program_flops / found.model_flops < 2
-    assert found.seconds["cycles"] > found.seconds["step"] > found.seconds["collectives"] > 0
-    assert "16 chips" in plan_text.text(found, "a name") and "fits" in plan_text.text(found, "a name")
-    assert not found.notes
+    assert set(plan.collectives) == {"all-reduce"}
+    assert 1 <= plan.collectives["all-reduce"]["bytes"] / plan.gradient_bytes < 1.1
+    # The program also contains rematerialisation, and matrix products that every chip repeats.
+    assert 1 < plan.program_flops / plan.model_flops < 2
+    assert plan.seconds["cycles"] > plan.seconds["step"] > plan.seconds["collectives"] > 0
+    assert "16 chips" in plan_text.format_plan(plan, "a name") and "fits" in plan_text.format_plan(plan, "a name")
+    assert not plan.notes
 
 
 @needs_libtpu
-def test_a_step_that_is_too_large_for_a_chip_is_told_so(tmp_path):
+def test_a_step_that_is_too_large_for_a_chip_does_not_fit(tmp_path):
     config = tiny.config("language_model", tmp_path, **{"batch_size": 2**28, "model.text": "none"})
-    found = plan.plan(config, accelerators.parse("v5e:2x2"), quick=True)
-    assert not found.fits and found.bytes["total"] > 16 * 2**30
-    assert "does not fit: the program needs" in plan_text.text(found, "a name")
+    plan = planner.make_plan(config, accelerators.parse("v5e:2x2"), quick=True)
+    assert not plan.fits and plan.bytes["total"] > 16 * 2**30
+    assert "does not fit: the program needs" in plan_text.format_plan(plan, "a name")

@@ -91,7 +91,7 @@ def plan(flags: argparse.Namespace) -> int:
     overrides = config_overrides(flags.rest, flags.parser)
     os.environ["JAX_PLATFORMS"] = "cpu"  # a plan runs nothing, and must not wait for accelerators that others use
     from bandtok_jax.config.load import load_config
-    from bandtok_jax.planning import plan, plan_text, search
+    from bandtok_jax.planning import plan_text, planner, search
     from bandtok_jax.runtime import accelerators
 
     config = load_config(flags.config, overrides)
@@ -99,21 +99,21 @@ def plan(flags: argparse.Namespace) -> int:
     log = functools.partial(_log_work, sys.stderr)
     if flags.weak_scaling:
         plans = search.weak_scaling(config, machines, log, quick=flags.quick)
-        show(plan_text.as_json(plans) if flags.json else plan_text.table(plans))
+        show(plan_text.to_json(plans) if flags.json else plan_text.format_table(plans))
         return 0 if all(plan.fits for plan in plans) else 1
     log("compiling takes minutes" if machines.properties["kind"] == "tpu" else "tracing")
-    planned = plan.plan(config, machines, quick=flags.quick)
-    show(plan_text.as_json([planned]) if flags.json else plan_text.text(planned, flags.config), flush=True)
+    planned = planner.make_plan(config, machines, quick=flags.quick)
+    show(plan_text.to_json([planned]) if flags.json else plan_text.format_plan(planned, flags.config), flush=True)
     if planned.fits:
         return 0
-    changes, cured = search.cure(config, machines, planned, log, quick=flags.quick)
-    if cured is None:
+    changes, fixed = search.suggest_fix(config, machines, planned, log, quick=flags.quick)
+    if fixed is None:
         tried = f" (tried up to {search.as_flags(changes)})" if changes else ""
         raise ValueError(f"it does not fit, nor with less memory for each example{tried}: take more or larger chips")
     if flags.json:  # standard output holds one document, the plan that was asked for
         show(f"bandtok: it fits with {search.as_flags(changes)}", file=sys.stderr)
     else:
-        show(f"\nit fits with {search.as_flags(changes)}:\n\n{plan_text.text(cured, flags.config)}")
+        show(f"\nit fits with {search.as_flags(changes)}:\n\n{plan_text.format_plan(fixed, flags.config)}")
     return 1
 
 

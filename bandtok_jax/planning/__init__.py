@@ -1,1 +1,1 @@
-"""What a training will need on machines that are not at hand."""
+"""Memory, computation, communication and time of a training step on devices that are not attached."""

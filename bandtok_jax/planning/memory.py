@@ -1,18 +1,20 @@
-"""How much memory a step needs where it cannot be compiled: a count over the traced step.
+"""Peak memory of a traced step, for devices whose compiler is not installed.
 
-Arrays live from where they are made to where they are used last. What is made of one array element by element, or is a
-view of it, costs nothing but keeps that array alive: compilers fuse it into what uses it. This is an estimate; what the
-compiler for TPUs made of the shipped configurations stands beside it in docs/scaling.md.
+Arrays live from their creation to their last use. The result of an elementwise operation or a view costs nothing but
+keeps its source alive, because compilers fuse it into its consumers. The result is an estimate. docs/scaling.md
+compares it with the memory of compiled programs.
 """
 
 import collections
+from collections.abc import Iterable, Sequence
 import dataclasses
+from typing import NamedTuple
 
 from jax.extend import core
 
-from bandtok_jax.training.flops import bodies
+from bandtok_jax.training.flops import inner_jaxprs
 
-# Made again from their operands wherever they are used.
+# Operations that compilers compute again from their operands, wherever the result is used.
 _FUSED = {
     "convert_element_type", "broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "rev",
     "split", "copy", "optimization_barrier", "stop_gradient", "neg", "exp", "log", "logistic", "tanh", "rsqrt", "sqrt",
@@ -20,37 +22,55 @@ _FUSED = {
     "min", "select_n", "eq", "gt", "lt", "ge", "le", "pow",
 }  # fmt: skip
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-SMALL = 16  # an array that is so many times smaller than the result is no cost (our choice)
+SMALL_RATIO = 16  # an array smaller than the result by this factor costs nothing (our choice)
 
 
 @dataclasses.dataclass(eq=False)
 class _Array:
-    """bytes; the arrays that it is made of wherever it is used, if it is never kept; the last step that uses it."""
+    """An array of the step.
+
+    Attributes:
+      sources: the arrays that it is computed from at each use, None for an array in memory.
+      last_use: number of the last step that uses it.
+    """
 
     bytes: int
     sources: tuple["_Array", ...] | None = None
-    last: int = -1
+    last_use: int = -1
 
-    def kept(self) -> tuple["_Array", ...]:
+    def stored(self) -> tuple["_Array", ...]:
+        """Returns the arrays in memory that a use of this array reads."""
         return (self,) if self.sources is None else self.sources
 
 
-def peak_bytes(jaxpr) -> int:
-    """Bytes of what a jaxpr makes, at its most at a time; without its inputs."""
-    steps: list[tuple[list[_Array], int]] = []  # what each makes, and what it needs inside beside that
+class _Step(NamedTuple):
+    """The arrays that an equation stores, and the memory that it needs inside in addition."""
 
-    def use(arrays):
+    stored: list[_Array]
+    inner_bytes: int
+
+
+def peak_bytes(jaxpr: core.Jaxpr) -> int:
+    """Returns the peak memory of the arrays that a jaxpr computes, without its inputs."""
+    steps: list[_Step] = []
+
+    def use(arrays: Iterable[_Array]) -> None:
+        """Extends the life of arrays to the current step."""
         for array in arrays:
-            for source in array.kept():
-                source.last = len(steps)
+            for source in array.stored():
+                source.last_use = len(steps)
 
-    def run(jaxpr, arguments) -> list[_Array]:
-        """Walks through a jaxpr whose inputs are these; calls are walked through in their place."""
-        known = dict(zip(jaxpr.invars, arguments)) | {v: _Array(_bytes(v)) for v in jaxpr.constvars}
-        read = lambda atoms: [_Array(0) if isinstance(atom, core.Literal) else known[atom] for atom in atoms]
+    def run(jaxpr: core.Jaxpr, arguments: Sequence[_Array]) -> list[_Array]:
+        """Appends the steps of a jaxpr, with calls inlined, and returns its results."""
+        arrays = dict(zip(jaxpr.invars, arguments))
+        arrays |= {variable: _Array(_bytes(variable)) for variable in jaxpr.constvars}
+
+        def read(atoms: Sequence[core.Var | core.Literal]) -> list[_Array]:
+            return [_Array(0) if isinstance(atom, core.Literal) else arrays[atom] for atom in atoms]
+
         for equation in jaxpr.eqns:
             inputs, name = read(equation.invars), equation.primitive.name
-            inner = list(bodies(equation))
+            inner = list(inner_jaxprs(equation))
             if name in _CALLS and inner:
                 results = run(inner[0], inputs)
             else:
@@ -58,35 +78,42 @@ def peak_bytes(jaxpr) -> int:
                 results = [_Array(_bytes(variable)) for variable in equation.outvars]
                 if name in _FUSED:
                     _fuse(results, inputs)
-                inside = 0 if name == "pallas_call" else max(map(peak_bytes, inner), default=0)
-                # The results of a loop are made in place, step by step; those of other bodies are the equation's own.
-                inside = inside if name == "scan" else max(0, inside - sum(result.bytes for result in results))
-                steps.append(([result for result in results if result.sources is None], inside))
-            known.update(zip(equation.outvars, results))
+                inner_bytes = 0 if name == "pallas_call" else max(map(peak_bytes, inner), default=0)
+                # A loop writes its results in place, step by step. Other bodies compute the results of the equation.
+                if name != "scan":
+                    inner_bytes = max(0, inner_bytes - sum(result.bytes for result in results))
+                steps.append(_Step([result for result in results if result.sources is None], inner_bytes))
+            arrays.update(zip(equation.outvars, results))
         return read(jaxpr.outvars)
 
     use(run(jaxpr, [_Array(_bytes(variable)) for variable in jaxpr.invars]))
-    ends = collections.Counter()
-    for made, _ in steps:
-        for array in made:
-            ends[array.last] += array.bytes
-    live = top = 0
-    for number, (made, inside) in enumerate(steps):
-        new = sum(array.bytes for array in made)
-        top = max(top, live + new + inside)
-        live += new - ends[number] - sum(array.bytes for array in made if array.last < 0)
-    return top
+    return _peak(steps)
+
+
+def _peak(steps: list[_Step]) -> int:
+    """Returns the largest sum of the arrays that live at the same time."""
+    freed = collections.Counter()
+    for step in steps:
+        for array in step.stored:
+            freed[array.last_use] += array.bytes
+    live = peak = 0
+    for number, step in enumerate(steps):
+        new = sum(array.bytes for array in step.stored)
+        peak = max(peak, live + new + step.inner_bytes)
+        live += new - freed[number] - sum(array.bytes for array in step.stored if array.last_use < 0)
+    return peak
 
 
 def _fuse(results: list[_Array], inputs: list[_Array]) -> None:
-    """Marks results as never kept, if they are made of one array that is large beside them."""
-    sources = tuple(dict.fromkeys(source for array in inputs for source in array.kept()))
+    """Marks results as not stored if at most one of their sources is large."""
+    sources = tuple(dict.fromkeys(source for array in inputs for source in array.stored()))
     largest = max(result.bytes for result in results)
-    if sum(SMALL * source.bytes >= largest for source in sources) <= 1:
+    if sum(SMALL_RATIO * source.bytes >= largest for source in sources) <= 1:
         for result in results:
             result.sources = sources
 
 
-def _bytes(variable) -> int:
+def _bytes(variable: core.Var) -> int:
+    """Returns the size of a variable; effects and tokens have none."""
     aval = variable.aval
     return aval.size * getattr(aval.dtype, "itemsize", 0) if hasattr(aval, "dtype") else 0
