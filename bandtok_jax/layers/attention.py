@@ -77,15 +77,19 @@ def attention(
 
 def init_kv_cache(batch: int, length: int, heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
     """Returns an empty cache for a sequence of `length` tokens."""
-    return tuple(jnp.zeros((batch * heads, length, head_dim), dtype) for _ in range(2))
+    shape = (batch * heads, length, head_dim)
+    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
 
 def update_kv_cache(cache: KVCache, key: jax.Array, value: jax.Array, position: jax.Array | int) -> KVCache:
     """Returns the cache with keys and values `[B, L, N, H]` from `position` on."""
-    heads_first = (jnp.swapaxes(new, 1, 2).reshape(-1, new.shape[1], new.shape[3]) for new in (key, value))
-    return tuple(
-        jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1) for old, new in zip(cache, heads_first)
-    )
+
+    def updated(old: jax.Array, new: jax.Array) -> jax.Array:
+        heads_first = jnp.swapaxes(new, 1, 2).reshape(-1, new.shape[1], new.shape[3])
+        return jax.lax.dynamic_update_slice_in_dim(old, heads_first, position, axis=1)
+
+    keys, values = cache
+    return updated(keys, key), updated(values, value)
 
 
 def decode_attention(query: jax.Array, cache: KVCache, position: jax.Array) -> jax.Array:

@@ -195,7 +195,7 @@ class CrossAttention(Attention):
         key, value = map(self._split_heads, self.key_value(context))
         return self.key_norm(key), value
 
-    def __call__(self, x: jax.Array, keys_values: KeysValues, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, keys_values: KeysValues, mask: jax.Array | None) -> jax.Array:
         """Returns `[B, L, D]`.
 
         Args:

@@ -7,6 +7,8 @@ descript-audio-codec nn/loss.py: its weights are ours divided by the number of d
 """
 
 from collections.abc import Sequence
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ def discriminator_loss(real_logits: Logits, fake_logits: Logits, kind: str = "hi
         terms = [_mean(jax.nn.relu(1 - real)) + _mean(jax.nn.relu(1 + fake)) for real, fake in pairs]
     else:
         terms = [_mean((1 - real) ** 2) + _mean(fake**2) for real, fake in pairs]
-    return sum(terms) / len(terms)
+    return _average(terms)
 
 
 def generator_loss(fake_logits: Logits, kind: str = "hinge") -> jax.Array:
@@ -38,7 +40,7 @@ def generator_loss(fake_logits: Logits, kind: str = "hinge") -> jax.Array:
         terms = [-_mean(fake) for fake in fake_logits]
     else:
         terms = [_mean((1 - fake) ** 2) for fake in fake_logits]
-    return sum(terms) / len(terms)
+    return _average(terms)
 
 
 def feature_matching(real_features: Features, fake_features: Features, average: str = "discriminators") -> jax.Array:
@@ -57,8 +59,8 @@ def feature_matching(real_features: Features, fake_features: Features, average: 
         for reals, fakes in zip(real_features, fake_features, strict=True)
     ]
     if average == "discriminators":
-        terms = [[sum(maps) / len(maps)] for maps in terms]
-    return sum(map(sum, terms)) / sum(map(len, terms))
+        terms = [[_average(maps)] for maps in terms]
+    return _sum([_sum(maps) for maps in terms]) / sum(map(len, terms))
 
 
 def check_kind(kind: str) -> None:
@@ -71,6 +73,14 @@ def check_feature_average(average: str) -> None:
     """Raises a ValueError for an unknown average of `feature_matching`."""
     if average not in ("discriminators", "maps"):
         raise ValueError(f'loss.feature_average is "{average}": set it to "discriminators" or "maps"')
+
+
+def _sum(terms: Sequence[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, terms)
+
+
+def _average(terms: Sequence[jax.Array]) -> jax.Array:
+    return _sum(terms) / len(terms)
 
 
 def _mean(values: jax.Array) -> jax.Array:

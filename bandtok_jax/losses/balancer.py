@@ -1,6 +1,8 @@
 """EnCodec's loss balancer: every loss has its share of the gradient (Défossez et al. 2022, eq. 4)."""
 
 from collections.abc import Iterable, Mapping
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def balance(
       published reference norm is 1 for every example, so that balanced losses outweigh others, which are means over the
       batch, by the batch size: our choice is the mean for both.)
     """
-    state, total, total_share = dict(state), 0.0, sum(shares[name] for name in gradients)
+    state, terms, total_share = dict(state), [], sum(shares[name] for name in gradients)
     for name, gradient in gradients.items():
         examples, axes = gradient.shape[0], tuple(range(1, gradient.ndim))
         norm = examples * jnp.mean(jnp.sqrt(jnp.sum(gradient**2, axis=axes)))
@@ -40,5 +42,5 @@ def balance(
             "norms": decay * old["norms"] + (1 - decay) * norm,
             "weights": decay * old["weights"] + (1 - decay),  # corrects the bias of a short history
         }
-        total = total + shares[name] / total_share * gradient / (new["norms"] / new["weights"] + EPSILON)
-    return total, state
+        terms.append(shares[name] / total_share * gradient / (new["norms"] / new["weights"] + EPSILON))
+    return functools.reduce(operator.add, terms), state

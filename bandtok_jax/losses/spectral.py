@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -58,7 +60,8 @@ def multi_scale_mel(
         )
         for window, mels in scales
     ]
-    return sum(log_mel_l1(real, fake, definition) for definition in definitions) / len(definitions)
+    distances = [log_mel_l1(real, fake, definition) for definition in definitions]
+    return functools.reduce(operator.add, distances) / len(distances)
 
 
 def stft_distance(real: jax.Array, fake: jax.Array, window_samples: int, rounded: bool = True) -> jax.Array:
@@ -78,7 +81,8 @@ def multi_resolution_stft(
     real: jax.Array, fake: jax.Array, windows: Sequence[int] = DISTANCE_WINDOWS, rounded: bool = True
 ) -> jax.Array:
     """Returns `stft_distance` averaged over `windows`."""
-    return sum(stft_distance(real, fake, window, rounded) for window in windows) / len(windows)
+    distances = [stft_distance(real, fake, window, rounded) for window in windows]
+    return functools.reduce(operator.add, distances) / len(distances)
 
 
 def magnitude(audio: jax.Array, window_samples: int) -> jax.Array:

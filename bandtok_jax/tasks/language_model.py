@@ -259,11 +259,12 @@ class LanguageModelTask(SingleNetworkTask):
     def _generate(self, parameters: Tree, examples: Batch) -> Summaries:
         """Returns audio as long as a training example, from the same random numbers at each call."""
         text = {"bytes": "caption", "embedding": "embedding", "none": None}[self.settings["text"]]
+        text_input: dict[str, Any] = {text: np.asarray(examples[text])} if text else {}
         columns, count = self.config.data.columns, len(examples["codes"])
         codes, _ = autoregressive.Generator(self.settings, parameters).generate(
             columns=columns, window_columns=columns, key=jax.random.key(self.config.seed), batch=count,
             temperature=SAMPLING["temperature"], top_k=min(SAMPLING["top_k"], self.settings["codebook_size"]),
-            **({text: np.asarray(examples[text])} if text else {}),
+            **text_input,
         )  # fmt: skip
         rate = self._codec.sample_rate_hz
         return {f"{i}/generated": ("audio", self._codec.decode(codes[i]), rate) for i in range(count)}

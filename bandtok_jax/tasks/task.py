@@ -101,7 +101,7 @@ class Task:
             {"audio": ((data.clip_samples,), "float32"), "caption": ((data.caption_bytes,), "uint8")}
         )
 
-    def _batch_spec(self, examples: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch_spec(self, examples: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the batch of examples `{name: (shape, dtype)}` and their global index."""
         examples = examples | {"index": ((), jax.dtypes.canonicalize_dtype("int64"))}
         size = self.config.batch_size
@@ -150,7 +150,7 @@ class Task:
 
     def weighted_sum(self, losses: Mapping[str, jax.Array]) -> jax.Array:
         """Returns the sum of losses by their weights in `config.loss`."""
-        return sum(self.config.loss[name] * value for name, value in losses.items())
+        return jnp.asarray(sum(self.config.loss[name] * value for name, value in losses.items()))
 
     def apply_gradients(self, model: optimization.ModelState, gradients: Tree, step: jax.Array):
         """Returns the model state after one optimizer step, and metrics."""
