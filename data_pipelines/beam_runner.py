@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from bandtok_jax.data_pipelines import prepare_shards
-from bandtok_jax.data_pipelines.discovery import SourceTrack
+from bandtok_jax.data_pipelines.source_tracks import SourceTrack
 from bandtok_jax.runtime import storage
 
 PLAN = "plan.jsonl"  # one line for each task that Beam has to do

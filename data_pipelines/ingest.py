@@ -8,7 +8,7 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.audio.audio_file import AudioFile
-from bandtok_jax.data_pipelines import discovery, tfds_sources
+from bandtok_jax.data_pipelines import source_tracks, tfds_sources
 from bandtok_jax.data_pipelines.measurement import Measurement
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
@@ -18,7 +18,7 @@ BLOCK_SAMPLES = 1 << 18
 
 
 def _open_blocks(
-    track: discovery.SourceTrack, path: str, settings: dict[str, Any]
+    track: source_tracks.SourceTrack, path: str, settings: dict[str, Any]
 ) -> tuple[int, int, Iterator[np.ndarray], str]:
     """Returns the sample rate in Hz, the channels, the audio in blocks float32 `[C, S]`, and the caption.
 
@@ -26,9 +26,9 @@ def _open_blocks(
       path: the file on a local disk.
     """
     if track.example >= 0:
-        if track.path == discovery.SYNTHETIC:
+        if track.path == source_tracks.SYNTHETIC:
             rate = settings["sample_rate_hz"]
-            record = SyntheticMusic(track.split, rate, discovery.SYNTHETIC_SECONDS)[track.example]
+            record = SyntheticMusic(track.split, rate, source_tracks.SYNTHETIC_SECONDS)[track.example]
             audio, caption = waveform.check(record["audio"].T, rate), record["caption"]
         else:
             audio, rate, caption = tfds_sources.read_example(path, track.example)
@@ -45,7 +45,7 @@ def _read_blocks(file: AudioFile) -> Iterator[np.ndarray]:
 
 
 def read_and_measure(
-    track: discovery.SourceTrack, path: str, settings: dict[str, Any], spool: IO[bytes]
+    track: source_tracks.SourceTrack, path: str, settings: dict[str, Any], spool: IO[bytes]
 ) -> tuple[dict[str, Any], int]:
     """Reads a track once, measures it, and writes its samples to `spool` as int16 `[S, C]`, the format of records.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.data_pipelines import discovery, ingest, metadata, prepare_shards, records
+from bandtok_jax.data_pipelines.source_tracks import SourceTrack
 from bandtok_jax.runtime import folder_lock, storage
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.runtime.worker_pool import KILLED, worker_pool
@@ -22,7 +23,7 @@ BYTES_PER_WORKER = 8 << 20  # a new process costs more than it saves for less
 RUNNERS = ("local", "beam")
 
 
-Task = tuple[int, list[discovery.SourceTrack], dict[str, Any], str]  # number, tracks, settings, working folder
+Task = tuple[int, list[SourceTrack], dict[str, Any], str]  # number, tracks, settings, working folder
 
 
 def _run_locally(tasks: list[Task], workers: int) -> Iterator[prepare_shards.Report]:
@@ -128,7 +129,7 @@ def prepare(
 
 
 def _run_remaining(
-    tasks: list[list[discovery.SourceTrack]],
+    tasks: list[list[SourceTrack]],
     done: dict[int, prepare_shards.Report],
     settings: dict[str, Any],
     folder: str,

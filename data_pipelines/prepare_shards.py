@@ -13,7 +13,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from bandtok_jax.data_pipelines import ingest, records, shards, tf_example
-from bandtok_jax.data_pipelines.discovery import SourceTrack
+from bandtok_jax.data_pipelines.source_tracks import SourceTrack
 from bandtok_jax.runtime import atomic_file, storage, untrusted
 
 TASK_BYTES = 64 << 20  # of source files; an interruption loses at most this much work of a process

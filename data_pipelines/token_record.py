@@ -54,9 +54,7 @@ def decode_token_record(data: bytes) -> dict[str, Any]:
     """
     end = 4 + struct.unpack_from("<I", data)[0]
     untrusted.require_bytes(end, len(data), "its head")
-    record = json.loads(data[4:end].decode())
-    untrusted.check_plain(record)
-    _CHECK_HEAD(record, "")
+    record = untrusted.parse_json(data[4:end], "its head", _CHECK_HEAD, cure="its bytes are damaged")
     shape, embedding_shape = record.pop("shape"), record.pop("embedding_shape", None)
     code_count, embedding_count = math.prod(shape), math.prod(embedding_shape or [0])
     if end + 2 * code_count + 4 * embedding_count != len(data):

@@ -1,6 +1,7 @@
 """From records to batches: every example by its position alone, mixed by weight, cropped and augmented as asked."""
 
 from collections import Counter
+import dataclasses
 import json
 import shutil
 import warnings
@@ -16,7 +17,7 @@ from bandtok_jax.data_pipelines import iterator, mixture, sources
 from bandtok_jax.data_pipelines.batches import create_batcher
 from bandtok_jax.data_pipelines.prepare import prepare
 from bandtok_jax.data_pipelines.records import RecordSource
-from bandtok_jax.data_pipelines.transforms import caption_bytes, rotate_phase
+from bandtok_jax.data_pipelines.transforms import RandomGain, RotatePhase, caption_bytes, rotate_phase
 from tests.music_files import make_music, run
 
 RATE = 8000
@@ -411,3 +412,21 @@ def test_token_crops(monkeypatch):
 def test_the_stream_is_one_grain_can_drive(folder):
     stream = mixture.stream(sources.open_audio(folder, "train", sample_rate_hz=RATE, clip_samples=4000), seed=0)
     assert isinstance(stream, grain.MapDataset) and len(stream) > 1e15 and stream[10**9]["audio"].shape == (16_000, 2)
+
+
+def test_an_augmentation_is_one_entry_of_the_list():
+    def reverse(example, rng):
+        assert rng is not None
+        return {**example, "audio": example["audio"][::-1].copy()}
+
+    data = config("", loudness_lufs=None, gain_db=(0.0, 0.0), phase_rotation=False)
+    batcher, generator = create_batcher(data, augment=True), np.random.default_rng
+    ramp = record(np.arange(3000, dtype=np.int16)[:, None])
+    (plain,) = batcher([ramp], [generator(0)])["audio"]
+    reversing = dataclasses.replace(batcher, transforms=[*batcher.transforms, reverse])
+    (augmented,) = reversing([ramp], [generator(0)])["audio"]
+    np.testing.assert_array_equal(augmented[:3000], plain[2999::-1])
+    assert not augmented[3000:].any()  # the padding stays behind the audio
+    random = {RandomGain, RotatePhase}
+    assert random <= {type(transform) for transform in create_batcher(config(""), augment=True).transforms}
+    assert not random & {type(transform) for transform in create_batcher(config(""), augment=False).transforms}

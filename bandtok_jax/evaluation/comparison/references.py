@@ -15,7 +15,7 @@ import numpy as np
 from bandtok_jax.audio import waveform
 from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.audio.windows import windows
-from bandtok_jax.data_pipelines import discovery, full_tracks, records
+from bandtok_jax.data_pipelines import discovery, full_tracks, records, source_tracks
 from bandtok_jax.runtime import storage
 
 SYNTHETIC_TRACKS, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation tracks of 12 s
@@ -221,7 +221,7 @@ def _files(
             notes.append(f"{track.path}: it holds no samples")
             continue
         folder = os.path.dirname(track.name).split("/")[0]
-        domain = folder if track.domain in ("", discovery.DEFAULT_DOMAIN) else track.domain
+        domain = folder if track.domain in ("", source_tracks.DEFAULT_DOMAIN) else track.domain
         identity = f"{track.name} {track.bytes} {track.changed_ns}"
         seconds, read = samples / rate, functools.partial(_read_file, track.path)
         references.append(Reference(track.name, domain, track.caption, rate, seconds, identity, read))
