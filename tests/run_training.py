@@ -21,7 +21,7 @@ from tests import tiny
 def main(task: str, run: str, folder: str, *changes: str) -> int:
     jax.config.update("jax_enable_x64", "dtype=float64" in changes)
     config = tiny.config(task, folder, **dict(change.split("=", 1) for change in changes))
-    sharding.WHOLE_BELOW_ELEMENTS = 256
+    sharding.REPLICATED_BELOW_ELEMENTS = 256
     if config.dtype == "float64":
         create = tasks.create
 

@@ -58,10 +58,10 @@ def test_the_four_checks_name_what_is_wrong(tree, rules, message):
 def test_a_large_leaf_that_stayed_whole_is_named():
     tree, mesh = {"model": _tree(2048, 2048), "small": _tree(256, 256)}, _mesh(fsdp=2)
     whole, cut = (jax.sharding.NamedSharding(mesh, spec) for spec in (P(), P("fsdp")))
-    sharding.check_spread(tree, jax.tree.map(lambda _: cut, tree), mesh)
+    sharding.check_sharded(tree, jax.tree.map(lambda _: cut, tree), mesh)
     with pytest.raises(ValueError, match=r"holds the whole of model/layer/kernel \(2048, 2048\): give them a rule"):
-        sharding.check_spread(tree, jax.tree.map(lambda _: whole, tree), mesh)
-    sharding.check_spread(tree, jax.tree.map(lambda _: whole, tree), _mesh(data=2))  # nothing is to be shared there
+        sharding.check_sharded(tree, jax.tree.map(lambda _: whole, tree), mesh)
+    sharding.check_sharded(tree, jax.tree.map(lambda _: whole, tree), _mesh(data=2))  # nothing is to be shared there
 
 
 def test_the_table_shows_what_each_device_holds():
@@ -136,7 +136,7 @@ from bandtok_jax.models.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
 from bandtok_jax.training import sharding
 
-sharding.WHOLE_BELOW_ELEMENTS = 256
+sharding.REPLICATED_BELOW_ELEMENTS = 256
 discriminator = Network(lambda rngs: MultiScalePatchGAN(channels=8, num_scales=1, dtype=jnp.float64, rngs=rngs))
 weights = jax.tree.map(lambda x: 5 * x.astype(float), discriminator.init(jax.random.key(0))[0])
 weights, log_mels = jax.device_get((weights, jax.random.normal(jax.random.key(1), (2, 8, 32, 128))))

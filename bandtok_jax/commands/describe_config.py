@@ -27,8 +27,8 @@ def text(name: str, config: ConfigDict) -> str:
     """Returns every key of a configuration as `--config.KEY=VALUE`, quoted for a shell, with its description.
 
     Args:
-      name: of the configuration, for the heading.
-      config: with what was overridden.
+      name: heading of the text.
+      config: the configuration, after all overrides.
     """
     about = descriptions(config)
     lines, group = [f"# {name}"], ""
@@ -43,18 +43,18 @@ def text(name: str, config: ConfigDict) -> str:
 
 
 def descriptions(config: ConfigDict) -> dict[str, str]:
-    """Returns what each key of a configuration means, by its dotted name; "" where that is written nowhere."""
+    """Returns the description of each key of a configuration by its dotted name, or ""."""
     comments = _comments(config.task)
     arguments = {group: _arguments(owner) for group, owner in _owners(config).items()}
-    found = {}
+    described = {}
     for key, _ in flat(config):
         group, _, name = key.rpartition(".")
-        found[key] = arguments.get(group, {}).get(name) or comments.get(key) or comments.get(name, "")
-    return found
+        described[key] = arguments.get(group, {}).get(name) or comments.get(key) or comments.get(name, "")
+    return described
 
 
 def flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as the command line takes them: the keys of the whole first, then group by group."""
+    """Yields dotted keys and values in the notation of the command line: root keys first, then group by group."""
     groups = {name: value for name, value in config.items() if isinstance(value, ConfigDict)}
     for name, value in config.items():
         if name not in groups:
@@ -65,7 +65,7 @@ def flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _owners(config: ConfigDict) -> dict[str, type]:
-    """The class whose keyword arguments a group of the configuration holds."""
+    """Returns the classes whose keyword arguments are groups of the configuration."""
     from bandtok_jax.audio.mel_bands import MelDefinition
     from bandtok_jax.models import registry
 
@@ -79,14 +79,14 @@ def _arguments(owner: type) -> dict[str, str]:
     """Returns the descriptions in the list of arguments of a class's docstring."""
     listed = re.split(r"(?:Args|Attributes):\n", inspect.getdoc(owner))[-1]
     listed = re.split(r"\n\S|\n\n", listed)[0]
-    found = {}
+    described = {}
     for entry in re.split(r"\n(?!    )", inspect.cleandoc(listed).replace("\n  ", "\n    ")):
         entry = " ".join(entry.split())
         starts = list(_ENTRY.finditer(entry))
         for start, following in zip(starts, [*starts[1:], None]):
             description = entry[start.end() : following.start() if following else None].rstrip(".")
-            found |= {name: description for name in start[1].split(", ")}
-    return found
+            described |= {name: description for name in start[1].split(", ")}
+    return described
 
 
 def _comments(task: str) -> dict[str, str]:
@@ -94,19 +94,19 @@ def _comments(task: str) -> dict[str, str]:
     that several have; those of the task's own file come before the defaults.
     """
     modules = ["defaults", *(name for name in list_configs() if load_config(name).task == task)]
-    found: dict[str, str] = {}
+    described: dict[str, str] = {}
     for module in modules:
         source = inspect.getsource(importlib.import_module(f"bandtok_jax.configs.{module}"))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         lines = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
         for keys, line in _keys(ast.parse(source), ("",)):
             if line in lines:
-                found |= dict.fromkeys(keys, lines[line])
-    return found
+                described |= dict.fromkeys(keys, lines[line])
+    return described
 
 
 def _keys(node: ast.AST, groups: tuple[str, ...]) -> Iterator[tuple[list[str], int]]:
-    """Keys that a piece of source sets, in each of the groups that it may belong to, and its line."""
+    """Yields the keys that source code sets, in each group that it may belong to, and their line."""
     if isinstance(node, ast.FunctionDef):
         groups = tuple(f"{group}." for group in _FUNCTIONS.get(node.name, ())) or groups
     if isinstance(node, ast.Assign):

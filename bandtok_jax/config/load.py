@@ -27,8 +27,7 @@ def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDic
       overrides: values by dotted keys, such as `{"optimizer.learning_rate": "1e-4"}`.
 
     Raises:
-      ValueError: there is no such configuration, key or type, and the message names the nearest one; a value is
-        outside its limits; or the file of a configuration fails.
+      ValueError: names the nearest configuration or key, the limits of a value, or the line of a file that fails.
     """
     path, _, variant = str(name).partition(":")
     if pathlib.Path(name).is_dir() and name not in shipped.list_configs():
@@ -79,7 +78,7 @@ def _from_file(path: str, variant: str) -> ConfigDict:
     except ValueError:
         raise
     except Exception as error:
-        # A mistake of the author can be any error; its line in the file is what helps.
+        # A mistake of the author can be any error, so the message names its line in the file.
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == specification.origin]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"

@@ -29,7 +29,7 @@ class Setting:
     """The properties of a key beyond its type.
 
     Attributes:
-      minimum, maximum: inclusive limits of a number; None where there is none.
+      minimum, maximum: inclusive limits of a number; None for no limit.
       whole: the number is an integer.
       choices: all values that are allowed, if not empty.
       note: end of the error message for a wrong value.

@@ -26,7 +26,7 @@ def module(name: str) -> ModuleType:
     """Returns the module of a shipped configuration.
 
     Raises:
-      ValueError: there is none; the message names the nearest one.
+      ValueError: no such configuration; the message names the nearest one.
     """
     names = list_configs()
     if name not in names:

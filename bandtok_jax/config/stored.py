@@ -18,7 +18,7 @@ def read_config(folder: str | os.PathLike) -> ConfigDict:
     """Returns the configuration that is stored in a run folder.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: the folder has no config.json.
       ValueError: it is damaged, or of another version.
     """
     content = read_content(folder)

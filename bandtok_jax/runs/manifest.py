@@ -26,7 +26,7 @@ def damage(folder: pathlib.Path, selected: Callable[[str], bool] = lambda name: 
     """Returns a description of the first file that differs from the manifest, or "".
 
     Args:
-      folder: of a checkpoint. A program that was killed right after the last byte leaves it without a manifest, and
+      folder: a checkpoint. A program that was killed right after the last byte leaves it without a manifest, and
         then nothing is verified.
       selected: returns True for the names below `folder` that are verified.
     """

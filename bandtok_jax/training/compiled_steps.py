@@ -27,7 +27,7 @@ class CompiledSteps:
 
         Args:
           make_step: `program.train_step` or `program.evaluate`.
-          arguments: of the step, or their shapes and shardings.
+          arguments: state, frozen weights and batch, or their shapes and shardings.
           phase: static arguments of the step.
         """
         future = self._program.compile(make_step(**phase), *arguments, background=True)

@@ -64,8 +64,8 @@ def detect(environment: Mapping[str, str] = os.environ) -> Cluster | None:
 
 
 def _detect_by_jax(environment: Mapping[str, str]) -> Cluster | None:
-    """Returns the cluster that jax detects; None where there is none or a single process."""
-    # jax has no public name for what `jax.distributed.initialize` detects (0.10 to 0.12).
+    """Returns the cluster that jax detects; None for a single process."""
+    # jax has no public name for the clusters that `jax.distributed.initialize` detects (0.10 to 0.12).
     from jax._src.clusters import ClusterEnv
 
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
@@ -148,8 +148,8 @@ def locked_folder(folder: str | os.PathLike, work: str, process_index: int | Non
       process_index: `jax.process_index()` by default.
 
     Raises:
-      folder_lock.Locked: another job holds it; raised on every process.
-      OSError: nothing can be written there; raised on every process.
+      folder_lock.Locked: another job holds it. Raised on every process.
+      OSError: nothing can be written there. Raised on every process.
     """
     with contextlib.ExitStack() as stack:
         refusal = None

@@ -18,13 +18,13 @@ class Evaluator:
     """The evaluations of a run.
 
     Args:
-      program: of the task.
+      program: makes the steps.
       steps: its compiled steps.
       frozen: weights of earlier components.
       batches: evaluation batches, on the host.
       reporter: writes metrics and samples.
       early_stop: gets the best metric of each evaluation.
-      checkpoints: of the run; the latest is named where a metric is not finite.
+      checkpoints: their latest step is named where a metric is not finite.
       timer: counts the time of evaluations.
 
     Attributes:

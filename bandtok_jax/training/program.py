@@ -132,7 +132,7 @@ class Program:
 
         Args:
           step: from `train_step` or `evaluate`.
-          arguments: of the step.
+          arguments: state, frozen weights and batch.
           background: returns after tracing, while a thread compiles. XLA compiles several programs at once.
 
         Returns:
@@ -151,7 +151,7 @@ class Program:
             try:
                 compiled = lowered.compile()
                 if is_training:
-                    sharding.check_spread(self.abstract, compiled.output_shardings[0], self.mesh)
+                    sharding.check_sharded(self.abstract, compiled.output_shardings[0], self.mesh)
                 future.set_result(compiled)
             except BaseException as error:
                 future.set_exception(error)

@@ -135,7 +135,7 @@ def _send(connection: socket.socket, content: dict) -> None:
 
 
 def _line(connection: socket.socket, deadline: float) -> bytes:
-    """Returns the next line, of limited length and time. Raises an OSError where there is none."""
+    """Returns the next line, of limited length and time. Raises an OSError at the timeout."""
     received = b""
     while not received.endswith(b"\n"):
         if (remaining := deadline - time.monotonic()) <= 0 or len(received) > _MAX_LINE_BYTES:

@@ -1,14 +1,17 @@
-"""What a run tells the world: metrics.jsonl, TensorBoard, samples, a progress bar, and Weights & Biases if asked."""
+"""Reports of a run: metrics.jsonl, TensorBoard, samples, a progress bar, and Weights & Biases on request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 import math
+import os
 import pathlib
 import sys
+from typing import Any
 import uuid
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.audio import waveform
@@ -31,7 +34,9 @@ class Reporter:
       active: False on all processes but one.
     """
 
-    def __init__(self, run, config, step: int, past_lines: Sequence[dict], *, active: bool = True):
+    def __init__(
+        self, run: str | os.PathLike, config: ConfigDict, step: int, past_lines: Sequence[dict], *, active: bool = True
+    ) -> None:
         self._active, self._folder = active, pathlib.Path(run)
         self._progress = progress_bar(total=config.total_steps, initial=step, unit="step", show=active)
         self._wandb, self._profiling, self._evaluated = None, False, {}
@@ -44,8 +49,8 @@ class Reporter:
         for line in past_lines:
             self._evaluated |= {n.removeprefix(_EVALUATION): v for n, v in line.items() if n.startswith(_EVALUATION)}
         self._metrics = (self._folder / NAME).open("a", buffering=1)
-        # A queue without a limit: where its writer dies of a full disk, a limited one would stop the training for ever.
-        # TensorBoard drops what earlier lives wrote from `purge_step` on, that step included.
+        # The queue has no limit: where its writer fails on a full disk, a limited one would block the training.
+        # TensorBoard drops the points of earlier starts from `purge_step` on, that step included.
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=step + 1 if step else 0, max_queue=0
         )
@@ -58,11 +63,11 @@ class Reporter:
                 self.log(f"no log goes to Weights & Biases: {reason}; cure: wandb login, or WANDB_MODE=offline")
 
     def scalars(self, step: int, group: str, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, `{"step": step, "GROUP/name": value, ...}`, and the same to the other writers."""
+        """Writes metrics everywhere, to metrics.jsonl as the line `{"step": step, "GROUP/name": value, ...}`."""
         if not self._active:
             return
         named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
-        # JSON has no NaN: null says that there was no number.
+        # JSON has no NaN, so null stands for it.
         finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
         self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in named.items():
@@ -70,31 +75,31 @@ class Reporter:
         self._to_wandb(lambda: self._wandb.log(named, step=step))
 
     def evaluation(self, step: int, scores: dict[str, float], shown: list[str]) -> None:
-        """Writes the scores of an evaluation, and says those that are `shown` with their change since the last one."""
+        """Writes the metrics of an evaluation, and logs those in `shown` with their change since the last one."""
         self.scalars(step, "evaluation", scores)
         words = []
         for name in dict.fromkeys(name for name in shown if name in scores):
-            before = self._evaluated.get(name)
-            change = "" if before is None else f" ({scores[name] - before:+.3g})"
+            previous = self._evaluated.get(name)
+            change = "" if previous is None else f" ({scores[name] - previous:+.3g})"
             words.append(f"{name} {scores[name]:.4g}{change}")
         self._evaluated = dict(scores)
         self.log(f"step {step}: {', '.join(words)}")
 
-    def _to_wandb(self, send) -> None:
-        """Sends something to Weights & Biases, without which a long training goes on."""
+    def _to_wandb(self, send: Callable[[], Any]) -> None:
+        """Calls `send`, and leaves Weights & Biases out from the first error on: it must not end a long training."""
         if not self._wandb:
             return
         try:
             send()
-        except Exception as error:  # whatever a service far away raises
+        except Exception as error:  # a remote service can raise anything
             self._wandb = None
             self.log(f"Weights & Biases is left out from here on: {untrusted.one_line(error)}")
 
     def summaries(self, step: int, items: dict[str, tuple]) -> None:
-        """Sounds and mel pictures, to samples/STEP/; pictures whose names differ in the last part share one file."""
+        """Writes audio and spectrograms to samples/STEP/, with the spectrograms of one group in one file."""
         if not self._active:
             return
-        folder, pictures = self._folder / "samples" / str(step), {}
+        folder, spectrograms = self._folder / "samples" / str(step), {}
         for name, (kind, *value) in items.items():
             if kind == "audio":
                 audio, rate = np.asarray(value[0], np.float32), int(value[1])
@@ -105,8 +110,8 @@ class Reporter:
                 self._to_wandb(lambda: self._wandb.log({name: _wandb().Audio(audio, sample_rate=rate)}, step=step))
             else:
                 group, _, title = name.rpartition("/")
-                pictures.setdefault((group, value[1]), {})[title] = np.asarray(value[0])
-        for (group, unit), panels in pictures.items():
+                spectrograms.setdefault((group, value[1]), {})[title] = np.asarray(value[0])
+        for (group, unit), panels in spectrograms.items():
             path = folder / f"{group.replace('/', '_')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             plots.panels(path, panels, unit=unit)
@@ -115,7 +120,7 @@ class Reporter:
             self._to_wandb(lambda: self._wandb.log({group: _wandb().Image(image)}, step=step))
 
     def profile(self, step: int, steps: range) -> None:
-        """Begins a profile before the first of these steps and ends it after the last; each process writes its own."""
+        """Starts a profile before the first of these steps and ends it after the last; each process writes its own."""
         if step == steps.start and steps:
             jax.profiler.start_trace(str(self._folder / "profile"))
             self._profiling = True
@@ -128,12 +133,12 @@ class Reporter:
         self.log(f"profile: {self._folder / 'profile'}")
 
     def progress(self, step: int, text: str) -> None:
-        """Moves the bar to `step`; it knows the time that is left."""
+        """Moves the progress bar to `step`."""
         self._progress.set_postfix_str(text, refresh=False)
         self._progress.update(step - self._progress.n)
 
     def log(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Prints a line above the progress bar."""
         if self._active:
             self._progress.write(text)
             sys.stdout.flush()  # a log shows it at once
@@ -152,13 +157,15 @@ class Reporter:
             self._to_wandb(lambda: self._wandb.finish())
 
 
-def _pixels(path) -> np.ndarray:
+def _pixels(path: pathlib.Path) -> np.ndarray:
+    """Returns an image file as uint8 `[height, width, 3]`."""
     from matplotlib import image
 
     return (image.imread(path)[..., :3] * 255).astype(np.uint8)
 
 
-def _wandb():
+def _wandb() -> Any:
+    """Returns the module wandb. Raises a ValueError where it is not installed."""
     try:
         import wandb
     except ImportError:
@@ -168,7 +175,8 @@ def _wandb():
     return wandb
 
 
-def _start_wandb(config, folder: pathlib.Path):
+def _start_wandb(config: ConfigDict, folder: pathlib.Path) -> Any:
+    """Starts or resumes the run of Weights & Biases."""
     # The same id after a restart, so that one run stays one curve, and another one for another run of the same name.
     identity = folder / "wandb" / "id"
     if not identity.exists():

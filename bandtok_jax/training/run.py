@@ -67,7 +67,7 @@ def resolve(
     folder = pathlib.Path(folder)
     init_from = os.fspath(init_from) if init_from else None
     _refuse_export(folder)
-    # Written values may come from the run that this configuration was read from, so they start anew.
+    # Written values may come from the run that this configuration was read from, so they are reset.
     config = reset_written(tasks.resolve_config(config))
     config.initialized_from_export = init_from is not None and not is_run(init_from)
     config.data_hash = sources.fingerprint(config.data)

@@ -1,29 +1,36 @@
-"""The mesh, and one ordered table a task that says where every weight lives on it.
+"""The mesh, and the placement of weights on it by one ordered table for each task.
 
 A table is a tuple of `(regex, PartitionSpec)`; the first rule whose regex is found in the path of a leaf, such as
-`decoder_blocks/0/conv_in/kernel`, decides. Moments and averages repeat the path of their parameter, so the same table
-covers them. Four checks are loud: a leaf no rule matches, a rule that matches nothing, a spec longer than the rank, a
-dimension that its axes do not divide.
+`decoder_blocks/0/conv_in/kernel`, decides. Moments and EMA repeat the path of their parameter, so the same table covers
+them. Four mistakes are errors: a leaf that no rule matches, a rule that matches nothing, a spec longer than the rank,
+and a dimension that its axes do not divide.
 """
 
+from collections.abc import Sequence
 import math
 import re
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
 
-# Smaller leaves stay whole on every device: cutting them costs more messages than it saves memory (our choice).
-WHOLE_BELOW_ELEMENTS = 2**14
-# A larger leaf that every device of a mesh holds whole is a mistake (our choice: 16 MiB in float32).
-SPREAD_FROM_ELEMENTS = 2**22
+# Smaller leaves are replicated: sharding them costs more messages than it saves memory (our choice).
+REPLICATED_BELOW_ELEMENTS = 2**14
+# A larger leaf that is replicated is a mistake (our choice: 16 MiB in float32).
+SHARDED_FROM_ELEMENTS = 2**22
 
 
-def create_mesh(settings, devices=None) -> Mesh:
-    """A mesh over `('data', 'fsdp', 'tensor')`; -1 in `settings` (the `mesh` group of a config) means all left.
+def create_mesh(settings: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns a mesh over `('data', 'fsdp', 'tensor')`.
+
+    Args:
+      settings: the group `mesh` of a configuration, where -1 means all remaining devices.
+      devices: all devices by default.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
@@ -34,8 +41,8 @@ def create_mesh(settings, devices=None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def mesh_sizes(settings, devices: int) -> tuple[int, int, int]:
-    """The sizes of `AXES` on so many devices; see `create_mesh`."""
+def mesh_sizes(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """Returns the sizes of `AXES` on a number of devices; see `create_mesh`."""
     sizes = [settings[axis] for axis in AXES]
     if not all(isinstance(size, int) and (size == -1 or size > 0) for size in sizes):
         raise ValueError(f"mesh is {dict(zip(AXES, sizes))}: set every axis of config.mesh to 1 or more, or one to -1")
@@ -52,7 +59,7 @@ def mesh_sizes(settings, devices: int) -> tuple[int, int, int]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples are spread over everything that is not tensor parallel."""
+    """Returns the sharding of a batch: over all axes but that of tensor parallelism."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
@@ -67,15 +74,15 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> Non
         )
 
 
-def shardings(tree, table, mesh: Mesh):
-    """A NamedSharding for every leaf of `tree` (arrays or shapes).
+def shardings(tree: Any, table: Sequence[tuple[str, P]], mesh: Mesh) -> Any:
+    """Returns a NamedSharding for every leaf of `tree` (arrays or shapes).
 
     Raises:
-      ValueError: one of the four checks failed; the message names path, shape and rule.
+      ValueError: names path, shape and rule of one of the four mistakes.
     """
     used = set()
 
-    def sharding(path, leaf):
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if leaf.ndim == 0:  # steps and counts
             return NamedSharding(mesh, P())
@@ -86,7 +93,7 @@ def shardings(tree, table, mesh: Mesh):
         pattern, spec = rule
         if len(spec) > leaf.ndim:
             raise ValueError(f"sharding rule {pattern!r} -> {spec} is longer than the rank of {name} {leaf.shape}")
-        if leaf.size < WHOLE_BELOW_ELEMENTS:
+        if leaf.size < REPLICATED_BELOW_ELEMENTS:
             return NamedSharding(mesh, P())
         for dimension, axes in zip(leaf.shape, spec):
             size = int(np.prod([mesh.shape[axis] for axis in _names(axes)]))
@@ -104,45 +111,47 @@ def shardings(tree, table, mesh: Mesh):
     return result
 
 
-def check_spread(tree, places, mesh: Mesh) -> None:
-    """Raises a ValueError that names the large leaves which each device holds whole, though the mesh is to share them.
+def check_sharded(tree: Any, layout: Any, mesh: Mesh) -> None:
+    """Raises a ValueError that names large replicated leaves, on a mesh that should shard them.
 
     Args:
-      tree: arrays or shapes; places: their shardings, as the compiler left them.
+      tree: arrays or shapes.
+      layout: their shardings in the compiled program.
     """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
-    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places))
-    whole = [
+    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(layout))
+    replicated = [
         f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}"
         for (path, leaf), place in leaves
-        if leaf.size >= SPREAD_FROM_ELEMENTS and place.is_fully_replicated
+        if leaf.size >= SHARDED_FROM_ELEMENTS and place.is_fully_replicated
     ]
-    if whole:
+    if replicated:
+        others = " and others" if len(replicated) > 5 else ""
         raise ValueError(
-            f"every device holds the whole of {', '.join(whole[:5])}{' and others' if len(whole) > 5 else ''}: "
+            f"every device holds the whole of {', '.join(replicated[:5])}{others}: "
             "give them a rule with fsdp or tensor in the task's SHARDING table"
         )
 
 
-def parameters(state):
-    """The parameters alone of every player of a state."""
-    players = {name: player["parameters"] for name, player in state.items() if name != "step"}
-    return players["model"] if len(players) == 1 else players
+def parameters(state: dict[str, Any]) -> Any:
+    """Returns the parameters of every network of a state."""
+    networks = {name: network["parameters"] for name, network in state.items() if name != "step"}
+    return networks["model"] if len(networks) == 1 else networks
 
 
-def bytes_on_device(tree, places) -> int:
-    """What one device holds of `tree` (arrays or shapes), whose shardings are `places`."""
+def bytes_on_device(tree: Any, layout: Any) -> int:
+    """Returns the bytes of `tree` (arrays or shapes) on one device, by the shardings `layout`."""
     return sum(
         math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places))
+        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(layout))
     )
 
 
-def table(tree, places) -> str:
-    """Parameters, shapes, specs and bytes per device as text; a line for all that differ in a number of their path."""
+def table(tree: Any, layout: Any) -> str:
+    """Returns shapes, specs and bytes per device as text, with a line for paths that differ in a number only."""
     rows: dict[tuple, list] = {}
-    for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(places)):
+    for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(layout)):
         name = re.sub(r"(?<=/)\d+(?=/)", "*", jax.tree_util.keystr(path, simple=True, separator="/"))
         local = bytes_on_device(leaf, place)
         row = rows.setdefault((name, leaf.shape, str(place.spec).replace("PartitionSpec", "P")), [0, 0, 0])
@@ -159,5 +168,6 @@ def table(tree, places) -> str:
     return "\n".join("  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(line, align, widths)).rstrip() for line in lines)
 
 
-def _names(axes) -> tuple[str, ...]:
+def _names(axes: Any) -> tuple[str, ...]:
+    """Returns the axes of one dimension of a PartitionSpec."""
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

@@ -21,7 +21,7 @@ from bandtok_jax.training.run import Run, is_run
 def restore(
     program: Program, checkpoints: Checkpoints, log: Callable[[str], Any] = print
 ) -> tuple[dict[str, Any] | None, int]:
-    """Restores `(state, position)` of the newest readable checkpoint; `(None, 0)` where there is none.
+    """Restores `(state, position)` of the newest readable checkpoint; `(None, 0)` for a new run.
 
     A damaged checkpoint is named by `log` and quarantined, and the previous one is used.
 
@@ -49,7 +49,7 @@ def initialize(
     """Returns the state before the first step: with the weights of `run.init_from`, or warm-started on data.
 
     Args:
-      program: of the task.
+      program: makes the fresh state.
       run: the resolved run.
       frozen: weights of earlier components.
       first_batch: the first training batch, on the host.
@@ -78,7 +78,7 @@ def load_initial_weights(origin: str | os.PathLike, role: str, state: dict[str, 
 
     Args:
       origin: run, checkpoint of a run, or export.
-      role: of the network that is trained, see `bandtok_jax.models.registry`.
+      role: role of the network that is trained, see `bandtok_jax.models.registry`.
       state: fresh, with fresh optimizers.
 
     Raises:
