@@ -1,4 +1,4 @@
-"""Finding the other processes: who they are, what is refused, and who is missing."""
+"""The rendezvous of processes: clusters, refused environments, strangers and missing processes."""
 
 import concurrent.futures
 import contextlib
@@ -215,7 +215,7 @@ def test_something_else_at_the_coordinators_port_is_not_believed(said, address):
         assert "cannot reach process 0" in roll.result()[0]
 
 
-def test_a_signal_is_heard_and_then_left_to_others():
+def test_a_signal_stops_a_training_and_nothing_after_it():
     before = signal.getsignal(signal.SIGTERM)
     with distributed.StopRequests() as requests:
         assert not requests.should_stop(1)

@@ -1,4 +1,4 @@
-"""The training loop: it learns, resumes to the bit, refuses what does not fit, and survives what goes wrong."""
+"""The training loop: learning, exact resumes, refused mistakes, and recovery from failures."""
 
 import functools
 import gc
@@ -53,9 +53,13 @@ def _same(one, other):
     return len(leaves) > 50 and all(leaves)
 
 
+def _untimed(line):
+    return {name: value for name, value in line.items() if "second" not in name and "share" not in name}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def pictures_once():
-    """Draws the first picture alone, which stands for all: drawing takes a fifth of a training that is in the cache."""
+def spectrograms_drawn_once():
+    """Draws the first spectrogram and copies it for all others: drawing takes a fifth of a training in the cache."""
     draw, drawn = plots.panels, []
 
     def panels(path, *arguments, **options):
@@ -99,12 +103,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
     monkeypatch.setattr(Reporter, "progress", progress)
     loop.train(tiny.config(task, whole.parent), run)
     assert _same(run, whole)
-    untimed = lambda line: {k: v for k, v in line.items() if "second" not in k and "share" not in k}
-    assert list(map(untimed, read_metrics(run))) == list(map(untimed, read_metrics(whole)))
+    assert list(map(_untimed, read_metrics(run))) == list(map(_untimed, read_metrics(whole)))
 
 
 @pytest.mark.parametrize("task", SOUND_SLOW)
-def test_one_batch_can_be_learned_by_heart(task, tmp_path):
+def test_one_batch_can_be_memorised(task, tmp_path):
     config = tiny.config(task, tmp_path, total_steps=45, evaluate_every=45, log_every=5)
     loop.train(config, tmp_path / "run", overfit_one_batch=True)
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
@@ -136,7 +139,7 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
         assert rate == 44100 and len(audio) == 16384 and np.isfinite(audio).all() and audio.std() > 1e-3
 
 
-def test_a_vocoder_plays_the_samples_of_a_tokenizer(straight, tmp_path):
+def test_a_vocoder_decodes_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = tmp_path / "vocoder"
     export_folder.save_vocoder(component.init_random(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
     made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_components)
@@ -226,7 +229,7 @@ def test_changed_data_is_refused_unless_it_is_accepted(straight, tmp_path):
 
 
 @pytest.mark.parametrize("number, stop", [(signal.SIGTERM, "Preempted"), (signal.SIGINT, "Interrupted")])
-def test_a_signal_saves_and_the_same_command_goes_on(number, stop, straight, tmp_path, monkeypatch):
+def test_a_signal_saves_and_the_same_command_resumes(number, stop, straight, tmp_path, monkeypatch):
     whole, run, progress = straight("language_model"), tmp_path / "run", Reporter.progress
 
     def signal_at_two(self, step, text):
@@ -330,7 +333,7 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("fails", ["init", "log"])
-def test_a_training_goes_on_without_weights_and_biases(fails, tmp_path, monkeypatch, capsys):
+def test_a_training_continues_without_weights_and_biases(fails, tmp_path, monkeypatch, capsys):
     class UsageError(Exception):
         pass
 
@@ -382,11 +385,13 @@ def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
     loop.train(config, tmp_path / "run", init_from=source)
     started, given = load_weights(tmp_path / "run")["model"], load_weights(source)["model"]
     jax.tree.map(np.testing.assert_array_equal, started["parameters"], given["parameters"])
-    critic = lambda run: parts(run)["training"]["discriminator"]["parameters"]
-    assert jax.tree.structure(critic(source)) == jax.tree.structure(critic(tmp_path / "run"))
+    structures = (
+        jax.tree.structure(parts(run)["training"]["discriminator"]["parameters"]) for run in (source, tmp_path / "run")
+    )
+    assert next(structures) == next(structures)
 
 
-def test_fine_tuning_from_an_export_trains_the_critic_first(straight, tmp_path):
+def test_fine_tuning_from_an_export_trains_the_discriminator_first(straight, tmp_path):
     codec = bandtok_jax.load(straight("mel_tokenizer"))
     export_folder.save_codec(codec, tmp_path / "export")
     changes = {"optimizer.learning_rate": "0.0", "total_steps": "1", "loss.discriminator_warmup": "5"}
@@ -460,7 +465,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
             loop.train(tiny.config("mel_tokenizer", tmp_path), run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    gc.collect()  # what was not written complains when it is collected
+    gc.collect()  # unwritten arrays report themselves when they are collected
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err and len(printed.err.splitlines()) < 5, printed.err
     assert load_weights(run)["step"] == 4
