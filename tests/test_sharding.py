@@ -132,7 +132,7 @@ def test_a_discriminators_gradients_are_right_on_a_mesh():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from bandtok_jax.losses import adversarial
-from bandtok_jax.models.network import Network
+from bandtok_jax.layers.network import Network
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
 from bandtok_jax.training import sharding
 
