@@ -123,7 +123,9 @@ def shrunk(name: str, folder, **overrides):
         "waveform_codec": lambda: {
             "model.encoder_dim": 4, "model.decoder_dim": 2 ** (1 + len(strides)), "model.strides": strides,
             "model.rows": 2, "model.latent_dim": 8, "model.codebook_size": 16, "model.codebook_dim": 4,
-            "codebook.kmeans_batches": 2, "data.clip_samples": math.ceil(2048 / math.prod(strides)) * math.prod(strides), **discriminators,
+            "codebook.kmeans_batches": 2,
+            "data.clip_samples": math.ceil(2048 / math.prod(strides)) * math.prod(strides),
+            **discriminators,
         },
         "language_model": lambda: {
             "data.columns": 8, "model.codebook_size": 64, "model.rows": 4, "model.dim": 32, "model.num_layers": 2,
