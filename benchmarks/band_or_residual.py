@@ -186,7 +186,7 @@ def _mel_error(codec: Codec, tracks: Sequence[FullTrack]) -> float:
     """Returns the mean absolute log-mel error in nats on whole tracks, at the loudness of training."""
     total, frames = 0.0, 0
     for track in tracks:
-        audio = np.concatenate(list(tokenize_corpus.listen(codec, track)))
+        audio = np.concatenate(list(tokenize_corpus.codec_input(codec, track)))
         audio = audio[: len(audio) // codec.samples_per_column * codec.samples_per_column]
         mel = dataclasses.replace(codec.mel, padding="same")
         codes = codec.encode(audio, codec.sample_rate_hz)
@@ -198,7 +198,7 @@ def _mel_error(codec: Codec, tracks: Sequence[FullTrack]) -> float:
 def _segments(tracks: Sequence[FullTrack], codec: Codec) -> np.ndarray:
     """Returns segments `[SEGMENTS, S]`, spread evenly over all tracks."""
     samples = round((START_SECONDS + CONTINUED_SECONDS) * codec.sample_rate_hz)
-    audio = (np.concatenate(list(tokenize_corpus.listen(codec, track))) for track in tracks)
+    audio = (np.concatenate(list(tokenize_corpus.codec_input(codec, track))) for track in tracks)
     audio = [track for track in audio if len(track) >= samples]
     ends = np.cumsum([len(track) - samples + 1 for track in audio])
     segments = []

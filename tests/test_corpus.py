@@ -217,7 +217,7 @@ def test_large_corpora_have_larger_shards():
 
 def test_synthetic_music(tmp_path, monkeypatch):
     monkeypatch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
-    result = tokenize_corpus.tokenize(codec(), "synthetic", tmp_path / "tokens", pieces=2)
+    result = tokenize_corpus.tokenize(codec(), "synthetic", tmp_path / "tokens", synthetic_tracks=2)
     assert {name: (split["records"], split["columns"]) for name, split in result["splits"].items()} == {
         "train": (2, 22),
         "validation": (1, 11),

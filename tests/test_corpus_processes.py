@@ -23,9 +23,9 @@ from bandtok_jax.data_pipelines import full_tracks
 from bandtok_jax.training import distributed
 
 distributed.start()
-tokenize_corpus.TRACKS_A_SHARD, full_tracks.SYNTHETIC_SECONDS = 1, 4.0
+tokenize_corpus.TRACKS_PER_SHARD, full_tracks.SYNTHETIC_SECONDS = 1, 4.0
 codec = bandtok_jax.create("bandtok:tiny", seed=0)
-tokenize_corpus.tokenize(codec, "synthetic", sys.argv[1], pieces={TRACKS}, offsets=2)
+tokenize_corpus.tokenize(codec, "synthetic", sys.argv[1], synthetic_tracks={TRACKS}, offsets=2)
 """
 
 

@@ -88,7 +88,14 @@ def doctor(flags: argparse.Namespace) -> None:
     flag("--output", "-o", required=True, metavar="DIR", help="a folder that all processes share, or in a bucket"),
     flag("--offsets", type=int, default=1, metavar="N", help="shifted copies of each training track (default 1)"),
     flag("--embeddings", metavar="NPZ", help="text embeddings [L, E] of the tracks, by track name"),
-    flag("--pieces", type=int, default=256, metavar="N", help="number of synthetic tracks (default 256)"),
+    flag(
+        "--pieces",
+        dest="synthetic_tracks",
+        type=int,
+        default=256,
+        metavar="N",
+        help="number of synthetic tracks (default 256)",
+    ),
     flag("--skip-damaged", action="store_true", help="leave out tracks with a record that cannot be read"),
 )
 def tokenize(flags: argparse.Namespace) -> None:
@@ -101,7 +108,7 @@ def tokenize(flags: argparse.Namespace) -> None:
     distributed.start()
     codec = models.load_codec(flags, only=("tokenizer",))
     manifest = tokenize_corpus.tokenize(
-        codec, flags.data, flags.output, offsets=flags.offsets, pieces=flags.pieces,
+        codec, flags.data, flags.output, offsets=flags.offsets, synthetic_tracks=flags.synthetic_tracks,
         tokenizer=flags.model, embeddings=flags.embeddings, skip_damaged=flags.skip_damaged,
     )  # fmt: skip
     if jax.process_index() > 0:

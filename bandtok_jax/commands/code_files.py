@@ -1,11 +1,13 @@
-"""Sound files to `.bt` files and back, from file to file in bounded memory."""
+"""Audio files to `.bt` files and back, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ COMPARISON_SAMPLES = 1 << 17
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How far a reconstruction is from its original: levels in dB below full scale, log-mel distance in nats."""
+    """The distance of a reconstruction from its original: levels in dB of full scale, log-mel distance in nats."""
 
     samples: int
     original_level_db: float
@@ -36,30 +38,36 @@ class Comparison:
 
 
 def encode(codec: Codec, source: str, target: str, levels: int | None = None) -> bt_file.Header:
-    """Encodes a sound file to a `.bt` file; returns what the file says about itself.
+    """Encodes an audio file to a `.bt` file; returns its header.
 
     Args:
-      levels: how many rows of a residual codec to keep, for a lower bitrate; None: all.
+      codec: its tokenizer encodes.
+      source: an audio file.
+      target: ends with .bt.
+      levels: number of rows to keep of a residual codec, for a lower bitrate; by default all.
 
     Raises:
-      ValueError: the source is no sound, or is the target, or that ends in anything but .bt.
+      ValueError: the source is no audio or is the target, or the target has another ending.
     """
     _refuse_overwriting(source, target)
     if _ending(target) != ".bt":
-        raise ValueError(f"{target}: codes are written as .bt, and those of a DAC as .dac, too: choose such an ending")
+        raise ValueError(f"{target}: codes are written as .bt, and those of a DAC also as .dac: choose such an ending")
     rows = codec.check_levels(levels)
     with _naming(source), bt_file.Writer(target, dataclasses.replace(codec.header, rows=rows)) as writer:
-        sound = _Counted(_listen(codec, source))
-        for codes in codec.encode_stream(sound):
+        audio = _Counted(_codec_input(codec, source))
+        for codes in codec.encode_stream(audio):
             writer.write(codes[:, :rows])
-        return writer.finish(sound.samples)
+        return writer.finish(audio.samples)
 
 
 def decode(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[bt_file.Header, int]:
-    """Decodes a `.bt` file to a sound file; returns the file's header and how many samples were clipped.
+    """Decodes a `.bt` file to an audio file; returns the header of the source and the number of clipped samples.
 
     Args:
-      levels: how many rows of a residual codec to use; None: all that the file holds.
+      codec: its tokenizer has encoded the source.
+      source: a `.bt` file.
+      target: an audio file.
+      levels: number of rows to use of a residual codec; by default all that the file holds.
 
     Raises:
       ValueError: the file is damaged, foreign, or was made with another tokenizer.
@@ -83,24 +91,24 @@ def decode(codec: Codec, source: str, target: str, levels: int | None = None) ->
 
 
 def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[int, int, int]:
-    """Decodes a `.dac` file of descript-audio-codec, or makes a `.bt` file of it, by the ending of `target`.
+    """Converts a `.dac` file of descript-audio-codec to audio or to a `.bt` file, by the ending of `target`.
 
     Returns:
-      Samples, their rate in Hz, and how many were clipped.
+      Samples, their rate in Hz, and the number of clipped samples.
 
     Raises:
-      ValueError: the file is damaged, does not belong to this kind of model, or holds what a `.bt` file cannot.
+      ValueError: the file is damaged, belongs to another kind of model, or does not fit into a `.bt` file.
     """
     if not isinstance(codec, WaveformCodec):
-        raise ValueError(f"{source} is a .dac file, and this model codes mel pictures: give an imported DAC")
+        raise ValueError(f"{source} is a .dac file, and this model encodes mel spectrograms: give an imported DAC")
     _refuse_overwriting(source, target)
     atomic_file.check(target)
     with _naming(source):
-        found = dac_file.read_dac(source)
+        file = dac_file.read_dac(source)
         if _ending(target) != ".bt":
-            clipped = waveform.write(target, dac_file.decode(codec, found, levels), found.sample_rate_hz)
-            return found.samples, found.sample_rate_hz, clipped
-        codes, samples = dac_file.as_grid(codec, found)
+            clipped = waveform.write(target, dac_file.decode(codec, file, levels), file.sample_rate_hz)
+            return file.samples, file.sample_rate_hz, clipped
+        codes, samples = dac_file.as_grid(codec, file)
         rows = codec.check_levels(levels, codes.shape[1])
         header = dataclasses.replace(codec.header, rows=rows)
         bt_file.write_codes(target, codes[:, :rows], header, samples)
@@ -110,46 +118,49 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
 def encode_dac(
     codec: Codec, source: str, target: str, levels: int | None = None, window_seconds: float | None = None
 ) -> dac_file.DacFile:
-    """Encodes a sound file to a `.dac` file of descript-audio-codec; see `dac_file.encode`. It is held in memory.
+    """Encodes an audio file, in memory, to a `.dac` file of descript-audio-codec; see `dac_file.encode`.
 
     Raises:
-      ValueError: the source is no sound, or the codec no DAC.
+      ValueError: the source is no audio, or the codec no DAC.
     """
     if not isinstance(codec, WaveformCodec):
-        raise ValueError(f"{target} would be a .dac file, and this model codes mel pictures: write a .bt file")
+        raise ValueError(f"{target} would be a .dac file, and this model encodes mel spectrograms: write a .bt file")
     _refuse_overwriting(source, target)
     atomic_file.check(target)
     with _naming(source):
         audio, sample_rate_hz = waveform.read(source)
-        made = dac_file.encode(codec, audio, sample_rate_hz, levels=levels, window_seconds=window_seconds)
-    dac_file.write_dac(target, made)
-    return made
+        file = dac_file.encode(codec, audio, sample_rate_hz, levels=levels, window_seconds=window_seconds)
+    dac_file.write_dac(target, file)
+    return file
 
 
 def reconstruct(codec: Codec, source: str, target: str, levels: int | None = None) -> Comparison:
-    """Sound to codes to sound, and how far the result is from the original; `levels` as for `decode`.
+    """Encodes and decodes an audio file; returns the distance between both. Arguments as for `decode`.
 
     Raises:
-      ValueError: the source is no sound, or is the target.
+      ValueError: the source is no audio, or is the target.
     """
     _refuse_overwriting(source, target)
     size, rows = COMPARISON_SAMPLES, codec.check_levels(levels)
     unpadded = dataclasses.replace(codec.mel, padding="none")
-    mel = jax.jit(lambda audio: spectral.log_mel(audio, unpadded))
+    log_mel = jax.jit(functools.partial(spectral.log_mel, definition=unpadded))
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
     with _naming(source), waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
-        heard, compared = itertools.tee(_listen(codec, source))
-        made = codec.decode_stream(codes[:, :rows] for codes in codec.encode_stream(heard))
-        # The original comes first in the pair: its end is the end, not that of its last whole column.
-        for (original, count), (copy, _) in zip(windows(compared, size, 0, 0, 0.0), windows(made, size, 0, 0, 0.0)):
+        encoded, compared = itertools.tee(_codec_input(codec, source))
+        decoded = codec.decode_stream(codes[:, :rows] for codes in codec.encode_stream(encoded))
+        originals, copies = windows(compared, size, 0, 0, 0.0), windows(decoded, size, 0, 0, 0.0)
+        # The original comes first in the pair, so that its end counts, not the end of its last column.
+        for (original, count), (copy, _) in zip(originals, copies):
             copy = np.where(np.arange(size) < count, copy, np.float32(0))
             writer.write(copy[:count])
             squares += [np.square(x, dtype=np.float64).sum() for x in (original, copy)]
-            whole = max(1, (count - codec.mel.fft_samples) // codec.mel.hop_samples + 1)
-            distance += float(np.abs(np.asarray(mel(original)) - np.asarray(mel(copy)))[:whole].mean(axis=1).sum())
-            frames, samples = frames + whole, samples + count
-    levels = 10 * np.log10(np.maximum(squares / samples, 1e-12))
-    return Comparison(samples, float(levels[0]), float(levels[1]), distance / frames, writer.clipped_samples)
+            complete = max(1, (count - codec.mel.fft_samples) // codec.mel.hop_samples + 1)
+            distance += float(
+                np.abs(np.asarray(log_mel(original)) - np.asarray(log_mel(copy)))[:complete].mean(axis=1).sum()
+            )
+            frames, samples = frames + complete, samples + count
+    level_db = 10 * np.log10(np.maximum(squares / samples, 1e-12))
+    return Comparison(samples, float(level_db[0]), float(level_db[1]), distance / frames, writer.clipped_samples)
 
 
 def generate(
@@ -161,24 +172,30 @@ def generate(
     seed: int = 0,
     beginning: str | None = None,
     count: int = 1,
-    **sampling,
+    **sampling: Any,
 ) -> Iterator[tuple[str, int, int, int]]:
-    """Writes new pieces, as sound or, where `target` ends with .bt, as codes: `seconds` of new music each.
+    """Generates music and writes it as audio, or as codes where `target` ends with .bt.
 
     Args:
-      beginning: a sound file that the pieces begin with and go on from. They leave its last columns out, whose codes
-        would be others if the file continued (see `Codec.settled_columns`).
-      count: number of pieces; from two on their names are numbered.
+      codec: with a language model.
+      target: an audio file or a `.bt` file.
+      prompt: description of the music.
+      seconds: length of the new music.
+      seed: seed of the sampling.
+      beginning: an audio file that the results begin with and continue. Its last columns are left out, because their
+        codes would differ if the file continued (see `Codec.settled_columns`).
+      count: number of results; from 2 on their names are numbered.
       sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.generate`.
 
     Yields:
-      (path, samples, columns, clipped samples) of each piece when it is written.
+      (path, samples, columns, clipped samples) of each result when it is written.
 
     Raises:
-      ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as `pieces.generate`.
+      ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as
+        `GridLanguageModel.generate`.
     """
     if count < 1:
-        raise ValueError(f"{count} pieces: ask for at least 1")
+        raise ValueError(f"--count={count}: give at least 1")
     ending = _ending(target)
     if ending not in (".bt", *waveform.SUBTYPES):
         raise ValueError(
@@ -199,20 +216,23 @@ def generate(
     prefix, gain = None, 1.0
     if beginning:
         with _naming(beginning):
-            # The language model knows pieces at the loudness that they were tokenized at; the result gets its own back.
-            sound = np.concatenate(list(_listen(codec, beginning)))
-            lufs = loudness.integrated_lufs(sound[None], codec.sample_rate_hz)
+            # The language model was trained at one loudness. The result gets that of the file back.
+            audio = np.concatenate(list(_codec_input(codec, beginning)))
+            lufs = loudness.integrated_lufs(audio[None], codec.sample_rate_hz)
             target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
-            gain = loudness.gain_to(target_lufs, lufs, float(np.abs(sound).max()))
-            prefix = np.concatenate(list(codec.encode_stream([sound * np.float32(gain)])))
-            # The last columns code that the sound ends: those of a longer sound have other codes.
-            prefix = prefix[: max(1, codec.settled_columns(len(sound)))]
+            gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
+            prefix = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
+            # The last columns depend on the end of the file, and would have other codes in a longer one.
+            prefix = prefix[: max(1, codec.settled_columns(len(audio)))]
             columns += len(prefix)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
-        report = lambda done: bar.update(done - bar.n)
-        made = codec.language_model.generate([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
+
+        def report(done: int) -> None:
+            bar.update(done - bar.n)
+
+        grids = codec.language_model.generate([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
     wanted = (0 if prefix is None else len(prefix)) * codec.samples_per_column + codec.language_model.samples(seconds)
-    for path, codes in zip(paths, made):
+    for path, codes in zip(paths, grids):
         clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
         if ending == ".bt":
             bt_file.write_codes(path, codes, codec.header, samples)
@@ -226,25 +246,25 @@ def generate(
 
 
 def read_embedding(codec: Codec, path: str) -> np.ndarray:
-    """The embedding of a text in an .npy file, for `generate`, float32 `[L, E]`.
+    """Returns the embedding of a text from an .npy file, float32 `[L, E]`, for `generate`.
 
     Raises:
-      ValueError: it is no .npy file of one array, or not what the language model takes.
+      ValueError: the file does not hold one array, or the array does not fit the language model.
     """
     cure = "write one array, [L, E] or [E], by numpy.save"
     untrusted.file_size(path)
     with untrusted.reading(path, cure):
-        # A map of the file is refused where the header says more than the file holds; nothing is allocated for it.
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            found.close()
+        # A map of the file is refused where its header promises more than it holds, and nothing is allocated for it.
+        embedding = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(embedding, np.ndarray):
+            embedding.close()
             raise ValueError("it holds arrays of many names")
     with _naming(path):
-        return codec.language_model.check_embedding(found)
+        return codec.language_model.check_embedding(embedding)
 
 
 class _Counted:
-    """Passes blocks on and counts their samples."""
+    """An iterator over blocks that counts their samples."""
 
     def __init__(self, blocks: Iterable[np.ndarray]):
         self._blocks, self.samples = blocks, 0
@@ -255,16 +275,17 @@ class _Counted:
             yield block
 
 
-def _listen(codec: Codec, path: str) -> Iterator[np.ndarray]:
+def _codec_input(codec: Codec, path: str) -> Iterator[np.ndarray]:
+    """Yields the audio of a file as the codec takes it, and shows the progress."""
     with AudioFile(path) as file:
         rate = file.sample_rate_hz
         expected = None if file.announced is None else math.ceil(file.announced * codec.sample_rate_hz / rate)
-        sound = codec.resample_stream(file.channel_blocks(BLOCK_SAMPLES), rate)
-        yield from _progress(sound, expected, codec.sample_rate_hz)
+        audio = codec.resample_stream(file.channel_blocks(BLOCK_SAMPLES), rate)
+        yield from _progress(audio, expected, codec.sample_rate_hz)
 
 
 def _progress(blocks: Iterable[np.ndarray], samples: int | None, sample_rate_hz: int) -> Iterator[np.ndarray]:
-    """Passes blocks on and shows how many seconds of sound are done and, of a known length, how long the rest takes."""
+    """Yields the blocks, and shows the finished seconds and, for a known length, the remaining time."""
     total = None if samples is None else round(samples / sample_rate_hz, 1)
     with progress_bar(total=total, unit="s", unit_scale=True, leave=False) as bar:
         for block in blocks:
@@ -282,8 +303,8 @@ def _refuse_overwriting(source: str | None, target: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: str):
-    """Says in which file the sound is that an error is about."""
+def _naming(path: str) -> Iterator[None]:
+    """Puts the name of the file into a ValueError that lacks it."""
     try:
         yield
     except ValueError as error:

@@ -1,13 +1,12 @@
-"""A corpus as token records (`bandtok tokenize`): several shifted copies of each whole track, made by all hosts and
-devices, taken up again after an interruption.
+"""Encodes a corpus to token records on all hosts and devices (`bandtok tokenize`), and resumes an interrupted run.
 
-The tracks are cut into shards that depend on the corpus alone. Process i of N makes the shards i, i + N, i + 2 N ...
-and each of its devices codes one track at a time, by the program that one device would run; so the codes, and the
-files down to the byte, are the same on any number of hosts and devices.
+The tracks are divided into shards that depend on the corpus alone. Process i of N writes the shards i, i + N, i + 2 N
+and so on. Each of its devices encodes one track at a time, by the program of a single device. Therefore the codes, and
+the files byte by byte, are the same on any number of hosts and devices.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import hashlib
@@ -32,14 +31,14 @@ from bandtok_jax.runtime import untrusted
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.training import distributed
 
-TRACKS_A_SHARD = 16  # what an interruption can cost a process; our choice
-MOST_SHARDS = 4096  # of a split: in a larger corpus the shards grow; our choice
+TRACKS_PER_SHARD = 16  # an interruption loses at most this much work of a process; our choice
+MAX_SHARDS = 4096  # in a split; in a larger corpus the shards grow; our choice
 POLL_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """What one file of token records will hold: so many copies of each track."""
+    """The content of one file of token records: tracks, with a number of shifted copies of each."""
 
     split: str
     number: int
@@ -53,44 +52,43 @@ def tokenize(
     output: str,
     *,
     offsets: int = 1,
-    pieces: int = 256,
+    synthetic_tracks: int = 256,
     tokenizer: str = "",
     embeddings: str | None = None,
     skip_damaged: bool = False,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> dict[str, Any]:
-    """Writes token records of every split and returns their manifest; run again after an interruption, it goes on.
+    """Writes token records of every split, or resumes an interrupted call, and returns their manifest.
 
-    All processes call it together, and write to one folder that all of them see; the number of processes may be
-    another one when it is taken up again.
+    All processes call it together and write to one shared folder. The number of processes may change on resuming.
 
     Args:
-      codec: whose tokenizer makes the codes. The sound is brought to the loudness that it was trained at.
+      codec: its tokenizer encodes. The audio is brought to the loudness that it was trained at.
       data: a folder of audio records, or "synthetic".
       output: the folder to fill.
       offsets: N copies of each training track; copy i begins i / N of a column later, so that its codes differ.
-      pieces: how many synthetic training pieces.
-      tokenizer: where the codec came from, for the manifest.
-      embeddings: an .npz file with an embedding of its text, float `[L, E]` or `[E]`, for each track by its name; made
-        by any encoder. Tracks that are not in it have no text.
-      skip_damaged: leave out tracks of which a record cannot be read; the manifest names them under "left_out".
+      synthetic_tracks: number of synthetic training tracks.
+      tokenizer: folder of the codec, for the manifest.
+      embeddings: an .npz file with the text embedding of each track by its name, float `[L, E]` or `[E]`, made by any
+        encoder. Other tracks have no text.
+      skip_damaged: leave out tracks with a record that cannot be read; the manifest names them under "left_out".
       process_index, process_count: by default, as jax counts them.
 
     Raises:
       ValueError, FileNotFoundError: wrong arguments, no data or damaged data, or other tokens in `output`.
     """
-    if not 1 <= offsets <= codec.samples_per_column or pieces < 1:
+    if not 1 <= offsets <= codec.samples_per_column or synthetic_tracks < 1:
         raise ValueError(
-            f"offsets {offsets}, pieces {pieces}: "
-            f"give 1 to {codec.samples_per_column} shifted copies and at least 1 piece"
+            f"offsets {offsets}, synthetic tracks {synthetic_tracks}: "
+            f"give 1 to {codec.samples_per_column} shifted copies and at least 1 track"
         )
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
-    splits = open_tracks(data, codec.sample_rate_hz, pieces)
+    splits = open_tracks(data, codec.sample_rate_hz, synthetic_tracks)
     texts = read_embeddings(embeddings, {track.name for tracks in splits.values() for track in tracks})
     shards = [shard for split, tracks in splits.items() for shard in _shards(split, tracks, offsets)]
-    facts = dict(
+    metadata = dict(
         codebook_size=codec.codebook_size,
         rows=codec.rows,
         columns_per_second=codec.columns_per_second,
@@ -106,7 +104,7 @@ def tokenize(
         tracks={split: len(tracks) for split, tracks in splits.items()},
     )
     with distributed.locked_folder(output, "bandtok tokenize", process_index):
-        writer = TokenWriter(output, **facts)
+        writer = TokenWriter(output, **metadata)
         if not writer.finished:
             own = shards[process_index::process_count]
             _write(codec, writer, own, texts, skip_damaged, progress=process_index == 0)
@@ -120,19 +118,19 @@ def tokenize(
         return read_token_manifest(output)
 
 
-def _sha256(path) -> str:
+def _sha256(path: str | os.PathLike) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _wait(arrived) -> None:
-    """Returns when the other processes have done their part; jax ends this one where another one died."""
+def _wait(arrived: Callable[[], bool]) -> None:
+    """Returns when the other processes have finished their work; jax ends this one if another one dies."""
     while jax.process_count() > 1 and not arrived():
         time.sleep(POLL_SECONDS)
 
 
 def _shards(split: str, tracks: list[FullTrack], offsets: int) -> Iterator[_Shard]:
-    length = max(TRACKS_A_SHARD, math.ceil(len(tracks) / MOST_SHARDS))
+    length = max(TRACKS_PER_SHARD, math.ceil(len(tracks) / MAX_SHARDS))
     for number, first in enumerate(range(0, len(tracks), length)):
         yield _Shard(split, number, tracks[first : first + length], offsets if split == "train" else 1)
 
@@ -146,16 +144,16 @@ def _write(
     *,
     progress: bool,
 ) -> None:
-    """Writes those of the shards that are not there yet, in their order, with all devices of this process."""
+    """Writes the missing shards in their order, with all devices of this process."""
     devices: queue.SimpleQueue = queue.SimpleQueue()
     for device in jax.local_devices():
         devices.put(device)
 
-    def code(task):
+    def encode(task: tuple[_Shard, FullTrack]) -> list[dict[str, Any]] | DamagedShard:
         shard, track = task
         device = devices.get()
         try:
-            return list(_pieces(codec, track, shard.copies, texts, device))
+            return list(_track_records(codec, track, shard.copies, texts, device))
         except DamagedShard as error:
             if not skip_damaged:
                 raise
@@ -164,8 +162,8 @@ def _write(
             devices.put(device)
 
     seconds = {id(shard): shard.copies * sum(track.seconds for track in shard.tracks) for shard in shards}
-    left = set(writer.missing([(shard.split, shard.number) for shard in shards]))
-    missing = [shard for shard in shards if (shard.split, shard.number) in left]
+    unwritten = set(writer.missing([(shard.split, shard.number) for shard in shards]))
+    missing = [shard for shard in shards if (shard.split, shard.number) in unwritten]
     total = round(sum(seconds.values()), 1)
     with (
         progress_bar(total=total, unit="s", unit_scale=True, desc="tokenize", show=progress) as bar,
@@ -173,7 +171,7 @@ def _write(
     ):
         bar.update(total - sum(seconds[id(shard)] for shard in missing))
         tasks = ((shard, track) for shard in missing for track in shard.tracks)
-        done = _in_order(pool, code, tasks, ahead=2 * devices.qsize())
+        done = _in_order(pool, encode, tasks, ahead=2 * devices.qsize())
         named: set[str] = set()
         for shard in missing:
             left_out: list[dict[str, str]] = []
@@ -181,8 +179,10 @@ def _write(
             writer.write(shard.split, shard.number, records, left_out)
 
 
-def _in_order(pool, function, tasks, ahead: int) -> Iterator[Any]:
-    """`function` of each task, in their order, computed in the pool while no more than `ahead` wait to be taken."""
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """Yields `function` of each task in order, computed in the pool with at most `ahead` results waiting."""
     waiting: deque = deque()
     try:
         for task in tasks:
@@ -195,22 +195,24 @@ def _in_order(pool, function, tasks, ahead: int) -> Iterator[Any]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _records(results, left_out: list, named: set[str], bar: tqdm, sample_rate_hz: int) -> Iterator[dict[str, Any]]:
-    """The records of tracks; what could not be read goes to `left_out`, and each damaged file is named once."""
-    for track, found in results:
-        if isinstance(found, DamagedShard):
-            left_out.append({"track": track.name, "reason": found.finding})
-            if found.finding not in named:
-                named.add(found.finding)
-                warnings.warn(f"{found.finding}: its tracks are left out", stacklevel=2)
+def _records(
+    results: Iterable[tuple[FullTrack, Any]], left_out: list, named: set[str], bar: tqdm, sample_rate_hz: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the records of tracks; unreadable tracks go to `left_out`, and each damaged file is named once."""
+    for track, result in results:
+        if isinstance(result, DamagedShard):
+            left_out.append({"track": track.name, "reason": result.finding})
+            if result.finding not in named:
+                named.add(result.finding)
+                warnings.warn(f"{result.finding}: its tracks are left out", stacklevel=2)
             continue
-        for record in found:
+        for record in result:
             yield record
             bar.update(record["samples"] / sample_rate_hz)
 
 
 def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
-    """Embeddings of texts by the names of their tracks, all `[L, E]` of one L: zeros follow a shorter one.
+    """Returns text embeddings by track name, all `[L, E]` of one L, padded with zeros.
 
     Raises:
       ValueError: the file is damaged, its arrays do not fit together, or it names none of the tracks.
@@ -220,51 +222,51 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
     with untrusted.reading(path, "write it with numpy.savez"):
         untrusted.require_unpacked(path)
         with np.load(path, allow_pickle=False) as file:
-            found = {name: np.atleast_2d(np.asarray(file[name], np.float32)) for name in file.files}
-        if not all(array.ndim == 2 and array.size and np.isfinite(array).all() for array in found.values()):
+            arrays = {name: np.atleast_2d(np.asarray(file[name], np.float32)) for name in file.files}
+        if not all(array.ndim == 2 and array.size and np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("the embeddings must be finite and all [L, E] or [E]")
-    if not names & found.keys():
+    if not names & arrays.keys():
         raise ValueError(
             f"{path} names none of the tracks, such as {min(names)!r}: use the names in the data's manifest"
         )
-    widths = {array.shape[-1] for array in found.values()}
+    widths = {array.shape[-1] for array in arrays.values()}
     if len(widths) != 1:
         raise ValueError(f"{path}: the embeddings must be all [L, E] of one E: {sorted(widths)[:10]} were found")
-    longest = max(len(array) for array in found.values())
-    padded = {name: np.pad(array, ((0, longest - len(array)), (0, 0))) for name, array in found.items()}
+    longest = max(len(array) for array in arrays.values())
+    padded = {name: np.pad(array, ((0, longest - len(array)), (0, 0))) for name, array in arrays.items()}
     return {name: padded.get(name, np.zeros((longest, *widths), np.float32)) for name in names}
 
 
-def listen(codec: Codec, track: FullTrack) -> Iterator[np.ndarray]:
-    """A track as blocks `[S]` at the codec's rate, at the loudness that its tokenizer was trained with."""
+def codec_input(codec: Codec, track: FullTrack) -> Iterator[np.ndarray]:
+    """Yields a track as blocks `[S]` at the codec's rate, at the loudness that its tokenizer was trained with."""
     gain = np.float32(track.gain(codec.components["tokenizer"].config.data.loudness_lufs))
-    # Mixed down here: records are stereo where the music is, and a notice for each would say nothing new.
+    # Mixed down here, so that no notice is printed for each stereo track.
     return codec.resample_stream((block[None] * gain for block in track.mono()), track.sample_rate_hz)
 
 
-def _pieces(
+def _track_records(
     codec: Codec, track: FullTrack, copies: int, texts: dict[str, np.ndarray], device: jax.Device
 ) -> Iterator[dict[str, Any]]:
-    """The token records of a track, copy by copy."""
+    """Yields the token records of a track, copy by copy."""
     track = track.loaded()
-    heard = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
+    samples = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
     for copy in range(copies):
         offset = copy * codec.samples_per_column // copies
-        codes = list(codec.encode_stream(_cut(listen(codec, track), offset), device))
+        codes = list(codec.encode_stream(_cut(codec_input(codec, track), offset), device))
         if codes:
             yield {
                 "codes": np.concatenate(codes),
                 "track": track.name,
                 "offset_samples": offset,
                 "caption": track.caption,
-                "samples": heard - offset,
+                "samples": samples - offset,
                 "ends": track.ends,
                 "embedding": texts.get(track.name),
             }
 
 
 def _cut(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
-    """The stream without its first `samples` samples."""
+    """Yields the stream without its first `samples` samples."""
     for block in blocks:
         yield block[samples:]
         samples = max(0, samples - len(block))
