@@ -324,4 +324,4 @@ def test_an_hour_takes_little_memory(tmp_path):
     assert sum(block.shape[1] for block in waveform.blocks(path, waveform.READ_BLOCK_SAMPLES)) == 60 << 18
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
-    assert audio_file.LONGEST_DIFFERENCE_SECONDS == 0.1
+    assert audio_file.MAX_DIFFERENCE_SECONDS == 0.1

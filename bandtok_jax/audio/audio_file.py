@@ -1,23 +1,23 @@
-"""The one door to audio files: no length in a header is believed, and what a file is decides how it is read."""
+"""Reading of audio files of any kind, which is decided by their content. No length in a header is trusted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import os
 import stat
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 
 from bandtok_jax.audio import chunks, ffmpeg, flac, libsndfile, mpeg, ogg, signatures
 
-LOWEST_RATE_HZ = 8_000
-HIGHEST_RATE_HZ = 192_000
-MOST_CHANNELS = 8
-LONGEST_DIFFERENCE_SECONDS = 0.1  # our choice: in length, of what is taken for the same audio
+MIN_RATE_HZ = 8_000
+MAX_RATE_HZ = 192_000
+MAX_CHANNELS = 8
+MAX_DIFFERENCE_SECONDS = 0.1  # of two lengths of the same audio; our choice
 # No format holds more samples a byte: longer announcements are damage (a FLAC block of silence has 65535 in 10 bytes).
-_MOST_SAMPLES_A_BYTE = 8192
+_MAX_SAMPLES_PER_BYTE = 8192
 _COUNT_BLOCK_SAMPLES = 1 << 16
 _MPEG_SPARE_FRAMES = 3  # of delay and padding, which encoders note beside the count of frames
 _MPEG_ENDINGS = (".mp3", ".mp2", ".mpga")
@@ -29,12 +29,12 @@ class UnreadableAudio(ValueError):
 
 
 class AudioFile:
-    """An audio file that is read as float32 `[<= frames, C]`. Use as a context manager.
+    """An audio file, read as float32 `[<= frames, C]`. Use it as a context manager.
 
     Attributes:
-      sample_rate_hz: from LOWEST_RATE_HZ to HIGHEST_RATE_HZ.
-      channels: 1 to MOST_CHANNELS.
-      announced: how many samples the file is said to have, checked as far as its ends show; None: unknown.
+      sample_rate_hz: from MIN_RATE_HZ to MAX_RATE_HZ.
+      channels: 1 to MAX_CHANNELS.
+      announced: number of samples by the header, checked at both ends of the file; None if unknown.
 
     Raises:
       UnreadableAudio: naming the path: no such file, no audio, truncated, or a rate or channels beyond the limits.
@@ -44,6 +44,10 @@ class AudioFile:
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         self._closing, self._position = contextlib.ExitStack(), 0
+        self._demuxer: str | None = None
+        self.announced: int | None = None
+        self.sample_rate_hz = self.channels = 0
+        self._decoder: Any = None  # of libsndfile or ffmpeg
         try:
             self._open()
             self._check_format()
@@ -59,8 +63,8 @@ class AudioFile:
         except ValueError as error:  # a NUL in the name
             raise UnreadableAudio(f"{self.path!a}: {error}; check the path") from None
         if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is {what}; {CURE}")
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is {kind}; {CURE}")
         self._size, self._identity = status.st_size, (self.path, status.st_size, status.st_mtime_ns)
         if not self._size:
             raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is empty; copy it again, or leave it out")
@@ -93,7 +97,7 @@ class AudioFile:
         else:
             self._decode(libsndfile.Content(file, self._size), head)
         self.sample_rate_hz, self.channels = self._decoder.samplerate, self._decoder.channels
-        if not 0 <= self.announced <= _MOST_SAMPLES_A_BYTE * self._size:
+        if not 0 <= self.announced <= _MAX_SAMPLES_PER_BYTE * self._size:
             raise UnreadableAudio(
                 f"{self.path}: its header is damaged: it promises {self.announced} samples; copy it again"
             )
@@ -102,7 +106,7 @@ class AudioFile:
         return head[:3] == b"ID3" or head[0] == 0xFF or self.path.lower().endswith(_MPEG_ENDINGS)
 
     def _decode(self, content: libsndfile.Content, head: bytes) -> None:
-        """Has libsndfile decode this from now on."""
+        """Opens a decoder of libsndfile for this content."""
         try:
             with libsndfile.quiet(self._may_print):
                 self._decoder = self._closing.enter_context(libsndfile.Decoder(content))
@@ -114,14 +118,14 @@ class AudioFile:
         self._content, self.announced = content, self._decoder.frames
 
     def _open_chunks(self, file: BinaryIO, head: bytes, samples: chunks.Samples) -> None:
-        spliced = samples.to_the_end(file) if samples.announced is None else None
-        self._decode(libsndfile.Content(file, self._size, *(spliced or ())), head)
+        replaced = samples.to_the_end(file) if samples.announced is None else None
+        self._decode(libsndfile.Content(file, self._size, *(replaced or (b"", 0))), head)
         rate, frames = max(self._decoder.samplerate, 1), self._decoder.frames
         if samples.announced is None or not frames:
             return
-        if samples.announced > samples.there:
-            refuse_early_end(self.path, frames, frames * samples.announced // samples.there, rate)
-        elif samples.tail / samples.announced * frames > LONGEST_DIFFERENCE_SECONDS * rate:
+        if samples.announced > samples.available:
+            refuse_early_end(self.path, frames, frames * samples.announced // samples.available, rate)
+        elif samples.tail / samples.announced * frames > MAX_DIFFERENCE_SECONDS * rate:
             raise UnreadableAudio(
                 f"{self.path}: its header promises {frames / rate:.2f} s, and {samples.tail} bytes follow that belong "
                 "to no part of it: convert it to flac, or repair its header"
@@ -135,37 +139,37 @@ class AudioFile:
                 f"{self.path}: truncated: its last frame, after {stream.samples / rate:.2f} s, is not whole; "
                 "copy it again, or leave it out"
             )
-        spliced = () if stream.samples == stream.announced else stream.corrected()
-        self._decode(libsndfile.Content(file, self._size, *spliced), head)
+        replaced = (b"", 0) if stream.samples == stream.announced else stream.corrected()
+        self._decode(libsndfile.Content(file, self._size, *replaced), head)
 
     def _open_mpeg(self, file: BinaryIO, head: bytes, frames: mpeg.Frames) -> None:
-        length = frames.samples_a_frame
+        length = frames.samples_per_frame
         self._decode(libsndfile.Content(file, self._size, start=frames.first), head)
         if frames.announced:
             refuse_early_end(self.path, frames.samples, self.announced, frames.sample_rate_hz)
         if 0 <= frames.samples - self.announced <= _MPEG_SPARE_FRAMES * length:
             return
-        if spliced := frames.corrected():
-            self._decode(libsndfile.Content(file, self._size, *spliced), head)
+        if replaced := frames.corrected():
+            self._decode(libsndfile.Content(file, self._size, *replaced), head)
         elif self.announced < frames.samples:
             raise UnreadableAudio(f"{self.path}: its header promises less than it holds; convert it to flac or wav")
         self.announced = min(self.announced, frames.samples)
 
     def _check_format(self) -> None:
         rate, channels = self.sample_rate_hz, self.channels
-        if not LOWEST_RATE_HZ <= rate <= HIGHEST_RATE_HZ:
+        if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
             raise UnreadableAudio(
-                f"{self.path}: a sample rate of {rate} Hz, where {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz work: "
+                f"{self.path}: a sample rate of {rate} Hz, where {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz work: "
                 "resample it first"
             )
-        if not 1 <= channels <= MOST_CHANNELS:
+        if not 1 <= channels <= MAX_CHANNELS:
             raise UnreadableAudio(
-                f"{self.path}: {channels} channels, where {MOST_CHANNELS} channels are the limit: mix it down first"
+                f"{self.path}: {channels} channels, where {MAX_CHANNELS} channels are the limit: mix it down first"
             )
 
     @property
     def samples(self) -> int:
-        """Number of samples; of formats that only ffmpeg reads, counted by decoding the file once.
+        """Number of samples. Formats that only ffmpeg reads are decoded once to count them.
 
         Raises:
           UnreadableAudio: it is damaged.
@@ -175,10 +179,10 @@ class AudioFile:
         return self.announced
 
     def blocks(self, block_samples: int) -> Iterator[np.ndarray]:
-        """Yields all that it holds from where it stands, as `read` returns it.
+        """Yields the rest of the file in blocks `[<= block_samples, C]`.
 
         Raises:
-          UnreadableAudio: it is damaged, or ends before what its header promises, possibly after some good blocks.
+          UnreadableAudio: it is damaged, or ends before the length in its header, possibly after some good blocks.
         """
         held = self._position
         while len(block := self.read(block_samples)):
@@ -188,7 +192,7 @@ class AudioFile:
             refuse_early_end(self.path, held, self.announced, self.sample_rate_hz)
 
     def channel_blocks(self, block_samples: int) -> Iterator[np.ndarray]:
-        """Yields what `blocks` yields with the channels first, `[C, <= block_samples]`; raises as that."""
+        """Yields the rest of the file with the channels first, `[C, <= block_samples]`; see `blocks`."""
         for block in self.blocks(block_samples):
             yield np.ascontiguousarray(block.T)
 
@@ -208,7 +212,7 @@ class AudioFile:
         return block
 
     def seek(self, first: int) -> None:
-        """Goes to a sample, or to the end where there are less; of what ffmpeg reads, forwards only."""
+        """Moves to a sample, or to the end of a shorter file. With ffmpeg it only moves forwards."""
         if not self._demuxer:
             with self._translated(), libsndfile.quiet(self._may_print):
                 self._position = self._decoder.seek(min(first, self._decoder.frames))
@@ -217,8 +221,8 @@ class AudioFile:
             pass
 
     @contextlib.contextmanager
-    def _translated(self):
-        """Turns errors of the libraries into UnreadableAudio, and those that the system kept into its own."""
+    def _translated(self) -> Iterator[None]:
+        """Turns errors of the libraries into UnreadableAudio, and raises the errors of the system that they hide."""
         try:
             yield
         except ffmpeg.Failed as error:
@@ -238,27 +242,27 @@ class AudioFile:
     def __enter__(self) -> "AudioFile":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 @functools.lru_cache(maxsize=4096)
-def _scanned(scan, path: str, size: int, changed_ns: int):
-    """Returns what a scan of a file of that size and time finds, which reads all of it."""
+def _scanned(scan: Callable[[BinaryIO, int], Any], path: str, size: int, changed_ns: int) -> Any:
+    """Returns the result of a scan, which reads the whole file, cached by size and time of the file."""
     with open(path, "rb") as file:
         return scan(file, size)
 
 
 @functools.lru_cache(maxsize=4096)
 def _count(path: str, size: int, changed_ns: int) -> int:
-    """Returns the samples of a file of that size and time, by reading it."""
+    """Returns the number of samples by reading the file, cached by its size and time."""
     with AudioFile(path) as file:
         return sum(map(len, file.blocks(_COUNT_BLOCK_SAMPLES)))
 
 
-def refuse_early_end(name, held: int, promised: int, sample_rate_hz: float) -> None:
-    """Raises ValueError, by that name, where audio ends well before the `promised` samples of its header."""
-    if promised and not held or promised - held > LONGEST_DIFFERENCE_SECONDS * sample_rate_hz:
+def refuse_early_end(name: str | os.PathLike, held: int, promised: int, sample_rate_hz: float) -> None:
+    """Raises ValueError with a name where audio ends well before the `promised` samples of its header."""
+    if promised and not held or promised - held > MAX_DIFFERENCE_SECONDS * sample_rate_hz:
         raise UnreadableAudio(
             f"{name}: truncated: it ends after {held / sample_rate_hz:.2f} s, where its header promises "
             f"{promised / sample_rate_hz:.2f} s; copy it again, leave it out, or convert it to wav"
@@ -266,5 +270,5 @@ def refuse_early_end(name, held: int, promised: int, sample_rate_hz: float) -> N
 
 
 def reason_of(error: Exception) -> str:
-    """Returns what libsndfile says."""
+    """Returns the message of libsndfile."""
     return getattr(error, "error_string", str(error)).strip().rstrip(".")

@@ -1,14 +1,14 @@
-"""Where the samples lie in WAV, RF64, W64, AIFF, CAF and AU files, and whether their length can be right.
+"""The place of the samples in WAV, RF64, W64, AIFF, CAF and AU files, and a check of their length.
 
-A program that writes to a pipe, or that was ended, leaves a length of zero or a huge one; a length of 32 bits wraps
-above 4 GiB; and a file that was cut keeps the length that it had.
+A program that writes to a pipe, or that was ended, leaves a length of zero or a huge one. A length of 32 bits wraps
+above 4 GiB. A file that was cut keeps its old length.
 """
 
 import dataclasses
 import struct
 from typing import BinaryIO
 
-OPEN_ENDED_BYTES = 0x7FFF_0000  # from here on, a length of 32 bits means that the writer did not know it
+OPEN_ENDED_BYTES = 0x7FFF_0000  # a length of 32 bits from here on means that the writer did not know it
 _MOST_CHUNKS = 10_000
 _LONGEST_HEAD = 1 << 26
 
@@ -38,35 +38,35 @@ _LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Where the samples lie, and how many bytes of them are announced (None: unknown) and there.
+    """The place of the samples, with the announced (None if unknown) and the available number of bytes.
 
     Attributes:
       field, size: place and format of the length in the header.
       counted: bytes of the chunk's own header, where the length includes them.
-      tail: bytes behind the announced end that are no chunks.
+      tail: number of bytes after the announced end that are no chunks.
     """
 
     place: int
     announced: int | None
-    there: int
+    available: int
     field: int
     size: str
     counted: int
     tail: int
 
     def to_the_end(self, file: BinaryIO) -> tuple[bytes, int] | None:
-        """Returns a beginning that announces all that is there, and where in the file the rest begins."""
+        """Returns a beginning that announces all available bytes, and the place in the file where the rest begins."""
         if self.place > _LONGEST_HEAD:
             return None
         file.seek(0)
         head = bytearray(file.read(self.place))
         largest = 2 ** (8 * struct.calcsize(self.size)) - 1
-        struct.pack_into(self.size, head, self.field, min(self.there + self.counted, largest))
+        struct.pack_into(self.size, head, self.field, min(self.available + self.counted, largest))
         return bytes(head), self.place
 
 
 def find(file: BinaryIO, size: int) -> Samples | None:
-    """Finds the samples of a file of `size` bytes; None: another format, or chunks that libsndfile has to judge."""
+    """Finds the samples of a file of `size` bytes; None for another format or for unusual chunks."""
     file.seek(0)
     head = file.read(28)
     if head[:4] in (b".snd", b"dns."):
@@ -75,8 +75,8 @@ def find(file: BinaryIO, size: int) -> Samples | None:
         if not 24 <= place <= size:
             return None
         known = announced < OPEN_ENDED_BYTES and 0 < announced
-        there = size - place
-        return Samples(place, announced if known else None, there, 8, order + "I", 0, max(there - announced, 0))
+        available = size - place
+        return Samples(place, announced if known else None, available, 8, order + "I", 0, max(available - announced, 0))
     layout = _LAYOUTS.get((head[:4], head[8:12])) or _LAYOUTS.get((head[:4], head[4:8]))
     if layout is None:
         return None
@@ -94,20 +94,21 @@ def find(file: BinaryIO, size: int) -> Samples | None:
     else:
         return None
     announced = long_data if long_data is not None and length == 2**32 - 1 else length
-    there, wide = size - start, struct.calcsize(layout.size) == 8
+    available, wide = size - start, struct.calcsize(layout.size) == 8
     unknown = announced == 0 or announced >= (2**62 if wide or announced == long_data else OPEN_ENDED_BYTES)
     end = start + announced + -announced % layout.alignment
-    tail = 0 if announced >= there else _tail(file, min(end, size), size, layout)
-    if unknown and announced == 0 and there and not tail:
-        unknown = False  # no samples, and other chunks behind them
-    if announced % 2**32 == there % 2**32 and not wide and long_data is None:
-        unknown = announced != there
+    tail = 0 if announced >= available else _tail(file, min(end, size), size, layout)
+    if unknown and announced == 0 and available and not tail:
+        unknown = False  # no samples, and other chunks after them
+    if announced % 2**32 == available % 2**32 and not wide and long_data is None:
+        unknown = announced != available
     counted = start - place if layout.counts_itself else 0
-    return Samples(start, None if unknown else announced, there, place + layout.name_bytes, layout.size, counted, tail)
+    known, field = None if unknown else announced, place + layout.name_bytes
+    return Samples(start, known, available, field, layout.size, counted, tail)
 
 
 def _chunk(file: BinaryIO, place: int, end: int, layout: _Layout) -> tuple[bytes | None, int, int]:
-    """Returns (name, bytes, where it starts) of the chunk at a place; the name is None where the file has ended."""
+    """Returns (name, bytes, start of the content) of the chunk at a place; the name is None at the end of the file."""
     length = layout.name_bytes + struct.calcsize(layout.size)
     if place + length > end:
         return None, 0, place
@@ -118,7 +119,7 @@ def _chunk(file: BinaryIO, place: int, end: int, layout: _Layout) -> tuple[bytes
 
 
 def _tail(file: BinaryIO, place: int, size: int, layout: _Layout) -> int:
-    """Returns how many bytes from a place on are no chunks."""
+    """Returns the number of bytes from a place on that are no chunks."""
     for _ in range(_MOST_CHUNKS):
         name, length, start = _chunk(file, place, size, layout)
         if name is None or start + length > size or not all(32 <= letter < 127 for letter in name[:4]):

@@ -118,5 +118,5 @@ class Decoder:
     def __enter__(self) -> "Decoder":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""The length of a FLAC file by its last frame: its header may not know it, or may be wrong."""
+"""The length of a FLAC file by its last frame. The length in the header may be missing or wrong."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ _BLOCK_SAMPLES = {1: 192, **{code: 144 << code for code in range(2, 6)}, **{code
 
 
 def _tables() -> tuple[list[int], list[int]]:
-    found = []
+    tables = []
     for bits, polynomial in ((8, 0x07), (16, 0x8005)):
         table, top = [], 1 << bits - 1
         for byte in range(256):
@@ -19,8 +19,8 @@ def _tables() -> tuple[list[int], list[int]]:
             for _ in range(8):
                 value = (value << 1 ^ (polynomial if value & top else 0)) & (1 << bits) - 1
             table.append(value)
-        found.append(table)
-    return found[0], found[1]
+        tables.append(table)
+    return tables[0], tables[1]
 
 
 _CRC8, _CRC16 = _tables()
@@ -31,10 +31,11 @@ class Stream:
     """Lengths of a FLAC stream in samples of each channel: the announced one and the real one.
 
     Attributes:
-      first: where it begins, behind a tag.
-      announced: by its header; 0: unknown.
-      samples: by its last whole frame.
-      whole: that frame ends where the file does, and its checksum is right.
+      first: place of its beginning, after a tag.
+      announced: length in the header, 0 if unknown.
+      samples: length by the last complete frame.
+      whole: the last frame ends with the file, and its checksum is right.
+      head: the first bytes of the stream.
     """
 
     first: int
@@ -44,13 +45,13 @@ class Stream:
     head: bytes
 
     def corrected(self) -> tuple[bytes, int]:
-        """Returns a beginning that announces `samples`, and where in the file the rest begins."""
+        """Returns a beginning that announces `samples`, and the place in the file where the rest begins."""
         field = int.from_bytes(self.head[18:26], "big") >> 36 << 36 | self.samples
         return self.head[:18] + field.to_bytes(8, "big") + self.head[26:], self.first + _STREAMINFO_END
 
 
 def scan(file: BinaryIO, size: int, first: int = 0) -> Stream | None:
-    """Looks at both ends of a file of `size` bytes, whose stream begins at `first`; None: it is no FLAC stream."""
+    """Reads both ends of a file of `size` bytes whose stream begins at `first`; returns None for other formats."""
     file.seek(first)
     head = file.read(_STREAMINFO_END)
     if len(head) < _STREAMINFO_END or head[:4] != b"fLaC" or head[4] & 0x7F:
@@ -72,10 +73,10 @@ def scan(file: BinaryIO, size: int, first: int = 0) -> Stream | None:
 
 
 def _last_frame(tail: bytes, head: bytes, announced: int) -> tuple[int, bool] | None:
-    """Returns where the last frame ends in samples, and whether it is certainly whole.
+    """Returns the end of the last frame in samples, and whether the frame is certainly complete.
 
-    A frame that is not whole counts up to its beginning, save where it is the announced last one: then what follows
-    it may be a tag, and decoding tells.
+    An incomplete frame counts up to its beginning. The announced last frame may be followed by a tag, so it counts
+    until decoding fails.
     """
     places = [match.start() for match in re.finditer(rb"\xff(?=[\xf8\xf9])", tail)]
     cut = None
@@ -93,7 +94,7 @@ def _last_frame(tail: bytes, head: bytes, announced: int) -> tuple[int, bool] | 
 
 
 def _header(data: bytes, head: bytes) -> tuple[int, int] | None:
-    """Returns (first sample, samples) of a frame by its header, where that is one and its checksum is right."""
+    """Returns (first sample, samples) of a frame if these bytes are a header with the right checksum."""
     if len(data) < 6 or data[3] & 1 or data[3] >> 4 > 10 or data[2] >> 4 == 0 or data[2] & 15 == 15:
         return None
     code, rate_code, ones = data[2] >> 4, data[2] & 15, f"{data[4]:08b}".find("0")

@@ -29,7 +29,7 @@ CHANNEL_WEIGHTS = {
 
 @functools.cache
 def k_weighting(sample_rate_hz: int) -> np.ndarray:
-    """The K-weighting filter as second-order sections `[2, 6]`: a high shelf (the head), then a high pass."""
+    """Returns the K-weighting filter, a high shelf (the head) and a high pass, as second-order sections `[2, 6]`."""
     k = np.tan(np.pi * SHELF_HZ / sample_rate_hz)
     high = 10 ** (SHELF_DB / 20)
     band = high**SHELF_EXPONENT
@@ -49,9 +49,9 @@ def k_weighting(sample_rate_hz: int) -> np.ndarray:
 
 
 def integrated_lufs(audio: np.ndarray, sample_rate_hz: int) -> float:
-    """Gated loudness of a whole sound `[C, S]` in LUFS; -inf where nothing passes the gate of -70 LUFS.
+    """Returns the gated loudness of audio `[C, S]` in LUFS; -inf if no block passes the gate of -70 LUFS.
 
-    A sound shorter than one block of 0.4 s, for which the standard says nothing, counts as one block.
+    Audio shorter than one block of 0.4 s, which the standard does not cover, counts as one block.
     """
     channels, samples = audio.shape
     weighted = scipy.signal.sosfilt(k_weighting(int(sample_rate_hz)), audio.astype(np.float64))
@@ -66,7 +66,7 @@ def integrated_lufs(audio: np.ndarray, sample_rate_hz: int) -> float:
 
 
 def gated_lufs(mean_power: np.ndarray) -> float:
-    """The loudness of the weighted power of blocks of 0.4 s, `[blocks]`, after both gates; -inf where none passes."""
+    """Returns the loudness of the weighted power of blocks of 0.4 s, `[blocks]`, after both gates, or -inf."""
     mean_power = mean_power[mean_power > _power(ABSOLUTE_GATE_LUFS)]
     if not mean_power.size:
         return -np.inf
@@ -88,9 +88,9 @@ def normalise(audio: np.ndarray, sample_rate_hz: int, target_lufs: float, peak_l
 
 
 def gain_to(target_lufs: float | None, lufs: float, peak: float) -> float:
-    """The factor that brings a sound of that loudness and peak to another loudness, never so far that it would clip.
+    """Returns the factor that brings audio of a loudness and peak to another loudness without clipping it.
 
-    1 where there is no target, or silence, whose loudness is not finite.
+    It is 1 without a target, and for silence, whose loudness is not finite.
     """
     if target_lufs is None or not math.isfinite(lufs):
         return 1.0

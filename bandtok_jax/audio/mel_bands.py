@@ -5,19 +5,20 @@ import functools
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 PADDINGS = ("same", "center", "none")
 
 
-LARGEST_MELS, LARGEST_FFT_SAMPLES = 1024, 1 << 16  # our limits: the filters are one matrix of both
+MAX_MELS, MAX_FFT_SAMPLES = 1024, 1 << 16  # our limits: the filters are one matrix of both
 
 
 @dataclasses.dataclass(frozen=True)
 class MelDefinition:
-    """Everything that decides a log-mel picture. The default is BigVGAN v2's 44.1 kHz, 128-band, hop-512 mel.
+    """The definition of a log-mel. The default is BigVGAN v2's 44.1 kHz, 128-band, hop-512 mel.
 
     Attributes:
-      sample_rate_hz: of the audio.
+      sample_rate_hz: sample rate of the audio.
       fft_samples: length of a frame and of its window.
       hop_samples: distance of two frames.
       mels: M, number of mel bins.
@@ -25,8 +26,8 @@ class MelDefinition:
       high_hz: upper edge of the highest bin.
       scale: "slaney" (linear below 1 kHz, as librosa's default) or "htk".
       area_norm: every triangle has the same area (Slaney), else the same height 1.
-      padding: "same" mirrors (fft - hop) / 2 samples at both ends, T = S // hop; "center" mirrors fft / 2,
-        T = S // hop + 1; "none" adds nothing, T = (S - fft) // hop + 1.
+      padding: samples mirrored at both ends. "same" mirrors (fft - hop) / 2, so that T = S // hop. "center" mirrors
+        fft / 2, so that T = S // hop + 1. "none" adds nothing, so that T = (S - fft) // hop + 1.
       floor: mel values below it are raised to it before the logarithm.
       epsilon: added to the squared magnitude, so that its root has a gradient at silence.
     """
@@ -43,16 +44,16 @@ class MelDefinition:
     floor: float = 1e-5
     epsilon: float = 1e-9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
             raise ValueError(
                 f"a mel from {self.low_hz} to {self.high_hz} Hz at {self.sample_rate_hz} Hz:"
                 f" 0 <= low_hz < high_hz <= {self.sample_rate_hz / 2} is needed; set high_hz to half the sample rate"
             )
-        if not (0 < self.mels <= LARGEST_MELS and self.fft_samples <= LARGEST_FFT_SAMPLES):
+        if not (0 < self.mels <= MAX_MELS and self.fft_samples <= MAX_FFT_SAMPLES):
             raise ValueError(
-                f"a mel of {self.mels} bands and {self.fft_samples} fft_samples: use 1 to {LARGEST_MELS} bands and at "
-                f"most {LARGEST_FFT_SAMPLES} samples"
+                f"a mel of {self.mels} bands and {self.fft_samples} fft_samples: use 1 to {MAX_MELS} bands and at "
+                f"most {MAX_FFT_SAMPLES} samples"
             )
         if self.scale not in ("slaney", "htk"):
             raise ValueError(f"mel scale {self.scale!r}; use 'slaney' or 'htk'")
@@ -91,8 +92,8 @@ def hann_window(samples: int) -> np.ndarray:
     return 0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, samples + 1)[:-1])
 
 
-def hz_to_mel(hz, scale: str) -> np.ndarray:
-    """Frequencies in Hz as mels of a scale."""
+def hz_to_mel(hz: npt.ArrayLike, scale: str) -> np.ndarray:
+    """Returns the mels of frequencies in Hz."""
     hz = np.asarray(hz, np.float64)
     if scale == "htk":
         return 2595 * np.log10(1 + hz / 700)
@@ -100,8 +101,8 @@ def hz_to_mel(hz, scale: str) -> np.ndarray:
     return np.minimum(hz, SLANEY_KNEE_HZ) / SLANEY_HZ_PER_MEL + above
 
 
-def mel_to_hz(mel, scale: str) -> np.ndarray:
-    """The inverse of `hz_to_mel`."""
+def mel_to_hz(mel: npt.ArrayLike, scale: str) -> np.ndarray:
+    """Returns the frequencies in Hz of mels, the inverse of `hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     if scale == "htk":
         return 700 * (10 ** (mel / 2595) - 1)
@@ -110,20 +111,20 @@ def mel_to_hz(mel, scale: str) -> np.ndarray:
 
 
 def _corners_hz(definition: MelDefinition) -> np.ndarray:
-    """The `[M + 2]` frequencies between which the triangles stand."""
+    """Returns the `[M + 2]` corner frequencies of the triangles."""
     low, high = hz_to_mel([definition.low_hz, definition.high_hz], definition.scale)
     return mel_to_hz(np.linspace(low, high, definition.mels + 2), definition.scale)
 
 
 def band_edges_hz(definition: MelDefinition) -> np.ndarray:
-    """Lower and upper edge of every filter, `[M, 2]`; neighbours overlap by half."""
+    """Returns the lower and upper edge of every filter, `[M, 2]`; neighbours overlap by half."""
     corners = _corners_hz(definition)
     return np.stack([corners[:-2], corners[2:]], axis=1)
 
 
 @functools.cache
 def mel_filterbank(definition: MelDefinition) -> np.ndarray:
-    """The filters as a float64 matrix `[bins, M]` that multiplies a magnitude spectrum `[T, bins]` from the right."""
+    """Returns the filters, float64 `[bins, M]`, to multiply a magnitude spectrum `[T, bins]` from the right."""
     corners = _corners_hz(definition)
     bins_hz = np.fft.rfftfreq(definition.fft_samples, 1 / definition.sample_rate_hz)[:, None]
     rising = (bins_hz - corners[:-2]) / (corners[1:-1] - corners[:-2])
@@ -131,5 +132,5 @@ def mel_filterbank(definition: MelDefinition) -> np.ndarray:
     filters = np.maximum(0, np.minimum(rising, falling))
     if definition.area_norm:
         filters *= 2 / (corners[2:] - corners[:-2])
-    filters.flags.writeable = False  # The cache hands the same array to everybody.
+    filters.flags.writeable = False  # The cache returns the same array to all callers.
     return filters

@@ -1,4 +1,4 @@
-"""The frames of an MPEG audio file (MP3), counted: its header only guesses how many there are, or says nothing."""
+"""The number of frames of an MPEG audio file (MP3), which its header guesses or does not have."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import re
 from typing import BinaryIO
 
 _READ_BYTES = 1 << 20
-_FARTHEST = 1 << 20  # the first frame lies within this of the beginning; what lies before it is a picture or padding
+_FARTHEST = 1 << 20  # the first frame is this near to the beginning; a cover image or padding may precede it
 # kbit/s of the 4 bits, by (MPEG 1 or not, layer).
 _BITRATES = {
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -20,7 +20,7 @@ _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_02
 
 
 def _parse(second: int, third: int) -> tuple[int, int, int] | None:
-    """Returns (bytes, samples, rate in Hz) of the frame with these bytes after 0xFF; None: no frame, or free format."""
+    """Returns (bytes, samples, rate in Hz) of the frame with these bytes after 0xFF, if it has a known length."""
     version, layer, bitrate, rate = second >> 3 & 3, 4 - (second >> 1 & 3), third >> 4, third >> 2 & 3
     if second < 0xE0 or version == 1 or layer == 4 or not 0 < bitrate < 15 or rate == 3:
         return None
@@ -36,28 +36,28 @@ def _parse(second: int, third: int) -> tuple[int, int, int] | None:
 def _lengths(second: int, third: int) -> dict[int, int]:
     """Returns the bytes of every frame of the version, layer and rate of these bytes, by its own second and third."""
     keys = [
-        (one << 8 | other)
-        for one in (second & 0xFE, second | 1)
-        for other in range(256)
-        if other & 0x0C == third & 0x0C
+        (first << 8 | last)
+        for first in (second & 0xFE, second | 1)
+        for last in range(256)
+        if last & 0x0C == third & 0x0C
     ]
-    return {key: found[0] for key in keys if (found := _parse(key >> 8, key & 0xFF))}
+    return {key: frame[0] for key in keys if (frame := _parse(key >> 8, key & 0xFF))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Frames:
-    """The whole frames of a file.
+    """The complete frames of a file.
 
     Attributes:
-      first: where the first one begins; it may be one that holds no audio but says how many follow.
-      count: of those that hold audio.
-      announced: what the file says about their count.
-      info: the first frame where it holds no audio, else empty.
+      first: place of the first frame, which may hold the number of the others in place of audio.
+      count: number of frames with audio.
+      announced: their number by the file.
+      info: the first frame if it holds no audio, else empty.
     """
 
     first: int
     count: int
-    samples_a_frame: int
+    samples_per_frame: int
     sample_rate_hz: int
     header: bytes
     announced: int | None
@@ -65,10 +65,11 @@ class Frames:
 
     @property
     def samples(self) -> int:
-        return self.count * self.samples_a_frame
+        """Number of samples of each channel."""
+        return self.count * self.samples_per_frame
 
     def corrected(self) -> tuple[bytes, int] | None:
-        """Returns a first frame that announces `count`, and where in the file the rest begins, if it can."""
+        """Returns a first frame that announces `count` and the place where the rest begins, if there is one."""
         if self.info and (place := _count_place(self.info)):
             count = min(self.count, 2**32 - 1).to_bytes(4, "big")
             return self.info[:place] + count + self.info[place + 4 :], self.first + len(self.info)
@@ -76,20 +77,22 @@ class Frames:
         if 4 - (second >> 1 & 3) != 3:
             return None
         third = third & 0x0F | 0x90  # 9 is a bitrate whose frames have room for it at every rate
-        info = bytearray(_parse(second | 1, third)[0])
+        frame = _parse(second | 1, third)
+        assert frame is not None
+        info = bytearray(frame[0])
         info[:4] = 0xFF, second | 1, third, fourth
-        place = _info_place(info[:4])
+        place = _info_place(bytes(info[:4]))
         info[place : place + 12] = b"Info" + (1).to_bytes(4, "big") + min(self.count, 2**32 - 1).to_bytes(4, "big")
         return bytes(info), self.first + len(self.info)
 
 
 def scan(file: BinaryIO, size: int) -> Frames | None:
-    """Finds the frames of a file of `size` bytes by their headers, in bounded memory; None: it has none."""
-    found = _first(file, size)
-    if found is None:
+    """Finds the frames of a file of `size` bytes, if it has any, by their headers and in bounded memory."""
+    start = _first(file, size)
+    parsed = start and _parse(start[1][1], start[1][2])
+    if start is None or parsed is None:
         return None
-    first, header = found
-    length, samples, rate = _parse(header[1], header[2])
+    (first, header), (length, samples, rate) = start, parsed
     file.seek(first)
     frame = file.read(length)
     place = _count_place(frame)
@@ -115,7 +118,7 @@ def _first(file: BinaryIO, size: int) -> tuple[int, bytes] | None:
 
 
 def after_tags(file: BinaryIO) -> int:
-    """Returns where the ID3v2 tags at the beginning end."""
+    """Returns the end of the ID3v2 tags at the beginning."""
     place = 0
     for _ in range(16):
         file.seek(place)
@@ -161,7 +164,7 @@ def _count(file: BinaryIO, start: int, size: int, header: bytes) -> int:
 
 
 def _next(file: BinaryIO, place: int, size: int, sync: re.Pattern, lengths: dict[int, int]) -> int | None:
-    """Returns where the next two frames begin that follow each other, after something else; None: nowhere."""
+    """Returns the place of the next two consecutive frames after something else, if there are any."""
     place += 1
     while place + 4 <= size:
         file.seek(place)
@@ -176,13 +179,13 @@ def _next(file: BinaryIO, place: int, size: int, sync: re.Pattern, lengths: dict
 
 
 def _info_place(header: bytes) -> int:
-    """Returns where in a frame of layer III its side information ends."""
+    """Returns the end of the side information in a frame of layer III."""
     first_version, mono = header[1] >> 3 & 3 == 3, header[3] >> 6 == 3
     return 4 + (17 if mono else 32) if first_version else 4 + (9 if mono else 17)
 
 
 def _count_place(frame: bytes) -> int | None:
-    """Returns where a Xing frame holds the number of the others; None: it is none, or does not hold it."""
+    """Returns the place of the number of frames in a Xing frame, if this is one that holds it."""
     place = _info_place(frame[:4]) + (0 if frame[1] & 1 else 2)
     if frame[place : place + 4] not in (b"Xing", b"Info") or len(frame) < place + 12:
         return None

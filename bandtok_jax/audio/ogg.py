@@ -1,4 +1,4 @@
-"""The pages of an Ogg file (Vorbis, Opus, FLAC), checked: libsndfile passes over holes and a missing end."""
+"""A check of the pages of an Ogg file (Vorbis, Opus, FLAC). libsndfile ignores holes and a missing end."""
 
 from typing import BinaryIO
 import zlib
@@ -10,7 +10,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def damage(file: BinaryIO, size: int) -> str | None:
-    """Returns what is wrong with the pages of a file of `size` bytes, read once in bounded memory; None: nothing."""
+    """Returns the first fault in the pages of a file of `size` bytes, if any. Reads it once, in bounded memory."""
     place, pages, started, open_streams, numbers = 0, 0, False, set(), {}
     data, base = b"", 0
     while place < size:
@@ -20,7 +20,7 @@ def damage(file: BinaryIO, size: int) -> str | None:
         page = _page(data, place - base)
         if page is None:
             if not open_streams and pages:
-                return None  # a tag behind the end
+                return None  # a tag after the end
             if not pages:
                 return "it holds no whole page"
             rest = b"OggS" in data[place - base + 4 :] or base + len(data) < size
@@ -65,6 +65,6 @@ def _page(data: bytes, at: int) -> tuple[int, int, int, int, bool] | None:
 
 
 def _checksum(page: bytes) -> int:
-    """Ogg's CRC-32: that of zlib with mirrored bits, and without its first and last inversion."""
+    """Returns the CRC-32 of Ogg, that of zlib with mirrored bits and without its first and last inversion."""
     mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)

@@ -1,8 +1,8 @@
-"""Kinds of files by their first bytes, for those that have the name of an audio file and are none."""
+"""Kinds of files by their first bytes, for files with the name of an audio file and other content."""
 
 import re
 
-BYTES = 512  # enough for every signature, and to see that something is text
+BYTES = 512  # enough for every signature, and to recognise text
 
 _FOREIGN = {
     b"<!doctype html": "an HTML page",
@@ -35,7 +35,7 @@ _FOREIGN = {
     b"\x89bt\r\n": "a .bt file of codes (see  bandtok decode)",
 }
 _RIFF = {b"WEBP": "a WebP image", b"AVI ": "an AVI video"}
-# How a container begins, what it is called, and which demuxer of ffmpeg reads it.
+# The beginning of a container, its name, and the demuxer of ffmpeg that reads it.
 _FFMPEG = (
     (rb"....(ftyp|moov|mdat|wide|free|skip)", "MP4 audio", "mov"),
     (rb"\xff[\xf0\xf1\xf8\xf9]", "AAC audio", "aac"),
@@ -60,7 +60,7 @@ FFMPEG_ENDINGS = (
 
 
 def foreign(head: bytes) -> str | None:
-    """Returns what is certainly no audio, such as "an HTML page", or None."""
+    """Returns the kind of a file that is certainly no audio, such as "an HTML page", or None."""
     if head[:4] == b"RIFF":
         return _RIFF.get(head[8:12])
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") and head[3:4] == b"\0" != head[2:3]:
@@ -70,7 +70,7 @@ def foreign(head: bytes) -> str | None:
 
 
 def likely(head: bytes) -> str | None:
-    """Returns what a file seems to be that no reader of audio takes, such as "text", or None."""
+    """Returns the likely kind of a file that no reader of audio accepts, such as "text", or None."""
     if not head.strip(b"\0"):
         return "a file of zero bytes only"
     text = head.decode("utf-8", errors="replace")
@@ -82,4 +82,5 @@ def likely(head: bytes) -> str | None:
 
 def ffmpeg_container(head: bytes) -> tuple[str, str] | None:
     """Returns the name and ffmpeg's demuxer of a container that ffmpeg reads and libsndfile does not."""
-    return next((found for pattern, *found in _FFMPEG if re.match(pattern, head, re.DOTALL)), None)
+    matching = ((name, demuxer) for pattern, name, demuxer in _FFMPEG if re.match(pattern, head, re.DOTALL))
+    return next(matching, None)

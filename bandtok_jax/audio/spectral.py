@@ -4,10 +4,12 @@ Everything is computed in at least float32, and in float64 where the input is fl
 """
 
 import functools
+import operator
 
 import jax
 from jax.lax import Precision
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 import numpy as np
 
 from bandtok_jax.audio.mel_bands import (  # The NumPy half, offered here under one roof.
@@ -24,33 +26,33 @@ from bandtok_jax.audio.mel_bands import (
 )
 from bandtok_jax.runtime.target_platform import platform
 
-# On a CPU long sounds go through in chunks that stay in the cache: half the time of one pass over 60 s (measured).
+# On a CPU long audio is transformed in chunks that stay in the cache: half the time of one pass over 60 s (measured).
 CHUNK_FRAMES = 128
 # On a CPU the filters are applied in groups, each to the bins that it touches: a dense product is 94 % zeros.
 MEL_GROUPS = 8
-LOG_MEL_UNIT = "log-mel (nats)"  # for pictures
+LOG_MEL_UNIT = "log-mel (nats)"  # of the colour bars
 GRIFFIN_LIM_MOMENTUM = 0.99  # Perraudin et al. 2013, as in librosa.
 NONNEGATIVE_STEPS = 64  # our choice
 
 
 @functools.partial(jax.jit, static_argnames=("fft_samples", "hop_samples", "window_samples", "padding", "method"))
 def stft(
-    audio,
+    audio: ArrayLike,
     fft_samples: int,
     hop_samples: int,
     window_samples: int | None = None,
     padding: str = "center",
     method: str | None = None,
 ) -> jax.Array:
-    """Short-time Fourier transform with a periodic Hann window.
+    """Returns the short-time Fourier transform with a periodic Hann window.
 
     Args:
       audio: `[..., S]`.
       fft_samples: frame length.
       hop_samples: distance of neighbouring frames.
       window_samples: length of the window in the middle of the frame; None is the whole frame.
-      padding: "center", "same" or "none", see `MelDefinition`; the sound is mirrored at its ends.
-      method: "fft", "matmul" (the transform as a matrix product), or None: what is faster on the default backend.
+      padding: "center", "same" or "none", see `MelDefinition`; the audio is mirrored at its ends.
+      method: "fft" or "matmul", the transform as a matrix product; by default the faster one on this backend.
 
     Returns:
       Complex spectrum `[..., T, fft_samples // 2 + 1]`.
@@ -64,7 +66,7 @@ def stft(
     jax.jit, static_argnames=("fft_samples", "hop_samples", "window_samples", "padding", "length", "method")
 )
 def istft(
-    spectrum,
+    spectrum: jax.Array,
     fft_samples: int,
     hop_samples: int,
     window_samples: int | None = None,
@@ -73,12 +75,12 @@ def istft(
     method: str | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """The sound whose STFT is nearest to `spectrum` in least squares (Griffin and Lim 1984).
+    """Returns the audio whose STFT is nearest to `spectrum` in least squares (Griffin and Lim 1984).
 
     Args:
       spectrum: complex `[..., T, fft_samples // 2 + 1]`; the other arguments as in `stft`.
       length: cut or zero-pad the result to this many samples.
-      present: bool `[T]`, which frames there are; the others have no part in the sound. None: all.
+      present: bool `[T]`, the frames that contribute to the audio; by default all.
 
     Returns:
       `[..., S]` with S = T * hop for "same", (T - 1) * hop for "center" (even fft_samples),
@@ -90,7 +92,7 @@ def istft(
         window = jnp.where(present[:, None], window, 0)
     audio = _overlap_add(frames * window, hop_samples)
     envelope = _overlap_add(jnp.broadcast_to(window**2, frames.shape[-2:]), hop_samples)
-    # Where no window reaches (the first sample of "none") nothing is known: it stays 0.
+    # A sample that no window reaches (the first one of "none") stays 0.
     audio = audio / jnp.where(envelope > 1e-11, envelope, 1)
     before, after = _padding(fft_samples, hop_samples, padding)
     audio = audio[..., before : audio.shape[-1] - after]
@@ -100,14 +102,16 @@ def istft(
     return audio
 
 
-def magnitude(spectrum, epsilon: float = 1e-9) -> jax.Array:
-    """sqrt(re^2 + im^2 + epsilon), whose gradient is finite at silence where that of abs() is not."""
+def magnitude(spectrum: jax.Array, epsilon: float = 1e-9) -> jax.Array:
+    """Returns sqrt(re^2 + im^2 + epsilon), whose gradient is finite at silence, unlike that of abs()."""
     return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + epsilon)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "method"))
-def mel_spectrogram(audio, definition: MelDefinition = MelDefinition(), method: str | None = None) -> jax.Array:
-    """Magnitudes in mel bands, `[..., S]` to `[..., T, M]`; see `log_mel`."""
+def mel_spectrogram(
+    audio: ArrayLike, definition: MelDefinition = MelDefinition(), method: str | None = None
+) -> jax.Array:
+    """Returns magnitudes in mel bands, `[..., S]` -> `[..., T, M]`; see `log_mel`."""
     fft, hop = definition.fft_samples, definition.hop_samples
     audio = _pad(_real(audio), fft, hop, definition.padding)
     window = _window(fft, None, audio.dtype)
@@ -132,8 +136,8 @@ def mel_spectrogram(audio, definition: MelDefinition = MelDefinition(), method: 
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "method"))
-def log_mel(audio, definition: MelDefinition = MelDefinition(), method: str | None = None) -> jax.Array:
-    """The picture that the networks see: natural logarithm of the magnitudes in mel bands.
+def log_mel(audio: ArrayLike, definition: MelDefinition = MelDefinition(), method: str | None = None) -> jax.Array:
+    """Returns the log-mel that the networks read: natural logarithm of the magnitudes in mel bands.
 
     Args:
       audio: `[..., S]`, full scale at 1.0.
@@ -146,8 +150,8 @@ def log_mel(audio, definition: MelDefinition = MelDefinition(), method: str | No
     return jnp.log(jnp.maximum(mel_spectrogram(audio, definition, method), definition.floor))
 
 
-def mfcc(log_mel, coefficients: int = 20) -> jax.Array:
-    """Mel-frequency cepstrum: orthonormal DCT-II over the bands, `[..., T, M]` to `[..., T, coefficients]`."""
+def mfcc(log_mel: jax.Array, coefficients: int = 20) -> jax.Array:
+    """Returns the mel-frequency cepstrum, an orthonormal DCT-II: `[..., T, M]` -> `[..., T, coefficients]`."""
     mels = log_mel.shape[-1]
     if not 0 < coefficients <= mels:
         raise ValueError(f"{coefficients} coefficients of {mels} mel bands; ask for 1 to {mels}")
@@ -157,11 +161,17 @@ def mfcc(log_mel, coefficients: int = 20) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "iterations"))
-def griffin_lim(log_mel, definition: MelDefinition = MelDefinition(), iterations: int = 60, key=None) -> jax.Array:
-    """Sound from a log-mel without any learned vocoder: fast Griffin-Lim (Perraudin et al. 2013).
+def griffin_lim(
+    log_mel: ArrayLike,
+    definition: MelDefinition = MelDefinition(),
+    iterations: int = 60,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns audio from a log-mel without a learned vocoder, by fast Griffin-Lim (Perraudin et al. 2013).
 
     Args:
-      log_mel: `[T, M]` as `log_mel` makes it.
+      log_mel: `[T, M]`, as from `log_mel`.
+      definition: the definition of the log-mel.
       iterations: rounds of phase estimation.
       key: seed of the first phases; None is key 0.
 
@@ -171,7 +181,7 @@ def griffin_lim(log_mel, definition: MelDefinition = MelDefinition(), iterations
     fft, hop, padding = definition.fft_samples, definition.hop_samples, definition.padding
     target = magnitude_from_mel(jnp.exp(_real(log_mel)), definition)
     # Without padding, a single window reaches the first and the last samples. It falls to zero there, and the division
-    # by it would blow up what does not fit. So repeated frames surround the sound, which is cut out of theirs.
+    # by it would amplify every inconsistency. So repeated frames surround the audio, and are cut off at the end.
     around = -(-fft // hop) - 1 if padding == "none" else 0
     target = jnp.pad(target, ((around, around), (0, 0)), mode="edge")
     key = jax.random.key(0) if key is None else key
@@ -190,31 +200,31 @@ def griffin_lim(log_mel, definition: MelDefinition = MelDefinition(), iterations
     return audio[around * hop : len(audio) - around * hop]
 
 
-def magnitude_from_mel(mel, definition: MelDefinition = MelDefinition()) -> jax.Array:
-    """A non-negative magnitude spectrum `[..., T, bins]` whose mel bands are nearly `mel`, `[..., T, M]`.
+def magnitude_from_mel(mel: jax.Array, definition: MelDefinition = MelDefinition()) -> jax.Array:
+    """Returns a non-negative magnitude spectrum `[..., T, bins]` whose mel bands are nearly `mel`, `[..., T, M]`.
 
-    Starts from the clipped least-norm solution and closes in with the multiplicative steps of Lee and Seung (2001).
+    Starts from the clipped least-norm solution and improves it by the multiplicative steps of Lee and Seung (2001).
     """
     filters = mel_filterbank(definition)
-    product = functools.partial(jnp.matmul, precision=Precision.HIGHEST)
+    matmul = functools.partial(jnp.matmul, precision=Precision.HIGHEST)
     forward, inverse = (jnp.asarray(m, mel.dtype) for m in (filters, np.linalg.pinv(filters)))
     tiny = jnp.finfo(mel.dtype).tiny ** 0.5
-    wanted = product(mel, forward.T)
+    target = matmul(mel, forward.T)
 
     def step(_, estimate):
-        return estimate * wanted / (product(product(estimate, forward), forward.T) + tiny)
+        return estimate * target / (matmul(matmul(estimate, forward), forward.T) + tiny)
 
     # A clipped bin would stay at 0 for ever: it starts at a small share of its neighbourhood instead.
-    share = product(mel, forward.T / (forward**2).sum())
-    return jax.lax.fori_loop(0, NONNEGATIVE_STEPS, step, jnp.maximum(product(mel, inverse), share))
+    share = matmul(mel, forward.T / (forward**2).sum())
+    return jax.lax.fori_loop(0, NONNEGATIVE_STEPS, step, jnp.maximum(matmul(mel, inverse), share))
 
 
-def _real(array) -> jax.Array:
+def _real(array: ArrayLike) -> jax.Array:
     array = jnp.asarray(array)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def _window(fft_samples: int, window_samples: int | None, dtype) -> np.ndarray:
+def _window(fft_samples: int, window_samples: int | None, dtype: DTypeLike) -> np.ndarray:
     window = hann_window(window_samples or fft_samples)
     before = (fft_samples - window.size) // 2
     return np.pad(window, (before, fft_samples - window.size - before)).astype(dtype)
@@ -227,23 +237,23 @@ def _padding(fft_samples: int, hop_samples: int, padding: str) -> tuple[int, int
     return total // 2, total - total // 2
 
 
-def _pad(audio, fft_samples: int, hop_samples: int, padding: str):
+def _pad(audio: jax.Array, fft_samples: int, hop_samples: int, padding: str) -> jax.Array:
     widths = _padding(fft_samples, hop_samples, padding)
     least = max(max(widths) + 1, fft_samples - sum(widths))
     if audio.shape[-1] < least:
         raise ValueError(
-            f"a sound of {audio.shape[-1]} samples is too short for frames of {fft_samples} with padding {padding!r};"
+            f"audio of {audio.shape[-1]} samples is too short for frames of {fft_samples} with padding {padding!r};"
             f" pad it with zeros to {least} samples or more"
         )
     return jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [widths], mode="reflect")
 
 
-def _count_frames(audio, fft_samples: int, hop_samples: int) -> int:
+def _count_frames(audio: jax.Array, fft_samples: int, hop_samples: int) -> int:
     return (audio.shape[-1] - fft_samples) // hop_samples + 1
 
 
-def _frames(audio, fft_samples: int, hop_samples: int):
-    """`[..., S]` to overlapping `[..., T, fft]`."""
+def _frames(audio: jax.Array, fft_samples: int, hop_samples: int) -> jax.Array:
+    """Returns overlapping frames, `[..., S]` -> `[..., T, fft]`."""
     frames = _count_frames(audio, fft_samples, hop_samples)
     if fft_samples % hop_samples:
         return audio[..., np.arange(frames)[:, None] * hop_samples + np.arange(fft_samples)]
@@ -253,8 +263,8 @@ def _frames(audio, fft_samples: int, hop_samples: int):
     return jnp.concatenate([blocks[..., i : i + frames, :] for i in range(views)], axis=-1)
 
 
-def _overlap_add(frames, hop_samples: int):
-    """`[..., T, fft]` to `[..., (T - 1) * hop + fft]`, the transpose of `_frames`."""
+def _overlap_add(frames: jax.Array, hop_samples: int) -> jax.Array:
+    """Adds frames, `[..., T, fft]` -> `[..., (T - 1) * hop + fft]`; the transpose of `_frames`."""
     *batch, count, fft_samples = frames.shape
     samples = (count - 1) * hop_samples + fft_samples
     if fft_samples % hop_samples:
@@ -263,9 +273,8 @@ def _overlap_add(frames, hop_samples: int):
     views = fft_samples // hop_samples
     blocks = frames.reshape(*batch, count, views, hop_samples)
     rest = [(0, 0)] * len(batch)
-    return sum(jnp.pad(blocks[..., i, :], [*rest, (i, views - 1 - i), (0, 0)]) for i in range(views)).reshape(
-        *batch, samples
-    )
+    shifted = [jnp.pad(blocks[..., i, :], [*rest, (i, views - 1 - i), (0, 0)]) for i in range(views)]
+    return functools.reduce(operator.add, shifted).reshape(*batch, samples)
 
 
 def _use_matmul(method: str | None) -> bool:
@@ -275,15 +284,15 @@ def _use_matmul(method: str | None) -> bool:
     return (method or ("matmul" if platform() == "tpu" else "fft")) == "matmul"
 
 
-def _cosines(fft_samples: int, dtype):
-    """cos and sin of 2 pi n k / fft, `[fft, bins]`, built by the program: as constants they would fill megabytes."""
+def _cosines(fft_samples: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Computes cos and sin of 2 pi n k / fft, `[fft, bins]`, in the program, where constants would fill megabytes."""
     turns = jnp.outer(jnp.arange(fft_samples), jnp.arange(fft_samples // 2 + 1)) % fft_samples
     angle = turns.astype(dtype) * (2 * np.pi / fft_samples)
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _transform(frames, method: str | None):
-    """Real and imaginary part `[..., T, bins]` of the spectra of real frames `[..., T, fft]`."""
+def _transform(frames: jax.Array, method: str | None) -> tuple[jax.Array, jax.Array]:
+    """Returns real and imaginary part `[..., T, bins]` of the spectra of real frames `[..., T, fft]`."""
     if not _use_matmul(method):
         spectrum = jnp.fft.rfft(frames)
         return spectrum.real, spectrum.imag
@@ -294,8 +303,8 @@ def _transform(frames, method: str | None):
     )
 
 
-def _inverse_transform(spectrum, fft_samples: int, method: str | None):
-    """`[..., T, bins]` to real frames `[..., T, fft]`."""
+def _inverse_transform(spectrum: jax.Array, fft_samples: int, method: str | None) -> jax.Array:
+    """Returns the real frames of spectra, `[..., T, bins]` -> `[..., T, fft]`."""
     if not _use_matmul(method):
         return jnp.fft.irfft(spectrum, fft_samples)
     # Every bin but the first and, for even lengths, the last stands for two of the whole spectrum.
@@ -306,13 +315,13 @@ def _inverse_transform(spectrum, fft_samples: int, method: str | None):
     return jnp.matmul(re, cosine.T, precision=Precision.HIGHEST) - jnp.matmul(im, sine.T, precision=Precision.HIGHEST)
 
 
-def _apply_filters(magnitudes, definition: MelDefinition):
+def _apply_filters(magnitudes: jax.Array, definition: MelDefinition) -> jax.Array:
     filters = mel_filterbank(definition).astype(magnitudes.dtype)
     groups = np.array_split(filters, MEL_GROUPS if platform() == "cpu" else 1, axis=1)
     return jnp.concatenate([_apply_group(magnitudes, group) for group in groups if group.size], axis=-1)
 
 
-def _apply_group(magnitudes, filters):
+def _apply_group(magnitudes: jax.Array, filters: np.ndarray) -> jax.Array:
     touched = np.flatnonzero(filters.any(axis=1))
     low, high = (touched[0], touched[-1] + 1) if touched.size else (0, 1)
     return jnp.matmul(magnitudes[..., low:high], filters[low:high], precision=Precision.HIGHEST)

@@ -1,6 +1,6 @@
-"""Sound as numbers: reading, writing, resampling and checking. NumPy only, so that data workers can use it.
+"""Audio as arrays: reading, writing, resampling and checking. NumPy only, so that data workers can use it.
 
-Everywhere audio is float32 `[C, S]` (channels, samples) with full scale at 1.0.
+Audio is float32 `[C, S]` (channels, samples) with full scale at 1.0.
 """
 
 from collections.abc import Iterator
@@ -9,19 +9,20 @@ import math
 import os
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import soxr
 
 from bandtok_jax.audio.audio_file import (
-    HIGHEST_RATE_HZ,
-    LOWEST_RATE_HZ,
-    MOST_CHANNELS,
+    MAX_CHANNELS,
+    MAX_RATE_HZ,
+    MIN_RATE_HZ,
     AudioFile,
     reason_of,
 )
 from bandtok_jax.runtime import atomic_file
 
-HIGHEST_PEAK = 100  # our choice: 40 dB above full scale is no recording, but integers that were made floating point
+MAX_PEAK = 100  # our choice: 40 dB above full scale is no recording, but integers converted to floating point
 INT16_SCALE = 32_768  # libsndfile's own scale: reading a 16-bit file and writing it again changes nothing.
 READ_BLOCK_SAMPLES = 1 << 18
 # soundfile hands libsndfile one buffer; very long Vorbis buffers overflow its stack (libsndfile 1.0 to 1.2).
@@ -30,17 +31,17 @@ _SYSTEM_ERROR = 2  # of libsndfile: the system's own failure, such as a full dis
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
 
 
-def probe(path) -> tuple[int, int, int]:
-    """`(sample_rate_hz, channels, samples)` of an audio file, whatever its header says; see `AudioFile`.
+def probe(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Returns `(sample_rate_hz, channels, samples)` of an audio file by its content; see `AudioFile`.
 
     Raises:
-      ValueError: the file is missing, is no audio, or is shorter than what its header promises.
+      ValueError: the file is missing, is no audio, or is shorter than its header promises.
     """
     with AudioFile(path) as file:
         return file.sample_rate_hz, file.channels, file.samples
 
 
-def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
+def blocks(path: str | os.PathLike, block_samples: int) -> Iterator[np.ndarray]:
     """Yields the file as float32 `[C, <=block_samples]`, never holding more than one block.
 
     Raises:
@@ -50,16 +51,16 @@ def blocks(path, block_samples: int) -> Iterator[np.ndarray]:
         yield from file.channel_blocks(block_samples)
 
 
-def read(path) -> tuple[np.ndarray, int]:
-    """A whole file as `(audio float32 [C, S], sample_rate_hz)`; raises as `blocks`."""
+def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Returns a whole file as `(audio float32 [C, S], sample_rate_hz)`; raises the errors of `blocks`."""
     with AudioFile(path) as file:
         # By blocks, because a damaged file may hold less than it promises.
         parts = list(file.channel_blocks(READ_BLOCK_SAMPLES))
         return np.concatenate(parts or [np.zeros((file.channels, 0), np.float32)], axis=1), file.sample_rate_hz
 
 
-def read_part(path, first: int, stop: int) -> np.ndarray:
-    """The samples `first` to `stop` of a file, float32 `[C, <= stop - first]`."""
+def read_part(path: str | os.PathLike, first: int, stop: int) -> np.ndarray:
+    """Returns the samples `first` to `stop` of a file, float32 `[C, <= stop - first]`."""
     with AudioFile(path) as file:
         file.seek(first)
         parts, missing = [], stop - first
@@ -69,29 +70,29 @@ def read_part(path, first: int, stop: int) -> np.ndarray:
         return np.concatenate(parts or [np.zeros((file.channels, 0), np.float32)], axis=1)
 
 
-def _unwritable(path, error) -> OSError:
+def _unwritable(path: str | os.PathLike, error: Exception) -> OSError:
     return OSError(f"{path}: cannot be written ({reason_of(error)}); the disk may be full: free some space")
 
 
 class Writer:
-    """Writes sound block by block: 16 bit for .wav and .flac, compressed for .ogg and .mp3.
+    """A writer of audio, block by block: 16 bit for .wav and .flac, compressed for .ogg and .mp3.
 
-    The file appears under its name only when `close` has been called. Use as a context manager: an exception leaves
-    what was there before.
+    The file appears under its name only when `close` has been called. After an exception in the context manager, an
+    older file of that name stays.
 
     Args:
       path: its ending chooses the format.
       sample_rate_hz: rate of the blocks.
       channels: channels of every block.
 
-    What lies beyond full scale is clipped, never wrapped, and counted in `clipped_samples`.
+    Samples beyond full scale are clipped and counted in `clipped_samples`.
 
     Raises:
       ValueError: another ending, or a format that cannot hold this rate or number of channels.
       OSError: naming `path`, which cannot be written, or not to its end.
     """
 
-    def __init__(self, path, sample_rate_hz: int, channels: int):
+    def __init__(self, path: str | os.PathLike, sample_rate_hz: int, channels: int):
         ending = os.path.splitext(path)[1].lower()
         if ending not in SUBTYPES:
             raise ValueError(f"{path}: cannot write {ending or 'a file without ending'}; use {', '.join(SUBTYPES)}")
@@ -100,7 +101,7 @@ class Writer:
         self._integers = SUBTYPES[ending] == "PCM_16"
         self._path, self._partial = path, atomic_file.create_partial(path)
         try:
-            # The format is named, because the name of the partial file does not tell it.
+            # The format is named, because the name of the partial file does not show it.
             self._file = soundfile.SoundFile(
                 self._partial, "w", int(sample_rate_hz), channels, SUBTYPES[ending], format=ending[1:].upper()
             )
@@ -118,7 +119,7 @@ class Writer:
         if block.shape[0] != self._channels:
             raise ValueError(f"a block with {block.shape[0]} channels for a file with {self._channels}; pass [C, S]")
         if not np.isfinite(block).all():
-            raise ValueError("the sound to write holds NaN or infinity; find the step that made it")
+            raise ValueError("the audio to write holds NaN or infinity; find the step that made it")
         self.clipped_samples += int(np.count_nonzero(np.abs(block) > 1))
         if self._integers:
             frames = np.clip(np.rint(block.T * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
@@ -135,29 +136,29 @@ class Writer:
         atomic_file.replace(self._partial, self._path)
 
     @contextlib.contextmanager
-    def _naming(self):
+    def _naming(self) -> Iterator[None]:
         try:
             yield
-        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that it wrote all
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
             raise _unwritable(self._path, error) from error
 
-    def __enter__(self):
+    def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.close()
             else:
-                with contextlib.suppress(soundfile.LibsndfileError):  # what came before tells more
+                with contextlib.suppress(soundfile.LibsndfileError):  # the first error explains more
                     self._file.close()
         finally:
             if os.path.exists(self._partial):
                 os.remove(self._partial)
 
 
-def write(path, audio: np.ndarray, sample_rate_hz: int) -> int:
-    """Writes `[S]` or `[C, S]` (see `Writer`) and returns how many samples were clipped."""
+def write(path: str | os.PathLike, audio: np.ndarray, sample_rate_hz: int) -> int:
+    """Writes `[S]` or `[C, S]` (see `Writer`) and returns the number of clipped samples."""
     audio = np.atleast_2d(audio)
     with Writer(path, sample_rate_hz, audio.shape[0]) as writer:
         writer.write(audio)
@@ -165,7 +166,7 @@ def write(path, audio: np.ndarray, sample_rate_hz: int) -> int:
 
 
 class Resampler:
-    """Changes the sample rate of a stream, block by block; the block sizes do not change the result.
+    """A converter of the sample rate of a stream; the sizes of the blocks do not change the result.
 
     After the last block the output has `ceil(samples * to_hz / from_hz)` samples.
     """
@@ -179,73 +180,71 @@ class Resampler:
         self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32")
 
     def push(self, block: np.ndarray, last: bool = False) -> np.ndarray:
-        """Takes `[C, S]` (S may be 0) and returns what is ready, `[C, any]`; `last` empties the stream."""
+        """Takes `[C, S]` (S may be 0) and returns the finished samples, `[C, any]`; `last` empties the stream."""
         block = np.asarray(block, np.float32)
         if self._stream is None:
             return block
         self._received += block.shape[1]
-        wanted = math.ceil(self._received * self._to_hz / self._from_hz)
+        total = math.ceil(self._received * self._to_hz / self._from_hz)
         if last:
             # soxr rounds its length to the nearest sample; enough silence makes sure of the last one.
             silence = np.zeros((self._channels, math.ceil(self._from_hz / self._to_hz)), np.float32)
             block = np.concatenate([block, silence], axis=1)
         ready = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._channels).T
-        ready = ready[:, : wanted - self._sent]
+        ready = ready[:, : total - self._sent]
         self._sent += ready.shape[1]
         return np.ascontiguousarray(ready)
 
 
 def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """`[..., S]` at `from_hz` to float32 `[..., ceil(S * to_hz / from_hz)]` at `to_hz`."""
+    """Resamples `[..., S]` to float32 `[..., ceil(S * to_hz / from_hz)]`."""
     flat = np.asarray(audio, np.float32).reshape(-1, audio.shape[-1])
     resampled = Resampler(from_hz, to_hz, flat.shape[0]).push(flat, last=True)
     return resampled.reshape(*audio.shape[:-1], resampled.shape[-1])
 
 
 def mono(audio: np.ndarray) -> np.ndarray:
-    """The mean of the channels, `[C, S]` to `[S]`."""
+    """Returns the mean of the channels, `[C, S]` -> `[S]`."""
     return audio.mean(axis=0, dtype=np.float32)
 
 
-def check_rate(sample_rate_hz) -> None:
+def check_rate(sample_rate_hz: float) -> None:
     """Raises ValueError unless the sample rate is a whole number within the limits."""
     try:
-        possible = LOWEST_RATE_HZ <= sample_rate_hz <= HIGHEST_RATE_HZ and int(sample_rate_hz) == sample_rate_hz
+        possible = MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ and int(sample_rate_hz) == sample_rate_hz
     except (TypeError, ValueError):
         raise ValueError(
             f"a sample rate of {sample_rate_hz!r}, which is no number: state the rate of the recording in Hz, as 44100"
         ) from None
     if not possible:
         raise ValueError(
-            f"a sample rate of {sample_rate_hz} Hz; whole numbers from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz work:"
+            f"a sample rate of {sample_rate_hz} Hz; whole numbers from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz work:"
             " state the rate of the recording in Hz, or resample it first"
         )
 
 
-def check(audio, sample_rate_hz, start: int | None = None) -> np.ndarray:
-    """A user's sound as float32 `[C, S]`.
+def check(audio: npt.ArrayLike, sample_rate_hz: float, start: int | None = None) -> np.ndarray:
+    """Returns a user's audio as float32 `[C, S]`.
 
     Args:
       audio: `[S]` or `[C, S]`, floating point with full scale at 1.0, or int16.
       sample_rate_hz: from 8000 to 192000.
-      start: where `audio` is a block of a longer sound, at which of its samples it begins.
+      start: index of the first sample, where `audio` is a block of a longer stream.
 
     Raises:
-      ValueError: in one line, what is wrong and what to do.
+      ValueError: one line with the fault and the cure.
     """
     check_rate(sample_rate_hz)
     audio = np.asarray(audio)
     if audio.ndim not in (1, 2):
-        raise ValueError(
-            f"audio with {audio.ndim} dimensions; pass [samples] or [channels, samples], one sound at a time"
-        )
+        raise ValueError(f"audio with {audio.ndim} dimensions; pass [samples] or [channels, samples], without a batch")
     audio = np.atleast_2d(audio)
     channels, samples = audio.shape
     if not audio.size:
-        raise ValueError(f"audio of {channels} channels with {samples} samples holds no sound; give at least 1 of each")
-    if channels > MOST_CHANNELS:
+        raise ValueError(f"audio of {channels} channels with {samples} samples is empty; give at least 1 of each")
+    if channels > MAX_CHANNELS:
         raise ValueError(
-            f"audio with {channels} channels of {samples} samples, where {MOST_CHANNELS} channels are the limit:"
+            f"audio with {channels} channels of {samples} samples, where {MAX_CHANNELS} channels are the limit:"
             " is it transposed? Then pass audio.T, else mix it down"
         )
     if audio.dtype == np.int16:
@@ -263,9 +262,9 @@ def check(audio, sample_rate_hz, start: int | None = None) -> np.ndarray:
             " cut them out, or numpy.nan_to_num them"
         )
     peak = max(audio.max(), -audio.min())
-    if peak > HIGHEST_PEAK:
+    if peak > MAX_PEAK:
         raise ValueError(
-            f"audio with a peak of {peak:g}, where full scale is 1.0 and {HIGHEST_PEAK} the limit:"
+            f"audio with a peak of {peak:g}, where full scale is 1.0 and {MAX_PEAK} the limit:"
             f" is it int16 scaled? Then divide it by {INT16_SCALE}"
         )
     return audio

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-FIRST_OUTSIDE = -1  # where the stream began is of no interest once it lies before the window
+FIRST_OUTSIDE = -1  # stands for every beginning of the stream before the window
 MIRROR = "mirror"
 
 
@@ -14,18 +14,18 @@ def windows(
     """Cuts a stream of blocks [any length, ...] into windows on a fixed grid; holds a window or two, and one block.
 
     Args:
-      blocks: consecutive pieces of the stream, joined along their first axis.
-      size: how many items each window adds to the one before it.
+      blocks: consecutive parts of the stream, joined along their first axis.
+      size: number of items that each window adds to the one before it.
       before: context items on the left: window i covers the items i * size - before ... (i + 1) * size + after.
       after: context items on the right.
       outside: the value beyond both ends of the stream; None repeats the first and the last item, MIRROR mirrors the
         stream at them.
 
     Yields:
-      (window [before + size + after, ...], how many items of the stream it holds from its centre's first one on: at
+      (window [before + size + after, ...], number of items of the stream in it from the first of its centre on, at
       most size + after).
     """
-    # What the mirror at the end shows is held until then.
+    # The items that the mirror at the end needs are held until then.
     kept = max(before, size + after) if outside == MIRROR else before
     whole = kept + size + after
     held, waiting = None, []
@@ -43,18 +43,19 @@ def windows(
     if held is None and not waiting:
         return
     held = _pad(np.concatenate(waiting), kept, 0, outside) if held is None else np.concatenate([held, *waiting])
-    left = len(held) - kept
-    held = _pad(held, 0, max(0, -(-left // size) * size + after - left), outside)
-    while left > 0:
-        yield held[kept - before : whole], min(size + after, left)
-        held, left = held[size:], left - size
+    remaining = len(held) - kept
+    held = _pad(held, 0, max(0, -(-remaining // size) * size + after - remaining), outside)
+    while remaining > 0:
+        yield held[kept - before : whole], min(size + after, remaining)
+        held, remaining = held[size:], remaining - size
 
 
 def span(number: int, size: int, before: int, left: int) -> np.ndarray:
-    """Where the stream lies in window `number` of `windows`, which gave `left` with it.
+    """Returns the range of the stream in window `number` of `windows`, which yielded `left` with it.
 
     Returns:
-      int32 `[2]`: its first item (-1 where that lies further back) and the one after its last (may be beyond).
+      int32 `[2]`, the first item of the stream (-1 if it is before the window) and the one after its last (which may
+      be beyond the window).
     """
     return np.array([max(before - number * size, FIRST_OUTSIDE), before + left], np.int32)
 

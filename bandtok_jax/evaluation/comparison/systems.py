@@ -270,7 +270,7 @@ def aligned(coded: Coded, reference: np.ndarray, sample_rate_hz: int, name: str,
 
 def _refuse_length(name: str, subject: str, seconds: float, expected: float) -> float:
     """Returns the length of the decoded audio less that of the reference, in seconds; ValueError if it is too large."""
-    if abs(seconds - expected) > (longest := audio_file.LONGEST_DIFFERENCE_SECONDS):
+    if abs(seconds - expected) > (longest := audio_file.MAX_DIFFERENCE_SECONDS):
         raise ValueError(
             f"{name}: {subject} {seconds:.2f} s long, its original {expected:.2f} s, more than {longest} s apart: "
             "decode it to the original's length, or check its sample rate"
