@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from bandtok_jax.data_pipelines import ingest, records, shards, tf_example
 from bandtok_jax.data_pipelines.source_tracks import SourceTrack
-from bandtok_jax.runtime import atomic_file, storage, untrusted
+from bandtok_jax.runtime import atomic_file, expect, storage, untrusted
 
 TASK_BYTES = 64 << 20  # of source files; an interruption loses at most this much work of a process
 MIN_TASKS = 16  # so that every worker has some
@@ -22,14 +22,14 @@ MAX_TASKS = 1 << 14  # in a larger corpus the shards grow; our choice
 MAX_REPORT_BYTES = 1 << 28
 SPOOL_BYTES = 64 << 20  # a longer track waits on disk while it is measured
 FINGERPRINT = "fingerprint"
-_COUNT = untrusted.whole(0, 1 << 40)
-_LEFT_OUT = untrusted.record({"track": untrusted.text(1 << 20), "reason": untrusted.text(1 << 20)})
-_CHECK_REPORT = untrusted.record(
+_COUNT = expect.whole(0, 1 << 40)
+_LEFT_OUT = expect.record({"track": expect.text(1 << 20), "reason": expect.text(1 << 20)})
+_CHECK_REPORT = expect.record(
     {
         "task": _COUNT,
         "records": _COUNT,
-        "tracks": untrusted.listing(records.CHECK_TRACK),
-        "left_out": untrusted.listing(_LEFT_OUT),
+        "tracks": expect.listing(records.CHECK_TRACK),
+        "left_out": expect.listing(_LEFT_OUT),
     }
 )
 

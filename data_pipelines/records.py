@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from bandtok_jax.data_pipelines import shards, split_reader, tf_example
-from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime import expect, storage, untrusted
 
 NAME = "music"
 MANIFEST = "manifest.json"
@@ -23,44 +23,44 @@ REMAKE = "make the folder again with  bandtok prepare ... --overwrite"
 CURE = (
     f"{REMAKE}, or leave it out: in training with --config.data.damaged=skip, in bandtok tokenize with --skip-damaged"
 )
-_TEXT, _LEVEL, _COUNT = untrusted.text(1 << 20), untrusted.number(-1000, 1000), untrusted.whole(0, 1 << 40)
-_SECONDS, _SPLIT = untrusted.number(0, 1e10), untrusted.text(100, r"\w+")
-_GROUPS = untrusted.mapping(untrusted.record({"tracks": _COUNT, "hours": _SECONDS}))
-_SHARD = untrusted.record({"file": untrusted.file_name(), "records": untrusted.whole(1, 1 << 40)})
-_CHECK = untrusted.record(
+_TEXT, _LEVEL, _COUNT = expect.text(1 << 20), expect.number(-1000, 1000), expect.whole(0, 1 << 40)
+_SECONDS, _SPLIT = expect.number(0, 1e10), expect.text(100, r"\w+")
+_GROUPS = expect.mapping(expect.record({"tracks": _COUNT, "hours": _SECONDS}))
+_SHARD = expect.record({"file": expect.file_name(), "records": expect.whole(1, 1 << 40)})
+_CHECK = expect.record(
     {
-        "version": untrusted.one_of(1),
-        "fingerprint": untrusted.text(64),
-        "sample_rate_hz": untrusted.whole(1, 1 << 20),
+        "version": expect.one_of(1),
+        "fingerprint": expect.text(64),
+        "sample_rate_hz": expect.whole(1, 1 << 20),
         "clip_seconds": _SECONDS,
-        "splits": untrusted.mapping(
-            untrusted.record(
-                {"tracks": _COUNT, "records": _COUNT, "hours": _SECONDS, "shards": untrusted.listing(_SHARD)}
+        "splits": expect.mapping(
+            expect.record(
+                {"tracks": _COUNT, "records": _COUNT, "hours": _SECONDS, "shards": expect.listing(_SHARD)}
             ),
             keys=_SPLIT,
         ),
         **dict.fromkeys(("sample_rates_hz", "channel_counts", "licences", "domains", "full_band"), _GROUPS),
-        **dict.fromkeys(("loudness_lufs", "bandwidth_khz", "other_files"), untrusted.mapping(_COUNT)),
-        "clipped_share": untrusted.number(0, 1),
-        "left_out": untrusted.listing(untrusted.record({"track": _TEXT, "reason": _TEXT}), most=1 << 30),
-        "notes": untrusted.listing(_TEXT),
+        **dict.fromkeys(("loudness_lufs", "bandwidth_khz", "other_files"), expect.mapping(_COUNT)),
+        "clipped_share": expect.number(0, 1),
+        "left_out": expect.listing(expect.record({"track": _TEXT, "reason": _TEXT}), most=1 << 30),
+        "notes": expect.listing(_TEXT),
     }
 )
-CHECK_TRACK = untrusted.record(
+CHECK_TRACK = expect.record(
     {
         **dict.fromkeys(("track", "domain", "caption", "licence"), _TEXT),
         "split": _SPLIT,
-        "ends": untrusted.truth(),
-        "full_band": untrusted.truth(),
+        "ends": expect.truth(),
+        "full_band": expect.truth(),
         "seconds": _SECONDS,
         "lufs": _LEVEL,
-        "mono_lufs": untrusted.optional(_LEVEL),
-        "records": untrusted.whole(1, 1 << 40),
-        "sample_rate_hz": untrusted.whole(1, 1 << 20),
-        "channels": untrusted.whole(1, 1 << 10),
-        "bandwidth_hz": untrusted.whole(0, 1 << 20),
-        "peak": untrusted.number(0, 1e9),
-        "clipped_share": untrusted.number(0, 1),
+        "mono_lufs": expect.optional(_LEVEL),
+        "records": expect.whole(1, 1 << 40),
+        "sample_rate_hz": expect.whole(1, 1 << 20),
+        "channels": expect.whole(1, 1 << 10),
+        "bandwidth_hz": expect.whole(0, 1 << 20),
+        "peak": expect.number(0, 1e9),
+        "clipped_share": expect.number(0, 1),
     }
 )
 

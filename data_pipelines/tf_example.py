@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.data_pipelines.shards import read_varint
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 1, 2, 3  # fields of tf.train.Feature
 FIELDS = {
@@ -23,14 +23,14 @@ FIELDS = {
     "caption": BYTES_LIST,
     "licence": BYTES_LIST,
 }
-_TEXT, _LEVEL = untrusted.text(1 << 20), untrusted.number(-1000, 1000)
-CHECK = untrusted.record(
+_TEXT, _LEVEL = expect.text(1 << 20), expect.number(-1000, 1000)
+CHECK = expect.record(
     {
-        "sample_rate_hz": untrusted.whole(1, 1 << 20),
+        "sample_rate_hz": expect.whole(1, 1 << 20),
         "track": _TEXT,
-        "start": untrusted.whole(),
+        "start": expect.whole(),
         "domain": _TEXT,
-        "full_band": untrusted.truth(),
+        "full_band": expect.truth(),
         "lufs": _LEVEL,
         "mono_lufs": _LEVEL,
         "caption": _TEXT,

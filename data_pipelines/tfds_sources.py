@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 
 from bandtok_jax.data_pipelines import shards
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 DEFAULT_DIRECTORY = "~/tensorflow_datasets"
 INT16_SCALE = 32_768  # TFDS stores 16-bit samples in the integer type of the feature
@@ -26,33 +26,33 @@ CURE = "prepare the data set again with  tfds build"
 _TYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
 # TFDS writes numbers of its metadata as text.
 _WHOLE = r"\d{1,9}"
-_SPLIT = untrusted.record(
+_SPLIT = expect.record(
     {
-        "name": untrusted.text(100, r"[\w.-]+"),
-        "shardLengths?": untrusted.listing(untrusted.text(9, _WHOLE)),
-        "filepathTemplate?": untrusted.text(200),
+        "name": expect.text(100, r"[\w.-]+"),
+        "shardLengths?": expect.listing(expect.text(9, _WHOLE)),
+        "filepathTemplate?": expect.text(200),
     }
 )
-_INFO = untrusted.record(
-    {"name": untrusted.text(200), "fileFormat?": untrusted.text(40), "splits": untrusted.listing(_SPLIT, least=1)}
+_INFO = expect.record(
+    {"name": expect.text(200), "fileFormat?": expect.text(40), "splits": expect.listing(_SPLIT, least=1)}
 )
-_KIND = untrusted.record(
+_KIND = expect.record(
     {
-        "dtype?": untrusted.one_of(*_TYPES),
-        "encoding?": untrusted.text(40),
-        "sampleRate?": untrusted.text(9, _WHOLE),
-        "lazyDecode?": untrusted.truth(),
-        "shape?": untrusted.record({"dimensions?": untrusted.listing(untrusted.text(12, r"-?\d+"), most=8)}),
+        "dtype?": expect.one_of(*_TYPES),
+        "encoding?": expect.text(40),
+        "sampleRate?": expect.text(9, _WHOLE),
+        "lazyDecode?": expect.truth(),
+        "shape?": expect.record({"dimensions?": expect.listing(expect.text(12, r"-?\d+"), most=8)}),
     }
 )
-_FEATURE = untrusted.record(
+_FEATURE = expect.record(
     {
-        **dict.fromkeys(("pythonClassName?", "python_class_name?"), untrusted.text(1000)),
+        **dict.fromkeys(("pythonClassName?", "python_class_name?"), expect.text(1000)),
         **dict.fromkeys(("audio?", "tensor?"), _KIND),
     }
 )
-_FEATURES = untrusted.record({"features": untrusted.mapping(_FEATURE, most=10_000)})
-_CONTENT = untrusted.record(dict.fromkeys(("featuresDict?", "features_dict?"), _FEATURES))
+_FEATURES = expect.record({"features": expect.mapping(_FEATURE, most=10_000)})
+_CONTENT = expect.record(dict.fromkeys(("featuresDict?", "features_dict?"), _FEATURES))
 
 
 def _directory(name: str, data_dir: str | os.PathLike | None) -> str:
@@ -112,7 +112,7 @@ def _shards(folder: str) -> Iterator[tuple[str, str, int]]:
                 }
                 # Not str.format, since a template could request gigabytes of blanks, or attributes.
                 name = re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
-                untrusted.file_name()(name, "a file of a shard")
+                expect.file_name()(name, "a file of a shard")
                 yield split["name"], os.path.join(folder, name), length
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.data_pipelines import records
-from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime import expect, storage, untrusted
 
 MANIFEST = "token_manifest.json"
 HEADER = "token_header.json"  # in place of the manifest while the folder is being written
@@ -19,33 +19,33 @@ REMAKE = "run  bandtok tokenize  again with a new folder as --output"
 CURE = f"{REMAKE}, or leave it out with --config.data.damaged=skip"
 MAX_MANIFEST_BYTES = 1 << 30
 
-_TEXT, _COUNT = untrusted.text(1 << 20), untrusted.whole(0, 1 << 40)
+_TEXT, _COUNT = expect.text(1 << 20), expect.whole(0, 1 << 40)
 _METADATA = {
-    "version": untrusted.one_of(VERSION),
-    "codebook_size": untrusted.whole(1, MAX_CODEBOOK_SIZE),
-    "rows": untrusted.whole(1, 1 << 16),
-    "columns_per_second": untrusted.number(1e-6, 1e6),
-    "row_kind": untrusted.one_of("band", "residual"),
+    "version": expect.one_of(VERSION),
+    "codebook_size": expect.whole(1, MAX_CODEBOOK_SIZE),
+    "rows": expect.whole(1, 1 << 16),
+    "columns_per_second": expect.number(1e-6, 1e6),
+    "row_kind": expect.one_of("band", "residual"),
     **dict.fromkeys(("tokenizer", "weight_hash"), _TEXT),
-    "samples_per_column": untrusted.whole(1, 1 << 32),
+    "samples_per_column": expect.whole(1, 1 << 32),
 }
-_SHARD = untrusted.record(
+_SHARD = expect.record(
     {
-        "file": untrusted.file_name(),
+        "file": expect.file_name(),
         **dict.fromkeys(("records", "columns", "captions"), _COUNT),
-        "lengths": untrusted.text(1 << 28, r"(\d{1,12}( \d{1,12})*)?"),  # columns of each record
+        "lengths": expect.text(1 << 28, r"(\d{1,12}( \d{1,12})*)?"),  # columns of each record
     },
     others=None,
 )
-_LEFT_OUT = untrusted.listing(untrusted.record({"track": _TEXT, "reason": _TEXT}))
-CHECK_HEADER = untrusted.record(_METADATA)
-CHECK_COUNTS = untrusted.record({"shard": _SHARD, "left_out": _LEFT_OUT})
-CHECK_MANIFEST = untrusted.record(
+_LEFT_OUT = expect.listing(expect.record({"track": _TEXT, "reason": _TEXT}))
+CHECK_HEADER = expect.record(_METADATA)
+CHECK_COUNTS = expect.record({"shard": _SHARD, "left_out": _LEFT_OUT})
+CHECK_MANIFEST = expect.record(
     {
         **_METADATA,
-        "splits": untrusted.mapping(
-            untrusted.record({"records": _COUNT, "columns": _COUNT, "shards": untrusted.listing(_SHARD)}),
-            keys=untrusted.text(100, r"\w+"),
+        "splits": expect.mapping(
+            expect.record({"records": _COUNT, "columns": _COUNT, "shards": expect.listing(_SHARD)}),
+            keys=expect.text(100, r"\w+"),
         ),
         "left_out": _LEFT_OUT,
     }

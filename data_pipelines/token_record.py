@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 FIELDS = ("track", "offset_samples", "caption", "samples", "ends")
 
-_TEXT, _COUNT = untrusted.text(1 << 20), untrusted.whole(0, 1 << 40)
-_SHAPE = untrusted.listing(untrusted.whole(1, 1 << 40), most=2, least=2)
-_CHECK_HEAD = untrusted.record(
+_TEXT, _COUNT = expect.text(1 << 20), expect.whole(0, 1 << 40)
+_SHAPE = expect.listing(expect.whole(1, 1 << 40), most=2, least=2)
+_CHECK_HEAD = expect.record(
     {
         **dict.fromkeys(("track", "caption"), _TEXT),
         **dict.fromkeys(("offset_samples", "samples"), _COUNT),
-        "ends": untrusted.truth(),
+        "ends": expect.truth(),
         "shape": _SHAPE,
         "embedding_shape?": _SHAPE,
     },

@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 from tests import fuzz
 
-SCHEMA = untrusted.record(
+SCHEMA = expect.record(
     {
-        "version": untrusted.whole(1, 1),
-        "name": untrusted.text(20),
-        "shards": untrusted.listing(untrusted.record({"file": untrusted.file_name(), "bytes": untrusted.whole()}), 3),
-        "scale?": untrusted.number(0, 1),
-        "cards?": untrusted.mapping(untrusted.optional(untrusted.text())),
+        "version": expect.whole(1, 1),
+        "name": expect.text(20),
+        "shards": expect.listing(expect.record({"file": expect.file_name(), "bytes": expect.whole()}), 3),
+        "scale?": expect.number(0, 1),
+        "cards?": expect.mapping(expect.optional(expect.text())),
     },
     others=None,
 )
@@ -67,19 +67,19 @@ def test_text_that_is_no_plain_json_is_refused(tmp_path):
         (b'{"a": ' + b"9" * 10_000 + b"}", "digits"),
         (b'{"a": "\\ud800"}', "no text in UTF-8"),
     ]:
-        assert message in refused(path, content, untrusted.anything)
+        assert message in refused(path, content, expect.anything)
 
 
 def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(untrusted.Refused, match="no regular file"):
-        untrusted.read_json(tmp_path / "pipe", untrusted.anything)
+        untrusted.read_json(tmp_path / "pipe", expect.anything)
     (tmp_path / "large").write_bytes(b"[" + b" " * 1000 + b"]")
     with pytest.raises(untrusted.Refused, match="has 1002 bytes, and such a file has at most 1000"):
-        untrusted.read_json(tmp_path / "large", untrusted.anything, most_bytes=1000)
+        untrusted.read_json(tmp_path / "large", expect.anything, most_bytes=1000)
     for path, error in ((tmp_path / "none", FileNotFoundError), (tmp_path, IsADirectoryError)):
         with pytest.raises(error):
-            untrusted.read_json(path, untrusted.anything)
+            untrusted.read_json(path, expect.anything)
 
 
 @pytest.mark.parametrize(

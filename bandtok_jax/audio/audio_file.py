@@ -74,15 +74,15 @@ class AudioFile:
             raise UnreadableAudio(f"{self.path}: cannot be read as audio: it is {what}; {CURE}")
         file.seek(mpeg.after_tags(file))
         container = signatures.ffmpeg_container(file.read(signatures.BYTES))
-        self._demuxer = container and container[1]
         self._may_print = head[:4] not in (b"OggS", b"fLaC")
         if container:
             if not ffmpeg.installed():
                 raise UnreadableAudio(
                     f"{self.path}: {container[0]} needs ffmpeg, which is not installed: {ffmpeg.CURE}"
                 )
+            self._demuxer = container[1]
             with self._translated():
-                self._decoder = self._closing.enter_context(ffmpeg.Decoder(self.path, self._demuxer))
+                self._decoder = self._closing.enter_context(ffmpeg.Decoder(self.path, container[1]))
             self.sample_rate_hz, self.channels = self._decoder.sample_rate_hz, self._decoder.channels
             self.announced = None
             return
@@ -97,7 +97,7 @@ class AudioFile:
         else:
             self._decode(libsndfile.Content(file, self._size), head)
         self.sample_rate_hz, self.channels = self._decoder.samplerate, self._decoder.channels
-        if not 0 <= self.announced <= _MAX_SAMPLES_PER_BYTE * self._size:
+        if self.announced is None or not 0 <= self.announced <= _MAX_SAMPLES_PER_BYTE * self._size:
             raise UnreadableAudio(
                 f"{self.path}: its header is damaged: it promises {self.announced} samples; copy it again"
             )
@@ -105,8 +105,8 @@ class AudioFile:
     def _may_be_mpeg(self, head: bytes) -> bool:
         return head[:3] == b"ID3" or head[0] == 0xFF or self.path.lower().endswith(_MPEG_ENDINGS)
 
-    def _decode(self, content: libsndfile.Content, head: bytes) -> None:
-        """Opens a decoder of libsndfile for this content."""
+    def _decode(self, content: libsndfile.Content, head: bytes) -> int:
+        """Opens a decoder of libsndfile for this content; returns the number of samples that it announces."""
         try:
             with libsndfile.quiet(self._may_print):
                 self._decoder = self._closing.enter_context(libsndfile.Decoder(content))
@@ -116,6 +116,7 @@ class AudioFile:
             reason = f": it is {what}" if what else f" ({reason_of(error)})"
             raise UnreadableAudio(f"{self.path}: cannot be read as audio{reason}; {CURE}") from error
         self._content, self.announced = content, self._decoder.frames
+        return self._decoder.frames
 
     def _open_chunks(self, file: BinaryIO, head: bytes, samples: chunks.Samples) -> None:
         replaced = samples.to_the_end(file) if samples.announced is None else None
@@ -144,16 +145,16 @@ class AudioFile:
 
     def _open_mpeg(self, file: BinaryIO, head: bytes, frames: mpeg.Frames) -> None:
         length = frames.samples_per_frame
-        self._decode(libsndfile.Content(file, self._size, start=frames.first), head)
+        announced = self._decode(libsndfile.Content(file, self._size, start=frames.first), head)
         if frames.announced:
-            refuse_early_end(self.path, frames.samples, self.announced, frames.sample_rate_hz)
-        if 0 <= frames.samples - self.announced <= _MPEG_SPARE_FRAMES * length:
+            refuse_early_end(self.path, frames.samples, announced, frames.sample_rate_hz)
+        if 0 <= frames.samples - announced <= _MPEG_SPARE_FRAMES * length:
             return
         if replaced := frames.corrected():
-            self._decode(libsndfile.Content(file, self._size, *replaced), head)
-        elif self.announced < frames.samples:
+            announced = self._decode(libsndfile.Content(file, self._size, *replaced), head)
+        elif announced < frames.samples:
             raise UnreadableAudio(f"{self.path}: its header promises less than it holds; convert it to flac or wav")
-        self.announced = min(self.announced, frames.samples)
+        self.announced = min(announced, frames.samples)
 
     def _check_format(self) -> None:
         rate, channels = self.sample_rate_hz, self.channels

@@ -54,6 +54,8 @@ class Decoder:
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages, close_fds=True
         )
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
         try:
             self._read_header()
         except BaseException:
@@ -84,7 +86,7 @@ class Decoder:
 
     def _read(self, size: int) -> bytes:
         """Returns `size` bytes, or fewer at the end."""
-        parts, missing, pipe = [], size, self._process.stdout.fileno()
+        parts, missing, pipe = [], size, self._output.fileno()
         while missing:
             if not select.select([pipe], [], [], STALLED_SECONDS)[0]:
                 self.close()
@@ -112,7 +114,7 @@ class Decoder:
         """Ends the program."""
         self._process.kill()
         self._process.wait()
-        self._process.stdout.close()
+        self._output.close()
         self._messages.close()
 
     def __enter__(self) -> "Decoder":

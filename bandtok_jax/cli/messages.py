@@ -33,7 +33,7 @@ def one_line(error: Exception) -> str:
 
     if isinstance(error, OSError) and error.errno and error.filename:
         cure = _CURES.get(error.errno, "check the path and the disk")
-        return untrusted.one_line(f"{error.filename}: {error.strerror.lower()}; {cure}")
+        return untrusted.one_line(f"{error.filename}: {str(error.strerror).lower()}; {cure}")
     return untrusted.one_line(error) or type(error).__name__
 
 

@@ -23,7 +23,7 @@ from bandtok_jax.formats import bt_file, safe_pickle
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.models import registry
 from bandtok_jax.models.dac import DAC, DILATIONS, KERNEL_SIZE
-from bandtok_jax.runtime import atomic_file, untrusted
+from bandtok_jax.runtime import atomic_file, expect, untrusted
 
 VERSIONS = ("1.0.0",)
 SILENCE_LUFS = -70.0  # audiotools' loudness is never below
@@ -32,14 +32,14 @@ _MOST_LUFS = 100.0  # our limit for the value in a file
 _MAGIC = b"\x93NUMPY"
 _MOST_BYTES = 1 << 30  # days of audio
 _CURE = "give a file that `dac encode` wrote"
-_METADATA = untrusted.record(
+_METADATA = expect.record(
     {
-        "dac_version": untrusted.one_of(*VERSIONS),
-        "chunk_length": untrusted.whole(1),
-        "padding": untrusted.truth(),
-        "input_db": untrusted.number(-_MOST_LUFS, _MOST_LUFS),
-        "original_length": untrusted.whole(1),
-        "sample_rate": untrusted.whole(1),
+        "dac_version": expect.one_of(*VERSIONS),
+        "chunk_length": expect.whole(1),
+        "padding": expect.truth(),
+        "input_db": expect.number(-_MOST_LUFS, _MOST_LUFS),
+        "original_length": expect.whole(1),
+        "sample_rate": expect.whole(1),
     }
 )
 
@@ -85,7 +85,7 @@ def read_dac(path: str) -> DacFile:
         if dtype.kind != "O":
             raise ValueError(f"it holds an array of {dtype}, no .dac codes")
         content = safe_pickle.read_numpy(data.read(), path)
-        untrusted.record({"codes": untrusted.anything, "metadata": untrusted.anything})(content, "")
+        expect.record({"codes": expect.anything, "metadata": expect.anything})(content, "")
         codes = content["codes"]
         if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 3 or 0 in codes.shape:
             raise ValueError(f"its codes are {untrusted.shown(codes)}, not uint16 [channels, rows, columns]")

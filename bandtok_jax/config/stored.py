@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.config import validate
 from bandtok_jax.config.shipped import reference_for
-from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime import expect, storage, untrusted
 
 _CURE = "copy it again from a run of the same one, or give another folder"
 
@@ -31,7 +31,7 @@ def read_content(folder: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a run or of an export")
-    return untrusted.read_json(path, untrusted.mapping(untrusted.anything), cure=_CURE)
+    return untrusted.read_json(path, expect.mapping(expect.anything), cure=_CURE)
 
 
 def write_config(config: ConfigDict, folder: str | os.PathLike) -> None:

@@ -68,10 +68,10 @@ def _check_steps(data: bytes) -> None:
             raise ValueError(f"its pickle holds the step {step.name}, which no weights or codes need")
         if number > _MOST_STEPS:
             raise ValueError(f"its pickle has more than {_MOST_STEPS} steps, which no weights or codes need")
-        if "PUT" in step.name and argument > number:  # they are counted from 0
+        if "PUT" in step.name and int(argument or 0) > number:  # they are counted from 0
             raise ValueError(f"its pickle remembers an object as number {argument} at step {number}")
         if step.name == "FRAME":
-            untrusted.require_bytes(argument, len(data) - place, "a frame of its pickle")
+            untrusted.require_bytes(int(argument or 0), len(data) - int(place or 0), "a frame of its pickle")
 
 
 class _Array:

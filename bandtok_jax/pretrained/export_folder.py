@@ -20,27 +20,27 @@ from bandtok_jax.formats import safetensors
 from bandtok_jax.models import registry
 from bandtok_jax.pretrained import model_card
 from bandtok_jax.runs.metrics import read_metrics
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 EXPORT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 _CARD = {
-    "scores": untrusted.mapping(untrusted.optional(untrusted.number()), most=1000, keys=untrusted.text(100)),
-    "data": untrusted.listing(untrusted.text(2000), most=1000),
+    "scores": expect.mapping(expect.optional(expect.number()), most=1000, keys=expect.text(100)),
+    "data": expect.listing(expect.text(2000), most=1000),
 }
 _COMPONENT = {
-    "config": untrusted.mapping(untrusted.anything),
-    "weight_hash": untrusted.text(64, "[0-9a-f]{64}"),
-    "step": untrusted.whole(),
-    "tokenizer_hash": untrusted.text(64, "[0-9a-f]*"),
-    "card": untrusted.record(_CARD),
+    "config": expect.mapping(expect.anything),
+    "weight_hash": expect.text(64, "[0-9a-f]{64}"),
+    "step": expect.whole(),
+    "tokenizer_hash": expect.text(64, "[0-9a-f]*"),
+    "card": expect.record(_CARD),
 }
-_EXPORT = untrusted.record(
+_EXPORT = expect.record(
     {
-        "export_version": untrusted.whole(1, EXPORT_VERSION),
-        "weight_hash": untrusted.text(64, "[0-9a-f]{64}"),
-        "components": untrusted.mapping(
-            untrusted.record(_COMPONENT, others=None), most=len(registry.ROLES), keys=untrusted.one_of(*registry.ROLES)
+        "export_version": expect.whole(1, EXPORT_VERSION),
+        "weight_hash": expect.text(64, "[0-9a-f]{64}"),
+        "components": expect.mapping(
+            expect.record(_COMPONENT, others=None), most=len(registry.ROLES), keys=expect.one_of(*registry.ROLES)
         ),
     }
 )
@@ -127,7 +127,7 @@ def is_export(path: str) -> bool:
     if not all(map(os.path.isfile, files)):
         return False
     try:
-        untrusted.read_json(files[0], untrusted.record({"export_version": untrusted.whole()}))
+        untrusted.read_json(files[0], expect.record({"export_version": expect.whole()}))
     except ValueError:
         return False
     return True

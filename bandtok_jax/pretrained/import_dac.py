@@ -14,7 +14,7 @@ import numpy as np
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 _CURE = "give the whole files of a DAC release"
 _LARGEST, _MOST_STRIDES = 1 << 20, 16  # far above every published model
@@ -64,7 +64,7 @@ def read_transformers(path: str, parity: bool = False) -> Component:
     config_file = os.path.join(folder, "config.json")
     if not os.path.isfile(config_file):
         raise FileNotFoundError(f"{config_file} does not exist: put the model's config.json beside its weights")
-    settings = untrusted.read_json(config_file, untrusted.record({"model_type": untrusted.one_of("dac")}), cure=_CURE)
+    settings = untrusted.read_json(config_file, expect.record({"model_type": expect.one_of("dac")}), cure=_CURE)
     with untrusted.reading(config_file, _CURE):
         shape = {**_shape(settings, _TRANSFORMERS), "parity": parity}
     weights_file = os.path.join(folder, name)
@@ -82,12 +82,12 @@ def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     shape = {key: settings.get(name) for key, name in names.items()}
     if isinstance(shape["strides"], tuple):
         shape["strides"] = list(shape["strides"])
-    untrusted.listing(untrusted.whole(1, _LARGEST), most=_MOST_STRIDES, least=1)(shape["strides"], names["strides"])
+    expect.listing(expect.whole(1, _LARGEST), most=_MOST_STRIDES, least=1)(shape["strides"], names["strides"])
     for key, value in shape.items():
         if key == "latent_dim" and not value:
             shape[key] = shape["encoder_dim"] * 2 ** len(shape["strides"])
         elif key != "strides":
-            untrusted.whole(1, _LARGEST)(value, names[key])
+            expect.whole(1, _LARGEST)(value, names[key])
     return shape
 
 

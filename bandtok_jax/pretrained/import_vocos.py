@@ -18,7 +18,7 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILES = ("pytorch_model.bin", "model.safetensors")
@@ -121,7 +121,7 @@ def _files(path: str) -> tuple[str, str]:
 
 def _settings(path: str) -> dict[str, Any]:
     """Returns the checked settings of the parts of the model, by names such as "head.n_fft"."""
-    parts = untrusted.read_yaml(path, untrusted.mapping(untrusted.anything), cure=_CURE)
+    parts = untrusted.read_yaml(path, expect.mapping(expect.anything), cure=_CURE)
     settings = {}
     for part, (class_path, known) in _PARTS.items():
         entry = parts.get(part)
@@ -155,7 +155,7 @@ def _checked(value: Any, part: str, name: str) -> Any:
     if name == "adanorm_num_embeddings" and value:
         raise ValueError(f"{where} is {untrusted.shown(value)}: a model that depends on a bitrate cannot be imported")
     if name not in _NO_NUMBERS:
-        untrusted.whole(1, _LARGEST)(value, where)
+        expect.whole(1, _LARGEST)(value, where)
     return value
 
 

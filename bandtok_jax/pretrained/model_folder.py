@@ -19,7 +19,7 @@ from bandtok_jax.config.schema import DTYPES
 from bandtok_jax.config.stored import read_config
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.pretrained.export_folder import read_export, save_codec, split_step
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 _CURE = "copy it again from its run or export, or upgrade bandtok-jax"
 
@@ -131,7 +131,7 @@ def read_components(
         raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
     if not os.path.isfile(config_file):
         raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
-    content = untrusted.read_json(config_file, untrusted.mapping(untrusted.anything), cure=_CURE)
+    content = untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
     is_export = "components" in content
     run = None if is_export else _read_run(path, step, dtype)  # its errors name the files of the run
     with untrusted.reading(config_file, _CURE):

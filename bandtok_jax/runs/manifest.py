@@ -6,10 +6,10 @@ import hashlib
 import json
 import pathlib
 
-from bandtok_jax.runtime import storage, untrusted
+from bandtok_jax.runtime import expect, storage, untrusted
 
 NAME = "seal.json"  # in the folder of the checkpoint
-_FILES = untrusted.mapping(untrusted.listing(untrusted.anything, most=2, least=2))  # size and checksum by name
+_FILES = expect.mapping(expect.listing(expect.anything, most=2, least=2))  # size and checksum by name
 _THREADS = 4  # hashing releases Python's lock; our choice
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 Path = str | os.PathLike[str]
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 REQUESTS = 32  # at a time, for many files of a bucket; our choice
 
@@ -108,7 +109,7 @@ def read_text(path: Path) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     files, name = _open(path)
-    return files.cat_file(name).decode()
+    return bytes(files.cat_file(name)).decode()  # type: ignore[arg-type]
 
 
 def read_range(path: Path, first: int, last: int) -> bytes:
@@ -118,7 +119,7 @@ def read_range(path: Path, first: int, last: int) -> bytes:
             file.seek(first)
             return file.read(last - first)
     files, name = _open(path)
-    return files.cat_file(name, start=first, end=last)
+    return bytes(files.cat_file(name, start=first, end=last))  # type: ignore[arg-type]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -156,7 +157,7 @@ def size(path: Path) -> int:
     """Returns the bytes of a file."""
     if is_remote(path):
         files, name = _open(path)
-        return files.size(name)
+        return int(files.size(name) or 0)
     return os.path.getsize(path)
 
 

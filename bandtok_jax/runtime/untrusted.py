@@ -2,10 +2,10 @@
 
 A reader of a format states what it expects, and gets values of which all that holds:
 
-    MANIFEST = untrusted.record({
-        "version": untrusted.whole(1, 1),
-        "shards": untrusted.listing(untrusted.record({"file": untrusted.file_name(), "bytes": untrusted.whole()})),
-        "caption?": untrusted.text(1000),                  # the question mark: may be left out
+    MANIFEST = expect.record({
+        "version": expect.whole(1, 1),
+        "shards": expect.listing(expect.record({"file": expect.file_name(), "bytes": expect.whole()})),
+        "caption?": expect.text(1000),                  # the question mark: may be left out
     })
 
     content = untrusted.read_json(path, MANIFEST, cure="write the records again")
@@ -29,7 +29,7 @@ import stat
 from typing import Any
 import zipfile
 
-from bandtok_jax.runtime import storage
+from bandtok_jax.runtime import expect, storage
 
 LONGEST_LINE = 480
 DEEPEST = 32
@@ -95,7 +95,8 @@ def reading(path: str | os.PathLike, cure: str = "copy it again") -> Iterator[No
     except MemoryError as error:
         raise refusal(path, "it asks for more memory than there is", cure) from error
     except UnicodeError as error:
-        raise refusal(path, f"it is no text in UTF-8 ({error.reason})", cure) from error
+        reason = getattr(error, "reason", error)
+        raise refusal(path, f"it is no text in UTF-8 ({reason})", cure) from error
     except zipfile.BadZipFile as error:
         raise refusal(path, f"it is no whole archive of the kind of zip and .npz ({error})", cure) from error
     except Exception as error:

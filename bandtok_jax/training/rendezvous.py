@@ -16,7 +16,7 @@ import socket
 import time
 from typing import Any
 
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import expect, untrusted
 
 SECRET = "BANDTOK_CLUSTER_SECRET"
 _JOB = {"slurm": "SLURM_JOB_ID", "ompi": "OMPI_MCA_orte_hnp_uri"}  # the same in all processes of one job, and no other
@@ -25,16 +25,16 @@ _CALLER_TIMEOUT_SECONDS = 10  # for a caller that sends nothing
 _MAX_STRANGERS = 200  # unproved callers that wait at one time
 _RETRY_SECONDS = 0.2
 
-_HEX = untrusted.text(64, "[0-9a-f]{64}")
-_CHALLENGE = untrusted.record({"challenge": _HEX}, others=None)
-_IDENTITY = untrusted.record(
+_HEX = expect.text(64, "[0-9a-f]{64}")
+_CHALLENGE = expect.record({"challenge": _HEX}, others=None)
+_IDENTITY = expect.record(
     {
-        "process": untrusted.whole(0, 1 << 31), "count": untrusted.whole(1, 1 << 31), "host": untrusted.text(255),
+        "process": expect.whole(0, 1 << 31), "count": expect.whole(1, 1 << 31), "host": expect.text(255),
         "challenge": _HEX, "proof": _HEX,
     },
     others=None,
 )  # fmt: skip
-_RESULT = untrusted.record({"problem": untrusted.text(2000), "proof": _HEX}, others=None)
+_RESULT = expect.record({"problem": expect.text(2000), "proof": _HEX}, others=None)
 
 
 @dataclasses.dataclass
