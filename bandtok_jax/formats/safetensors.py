@@ -38,8 +38,8 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> Tree:
     tree: dict = {}
     for path, leaf in flat.items():
         *parents, name = path.split(".")
-        if len(parents) > untrusted.DEEPEST:
-            raise ValueError(f"{untrusted.printable(path, 60)} has more than {untrusted.DEEPEST} levels")
+        if len(parents) > untrusted.MAX_DEPTH:
+            raise ValueError(f"{untrusted.printable(path, 60)} has more than {untrusted.MAX_DEPTH} levels")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
