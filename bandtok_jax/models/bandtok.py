@@ -48,7 +48,7 @@ class BandTok(nnx.Module):
       channels: channels of each resolution, from fine to coarse; every further entry halves both axes.
       num_res_blocks: residual blocks at each resolution.
       mid_blocks: more residual blocks at the coarsest resolution, on each side of the quantizer.
-      codebook_size: K.
+      codebook_size: K, the number of codes in a codebook.
       codebook_dim: D, width of a code.
       normalise_codes: look-up on the unit sphere.
       code_gradient: "straight_through" or "rotation".

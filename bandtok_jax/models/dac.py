@@ -44,7 +44,7 @@ class DAC(nnx.Module):
       strides: strides of the encoder, from fine to coarse; the decoder's are these in reverse.
       latent_dim: D, of the quantized latents; by default the channels at the end of the encoder.
       rows: F, levels of the quantizer.
-      codebook_size: K, of each level.
+      codebook_size: K, the number of codes of each level.
       codebook_dim: dimensions in which codes are compared.
       learning_rule: learning rule of the codebooks, "gradient", as published, or "ema".
       parity: the decoder's odd strides lose a sample each, as published, so that the audio is a little shorter than its

@@ -32,7 +32,7 @@ class LanguageModel(nnx.Module):
 
     Args:
       rows: F of the grid.
-      codebook_size: K of its codes.
+      codebook_size: K, the number of codes of the tokenizer.
       dim, num_layers, num_heads, feed_forward_dim: sizes of the transformer.
       rope: "2d" rotates half of each head by the column and half by the row, "1d" all of it by the position.
       row_embedding: also add a learned vector for the row.
