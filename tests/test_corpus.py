@@ -108,7 +108,7 @@ def test_whole_tracks_and_shifted_copies(data, tmp_path):
 
 
 def test_finished_shards_are_not_tokenized_again(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 1)
+    monkeypatch.setattr(tokenize_corpus, "TRACKS_PER_SHARD", 1)
     whole = tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     coded, encode_stream = [], MelCodec.encode_stream
 
@@ -177,7 +177,7 @@ def same_files(folder, other):
 
 
 def test_processes_divide_the_shards_and_their_number_may_change(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 1)
+    monkeypatch.setattr(tokenize_corpus, "TRACKS_PER_SHARD", 1)
     tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     written = []
     monkeypatch.setattr(TokenWriter, "write", lambda self, *shard: (written.append(shard[:2]), write(self, *shard)))

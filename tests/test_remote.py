@@ -140,7 +140,7 @@ def test_training_reads_the_bytes_of_its_crops(local, bucket, monkeypatch):
 
 
 def test_tokens_in_a_bucket(local, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize_corpus, "TRACKS_A_SHARD", 4)
+    monkeypatch.setattr(tokenize_corpus, "TRACKS_PER_SHARD", 4)
     files, name = fsspec.core.url_to_fs(bucket)
     files.put(str(local) + "/", name + "/records/", recursive=True)
     tokenize_corpus.tokenize(codec(), local, tmp_path / "tokens", offsets=2)
