@@ -34,9 +34,7 @@ _CHECK = expect.record(
         "sample_rate_hz": expect.whole(1, 1 << 20),
         "clip_seconds": _SECONDS,
         "splits": expect.mapping(
-            expect.record(
-                {"tracks": _COUNT, "records": _COUNT, "hours": _SECONDS, "shards": expect.listing(_SHARD)}
-            ),
+            expect.record({"tracks": _COUNT, "records": _COUNT, "hours": _SECONDS, "shards": expect.listing(_SHARD)}),
             keys=_SPLIT,
         ),
         **dict.fromkeys(("sample_rates_hz", "channel_counts", "licences", "domains", "full_band"), _GROUPS),
