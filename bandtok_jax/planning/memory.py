@@ -8,7 +8,7 @@ compares it with the memory of compiled programs.
 import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
@@ -115,5 +115,5 @@ def _fuse(results: list[_Array], inputs: list[_Array]) -> None:
 
 def _bytes(variable: core.Var) -> int:
     """Returns the size of a variable; effects and tokens have none."""
-    aval = variable.aval
+    aval: Any = variable.aval
     return aval.size * getattr(aval.dtype, "itemsize", 0) if hasattr(aval, "dtype") else 0

@@ -27,16 +27,19 @@ def format_plan(plan: Plan, name: str) -> str:
 
 
 def _method(plan: Plan) -> str:
+    """Returns the origin of the numbers."""
     if not plan.compiled:
         return "from a model of the step, neither compiled nor run"
     return f"compiled for these chips{' with --quick' if plan.quick else ''}, not run"
 
 
 def _row(name: str, value: str, remark: str = "") -> str:
+    """Returns one line of a table."""
     return f"  {name:<22}{value:>12}  {remark}".rstrip()
 
 
 def _memory(plan: Plan) -> list[str]:
+    """Returns the lines of the memory of a chip."""
     remarks = {"state": "weights, moments, EMA", "temporaries": "", "program": "", "total": ""}
     remarks["temporaries"] = "" if plan.compiled else "gradients and activations"
     lines = ["memory of a chip"]
@@ -47,6 +50,7 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _work(plan: Plan) -> list[str]:
+    """Returns the lines of arithmetic and memory traffic."""
     lines = ["work of a chip per step"]
     lines.append(_row("model FLOPs", f"{plan.model_flops / 1e12:.3f} T", "by formula"))
     ratio = f"{plan.program_flops / plan.model_flops:.2f} times the model FLOPs, with rematerialisation"
@@ -57,6 +61,7 @@ def _work(plan: Plan) -> list[str]:
 
 
 def _collectives(plan: Plan) -> list[str]:
+    """Returns a line for each kind of collective, and one for all gradients."""
     lines = ["collectives per step" + ("" if plan.compiled else ", by formula")]
     for kind, entry in sorted(plan.collectives.items()):
         size, runs = f"{entry['bytes'] / 1e6:.1f} MB", f"in {entry['runs']}"
@@ -67,6 +72,7 @@ def _collectives(plan: Plan) -> list[str]:
 
 
 def _times(plan: Plan) -> list[str]:
+    """Returns the lines of the step time, with advice if communication takes a large share."""
     seconds = plan.seconds
     lines = ["time of a step at the published peaks, without overlap"]
     lines.append(_row("arithmetic", f"{1e3 * seconds['arithmetic']:.1f} ms"))
