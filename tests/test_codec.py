@@ -302,7 +302,7 @@ def test_weight_hash_sees_every_leaf_and_no_order():
 
 @functools.cache
 def create_of_levels():
-    """A tokenizer whose rows are residual levels of the columns of a mel picture, with a vocoder."""
+    """A tokenizer whose rows are residual levels of the columns of a log-mel, with a vocoder."""
     config = load_config("bandtok:tiny", {"model.residual_levels": "4"})
     return MelCodec(component.init_random(config, jax.random.key(0)), create().components["vocoder"], chunk_columns=8)
 
@@ -318,9 +318,9 @@ def test_a_mel_tokenizer_may_have_residual_levels():
     assert first.shape == (44 * 4096,) and not np.array_equal(first, codec.decode(codes))
 
 
-def test_a_dac_file_is_refused_by_a_tokenizer_of_mel_pictures(tmp_path):
+def test_a_dac_file_is_refused_by_a_tokenizer_of_mel_spectrograms(tmp_path):
     for codec in (create(), create_of_levels()):
-        with pytest.raises(ValueError, match="song.dac is a .dac file, and this model codes mel pictures"):
+        with pytest.raises(ValueError, match="song.dac is a .dac file.*give an imported DAC"):
             code_files.decode_dac(codec, "song.dac", str(tmp_path / "a.wav"))
 
 

@@ -166,7 +166,7 @@ def dac_codes(random, valid):
     return fuzz.binary(random, valid) if random.random() < 0.4 else valid[:begin] + pickled(random, valid[begin:])
 
 
-@pytest.mark.parametrize("name", ["song", "pieces"])
+@pytest.mark.parametrize("name", ["song", "chunks"])
 def test_dac_files(name, tmp_path):
     valid = (GOLDEN / "dac" / f"{name}.dac").read_bytes()
     fuzz.check(lambda path: dac_file.read_dac(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
