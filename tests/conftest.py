@@ -15,7 +15,7 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture
 def full_disk():
-    """A context in which no file may grow beyond so many bytes."""
+    """A context in which no file may grow beyond the given number of bytes."""
 
     @contextlib.contextmanager
     def limited(room_bytes):

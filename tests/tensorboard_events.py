@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, read from its files without TensorBoard."""
+"""The scalars that TensorBoard shows of a run, read from its files without TensorBoard."""
 
 import struct
 

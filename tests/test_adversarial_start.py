@@ -1,4 +1,4 @@
-"""The beginning of adversarial training: what the discriminators may do to a reconstruction."""
+"""The beginning of adversarial training and its effect on the reconstruction."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_the_reconstruction_does_not_rise_when_strong_discriminators_begin(tmp_p
     def rise(state, **loss):
         """The largest mean of 20 steps after the start, in that of the 20 steps before it."""
         task = _task(tmp_path, adversarial=10.0, feature_matching=0.0, **loss)
-        found, programs = [], {}
+        reconstruction_losses, programs = [], {}
         for step in range(START + STEPS):
             phase = task.phase(step)
 
@@ -69,8 +69,8 @@ def test_the_reconstruction_does_not_rise_when_strong_discriminators_begin(tmp_p
 
             program = programs.setdefault(tuple(phase.items()), jax.jit(run))
             state, metrics = program(state, batches[step % 20], jax.random.key(step))
-            found.append(float(metrics["reconstruction"]))
-        means = [np.mean(found[first : first + 20]) for first in range(START - 20, START + STEPS - 19)]
+            reconstruction_losses.append(float(metrics["reconstruction"]))
+        means = [np.mean(reconstruction_losses[first : first + 20]) for first in range(START - 20, START + STEPS - 19)]
         return max(means) / means[0]
 
     task = _task(tmp_path)

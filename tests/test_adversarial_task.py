@@ -59,8 +59,8 @@ def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_netwo
         task.train_step(state, {}, batch, jax.random.key(1))
         return tuple(taken)
 
-    found, expected = jit_once(lambda s, b: (step(s, b), _written_down(task, s, b)))(state, batch)
-    for name, ours, theirs in zip(("model", "discriminator"), found, expected, strict=True):
+    applied, expected = jit_once(lambda s, b: (step(s, b), _written_down(task, s, b)))(state, batch)
+    for name, ours, theirs in zip(("model", "discriminator"), applied, expected, strict=True):
         scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
         assert scale > 1e-4
         jax.tree.map(

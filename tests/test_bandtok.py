@@ -1,4 +1,4 @@
-"""The tokenizer network: shapes, size, receptive field, and that a token never depends on the length of the piece."""
+"""The tokenizer network: shapes, size, receptive field, and that a token never depends on the length of the track."""
 
 import functools
 
@@ -29,7 +29,7 @@ def _network(**shape):
     return network, *jit_once(network.init)(jax.random.key(0)), module
 
 
-def _picture(frames, seed=0):
+def _random_log_mel(frames, seed=0):
     return jax.random.normal(jax.random.key(seed), (1, frames, 32)) * 3 - 5
 
 
@@ -47,10 +47,10 @@ def test_encoder_sees_no_further_than_it_says(name):
     def latents(x):
         return network.apply(parameters, buffers, x, method="latents")[0, column].sum()
 
-    seen = np.flatnonzero(np.abs(jax.grad(latents)(_picture(frames))).sum((0, 2)))
+    seen = np.flatnonzero(np.abs(jax.grad(latents)(_random_log_mel(frames))).sum((0, 2)))
     first, last = column * 8 - seen[0], seen[-1] - (column * 8 + 7)
     assert 0 < max(first, last) <= module.encoder_context_frames
-    # The bound is not idle: what it costs is computed for every chunk.
+    # The bound is tight, since every chunk pays for its context.
     assert max(first, last) >= module.encoder_context_frames - 16
 
 
@@ -69,9 +69,9 @@ def test_decoder_sees_no_further_than_it_says(name):
     assert module.decoder_context_columns - 2 <= reach <= module.decoder_context_columns
 
 
-def test_a_longer_piece_has_the_same_latents_where_both_see_the_same():
+def test_a_longer_track_has_the_same_latents_where_both_see_the_same():
     network, parameters, buffers, module = _network(**SHAPES["two halvings"])
-    long = _picture(192)
+    long = _random_log_mel(192)
     context = -(-module.encoder_context_frames // 8)
 
     def latents(x):
@@ -102,7 +102,7 @@ def test_decoded_log_mel_is_never_below_the_floor_of_the_front_end():
 def test_values_below_the_floor_are_raised_in_training_too_and_can_rise():
     network, parameters, buffers, _ = _network(**SHAPES["one patch a cell"])
     parameters = {**parameters, "decoder_out": {**parameters["decoder_out"], "bias": jnp.full(64, -100.0)}}
-    floor, log_mel = np.log(np.float32(1e-5)), _picture(16)
+    floor, log_mel = np.log(np.float32(1e-5)), _random_log_mel(16)
 
     def error(bias, target):
         changed = {**parameters, "decoder_out": {**parameters["decoder_out"], "bias": bias}}
@@ -150,13 +150,13 @@ def test_residual_levels_learn(tmp_path):
 def test_a_discriminator_scores_each_log_mel_by_itself(normalisation):
     network = Network(lambda rngs: MultiScalePatchGAN(channels=4, num_scales=3, normalisation=normalisation, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
-    log_mels = jnp.concatenate([_picture(64, seed) for seed in range(3)])
+    log_mels = jnp.concatenate([_random_log_mel(64, seed) for seed in range(3)])
     together, features = network.apply(parameters, buffers, log_mels)
     alone, _ = network.apply(parameters, buffers, log_mels[1:2])
     assert [logits.shape for logits in together] == [(3, 8, 4), (3, 4, 2), (3, 2, 1)]
     assert [len(maps) for maps in features] == [4, 4, 4]
-    for one, other in zip(together, alone):
-        np.testing.assert_allclose(one[1:2], other, atol=1e-5)
+    for batched, single in zip(together, alone):
+        np.testing.assert_allclose(batched[1:2], single, atol=1e-5)
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(parameters)

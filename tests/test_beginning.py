@@ -95,15 +95,18 @@ def test_a_run_resumes_with_other_workers_but_no_other_examples(key, value, mess
 
 
 def test_a_norm_of_zero_clips_nothing():
-    made = {}
+    states = {}
     for norm in (0.0, 1e9, 1e-3):
         settings = load_config("dac:tiny", {"optimizer.gradient_clip_norm": str(norm)}).optimizer
         optimizer = optimization.create_optimizer(settings, 100)
         weights = {"kernel": np.ones((2, 2), np.float32)}
         memory = optimizer.init(weights)
-        made[norm] = optimizer.update({"kernel": np.full((2, 2), 3.0, np.float32)}, memory, weights)[1]
-        assert jax.tree.structure(made[norm]) == jax.tree.structure(memory) == jax.tree.structure(made[0.0])
-    same = lambda one, other: jax.tree.all(jax.tree.map(np.array_equal, made[one], made[other]))
+        states[norm] = optimizer.update({"kernel": np.full((2, 2), 3.0, np.float32)}, memory, weights)[1]
+        assert jax.tree.structure(states[norm]) == jax.tree.structure(memory) == jax.tree.structure(states[0.0])
+
+    def same(first, second):
+        return jax.tree.all(jax.tree.map(np.array_equal, states[first], states[second]))
+
     assert same(0.0, 1e9) and not same(0.0, 1e-3)
 
 

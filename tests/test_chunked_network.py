@@ -1,4 +1,4 @@
-"""A network over a stream in chunks: equal to the whole, whatever the chunk, and with a state handed on."""
+"""A network over a stream in chunks: equal to the whole for every size of chunk, and with a state handed on."""
 
 from flax import nnx
 import jax

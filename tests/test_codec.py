@@ -1,4 +1,4 @@
-"""The codec: codes do not depend on chunks, blocks or length; bad input is refused; folders return the same codes."""
+"""The codec: codes that do not depend on chunks, blocks or length, refusal of bad input, and coding of folders."""
 
 import dataclasses
 import doctest
@@ -62,13 +62,13 @@ def test_equal_seeds_make_equal_weights():
 
 
 def whole(stage, x, method="__call__"):
-    """What the network of a stage makes of a whole file at once, `x [1, ...]`: what training computes for a clip."""
+    """The output of a component's network for a whole file `x [1, ...]`, as training computes it for a clip."""
     apply = jax.jit(functools.partial(stage.network.apply, method=method))
     return np.asarray(apply(stage.weights["parameters"], stage.weights["buffers"], x))[0]
 
 
 @pytest.mark.parametrize("samples", [1, 700, 4096, 4097, 100_000, 4 * RATE])
-def test_chunks_have_the_codes_and_the_sound_of_the_whole_file(samples):
+def test_chunks_have_the_codes_and_the_audio_of_the_whole_file(samples):
     codec, audio = create(), music()[:samples]
     tokenizer, vocoder = codec.components["tokenizer"], codec.components["vocoder"]
     codes, columns = codec.encode(audio, RATE), math.ceil(samples / 4096)
@@ -80,8 +80,8 @@ def test_chunks_have_the_codes_and_the_sound_of_the_whole_file(samples):
     assert (codes == whole(tokenizer, log_mel, "encode")).mean() > 0.998
     log_mel = whole(tokenizer, codes[None], "decode")
     np.testing.assert_allclose(codec.decode_mel(codes), log_mel, atol=1e-4)
-    sound = whole(vocoder, log_mel[None])
-    np.testing.assert_allclose(codec.decode(codes), sound, atol=1e-4 * np.abs(sound).max())
+    decoded = whole(vocoder, log_mel[None])
+    np.testing.assert_allclose(codec.decode(codes), decoded, atol=1e-4 * np.abs(decoded).max())
 
 
 @pytest.mark.parametrize("samples", [1, 4096, 40_000, 100_001])
@@ -103,31 +103,31 @@ def test_streams_equal_whole_files():
     for size in (1000, 4096, 77_777):
         blocks = [audio[i : i + size] for i in range(0, len(audio), size)]
         np.testing.assert_array_equal(np.concatenate(list(codec.encode_stream(blocks))), codes)
-    sound = codec.decode(codes)
+    decoded = codec.decode(codes)
     for size in (1, 13):
         blocks = [codes[i : i + size] for i in range(0, len(codes), size)]
-        np.testing.assert_array_equal(np.concatenate(list(codec.decode_stream(blocks))), sound)
+        np.testing.assert_array_equal(np.concatenate(list(codec.decode_stream(blocks))), decoded)
 
 
 def test_memory_is_bounded_by_the_chunk():
     """However long the stream, no more of it is held than a chunk with its context and one block."""
     codec, ahead = create(), []
-    eaten = given = 0
+    consumed = produced = 0
 
     def endless(block):
-        nonlocal eaten
+        nonlocal consumed
         while True:
-            eaten += len(block)
+            consumed += len(block)
             yield block
 
     for codes in itertools.islice(codec.encode_stream(endless(np.zeros(5000, np.float32))), 30):
-        given += len(codes) * codec.samples_per_column
-        ahead.append(eaten - given)
+        produced += len(codes) * codec.samples_per_column
+        ahead.append(consumed - produced)
     assert max(ahead) == max(ahead[:10]) < 10 * codec.samples_per_column
-    eaten, given, ahead = 0, 0, []
+    consumed, produced, ahead = 0, 0, []
     for audio in itertools.islice(codec.decode_stream(endless(codes[:3])), 30):
-        given += len(audio) / codec.samples_per_column
-        ahead.append(eaten - given)
+        produced += len(audio) / codec.samples_per_column
+        ahead.append(consumed - produced)
     assert max(ahead) == max(ahead[:10]) < 20
 
 
@@ -172,7 +172,7 @@ def test_other_rates_channels_and_types(rate):
         (np.zeros(100), 1_000_000, "1000000 Hz"),
     ],
 )
-def test_bad_sound(audio, rate, words):
+def test_bad_audio(audio, rate, words):
     with pytest.raises(ValueError, match=words):
         create().encode(audio, rate)
 
@@ -215,7 +215,7 @@ def composer(text="bytes"):
 
 def test_generate():
     codec = composer()
-    codes = codec.generate("slow piano", seconds=1.1, seed=3)  # longer than what the model sees at once
+    codes = codec.generate("slow piano", seconds=1.1, seed=3)  # longer than the model's window
     assert codes.shape == (12, 16)
     np.testing.assert_array_equal(codec.generate("slow piano", seconds=1.1, seed=3), codes)
     prefix = create().encode(music()[:20_000], RATE)
@@ -254,10 +254,10 @@ def test_a_tokenizer_for_imported_vocoders_comes_without_one():
 def test_embeddings_that_do_not_fit_are_named(tmp_path):
     codec, whole = composer("embedding"), np.ones((2, 16))
     path = str(tmp_path / "text.npy")
-    for given in (whole, whole[0].astype(np.float16)):
-        np.save(path, given)
-        found = code_files.read_embedding(codec, path)
-        assert found.dtype == np.float32 and found.shape == (given.size // 16, 16)
+    for embedding in (whole, whole[0].astype(np.float16)):
+        np.save(path, embedding)
+        loaded = code_files.read_embedding(codec, path)
+        assert loaded.dtype == np.float32 and loaded.shape == (embedding.size // 16, 16)
     np.savez(tmp_path / "whole.npz", a=whole, b=whole)
     archive = (tmp_path / "whole.npz").read_bytes()
     np.save(path, whole)
@@ -266,12 +266,12 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
         (tmp_path / "text.npy").write_bytes(content)
         with pytest.raises(ValueError, match=r"text\.npy: .*; write one array, \[L, E\] or \[E\]"):
             code_files.read_embedding(codec, path)
-    for given in (whole[:, :15], whole[None], whole[:0], np.full((2, 16), "a"), whole * np.nan, whole * 1e300):
-        np.save(path, given)
+    for embedding in (whole[:, :15], whole[None], whole[:0], np.full((2, 16), "a"), whole * np.nan, whole * 1e300):
+        np.save(path, embedding)
         with pytest.raises(ValueError, match=r"text\.npy: an embedding .* \[L, 16\]"):
             code_files.read_embedding(codec, path)
         with pytest.raises(ValueError, match=r"^an embedding .* \[L, 16\]"):
-            codec.generate(embedding=given)
+            codec.generate(embedding=embedding)
     np.save(path, whole)
     with pytest.raises(ValueError, match=r"text\.npy: this language model did not learn from embeddings"):
         code_files.read_embedding(composer(), path)

@@ -22,7 +22,7 @@ NAMES = [f"{name}:{variant}" for name in list_configs() for variant in list_vari
 
 
 def _kind(name: str) -> str:
-    """Returns all that makes the steps of two shrunk configurations different: what is not a number, and what is on."""
+    """Returns the settings in which the steps of two shrunk configurations differ, without numbers."""
 
     def kind(value):
         if isinstance(value, dict):
@@ -114,14 +114,14 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
 
 def _trained() -> list:
     """All names; slow proofs are those in 32 bits, of a kind that came before, or with discriminators of audio."""
-    seen, found = set(), []
+    seen, parameters = set(), []
     for name in NAMES:
         config = load_config(name)
         audio = config.task in ("vocoder", "waveform_codec")
         fast = config.dtype != "float32" and not audio and _kind(name) not in seen
         seen.add(_kind(name))
-        found.append(name if fast else pytest.param(name, marks=pytest.mark.slow))
-    return found
+        parameters.append(name if fast else pytest.param(name, marks=pytest.mark.slow))
+    return parameters
 
 
 @pytest.mark.parametrize("name", _trained())

@@ -63,26 +63,26 @@ def test_parts_of_the_published_size():
     def side(name):
         return sum(count for part, count in size.items() if part.startswith(name))
 
-    found = [round(count / 1e6, 2) for count in (side("encoder"), size["quantizer"], side("decoder"))]
-    assert found == [22.31, 0.24, 54.10]
+    millions = [round(count / 1e6, 2) for count in (side("encoder"), size["quantizer"], side("decoder"))]
+    assert millions == [22.31, 0.24, 54.10]
 
 
 def test_snake_is_the_formula():
     network = Network(lambda rngs: Snake(3, rngs=rngs))
     alpha, x = np.array([0.5, 1.0, 4.0], np.float32), np.linspace(-3, 3, 21, dtype=np.float32).reshape(1, 7, 3)
-    found = network.apply({"alpha": alpha}, {}, x)
-    np.testing.assert_allclose(found, x + np.sin(alpha * x) ** 2 / (alpha + 1e-9), atol=1e-6)
+    activated = network.apply({"alpha": alpha}, {}, x)
+    np.testing.assert_allclose(activated, x + np.sin(alpha * x) ** 2 / (alpha + 1e-9), atol=1e-6)
     half = network.apply({"alpha": alpha}, {}, jnp.asarray(x, jnp.bfloat16))
     assert (
         half.dtype == jnp.bfloat16 and network.apply({"alpha": alpha}, {}, np.zeros((1, 1, 3), np.float32)).sum() == 0
     )
 
 
-def test_squared_sine_and_its_slope():
+def test_squared_sine_and_its_derivative():
     for scale in (1, 100, 10_000):
         x = np.linspace(-scale, scale, 20_001, dtype=np.float32)
-        found, gradient = jit_once(lambda x: jax.jvp(squared_sine, (x,), (jnp.ones_like(x),)))(x)
-        np.testing.assert_allclose(found, np.sin(x.astype(np.float64)) ** 2, atol=4e-7)
+        squared, gradient = jit_once(lambda x: jax.jvp(squared_sine, (x,), (jnp.ones_like(x),)))(x)
+        np.testing.assert_allclose(squared, np.sin(x.astype(np.float64)) ** 2, atol=4e-7)
         np.testing.assert_allclose(gradient, np.sin(2 * x.astype(np.float64)), atol=8e-7)
 
 
@@ -110,8 +110,8 @@ def quantizer(dtype=jnp.float32):
     return network, tiny.random_weights(network)
 
 
-def by_hand(parameters, latents):
-    """Codes, what every level adds, and both losses of every level and example, in NumPy."""
+def quantize_in_numpy(parameters, latents):
+    """Codes, the vectors that every level adds, and both losses of every level and example, in NumPy."""
     residual, codes, parts, losses = np.asarray(latents, np.float64), [], [], []
     for number in range(3):
         level = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters["levels"][str(number)])
@@ -131,13 +131,13 @@ def by_hand(parameters, latents):
     return np.stack(codes, -1), np.stack(parts), np.stack(losses)
 
 
-def test_residual_quantizer_by_hand():
+def test_residual_quantizer_agrees_with_numpy():
     network, parameters = quantizer()
     latents = 3 * np.random.default_rng(1).normal(size=(2, 5, 6)).astype(np.float32)
-    codes, parts, losses = by_hand(parameters, latents)
+    codes, parts, losses = quantize_in_numpy(parameters, latents)
     levels = np.array([1, 3])
-    total, found, training, _ = run(network, parameters, latents, levels, method="__call__")
-    np.testing.assert_array_equal(found, codes)
+    total, chosen, training, _ = run(network, parameters, latents, levels, method="__call__")
+    np.testing.assert_array_equal(chosen, codes)
     np.testing.assert_array_equal(run(network, parameters, latents, method="encode"), codes)
     used = np.arange(3)[:, None] < levels
     np.testing.assert_allclose(total, (parts * used[..., None, None]).sum(0), atol=1e-4)
@@ -149,7 +149,7 @@ def test_residual_quantizer_by_hand():
 
 
 def test_codes_start_where_the_latents_are():
-    """Of a few different latents, every level begins with a vector for each: nothing is left to commit to."""
+    """Every level begins with a vector for each of a few different latents, so no commitment loss remains."""
     network, parameters = quantizer()
     latents = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)[np.arange(200) % 5].reshape(4, 50, 6)
     init = jit_once(functools.partial(network.apply, method="init_codebook", num_batches=1))
@@ -210,12 +210,12 @@ def test_training_outputs():
     decoded, codes, _, _ = run(network, parameters, audio, np.array([1, 3]), method="__call__")
     assert decoded.shape == (2, 100) and codes.shape == (2, 34, 3)
     np.testing.assert_array_equal(codes, run(network, parameters, audio, method="encode"))
-    one = run(network, parameters, codes[:1, :, :1], method="decode")
-    np.testing.assert_allclose(decoded[:1], one[:, :100], atol=1e-5)
+    first_level = run(network, parameters, codes[:1, :, :1], method="decode")
+    np.testing.assert_allclose(decoded[:1], first_level[:, :100], atol=1e-5)
 
 
 def test_receptive_fields_are_reached_and_not_exceeded():
-    """A change within a column changes what lies as far as the context says, and nothing beyond."""
+    """A change within a column reaches as far as the stated context, and no further."""
     network, parameters = small()
     hop, columns, middle = 3, 101, 50
     rng = np.random.default_rng(0)
@@ -226,8 +226,8 @@ def test_receptive_fields_are_reached_and_not_exceeded():
         first = 0.3 * rng.normal(size=shape).astype(np.float32)
         second = first.copy()
         second[middle] += 1
-        made = [np.asarray(run(network, parameters, shaped(x), method=method)) for x in (first, second)]
-        changed = np.flatnonzero((made[0] != made[1]).reshape(columns, -1).any(1))
+        outputs = [np.asarray(run(network, parameters, shaped(x), method=method)) for x in (first, second)]
+        changed = np.flatnonzero((outputs[0] != outputs[1]).reshape(columns, -1).any(1))
         assert max(middle - changed[0], changed[-1] - middle) == network.attribute(context)
 
 
@@ -237,15 +237,15 @@ def test_a_window_with_its_context_is_part_of_the_whole(parity):
     network, parameters = small(parity=parity)
     hop, columns, size = 3, 60, 10
     codes = np.random.default_rng(1).integers(0, 32, (1, columns, 3))
-    sound = np.asarray(run(network, parameters, codes, method="decode"))
-    assert sound.shape == (1, columns * hop - parity)  # the stride of 3 loses a sample
+    decoded = np.asarray(run(network, parameters, codes, method="decode"))
+    assert decoded.shape == (1, columns * hop - parity)  # the stride of 3 loses a sample
     context = network.attribute("decoder_context_columns")
     padded = np.pad(codes, ((0, 0), (context, context), (0, 0)))
     for first in (0, 17, columns - size):
         span = np.array([context - first, context - first + columns])
-        found = run(network, parameters, padded[:, first : first + size + 2 * context], span, method="decode")
-        inner = np.asarray(found)[:, context * hop : (context + size) * hop]
-        expected = sound[:, first * hop : (first + size) * hop]
+        result = run(network, parameters, padded[:, first : first + size + 2 * context], span, method="decode")
+        inner = np.asarray(result)[:, context * hop : (context + size) * hop]
+        expected = decoded[:, first * hop : (first + size) * hop]
         np.testing.assert_allclose(inner[:, : expected.shape[1]], expected, atol=1e-5)
         assert not inner[:, expected.shape[1] :].any()
     if parity:
@@ -258,8 +258,8 @@ def test_a_window_with_its_context_is_part_of_the_whole(parity):
     for first in (0, 17, columns - size):
         window = padded[:, first * hop : (first + size + 2 * context) * hop]
         span = np.array([context - first, context - first + columns])
-        found = np.asarray(run(network, parameters, window, span, method="encode"))
-        np.testing.assert_array_equal(found[:, context:-context], codes[:, first : first + size])
+        result = np.asarray(run(network, parameters, window, span, method="encode"))
+        np.testing.assert_array_equal(result[:, context:-context], codes[:, first : first + size])
 
 
 def test_mistakes_are_named():

@@ -60,8 +60,8 @@ def environment(monkeypatch):
 )
 def test_clusters_are_known_by_their_environment(environment, variables, expected):
     environment(variables)
-    found = distributed.detect()
-    assert found == (expected and distributed.Cluster(*expected))
+    cluster = distributed.detect()
+    assert cluster == (expected and distributed.Cluster(*expected))
 
 
 def test_an_incomplete_environment_names_what_is_missing(environment):
@@ -229,8 +229,8 @@ def test_two_processes_and_a_mesh_train_as_one(tmp_path):
     mesh = {f"mesh.{axis}": 2 for axis in ("data", "fsdp", "tensor")}
     processes.train("language_model", tmp_path / "one", tmp_path, **steps)
     printed = processes.train("language_model", tmp_path / "two", tmp_path, processes=2, devices=4, **steps, **mesh)
-    one, two = (processes.losses(tmp_path / run) for run in ("one", "two"))
-    assert list(one) == list(two) == [1, 2, 3, 4]
-    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    single, mesh_run = (processes.losses(tmp_path / run) for run in ("one", "two"))
+    assert list(single) == list(mesh_run) == [1, 2, 3, 4]
+    assert list(mesh_run.values()) == pytest.approx(list(single.values()), rel=1e-5)
     assert "('tensor', 'fsdp')" in printed[0]  # the table, on one process alone
     assert "parameters" not in printed[1]

@@ -28,7 +28,7 @@ def test_a_tokenizer_in_float32_and_others_as_trained_or_asked(trained, platform
     assert computed["vocos:tiny"] == computed["language_model:tiny"] == expected
 
 
-def test_codes_stay_and_sound_hardly_changes_in_16_bits(tmp_path):
+def test_codes_stay_and_audio_hardly_changes_in_16_bits(tmp_path):
     export_folder.save_codec(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
     short = [bandtok_jax.load(tmp_path / "model", dtype=dtype) for dtype in ("", "bfloat16")]
     short = [MelCodec(codec.components["tokenizer"], codec.components["vocoder"], chunk_columns=8) for codec in short]
@@ -43,10 +43,10 @@ def test_codes_stay_and_sound_hardly_changes_in_16_bits(tmp_path):
 
 
 def test_the_command_line_passes_it_on(monkeypatch, tmp_path):
-    given = {}
+    received = {}
     monkeypatch.setattr(
-        model_folder, "load", lambda path, **options: given.update(options) or bandtok_jax.create("nothing")
+        model_folder, "load", lambda path, **options: received.update(options) or bandtok_jax.create("nothing")
     )
     for verb in (["decode", "a.bt"], ["reconstruct", "a.wav", "-o", "b.wav"], ["generate", "-o", f"{tmp_path}/a.wav"]):
         assert cli.main([*verb, "--model=x", "--dtype=bfloat16"]) == 1
-        assert given.pop("dtype") == "bfloat16"
+        assert received.pop("dtype") == "bfloat16"

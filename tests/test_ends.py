@@ -1,4 +1,4 @@
-"""The ends of sound: beyond a file's ends a codec sees what it saw beyond the ends of clips in training."""
+"""The ends of a file, beyond which a codec reads the same padding as beyond the ends of clips in training."""
 
 import functools
 
@@ -60,7 +60,7 @@ def codec(tmp_path_factory):
 
 
 def excerpts(samples=EXCERPT) -> list[tuple[int, np.ndarray]]:
-    """Places within music that the tokenizer has not learned from, and what is there."""
+    """Positions within music that the tokenizer has not learned from, each with its samples."""
     starts = np.random.default_rng(2).integers(len(music()) // 2 + EXCERPT, len(music()) - 2 * EXCERPT, EXCERPTS)
     return [(start, music()[start : start + samples]) for start in starts]
 

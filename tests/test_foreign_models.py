@@ -35,7 +35,7 @@ HEADER = bt_file.Header(
 
 @pytest.fixture(autouse=True)
 def tasks_of_known_networks(monkeypatch):
-    """One task for each description of a network: most of the time goes into building what nothing has changed."""
+    """One task for each description of a network, since building it again takes most of the time."""
     create, known = tasks.create, {}
 
     def create_once(config, *arguments):
@@ -149,14 +149,20 @@ def test_configuration_of_an_export(tmp_path):
     stage = small_tokenizer()
     export_folder.save_codec(assemble({stage.role: stage}), tmp_path)
     valid = (tmp_path / "config.json").read_bytes()
-    read = lambda _: model_folder.read_components(tmp_path)
+
+    def read(_):
+        return model_folder.read_components(tmp_path)
+
     fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
 
 
 def test_configuration_of_a_run(tmp_path):
     write_config(load_config("bandtok:tiny"), tmp_path)
     valid = (tmp_path / "config.json").read_bytes()
-    read = lambda _: load_config(str(tmp_path))
+
+    def read(_):
+        return load_config(str(tmp_path))
+
     fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""New grids: what is drawn, how long they get, and that one does not hang on its batch or on the window."""
+"""New grids: the drawn codes, their lengths, and their independence of the batch and of the window."""
 
 import functools
 
@@ -35,8 +35,8 @@ def test_greedy_generation_takes_the_likeliest_codes():
 
 def test_an_example_does_not_depend_on_its_batch():
     both, lengths = generate(batch=2, columns=8, may_end=True)
-    one, length = generate(columns=8, may_end=True)
-    np.testing.assert_array_equal(both[0], one[0])
+    alone, length = generate(columns=8, may_end=True)
+    np.testing.assert_array_equal(both[0], alone[0])
     assert lengths[0] == length[0] and (both[0] != both[1]).any()
     for codes, columns in zip(both, lengths):
         assert (codes[columns:] == 0).all() and codes.max() < CODES
@@ -48,13 +48,13 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
     eager = autoregressive.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(100)}})
     text = dict(caption=captions(*[b"slow"] * 6), guidance=3.0)
     for more in ({}, text, dict(prefix=grid(6, 3)), dict(temperature=0.0)):
-        how = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
-        codes, lengths = eager.generate(**how)
+        options = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
+        codes, lengths = eager.generate(**options)
         assert (lengths == 14).all() and codes.max() < CODES and (codes[:, -1] != 0).any()
-        ended, lengths = eager.generate(**how, may_end=True)
+        ended, lengths = eager.generate(**options, may_end=True)
         assert (lengths < 14).sum() > 3 and lengths.min() >= (3 if "prefix" in more else 1)
-        for one, other, length in zip(codes, ended, lengths):
-            assert (other[length:] == 0).all() and len(one) == 14
+        for endless, shortened, length in zip(codes, ended, lengths):
+            assert (shortened[length:] == 0).all() and len(endless) == 14
 
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
@@ -101,9 +101,9 @@ def test_top_k_and_top_p_keep_what_they_should():
         drawn = jax.jit(functools.partial(autoregressive.sample, top_k=top_k, nucleus=top_p < 1))(
             jnp.tile(jnp.asarray(logits, jnp.float32), (4000, 1)), keys, temperature=temperature, top_p=top_p
         )
-        found = np.bincount(drawn, minlength=12) / 4000
-        assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
-        np.testing.assert_allclose(found, expected, atol=0.04)
+        frequencies = np.bincount(drawn, minlength=12) / 4000
+        assert set(np.flatnonzero(frequencies)) <= set(np.flatnonzero(expected))
+        np.testing.assert_allclose(frequencies, expected, atol=0.04)
 
 
 def test_any_duration_with_the_same_programs():
@@ -118,7 +118,7 @@ def test_any_duration_with_the_same_programs():
     )
     assert (autoregressive._advance._cache_size(), autoregressive._prefill._cache_size()) == programs
     assert codes.shape == (1, 170, ROWS) and (lengths < 170 or columns[-1] == 170)
-    # What follows a full window is what a window that begins in its middle predicts.
+    # The code after a full window is the prediction of a window that begins in its middle.
     if lengths[0] > 50:
         logits = np.asarray(forward()(endless, codes[:, 25:50], begins=False))[0, -1]
         assert codes[0, 50, 0] == logits[: CODES + 1].argmax()

@@ -94,8 +94,10 @@ def test_scanned_layers_equal_unrolled_ones():
     value, gradient = jax.jit(jax.value_and_grad(total(forward())))(plain)
     scanned, scanned_gradient = jax.jit(jax.value_and_grad(total(forward(scan_layers=True, remat=True))))(stacked)
     np.testing.assert_allclose(value, scanned, rtol=1e-5)
-    one = gradient["blocks"]["1"]["attention"]["out"]["kernel"]
-    np.testing.assert_allclose(one, scanned_gradient["blocks"]["attention"]["out"]["kernel"][1], rtol=1e-3, atol=1e-5)
+    unrolled_gradient = gradient["blocks"]["1"]["attention"]["out"]["kernel"]
+    np.testing.assert_allclose(
+        unrolled_gradient, scanned_gradient["blocks"]["attention"]["out"]["kernel"][1], rtol=1e-3, atol=1e-5
+    )
 
 
 def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
@@ -109,11 +111,11 @@ def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
     def cut(matrix, row):
         return matrix[row::ROWS]
 
-    one = {**parameters, "embedding": cut(parameters["embedding"], ROWS - 1)}
-    one["head"] = {"kernel": cut(parameters["head"]["kernel"], 0)}
-    begin = jax.jit(lambda p: plain.apply(p, {}, codes))(one)
+    single_row = {**parameters, "embedding": cut(parameters["embedding"], ROWS - 1)}
+    single_row["head"] = {"kernel": cut(parameters["head"]["kernel"], 0)}
+    begin = jax.jit(lambda p: plain.apply(p, {}, codes))(single_row)
     np.testing.assert_allclose(full[:, 0, :CODES], begin[:, 0, :CODES], atol=1e-5)
-    # What a code of one row says, the same number in another row does not.
+    # The same code has another meaning in another row.
     moved = {**parameters, "embedding": jnp.roll(parameters["embedding"], 1, axis=0)}
     others = np.asarray(model.apply(moved, {}, codes))
     assert np.abs(full[..., :CODES] - others[..., :CODES]).max() > 1e-3
@@ -125,13 +127,13 @@ def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
         cache = model.apply(parameters, {}, 2, 16, method="init_kv_cache")
         cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, method="prefill")
 
-        def one(cache, place):
+        def decode_step(cache, place):
             logits, cache = model.apply(
                 parameters, {}, jnp.asarray(tokens)[:, place], place, cache, method="decode_step"
             )
             return cache, logits
 
-        return jnp.swapaxes(jax.lax.scan(one, cache, jnp.arange(3, 10))[1], 0, 1)
+        return jnp.swapaxes(jax.lax.scan(decode_step, cache, jnp.arange(3, 10))[1], 0, 1)
 
     np.testing.assert_allclose(decode(parameters)[..., : CODES + 1], full[:, 3:, : CODES + 1], atol=1e-4)
 
@@ -163,11 +165,11 @@ def test_cached_decoding_equals_the_forward_pass():
         cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, context, mask, method="prefill")
         step = functools.partial(model.apply, parameters, {}, method="decode_step")
 
-        def one(cache, place):
+        def decode_step(cache, place):
             logits, cache = step(jnp.asarray(tokens)[:, place], place, cache, read, mask)
             return cache, logits
 
-        return jnp.swapaxes(jax.lax.scan(one, cache, jnp.arange(3, 10))[1], 0, 1)
+        return jnp.swapaxes(jax.lax.scan(decode_step, cache, jnp.arange(3, 10))[1], 0, 1)
 
     full = forward()(weights(), codes, caption)[:, 3:, : CODES + 1]
     np.testing.assert_allclose(decode(weights())[..., : CODES + 1], full, atol=1e-4)
@@ -179,11 +181,11 @@ def test_dropout_drops_in_every_branch_of_every_layer(stacked):
     parameters, _ = jit_once(model.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2)
     grad = jax.jit(jax.grad(lambda p, keys: jnp.square(model.apply(p, {}, grid(2, 3), keys=keys)[..., :CODES]).mean()))
-    # What is dropped has no gradient: the last projection of every branch sees other vectors.
+    # Dropped entries have no gradient, so the last projection of every branch gets another one.
     dropped, whole = grad(parameters, keys), grad(parameters, None)
-    for one, other in zip(jax.tree.leaves(dropped["blocks"]), jax.tree.leaves(whole["blocks"])):
-        one, other = (np.asarray(x if stacked else x[None]) for x in (one, other))
-        assert (np.abs(one - other).max(axis=tuple(range(1, one.ndim))) > 0).all()
+    for leaves in zip(jax.tree.leaves(dropped["blocks"]), jax.tree.leaves(whole["blocks"])):
+        with_dropout, without = (np.asarray(x if stacked else x[None]) for x in leaves)
+        assert (np.abs(with_dropout - without).max(axis=tuple(range(1, without.ndim))) > 0).all()
     x = dropout(jnp.ones((2, 200, 50)), keys, 0.25)
     assert float((x == 0).mean()) == pytest.approx(0.25, abs=0.01) and float(x.max()) == pytest.approx(4 / 3)
     assert (np.asarray(x[0] == 0) != np.asarray(x[1] == 0)).any()

@@ -1,4 +1,4 @@
-"""Training of the language model: that it learns, what counts in its loss, and what it takes from its tokens."""
+"""Training of the language model: its learning, the tokens in its loss, and the settings from its data."""
 
 import types
 
@@ -22,7 +22,7 @@ from tests.small_language_model import CODES, ROWS, grid
 
 @pytest.fixture(scope="module")
 def markov(tmp_path_factory):
-    """Pieces in which a row's next code follows from the last one nine times in ten: unigrams know nothing of it."""
+    """Tracks in which a row's next code follows from its last one nine times in ten, which unigrams cannot model."""
     folder, random = tmp_path_factory.mktemp("tokens") / "markov", np.random.default_rng(0)
     follows = np.stack([random.permutation(CODES) for _ in range(ROWS)])
 
@@ -55,9 +55,9 @@ def task_of(folder, **changes):
 
 def batches(task, count):
     stream = iterator.train_batches(task.config.data, split="train", batch_size=task.config.batch_size, seed=0)
-    found = [next(stream) for _ in range(count)]
+    result = [next(stream) for _ in range(count)]
     stream.close()
-    return found
+    return result
 
 
 def test_learns_more_than_the_unigrams(markov):
@@ -134,7 +134,7 @@ def test_residual_levels_have_codes_of_their_own_by_default(tmp_path, markov):
         assert task_of(folder).config.model.row_vocabulary is False and entries(task_of(folder)) == shared
     with pytest.raises(ValueError, match="are residual levels, each with a codebook of its own"):
         task_of(tmp_path / "levels", **{"model.row_vocabulary": False}).load_frozen()
-    # A run writes what it has found, and finds it again.
+    # A run writes the resolved setting, and reads it again.
     for folder, settled in ((tmp_path / "levels", True), (markov, False)):
         config = load_config("language_model:tiny", {"data.tokens": str(folder)})
         assert resolve(config, tmp_path / "run").config.model.row_vocabulary is settled
@@ -185,13 +185,13 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
         config = task_of(tmp_path / tokens, **changes, tokenizer=tmp_path / tokenizer).config
         return tasks.create(config, model_folder.read_components)
 
-    made = task("mine", "model", vocoder=tmp_path / "model")
-    state, frozen = jit_once(made.init)(jax.random.key(0)), made.load_frozen()
-    shown = made.summaries(state, frozen, batches(made, 1)[0])
-    waveforms = {name: (np.asarray(sound), rate) for name, (kind, sound, rate) in shown.items() if kind == "audio"}
+    language_model = task("mine", "model", vocoder=tmp_path / "model")
+    state, frozen = jit_once(language_model.init)(jax.random.key(0)), language_model.load_frozen()
+    shown = language_model.summaries(state, frozen, batches(language_model, 1)[0])
+    waveforms = {name: (np.asarray(audio), rate) for name, (kind, audio, rate) in shown.items() if kind == "audio"}
     assert set(waveforms) == {"0/generated", "1/generated"}
-    for sound, rate in waveforms.values():
-        assert sound.shape == (4 * 4096,) and rate == 44_100 and np.isfinite(sound).all() and sound.std() > 0
+    for samples, rate in waveforms.values():
+        assert samples.shape == (4 * 4096,) and rate == 44_100 and np.isfinite(samples).all() and samples.std() > 0
     assert (waveforms["0/generated"][0] != waveforms["1/generated"][0]).any()
     with pytest.raises(ValueError, match="set config.vocoder"):
         task("mine", "tokenizer").load_frozen()

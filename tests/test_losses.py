@@ -75,7 +75,7 @@ def test_multi_scale_mel_equals_librosa(waveforms):
             )
 
         expected.append(np.abs(mel(waveforms[0]) - mel(waveforms[1])).mean())
-    # The magnitudes here hold an epsilon of 1e-9, which lifts what is near silence.
+    # The magnitudes here hold an epsilon of 1e-9, which lifts those near silence.
     assert spectral.multi_scale_mel(*waveforms, scales) == pytest.approx(np.mean(expected), rel=0.03)
 
 

@@ -1,4 +1,4 @@
-"""Runs and exports: what is loaded codes exactly as what was saved, and every mix-up is named."""
+"""Runs and exports: a loaded model has exactly the codes of the saved one, and every mix-up is named."""
 
 import functools
 import json
@@ -54,8 +54,8 @@ def test_a_run_and_its_export_give_the_same_codes(run, export, tmp_path):
     from_run = bandtok_jax.load(run, vocoder=export)
     exported = model_folder.export(run, vocoder=export, output=tmp_path / "bundle")
     from_export = bandtok_jax.load(tmp_path / "bundle")
-    for found in (from_run, from_export):
-        np.testing.assert_array_equal(found.encode(AUDIO, 44100), expected)
+    for loaded in (from_run, from_export):
+        np.testing.assert_array_equal(loaded.encode(AUDIO, 44100), expected)
     assert exported.weight_hash == from_run.weight_hash == from_export.weight_hash == codec().weight_hash
     np.testing.assert_array_equal(from_export.decode(expected), codec().decode(expected))
     assert from_export.components["tokenizer"].step == 7
@@ -138,7 +138,7 @@ def test_a_config_that_describes_no_model_is_named(change, export, tmp_path):
         bandtok_jax.load(tmp_path / "other")
 
 
-def test_damaged_weights_are_told_from_those_that_were_exported(export, tmp_path):
+def test_damaged_weights_are_recognised(export, tmp_path):
     shutil.copytree(export, tmp_path / "other")
     weights = tmp_path / "other" / "model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -51,7 +51,7 @@ def _programs(kind, platform):
     traced += [jax.jit(warm_start).trace(state, batch, batch)]
     if kind != "DAC":
         traced += [jax.jit(lambda audio: front.target({"audio": audio})).trace(audio)]
-    return [one.lower(lowering_platforms=(platform,)).as_text() for one in traced]
+    return [program.lower(lowering_platforms=(platform,)).as_text() for program in traced]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

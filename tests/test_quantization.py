@@ -84,9 +84,9 @@ def test_no_two_dead_codes_restart_at_one_place():
 def test_candidates_do_not_depend_on_the_order_of_the_batch():
     latents, index, key = _latents((6, 5, 4)), jnp.array([7, 3, 11, 2, 5, 1]), jax.random.key(3)
     turned = jnp.array([2, 0, 5, 1, 3, 4])
-    one = vector_quantization.sample_restart_vectors(latents, index, key, 16)
-    other = vector_quantization.sample_restart_vectors(latents[turned], index[turned], key, 16)
-    np.testing.assert_array_equal(one, other)
+    ordered = vector_quantization.sample_restart_vectors(latents, index, key, 16)
+    shuffled = vector_quantization.sample_restart_vectors(latents[turned], index[turned], key, 16)
+    np.testing.assert_array_equal(ordered, shuffled)
 
 
 def test_straight_through_copies_the_gradient():
@@ -118,8 +118,8 @@ def test_k_means_finds_separate_clouds():
     vectors = jnp.asarray(np.repeat(centres, 50, 0) + 0.1 * np.random.default_rng(0).normal(size=(200, 2)))
     errors = []
     for seed in range(5):
-        found, _ = vector_quantization.k_means(vectors, 4, jax.random.key(seed), 20)
-        errors.append(np.linalg.norm(np.asarray(found)[:, None] - centres, axis=-1).min(0).max())
+        centroids, _ = vector_quantization.k_means(vectors, 4, jax.random.key(seed), 20)
+        errors.append(np.linalg.norm(np.asarray(centroids)[:, None] - centres, axis=-1).min(0).max())
     assert min(errors) < 0.1
 
 
@@ -147,30 +147,30 @@ def _vectors(buffers):
 
 
 def _levels(latents, vectors):
-    """Codes, what each level was given, and the sum, one vector after the other in NumPy."""
-    codes, given, left = [], [], np.array(latents, np.float64)
+    """Codes, the residual before each level, and the sum, one vector after the other in NumPy."""
+    codes, residuals, residual = [], [], np.array(latents, np.float64)
     for level in np.asarray(vectors, np.float64):
-        chosen = np.linalg.norm(left[..., None, :] - level, axis=-1).argmin(-1)
+        chosen = np.linalg.norm(residual[..., None, :] - level, axis=-1).argmin(-1)
         codes.append(chosen)
-        given.append(left)
-        left = left - level[chosen]
-    return np.stack(codes, -1), np.stack(given, -2), latents - left
+        residuals.append(residual)
+        residual = residual - level[chosen]
+    return np.stack(codes, -1), np.stack(residuals, -2), latents - residual
 
 
-def test_residual_levels_code_what_is_left_over():
+def test_each_level_codes_the_residual():
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
     latents = _latents()
 
-    def apply(*arguments, **how):
-        return network.apply(parameters, buffers, *arguments, **how)
+    def apply(*arguments, **options):
+        return network.apply(parameters, buffers, *arguments, **options)
 
     quantized, codes, losses, training = jax.jit(apply)(latents)
     vectors = _vectors(buffers)
-    expected, given, total = _levels(latents, vectors)
+    expected, residuals, total = _levels(latents, vectors)
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_array_equal(apply(latents, method="encode"), expected)
-    np.testing.assert_allclose(training["latents"], given, atol=1e-5)
+    np.testing.assert_allclose(training["latents"], residuals, atol=1e-5)
     np.testing.assert_allclose(quantized, total, atol=1e-5)
     first = apply(codes[..., :1], method="decode")
     np.testing.assert_allclose(first, vectors[0][expected[..., 0]])
@@ -178,10 +178,10 @@ def test_residual_levels_code_what_is_left_over():
     np.testing.assert_array_equal(training["counts"], counts)
     sums = np.zeros((3, 16, 4))
     for row in range(3):
-        np.add.at(sums[row], expected[..., row].ravel(), given[..., row, :].reshape(-1, 4))
+        np.add.at(sums[row], expected[..., row].ravel(), residuals[..., row, :].reshape(-1, 4))
     np.testing.assert_allclose(training["sums"], sums, atol=1e-4)
-    left = given - np.stack([vectors[row][expected[..., row]] for row in range(3)], axis=-2)
-    np.testing.assert_allclose(losses["commitment"], 3 * np.mean(left**2), rtol=1e-5)
+    remaining = residuals - np.stack([vectors[row][expected[..., row]] for row in range(3)], axis=-2)
+    np.testing.assert_allclose(losses["commitment"], 3 * np.mean(remaining**2), rtol=1e-5)
 
 
 def test_the_gradient_of_all_levels_passes_once():
@@ -192,12 +192,12 @@ def test_the_gradient_of_all_levels_passes_once():
         return network.apply(parameters, buffers, z)
 
     np.testing.assert_allclose(jax.grad(lambda z: quantize(z)[0].sum())(_latents()), 1.0)
-    # Of the commitment: each level pulls the latents by what it leaves over.
+    # The commitment loss of each level pulls the latents by the residual after it.
     pull = jax.grad(lambda z: quantize(z)[2]["commitment"])(_latents())
     vectors = _vectors(buffers)
-    codes, given, _ = _levels(_latents(), vectors)
-    left = given - np.stack([vectors[row][codes[..., row]] for row in range(3)], axis=-2)
-    np.testing.assert_allclose(pull, 3 * 2 * left.sum(-2) / left.size, atol=3e-7)
+    codes, residuals, _ = _levels(_latents(), vectors)
+    remaining = residuals - np.stack([vectors[row][codes[..., row]] for row in range(3)], axis=-2)
+    np.testing.assert_allclose(pull, 3 * 2 * remaining.sum(-2) / remaining.size, atol=3e-7)
 
 
 def test_codebooks_are_updated_together_as_they_would_be_alone():
@@ -215,7 +215,7 @@ def test_codebooks_are_updated_together_as_they_would_be_alone():
     ]
     assert restarted == sum(number for _, number in apart) > 0
     for name, leaf in together.items():
-        np.testing.assert_allclose(leaf, [one[name] for one, _ in apart], rtol=1e-6)
+        np.testing.assert_allclose(leaf, [updated[name] for updated, _ in apart], rtol=1e-6)
 
 
 def test_levels_start_where_those_before_them_leave_off():
@@ -224,22 +224,22 @@ def test_levels_start_where_those_before_them_leave_off():
     parameters, buffers = jit_once(network.init)(jax.random.key(0))
     init = jit_once(functools.partial(network.apply, method="init_codebook", num_batches=2))
     buffers = init(parameters, buffers, latents, jax.random.key(1))
-    _, given, total = _levels(latents, _vectors(buffers))
-    power = [np.mean(given[..., row, :] ** 2) for row in range(3)] + [np.mean((latents - total) ** 2)]
+    _, residuals, total = _levels(latents, _vectors(buffers))
+    power = [np.mean(residuals[..., row, :] ** 2) for row in range(3)] + [np.mean((latents - total) ** 2)]
     assert all(after < 0.6 * before for before, after in zip(power, power[1:])), power
     for codebook in buffers["levels"].values():
         np.testing.assert_allclose(codebook["counts"].sum(), 100, rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
+def test_codebooks_and_statistics_are_float32_for_all_latents(dtype):
     latents, key = _latents((40, 4)).astype(dtype), jax.random.key(0)
     codes = jnp.zeros(40, jnp.int32)
     single = VectorQuantizer(4, 8, rngs=nnx.Rngs(0))
     residual = ResidualVectorQuantizer(4, 2, 8, rngs=nnx.Rngs(0))
     rule = dict(learning_rule="gradient", lookup="cosine", dtype=jnp.dtype(dtype))
     dac = ResidualVectorQuantizer(4, 2, 8, 2, **rule, rngs=nnx.Rngs(0))
-    made = {
+    operations = {
         "start": lambda: single.init_codebook(latents, key, 2),
         "start of levels": lambda: residual.init_codebook(latents[None], key, 2),
         "start of DAC": lambda: dac.init_codebook(latents[None], key, 2),
@@ -252,8 +252,8 @@ def test_codebooks_and_statistics_are_float32_whatever_the_latents_are(dtype):
         ),
         "perplexity": lambda: vector_quantization.perplexity(jnp.ones(8, dtype)),
     }
-    for name, make in made.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make)):
+    for name, operation in operations.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(operation)):
             assert leaf.dtype in (jnp.float32, jnp.int32), (name, jax.tree_util.keystr(path), leaf.dtype)
     narrow, exact = (single.init_codebook(x, key, 2)["vectors"] for x in (latents, latents.astype(jnp.float32)))
     np.testing.assert_array_equal(narrow, exact)

@@ -1,4 +1,4 @@
-"""The residual codec: chunks have the codes and the sound of the whole file; levels; files; what is refused."""
+"""The waveform codec: chunks equal to the whole file, streams, levels, files and exports."""
 
 import dataclasses
 import functools
@@ -40,18 +40,18 @@ def create(chunk_columns=16):
 
 
 @functools.cache
-def sound():
+def audio():
     rng, time = np.random.default_rng(0), np.arange(1501) / RATE
     return (0.4 * np.sin(2 * np.pi * 330 * time) * np.exp(-9 * time) + 0.1 * rng.normal(size=1501)).astype(np.float32)
 
 
 @functools.cache
 def codes():
-    return create().encode(sound(), RATE)
+    return create().encode(audio(), RATE)
 
 
 def whole(method, x):
-    """What the network makes of a whole file, without chunks."""
+    """The output of the network for a whole file, without chunks."""
     stage = tokenizer()
     program = jit_once(functools.partial(stage.network.apply, method=method))
     return np.asarray(program(stage.weights["parameters"], {}, x[None]))[0]
@@ -67,14 +67,17 @@ def test_attributes():
 
 def test_chunks_have_the_codes_of_the_whole_file():
     assert codes().shape == (math.ceil(1501 / HOP), ROWS) and len(np.unique(codes())) > 12
-    np.testing.assert_array_equal(codes(), whole("encode", sound()))
-    np.testing.assert_array_equal(codes(), create(100).encode(sound(), RATE))
+    np.testing.assert_array_equal(codes(), whole("encode", audio()))
+    np.testing.assert_array_equal(codes(), create(100).encode(audio(), RATE))
 
 
-def test_latents_are_what_the_look_up_is_given():
-    latents = create().latents(sound(), RATE)
+def test_latents_are_the_inputs_of_the_look_up():
+    latents = create().latents(audio(), RATE)
     assert latents.shape == (*codes().shape, 4)
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
     for row in range(ROWS):
         vectors = tokenizer().weights["parameters"]["quantizer"]["levels"][str(row)]["vectors"]
         np.testing.assert_array_equal((unit(latents[:, row]) @ unit(vectors).T).argmax(-1), codes()[:, row])
@@ -82,7 +85,7 @@ def test_latents_are_what_the_look_up_is_given():
 
 @pytest.mark.parametrize("samples", [1, 12, 600, 1000])
 def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
-    prefix = create().encode(sound()[:samples], RATE)
+    prefix = create().encode(audio()[:samples], RATE)
     settled = create().settled_columns(samples)
     assert len(prefix) == math.ceil(samples / HOP) and (settled > 20 or samples < 1000)
     np.testing.assert_array_equal(prefix[:settled], codes()[:settled])
@@ -90,52 +93,54 @@ def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
         assert (prefix != codes()[: len(prefix)]).any()  # at its end a shorter file is another file
 
 
-def test_chunks_have_the_sound_of_the_whole_file():
+def test_chunks_have_the_audio_of_the_whole_file():
     for levels in (1, ROWS):
-        found, expected = create().decode(codes()[:, :levels]), whole("decode", codes()[:, :levels])
-        assert found.shape == (len(codes()) * HOP,) and np.abs(found).max() > 0.1
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        decoded, expected = create().decode(codes()[:, :levels]), whole("decode", codes()[:, :levels])
+        assert decoded.shape == (len(codes()) * HOP,) and np.abs(decoded).max() > 0.1
+        np.testing.assert_allclose(decoded, expected, atol=1e-5)
     np.testing.assert_array_equal(create().decode(codes(), samples=1501), create().decode(codes())[:1501])
 
 
 @pytest.mark.parametrize("columns", [125, 50])
-def test_the_mel_of_codes_is_that_of_their_sound(columns):
+def test_the_mel_of_codes_is_that_of_their_audio(columns):
     codec = create()
-    found = codec.decode_mel(codes()[:columns])
-    assert found.shape == (columns * HOP // 512, 128), "also where the sound is shorter than a window"
+    log_mel = codec.decode_mel(codes()[:columns])
+    assert log_mel.shape == (columns * HOP // 512, 128), "also where the audio is shorter than a window"
     long = np.pad(codec.decode(codes()[:columns]), (0, 2048 - columns * HOP))
-    np.testing.assert_allclose(found, spectral.log_mel(long, codec.mel)[: len(found)])
+    np.testing.assert_allclose(log_mel, spectral.log_mel(long, codec.mel)[: len(log_mel)])
 
 
 def test_streams_equal_whole_files():
-    blocks = lambda x, size: [x[i : i + size] for i in range(0, len(x), size)]
+    def blocks(x, size):
+        return [x[i : i + size] for i in range(0, len(x), size)]
+
     for size in (100, 1000):
-        np.testing.assert_array_equal(np.concatenate(list(create().encode_stream(blocks(sound(), size)))), codes())
-    heard = create().decode(codes())
+        np.testing.assert_array_equal(np.concatenate(list(create().encode_stream(blocks(audio(), size)))), codes())
+    decoded = create().decode(codes())
     for size in (1, 13):
-        np.testing.assert_array_equal(np.concatenate(list(create().decode_stream(blocks(codes(), size)))), heard)
+        np.testing.assert_array_equal(np.concatenate(list(create().decode_stream(blocks(codes(), size)))), decoded)
 
 
 def test_memory_is_bounded_by_the_chunk():
-    taken = given = 0
+    consumed = produced = 0
 
     def endless(block):
-        nonlocal taken
+        nonlocal consumed
         while True:
-            taken += len(block)
+            consumed += len(block)
             yield block
 
     ahead = []
-    for made in itertools.islice(create().encode_stream(endless(sound()[:50])), 40):
-        given += len(made) * HOP
-        ahead.append(taken - given)
+    for columns in itertools.islice(create().encode_stream(endless(audio()[:50])), 40):
+        produced += len(columns) * HOP
+        ahead.append(consumed - produced)
     assert max(ahead) < (16 + 2 * tokenizer().network.attribute("encoder_context_columns")) * HOP
 
 
 def test_other_rates_and_channels_are_taken():
     with pytest.warns(UserWarning, match="mixed down"):
-        found = create().encode(np.stack([sound(), sound()]), 2 * RATE)
-    np.testing.assert_array_equal(found, create().encode(waveform.resample(sound(), 2 * RATE, RATE), RATE))
+        mixed = create().encode(np.stack([audio(), audio()]), 2 * RATE)
+    np.testing.assert_array_equal(mixed, create().encode(waveform.resample(audio(), 2 * RATE, RATE), RATE))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_all_blocks_of_a_stream_have_as_many_levels():
 
 @pytest.fixture
 def song(tmp_path):
-    waveform.write(tmp_path / "song.wav", sound(), RATE)
+    waveform.write(tmp_path / "song.wav", audio(), RATE)
     return tmp_path / "song.wav"
 
 
@@ -168,8 +173,8 @@ def test_files_with_fewer_levels(song, tmp_path):
     codec = create()
     full, short = (code_files.encode(codec, str(song), str(tmp_path / f"{n}.bt"), n) for n in (None, 2))
     assert (full.rows, short.rows, short.columns) == (ROWS, 2, full.columns)
-    found, header = bt_file.read_codes(tmp_path / "2.bt")
-    np.testing.assert_array_equal(found, bt_file.read_codes(tmp_path / "None.bt")[0][:, :2])
+    stored, header = bt_file.read_codes(tmp_path / "2.bt")
+    np.testing.assert_array_equal(stored, bt_file.read_codes(tmp_path / "None.bt")[0][:, :2])
     code_files.decode(codec, str(tmp_path / "2.bt"), str(tmp_path / "a.wav"))
     code_files.decode(codec, str(tmp_path / "None.bt"), str(tmp_path / "b.wav"), 2)
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
@@ -199,6 +204,6 @@ def test_exports_and_language_models(tmp_path):
         assemble({"tokenizer": tokenizer(), "vocoder": tokenizer()})
     export_folder.save_codec(create(), tmp_path / "export")
     again = model_folder.load(tmp_path / "export")
-    np.testing.assert_array_equal(again.encode(sound(), RATE), codes())
+    np.testing.assert_array_equal(again.encode(audio(), RATE), codes())
     assert again.weight_hash == create().weight_hash
     assert "3 rows (residuals)" in (tmp_path / "export" / "README.md").read_text()

@@ -45,11 +45,11 @@ def _fast(*fast):
     return [task if task in fast else pytest.param(task, marks=pytest.mark.slow) for task in tiny.TASKS]
 
 
-SOUND_SLOW = _fast("mel_tokenizer", "language_model")
+AUDIO_SLOW = _fast("mel_tokenizer", "language_model")
 
 
-def _same(one, other):
-    leaves = jax.tree.leaves(jax.tree.map(np.array_equal, parts(one), parts(other)))
+def _same(first, second):
+    leaves = jax.tree.leaves(jax.tree.map(np.array_equal, parts(first), parts(second)))
     return len(leaves) > 50 and all(leaves)
 
 
@@ -76,18 +76,18 @@ def spectrograms_drawn_once():
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """A run of eight steps for each task, made when it is first asked for."""
-    made = {}
+    runs = {}
 
     def run(task):
-        if task not in made:
-            made[task] = tmp_path_factory.mktemp("runs") / task
-            loop.train(tiny.config(task, made[task].parent), made[task])
-        return made[task]
+        if task not in runs:
+            runs[task] = tmp_path_factory.mktemp("runs") / task
+            loop.train(tiny.config(task, runs[task].parent), runs[task])
+        return runs[task]
 
     return run
 
 
-@pytest.mark.parametrize("task", SOUND_SLOW)
+@pytest.mark.parametrize("task", AUDIO_SLOW)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path, monkeypatch):
     whole, run, progress = straight(task), tmp_path / task, Reporter.progress
 
@@ -106,7 +106,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
     assert list(map(_untimed, read_metrics(run))) == list(map(_untimed, read_metrics(whole)))
 
 
-@pytest.mark.parametrize("task", SOUND_SLOW)
+@pytest.mark.parametrize("task", AUDIO_SLOW)
 def test_one_batch_can_be_memorised(task, tmp_path):
     config = tiny.config(task, tmp_path, total_steps=45, evaluate_every=45, log_every=5)
     loop.train(config, tmp_path / "run", overfit_one_batch=True)
@@ -142,15 +142,15 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 def test_a_vocoder_decodes_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = tmp_path / "vocoder"
     export_folder.save_vocoder(component.init_random(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
-    made = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_components)
-    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
-    frozen = made.load_frozen()
-    shown = made.summaries(state, frozen, batch)
-    apply = made.component("vocoder").network.apply
+    task = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_components)
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    frozen = task.load_frozen()
+    shown = task.summaries(state, frozen, batch)
+    apply = task.component("vocoder").network.apply
     expected = apply(*(frozen["vocoder"][n] for n in ("parameters", "buffers")), shown["1/mel/reconstruction"][1][None])
     np.testing.assert_allclose(shown["1/reconstruction"][1], expected[0], rtol=1e-4, atol=1e-5)
-    resolved = resolve(made.config, tmp_path / "run")
-    assert resolved.config.vocoder_hash == resolved.dependencies["vocoder"] == made.component("vocoder").weight_hash
+    resolved = resolve(task.config, tmp_path / "run")
+    assert resolved.config.vocoder_hash == resolved.dependencies["vocoder"] == task.component("vocoder").weight_hash
     with pytest.raises(ValueError, match="holds no vocoder: give the vocoder's run"):
         wrong = tiny.config("mel_tokenizer", tmp_path, vocoder=str(straight("mel_tokenizer")))
         tasks.create(wrong, model_folder.read_components).load_frozen()
@@ -383,8 +383,8 @@ def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
     source = straight("mel_tokenizer")
     config = tiny.config("mel_tokenizer", tmp_path, **{"optimizer.learning_rate": "0.0", "total_steps": "1"})
     loop.train(config, tmp_path / "run", init_from=source)
-    started, given = load_weights(tmp_path / "run")["model"], load_weights(source)["model"]
-    jax.tree.map(np.testing.assert_array_equal, started["parameters"], given["parameters"])
+    started, expected = load_weights(tmp_path / "run")["model"], load_weights(source)["model"]
+    jax.tree.map(np.testing.assert_array_equal, started["parameters"], expected["parameters"])
     structures = (
         jax.tree.structure(parts(run)["training"]["discriminator"]["parameters"]) for run in (source, tmp_path / "run")
     )
@@ -399,8 +399,11 @@ def test_fine_tuning_from_an_export_trains_the_discriminator_first(straight, tmp
     loop.train(config, tmp_path / "run", init_from=tmp_path / "export")
     started = bandtok_jax.load(tmp_path / "run")
     assert started.components["tokenizer"].config.loss.discriminator_warmup == 5
-    same = lambda one, other: np.testing.assert_array_equal(one, other)
-    jax.tree.map(same, started.parameters["tokenizer"]["parameters"], codec.parameters["tokenizer"]["parameters"])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        started.parameters["tokenizer"]["parameters"],
+        codec.parameters["tokenizer"]["parameters"],
+    )
     with pytest.raises(ValueError, match="holds no vocoder: start from a run or export that has one"):
         loop.train(tiny.config("vocoder", tmp_path), tmp_path / "other", init_from=tmp_path / "export")
 
@@ -476,22 +479,22 @@ def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
     outcomes = []
     for steps in (1, 2):
         config = tiny.config(task, tmp_path, **{"optimizer.accumulation_steps": str(steps), "dtype": "float64"})
-        made = tasks.create(config)
-        state = jit_once(lambda key: tiny.in_float64(made.init(key)))(jax.random.key(0))
+        created = tasks.create(config)
+        state = jit_once(lambda key: tiny.in_float64(created.init(key)))(jax.random.key(0))
         batch = tiny.batch(config)
-        outcomes.append(jax.jit(made.train_step)(state, made.load_frozen(), batch, jax.random.key(1))[0])
-    for one, other in zip(*map(jax.tree.leaves, outcomes)):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+        outcomes.append(jax.jit(created.train_step)(state, created.load_frozen(), batch, jax.random.key(1))[0])
+    for whole, accumulated in zip(*map(jax.tree.leaves, outcomes)):
+        np.testing.assert_allclose(whole, accumulated, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("task", _fast("mel_tokenizer"))
 def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        made = tasks.create(tiny.config(task, tmp_path, dtype=dtype))
-        state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
-        train_step = jax.jit(functools.partial(made.train_step, **made.phase(0)))
-        state, metrics = train_step(state, made.load_frozen(), batch, jax.random.key(1))
+        created = tasks.create(tiny.config(task, tmp_path, dtype=dtype))
+        state, batch = jit_once(created.init)(jax.random.key(0)), tiny.batch(created.config)
+        train_step = jax.jit(functools.partial(created.train_step, **created.phase(0)))
+        state, metrics = train_step(state, created.load_frozen(), batch, jax.random.key(1))
         assert {x.dtype for x in jax.tree.leaves(state) if x.dtype.kind == "f"} == {np.dtype("float32")}
         assert metrics["loss"].dtype == np.float32
         losses[dtype] = float(metrics["loss"])
@@ -501,8 +504,8 @@ def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
 
 def test_weights_decay_and_scales_do_not(tmp_path):
     for stacked in ("true", "false"):
-        made = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))
-        parameters, _ = made.network.shapes()
+        task = tasks.create(tiny.config("language_model", tmp_path, **{"model.scan_layers": stacked}))
+        parameters, _ = task.network.shapes()
         mask = optimization.weight_decay_mask(parameters)
         decays = traverse_util.flatten_dict(mask, sep="/")
         assert not any(decays[name] for name in decays if name.endswith("scale"))

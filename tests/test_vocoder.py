@@ -64,9 +64,9 @@ def test_the_receptive_field_is_no_smaller_than_stated(vocoder):
 def test_untrained_it_makes_noise_of_the_given_mel(vocoder):
     network, parameters, buffers = vocoder
     frames = noise(24)
-    made = log_mel(jax.jit(network.apply)(parameters, buffers, frames), MEL)
+    output = log_mel(jax.jit(network.apply)(parameters, buffers, frames), MEL)
     # Single bands of two sounds of noise differ by that much; a silent or a full-scale start is 4 to 5 nats away.
-    assert np.abs(made - frames).mean() < 0.8 and abs(np.mean(made - frames)) < 0.5
+    assert np.abs(output - frames).mean() < 0.8 and abs(np.mean(output - frames)) < 0.5
 
 
 def test_shifts_equal_the_grouped_convolution():
@@ -90,10 +90,10 @@ def test_products_equal_the_convolution(taps, stride, padding, frames):
     apart = np.pad(x, ((0, 0), zeros, (0, 0)))
     windows = [apart[:, first : first + taps] for first in range(0, apart.shape[1] - taps + 1, stride)]
     expected = [np.einsum("bkc,kcd->bd", window, parameters["kernel"]) for window in windows]
-    made = jax.jit(network.apply)(parameters, buffers, x)
-    assert made.shape == (2, len(windows), 5)
+    output = jax.jit(network.apply)(parameters, buffers, x)
+    assert output.shape == (2, len(windows), 5)
     if windows:
-        np.testing.assert_allclose(made, np.stack(expected, 1) + parameters["bias"], atol=1e-6)
+        np.testing.assert_allclose(output, np.stack(expected, 1) + parameters["bias"], atol=1e-6)
 
 
 def test_weight_normalisation_starts_as_the_plain_convolution():
@@ -135,7 +135,7 @@ def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
     def size(level_db):
         return float(jnp.linalg.norm(gradient(10 ** (level_db / 20) * noise)))
 
-    assert size(-60) > 500 * size(0), "above the floor every loudness is judged alike"
+    assert size(-60) > 500 * size(0), "above the floor every loudness has the same weight"
     assert size(-80) < 2 * size(-60) and size(-200) < 2 * size(-60)
 
 
@@ -174,7 +174,7 @@ def batch(size: int = 4) -> dict:
     return {"audio": jnp.asarray(audio), "index": np.arange(size)}
 
 
-def test_the_game_starts_at_its_step():
+def test_adversarial_training_starts_at_its_step():
     task = tasks.create(config(**{"loss.adversarial_start": 5, "loss.discriminator_warmup": 2}))
     phases = [task.phase(step) for step in (4, 5, 7)]
     assert [(phase["update_discriminator"], phase["adversarial_active"]) for phase in phases] == [
@@ -236,7 +236,7 @@ def _plainly(task, state):
             + weights.feature_matching * adversarial.feature_matching(real_features, features)
         )
 
-    def critic_loss(parameters):
+    def discriminator_loss(parameters):
         return adversarial.discriminator_loss(
             discriminate(parameters, real)[0], discriminate(parameters, make(model))[0]
         )
@@ -244,7 +244,7 @@ def _plainly(task, state):
     @jax.jit
     def everything():
         loss, gradient = jax.value_and_grad(generator_loss)(model)
-        return loss, optax.tree.norm(gradient), optax.tree.norm(jax.grad(critic_loss)(discriminators))
+        return loss, optax.tree.norm(gradient), optax.tree.norm(jax.grad(discriminator_loss)(discriminators))
 
     return everything()
 
@@ -264,9 +264,9 @@ def sevens(padding="same", produces="mel"):
 
 @pytest.mark.parametrize("stage", [sevens("center"), sevens(produces="audio")])
 def test_a_tokenizer_of_another_mel_is_refused(stage):
-    made = tasks.create(config(input_mel="mixed", tokenizer="RUN"), lambda folder: {"tokenizer": stage})
+    task = tasks.create(config(input_mel="mixed", tokenizer="RUN"), lambda folder: {"tokenizer": stage})
     with pytest.raises(ValueError, match="the tokenizer RUN .*config.mel"):
-        made.load_frozen()
+        task.load_frozen()
 
 
 def test_the_tokenizers_mels_are_the_input():
@@ -284,9 +284,9 @@ def test_the_tokenizers_mels_are_the_input():
     assert is_decoded["reconstructed"].all() and 2 < is_decoded["mixed"].sum() < 14
 
 
-def test_the_frame_that_no_code_speaks_of_stays_true():
-    made = config(input_mel="reconstructed", tokenizer="RUN", **{"mel.padding": "center"})
-    task = tasks.create(made, lambda folder: {"tokenizer": sevens("center")})
+def test_a_frame_without_a_code_keeps_the_original_mel():
+    changed = config(input_mel="reconstructed", tokenizer="RUN", **{"mel.padding": "center"})
+    task = tasks.create(changed, lambda folder: {"tokenizer": sevens("center")})
     mel = jax.jit(lambda f, b: task.input_mel(f, b, jax.random.key(0)))(task.load_frozen(), batch(1))
     assert mel.shape[1] == 33 and (mel[:, :32] == 7).all() and (mel[:, 32] != 7).any()
     half = {"audio": batch(1)["audio"][:, : 2048 - 256]}

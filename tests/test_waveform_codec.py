@@ -1,6 +1,4 @@
-"""Training of a codec of sound: its levels, its losses and optimizers beside the published ones, its balancer, and what
-it says of its codebooks.
-"""
+"""Training of a waveform codec: its levels, the published losses and optimizers, its balancer and its warnings."""
 
 import functools
 from types import SimpleNamespace
@@ -28,12 +26,12 @@ def _task(tmp_path, **changes):
 
 
 def test_only_the_levels_that_are_drawn_learn(tmp_path):
-    made = _task(tmp_path, **{"loss.quantizer_dropout": 1.0, "model.learning_rule": "gradient"})
-    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    task = _task(tmp_path, **{"loss.quantizer_dropout": 1.0, "model.learning_rule": "gradient"})
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
     parameters, buffers = (state["model"][part] for part in ("parameters", "buffers"))
 
     def loss(parameters, levels):
-        audio, _, losses, _ = made.network.apply(parameters, buffers, batch["audio"], jnp.full(4, levels))
+        audio, _, losses, _ = task.network.apply(parameters, buffers, batch["audio"], jnp.full(4, levels))
         return jnp.abs(audio - batch["audio"]).mean() + losses["codebook"] + losses["commitment"]
 
     gradient = jax.jit(jax.grad(loss))
@@ -43,14 +41,14 @@ def test_only_the_levels_that_are_drawn_learn(tmp_path):
         assert moved == [number < levels for number in range(2)]
 
 
-def test_codes_follow_what_chose_them(tmp_path):
+def test_codes_follow_their_latents(tmp_path):
     """One step of the EMA, written down in NumPy."""
     changes = {"codebook.ema_decay": 0.9, "codebook.restart_fraction": 0.0, "loss.quantizer_dropout": 1.0}
-    made = _task(tmp_path, **changes)
-    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
+    task = _task(tmp_path, **changes)
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
     parameters, buffers = state["model"]["parameters"], state["model"]["buffers"]
-    _, codes, _, statistics = jit_once(made.network.apply)(parameters, buffers, batch["audio"])
-    step = jit_once(functools.partial(made.train_step, update_discriminator=False, adversarial_active=False))
+    _, codes, _, statistics = jit_once(task.network.apply)(parameters, buffers, batch["audio"])
+    step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     after = step(state, {}, batch, jax.random.key(1))[0]["model"]
     for level in range(2):
         before, new = (
@@ -65,13 +63,13 @@ def test_codes_follow_what_chose_them(tmp_path):
 
 
 def test_codes_learn_by_gradient_as_published(tmp_path):
-    made = _task(tmp_path, **{"model.learning_rule": "gradient", "optimizer.warmup_steps": 0})
-    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
-    assert not state["model"]["buffers"] and made.warm_start(state, {}, [batch], jax.random.key(1)) is state
-    step = jit_once(functools.partial(made.train_step, update_discriminator=False, adversarial_active=False))
+    task = _task(tmp_path, **{"model.learning_rule": "gradient", "optimizer.warmup_steps": 0})
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    assert not state["model"]["buffers"] and task.warm_start(state, {}, [batch], jax.random.key(1)) is state
+    step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     after, metrics = step(state, {}, batch, jax.random.key(1))
     before, after = (tree["model"]["parameters"]["quantizer"]["levels"]["0"]["vectors"] for tree in (state, after))
-    # Adam's first step: the rate, whatever the gradient.
+    # Adam's first step is the learning rate for every gradient.
     assert metrics["codebook"] > 0 and np.abs(after - before).max() == pytest.approx(0.01, rel=0.05)
 
 
@@ -97,7 +95,7 @@ def test_the_discriminators_terms_are_the_published_sums():
     assert ours == pytest.approx(1.0 * expected_adversarial, rel=1e-5)
     ours = settings.feature_matching * adversarial.feature_matching(real_maps, fake_maps, settings.feature_average)
     assert ours == pytest.approx(2.0 * matched, rel=1e-5)
-    # AdamW is blind to a weight of the discriminators' own loss, but the limit of their gradient shrinks with it.
+    # AdamW ignores a weight of the discriminators' own loss, but the limit of their gradient shrinks with it.
     learnt = sum(np.mean(x**2) for x in fake) + sum(np.mean((1 - x) ** 2) for x in real)
     share = float(adversarial.discriminator_loss(real, fake, settings.adversarial_kind)) / learnt
     assert config.discriminator_optimizer.gradient_clip_norm == pytest.approx(10.0 * share, rel=1e-5)
@@ -105,11 +103,11 @@ def test_the_discriminators_terms_are_the_published_sums():
 
 def test_the_training_step_averages_features_as_the_configuration_says(tmp_path):
     discriminators = SimpleNamespace(apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]))
-    one = {"parameters": jnp.float32(1), "buffers": {}}
+    scale = {"parameters": jnp.float32(1), "buffers": {}}
     for average, expected in (("maps", (1 + 3 * 3) / 4), ("discriminators", (1 + 3) / 2)):
-        made = _task(tmp_path, **{"loss.feature_average": average})
-        made.discriminator = discriminators
-        terms = made.discriminate(one, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
+        task = _task(tmp_path, **{"loss.feature_average": average})
+        task.discriminator = discriminators
+        terms = task.discriminate(scale, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
         assert terms["feature_matching"] == pytest.approx(expected)
     with pytest.raises(ValueError, match='set it to "discriminators" or "maps"'):
         adversarial.feature_matching([[jnp.ones(2)]], [[jnp.ones(2)]], "layers")
@@ -121,13 +119,13 @@ def test_the_mel_term_is_the_published_sum():
     real = (0.1 * np.sin(np.arange(8192) / 20) * np.linspace(1, 0, 8192)).astype(np.float32)[None]
     fake = (0.7 * real + 0.001 * rng.standard_normal(real.shape)).astype(np.float32)
 
-    def published(sound, window, mels):
+    def published(audio, window, mels):
         options = dict(n_fft=window, hop_length=window // 4, n_mels=mels, power=1.0, pad_mode="reflect")
-        return np.log10(np.maximum(librosa.feature.melspectrogram(y=sound, sr=44_100, **options), 1e-5))
+        return np.log10(np.maximum(librosa.feature.melspectrogram(y=audio, sr=44_100, **options), 1e-5))
 
     scales = zip((32, 64, 128, 256, 512, 1024, 2048), (5, 10, 20, 40, 80, 160, 320))
     expected = 15.0 * sum(np.abs(published(real, *scale) - published(fake, *scale)).mean() for scale in scales)
-    # What is added to a magnitude before its root, for the gradient at silence, lifts what is near it.
+    # The epsilon under the root of a magnitude, for the gradient at silence, lifts magnitudes near silence.
     ours = jit_once(functools.partial(spectral.multi_scale_mel, scales=settings.mel_scales))(real, fake)
     assert settings.mel * ours == pytest.approx(expected, rel=1e-3)
 
@@ -135,14 +133,14 @@ def test_the_mel_term_is_the_published_sum():
 def test_a_distance_between_the_samples_joins_where_it_has_a_weight(tmp_path):
     without = _task(tmp_path, **{"loss.waveform": 0.0})
     assert set(without.active(without.reconstruction_losses())) == {"mel"}
-    made = _task(tmp_path, **{"loss.waveform": 300.0, "loss.quantizer_dropout": 0.0})
-    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
-    sound = jit_once(made.network.apply)(state["model"]["parameters"], state["model"]["buffers"], batch["audio"])[0]
-    step = jit_once(functools.partial(made.train_step, update_discriminator=False, adversarial_active=False))
+    task = _task(tmp_path, **{"loss.waveform": 300.0, "loss.quantizer_dropout": 0.0})
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    audio = jit_once(task.network.apply)(state["model"]["parameters"], state["model"]["buffers"], batch["audio"])[0]
+    step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     metrics = step(state, {}, batch, jax.random.key(1))[1]
-    expected = np.abs(np.array(sound) - np.array(batch["audio"])).mean()
+    expected = np.abs(np.array(audio) - np.array(batch["audio"])).mean()
     assert metrics["waveform"] == pytest.approx(expected, rel=1e-5) and expected > 0.01
-    weighed = sum(made.config.loss[name] * float(metrics[name]) for name in ("waveform", "mel", "commitment"))
+    weighed = sum(task.config.loss[name] * float(metrics[name]) for name in ("waveform", "mel", "commitment"))
     assert metrics["loss"] == pytest.approx(weighed, rel=1e-5)
 
 
@@ -159,11 +157,11 @@ def test_weights_decay_as_in_pytorch():
         first, second = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
         optimizer = optimization.create_optimizer(settings, config.total_steps)
         update = jit_once(optimizer.update)
-        found = jax.tree.map(jnp.float32, start)
-        memory = optimizer.init(found)
+        weights = jax.tree.map(jnp.float32, start)
+        memory = optimizer.init(weights)
         for step, derivative in enumerate(gradients, 1):
-            updates, memory = update(jax.tree.map(jnp.float32, derivative), memory, found)
-            found = jax.tree.map(jnp.add, found, updates)
+            updates, memory = update(jax.tree.map(jnp.float32, derivative), memory, weights)
+            weights = jax.tree.map(jnp.add, weights, updates)
             size = np.sqrt(sum((x**2).sum() for x in derivative.values()))
             for name, x in derivative.items():
                 x = x * min(1, settings.gradient_clip_norm / size)
@@ -175,40 +173,40 @@ def test_weights_decay_as_in_pytorch():
                 expected[name] = expected[name] - rate * first[name] / (1 - 0.8**step) / root
             rate *= 0.999996
         for name in shapes:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(weights[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_the_balancer_scales_the_gradient_and_keeps_its_memory(tmp_path):
-    made = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.mel": 1000.0})
-    state, batch = jit_once(made.init)(jax.random.key(0)), tiny.batch(made.config)
-    new, metrics = jax.jit(functools.partial(made.train_step, **made.phase(0)))(state, {}, batch, jax.random.key(1))
-    norms = {name: float(found["norms"]) for name, found in new["model"]["balancer"].items()}
-    assert norms["mel"] > 0 and norms["adversarial"] == norms["feature_matching"] == 0  # they do not play yet
+    task = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.mel": 1000.0})
+    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    new, metrics = jax.jit(functools.partial(task.train_step, **task.phase(0)))(state, {}, batch, jax.random.key(1))
+    norms = {name: float(memory["norms"]) for name, memory in new["model"]["balancer"].items()}
+    assert norms["mel"] > 0 and norms["adversarial"] == norms["feature_matching"] == 0  # they are not active yet
     assert metrics["loss"] > 500 and metrics["gradient_norm"] < 50
 
 
 def test_collapsed_codebooks_are_named(tmp_path):
-    made = _task(tmp_path)
+    task = _task(tmp_path)
     histogram = np.ones((2, 16))
     histogram[:, 2:] = 0
-    scores = {name: float(v) for name, v in made.aggregate({"level_histogram": jnp.asarray(histogram)}, 1).items()}
+    scores = {name: float(v) for name, v in task.aggregate({"level_histogram": jnp.asarray(histogram)}, 1).items()}
     assert scores["codebook_use"] == 2 / 16 and scores["level_perplexity/01"] == pytest.approx(2)
-    assert made.warnings(scores) == ["the codebooks collapse: only 12% of their codes are in use"]
-    assert not made.warnings({**scores, "codebook_use": 0.9})
+    assert task.warnings(scores) == ["the codebooks collapse: only 12% of their codes are in use"]
+    assert not task.warnings({**scores, "codebook_use": 0.9})
 
 
 def test_the_balancer_wants_whole_batches(tmp_path):
-    made = _task(tmp_path, **{"loss.balancer_decay": 0.999, "optimizer.accumulation_steps": 2})
+    task = _task(tmp_path, **{"loss.balancer_decay": 0.999, "optimizer.accumulation_steps": 2})
     with pytest.raises(ValueError, match="accumulation_steps=1"):
-        made.init(jax.random.key(0))
+        task.init(jax.random.key(0))
 
 
-def test_the_balancer_leaves_out_what_has_no_weight(tmp_path):
+def test_the_balancer_leaves_out_losses_without_a_weight(tmp_path):
     """Feature matching alone, as some train: the adversarial loss has no share, and no state."""
-    made = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.adversarial": 0.0})
+    task = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.adversarial": 0.0})
     losses = {"adversarial": jnp.ones(()), "feature_matching": jnp.ones(())}
-    assert list(made.active(losses)) == ["feature_matching"]
-    memory = jax.eval_shape(made.init, jax.random.key(0))["model"]["balancer"]
+    assert list(task.active(losses)) == ["feature_matching"]
+    memory = jax.eval_shape(task.init, jax.random.key(0))["model"]["balancer"]
     assert set(memory) == {"waveform", "mel", "feature_matching"}
 
 
@@ -228,7 +226,7 @@ def test_mistakes_are_named_before_the_discriminators_join(changes, words, tmp_p
 
 
 @pytest.mark.parametrize("rate", [2, 4])
-def test_scales_have_what_is_below_their_band(rate):
+def test_scales_keep_only_their_band(rate):
     """Tones below the new Nyquist frequency stay, and those above vanish, but for the ends."""
     time, inner = np.arange(4001) / 16_000, slice(100, -100)
 
@@ -236,9 +234,9 @@ def test_scales_have_what_is_below_their_band(rate):
         return np.sin(2 * np.pi * hz * time).astype(np.float32)[None]
 
     low, high = 0.7 * 8000 / rate, 1.2 * 8000 / rate
-    found = waveform_discriminators.decimate(tone(low) + tone(high), rate)
-    assert found.shape == (1, 4001 // rate)
-    np.testing.assert_allclose(found[:, inner], tone(low)[:, ::rate][:, : 4001 // rate][:, inner], atol=2e-3)
+    decimated = waveform_discriminators.decimate(tone(low) + tone(high), rate)
+    assert decimated.shape == (1, 4001 // rate)
+    np.testing.assert_allclose(decimated[:, inner], tone(low)[:, ::rate][:, : 4001 // rate][:, inner], atol=2e-3)
 
 
 def test_scale_discriminators_are_the_published_ones():
@@ -253,9 +251,9 @@ def test_scale_discriminators_are_the_published_ones():
     x = np.random.default_rng(0).normal(size=(1, 16, 8)).astype(np.float32)
     other = x.copy()
     other[..., 4:] = 0
-    one, two = np.asarray(layer(x)), np.asarray(layer(other))
-    np.testing.assert_array_equal(one[..., :2], two[..., :2])
-    assert (one[..., 2:] != two[..., 2:]).all()
+    original, changed = np.asarray(layer(x)), np.asarray(layer(other))
+    np.testing.assert_array_equal(original[..., :2], changed[..., :2])
+    assert (original[..., 2:] != changed[..., 2:]).all()
 
 
 def test_all_of_a_scale_discriminator_learns(monkeypatch):
@@ -263,10 +261,10 @@ def test_all_of_a_scale_discriminator_learns(monkeypatch):
     network = Network(lambda rngs: waveform_discriminators.WaveformDiscriminators(
         periods=(), stft_windows=(), rates=(1, 2), normalisation="weight", rngs=rngs
     ))  # fmt: skip
-    parameters, sound = tiny.random_weights(network), np.random.default_rng(0).normal(size=(2, 512))
+    parameters, audio = tiny.random_weights(network), np.random.default_rng(0).normal(size=(2, 512))
 
     def loss(parameters):
-        return sum((logits**2).sum() for logits in network.apply(parameters, {}, sound)[0])
+        return sum((logits**2).sum() for logits in network.apply(parameters, {}, audio)[0])
 
     gradients = jax.jit(jax.grad(loss))(parameters)
     assert len(gradients["scales"]) == 2 and all(

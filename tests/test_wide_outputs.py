@@ -1,4 +1,4 @@
-"""What leaves a network is in float32, to the last layer, where the network computes in 16 bits."""
+"""The outputs of networks that compute in 16 bits are in float32, from the last layer on."""
 
 import jax
 import jax.numpy as jnp

@@ -137,7 +137,7 @@ def shrunk(name: str, folder, **overrides):
 
 
 def token_records(folder: pathlib.Path) -> pathlib.Path:
-    """Pieces in which every code follows from the one a column earlier, but for some noise."""
+    """Tracks in which every code follows from the one a column earlier, but for some noise."""
     if not folder.exists():
         metadata = dict(codebook_size=64, rows=4, columns_per_second=10.77, row_kind="band", samples_per_column=4096)
         writer = TokenWriter(folder, tokenizer="a run", weight_hash="0" * 64, **metadata)
@@ -166,10 +166,10 @@ def batch(config):
     """The first batch of the configuration's data, numbers alone, as JAX arrays."""
     stream = iterator.train_batches(config.data, split="train", batch_size=config.batch_size, seed=config.seed)
     try:
-        found = next(stream)
+        arrays = next(stream)
     finally:
         stream.close()
-    return {name: jnp.asarray(value) for name, value in found.items() if value.dtype.kind in "biuf"}
+    return {name: jnp.asarray(value) for name, value in arrays.items() if value.dtype.kind in "biuf"}
 
 
 def random_weights(network, seed=0):
