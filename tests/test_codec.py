@@ -325,7 +325,7 @@ def test_a_dac_file_is_refused_by_a_tokenizer_of_mel_spectrograms(tmp_path):
 
 
 @pytest.mark.parametrize("make", [create, create_of_levels])
-def test_latents_are_what_the_look_up_is_given(make):
+def test_latents_are_the_inputs_of_the_look_up(make):
     codec = make()
     codes, latents = codec.encode(music(), RATE), codec.latents(music(), RATE)
     assert latents.shape[:2] == codes.shape
