@@ -1,7 +1,6 @@
 """Faults of language in the source, the documentation and the names, for test_language.py and by hand.
 
 python -m tests.prose [ROOM ...]    lists them
-python -m tests.prose --lower       lowers the limits of tests/language.json to the present counts
 
 The terms are those of docs/glossary.md.
 """
@@ -9,8 +8,6 @@ The terms are those of docs/glossary.md.
 import ast
 from collections.abc import Iterator
 import io
-import json
-import math
 import pathlib
 import re
 import sys
@@ -35,7 +32,6 @@ _CLAUSE = re.compile(
 _MARKS = re.compile(r"[:;](?=\s)")
 _FRAGMENT = re.compile(r"(?:^|[;:]) (of|likewise)\b")  # "seed: of the weights", "; of a file, its size"
 _SOUND = re.compile(r"(?:^|_)sounds?(?:_|$)|Sound(?![a-z]|File)")  # SoundFile is a class of the package soundfile
-LIMITS = ROOT / "tests" / "language.json"
 LEAST_ANNOTATED = 0.9  # share of arguments and results
 OWN = ("prose.py", "test_language.py")  # they hold the words as data
 _FLAGS = re.compile(r"--[\w-]+|\b(?:piece_seconds|figure_piece)\b")  # the names of flags do not change
@@ -116,7 +112,8 @@ def _sentences(paragraph: str) -> Iterator[str]:
 
 
 def _entries(docstring: str) -> list[str]:
-    """Returns the paragraphs of a docstring, each entry such as `name: meaning` a paragraph of its own."""
+    """Returns the paragraphs of a docstring, and each entry such as `name: meaning`, without blocks of code."""
+    docstring = re.sub(r"(?<=\n\n)(?: {4}.*(?:\n|\Z))+", "", docstring)
     blocks, start = [], re.compile(r"\s*(?:[-*] |[\w, `*\[\]]{1,60}: |\{)")
     for line in docstring.split("\n"):
         stripped = line.strip()
@@ -167,24 +164,7 @@ def annotated(paths: list[pathlib.Path]) -> tuple[int, int]:
     return count, total
 
 
-def lower_limits() -> None:
-    """Writes the present counts to the file of limits, where they are better."""
-    limits = json.loads(LIMITS.read_text())
-    for name, paths in places().items():
-        count = sum(1 for path in paths for _ in faults(path))
-        limits["faults"][name] = min(count, limits["faults"].get(name, 0))
-        share = math.floor(100 * annotated(paths)[0] / max(annotated(paths)[1], 1)) / 100
-        if name in limits["annotated"]:
-            limits["annotated"][name] = max(share, limits["annotated"][name])
-    limits["faults"] = {name: count for name, count in limits["faults"].items() if count}
-    limits["annotated"] = {name: share for name, share in limits["annotated"].items() if share < LEAST_ANNOTATED}
-    LIMITS.write_text(json.dumps(limits, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--lower"]:
-        lower_limits()
-        sys.exit()
     for name, paths in places().items():
         if not sys.argv[1:] or name in sys.argv[1:]:
             for path in paths:

@@ -1,30 +1,22 @@
-"""The language of the project: the field's terms, plain sentences, annotated functions.
-
-tests/language.json holds the number of faults that each room still has; it may only fall.
-`python -m tests.prose --lower` lowers it.
-"""
-
-import json
+"""The language of the project: the field's terms, plain sentences, annotated functions."""
 
 import pytest
 
 from tests import prose
 
-LIMITS = json.loads(prose.LIMITS.read_text())
-
 
 @pytest.mark.parametrize("name", prose.places())
 def test_language(name):
     faults = [fault for path in prose.places()[name] for fault in prose.faults(path)]
-    allowed = LIMITS["faults"].get(name, 0)
-    assert len(faults) <= allowed, "\n".join(faults)
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("name", [name for name in prose.places() if name not in ("tests", "benchmarks")])
 def test_functions_are_annotated(name):
     annotated, total = prose.annotated(prose.places()[name])
-    least = LIMITS["annotated"].get(name, prose.LEAST_ANNOTATED)
-    assert annotated >= least * total, f"{annotated} of {total} arguments and results of {name} are annotated"
+    assert annotated >= prose.LEAST_ANNOTATED * total, (
+        f"{annotated} of {total} arguments and results of {name} are annotated"
+    )
 
 
 def test_faults_are_found(tmp_path, monkeypatch):
