@@ -61,7 +61,7 @@ def _sine(phase: np.ndarray) -> np.ndarray:
     return np.sin(phase.view(np.int32).astype(np.float32) * np.float32(2 * np.pi / 2**32))
 
 
-def _partials(
+def sum_of_partials(
     voice: Voice, frequency_hz: float, clock: np.ndarray, t: np.ndarray, sample_rate_hz: int, brightness: float
 ) -> np.ndarray:
     """Computes `sum_k a**k sin(theta + k beta)` over the partials below the top, float32 `[S]`.
@@ -114,9 +114,9 @@ def render(
     """
     clock = np.arange(first, last, dtype=np.uint32)
     t = clock.astype(np.float32) * np.float32(1 / sample_rate_hz)
-    audio = _partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness)
+    audio = sum_of_partials(voice, frequency_hz, clock, t, sample_rate_hz, brightness)
     if voice.second:
-        audio = audio + _partials(voice, frequency_hz * voice.second, clock, t, sample_rate_hz, brightness)
+        audio = audio + sum_of_partials(voice, frequency_hz * voice.second, clock, t, sample_rate_hz, brightness)
     if voice.breath:
         audio = audio + np.float32(voice.breath) * noise[clock % len(noise)]
     fading = np.maximum(t - np.float32(seconds), 0) * np.float32(1 / voice.release)

@@ -92,9 +92,9 @@ def test_codes_beyond_the_codebook_with_a_right_checksum_are_an_error(tmp_path):
     wide = dataclasses.replace(HEADER, codebook_size=1024)
     bt_file.write_codes(path, np.full((4, 5), 1023), wide, 4 * 4096)
     data = path.read_bytes()
-    payload_checksum = bt_file._decode_header(data[:64])[1]
+    payload_checksum = bt_file.decode_header(data[:64])[1]
     narrow = dataclasses.replace(HEADER, samples=4 * 4096, columns=4)
-    path.write_bytes(bt_file._encode_header(narrow, payload_checksum) + data[64:])
+    path.write_bytes(bt_file.encode_header(narrow, payload_checksum) + data[64:])
     with pytest.raises(ValueError, match="outside its codebook"):
         bt_file.read_codes(path)
 

@@ -116,10 +116,10 @@ def test_codes_of_dac_files_are_the_published_ones(name, window_seconds, tmp_pat
 def test_chunks_have_the_published_lengths():
     """The lengths are those of the published program with the 44.1 kHz model."""
     tokenizer = types.SimpleNamespace(config=load_config("dac:base"))
-    encoder, decoder = dac_file._layers(types.SimpleNamespace(components={"tokenizer": tokenizer}))
-    assert dac_file._delay(encoder + decoder) == 7904
+    encoder, decoder = dac_file.coder_layers(types.SimpleNamespace(components={"tokenizer": tokenizer}))
+    assert dac_file.coder_delay(encoder + decoder) == 7904
     for window, columns, samples in ((44_544, 72, 28_522), (220_672, 416, 204_650)):
-        assert (dac_file._length(window, encoder), dac_file._length(columns, decoder)) == (columns, samples)
+        assert (dac_file.output_length(window, encoder), dac_file.output_length(columns, decoder)) == (columns, samples)
 
 
 def test_dac_files_are_written_on_the_command_line(tmp_path, capsys, monkeypatch):

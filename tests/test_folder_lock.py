@@ -117,12 +117,12 @@ def test_a_lock_of_another_host_counts_while_it_is_touched(tmp_path, monkeypatch
 def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "BEAT_SECONDS", 0.02)
     with folder_lock.locked(tmp_path, "x"):
-        first, path = folder_lock._touched(tmp_path / folder_lock.NAME), tmp_path / folder_lock.NAME
+        first, path = folder_lock.modified_ns(tmp_path / folder_lock.NAME), tmp_path / folder_lock.NAME
         for _ in range(200):
-            if folder_lock._touched(path) != first:
+            if folder_lock.modified_ns(path) != first:
                 break
             threading.Event().wait(0.02)
-        assert folder_lock._touched(path) != first
+        assert folder_lock.modified_ns(path) != first
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"host": 1}', "[" * 4000, '{"pid": 1e999}'])

@@ -59,7 +59,7 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
     writer, cache = generator(), generator()._network.apply(weights(), {}, 1, 128, method="init_kv_cache")
-    program = autoregressive._advance.lower(
+    program = autoregressive.decode_columns.lower(
         weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
         dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),
         network=writer._network, span=128, top_k=None, nucleus=False, guided=False,
@@ -111,12 +111,12 @@ def test_any_duration_with_the_same_programs():
     endless["head"]["kernel"] = endless["head"]["kernel"].at[CODES].set(0)  # an end becomes as rare as any code
     writer = autoregressive.Generator(SETTINGS, endless)
     writer.generate(columns=60, window_columns=50, key=jax.random.key(0), top_k=1)
-    programs = autoregressive._advance._cache_size(), autoregressive._prefill._cache_size()
+    programs = autoregressive.decode_columns._cache_size(), autoregressive.prefill_cache._cache_size()
     columns = []
     codes, lengths = writer.generate(
         columns=170, window_columns=50, key=jax.random.key(1), top_k=1, may_end=True, report=columns.append
     )
-    assert (autoregressive._advance._cache_size(), autoregressive._prefill._cache_size()) == programs
+    assert (autoregressive.decode_columns._cache_size(), autoregressive.prefill_cache._cache_size()) == programs
     assert codes.shape == (1, 170, ROWS) and (lengths < 170 or columns[-1] == 170)
     # The code after a full window is the prediction of a window that begins in its middle.
     if lengths[0] > 50:

@@ -18,8 +18,8 @@ def test_the_page_holds_configuration_metrics_and_curves(tmp_path, monkeypatch):
         lines = [{"step": step, "train/seconds_per_step": 0.6} for step in (100, 300)]
         lines += [{"step": 300, "train/mel": 0.5, "evaluation/mel_distance": 0.4, "train/reconstruction": 0.3}]
         (tmp_path / component / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(run_page, "_crops", lambda codec, data: [])
-    monkeypatch.setattr(run_page, "_mel_baseline", lambda codec, data: {"k_means": 1.0, "median": 2.0})
+    monkeypatch.setattr(run_page, "validation_crops", lambda codec, data: [])
+    monkeypatch.setattr(run_page, "mel_baseline", lambda codec, data: {"k_means": 1.0, "median": 2.0})
     soundfile.write(tmp_path / "generated.wav", 0.1 * np.sin(np.arange(22_050)), 44_100)
     table = run_page.write_report(
         tmp_path, "data/<mine>", tmp_path / "page.html", [tmp_path / "generated.wav"], prompt="<b>piano</b>"

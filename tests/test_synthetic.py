@@ -92,7 +92,9 @@ def test_partials_equal_their_sum_one_by_one(ratio):
     voice = instruments.Voice(ratio=ratio, cutoff_hz=6000, closing=0.3)
     rate, hz, brightness = 32_000, 521.0, 0.7
     t = np.arange(4000) / rate
-    got = instruments._partials(voice, hz, np.arange(4000, dtype=np.uint32), t.astype(np.float32), rate, brightness)
+    got = instruments.sum_of_partials(
+        voice, hz, np.arange(4000, dtype=np.uint32), t.astype(np.float32), rate, brightness
+    )
     dull = hz * ratio / (voice.cutoff_hz * 4 ** (brightness - 0.5))
     wanted, k = np.zeros(4000), 0
     while hz * (1 + k * ratio) <= instruments.TOP_SHARE * rate:

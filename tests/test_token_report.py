@@ -66,7 +66,7 @@ def test_token_records_on_the_command_line(tmp_path, capsys):
 def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeypatch, capsys):
     folders = [str(tiny.token_records(tmp_path / place / "tokens")) for place in ("a", "b")]
     written = []
-    monkeypatch.setattr(token_report, "_draw", lambda *arguments: written.append(list(arguments[2])))
+    monkeypatch.setattr(token_report, "draw_figures", lambda *arguments: written.append(list(arguments[2])))
     call = ["evaluate", "tokens", f"--output={tmp_path / 'report'}", "--data"]
     assert cli.main([*call, folders[0], f"other={folders[1]}"]) == 0
     assert set(map(tuple, written)) == {("tokens", "other")}

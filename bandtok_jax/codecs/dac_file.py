@@ -205,7 +205,7 @@ def _check_origin(codec: WaveformCodec, file: DacFile) -> None:
     if file.padded:
         chunks, chunk = columns, codec.samples_per_column
     else:
-        chunk = _length(file.chunk_columns, _layers(codec)[1])
+        chunk = output_length(file.chunk_columns, coder_layers(codec)[1])
     samples = file.samples * codec.sample_rate_hz / file.sample_rate_hz
     if not (chunks - 1) * chunk - 2 < samples < chunks * chunk + 2:  # resampling rounds by a sample or so
         raise ValueError(
@@ -218,14 +218,14 @@ def _encode_chunks(codec: WaveformCodec, audio: np.ndarray, window_seconds: floa
     """Returns codes `[C, T, F]` of the official program's chunks of audio `[C, S]`, and the columns of each."""
     hop = codec.samples_per_column
     window = math.ceil(int(window_seconds * codec.sample_rate_hz) / hop) * hop
-    encoder, decoder = _layers(codec)
-    columns = _length(window, encoder)
-    step = _length(columns, decoder)
+    encoder, decoder = coder_layers(codec)
+    columns = output_length(window, encoder)
+    step = output_length(columns, decoder)
     if columns < 1 or step < 1:
         raise ValueError(
             f"windows of {window_seconds} s are shorter than the receptive field of a column: give longer ones"
         )
-    delay, count = _delay(encoder + decoder), math.ceil(audio.shape[1] / step)
+    delay, count = coder_delay(encoder + decoder), math.ceil(audio.shape[1] / step)
     audio = np.pad(audio, ((0, 0), (delay, max(delay, (count - 1) * step + window - delay - audio.shape[1]))))
     code, weights = _unpadded(codec, "encode"), codec.parameters["tokenizer"]
     starts = range(0, count * step, step)
@@ -258,7 +258,7 @@ class _Layer:
     transposed: bool = False
 
 
-def _layers(codec: WaveformCodec) -> tuple[list[_Layer], list[_Layer]]:
+def coder_layers(codec: WaveformCodec) -> tuple[list[_Layer], list[_Layer]]:
     """Returns the layers of the encoder and of the decoder that change the number of frames."""
     strides = codec.components["tokenizer"].config.model.strides
     units = [_Layer((KERNEL_SIZE - 1) * dilation) for dilation in DILATIONS]
@@ -268,7 +268,7 @@ def _layers(codec: WaveformCodec) -> tuple[list[_Layer], list[_Layer]]:
     return [ends, *down, _Layer(2)], [ends, *up, ends]
 
 
-def _length(length: int, layers: list[_Layer]) -> int:
+def output_length(length: int, layers: list[_Layer]) -> int:
     """Returns the number of frames after these layers."""
     for layer in layers:
         if layer.transposed:
@@ -278,12 +278,12 @@ def _length(length: int, layers: list[_Layer]) -> int:
     return length
 
 
-def _delay(layers: list[_Layer]) -> int:
+def coder_delay(layers: list[_Layer]) -> int:
     """Returns the zeros that the official program puts before audio that it codes in chunks.
 
     They are half of the frames that the network takes away.
     """
-    shortest = length = _length(0, layers)
+    shortest = length = output_length(0, layers)
     for layer in reversed(layers):
         if layer.transposed:
             length = math.ceil((length - layer.reach - 1) / layer.stride) + 1

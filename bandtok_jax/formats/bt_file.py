@@ -113,7 +113,7 @@ class Writer:
         self._put(self._rest)
         with atomic_file.naming(self._path):
             self._file.seek(0)
-            self._file.write(_encode_header(header, self._checksum))
+            self._file.write(encode_header(header, self._checksum))
             self._file.close()
         atomic_file.replace(self._partial, self._path)
         return header
@@ -142,7 +142,7 @@ class Reader:
         with untrusted.reading(path, _CURE):
             size = untrusted.file_size(path) - HEADER_BYTES
             with open(self._path, "rb") as file:
-                self.header, expected = _decode_header(file.read(HEADER_BYTES))
+                self.header, expected = decode_header(file.read(HEADER_BYTES))
                 if size != self.header.payload_bytes:
                     word = "truncated" if size < self.header.payload_bytes else "too long"
                     raise ValueError(f"it is {word}: {size} bytes of codes instead of {self.header.payload_bytes}")
@@ -212,7 +212,8 @@ def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
     return ones[: len(ones) // bits * bits].reshape(-1, bits).astype(np.int32) @ weights
 
 
-def _encode_header(header: Header, payload_checksum: int) -> bytes:
+def encode_header(header: Header, payload_checksum: int) -> bytes:
+    """Returns the bytes that stand before the payload."""
     head = _HEADER.pack(
         MAGIC,
         VERSION,
@@ -230,7 +231,7 @@ def _encode_header(header: Header, payload_checksum: int) -> bytes:
     return head + _CHECKSUM.pack(zlib.crc32(head))
 
 
-def _decode_header(data: bytes) -> tuple[Header, int]:
+def decode_header(data: bytes) -> tuple[Header, int]:
     """Returns the header and the payload's checksum; ValueError where they cannot be those of a `.bt` file."""
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise ValueError(f"it is no .bt file (it begins with {data[:4]!r})")

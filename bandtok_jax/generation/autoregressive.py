@@ -95,12 +95,12 @@ class Generator:
                 if seen:
                     span = next(s for s in spans if s >= tokens.shape[1])
                     padded = np.pad(tokens, ((0, 0), (0, span - tokens.shape[1])))
-                    cache = _prefill(self._network, self._parameters, cache, _twice(padded, guided), text)
+                    cache = prefill_cache(self._network, self._parameters, cache, _twice(padded, guided), text)
                 token = jnp.asarray(tokens[:, -1])
             place = seen * rows
             span = next(s for s in spans if s >= place + rows)
             count = min((span - place) // rows, window_columns - seen, columns - done)
-            new, token, stopped, cache = _advance(
+            new, token, stopped, cache = decode_columns(
                 self._parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
                 key, numbers, span=span, **static,
             )  # fmt: skip
@@ -210,7 +210,7 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnames=("network", "span", "top_k", "nucleus", "guided"), donate_argnums=1)
-def _advance(
+def decode_columns(
     parameters: Tree,
     cache: Tree,
     token: jax.Array,
@@ -286,7 +286,7 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnames="network", donate_argnums=2)
-def _prefill(network: "_DecodingNetwork", parameters: Tree, cache: Tree, tokens: jax.Array, text: Tree) -> Tree:
+def prefill_cache(network: "_DecodingNetwork", parameters: Tree, cache: Tree, tokens: jax.Array, text: Tree) -> Tree:
     """Returns the cache with the keys and values of `tokens [B, span]` at its beginning."""
     context = (None, None) if text is None else (text["context"], text["mask"])
     return network.apply(parameters, {}, tokens, cache, *context, method="prefill")

@@ -136,10 +136,10 @@ def _is_alive(holder: dict, path: str, taken: bool | None) -> bool:
     """
     if holder["host"] == socket.gethostname() and (taken or not _exists(holder["pid"])):
         return False
-    first, end = _touched(path), time.monotonic() + WATCH_SECONDS
+    first, end = modified_ns(path), time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, WATCH_SECONDS / 10))
-        if _touched(path) != first:
+        if modified_ns(path) != first:
             return True
     return False
 
@@ -154,7 +154,8 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _touched(path: str) -> int:
+def modified_ns(path: str) -> int:
+    """Returns the time of the last change of a file, or 0 without a file."""
     # Opened again: network file systems ask their server for the time of a file then.
     try:
         with open(path, "rb") as file:

@@ -137,7 +137,7 @@ def evaluation_parameters(model: ModelState) -> Tree:
 
 
 def accumulate_gradients(function: Callable[[Tree], tuple[Tree, Tree]], batch: Tree, steps: int) -> tuple[Tree, Tree]:
-    """Runs `function(micro_batch) -> (means, per_example)` over `steps` micro-batches, one after the other.
+    """Runs `function(micro_batch) -> (means, per_example)` over `steps` micro-batches: gradient accumulation.
 
     Args:
       batch: arrays with a leading axis B, a multiple of `steps`.

@@ -74,11 +74,11 @@ def write_report(
     codec = model_folder.load(str(runs / "model"))
     metrics = {name: read_metrics(runs / name) for name in COMPONENTS}
     generated_audio = {path.name: waveform.read(path) for path in map(pathlib.Path, generated)}
-    table = _metric_table(metrics, _mel_baseline(codec, data))
+    table = _metric_table(metrics, mel_baseline(codec, data))
     table += [_audio_row(name, audio) for name, (audio, _) in generated_audio.items()]
     crops = [
         html("{title}{content}", title=page.heading(f"Crop {number}", 3), content=_crop_section(codec, audio))
-        for number, audio in enumerate(_crops(codec, data), 1)
+        for number, audio in enumerate(validation_crops(codec, data), 1)
     ]
     now = datetime.datetime.now(datetime.UTC)
     content = page.page(
@@ -99,7 +99,7 @@ def write_report(
     return table
 
 
-def _crops(codec: Codec, data: str) -> list[np.ndarray]:
+def validation_crops(codec: Codec, data: str) -> list[np.ndarray]:
     """Returns validation crops `[S]`."""
     settings = load_config("bandtok:tiny").data.copy_and_resolve_references()
     settings.sample_rate_hz, settings.clip_samples = codec.sample_rate_hz, int(CROP_SECONDS * codec.sample_rate_hz)
@@ -109,7 +109,7 @@ def _crops(codec: Codec, data: str) -> list[np.ndarray]:
     return list(batch["audio"])
 
 
-def _mel_baseline(codec: Codec, data: str) -> dict[str, float]:
+def mel_baseline(codec: Codec, data: str) -> dict[str, float]:
     """Returns the errors of k-means and median on the crops of the tokenizer's evaluation."""
     config: ConfigDict = codec.components["tokenizer"].config
     settings = config.data.copy_and_resolve_references()

@@ -139,7 +139,7 @@ def write(output: str, compared: Sequence[Tokens], models: Mapping[str, Mapping[
     content = {"meaning": NMI_MEANING, "tokens": statistics, "language_models": predicted}
     storage.write_text(os.path.join(output, "tokens.json"), json.dumps(content, indent=1))
     for ending in ENDINGS:
-        _draw(output, ending, statistics, predicted)
+        draw_figures(output, ending, statistics, predicted)
     for tokens in compared:
         if tokens.latents is not None:
             points, rows = tsne.project(tokens.latents)
@@ -169,7 +169,7 @@ def _first_columns(grids: Iterable[np.ndarray], name: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _draw(output: str, ending: str, statistics: Mapping[str, Any], predicted: Mapping[str, Any]) -> None:
+def draw_figures(output: str, ending: str, statistics: Mapping[str, Any], predicted: Mapping[str, Any]) -> None:
     """Draws figures of all tokens together, and one of the pairs of rows of each."""
     curves: dict[str, dict[str, list[float]]] = {"nmi": {}, "entropy": {}, "use": {}, "perplexity": {}}
     for name, tokens in statistics.items():
