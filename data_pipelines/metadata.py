@@ -129,7 +129,10 @@ def _write_tfds_metadata(output: str, shards: dict[str, list[dict[str, Any]]]) -
     # TFDS supports fewer kinds of buckets, so it writes into a local folder where empty files stand for the shards.
     with tempfile.TemporaryDirectory() as folder:
         template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=records.NAME, filetype_suffix="array_record", template=TEMPLATE
+            data_dir=tfds.core.Path(folder),
+            dataset_name=records.NAME,
+            filetype_suffix="array_record",
+            template=TEMPLATE,
         )
         splits = [
             tfds.core.SplitInfo(

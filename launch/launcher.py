@@ -60,7 +60,7 @@ class Launcher(abc.ABC):
 
     def render(self, job: Job) -> str:
         """Returns the script or manifest of a job."""
-        text = importlib.resources.files(__package__).joinpath("templates", self.template).read_text()
+        text = importlib.resources.files("bandtok_jax.launch").joinpath("templates", self.template).read_text()
         return fill(text, self.values(job))
 
 

@@ -11,6 +11,7 @@ was preempted, and 0 otherwise.
 import argparse
 from collections.abc import Sequence
 import contextlib
+import io
 import os
 import re
 import secrets
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import BinaryIO
 
 from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
 
@@ -62,7 +62,9 @@ def run(command: Sequence[str], variables: list[dict[str, str]], *, grace_second
       grace_seconds: from a SIGTERM to SIGKILL.
       linger_seconds: time for the others after one has failed, for which they would wait for ever.
     """
-    children, readers, deadline = [], [], [float("inf")]
+    children: list[subprocess.Popen[bytes]] = []
+    readers: list[threading.Thread] = []
+    deadline = [float("inf")]
 
     def stop(*_):
         deadline[0] = min(deadline[0], time.monotonic() + grace_seconds)
@@ -74,9 +76,11 @@ def run(command: Sequence[str], variables: list[dict[str, str]], *, grace_second
     failed = None
     try:
         for number, own in enumerate(variables):
-            options = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             # A group of its own: Ctrl-C in a terminal comes once, through here, and workers can be ended with it.
-            child = subprocess.Popen(list(command), env={**os.environ, **own}, start_new_session=True, **options)
+            child = subprocess.Popen(
+                list(command), env={**os.environ, **own}, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
             children.append(child)
             prefix = f"[{own.get('JAX_PROCESS_ID', number)}] ".encode()
             readers.append(threading.Thread(target=_prefix, args=(child.stdout, prefix)))
@@ -110,7 +114,7 @@ def _kill(children: Sequence[subprocess.Popen]) -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def _prefix(stream: BinaryIO, prefix: bytes) -> None:
+def _prefix(stream: io.BufferedReader, prefix: bytes) -> None:
     """Copies a stream line by line; a progress bar's carriage return ends a line too."""
     rest = b""
     while chunk := stream.read1(65536):

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 
-from tests.import_graph import PACKAGE, ROOT, room
+from tests.import_graph import PACKAGE, ROOT, files, room
 
 LIMITS = ROOT / "tests" / "types.json"
 OPTIONAL = ("apache_beam", "visqol", "visqol_python", "wandb")  # packages of extras
@@ -25,11 +25,18 @@ _PACKAGES = ("flax", "jax", "numpy", "optax")
 
 
 def errors() -> list[dict]:
-    """Returns the errors that basedpyright finds in the package."""
+    """Returns the errors that basedpyright finds in the package.
+
+    Raises:
+      ValueError: it did not analyse each file once.
+    """
     command = [_program(), "--pythonpath", sys.executable, "--outputjson"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    diagnostics = json.loads(run.stdout)["generalDiagnostics"]
-    return [diagnostic for diagnostic in diagnostics if diagnostic["severity"] == "error"]
+    report = json.loads(run.stdout)
+    num_files, num_analysed = len(files()), report["summary"]["filesAnalyzed"]
+    if num_analysed != num_files:
+        raise ValueError(f"{num_analysed} of {num_files} files were analysed: see `include` in pyproject.toml")
+    return [diagnostic for diagnostic in report["generalDiagnostics"] if diagnostic["severity"] == "error"]
 
 
 def place(error: dict) -> str:
@@ -65,8 +72,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments:
         lower = {name: min(count, stored["errors"].get(name, count)) for name, count in sorted(counts.items())}
-        content = {"total": sum(lower.values()), "versions": versions(), "errors": lower}
-        LIMITS.write_text(json.dumps(content, indent=1) + "\n")
+        stored = {"total": sum(lower.values()), "versions": versions(), "errors": lower}
+        LIMITS.write_text(json.dumps(stored, indent=1) + "\n")
     unresolved = [
         error for error in every
         if error.get("rule") in ("reportMissingImports", "reportMissingModuleSource")

@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
 def write_dac(path: str, file: DacFile) -> None:
     """Writes a file that `read_dac` and the official program read."""
     metadata = {
-        "input_db": np.float32([file.lufs]),
+        "input_db": np.array([file.lufs], np.float32),
         "original_length": file.samples,
         "sample_rate": file.sample_rate_hz,
         "chunk_length": file.chunk_columns,
@@ -118,8 +118,9 @@ def write_dac(path: str, file: DacFile) -> None:
         "padding": file.padded,
         "dac_version": VERSIONS[-1],
     }
+    content = {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": metadata}
     with atomic_file.atomic_write(path) as partial, open(partial, "wb") as target:
-        np.save(target, {"codes": file.codes.swapaxes(1, 2).astype(np.uint16), "metadata": metadata})
+        np.save(target, np.array(content, dtype=object))
 
 
 def encode(
@@ -147,11 +148,12 @@ def encode(
     if lufs is None:
         lufs = max(loudness.integrated_lufs(resampled, codec.sample_rate_hz), SILENCE_LUFS)
     resampled = resampled * np.float32(loudness.gain_to(CODED_LUFS, lufs, float(np.abs(resampled).max())))
-    padded = window_seconds is None or audio.shape[1] <= window_seconds * sample_rate_hz
-    if padded:
+    if window_seconds is None or audio.shape[1] <= window_seconds * sample_rate_hz:
+        padded = True
         codes = np.stack([codec.encode(channel, codec.sample_rate_hz) for channel in resampled])
         chunk_columns = codes.shape[1]
     else:
+        padded = False
         codes, chunk_columns = _encode_chunks(codec, resampled, window_seconds)
     return DacFile(codes[..., :rows], chunk_columns, padded, lufs, audio.shape[1], sample_rate_hz)
 
@@ -242,9 +244,10 @@ def _decode_chunks(codec: WaveformCodec, codes: np.ndarray, chunk_columns: int) 
     return np.concatenate([np.asarray(decode(weights, chunk[None])[0]) for chunk in chunks])
 
 
-def _unpadded(codec: WaveformCodec, method: str) -> Callable[[Tree, jax.Array], jax.Array]:
+def _unpadded(codec: WaveformCodec, method: str) -> Callable[[Tree, np.ndarray], jax.Array]:
     """Returns a method of the network, compiled, that pads its input with no zeros."""
-    arguments = registry.arguments(codec.components["tokenizer"].resolved_config) | {"padding": False}
+    arguments: dict[str, Any] = registry.arguments(codec.components["tokenizer"].resolved_config)
+    arguments["padding"] = False
     network = Network(lambda rngs: DAC(**arguments, rngs=rngs))
     return jax.jit(lambda weights, x: network.apply(weights["parameters"], weights["buffers"], x, method=method))
 

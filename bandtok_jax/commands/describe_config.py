@@ -5,13 +5,14 @@ the networks whose keyword arguments the groups `model`, `discriminator` and `me
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import importlib
 import inspect
 import io
 import re
 import shlex
 import tokenize
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -64,7 +65,7 @@ def flat(config: ConfigDict, above: str = "") -> Iterator[tuple[str, str]]:
         yield from flat(group, f"{above}{name}.")
 
 
-def _owners(config: ConfigDict) -> dict[str, type]:
+def _owners(config: ConfigDict) -> dict[str, Callable[..., Any]]:
     """Returns the classes whose keyword arguments are groups of the configuration."""
     from bandtok_jax.audio.mel_bands import MelDefinition
     from bandtok_jax.models import registry
@@ -75,9 +76,9 @@ def _owners(config: ConfigDict) -> dict[str, type]:
     return {**networks, "mel": MelDefinition}
 
 
-def _arguments(owner: type) -> dict[str, str]:
+def _arguments(owner: Callable[..., Any]) -> dict[str, str]:
     """Returns the descriptions in the list of arguments of a class's docstring."""
-    listed = re.split(r"(?:Args|Attributes):\n", inspect.getdoc(owner))[-1]
+    listed = re.split(r"(?:Args|Attributes):\n", inspect.getdoc(owner) or "")[-1]
     listed = re.split(r"\n\S|\n\n", listed)[0]
     described = {}
     for entry in re.split(r"\n(?!    )", inspect.cleandoc(listed).replace("\n  ", "\n    ")):

@@ -49,7 +49,7 @@ class Setting:
     mutable: bool = False
     written: bool = False
 
-    def fault(self, value: object) -> str:
+    def fault(self, value: Any) -> str:
         """Returns the instruction that corrects a value outside the limits, or ""."""
         if self.choices:
             return "" if value in self.choices else f"set it to one of {', '.join(self.choices)}"

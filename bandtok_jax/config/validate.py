@@ -121,7 +121,7 @@ def _check_dtype(name: str) -> None:
 def _computes_in_64_bits() -> bool:
     import jax  # only for the rare configuration that asks for it
 
-    return jax.config.jax_enable_x64
+    return jax.dtypes.canonicalize_dtype("float64") == "float64"
 
 
 def _check_sample_rate(config: ConfigDict) -> None:

@@ -146,7 +146,9 @@ def _splash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
         kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
         query = query * jnp.asarray(head_dim**-0.5, query.dtype)  # the kernel does not scale
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-        return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
+        attended = jax.vmap(kernel)(*heads_first)
+        assert isinstance(attended, jax.Array)  # residuals are returned on request only
+        return jnp.swapaxes(attended, 1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:

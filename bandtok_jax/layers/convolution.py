@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import math
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -37,7 +38,7 @@ class Convolution(nnx.Module):
         *,
         stride: Sequence[int] | None = None,
         dilation: Sequence[int] | None = None,
-        padding: str | Sequence[tuple[int, int]] = "same",
+        padding: Literal["same"] | Sequence[tuple[int, int]] = "same",
         groups: int = 1,
         normalisation: str = "none",
         initializer: Callable = TRUNCATED_NORMAL,
@@ -203,8 +204,8 @@ def _initial_gain(weights: jax.Array, normalisation: str) -> nnx.Param | None:
 
 def _normalised(kernel: nnx.Param, gain: nnx.Param | None) -> jax.Array:
     """Returns `g v / |v|`, or `v` where there is no `g`."""
-    kernel = kernel[...]
-    return kernel if gain is None else kernel * (gain[...] / _norm(kernel))
+    weights = kernel[...]
+    return weights if gain is None else weights * (gain[...] / _norm(weights))
 
 
 def _norm(kernel: jax.Array) -> jax.Array:

@@ -32,7 +32,9 @@ class Network:
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         """Structure, parameters and buffers without arrays, traced when first needed."""
-        return nnx.split(nnx.eval_shape(lambda: self._constructor(nnx.Rngs(0))), nnx.Param, ...)
+        module = nnx.eval_shape(lambda: self._constructor(nnx.Rngs(0)))
+        graph, parameters, buffers = nnx.split(module, nnx.Param, ...)
+        return graph, parameters, buffers
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Returns fresh `(parameters, buffers)`; pure, so that it may be jitted with output shardings."""

@@ -52,7 +52,8 @@ class ResidualVectorQuantizer(nnx.Module):
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Returns the sum of the first f levels, f <= F; int32 `[B, T, f] -> [B, T, D]`."""
-        return sum(level.decode(codes[..., number]) for number, level in zip(range(codes.shape[-1]), self.levels))
+        levels = zip(range(codes.shape[-1]), self.levels)
+        return jnp.asarray(sum(level.decode(codes[..., number]) for number, level in levels))
 
     def residuals(self, latents: jax.Array) -> jax.Array:
         """Returns the vectors that the look-up of each level compares; `[B, T, D] -> [B, T, F, codebook_dim]`."""

@@ -168,7 +168,10 @@ class DAC(nnx.Module):
             x, valid_range = block(x, valid_range)
         x = self.decoder_out(mask_outside(self.decoder_snake(x), valid_range))
         x = mask_outside(jnp.tanh(x), valid_range)[..., 0]
-        return x[:, : valid_range[1]] if whole else x
+        if not whole:
+            return x
+        assert valid_range is not None  # blocks scale a range, and do not drop it
+        return x[:, : valid_range[1]]
 
     @exact
     def encode(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:

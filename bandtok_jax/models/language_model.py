@@ -11,6 +11,7 @@ Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, MIDDLE = K + 2, and unused 
 and the codes are the only outputs; all other logits are -inf.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from flax import nnx
@@ -148,6 +149,7 @@ class LanguageModel(nnx.Module):
         has_dropout = keys is not None and self.dropout > 0
 
         def drop(x: jax.Array, number: jax.Array | int) -> jax.Array:
+            assert keys is not None
             return dropout(x, jax.vmap(jax.random.fold_in, (0, None))(keys, number), self.dropout)
 
         def layer(x: jax.Array, numbered_state: tuple) -> tuple[jax.Array, None]:
@@ -166,7 +168,7 @@ class LanguageModel(nnx.Module):
             graph, stacked = nnx.split(self.blocks)
             x, _ = jax.lax.scan(layer, x, (jnp.arange(self.num_layers), stacked))
         else:
-            for number, block in enumerate(self.blocks):
+            for number, block in enumerate(self._unstacked_blocks):
                 graph, state = nnx.split(block)
                 x, _ = layer(x, (number, state))
         return self._logits(x, positions)
@@ -186,8 +188,10 @@ class LanguageModel(nnx.Module):
           drop: bool `[B]`, examples whose text is left out.
         """
         if self.text == "bytes":
+            assert caption is not None
             context, mask = self.text_encoder(caption)
         else:
+            assert embedding is not None
             context, mask = self.text_projection(embedding), jnp.any(embedding != 0, axis=-1)
         absent = ~mask.any(axis=1) if drop is None else drop | ~mask.any(axis=1)
         first = jnp.arange(mask.shape[1]) == 0
@@ -196,11 +200,12 @@ class LanguageModel(nnx.Module):
 
     def context_keys_values(self, context: jax.Array) -> tuple[KeysValues, ...]:
         """Returns keys and values of a context for the cross-attention of every layer, for `decode_step`."""
-        return tuple(block.context_keys_values(context) for block in self.blocks)
+        return tuple(block.cross_attention.keys_values(context) for block in self._unstacked_blocks)
 
     def init_kv_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
         """Returns an empty cache of `length` tokens for every layer."""
-        return tuple(init_kv_cache(batch, length, self.num_heads, self.head_dim, self.dtype) for _ in self.blocks)
+        layers = range(self.num_layers)
+        return tuple(init_kv_cache(batch, length, self.num_heads, self.head_dim, self.dtype) for _ in layers)
 
     def prefill(
         self,
@@ -212,7 +217,7 @@ class LanguageModel(nnx.Module):
         """Returns the cache with the keys and values of the sequence `[B, L]` from position 0 on."""
         positions = jnp.arange(tokens.shape[1])
         x, angles, new_cache = self._embed(tokens, positions), self._angles(positions), []
-        for block, layer_cache in zip(self.blocks, cache):
+        for block, layer_cache in zip(self._unstacked_blocks, cache):
             x, keys_values = block(x, angles, causal=True, context=context, context_mask=context_mask)
             new_cache.append(update_kv_cache(layer_cache, *keys_values, 0))
         return tuple(new_cache)
@@ -233,11 +238,17 @@ class LanguageModel(nnx.Module):
         """
         positions = position[None]
         x, angles, new_cache = self._embed(token[:, None], positions), self._angles(positions), []
-        for number, (block, layer_cache) in enumerate(zip(self.blocks, cache)):
+        for number, (block, layer_cache) in enumerate(zip(self._unstacked_blocks, cache)):
             layer_context = context[number] if context else None
             x, layer_cache = block.decode_step(x, angles, layer_cache, position, layer_context, context_mask)
             new_cache.append(layer_cache)
         return self._logits(x, positions)[:, 0], tuple(new_cache)
+
+    @property
+    def _unstacked_blocks(self) -> Iterable[Block]:
+        """The layers one by one; a model that decodes has no stacked ones."""
+        assert isinstance(self.blocks, nnx.List)
+        return self.blocks
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Returns the embeddings `[B, L, D]` of tokens `[B, L]`."""

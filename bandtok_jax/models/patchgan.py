@@ -86,7 +86,9 @@ class MultiScalePatchGAN(nnx.Module):
         logits, features = [], []
         for scale, discriminator in enumerate(self.discriminators):
             if scale:  # 3x3 mean at stride 2, as pix2pixHD
-                x = nnx.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), count_include_pad=False)
+                # Flax declares no type of `padding`, and checkers infer `str` from its default.
+                padding: Any = ((1, 1), (1, 1))
+                x = nnx.avg_pool(x, (3, 3), strides=(2, 2), padding=padding, count_include_pad=False)
             scale_logits, scale_features = discriminator(x)
             logits.append(scale_logits)
             features.append(scale_features)

@@ -43,7 +43,7 @@ def register(kind: str, constructor: Callable[..., Any]) -> None:
     _REGISTERED[kind] = constructor
 
 
-def constructor(kind: str) -> Callable[..., Any]:
+def constructor(kind: object) -> Callable[..., Any]:
     """Returns the network class of a kind.
 
     Raises:

@@ -47,9 +47,10 @@ def create_mesh(settings: ConfigDict, machines: Accelerators) -> Mesh:
 
 def compile_step(plan: Plan, program: Program, machines: Accelerators) -> None:
     """Compiles the training step and sets memory, FLOPs, collectives and times of the plan."""
-    task, properties = program.task, machines.properties
+    task, properties, mesh = program.task, machines.properties, program.mesh
+    assert isinstance(mesh, Mesh)  # of `create_mesh`
     options = {"exec_time_optimization_effort": -1.0} if plan.quick else None
-    with jax.set_mesh(program.mesh), made_for("tpu"):
+    with jax.set_mesh(mesh), made_for("tpu"):
         lowered = program.train_step(**plan.phase).lower(program.abstract, task.frozen_spec(), task.batch_spec())
         try:
             compiled = lowered.compile(compiler_options=options)
@@ -68,8 +69,8 @@ def compile_step(plan: Plan, program: Program, machines: Accelerators) -> None:
         "program": memory.generated_code_size_in_bytes,
     }
     plan.bytes["total"] = sum(plan.bytes.values())
-    hlo = HloProgram(compiled.as_text(), program.mesh.size)
-    coordinates = [device.coords for device in program.mesh.devices.flat]
+    hlo = HloProgram(compiled.as_text(), mesh.size)
+    coordinates = [device.coords for device in mesh.devices.flat]
     shape = tuple(map(int, machines.topology.split("x")))
     torus = Torus(coordinates, shape, properties["ring_chips"], properties["link_gbytes_per_second"] * 1e9)
     kernel_flops = program_cost.kernel_flops(hlo)

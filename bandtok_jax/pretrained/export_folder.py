@@ -46,7 +46,7 @@ _EXPORT = expect.record(
 )
 
 
-def save_codec(codec: Codec, output: str) -> None:
+def save_codec(codec: Codec, output: str | os.PathLike) -> None:
     """Writes a codec as an export folder.
 
     Args:
@@ -58,13 +58,13 @@ def save_codec(codec: Codec, output: str) -> None:
     _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output)
 
 
-def save_vocoder(vocoder: Component, output: str) -> None:
+def save_vocoder(vocoder: Component, output: str | os.PathLike) -> None:
     """Writes a vocoder alone as an export folder, for `load(TOKENIZER, vocoder=output)`; see `save_codec`."""
     _write_export({vocoder.role: vocoder}, lambda cards: model_card.vocoder_card(vocoder, cards), output)
 
 
 def _write_export(
-    components: Mapping[str, Component], write_card: Callable[[Mapping[str, Any]], str], output: str
+    components: Mapping[str, Component], write_card: Callable[[Mapping[str, Any]], str], output: str | os.PathLike
 ) -> None:
     if os.path.isdir(output) and os.listdir(output) and not is_export(output):
         raise ValueError(f"{output} is not empty and holds no export of bandtok: choose a new folder")
@@ -121,7 +121,7 @@ def _last_scores(component: Component) -> dict[str, float]:
     return scores
 
 
-def is_export(path: str) -> bool:
+def is_export(path: str | os.PathLike) -> bool:
     """Returns whether a folder is an export; other projects have a model.safetensors and a config.json, too."""
     files = [os.path.join(path, name) for name in ("config.json", WEIGHTS_FILE)]
     if not all(map(os.path.isfile, files)):

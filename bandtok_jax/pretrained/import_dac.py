@@ -79,7 +79,7 @@ def _shape(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     missing = [name for key, name in names.items() if key != "latent_dim" and name not in settings]
     if missing:
         raise ValueError(f"it does not say {', '.join(missing)}")
-    shape = {key: settings.get(name) for key, name in names.items()}
+    shape: dict[str, Any] = {key: settings.get(name) for key, name in names.items()}
     if isinstance(shape["strides"], tuple):
         shape["strides"] = list(shape["strides"])
     expect.listing(expect.whole(1, _LARGEST), most=_MOST_STRIDES, least=1)(shape["strides"], names["strides"])
@@ -163,8 +163,10 @@ def _layers(strides: int, rows: int) -> Iterator[tuple[str, str, str]]:
     yield "encoder_out", f"encoder.block.{strides + 2}", "encoder.conv2"
     for r in range(rows):
         for own, their in (("project_in", "in_proj"), ("project_out", "out_proj")):
-            yield f"quantizer.levels.{r}.{own}", *[f"quantizer.quantizers.{r}.{their}"] * 2
-        yield f"quantizer.levels.{r}", *[f"quantizer.quantizers.{r}.codebook"] * 2
+            theirs = f"quantizer.quantizers.{r}.{their}"
+            yield f"quantizer.levels.{r}.{own}", theirs, theirs
+        theirs = f"quantizer.quantizers.{r}.codebook"
+        yield f"quantizer.levels.{r}", theirs, theirs
     yield "decoder_in", "decoder.model.0", "decoder.conv1"
     for b in range(strides):
         ours, official, theirs = f"decoder_blocks.{b}", f"decoder.model.{b + 1}.block", f"decoder.block.{b}"

@@ -135,7 +135,7 @@ def read_components(
     is_export = "components" in content
     run = None if is_export else _read_run(path, step, dtype)  # its errors name the files of the run
     with untrusted.reading(config_file, _CURE):
-        components = read_export(path, content, dtype, only) if is_export else [run.check()]
+        components = read_export(path, content, dtype, only) if run is None else [run.check()]
     return {component.role: component for component in components}
 
 

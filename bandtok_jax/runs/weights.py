@@ -88,11 +88,11 @@ def load_part(run: str | os.PathLike, step: int | None, part: str) -> Any:
         if damage := find_damage(folder, step, (part,)):
             raise ValueError(damage)
         # Reads this checkpoint alone, because the others of the run may be damaged.
-        metadata = ocp.checkpointables_metadata(path).metadata[part]
+        metadata = ocp.checkpointables_metadata(os.fspath(path)).metadata[part]
         if metadata is None:
             raise ValueError(f"the description of its {part} is missing or cut off")
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-        return jax.tree.map(np.asarray, ocp.load_checkpointables(path, {part: abstract})[part])
+        return jax.tree.map(np.asarray, ocp.load_checkpointables(os.fspath(path), {part: abstract})[part])
 
 
 def find_damage(folder: pathlib.Path, step: int, parts: tuple[str, ...]) -> str:

@@ -144,10 +144,10 @@ class LanguageModelTask(SingleNetworkTask):
             examples["embedding"] = (self._embedding_shape(), "float32")
         return self._batch_spec(examples)
 
-    def _embedding_shape(self) -> tuple[int, int]:
+    def _embedding_shape(self) -> tuple[int, ...]:
         """Returns number and width of the text embeddings of an example."""
         dim, record = self.config.model.text_dim, token_source.TokenSource(self._folder, "train")[0]
-        shape = np.shape(record.get("embedding"))
+        shape = record["embedding"].shape if "embedding" in record else ()
         if shape[-1:] != (dim,):
             stored = f"embeddings of width {shape[-1]}" if shape else "no embeddings"
             raise ValueError(

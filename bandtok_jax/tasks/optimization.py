@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from bandtok_jax.layers.network import Network, Tree
@@ -33,9 +34,14 @@ def learning_rates(state: dict[str, Any], config: ConfigDict) -> dict[str, float
         leaves = jax.tree_util.tree_leaves_with_path(state.get(name, {}).get("optimizer", {}))
         counts = [int(leaf) for path, leaf in leaves if getattr(path[-1], "name", "") == "count"]
         if counts and max(counts):
-            schedule = learning_rate_schedule(config[group], schedule_steps(config))
-            rates[group.replace("optimizer", "learning_rate")] = float(schedule(max(counts) - 1))
+            rate = learning_rate(config[group], schedule_steps(config), max(counts) - 1)
+            rates[group.replace("optimizer", "learning_rate")] = rate
     return rates
+
+
+def learning_rate(settings: ConfigDict, total_steps: int, step: int) -> float:
+    """Returns the learning rate of a step; see `learning_rate_schedule`."""
+    return float(np.asarray(learning_rate_schedule(settings, total_steps)(step)))
 
 
 def learning_rate_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:

@@ -1,6 +1,7 @@
 """The interface of a task, with the defaults that tasks share."""
 
 from collections.abc import Callable, Mapping, Sequence
+import os
 import shlex
 from typing import Any
 
@@ -93,6 +94,11 @@ class Task:
     def seconds_per_example(self) -> float:
         """Seconds of audio in one example."""
         return self.config.data.clip_samples / self.config.data.sample_rate_hz
+
+    @property
+    def caption_fraction(self) -> float:
+        """Fraction of the training examples that have a caption; -1 where it is not known."""
+        return -1.0
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns names, shapes and dtypes of a global batch of `data_pipelines`."""
@@ -188,7 +194,7 @@ class Task:
         """
         return {}
 
-    def next_command(self, run: str) -> str:
+    def next_command(self, run: str | os.PathLike) -> str:
         """Returns the command that usually follows this training; words in capitals are placeholders."""
         names = {
             "run": str(run),

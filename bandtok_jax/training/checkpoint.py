@@ -67,7 +67,7 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         self._orbax = ocp.training.Checkpointer(
-            self._folder,
+            os.fspath(self._folder),
             # The loop decides when to save, and Orbax's default would save whenever it is idle.
             save_decision_policy=saving.SpecificStepsPolicy(steps=()),
             preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(self._keep), best]),
@@ -83,7 +83,8 @@ class Checkpoints:
     @property
     def best_metrics(self) -> dict[int, float]:
         """`best_metric` of each checkpoint that was evaluated, by step."""
-        return {saved.step: saved.metrics[self._best_metric] for saved in self._orbax.checkpoints if saved.metrics}
+        saved: dict[int, Any] = {checkpoint.step: checkpoint.metrics for checkpoint in self._orbax.checkpoints}
+        return {step: metrics[self._best_metric] for step, metrics in saved.items() if metrics}
 
     def save(self, step: int, state: dict, position: int, metrics: dict[str, float] | None = None) -> None:
         """Starts to save. The state is copied before this returns, and written while the training continues.
@@ -98,11 +99,11 @@ class Checkpoints:
           OSError: this save, or the previous one, could not be written.
         """
         exported, training = _split(state)
-        metrics = {self._best_metric: metrics[self._best_metric]} if metrics else None
+        best: dict[str, Any] | None = {self._best_metric: metrics[self._best_metric]} if metrics else None
         parts = {"weights": exported, "training": training, "data": {"position": np.asarray(position)}}
         self.wait()
         with _explain_write_errors(self._folder):
-            writing = self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=False, metrics=metrics)
+            writing = self._orbax.save_checkpointables_async(step, parts, force=True, overwrite=False, metrics=best)
             self._saving = self._background.submit(self._finish, writing, step)
 
     def _finish(self, writing: Any, step: int) -> None:
@@ -119,6 +120,7 @@ class Checkpoints:
           ValueError: it belongs to another model or another size.
         """
         step = self.latest if step is None else step
+        assert step is not None, "there is no checkpoint to restore"
         # One process verifies and all use its result: a file that only some of them read would leave the others
         # waiting. The barrier waits longer than the devices do.
         damage = weights.find_damage(self._folder, step, PARTS) if jax.process_index() == 0 else ""

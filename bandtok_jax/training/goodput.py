@@ -21,7 +21,7 @@ class Timer:
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
-        self._spent = dict.fromkeys(KINDS, 0.0)
+        self._spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self.start_interval()
 
     def end_start(self) -> None:

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
@@ -33,7 +33,7 @@ class Program:
       ValueError: the sharding table of the task does not fit its state or the mesh (see `sharding`).
     """
 
-    def __init__(self, task: Task, mesh: Mesh, seed: int) -> None:
+    def __init__(self, task: Task, mesh: sharding.AnyMesh, seed: int) -> None:
         self.task, self.mesh, self.seed = task, mesh, seed
         self.abstract = jax.eval_shape(self.draw_state)
         self.layout = sharding.shardings(self.abstract, task.SHARDING, mesh)
@@ -174,7 +174,7 @@ class Program:
           ValueError: the rows are not contiguous.
         """
         places = self.batch_layout.addressable_devices_indices_map((batch_size,)).values()
-        rows = {row for (place,) in places for row in range(*place.indices(batch_size))}
+        rows = {row for place in places if place is not None for row in range(*place[0].indices(batch_size))}
         if max(rows) - min(rows) + 1 != len(rows) or min(rows) % len(rows):
             raise ValueError(
                 f"the rows {min(rows)} to {max(rows)} of a batch lie on this process with gaps: "

@@ -77,6 +77,7 @@ def wait_for_all(cluster: Any, deadline: float) -> str:
                 break
             for ready, _ in selector.select(min(remaining, 1.0)):
                 connection = ready.fileobj
+                assert isinstance(connection, socket.socket)
                 if connection is server:
                     _greet(server, callers, selector)
                 elif not _receive(cluster, connection, callers[connection]):
@@ -195,6 +196,7 @@ def _present(callers: dict[socket.socket, _Caller]) -> dict[int, str]:
 def _mismatch(cluster: Any, callers: dict[socket.socket, _Caller], connection: socket.socket) -> str:
     """Returns the reason why a caller of this training cannot be one of its processes, or ""."""
     identity = callers[connection].identity
+    assert identity is not None, "a caller that proved to belong to this training has one"
     others = _present({other: caller for other, caller in callers.items() if other is not connection})
     number, count, host = identity["process"], identity["count"], identity["host"]
     if number not in others and number < cluster.count == count:

@@ -39,7 +39,9 @@ class Reporter:
     ) -> None:
         self._active, self._folder = active, pathlib.Path(run)
         self._progress = progress_bar(total=config.total_steps, initial=step, unit="step", show=active)
-        self._wandb, self._profiling, self._evaluated = None, False, {}
+        self._wandb: Any = None
+        self._profiling = False
+        self._evaluated: dict[str, float] = {}
         if not active:
             return
         from tensorboardX import SummaryWriter

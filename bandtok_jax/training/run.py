@@ -139,7 +139,7 @@ def _allowed_changes(previous: ConfigDict, config: ConfigDict, step: int) -> lis
     """Returns lines about changes that matter to a run that is resumed at `step`."""
     lines = []
     old_rate, new_rate = (
-        float(optimization.learning_rate_schedule(tree.optimizer, optimization.schedule_steps(tree))(step))
+        optimization.learning_rate(tree.optimizer, optimization.schedule_steps(tree), step)
         for tree in (previous, config)
     )
     if step and abs(new_rate - old_rate) > _LOGGED_RATE_CHANGE * max(new_rate, old_rate):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
+AnyMesh = Mesh | AbstractMesh  # an abstract one has no devices
 
 # Smaller leaves are replicated: sharding them costs more messages than it saves memory (our choice).
 REPLICATED_BELOW_ELEMENTS = 2**14
@@ -49,21 +50,22 @@ def mesh_sizes(settings: ConfigDict, devices: int) -> tuple[int, int, int]:
     if sizes.count(-1) > 1:
         raise ValueError(f"mesh is {dict(zip(AXES, sizes))}; only one axis can be -1")
     known = int(np.prod([size for size in sizes if size != -1]))
-    sizes = tuple(devices // known if size == -1 else size for size in sizes)
+    sizes = [devices // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != devices:
         raise ValueError(
             f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices and there are {devices}: "
             "set one axis of config.mesh to -1"
         )
-    return sizes
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Returns the sharding of a batch: over all axes but that of tensor parallelism."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulation_steps: int = 1) -> None:
+def check_batch(mesh: AnyMesh, batch_size: int, accumulation_steps: int = 1) -> None:
     """Raises a ValueError where the mesh or the micro-batches do not divide the batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (shards * accumulation_steps):
@@ -74,7 +76,7 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulation_steps: 
         )
 
 
-def shardings(tree: Any, table: Sequence[tuple[str, P]], mesh: Mesh) -> Any:
+def shardings(tree: Any, table: Sequence[tuple[str, P]], mesh: AnyMesh) -> Any:
     """Returns a NamedSharding for every leaf of `tree` (arrays or shapes).
 
     Raises:
@@ -111,7 +113,7 @@ def shardings(tree: Any, table: Sequence[tuple[str, P]], mesh: Mesh) -> Any:
     return result
 
 
-def check_sharded(tree: Any, layout: Any, mesh: Mesh) -> None:
+def check_sharded(tree: Any, layout: Any, mesh: AnyMesh) -> None:
     """Raises a ValueError that names large replicated leaves, on a mesh that should shard them.
 
     Args:
@@ -157,7 +159,7 @@ def table(tree: Any, layout: Any) -> str:
         row = rows.setdefault((name, leaf.shape, str(place.spec).replace("PartitionSpec", "P")), [0, 0, 0])
         for column, value in enumerate((1, leaf.size, local)):
             row[column] += value
-    lines = [("parameter", "shape", "spec", "parameters", "bytes per device")]
+    lines: list[tuple[str, ...]] = [("parameter", "shape", "spec", "parameters", "bytes per device")]
     for (name, shape, spec), (count, size, local) in rows.items():
         times = f" x {count}" if count > 1 else ""
         lines.append((name + times, "x".join(map(str, shape)) or "1", spec, f"{size:,}", f"{local:,}"))

@@ -105,8 +105,8 @@ def replace_weights(state: dict[str, Any], network: str, weights: Any, origin: s
     """
     old, new = dict(state[network]), {}
     for part in ("parameters", "buffers"):
-        shapes = (run_weights.leaf_shapes(tree[part]) for tree in (old, weights))
-        if mismatch := run_weights.shape_mismatch(*shapes, f" of the {network}"):
+        expected, actual = (run_weights.leaf_shapes(tree[part]) for tree in (old, weights))
+        if mismatch := run_weights.shape_mismatch(expected, actual, f" of the {network}"):
             raise ValueError(f"{origin}: {mismatch}: start from a run of the same model and size")
         new[part] = weights[part]
     if old.get("ema"):

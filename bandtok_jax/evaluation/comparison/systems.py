@@ -40,11 +40,14 @@ class System(Protocol):
 
     Attributes:
       name: unique in a report.
-      metadata: for report.json, with `kind`.
     """
 
     name: str
-    metadata: dict[str, Any]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Properties of the system for report.json, with `kind`."""
+        ...
 
     def identity_of(self, reference: Reference) -> str:
         """Returns a text that changes whenever the result for this reference may change."""

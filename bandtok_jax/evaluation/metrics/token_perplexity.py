@@ -63,7 +63,7 @@ def evaluate(stage: Component, folder: str, split: str = "validation", progress:
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), step(state, frozen, batch))
             totals = jax.tree.map(np.add, totals, sums) if totals else sums
     metrics = {name: float(value) for name, value in task.aggregate(totals, 1).items()}
-    return metrics | {"tokens": int(totals["columns"]) * task.settings["rows"]}
+    return metrics | {"tokens": int(totals["columns"]) * config.model.rows}
 
 
 def _windows(source: TokenSource, crop: CropTokens, encode_caption: EncodeCaption) -> Iterator[dict[str, np.ndarray]]:

@@ -23,6 +23,7 @@ import soundfile
 
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs.codec import Codec
+from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.evaluation.metrics import spectra
@@ -72,6 +73,7 @@ def write_report(
     """
     runs, output = pathlib.Path(runs), pathlib.Path(output)
     codec = model_folder.load(str(runs / "model"))
+    assert isinstance(codec, MelCodec), f"{runs / 'model'} is no mel codec"
     metrics = {name: read_metrics(runs / name) for name in COMPONENTS}
     generated_audio = {path.name: waveform.read(path) for path in map(pathlib.Path, generated)}
     table = _metric_table(metrics, mel_baseline(codec, data))
@@ -192,7 +194,7 @@ def _charts(metrics: Metrics) -> Html:
     return page.figures(charts)
 
 
-def _crop_section(codec: Codec, audio: np.ndarray) -> list[Html]:
+def _crop_section(codec: MelCodec, audio: np.ndarray) -> list[Html]:
     """Returns audio and figures of one crop `[S]`: original, vocoder alone, Griffin-Lim, and the codec."""
     rate, definition = codec.sample_rate_hz, codec.components["tokenizer"].mel
     codes = codec.encode(audio, rate)
