@@ -101,7 +101,7 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
             program.abstract,
             frozen,
             batch,
-            ahead=True,
+            background=True,
         )
 
     def start(state, *_):

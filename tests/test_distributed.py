@@ -225,7 +225,7 @@ def test_a_signal_stops_a_training_and_nothing_after_it():
 
 
 def test_two_processes_and_a_mesh_train_as_one(tmp_path):
-    steps = {"total_steps": 4, "log_every": 1, "evaluate_every": 4, "dtype": "float64"}
+    steps = {"total_steps": 4, "log_every": 1, "evaluate_every": 4, "dtype": "float64", "model.text": "none"}
     mesh = {f"mesh.{axis}": 2 for axis in ("data", "fsdp", "tensor")}
     processes.train("language_model", tmp_path / "one", tmp_path, **steps)
     printed = processes.train("language_model", tmp_path / "two", tmp_path, processes=2, devices=4, **steps, **mesh)

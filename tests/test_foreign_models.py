@@ -192,4 +192,4 @@ def signed(random, valid):
 def test_bt_files(tmp_path):
     codes = np.random.default_rng(0).integers(0, 1000, (40, 5), dtype=np.int32)
     bt_file.write_codes(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
-    fuzz.check(bt_file.read, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)
+    fuzz.check(bt_file.read_codes, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)
