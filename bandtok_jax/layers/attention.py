@@ -8,6 +8,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from bandtok_jax.runtime.target_platform import platform
 
@@ -75,7 +76,7 @@ def attention(
     return result[:, :length]
 
 
-def init_kv_cache(batch: int, length: int, heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
+def init_kv_cache(batch: int, length: int, heads: int, head_dim: int, dtype: DTypeLike) -> KVCache:
     """Returns an empty cache for a sequence of `length` tokens."""
     shape = (batch * heads, length, head_dim)
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)

@@ -7,6 +7,7 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 
@@ -42,7 +43,7 @@ class Convolution(nnx.Module):
         groups: int = 1,
         normalisation: str = "none",
         initializer: Callable = TRUNCATED_NORMAL,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride = tuple(stride or (1,) * len(kernel))
@@ -108,7 +109,7 @@ class TransposedConvolution(nnx.Module):
         cut: bool = True,
         normalisation: str = "none",
         initializer: Callable = TRUNCATED_NORMAL,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride, self.cut, self.dtype = stride, cut, dtype
@@ -147,7 +148,7 @@ class DepthwiseConvolution(nnx.Module):
         *,
         implementation: str = "shifts",
         initializer: Callable = TRUNCATED_NORMAL,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if implementation not in ("shifts", "grouped"):
@@ -189,7 +190,7 @@ def scale_range(valid_range: ValidRange | None, rate: int) -> ValidRange | None:
     return None if valid_range is None else (valid_range[0] * rate, valid_range[1] * rate)
 
 
-def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def fan_in_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Returns PyTorch's default weights of a convolution: uniform within 1 / sqrt(fan in)."""
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -limit, limit)

@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
@@ -38,7 +39,7 @@ class Conv2d(nnx.Conv):
 
 
 def square_convolution(
-    channels: int, out_channels: int, size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    channels: int, out_channels: int, size: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
 ) -> Conv2d:
     """Returns a convolution of `size` x `size` that keeps the resolution."""
     return Conv2d(channels, out_channels, (size, size), padding="SAME", dtype=dtype, rngs=rngs)
@@ -58,7 +59,7 @@ class ResidualBlock(nnx.Module):
         out_channels: int,
         *,
         activation: str = "silu",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
@@ -78,7 +79,7 @@ class ResidualBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Half the resolution on both axes by a 3x3 convolution of stride 2."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.conv = Conv2d(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
@@ -88,7 +89,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Twice the resolution on both axes by nearest neighbours and a 3x3 convolution."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.conv = square_convolution(channels, channels, 3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:

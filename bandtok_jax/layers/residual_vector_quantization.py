@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers import vector_quantization
 from bandtok_jax.layers.network import Tree
@@ -36,7 +37,7 @@ class ResidualVectorQuantizer(nnx.Module):
         learning_rule: str = "ema",
         lookup: str = "euclidean",
         gradient: str = "straight_through",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.gradient, self.factorised = gradient, codebook_dim is not None

@@ -8,6 +8,7 @@ two tokens in time and frequency.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 from bandtok_jax.runtime.target_platform import platform
@@ -42,7 +43,7 @@ def apply_rope(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
 
 
-def _swap_halves(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _swap_halves(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Returns the second half of the last axis, then the first, by an exact product with a permutation.
 
     On TPUs the numbers of a head lie in the 128 lanes of a register: half heads fill few of them, and moving numbers

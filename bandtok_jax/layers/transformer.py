@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import KVCache, attention, decode_attention, update_kv_cache
 from bandtok_jax.layers.norm import RMSNorm
@@ -37,7 +38,7 @@ class Linear(nnx.Module):
         *,
         scale: float = 1.0,
         wide: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.result_dtype = dtype, jnp.promote_types(dtype, jnp.float32) if wide else dtype
@@ -49,7 +50,7 @@ class Linear(nnx.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def matmul(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Returns `x` times the transposed kernel, `[..., I]` and `[O, I] -> [..., O]` of `dtype`, fast on CPUs."""
     rows = math.prod(x.shape[:-1])
     if 1 < rows <= SMALL_BATCH:
@@ -59,7 +60,7 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _matmul_backward(
-    dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the gradients by products for which XLA on CPUs transposes only the smaller factor, and once (jax 0.10).
 
@@ -80,7 +81,7 @@ matmul.defvjp(lambda x, kernel, dtype: (matmul(x, kernel, dtype), (x, kernel)), 
 class FusedLinear(nnx.Module):
     """`[..., inputs] -> parts x [..., outputs]`, kernel `[parts, outputs, inputs]`, which shards cut alike."""
 
-    def __init__(self, inputs: int, outputs: int, parts: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, parts: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.dtype = dtype
         weights = jax.random.truncated_normal(rngs.params(), -2, 2, (parts, outputs, inputs))
         self.kernel = nnx.Param(STANDARD_DEVIATION * weights)
@@ -97,7 +98,7 @@ class FusedLinear(nnx.Module):
 class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, scale: float, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, dim: int, hidden_dim: int, *, scale: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.gate_up = FusedLinear(dim, hidden_dim, 2, dtype=dtype, rngs=rngs)
         self.down = Linear(hidden_dim, dim, scale=scale, dtype=dtype, rngs=rngs)
 
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
         *,
         scale: float,
         kernel: str = "auto",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if dim % (2 * num_heads):
@@ -148,7 +149,7 @@ class SelfAttention(Attention):
         *,
         scale: float,
         kernel: str,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         super().__init__(dim, num_heads, scale=scale, kernel=kernel, dtype=dtype, rngs=rngs)
@@ -185,7 +186,7 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention of a sequence to a context without order, such as a text."""
 
-    def __init__(self, dim: int, num_heads: int, *, scale: float, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_heads: int, *, scale: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(dim, num_heads, scale=scale, kernel="xla", dtype=dtype, rngs=rngs)
         self.query = FusedLinear(dim, dim, 1, dtype=dtype, rngs=rngs)
         self.key_value = FusedLinear(dim, dim, 2, dtype=dtype, rngs=rngs)
@@ -220,7 +221,7 @@ class Block(nnx.Module):
         num_layers: int,
         cross_attention: bool = False,
         kernel: str = "auto",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         # Residual branches start smaller in a deeper network (GPT-2).

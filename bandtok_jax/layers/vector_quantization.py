@@ -13,6 +13,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.convolution import Convolution, fan_in_uniform
 from bandtok_jax.layers.network import Buffer, Tree
@@ -45,7 +46,7 @@ class VectorQuantizer(nnx.Module):
         learning_rule: str = "ema",
         lookup: str = "euclidean",
         gradient: str = "straight_through",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         _check(learning_rule, lookup, gradient)

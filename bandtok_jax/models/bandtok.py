@@ -18,6 +18,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
@@ -85,7 +86,7 @@ class BandTok(nnx.Module):
         latent_dim: int = 128,
         activation: str = "silu",
         mel: MelDefinition = MelDefinition(),
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.frames_per_column = patch * 2 ** (len(channels) - 1)
@@ -253,6 +254,6 @@ _raise_to_floor.defvjp(
 )
 
 
-def _compute_dtype(dtype: jnp.dtype, x: jax.Array) -> jnp.dtype:
+def _compute_dtype(dtype: DTypeLike, x: jax.Array) -> jnp.dtype:
     """Returns the configured dtype, or float64 where the input has it."""
     return jnp.float64 if x.dtype == jnp.float64 else dtype

@@ -16,6 +16,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.convolution import (
     Convolution,
@@ -76,7 +77,7 @@ class DAC(nnx.Module):
         learning_rule: str = "gradient",
         parity: bool = False,
         padding: bool = True,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if not strides or min(strides) < 1 or rows < 1:
@@ -210,7 +211,7 @@ class DAC(nnx.Module):
 class ResidualUnit(nnx.Module):
     """Snake, dilated convolution, Snake and convolution of size 1 in a residual branch; `[B, T, D]`."""
 
-    def __init__(self, width: int, dilation: int, *, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, dilation: int, *, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake_in, self.snake_out = Snake(width, rngs=rngs), Snake(width, rngs=rngs)
         self.dilated = _convolution(width, width, KERNEL_SIZE, dilation=dilation, **settings)
@@ -225,7 +226,7 @@ class ResidualUnit(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Three residual units, then `stride` times fewer frames of twice the width."""
 
-    def __init__(self, width: int, stride: int, *, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, stride: int, *, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.units = nnx.List(ResidualUnit(width, dilation, **settings) for dilation in DILATIONS)
         self.snake = Snake(width, rngs=rngs)
@@ -240,7 +241,7 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
     """`stride` times more frames of half the width, then three residual units."""
 
-    def __init__(self, width: int, stride: int, *, parity: bool, padding: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, stride: int, *, parity: bool, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake = Snake(width, rngs=rngs)
         self.up = TransposedConvolution(
@@ -268,7 +269,7 @@ def _convolution(
     stride: int = 1,
     dilation: int = 1,
     padding: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> Convolution:
     if not padding:

@@ -17,6 +17,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import KVCache, init_kv_cache, update_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
@@ -73,7 +74,7 @@ class LanguageModel(nnx.Module):
         remat: bool = False,
         scan_layers: bool = False,
         sequence_sharding: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if rope not in ("1d", "2d") or text not in ("bytes", "embedding", "none"):

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.convolution_2d import Conv2d
 from bandtok_jax.models.bandtok import LOG_MEL_CENTRE, LOG_MEL_SCALE
@@ -22,7 +23,7 @@ GROUPS = 16  # of channels, at most; our choice
 class PatchDiscriminator(nnx.Module):
     """4x4 convolutions of `channels`, 2 and 4 times as many at stride 2, then 8 times as many and the logits."""
 
-    def __init__(self, channels: int, *, normalisation: str, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, normalisation: str, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         sizes, strides = (1, channels, 2 * channels, 4 * channels, 8 * channels, 1), (2, 2, 2, 1, 1)
         wide = jnp.promote_types(dtype, jnp.float32)
         self.layers = nnx.List(
@@ -72,7 +73,7 @@ class MultiScalePatchGAN(nnx.Module):
         channels: int = 64,
         num_scales: int = 3,
         normalisation: str = "none",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if normalisation not in ("none", "group"):

@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import rope_angles
@@ -24,7 +25,7 @@ class TextEncoder(nnx.Module):
         num_heads: int,
         feed_forward_dim: int,
         output_dim: int,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.head_dim = dtype, dim // num_heads

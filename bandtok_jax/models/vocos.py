@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition, istft, mel_filterbank
@@ -61,7 +62,7 @@ class Vocos(nnx.Module):
         envelope: bool = True,
         parity: bool = False,
         depthwise: str = "shifts",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         # With padding "center" and 2 hops in a window, a file's last hop lies in one window alone, which falls to zero.
@@ -133,7 +134,7 @@ class ConvNextBlock(nnx.Module):
         layer_scale: float,
         exact_gelu: bool,
         depthwise: str,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         linear: dict[str, Any] = dict(kernel_init=TRUNCATED_NORMAL, dtype=dtype, rngs=rngs)

@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 import numpy as np
 
 from bandtok_jax.audio.spectral import stft
@@ -56,7 +57,7 @@ class WaveformDiscriminators(nnx.Module):
         stft_windows: Sequence[int] = (2048, 1024, 512),
         stft_channels: int = 32,
         normalisation: str = "none",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
@@ -85,7 +86,7 @@ class PeriodDiscriminator(nnx.Module):
         channels: Sequence[int],
         *,
         normalisation: str,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.period = period
@@ -124,7 +125,7 @@ class ScaleDiscriminator(nnx.Module):
         channels: Sequence[int],
         *,
         normalisation: str,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.rate = rate
@@ -156,7 +157,7 @@ class STFTDiscriminator(nnx.Module):
         channels: int,
         *,
         normalisation: str,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.window = window
@@ -211,7 +212,7 @@ def peak_magnitude(audio: jax.Array) -> jax.Array:
 
 
 def _logits_layer(
-    channels: int, kernel: Sequence[int], normalisation: str, dtype: jnp.dtype, rngs: nnx.Rngs
+    channels: int, kernel: Sequence[int], normalisation: str, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> Convolution:
     """Returns the last layer of a discriminator, whose logits are in float32 or wider."""
     wide = jnp.promote_types(dtype, jnp.float32)
