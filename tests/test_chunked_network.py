@@ -37,7 +37,7 @@ class Smoother(nnx.Module):
 
 @pytest.fixture
 def component(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTERED", {"smoother": Smoother})
+    monkeypatch.setattr(registry.KINDS, "registered", {"smoother": Smoother})
     config = ConfigDict({"dtype": "float32", "model": {"kind": "smoother"}})
     weights = {"parameters": {"weights": np.float32([0.25, 0.5, 0.25])}, "buffers": {}}
     return Component(config, weights).check()

@@ -45,7 +45,7 @@ def test_an_unknown_kind_imports_nothing(kind):
 
 
 def test_networks_are_registered_from_outside(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setattr(registry.KINDS, "registered", {})
     registry.register("singer", dict)
     assert registry.constructor("singer") is dict
     with pytest.raises(ValueError, match="dac"):

@@ -1,16 +1,16 @@
 """Codecs from components: the class that wires them, by the output of their tokenizer."""
 
 from collections.abc import Callable, Mapping
-import importlib
 
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
+from bandtok_jax.runtime.registry import Registry
 
 _SHIPPED = {
     "audio": "bandtok_jax.codecs.waveform:WaveformCodec",
     "mel": "bandtok_jax.codecs.mel:MelCodec",
 }
-_REGISTERED: dict[str, Callable[..., Codec]] = {}
+WIRINGS: Registry[Callable[..., Codec]] = Registry(_SHIPPED)
 
 
 def register(produces: str, wiring: Callable[..., Codec]) -> None:
@@ -22,9 +22,7 @@ def register(produces: str, wiring: Callable[..., Codec]) -> None:
     Raises:
       ValueError: the package wires these tokenizers.
     """
-    if produces in _SHIPPED:
-        raise ValueError(f"tokenizers that produce {produces!r} are wired by bandtok_jax: choose another name")
-    _REGISTERED[produces] = wiring
+    WIRINGS.register(produces, wiring, f"tokenizers that produce {produces!r} are wired by bandtok_jax")
 
 
 def assemble(components: Mapping[str, Component]) -> Codec:
@@ -37,14 +35,5 @@ def assemble(components: Mapping[str, Component]) -> Codec:
       ValueError: the components do not belong together, or no codec class is registered for their tokenizer.
     """
     produces = components["tokenizer"].network_class.produces
-    if produces in _SHIPPED:
-        module, _, name = _SHIPPED[produces].partition(":")
-        wiring = getattr(importlib.import_module(module), name)
-    elif produces in _REGISTERED:
-        wiring = _REGISTERED[produces]
-    else:
-        raise ValueError(
-            f"no codec is registered for a tokenizer that produces {produces!r}; known are "
-            f"{', '.join(sorted({**_SHIPPED, **_REGISTERED}))}: import the module that registers it first"
-        )
-    return wiring(**components)
+    problem = f"no codec is registered for a tokenizer that produces {produces!r}; known are"
+    return WIRINGS.find(produces, problem)(**components)

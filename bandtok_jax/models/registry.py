@@ -9,7 +9,6 @@ weights from elsewhere are compared with them before a network of that size is b
 """
 
 from collections.abc import Callable
-import importlib
 import inspect
 from typing import Any
 
@@ -18,9 +17,10 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.network import Network
+from bandtok_jax.runtime.registry import Registry
 
 ROLES = ("tokenizer", "vocoder", "language_model")
-# Only these modules are ever imported: the file of a foreign model names a kind, not a module.
+# The file of a foreign model names a kind, not a module.
 _SHIPPED = {
     "bandtok": "bandtok_jax.models.bandtok:BandTok",
     "dac": "bandtok_jax.models.dac:DAC",
@@ -29,7 +29,7 @@ _SHIPPED = {
     "vocos": "bandtok_jax.models.vocos:Vocos",
     "waveform": "bandtok_jax.models.waveform_discriminators:WaveformDiscriminators",
 }
-_REGISTERED: dict[str, Callable[..., Any]] = {}
+KINDS: Registry[Callable[..., Any]] = Registry(_SHIPPED)
 
 
 def register(kind: str, constructor: Callable[..., Any]) -> None:
@@ -38,9 +38,7 @@ def register(kind: str, constructor: Callable[..., Any]) -> None:
     Raises:
       ValueError: the package ships a network of that kind.
     """
-    if kind in _SHIPPED:
-        raise ValueError(f"model.kind {kind!r} is a network of bandtok_jax: choose another name")
-    _REGISTERED[kind] = constructor
+    KINDS.register(kind, constructor, f"model.kind {kind!r} is a network of bandtok_jax")
 
 
 def constructor(kind: object) -> Callable[..., Any]:
@@ -49,16 +47,8 @@ def constructor(kind: object) -> Callable[..., Any]:
     Raises:
       ValueError: no class has that kind; the known ones are listed.
     """
-    if isinstance(kind, str) and kind in _REGISTERED:
-        return _REGISTERED[kind]
-    if not isinstance(kind, str) or kind not in _SHIPPED:
-        shown = repr(kind) if isinstance(kind, str) and len(kind) < 100 else f"a {type(kind).__name__}"
-        raise ValueError(
-            f"kind is {shown}; it must be one of {', '.join(sorted({**_SHIPPED, **_REGISTERED}))}: "
-            "import the module that registers it first"
-        )
-    module, _, name = _SHIPPED[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    shown = repr(kind) if isinstance(kind, str) and len(kind) < 100 else f"a {type(kind).__name__}"
+    return KINDS.find(kind, f"kind is {shown}; it must be one of")
 
 
 def arguments(config: ConfigDict, group: str = "model") -> dict[str, Any]:

@@ -1,20 +1,19 @@
 """Training steps as pure functions, one class a task, and the registry of their names (see `task.Task`)."""
 
 from collections.abc import Callable
-import importlib
 
 from ml_collections import ConfigDict
 
+from bandtok_jax.runtime.registry import Registry
 from bandtok_jax.tasks.task import Task
 
-# config.task -> module and class; a module is imported when its task is created.
 _SHIPPED = {
     "language_model": "bandtok_jax.tasks.language_model:LanguageModelTask",
     "mel_tokenizer": "bandtok_jax.tasks.mel_tokenizer:MelTokenizerTask",
     "vocoder": "bandtok_jax.tasks.vocoder:VocoderTask",
     "waveform_codec": "bandtok_jax.tasks.waveform_codec:WaveformCodecTask",
 }
-_REGISTERED: dict[str, type[Task]] = {}
+TASKS: Registry[type[Task]] = Registry(_SHIPPED)  # by `config.task`
 
 
 def register(name: str, task_class: type[Task]) -> None:
@@ -23,9 +22,7 @@ def register(name: str, task_class: type[Task]) -> None:
     Raises:
       ValueError: the package ships a task of that name.
     """
-    if name in _SHIPPED:
-        raise ValueError(f"task {name!r} is a task of bandtok_jax: choose another name")
-    _REGISTERED[name] = task_class
+    TASKS.register(name, task_class, f"task {name!r} is a task of bandtok_jax")
 
 
 def task_class(name: str) -> type[Task]:
@@ -34,13 +31,7 @@ def task_class(name: str) -> type[Task]:
     Raises:
       ValueError: the name is unknown; the known ones are listed.
     """
-    if name in _REGISTERED:
-        return _REGISTERED[name]
-    if name not in _SHIPPED:
-        known = ", ".join(sorted({**_SHIPPED, **_REGISTERED}))
-        raise ValueError(f"task is {name!r}; it must be one of {known}: import the module that registers it first")
-    module, _, class_name = _SHIPPED[name].partition(":")
-    return getattr(importlib.import_module(module), class_name)
+    return TASKS.find(name, f"task is {name!r}; it must be one of")
 
 
 def create(config: ConfigDict, read_components: Callable[[str], dict] | None = None) -> Task:
