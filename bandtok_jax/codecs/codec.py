@@ -266,6 +266,16 @@ class Codec(abc.ABC):
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
         """Returns the tokenizer's method "encode" or "row_latents" over a stream of samples."""
 
+    def _chunked_decoder(self, outputs_per_column: int) -> ChunkedNetwork:
+        """Returns the tokenizer's decoder over a stream of codes."""
+        return ChunkedNetwork(
+            self.components["tokenizer"],
+            "decode",
+            chunk=self._chunk_columns,
+            context=self.components["tokenizer"].network.attribute("decoder_context_columns"),
+            outputs_per_column=outputs_per_column,
+        )
+
     @abc.abstractmethod
     def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
         """Yields blocks of audio, whole columns in all, from blocks of checked codes."""

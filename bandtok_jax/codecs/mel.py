@@ -116,13 +116,7 @@ class MelCodec(Codec):
 
     @functools.cached_property
     def _mel_decoder(self) -> ChunkedNetwork:
-        return ChunkedNetwork(
-            self.components["tokenizer"],
-            "decode",
-            chunk=self._chunk_columns,
-            context=self.components["tokenizer"].network.attribute("decoder_context_columns"),
-            outputs_per_column=self._frames_per_column,
-        )
+        return self._chunked_decoder(self._frames_per_column)
 
     @functools.cached_property
     def _vocoder(self) -> ChunkedNetwork:

@@ -76,10 +76,4 @@ class WaveformCodec(Codec):
 
     @functools.cached_property
     def _decoder(self) -> ChunkedNetwork:
-        return ChunkedNetwork(
-            self.components["tokenizer"],
-            "decode",
-            chunk=self._chunk_columns,
-            context=self.components["tokenizer"].network.attribute("decoder_context_columns"),
-            outputs_per_column=self.samples_per_column,
-        )
+        return self._chunked_decoder(self.samples_per_column)
