@@ -57,7 +57,7 @@ class Task:
           ValueError: the folder holds no such component, or no weights.
         """
         if name not in self._components:
-            self._components |= {name: self._read_component(name)}
+            self._components[name] = self._read_component(name)
         return self._components[name]
 
     def _read_component(self, name: str) -> Any:

@@ -57,7 +57,7 @@ class Evaluator:
         task = self._program.task
         best_metric = task.config.best_metric
         with self._timer.measure("evaluation"):
-            totals, outputs = self._sum_metrics(state)
+            totals, first_batch, outputs = self._sum_metrics(state)
             metrics = task.aggregate(jax.device_get(totals), len(self._batches))
             self.scores = {name: float(value) for name, value in metrics.items()}
             check_best_metric(best_metric, self.scores)
@@ -66,7 +66,6 @@ class Evaluator:
             self._reporter.evaluation(step, self.scores, [best_metric, *task.HEADLINE_METRICS])
 
             # Samples of the first batch. Every process computes them, and the first one writes them.
-            first_batch = self._program.to_device(self._batches[0])
             samples = task.summaries(state, self._frozen, first_batch, outputs)
             self._reporter.summaries(step, self._program.gather(samples))
             for warning in task.warnings(self.scores) if step else ():  # a model at step 0 has learned nothing yet
@@ -74,18 +73,17 @@ class Evaluator:
         shares = {f"{kind}_share": share for kind, share in self._timer.shares().items()}
         self._reporter.scalars(step, "time", shares)
 
-    def _sum_metrics(self, state: dict[str, Any]) -> tuple[Any, Any]:
-        """Returns the metrics summed over all batches, and the outputs of the model for the first batch."""
-        totals = first_outputs = None
-        for batch in self._batches:
-            metrics, outputs = self._steps.run(
-                self._program.evaluate, state, self._frozen, self._program.to_device(batch)
-            )
+    def _sum_metrics(self, state: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Returns the metrics summed over all batches; and the first batch, on the devices, with its outputs."""
+        totals = first_batch = first_outputs = None
+        for host_batch in self._batches:
+            batch = self._program.to_device(host_batch)
+            metrics, outputs = self._steps.run(self._program.evaluate, state, self._frozen, batch)
             if totals is None:
-                totals, first_outputs = metrics, outputs
+                totals, first_batch, first_outputs = metrics, batch, outputs
             else:
                 totals = jax.tree.map(lambda total, value: total + value, totals, metrics)
-        return totals, first_outputs
+        return totals, first_batch, first_outputs
 
 
 def check_best_metric(name: str, scores: Mapping[str, float]) -> None:
