@@ -10,7 +10,7 @@ from bandtok_jax.commands import evaluate_flags
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from bandtok_jax.evaluation.comparison import references, runner
 from bandtok_jax.evaluation.metrics import catalogue, embeddings, token_perplexity
-from bandtok_jax.evaluation.report import aggregate, comparison_report, excerpt, token_report
+from bandtok_jax.evaluation.report import aggregate, comparison_report, excerpt, report_data, token_report
 from bandtok_jax.evaluation.report.report_data import Report
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime import folder_lock, startup
@@ -43,7 +43,7 @@ def evaluate(flags: Any) -> Iterator[str]:
         notes = [f"Left out: {note}." for note in (*notes, *damaged)]
         if figure_segment and figure_segment not in {result.segment for result in results}:
             figure_segment = None
-        report = comparison_report.write(
+        report, shown = report_data.collect(
             flags.output,
             compared,
             results,
@@ -53,6 +53,7 @@ def evaluate(flags: Any) -> Iterator[str]:
             sort_by=flags.sort_by,
             figure_segment=figure_segment,
         )
+        comparison_report.write(flags.output, report, shown)
     yield from _headlines(report)
     yield from notes
     yield f"report: {os.path.join(flags.output, 'index.html')}"

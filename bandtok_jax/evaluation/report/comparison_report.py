@@ -1,52 +1,21 @@
 """The files of the report of `bandtok evaluate`: report.json, files.csv, summary.csv and index.html in one folder."""
 
-from collections.abc import Sequence
 import dataclasses
 import json
 import os
 from typing import Any
 
-from bandtok_jax.evaluation.comparison.references import Segment
-from bandtok_jax.evaluation.comparison.result_files import Result, Settings
-from bandtok_jax.evaluation.comparison.systems import System
 from bandtok_jax.evaluation.metrics import token_statistics
 from bandtok_jax.evaluation.metrics.catalogue import Column
 from bandtok_jax.evaluation.report import aggregate, comparison_page, figures
-from bandtok_jax.evaluation.report.report_data import SORT_BY, Report, collect
+from bandtok_jax.evaluation.report.excerpt import Excerpt
+from bandtok_jax.evaluation.report.report_data import Report
 from bandtok_jax.runtime import storage
 from bandtok_jax.version import VERSION
 
 
-def write(
-    output: str,
-    compared: Sequence[System],
-    results: Sequence[Result],
-    settings: Settings,
-    *,
-    notes: Sequence[str] = (),
-    embedding_sources: Sequence[tuple[str, str]] = (),
-    sort_by: str = SORT_BY,
-    figure_segment: Segment | None = None,
-) -> Report:
-    """Writes the report of these results to the folder `output`, and returns its content.
-
-    Args:
-      output: folder of the report, which holds the results.
-      compared: the systems.
-      results: results of all systems.
-      settings: settings of the comparison.
-      notes: further notes for the reader.
-      embedding_sources: name -> source, see `embeddings.frechet_by`.
-      sort_by: the metric that sorts the segments and chooses the one that is drawn.
-      figure_segment: is drawn in place of the segment with the median metric.
-
-    Raises:
-      ValueError: `sort_by` was not measured, or an embedding fails.
-    """
-    report, excerpt = collect(
-        output, compared, results, settings, notes=notes, embedding_sources=embedding_sources, sort_by=sort_by,
-        figure_segment=figure_segment,
-    )  # fmt: skip
+def write(output: str, report: Report, excerpt: Excerpt) -> None:
+    """Writes a report and the figures of its excerpt to the folder `output`, which holds the results."""
     quality = figures.draw_quality(output, report)
     excerpt_figures = figures.draw_excerpt(output, excerpt)
     storage.write_text(os.path.join(output, "report.json"), json.dumps(_as_json(report), indent=1) + "\n")
@@ -54,7 +23,6 @@ def write(
     aggregate.write_csv(os.path.join(output, "summary.csv"), _summary_lines(report))
     page = comparison_page.render(report, quality, excerpt_figures)
     storage.write_text(os.path.join(output, "index.html"), page)
-    return report
 
 
 def _summary_lines(report: Report) -> list[dict[str, Any]]:

@@ -76,7 +76,21 @@ def collect(
     sort_by: str = SORT_BY,
     figure_segment: Segment | None = None,
 ) -> tuple[Report, Excerpt]:
-    """Computes the content of a report; see `comparison_report.write` for the arguments."""
+    """Returns the content of a report, and the excerpt that it shows.
+
+    Args:
+      output: folder of the report, which holds the results.
+      compared: the systems.
+      results: results of all systems.
+      settings: settings of the comparison.
+      notes: further notes for the reader.
+      embedding_sources: name -> source, see `embeddings.frechet_by`.
+      sort_by: the metric that sorts the segments and chooses the one that is drawn.
+      figure_segment: is drawn in place of the segment with the median metric.
+
+    Raises:
+      ValueError: `sort_by` was not measured, or an embedding fails.
+    """
     commands = {name: Column(name, "", "", f"printed by {command}") for name, command in settings.commands}
     measured = {name for result in results for name in result.values}
     metrics = {name: column for name, column in (METRICS | commands | METADATA).items() if name in measured}
