@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
-from bandtok_jax.cli import dispatch
+from bandtok_jax.cli import dispatch, evaluate
 from bandtok_jax.cli.parser import config_overrides, expand_home
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
@@ -109,6 +110,15 @@ def test_usage_errors_name_the_near_miss(arguments, meant, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert meant in capsys.readouterr().err
+
+
+def test_every_flag_of_evaluate_has_a_subject_that_reads_it(capsys):
+    names = {name.lstrip("-").replace("-", "_") for flag in dispatch.VERBS["evaluate"].flags for name in flag.names[:1]}
+    subjects = evaluate.SUBJECTS.values()
+    assert set().union(*(subject.flags for subject in subjects)) == names - {"what", "data", "output"}
+    assert all(callable(pkgutil.resolve_name(subject.function)) for subject in subjects)
+    error = failure(capsys, "evaluate", "--data=d", "--output=o", "--language-model=m")
+    assert "--language-model is for tokens, not for codecs: leave it out" in error
 
 
 @pytest.mark.parametrize(

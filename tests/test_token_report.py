@@ -75,11 +75,11 @@ def test_token_records_may_have_other_names_than_their_folders(tmp_path, monkeyp
         ([f"a/b={folders[0]}"], "a name has letters, digits"),
         ([folders[0], "--limit-seconds=3"], "--limit-seconds is for audio, not for token records"),
         ([folders[0], "--tracks=x.csv"], "--tracks is for audio, not for token records"),
-        ([folders[0], "--opus=24"], "--opus is for audio, not for tokens"),
-        ([folders[0], "--rows=1"], "--rows is for audio, not for tokens"),
-        ([folders[0], "--measure=a=echo 1 {decoded}"], "--measure is for audio, not for tokens"),
-        ([folders[0], "--mono"], "--mono is for audio, not for tokens"),
-        ([str(tmp_path), "--codec=x", "--sort-by=snr"], "--sort-by is for audio, not for tokens"),
+        ([folders[0], "--opus=24"], "--opus is for codecs, not for tokens"),
+        ([folders[0], "--rows=1"], "--rows is for codecs, not for tokens"),
+        ([folders[0], "--measure=a=echo 1 {decoded}"], "--measure is for codecs, not for tokens"),
+        ([folders[0], "--mono"], "--mono is for codecs, not for tokens"),
+        ([str(tmp_path), "--codec=x", "--sort-by=snr"], "--sort-by is for codecs, not for tokens"),
     ):
         assert cli.main([*call, *arguments]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()

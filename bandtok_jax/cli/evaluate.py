@@ -1,9 +1,45 @@
-"""The verb evaluate."""
+"""The verb evaluate, and the subjects that it has."""
 
 import argparse
+import dataclasses
+import pkgutil
 
 from bandtok_jax.cli.messages import show
 from bandtok_jax.cli.parser import flag, integers, verb
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A kind of evaluation: the first word after `bandtok evaluate`.
+
+    Attributes:
+      function: "module:function" that takes the flags and yields lines to print, imported when it is needed.
+      meaning: one line for the help text.
+      flags: names of the flags that it reads besides --data and --output; it refuses others.
+    """
+
+    function: str
+    meaning: str
+    flags: frozenset[str]
+
+
+_OF_AUDIO = {"codec", "split", "tracks", "limit_seconds", "piece_seconds"}
+SUBJECTS = {
+    "codecs": Subject(
+        "bandtok_jax.commands.evaluate:evaluate",
+        "metrics of decoded audio (the default)",
+        frozenset(
+            "decoded command opus rows sample_rate mono align without measure embedding sort_by figure_piece "
+            "workers".split()
+        )
+        | _OF_AUDIO,
+    ),
+    "tokens": Subject(
+        "bandtok_jax.commands.evaluate_tokens:evaluate",
+        "entropy, use and mutual information of the rows of --data, token records or audio for --codec",
+        frozenset({"language_model"} | _OF_AUDIO),
+    ),
+}
 
 
 @verb(
@@ -11,8 +47,8 @@ from bandtok_jax.cli.parser import flag, integers, verb
     "compare codecs on the same audio: metrics, intervals, a page to listen to",
     "bandtok evaluate --codec=mine=models/mine --opus=24 --data=data/music --output=reports/first",
     flag(
-        "what", nargs="?", choices=("codecs", "tokens"), default="codecs",
-        help="tokens: entropy, use and mutual information of the rows of --data, token records or audio for --codec",
+        "what", nargs="?", choices=tuple(SUBJECTS), default="codecs",
+        help="; ".join(f"{name}: {subject.meaning}" for name, subject in SUBJECTS.items()),
     ),
     flag(
         "--codec", action="append", default=[], metavar="[NAME=]MODEL",
@@ -62,8 +98,15 @@ from bandtok_jax.cli.parser import flag, integers, verb
 )  # fmt: skip
 def evaluate(flags: argparse.Namespace) -> None:
     """Runs `bandtok evaluate`."""
-    from bandtok_jax.commands import evaluate
-
-    run = evaluate.tokens if flags.what == "tokens" else evaluate.evaluate
-    for line in run(flags):
+    _refuse_flags_of_others(flags)
+    for line in pkgutil.resolve_name(SUBJECTS[flags.what].function)(flags):
         show(line)
+
+
+def _refuse_flags_of_others(flags: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that the subject does not read."""
+    for name in vars(flags):
+        readers = [other for other, subject in SUBJECTS.items() if name in subject.flags]
+        if readers and flags.what not in readers and getattr(flags, name) != flags.parser.get_default(name):
+            flag_name = name.replace("_", "-")
+            raise ValueError(f"--{flag_name} is for {' and '.join(readers)}, not for {flags.what}: leave it out")

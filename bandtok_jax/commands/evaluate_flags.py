@@ -17,12 +17,8 @@ from bandtok_jax.pretrained import model_folder
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
-# Flags without a meaning for tokens, and those without a meaning for token records.
-_FOR_AUDIO = (
-    "decoded", "command", "opus", "rows", "sample_rate", "mono", "align", "without", "measure", "embedding", "sort_by",
-    "figure_piece", "workers",
-)  # fmt: skip
-_FOR_CODECS = ("tracks", "limit_seconds", "piece_seconds")
+# Flags without a meaning for token records.
+_FOR_AUDIO = ("tracks", "limit_seconds", "piece_seconds")
 
 
 def settings(flags: Any) -> Settings:
@@ -115,12 +111,11 @@ def codecs(text: str, fewer_rows: Sequence[int] = ()) -> list[systems.CodecSyste
     return [systems.CodecSystem(names[rows], codec, rows, family=name) for rows in counts]
 
 
-def refuse_audio_flags(flags: Any, records: bool) -> None:
-    """Raises ValueError for flags that have no effect on tokens, or on token records."""
-    for name in (*_FOR_AUDIO, *(_FOR_CODECS if records else ())):
+def refuse_audio_flags(flags: Any) -> None:
+    """Raises ValueError for flags that have no effect on token records."""
+    for name in _FOR_AUDIO:
         if getattr(flags, name) != flags.parser.get_default(name):
-            data = "token records" if name in _FOR_CODECS else "tokens"
-            raise ValueError(f"--{name.replace('_', '-')} is for audio, not for {data}: leave it out")
+            raise ValueError(f"--{name.replace('_', '-')} is for audio, not for token records: leave it out")
 
 
 def token_records(text: str) -> tuple[str, str] | None:
