@@ -3,16 +3,17 @@
 import argparse
 from collections.abc import Collection, Iterator
 import contextlib
-import functools
 import gc
 from typing import TYPE_CHECKING
 
 from bandtok_jax.cli.messages import show
 from bandtok_jax.cli.parser import flag, verb
+from bandtok_jax.pretrained import importers
 
 if TYPE_CHECKING:
     from bandtok_jax.codecs.codec import Codec
 
+OPTIONS = sorted({option for entry in importers.FORMATS.values() for option in entry.options})  # of all formats
 MODEL = flag(
     "--model", required=True, metavar="RUN_OR_EXPORT", help="the tokenizer's run, or an export folder"
 )  # fmt: skip
@@ -75,46 +76,44 @@ def export(flags: argparse.Namespace) -> None:
     show(f"{flags.output}: {', '.join(codec.components)}; weight hash {codec.weight_hash[:12]}")
 
 
+def _describe_option(option: str) -> str:
+    """Returns the meaning of an option of `bandtok import` for each format that has it."""
+    meanings = {name: entry.options.get(option) for name, entry in importers.FORMATS.items()}
+    return "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items() if meaning)
+
+
 @verb(
     "import",
     "make an export of weights that other software has trained",
     "bandtok import weights_44khz_8kbps_0.0.1.pth --from=dac -o models/dac",
-    flag("weights", metavar="WEIGHTS", help="file or folder of weights; nothing in it is executed"),
+    flag("weights", metavar="WEIGHTS", nargs="+", help="file or folder of weights; nothing in it is executed"),
     flag(
-        "--from", dest="kind", required=True, choices=("dac", "dac-hf", "vocos"),
-        help="dac: weights.pth of descript-audio-codec; dac-hf: DacModel of transformers, a folder with config.json; "
-        "vocos: a vocoder of the package vocos, a folder with config.yaml",
+        "--from", dest="format", required=True, choices=importers.FORMATS,
+        help="; ".join(f"{name}: {', '.join(entry.files)}" for name, entry in importers.FORMATS.items()),
     ),
-    flag(
-        "--parity", action="store_true",
-        help="DAC at 24 and 16 kHz: audio ends 8 samples early, as published; by default it is as long as its codes",
-    ),
+    *(flag(f"--{option}", action="store_true", help=_describe_option(option)) for option in OPTIONS),
     flag("--output", "-o", required=True, metavar="DIR"),
 )  # fmt: skip
 def import_weights(flags: argparse.Namespace) -> None:
     """Runs `bandtok import`."""
     from bandtok_jax.codecs.registry import assemble
-    from bandtok_jax.pretrained import export_folder, import_dac, import_vocos
+    from bandtok_jax.pretrained import export_folder
 
-    readers = {
-        "dac": functools.partial(import_dac.read_official, parity=flags.parity),
-        "dac-hf": functools.partial(import_dac.read_transformers, parity=flags.parity),
-        "vocos": import_vocos.read_vocos,
-    }
-    if flags.parity and flags.kind == "vocos":
-        raise ValueError("--parity is about the length of DAC's audio: leave it out for a vocoder")
-    stage = readers[flags.kind](flags.weights)
-    if stage.role == "vocoder":
-        export_folder.save_vocoder(stage, flags.output)
-        mel = stage.mel
+    components = importers.read(flags.format, flags.weights, **{name: getattr(flags, name) for name in OPTIONS})
+    if "tokenizer" not in components:
+        (vocoder,) = components.values()
+        export_folder.save_vocoder(vocoder, flags.output)
+        mel = vocoder.mel
         show(
             f"{flags.output}: vocoder, {mel.mels} mel bands of {mel.sample_rate_hz} Hz, {mel.hop_samples} samples a "
-            f'frame, padding "{mel.padding}"; weight hash {stage.weight_hash[:12]}; use it with a tokenizer of that mel'
+            f'frame, padding "{mel.padding}"; weight hash {vocoder.weight_hash[:12]}; give it a tokenizer of that mel'
         )
         return
-    codec = assemble({stage.role: stage})
+    codec = assemble(components)
     export_folder.save_codec(codec, flags.output)
     show(
-        f"{flags.output}: {stage.role}, {codec.rows} rows of {codec.codebook_size} codes at {codec.sample_rate_hz} Hz, "
-        f"{codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
+        f"{flags.output}: {', '.join(components)}, {codec.rows} rows of {codec.codebook_size} codes at "
+        f"{codec.sample_rate_hz} Hz, {codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
     )
+    if absent := importers.FORMATS[flags.format].files[len(flags.weights) :]:
+        show(f"{flags.output}: no vocoder, so codes cannot be decoded to audio; give its weights too, {absent[0]}")
