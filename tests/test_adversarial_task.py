@@ -23,7 +23,7 @@ def _written_down(task, state, batch):
     def generator_loss(parameters):
         (fake, own), _ = task.forward(parameters, model["buffers"], {}, batch, real, jax.random.key(1))
         (logits, features), (_, real_features) = (discriminate(discriminator["parameters"], x) for x in (fake, real))
-        losses = {name: function(real, fake) for name, function in task.reconstruction_losses().items()}
+        losses = {name: function(real, fake) for name, function in task.reconstruction_losses({}).items()}
         terms = {**own, **losses}
         terms["adversarial"] = adversarial.generator_loss(logits, weights.adversarial_kind)
         terms["feature_matching"] = adversarial.feature_matching(real_features, features)

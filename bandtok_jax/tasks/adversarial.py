@@ -18,6 +18,7 @@ from bandtok_jax.tasks import optimization
 from bandtok_jax.tasks.task import Batch, Metrics, State, Task
 
 Losses = dict[str, jax.Array]
+LossFunctions = Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]  # {name: function(real, fake) -> scalar}
 # Returns the gradients with respect to the output for gradients with respect to the losses.
 OutputVJP = Callable[[Losses], tuple[jax.Array]]
 
@@ -65,8 +66,12 @@ class AdversarialTask(Task, abc.ABC):
         """
 
     @abc.abstractmethod
-    def reconstruction_losses(self) -> Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]:
-        """Returns the losses that compare the output with the original, `{name: function(real, fake) -> scalar}`."""
+    def reconstruction_losses(self, frozen: Tree) -> LossFunctions:
+        """Returns the losses that compare the output with the original.
+
+        Args:
+          frozen: weights from `load_frozen`, for losses of features; or their shapes, where only names are needed.
+        """
 
     def discriminator_input(self, output: jax.Array) -> jax.Array:
         """Returns the part of an output that the discriminator sees; by default all of it."""
@@ -99,8 +104,8 @@ class AdversarialTask(Task, abc.ABC):
         )
         if self._balancer_decay:
             self._check_balancer()
-            balanced = self.active(dict.fromkeys((*self.reconstruction_losses(), "adversarial", "feature_matching")))
-            state["model"]["balancer"] = balancer.init(balanced)
+            names = (*self.reconstruction_losses(self.frozen_spec()), "adversarial", "feature_matching")
+            state["model"]["balancer"] = balancer.init(self.active(dict.fromkeys(names)))
         return state
 
     def _check_balancer(self) -> None:
@@ -155,7 +160,7 @@ class AdversarialTask(Task, abc.ABC):
 
             # Gradients of the reconstruction losses with respect to the output, in one precision for both sides.
             real = real.astype(fake.dtype)
-            functions = self.active(self.reconstruction_losses())
+            functions = self.active(self.reconstruction_losses(frozen))
             losses, output_vjp = jax.vjp(
                 lambda fake: {name: function(real, fake) for name, function in functions.items()}, fake
             )

@@ -1,6 +1,6 @@
 """Training of a mel tokenizer (BandTok): reconstruction, commitment, adversarial loss, feature matching."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import functools
 
 import jax
@@ -12,7 +12,7 @@ from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.vector_quantization import perplexity
 from bandtok_jax.losses import spectral
 from bandtok_jax.tasks import codebooks, optimization
-from bandtok_jax.tasks.adversarial import AdversarialTask
+from bandtok_jax.tasks.adversarial import AdversarialTask, LossFunctions
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
@@ -62,7 +62,7 @@ class MelTokenizerTask(AdversarialTask):
         reconstruction, _, losses, statistics = self.network.apply(parameters, buffers, real)
         return (reconstruction, losses), codebooks.split_statistics(statistics)
 
-    def reconstruction_losses(self) -> Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]:
+    def reconstruction_losses(self, frozen: Tree) -> LossFunctions:
         """Returns distances between log-mels `[B, T, M]`."""
         return {"reconstruction": spectral.l1}
 

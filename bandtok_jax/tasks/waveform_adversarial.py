@@ -1,7 +1,7 @@
 """Adversarial tasks whose generator makes waveforms: spectral losses, evaluation and samples."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import functools
 
 import jax
@@ -11,7 +11,7 @@ from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.losses import spectral
 from bandtok_jax.tasks import optimization
-from bandtok_jax.tasks.adversarial import AdversarialTask
+from bandtok_jax.tasks.adversarial import AdversarialTask, LossFunctions
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
 EXAMPLES_SHOWN = 2  # of the samples; our choice
@@ -42,7 +42,7 @@ class WaveformAdversarialTask(AdversarialTask, abc.ABC):
         start = (output.shape[-1] - samples) // 2
         return output[..., start : start + samples]
 
-    def reconstruction_losses(self) -> Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]:
+    def reconstruction_losses(self, frozen: Tree) -> LossFunctions:
         """Returns distances between waveforms `[B, S]`."""
         settings, sample_rate_hz = self.config.loss, self.config.data.sample_rate_hz
         return {
