@@ -11,6 +11,7 @@ from bandtok_jax import tasks
 from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.shipped import list_configs, list_variants
+from bandtok_jax.models import registry
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.training import loop, sharding
@@ -166,7 +167,7 @@ def test_every_option_of_a_network_can_be_set(name):
     config = load_config(name)
     task = tasks.create(config)
     owners = {"model": task.network}
-    if "discriminator" in config:
+    if "discriminator" in registry.networks(config):
         owners["discriminator"] = task.discriminator
     given_by_the_task = {"dtype", "rngs", "floor", "mel"}
     for group, network in owners.items():

@@ -22,8 +22,7 @@ def test_every_configuration_names_its_networks(name):
             network_class, {"tokenizer": "produces", "vocoder": "consumes", "language_model": "role"}[ROLES[name]]
         )
         assert set(getattr(network_class, "LAYER_COUNTS", ())) <= set(config.model)
-        if "discriminator" in config:
-            assert registry.constructor(config.discriminator.kind)
+        assert all(registry.constructor(config[group].kind) for group in registry.networks(config))
 
 
 def test_a_network_gets_its_group_the_dtype_and_the_mel():

@@ -70,9 +70,7 @@ def _owners(config: ConfigDict) -> dict[str, Callable[..., Any]]:
     from bandtok_jax.audio.mel_bands import MelDefinition
     from bandtok_jax.models import registry
 
-    networks = {
-        group: registry.constructor(config[group].kind) for group in ("model", "discriminator") if group in config
-    }
+    networks = {group: registry.constructor(config[group].kind) for group in registry.networks(config)}
     return {**networks, "mel": MelDefinition}
 
 

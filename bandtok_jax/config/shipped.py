@@ -37,12 +37,15 @@ def module(name: str) -> ModuleType:
 def reference_for(content: Any) -> ConfigDict:
     """Returns a shipped configuration of the same task as `content`, or the defaults, to compare keys and types with.
 
-    Networks of another kind are left out of it, because their keys are the arguments of another class.
+    It has the same kind of model where one is shipped. Networks of another kind are left out of it, because their keys
+    are the arguments of another class, and so is the optimizer of a discriminator that `content` does without.
     """
-    configs = (module(name).get_config() for name in list_configs())
-    task = content.get("task")
-    reference = next((config for config in configs if config.task == task), defaults.get_config())
-    reference = reference.copy_and_resolve_references().unlock()
+    task, kind = content.get("task"), _kind(content, "model")
+    configs = [config for name in list_configs() if (config := module(name).get_config()).task == task]
+    configs.sort(key=lambda config: _kind(config, "model") != kind)
+    reference = (configs or [defaults.get_config()])[0].copy_and_resolve_references().unlock()
+    if _kind(content, "discriminator") == "none" and "discriminator_optimizer" in reference:
+        del reference["discriminator_optimizer"]
     for group in ("model", "discriminator"):
         if group in reference and _kind(content, group) not in ("", _kind(reference, group)):
             reference[group] = ConfigDict()

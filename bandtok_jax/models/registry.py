@@ -1,5 +1,6 @@
 """Networks by name: `kind` in the groups `model` and `discriminator` of a configuration -> network class.
 
+The kind "none" of a discriminator stands for no network.
 A class of the group `model` states its `role` in a codec, "tokenizer", "vocoder" or "language_model". A tokenizer
 states its output as `produces` ("mel", "audio" or "latent"), a vocoder its input as `consumes` ("mel", "codes" or
 "latent").
@@ -49,6 +50,11 @@ def constructor(kind: object) -> Callable[..., Any]:
     """
     shown = repr(kind) if isinstance(kind, str) and len(kind) < 100 else f"a {type(kind).__name__}"
     return KINDS.find(kind, f"kind is {shown}; it must be one of")
+
+
+def networks(config: ConfigDict) -> list[str]:
+    """Returns the groups of a configuration that describe a network: "model", and "discriminator" if there is one."""
+    return [group for group in ("model", "discriminator") if config.get(group, {}).get("kind", "none") != "none"]
 
 
 def arguments(config: ConfigDict, group: str = "model") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training step of adversarial tasks: a generator, and the discriminator of its outputs.
+"""The training step of adversarial tasks: a generator, and the discriminator of its outputs, if there is one.
 
 Both networks take their gradients at the old weights and from the same output of the generator: each runs forward once
 a step, and micro-batches add up exactly.
@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import optax
 
-from bandtok_jax.layers.network import Tree
+from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.losses import adversarial, balancer
 from bandtok_jax.models import registry
 from bandtok_jax.tasks import optimization
@@ -24,23 +25,32 @@ OutputVJP = Callable[[Losses], tuple[jax.Array]]
 
 
 class AdversarialTask(Task, abc.ABC):
-    """A task whose state holds the models `model` and `discriminator`, each with its own optimizer."""
+    """A task whose state holds the models `model` and `discriminator`, each with its own optimizer.
+
+    With `discriminator.kind` "none" there is no discriminator: the other losses train the model.
+    """
+
+    # Both only where there is a discriminator.
+    discriminator: Network
+    discriminator_optimizer: optax.GradientTransformation
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
-        adversarial.check_kind(config.loss.adversarial_kind)
-        adversarial.check_feature_average(config.loss.feature_average)
-        self.discriminator = registry.build(config, "discriminator")
-        self.discriminator_optimizer = optimization.create_optimizer(
-            config.discriminator_optimizer, optimization.schedule_steps(config)
-        )
+        self.has_discriminator = "discriminator" in registry.networks(config)
+        if self.has_discriminator:
+            adversarial.check_kind(config.loss.adversarial_kind)
+            adversarial.check_feature_average(config.loss.feature_average)
+            self.discriminator = registry.build(config, "discriminator")
+            self.discriminator_optimizer = optimization.create_optimizer(
+                config.discriminator_optimizer, optimization.schedule_steps(config)
+            )
 
     @property
     def SHARDING(self) -> tuple:
-        """The tables of both networks, each for its own part of the state."""
+        """The tables of the networks, each for its own part of the state."""
         return tuple(
             (rf"^{group}/.*({pattern})", spec)
-            for group in ("model", "discriminator")
+            for group in registry.networks(self.config)
             for pattern, spec in registry.constructor(self.config[group].kind).SHARDING
         )
 
@@ -99,18 +109,22 @@ class AdversarialTask(Task, abc.ABC):
         """Returns a fresh state."""
         model_key, discriminator_key = jax.random.split(key)
         state = super().init(model_key)
-        state["discriminator"] = optimization.init_model(
-            self.discriminator, discriminator_key, self.discriminator_optimizer
-        )
+        adversarial_losses = ()
+        if self.has_discriminator:
+            adversarial_losses = ("adversarial", "feature_matching")
+            state["discriminator"] = optimization.init_model(
+                self.discriminator, discriminator_key, self.discriminator_optimizer
+            )
         if self._balancer_decay:
             self._check_balancer()
-            names = (*self.reconstruction_losses(self.frozen_spec()), "adversarial", "feature_matching")
+            names = (*self.reconstruction_losses(self.frozen_spec()), *adversarial_losses)
             state["model"]["balancer"] = balancer.init(self.active(dict.fromkeys(names)))
         return state
 
     def _check_balancer(self) -> None:
         """Raises a ValueError for settings that a loss balancer excludes."""
-        if self.config.loss.adversarial_ramp or self.config.loss.adversarial_limit:
+        loss = self.config.loss
+        if self.has_discriminator and (loss.adversarial_ramp or loss.adversarial_limit):
             raise ValueError(
                 "loss.balancer_decay gives every loss its share of the gradient already: set it to 0, or both "
                 "--config.loss.adversarial_ramp=0 and --config.loss.adversarial_limit=0"
@@ -128,6 +142,8 @@ class AdversarialTask(Task, abc.ABC):
         where only the generator came from another run. A negative start means never. Both are static, since XLA runs
         the convolutions of a conditional 13 times slower on a CPU.
         """
+        if not self.has_discriminator:
+            return {"update_discriminator": False, "adversarial_active": False}
         loss = self.config.loss
         update = 0 <= loss.adversarial_start <= step
         active = update and step >= loss.adversarial_start + loss.discriminator_warmup
@@ -143,7 +159,7 @@ class AdversarialTask(Task, abc.ABC):
         adversarial_active: bool = True,
     ) -> tuple[State, Metrics]:
         """Returns the state after one step of both optimizers, and metrics; see `phase` for the switches."""
-        model, discriminator, step = state["model"], state["discriminator"], state["step"]
+        model, discriminator, step = state["model"], state.get("discriminator", {}), state["step"]
         steps = self.config.optimizer.accumulation_steps
 
         def micro_step(micro_batch: Batch) -> tuple[tuple, Tree]:
@@ -205,11 +221,12 @@ class AdversarialTask(Task, abc.ABC):
             new_model["balancer"] = balancer_state
         new_model, more_metrics = self.update_codebooks(model, new_model, totals, per_example, batch, key)
         metrics |= more_metrics
+        state = {**state, "step": step + 1, "model": new_model}
         if update_discriminator:
-            discriminator, metrics["discriminator_gradient_norm"] = optimization.apply_gradients(
+            state["discriminator"], metrics["discriminator_gradient_norm"] = optimization.apply_gradients(
                 discriminator, discriminator_gradients, self.discriminator_optimizer, 0.0, step
             )
-        return {"step": step + 1, "model": new_model, "discriminator": discriminator}, metrics
+        return state, metrics
 
     def _weights(self, losses: Losses) -> Losses:
         """Returns the weights of losses as arrays of their dtypes."""
