@@ -12,9 +12,14 @@ from bandtok_jax import tasks
 from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.convolution_2d import patchify, unpatchify
 from bandtok_jax.layers.network import Network
+from bandtok_jax.models import bandtok, registry
 from bandtok_jax.models.bandtok import BandTok
 from bandtok_jax.models.patchgan import MultiScalePatchGAN
 from bandtok_jax.runtime.target_platform import jit_once
+from bandtok_jax.training import sharding
+from bandtok_jax.training.program import Program
+from bandtok_jax.training.run import Run
+from bandtok_jax.training.state import initialize
 from tests import tiny
 
 SHAPES = {
@@ -144,6 +149,35 @@ def test_residual_levels_learn(tmp_path):
     # The mean over the levels, each with its own eight codes.
     assert 2 < scores["codebook_perplexity"] <= 8 and 0.5 < scores["codebook_use"] <= 1
     assert not task.warnings(scores)
+
+
+def test_codes_learn_by_gradient_without_a_warm_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry.KINDS, "registered", {})
+    quantizer = functools.partial(bandtok.VectorQuantizer, learning_rule="gradient")
+    monkeypatch.setattr(bandtok, "VectorQuantizer", quantizer)
+    registry.register("by_gradient", lambda *, learning_rule, mel, **keywords: bandtok.BandTok(mel=mel, **keywords))
+    config = tiny.config("mel_tokenizer", tmp_path, **{"optimizer.warmup_steps": 0}).copy_and_resolve_references()
+    config.unlock().loss.codebook = 1.0
+    config.model.update({"kind": "by_gradient", "learning_rule": "gradient"})
+    del config.model.normalise_codes
+    task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
+    state = jit_once(task.init)(key)
+    assert task.warm_start_batches == 0 and task.warm_start(state, {}, [], key)["model"] is state["model"]
+    step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
+    after, metrics = step(state, {}, batch, key)
+    before, vectors = (tree["model"]["parameters"]["quantizer"]["vectors"] for tree in (state, after))
+    # Both pull by the same distance, and Adam's first step is the learning rate for every gradient.
+    assert metrics["codebook"] == metrics["commitment"] > 0
+    assert np.abs(vectors - before).max() == pytest.approx(config.optimizer.learning_rate, rel=0.05)
+
+
+def test_codes_need_no_warm_start(tmp_path):
+    config = tiny.config("mel_tokenizer", tmp_path, **{"codebook.kmeans_batches": 0})
+    task = tasks.create(config)
+    program = Program(task, sharding.create_mesh(config.mesh, jax.devices()[:1]), config.seed)
+    run = Run(config, tmp_path, task, {})
+    state = initialize(program, run, {}, tiny.batch(config), {}, single_batch=True)
+    jax.tree.map(np.testing.assert_array_equal, state, program.init())
 
 
 @pytest.mark.parametrize("normalisation", ["none", "group"])

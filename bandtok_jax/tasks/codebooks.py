@@ -1,4 +1,7 @@
-"""Codebooks that learn by EMA, in the training step of any task with a quantizer."""
+"""Codebooks that learn by EMA, in the training step of any task with a quantizer.
+
+Those that learn by gradient need none of this: their loss is one of the network's.
+"""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -26,6 +29,16 @@ def split_statistics(statistics: Tree) -> tuple[Tree, Tree]:
     return {name: statistics[name] for name in TOTALS}, {name: statistics[name] for name in PER_EXAMPLE}
 
 
+def learn_by_ema(config: ConfigDict) -> bool:
+    """Returns whether the codebooks of a network learn by EMA, as they do unless `model.learning_rule` differs."""
+    return config.model.get("learning_rule", "ema") == "ema"
+
+
+def warm_start_batches(config: ConfigDict) -> int:
+    """Returns the number of batches for the k-means centres; 0 for codebooks that learn by gradient."""
+    return config.codebook.kmeans_batches if learn_by_ema(config) else 0
+
+
 def warm_start(
     network: Network,
     model: ModelState,
@@ -33,7 +46,12 @@ def warm_start(
     batches: Sequence[Batch],
     key: jax.Array,
 ) -> ModelState:
-    """Returns the model state with codebooks of k-means centres of the encoder's latents of `batches`."""
+    """Returns the model state with codebooks of k-means centres of the encoder's latents.
+
+    Without `batches` nothing changes.
+    """
+    if not batches:
+        return model
     parameters, buffers = model["parameters"], model["buffers"]
     encode = jax.jit(exact(lambda p, b, batch: network.apply(p, b, model_input(batch), method="latents")))
     latents = jnp.concatenate([encode(parameters, buffers, batch) for batch in batches])

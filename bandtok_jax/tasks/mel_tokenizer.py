@@ -1,4 +1,4 @@
-"""Training of a mel tokenizer (BandTok): reconstruction, commitment, adversarial loss, feature matching."""
+"""Training of a mel tokenizer (BandTok): losses of reconstruction and quantizer, adversarial loss, feature matching."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -43,8 +43,8 @@ class MelTokenizerTask(AdversarialTask):
 
     @property
     def warm_start_batches(self) -> int:
-        """Batches for the k-means centres of the codebook."""
-        return self.config.codebook.kmeans_batches
+        """Batches for the k-means centres of the codebook, see `codebooks.warm_start_batches`."""
+        return codebooks.warm_start_batches(self.config)
 
     def warm_start(self, state: State, frozen: Tree, batches: Sequence[Batch], key: jax.Array) -> State:
         """Returns the state with the codebook at k-means centres of the encoder's first latents."""
@@ -69,8 +69,8 @@ class MelTokenizerTask(AdversarialTask):
     def update_codebooks(
         self, old: ModelState, new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
     ) -> tuple[ModelState, Metrics]:
-        """Moves the codes to the means of their latents and restarts dead ones."""
-        normalise = self.config.model.normalise_codes
+        """Moves codes that learn by EMA to the means of their latents and restarts dead ones."""
+        normalise = self.config.model.get("normalise_codes", False)
         return codebooks.update(old, new, totals, per_example, batch, key, self.config.codebook, normalise)
 
     def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:

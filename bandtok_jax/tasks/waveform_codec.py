@@ -27,19 +27,12 @@ class WaveformCodecTask(WaveformAdversarialTask):
         self.mel = MelDefinition(sample_rate_hz=sample_rate_hz, high_hz=sample_rate_hz / 2)
 
     @property
-    def _ema(self) -> bool:
-        """True where the codebooks learn by EMA, False where they learn by gradient."""
-        return self.config.model.learning_rule == "ema"
-
-    @property
     def warm_start_batches(self) -> int:
-        """Batches for the k-means centres of the codebooks."""
-        return self.config.codebook.kmeans_batches if self._ema else 1
+        """Batches for the k-means centres of the codebooks, see `codebooks.warm_start_batches`."""
+        return codebooks.warm_start_batches(self.config)
 
     def warm_start(self, state: State, frozen: Tree, batches: Sequence[Batch], key: jax.Array) -> State:
-        """Returns the state with the codebooks of all levels at k-means centres, if they learn by EMA."""
-        if not self._ema:
-            return state
+        """Returns the state with the codebooks of all levels at k-means centres of the encoder's first latents."""
         return {**state, "model": codebooks.warm_start(self.network, state["model"], self.target, batches, key)}
 
     def forward(

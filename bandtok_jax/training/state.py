@@ -60,8 +60,10 @@ def initialize(
     if run.init_from:
         state = load_initial_weights(run.init_from, registry.constructor(run.config.model.kind).role, state)
     else:
-        count = 1 if single_batch else program.task.warm_start_batches
-        batches = [first_batch, *_following_batches(run.config, count - 1, host_slice)]
+        count = program.task.warm_start_batches
+        batches = [first_batch][:count]
+        if count > 1 and not single_batch:
+            batches += _following_batches(run.config, count - 1, host_slice)
         batches = [program.to_device(batch) for batch in batches]
         state = program.task.warm_start(state, frozen, batches, program.key(WARM_START))
     program.check_state(state, f"--init-from={run.init_from}" if run.init_from else "warm_start")
