@@ -3,12 +3,13 @@
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+import pytest
 
 from bandtok_jax import tasks
 from bandtok_jax.commands import describe_config
 from bandtok_jax.config import stored
 from bandtok_jax.runtime.target_platform import jit_once
-from bandtok_jax.training import sharding
+from bandtok_jax.training import sharding, state
 from bandtok_jax.training.program import Program
 from tests import tiny
 
@@ -38,11 +39,11 @@ def _two_steps(config: ConfigDict) -> tuple[dict, list[dict]]:
 
 def test_it_trains_as_before_a_discriminator_begins(tmp_path):
     config = tiny.shrunk("bandtok:tiny", tmp_path, **{"loss.adversarial_start": -1})
-    state, metrics = _two_steps(_without(config))
+    trained, metrics = _two_steps(_without(config))
     expected, expected_metrics = _two_steps(config)
-    assert set(state) == {"step", "model"} and "discriminator" in expected
+    assert set(trained) == {"step", "model"} and "discriminator" in expected
     assert not any("discriminator" in name or "adversarial" in name for name in metrics[-1])
-    for ours, theirs in ((state["model"], expected["model"]), (metrics, expected_metrics)):
+    for ours, theirs in ((trained["model"], expected["model"]), (metrics, expected_metrics)):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert metrics[1]["loss"] != metrics[0]["loss"] > 0
 
@@ -60,3 +61,13 @@ def test_placement_checks_and_files_do_without_it(tmp_path):
     assert set(program.targets()) == {"step", "model"}  # which a resume restores
     assert stored.from_json(stored.to_json(config)).discriminator.kind == "none"
     assert "--config.discriminator.kind=none" in describe_config.text("without", config)
+
+
+def test_its_run_is_no_beginning_for_a_discriminator(monkeypatch):
+    saved = {"step": np.zeros(()), "model": {"parameters": {}, "buffers": {}}}
+    monkeypatch.setattr(state, "is_run", lambda origin: True)
+    monkeypatch.setattr(state.run_weights, "load_weights", lambda *_: saved)
+    monkeypatch.setattr(state.run_weights, "load_part", lambda *_: {"step": saved["step"]})
+    assert state.load_initial_weights("run", "tokenizer", saved)["model"] == saved["model"]
+    with pytest.raises(ValueError, match="run was trained without a discriminator.*start from its export"):
+        state.load_initial_weights("run", "tokenizer", {**saved, "discriminator": saved["model"]})

@@ -94,8 +94,13 @@ def load_initial_weights(origin: str | os.PathLike, role: str, state: dict[str, 
     folder, step = model_folder.split_step(origin)
     state = replace_weights(state, "model", run_weights.load_weights(folder, step)["model"], folder)
     if "discriminator" in state:
-        discriminator = run_weights.load_part(folder, step, "training")["discriminator"]
-        state = replace_weights(state, "discriminator", discriminator, folder)
+        training = run_weights.load_part(folder, step, "training")
+        if "discriminator" not in training:
+            raise ValueError(
+                f"{folder} was trained without a discriminator, and this configuration has one: start from its export "
+                "(bandtok export), so that the discriminator learns alone at first"
+            )
+        state = replace_weights(state, "discriminator", training["discriminator"], folder)
     return state
 
 
