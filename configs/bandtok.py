@@ -54,6 +54,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.loss = ConfigDict(
         {
             "reconstruction": 1.0,  # weight of the mean absolute error of the log-mel
+            "perceptual": 0.0,  # weight of the mean squared difference of features of a frozen network
+            "gram": 0.0,  # weight of the difference of the Gram matrices of these features
+            "perceptual_features": "seeded",  # random weights; or a file of VGG-19 weights, vgg19-dcbb9e9d.pth
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "adversarial": 0.1,  # weight of the generator's adversarial loss
             "feature_matching": 1.0,  # weight of the distance between the discriminators' features

@@ -20,7 +20,7 @@ OF_TASKS = ("model", "discriminator", "mel", "codebook", "loss", "optimizer", "d
 # Some settings are read only beside certain values of others: the discriminator's after its warm-up, for example.
 _ADVERSARIAL = {"loss.discriminator_warmup": 0}
 _ALTERNATIVES = {
-    "bandtok": [_ADVERSARIAL],
+    "bandtok": [{**_ADVERSARIAL, "loss.gram": 1.0}],
     "vocos": [_ADVERSARIAL],
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }

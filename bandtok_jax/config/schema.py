@@ -105,6 +105,7 @@ SCHEMA: dict[str, Setting] = {
     "*optimizer.learning_rate": Setting(0, sys.float_info.max),
     "*optimizer.warmup_steps": Setting(0, whole=True),
     "*optimizer.gradient_clip_norm": Setting(0, note="; 0 switches it off"),
+    "loss.perceptual_features": Setting(path=True),
     "codebook.kmeans_batches": Setting(0, whole=True, note="; 0 starts without k-means"),
 }
 

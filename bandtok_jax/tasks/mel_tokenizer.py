@@ -1,4 +1,4 @@
-"""Training of a mel tokenizer (BandTok): losses of reconstruction and quantizer, adversarial loss, feature matching."""
+"""Training of a mel tokenizer: losses of reconstruction, of features and of the quantizer, and adversarial loss."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -11,7 +11,7 @@ from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim,
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.vector_quantization import perplexity
 from bandtok_jax.losses import spectral
-from bandtok_jax.tasks import codebooks, optimization
+from bandtok_jax.tasks import codebooks, optimization, perceptual_features
 from bandtok_jax.tasks.adversarial import AdversarialTask, LossFunctions
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
@@ -64,7 +64,13 @@ class MelTokenizerTask(AdversarialTask):
 
     def reconstruction_losses(self, frozen: Tree) -> LossFunctions:
         """Returns distances between log-mels `[B, T, M]`."""
-        return {"reconstruction": spectral.l1}
+        of_features = self._features.losses(frozen["features"]) if "features" in frozen else {}
+        return {"reconstruction": spectral.l1, **of_features}
+
+    @functools.cached_property
+    def _features(self) -> perceptual_features.PerceptualFeatures:
+        """The network whose features the losses `perceptual` and `gram` compare."""
+        return perceptual_features.PerceptualFeatures(self.config.loss.perceptual_features, self.config.dtype)
 
     def update_codebooks(
         self, old: ModelState, new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
@@ -117,16 +123,19 @@ class MelTokenizerTask(AdversarialTask):
         return []
 
     def load_frozen(self) -> Tree:
-        """Returns the weights of the vocoder of the samples, where the configuration names one."""
+        """Returns the weights of the features that a loss compares, and of the vocoder of the samples, where named."""
+        frozen = {}
+        if self.active(dict.fromkeys(perceptual_features.LOSSES)):
+            frozen["features"] = self._features.load()
         if not self.config.vocoder:
-            return {}
+            return frozen
         vocoder = self.component("vocoder")
         if vocoder.mel != self.mel:
             raise ValueError(
                 f"config.vocoder {self.config.vocoder} has the mel {vocoder.mel}, and this tokenizer has {self.mel}: "
                 "give a vocoder of the same mel"
             )
-        return {"vocoder": dict(vocoder.weights)}
+        return {**frozen, "vocoder": dict(vocoder.weights)}
 
     def summaries(self, state: State, frozen: Tree, batch: Batch, outputs: jax.Array | None = None) -> Summaries:
         """Returns audio and log-mel of the first examples and of their reconstructions.
