@@ -37,6 +37,7 @@ def _describe(track: SourceTrack, row: track_table.TrackRow) -> SourceTrack:
         domain=row.domain or track.domain,
         licence=row.licence,
         ends=track.ends if row.ends is None else row.ends,
+        labels=row.labels,
     )
 
 

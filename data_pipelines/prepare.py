@@ -6,7 +6,7 @@ The work is cut into tasks (`prepare_shards`). Processes of this machine run the
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import hashlib
 import json
 import os
@@ -96,7 +96,7 @@ def prepare(
         )
         if not source_tracks:
             raise ValueError(discovery.no_music_message(sources, left_out, others))
-        content = json.dumps([settings, [asdict(track) for track in source_tracks]])
+        content = json.dumps([settings, [asdict(replace(track, labels={})) for track in source_tracks]])
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         folder = os.path.join(output, records.WORKING_FOLDER)
         metadata.refuse_foreign(output)

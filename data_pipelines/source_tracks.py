@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import hashlib
 import os
 
@@ -29,6 +29,7 @@ class SourceTrack:
       bytes, changed_ns: size and time of the file, which tell apart two files of the same name.
       ends: false for a clip, whose music continues behind it.
       example: number in a shard of TFDS, whose path is `path`, or in the synthetic source, with SYNTHETIC as `path`.
+      labels: {column of the table: its cell} for evaluation, which records do not hold.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SourceTrack:
     changed_ns: int = 0
     ends: bool = True
     example: int = -1
+    labels: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def _synthetic_tracks(count: str, validation_share: float) -> Iterator[SourceTrack]:

@@ -77,6 +77,21 @@ class Parameters:
             f"{drums}, {self.tempo_bpm} bpm, {KEYS[self.key]} {self.mode}"
         )
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The audible parameters as text, by their names."""
+        return {
+            "tempo": self.tempo_word,
+            "brightness": self.brightness_word,
+            "mode": self.mode,
+            "key": KEYS[self.key],
+            "melody": self.melody,
+            "chords": self.chords,
+            "bass": self.bass,
+            "arpeggio": self.arpeggio or "none",
+            "drums": self.drums or "none",
+        }
+
 
 @dataclass(frozen=True)
 class Note:

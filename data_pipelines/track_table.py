@@ -40,6 +40,7 @@ class TrackRow:
     caption: str = ""
     domain: str = ""
     ends: bool | None = None
+    labels: dict[str, str] = field(default_factory=dict)  # cells of other columns
 
 
 @dataclass
@@ -166,7 +167,7 @@ def _header(lines: Iterator[tuple[int, list[str]]], table: TrackTable) -> tuple[
         raise ValueError(f"it has no column 'file', but {_listed(names)}; the columns are {', '.join(COLUMNS[:-1])}")
     if unknown:
         table.notes.append(
-            f"{os.path.basename(table.path)}: nothing is read from {_listed(unknown)}; "
+            f"{os.path.basename(table.path)}: only labels are read from {_listed(unknown)}; "
             f"the columns are {', '.join(COLUMNS[:-1])}"
         )
     return names, columns
@@ -191,6 +192,7 @@ def _add(line: int, cells: list[str], header: list[str], columns: dict[str, int]
         caption=values.get("caption") or values.get("kind", ""),
         domain=values.get("domain", ""),
         ends=_YES_OR_NO.get(ends),
+        labels={name: cell for name, cell in zip(header, cells) if name not in COLUMNS and name and cell},
     )
     before = table.rows.setdefault(name_key(values["file"]), row)
     if before is not row and (row.__dict__ | {"line": 0}) != (before.__dict__ | {"line": 0}):

@@ -1,6 +1,6 @@
 """References of a comparison, cut into segments: files, folders, prepared records or the synthetic source."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -36,6 +36,7 @@ class Reference:
       seconds: duration.
       identity: changes with the content.
       read: yields the audio in blocks `[any, C]`.
+      labels: name -> value; "domain" and "caption", columns of the table of tracks, and parameters of synthetic music.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Reference:
     seconds: float
     identity: str
     read: Callable[[], Iterator[np.ndarray]]
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def count_segments(self, segment_seconds: float) -> int:
         """Returns the number of segments of at most `segment_seconds`."""
@@ -117,7 +119,12 @@ class Segment:
 
 
 def find(
-    data: Sequence[str], *, split: str | None = None, tracks_csv: str | None = None, output: str | None = None
+    data: Sequence[str],
+    *,
+    split: str | None = None,
+    tracks_csv: str | None = None,
+    output: str | None = None,
+    synthetic_tracks: int = SYNTHETIC_TRACKS,
 ) -> tuple[list[Reference], list[str]]:
     """Finds the references of folders and audio files, or of one folder of prepared records, sorted by name.
 
@@ -127,6 +134,7 @@ def find(
       tracks_csv: table with the columns file, split, caption, domain; without it a file's domain is the name of the
         folder in `data` that holds it.
       output: folder of a report, whose own audio must not become a reference.
+      synthetic_tracks: training tracks of the synthetic source; an eighth of their number are for validation.
 
     Returns:
       (references, notes about those that were left out).
@@ -142,7 +150,7 @@ def find(
     if output and not prepared:
         _refuse_audio_of_report(output, data)
     if prepared:
-        return _records(data[0], split or "validation"), []
+        return _records(data[0], split or "validation", synthetic_tracks), []
     references, notes, others = _files(data, split, tracks_csv)
     if not references:
         kinds = ", ".join(f"{count} {ending}" for ending, count in list(others.items())[:5])
@@ -173,8 +181,8 @@ def choose(references: Sequence[Reference], segment_seconds: float, limit_second
     return sorted(chosen, key=lambda segment: (segment.reference.name, segment.number))
 
 
-def _records(directory: str, split: str) -> list[Reference]:
-    splits = full_tracks.open_tracks(directory, SYNTHETIC_RATE_HZ, SYNTHETIC_TRACKS)
+def _records(directory: str, split: str, synthetic_tracks: int) -> list[Reference]:
+    splits = full_tracks.open_tracks(directory, SYNTHETIC_RATE_HZ, synthetic_tracks)
     if split not in splits:
         raise ValueError(f"{directory} has no records in the split {split}: choose --split from {', '.join(splits)}")
     fingerprint = "" if directory == "synthetic" else records.read_manifest(directory)["fingerprint"]
@@ -186,7 +194,10 @@ def _records(directory: str, split: str) -> list[Reference]:
 
         identity = f"{fingerprint} {split} {track.name}"
         seconds = track.samples / track.sample_rate_hz
-        return Reference(track.name, track.domain, track.caption, track.sample_rate_hz, seconds, identity, read)
+        labels = {"domain": track.domain, "caption": track.caption}
+        if directory == "synthetic":
+            labels |= track.source.parameters(track.records[0]).labels
+        return Reference(track.name, track.domain, track.caption, track.sample_rate_hz, seconds, identity, read, labels)
 
     return sorted(map(reference, splits[split]), key=lambda reference: reference.name)
 
@@ -224,7 +235,8 @@ def _files(
         domain = folder if track.domain in ("", source_tracks.DEFAULT_DOMAIN) else track.domain
         identity = f"{track.name} {track.bytes} {track.changed_ns}"
         seconds, read = samples / rate, functools.partial(_read_file, track.path)
-        references.append(Reference(track.name, domain, track.caption, rate, seconds, identity, read))
+        labels = {"domain": domain, "caption": track.caption, **track.labels}
+        references.append(Reference(track.name, domain, track.caption, rate, seconds, identity, read, labels))
     return references, notes, others
 
 
