@@ -39,6 +39,11 @@ SUBJECTS = {
         "entropy, use and mutual information of the rows of --data, token records or audio for --codec",
         frozenset({"language_model"} | _OF_AUDIO),
     ),
+    "probe": Subject(
+        "bandtok_jax.commands.evaluate_probe:evaluate",
+        "accuracy of classifiers that predict labels of tracks from their codes",
+        frozenset({"label", "seed"} | _OF_AUDIO),
+    ),
 }
 
 
@@ -63,6 +68,11 @@ SUBJECTS = {
         "--language-model", action="append", default=[], metavar="[NAME=]RUN",
         help="of tokens: token losses row by row, on the records of its tokenizer; repeatable",
     ),
+    flag(
+        "--label", action="append", default=[], metavar="NAME",
+        help="of probe: domain (default), caption, a column of --tracks, or a parameter of 'synthetic'; repeatable",
+    ),
+    flag("--seed", type=int, default=0, metavar="N", help="of probe: of folds, networks and intervals (default 0)"),
     flag("--opus", action="append", default=[], type=int, metavar="KBPS", help="Opus at that rate, by ffmpeg"),
     flag("--rows", type=integers, default=(), metavar="N,N", help="also decode only N rows, of residual codecs"),
     flag(

@@ -162,6 +162,36 @@ def latents(path: Path, points: np.ndarray, rows: np.ndarray, *, row_kind: str) 
     figure.savefig(path, dpi=120)
 
 
+def shares(
+    path: Path, panels: Mapping[str, tuple[float, Mapping[str, tuple[float, float, float]]]], *, label: str
+) -> None:
+    """Draws shares with their intervals, one panel for each title, and a dashed line at the share of chance.
+
+    Args:
+      path: see above.
+      panels: title -> (share of chance, name -> (share, low, high)).
+      label: label of the shares.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [len(points) for _, points in panels.values()]
+    figure = Figure(figsize=(7, 0.8 + sum(0.5 + 0.28 * count for count in rows)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[1 + count for count in rows])
+    for axis, (title, (chance, points)) in zip(axes[:, 0], panels.items()):
+        values, lows, highs = np.array(list(points.values())).T
+        positions = np.arange(len(points))[::-1]
+        widths = np.maximum([values - lows, highs - values], 0)
+        axis.errorbar(values, positions, xerr=widths, fmt="o", markersize=5, capsize=3, elinewidth=1)
+        axis.axvline(chance, color="black", linestyle="--", linewidth=1)
+        axis.set_yticks(positions, list(points), fontsize=8)
+        axis.set_ylim(-0.6, len(points) - 0.4)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlim(0, 1.02)
+    axes[-1, 0].set_xlabel(f"{label}, 95 % interval; dashed: chance")
+    figure.savefig(path, dpi=120)
+
+
 def pairs(path: Path, values: np.ndarray, *, label: str) -> None:
     """Draws a number for each pair of different rows, `[F, F]`, from 0 to the largest."""
     from matplotlib.figure import Figure
