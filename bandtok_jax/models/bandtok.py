@@ -10,7 +10,6 @@ N bands.
 """
 
 from collections.abc import Sequence
-import functools
 import math
 from typing import Any
 
@@ -33,6 +32,7 @@ from bandtok_jax.layers.convolution_2d import (
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.precision import exact
+from bandtok_jax.layers.raise_to_floor import raise_to_floor
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
 from bandtok_jax.layers.vector_quantization import VectorQuantizer
 
@@ -207,7 +207,7 @@ class BandTok(nnx.Module):
             rate *= 2 if isinstance(block, Upsample) else 1
         x = self.decoder_out(mask_outside(jax.nn.silu(self.decoder_norm(x)), scale_range(valid_range, rate)))
         log_mel = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
-        return _raise_to_floor(log_mel, math.log(self._floor))
+        return raise_to_floor(log_mel, math.log(self._floor))
 
     @exact
     def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
@@ -240,18 +240,6 @@ class BandTok(nnx.Module):
         if self.row_kind == "residual":
             losses = {name: loss / self.rows for name, loss in losses.items()}
         return self.decode_latents(quantized), codes, losses, statistics
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _raise_to_floor(values: jax.Array, floor: float) -> jax.Array:
-    """Returns `max(values, floor)`; its gradient lets values below the floor rise, but not fall further."""
-    return jnp.maximum(values, floor)
-
-
-_raise_to_floor.defvjp(
-    lambda values, floor: (jnp.maximum(values, floor), values < floor),
-    lambda floor, below, gradient: (jnp.where(below, jnp.minimum(gradient, 0), gradient),),
-)
 
 
 def _compute_dtype(dtype: DTypeLike, x: jax.Array) -> jnp.dtype:
