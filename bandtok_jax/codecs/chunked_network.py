@@ -34,6 +34,7 @@ class ChunkedNetwork:
       lead: items before and after the context that `front_end` needs.
       outside: value of the input beyond both ends of the stream, see `bandtok_jax.audio.windows.windows`.
       front_end: maps a window to the input of the method, such as audio to log-mel; part of the program.
+      single: a stream must fit one chunk, for networks that need all of it at once.
       carry: state given to the first chunk and handed from chunk to chunk, such as a key or the end of the chunk
         before; None for none.
     """
@@ -50,12 +51,13 @@ class ChunkedNetwork:
         lead: tuple[int, int] = (0, 0),
         outside: float | str | None = None,
         front_end: Callable[[jax.Array], jax.Array] | None = None,
+        single: bool = False,
         carry: Tree = None,
     ):
         self._component, self._method = component, method
         self._chunk, self._context = chunk, context
         self._items, self._outputs = items_per_column, outputs_per_column
-        self._outside, self._front_end, self._carry = outside, front_end, carry
+        self._outside, self._front_end, self._carry, self._single = outside, front_end, carry, single
         self.context_items = (context * items_per_column + lead[0], context * items_per_column + lead[1])
 
     @property
@@ -93,6 +95,11 @@ class ChunkedNetwork:
         size, (before, after) = self._chunk * self._items, self.context_items
         for number, (window, items) in enumerate(windows(blocks, size, before, after, self._outside)):
             columns = math.ceil(items / self._items)
+            if self._single and (number or columns > self._chunk):
+                raise ValueError(
+                    f"the file is longer than {self._chunk} columns, which {self._component.source_path} processes at "
+                    "once: cut the file, or use the model without parity"
+                )
             valid_range = span(number, self._chunk, self._context, columns)
             outputs, carry = self.program(weights, window, valid_range, carry)
             yield np.asarray(outputs)[: columns * self._outputs]

@@ -71,7 +71,9 @@ class Codec(abc.ABC):
                         f"the language model generates grids with {name} {expected}, the tokenizer has {actual}: "
                         "load it with the tokenizer that it was trained on"
                     )
-        self._chunk_columns = chunk_columns
+        # A network that works in windows needs a whole number of them in a chunk.
+        self._step_columns: int = tokenizer.network.attribute("chunk_step_columns", 1)
+        self._chunk_columns = -(-chunk_columns // self._step_columns) * self._step_columns
         # On the device once; every call passes them as arguments, so that no program holds them as constants.
         self._weights = {role: jax.device_put(part.weights) for role, part in self.components.items()}
         self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
@@ -260,7 +262,8 @@ class Codec(abc.ABC):
 
         The columns after them depend on the end of the audio.
         """
-        return max(0, samples - self._encoder("encode").context_items[1]) // self.samples_per_column
+        columns = max(0, samples - self._encoder("encode").context_items[1]) // self.samples_per_column
+        return columns // self._step_columns * self._step_columns
 
     @abc.abstractmethod
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
@@ -274,6 +277,7 @@ class Codec(abc.ABC):
             chunk=self._chunk_columns,
             context=self.components["tokenizer"].network.attribute("decoder_context_columns"),
             outputs_per_column=outputs_per_column,
+            single=self.components["tokenizer"].network.attribute("single_chunk", False),
         )
 
     @abc.abstractmethod

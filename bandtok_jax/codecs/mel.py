@@ -1,5 +1,7 @@
 """The codec of log-mel spectrograms: a tokenizer, whose rows are bands or residual levels, and a vocoder.
 
+The vocoder consumes the log-mel that the tokenizer decodes to, or the codes themselves.
+
 Both ends of a file are treated as both ends of a training clip: the front end mirrors the audio there, and beyond the
 first and the last column every convolution sees zeros. A file coded in chunks therefore has the codes and the audio
 that the networks give for the whole file. The mirror fills the last column too, because silence there would be a step
@@ -41,7 +43,7 @@ class MelCodec(Codec):
         *,
         chunk_columns: int = CHUNK_COLUMNS,
     ):
-        if vocoder and (consumes := vocoder.network_class.consumes) != "mel":
+        if vocoder and (consumes := vocoder.network_class.consumes) not in ("mel", "codes"):
             raise ValueError(
                 f"the vocoder consumes {consumes}, the tokenizer produces mel: load it with its own vocoder"
             )
@@ -83,12 +85,21 @@ class MelCodec(Codec):
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
 
         Raises:
-          ValueError: no vocoder.
+          ValueError: no vocoder, or one that consumes codes.
         """
         self.require_decoder()
+        if not self.vocodes_mels:
+            raise ValueError("the vocoder consumes codes, not mels: decode the codes")
         return np.concatenate(list(self._vocoder(self._weights["vocoder"], [log_mel])))
 
+    @property
+    def vocodes_mels(self) -> bool:
+        """True where a vocoder consumes mels, so that `vocode` works."""
+        return "vocoder" in self.components and self.components["vocoder"].network_class.consumes == "mel"
+
     def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+        if not self.vocodes_mels:
+            return self._token_vocoder(self._weights["vocoder"], blocks)
         log_mels = self._mel_decoder(self._weights["tokenizer"], blocks)
         return self._vocoder(self._weights["vocoder"], log_mels)
 
@@ -112,6 +123,7 @@ class MelCodec(Codec):
             lead=(before, mel.fft_samples - mel.hop_samples - before),
             outside=MIRROR,
             front_end=log_mel,
+            single=network.attribute("single_chunk", False),
         )
 
     @functools.cached_property
@@ -126,4 +138,16 @@ class MelCodec(Codec):
             chunk=self._chunk_columns * self._frames_per_column,
             context=self.components["vocoder"].network.attribute("receptive_field_frames"),
             outputs_per_column=self.mel.hop_samples,
+        )
+
+    @functools.cached_property
+    def _token_vocoder(self) -> ChunkedNetwork:
+        network = self.components["vocoder"].network
+        return ChunkedNetwork(
+            self.components["vocoder"],
+            "__call__",
+            chunk=self._chunk_columns,
+            context=network.attribute("decoder_context_columns"),
+            outputs_per_column=self.samples_per_column,
+            single=network.attribute("single_chunk", False),
         )

@@ -46,9 +46,13 @@ class Network:
         _, parameters, buffers = self._abstract
         return _to_plain(parameters), _to_plain(buffers)
 
-    def attribute(self, name: str) -> Any:
-        """Returns a property of the module that does not depend on its weights, such as its receptive field."""
-        return getattr(nnx.merge(*self._abstract), name)
+    def attribute(self, name: str, *default: Any) -> Any:
+        """Returns a property of the module that does not depend on its weights, such as its receptive field.
+
+        Args:
+          default: the value for a module without it, as for `getattr`.
+        """
+        return getattr(nnx.merge(*self._abstract), name, *default)
 
     def apply(self, parameters: Tree, buffers: Tree, *arguments: Any, method: str = "__call__", **keywords: Any) -> Any:
         """Calls `method` of the module with these parameters and buffers."""

@@ -201,12 +201,13 @@ def _crop_section(codec: MelCodec, audio: np.ndarray) -> list[Html]:
     log_mel = np.asarray(spectral.log_mel(audio, definition))
     decoded_mel = codec.decode_mel(codes)[: len(log_mel)]
     griffin_lim = spectral.griffin_lim(decoded_mel, definition, iterations=32, key=jax.random.key(0))
-    versions = {
-        "original": audio,
-        "original mel, vocoder (no tokens)": codec.vocode(log_mel),
-        "tokens, mel, Griffin-Lim (no vocoder)": np.asarray(griffin_lim),
-        "tokens, mel, vocoder": codec.decode(codes, samples=len(audio)),
-    }
+    versions = {"original": audio}
+    if codec.vocodes_mels:
+        versions["original mel, vocoder (no tokens)"] = codec.vocode(log_mel)
+    versions["tokens, mel, Griffin-Lim (no vocoder)"] = np.asarray(griffin_lim)
+    versions["tokens, mel, vocoder" if codec.vocodes_mels else "tokens, vocoder"] = codec.decode(
+        codes, samples=len(audio)
+    )
     mels = {"original": log_mel, "from the tokens": decoded_mel}
     hop_seconds = definition.hop_samples / rate
     return [
