@@ -26,7 +26,9 @@ _SHIPPED = {
     "bandtok": "bandtok_jax.models.bandtok:BandTok",
     "dac": "bandtok_jax.models.dac:DAC",
     "language_model": "bandtok_jax.models.language_model:LanguageModel",
+    "meltok": "bandtok_jax.models.meltok:MelTok",
     "patchgan": "bandtok_jax.models.patchgan:MultiScalePatchGAN",
+    "token_vocoder": "bandtok_jax.models.token_vocoder:TokenVocoder",
     "vocos": "bandtok_jax.models.vocos:Vocos",
     "waveform": "bandtok_jax.models.waveform_discriminators:WaveformDiscriminators",
 }

@@ -10,6 +10,7 @@ from bandtok_jax.tasks.task import Task
 _SHIPPED = {
     "language_model": "bandtok_jax.tasks.language_model:LanguageModelTask",
     "mel_tokenizer": "bandtok_jax.tasks.mel_tokenizer:MelTokenizerTask",
+    "token_vocoder": "bandtok_jax.tasks.token_vocoder:TokenVocoderTask",
     "vocoder": "bandtok_jax.tasks.vocoder:VocoderTask",
     "waveform_codec": "bandtok_jax.tasks.waveform_codec:WaveformCodecTask",
 }

@@ -59,7 +59,7 @@ class WaveformAdversarialTask(AdversarialTask, abc.ABC):
         `mel_distance` is the log-mel error in nats. The STFT distances, of each window and their mean, are those of
         both waveforms rounded to 16 bits.
         """
-        model, real = state["model"], batch["audio"]
+        model, real = state["model"], self.target(batch)
         fake, sums = self.reconstruct(optimization.evaluation_parameters(model), model["buffers"], frozen, batch)
         distances = {
             f"stft_distance_{window}": spectral.stft_distance(real, fake, window)

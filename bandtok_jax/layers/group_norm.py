@@ -1,0 +1,39 @@
+"""Group normalisation over the part of a spectrogram in which the file lies (Wu and He 2018, arXiv 1803.08494)."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-6  # Cosmos-Tokenizer, modules/utils.py
+
+
+class GroupNorm(nnx.Module):
+    """Zero mean and unit variance of each group of channels over all positions of an example, `[B, T, M, C]`.
+
+    Args:
+      groups: number of groups; the largest common divisor with `channels` is used.
+    """
+
+    def __init__(self, channels: int, groups: int = 32, *, rngs: nnx.Rngs):
+        del rngs
+        self.groups = math.gcd(groups, channels)
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: jax.Array, present: jax.Array | None = None) -> jax.Array:
+        """Normalises `x`; the statistics are at least float32.
+
+        Args:
+          present: bool `[B, T]`, the frames that count; by default all.
+        """
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        grouped = wide.reshape(*x.shape[:3], self.groups, -1)
+        where = None if present is None else present[:, :, None, None, None]
+        count = x.shape[1] if present is None else jnp.maximum(present.sum(1), 1)[:, None, None, None, None]
+        count = count * (x.shape[2] * grouped.shape[-1])
+        mean = grouped.sum((1, 2, 4), keepdims=True, where=where) / count
+        variance = ((grouped - mean) ** 2).sum((1, 2, 4), keepdims=True, where=where) / count
+        normalised = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+        return (normalised * self.scale[...] + self.bias[...]).astype(x.dtype)
