@@ -73,7 +73,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         {
             "ema_decay": 0.99,  # of the EMA of counts and sums
             "restart_fraction": 0.1,  # a code used less than this share of the mean becomes a latent of the batch
-            "kmeans_batches": 0 if published else 8,  # batches whose latents start the codebook by k-means
+            "kmeans_batches": 8,  # batches whose latents start a codebook that learns by EMA, by k-means
         }
     )
     config.loss = ConfigDict(
@@ -81,9 +81,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "reconstruction": 1.0,  # weight of the mean absolute error of the log-mel
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "codebook": 0.0625,  # weight of the distance from codes to their latents, where they learn by gradient
-            "perceptual": 0.0,  # weight of the distance of features of the log-mel
-            "gram": 0.0,  # weight of the distance of Gram matrices of these features
-            "perceptual_features": "seeded",  # or a file of VGG-19's weights, as torchvision keeps them
         }
     )
     config.discriminator = ConfigDict({"kind": "none"})

@@ -12,6 +12,7 @@ from bandtok_jax.audio.mel_bands import MelDefinition
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.shipped import list_configs, list_variants
 from bandtok_jax.models import registry
+from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.training import loop, sharding
@@ -48,7 +49,7 @@ def _first_of_each_kind() -> list:
 
 def _program(config) -> Program:
     mesh = sharding.create_mesh(config.mesh, jax.devices()[:1])
-    return Program(tasks.create(config), mesh, config.seed)
+    return Program(tasks.create(config, model_folder.read_components), mesh, config.seed)
 
 
 def _check(config) -> None:
@@ -118,7 +119,7 @@ def _trained() -> list:
     seen, parameters = set(), []
     for name in NAMES:
         config = load_config(name)
-        audio = config.task in ("vocoder", "waveform_codec")
+        audio = config.task in ("vocoder", "token_vocoder", "waveform_codec")
         fast = config.dtype != "float32" and not audio and _kind(name) not in seen
         seen.add(_kind(name))
         parameters.append(name if fast else pytest.param(name, marks=pytest.mark.slow))

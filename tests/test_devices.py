@@ -23,6 +23,8 @@ STEPS = dict(
 SPECIAL = {
     "mel_tokenizer": {"loss.adversarial_start": 10, "codebook.restart_fraction": 0, "discriminator.channels": 8},
     "vocoder": {"loss.adversarial_start": 10},
+    "meltok": {"codebook.restart_fraction": 0},
+    "token_vocoder": {"loss.adversarial_start": 10},
     "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_dim": 8, "model.decoder_dim": 16},
     "language_model": {},
 }
@@ -31,7 +33,7 @@ SPECIAL = {
 # rounds audio to 16 bits, and a flipped last bit changes the nearly silent bins. With this loss, the norms of the
 # gradients differ by up to 40 % from run to run, and the losses by 9e-4 to 1.4e-3. Without it, they differ by 2e-6.
 FLOAT32 = {"dtype": "float32", "optimizer.warmup_steps": 100}
-SMOOTH = {"vocoder": {"loss.stft": "0.0"}}
+SMOOTH = dict.fromkeys(("vocoder", "token_vocoder"), {"loss.stft": "0.0"})
 
 
 def _train(task, run, folder, mesh="-1x1x1", **changes):

@@ -15,6 +15,7 @@ from bandtok_jax import cli, tasks
 from bandtok_jax.planning import hlo, memory, plan_text, planner, program_cost, search, tpu
 from bandtok_jax.planning.collectives import HOP_SECONDS, Collective, Hosts, Torus
 from bandtok_jax.planning.plan import Plan
+from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime import accelerators
 from bandtok_jax.training import sharding
 from tests import tiny
@@ -30,7 +31,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.parametrize("task_name", tiny.TASKS)
 def test_batch_spec_has_the_shapes_of_a_batch(task_name, tmp_path):
     config = tiny.config(task_name, tmp_path)
-    task, batch = tasks.create(config), tiny.batch(config)
+    task, batch = tasks.create(config, model_folder.read_components), tiny.batch(config)
     assert task.batch_spec() == {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     assert task.frozen_spec() == jax.eval_shape(task.load_frozen)
 

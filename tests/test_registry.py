@@ -9,7 +9,11 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.config.shipped import list_configs, list_variants
 from bandtok_jax.models import registry
 
-ROLES = {"bandtok": "tokenizer", "dac": "tokenizer", "vocos": "vocoder", "language_model": "language_model"}
+ROLES = {
+    **dict.fromkeys(("bandtok", "dac", "meltok"), "tokenizer"),
+    **dict.fromkeys(("vocos", "token_vocoder"), "vocoder"),
+    "language_model": "language_model",
+}
 
 
 @pytest.mark.parametrize("name", list_configs())

@@ -10,6 +10,7 @@ import pytest
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.schema import flatten, setting
 from bandtok_jax.config.shipped import list_configs, list_variants
+from bandtok_jax.pretrained import model_folder
 from bandtok_jax.tasks import create
 from bandtok_jax.training import sharding
 from bandtok_jax.training.program import Program
@@ -22,6 +23,8 @@ _ADVERSARIAL = {"loss.discriminator_warmup": 0}
 _ALTERNATIVES = {
     "bandtok": [{**_ADVERSARIAL, "loss.gram": 1.0}],
     "vocos": [_ADVERSARIAL],
+    "meltok": [{}, {"model.learning_rule": "gradient"}],
+    "token_vocoder": [_ADVERSARIAL],
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,7 +57,7 @@ def keys_that_a_task_reads(config: ConfigDict) -> set[str]:
     """The keys that the optimizers, the training step and the evaluation of its task read, by tracing them."""
     keys: set[str] = set()
     recorder = record(config, keys)
-    task = create(recorder)
+    task = create(recorder, model_folder.read_components)
     program = Program(task, sharding.create_mesh(config.mesh, jax.devices()[:1]), config.seed)
     frozen, batch = task.frozen_spec(), task.batch_spec()
     program.check_warm_start(frozen, batch)

@@ -1,4 +1,4 @@
-"""Configurations and batches that are small enough for a test, one for each task."""
+"""Configurations and batches that are small enough for a test, one for each kind of training."""
 
 import math
 import pathlib
@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandtok_jax.codecs import component
+from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
+from bandtok_jax.pretrained import export_folder
 
-TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec")
+TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder")
 
 _COMMON = {
     "total_steps": "8",
@@ -72,7 +75,24 @@ _SPECIAL["waveform_codec"] = {
     "loss.feature_matching": "2.0",
     **{key: value for key, value in _SPECIAL["vocoder"].items() if key.startswith(("loss.mel", "loss.adv", "discr"))},
 }
+_MELTOK = {
+    "model.haar_levels": "2",
+    "model.channels": "(8, 16)",
+    "model.num_res_blocks": "1",
+    "model.latent_channels": "8",
+    "model.codebook_size": "64",
+    "model.codebook_dim": "8",
+    "model.attention_levels": "(1,)",
+    "model.norm_groups": "4",
+    "model.window_columns": "4",
+    "model.context_columns": "1",
+    "data.clip_samples": "8192",
+}
+_SPECIAL["meltok"] = {**_MELTOK, "codebook.kmeans_batches": "2"}
+_SPECIAL["token_vocoder"] = {**_SPECIAL["vocoder"], **_MELTOK}
 _NAMES = {
+    "meltok": "meltok:tiny",
+    "token_vocoder": "token_vocoder:tiny",
     "mel_tokenizer": "bandtok:tiny",
     "vocoder": "vocos:tiny",
     "language_model": "language_model:tiny",
@@ -90,7 +110,18 @@ def config(task: str, folder, **overrides):
     changes = settings(task, **overrides)
     if task == "language_model":
         changes["data.tokens"] = str(token_records(pathlib.Path(folder) / "tokens"))
-    return load_config(_NAMES[task], changes)
+    config = load_config(_NAMES[task], changes)
+    return load_config(_NAMES[task], changes | _own_tokenizer(config, folder)) if task == "token_vocoder" else config
+
+
+def _own_tokenizer(vocoder, folder) -> dict[str, str]:
+    """The setting `tokenizer` for a token vocoder: an export with random weights and the vocoder's settings."""
+    path, config = pathlib.Path(folder) / "tokenizer_export", load_config("meltok:tiny").copy_and_resolve_references()
+    config.unlock().model.update({name: value for name, value in vocoder.model.items() if name in config.model})
+    config.model.kind = "meltok"
+    if not path.exists():
+        export_folder.save_codec(MelCodec(component.init_random(config, jax.random.key(0))), path)
+    return {"tokenizer": str(path)}
 
 
 def shrunk(name: str, folder, **overrides):
@@ -104,11 +135,27 @@ def shrunk(name: str, folder, **overrides):
     common = {"batch_size": 2, "evaluation_batches": 1, "data.workers": 0, "total_steps": 3, "log_every": 1}
     common |= {"evaluate_every": 3, "checkpoint_every": 1}
     discriminators = {"discriminator.period_channels": (4, 8), "discriminator.stft_channels": 2}
-    if config.task in ("vocoder", "waveform_codec"):
+    if config.task in ("vocoder", "waveform_codec", "token_vocoder"):
         discriminators |= {"discriminator.periods": config.discriminator.periods[:1], "loss.adversarial_start": 0}
         discriminators |= {"discriminator.stft_windows": config.discriminator.stft_windows[-1:]}
         discriminators |= {"loss.mel_scales": config.loss.mel_scales[3:5] or config.loss.mel_scales[:1]}
+
+    def windows() -> dict:
+        """Few channels and columns of a MelTok."""
+        columns, context = 4, 1
+        return {
+            "model.channels": (8, 16, 16)[: len(model.channels)], "model.num_res_blocks": 1, "model.norm_groups": 4,
+            "model.latent_channels": 8, "model.codebook_size": 64, "model.codebook_dim": 8,
+            "model.window_columns": columns, "model.context_columns": context,
+            "data.clip_samples": columns * model.compression * config.mel.hop_samples,
+        }  # fmt: skip
+
     changes = {
+        "meltok": lambda: {**windows(), "codebook.kmeans_batches": 2},
+        "token_vocoder": lambda: {
+            **windows(), "model.dim": 16, "model.intermediate_dim": 32, "model.num_layers": 1,
+            "loss.stft_windows": config.loss.stft_windows[:1], **discriminators,
+        },
         "mel_tokenizer": lambda: {
             "model.channels": (8,) * levels, "model.num_res_blocks": 1, "model.mid_blocks": 1,
             "model.codebook_size": 64, "model.codebook_dim": 8, "discriminator.channels": 4,
@@ -132,8 +179,11 @@ def shrunk(name: str, folder, **overrides):
             "model.num_heads": 2, "model.feed_forward_dim": 64, "model.text_dim": 16, "model.text_layers": 1,
             "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
         },
-    }[config.task]()  # fmt: skip
-    return load_config(name, {key: str(value) for key, value in {**common, **changes, **overrides}.items()})
+    }["meltok" if model.kind == "meltok" else config.task]()  # fmt: skip
+    changes = {key: str(value) for key, value in {**common, **changes, **overrides}.items()}
+    if config.task == "token_vocoder" and folder:
+        changes |= _own_tokenizer(load_config(name, changes), folder)
+    return load_config(name, changes)
 
 
 def token_records(folder: pathlib.Path) -> pathlib.Path:
