@@ -38,7 +38,7 @@ from bandtok_jax.layers.vector_quantization import VectorQuantizer
 
 LOG_MEL_SCALE = 5.0  # published: the networks see natural-log mel divided by 5
 SHARDING = (
-    (r"(levels/\d+/(blocks/\d+|downsample|upsample)|middle_\w+)/.*kernel", P(None, None, "fsdp", "tensor")),
+    (r"(levels/\d+/(blocks/\d+|downsample|upsample)|middle_(in|out))/.*kernel", P(None, None, "fsdp", "tensor")),
     (r"(middle_attention|attention/\d+)/\w+/kernel", P("fsdp", "tensor")),
     (r"conv_(in|out)/kernel|(pre|post)_quantization/kernel|bias|scale", P()),
 )

@@ -103,7 +103,7 @@ class AdversarialTask(Task, abc.ABC):
     @property
     def _balancer_decay(self) -> float:
         """Decay of the loss balancer's running means; 0 without a balancer."""
-        return self.config.loss.balancer_decay
+        return self.config.loss.get("balancer_decay", 0.0)
 
     def init(self, key: jax.Array, batch_spec: object = None) -> State:
         """Returns a fresh state."""

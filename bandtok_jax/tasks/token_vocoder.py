@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -66,7 +67,7 @@ class TokenVocoderTask(WaveformAdversarialTask):
         self.require_inputs()
         tokenizer = self.component("tokenizer")
         theirs, ours = tokenizer.config.model, self.config.model
-        pairs = {f"model.{name}": (theirs.get(name), ours[name]) for name in self._own_arguments}
+        pairs = {f"model.{name}": (_plain(theirs.get(name)), _plain(ours[name])) for name in self._own_arguments}
         for field in dataclasses.fields(MelDefinition):
             pairs[f"mel.{field.name}"] = getattr(tokenizer.mel, field.name), getattr(self.mel, field.name)
         differing = [f"{name} ({was!r} there, {is_!r} here)" for name, (was, is_) in pairs.items() if was != is_]
@@ -120,3 +121,8 @@ class TokenVocoderTask(WaveformAdversarialTask):
             **super().reconstruction_losses(frozen),
             "log_mel": functools.partial(spectral.log_mel_l1, definition=definition),
         }
+
+
+def _plain(value: Any) -> Any:
+    """Returns a list, as JSON holds it, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
