@@ -37,6 +37,7 @@ from bandtok_jax.layers.spatial_blocks import (
 from bandtok_jax.layers.vector_quantization import VectorQuantizer
 
 LOG_MEL_SCALE = 5.0  # published: the networks see natural-log mel divided by 5
+INITIAL_LOG_MEL, INITIAL_DETAIL = -5.0, 0.1
 SHARDING = (
     (r"(levels/\d+/(blocks/\d+|downsample|upsample)|middle_(in|out))/.*kernel", P(None, None, "fsdp", "tensor")),
     (r"(middle_attention|attention/\d+)/\w+/kernel", P("fsdp", "tensor")),
@@ -283,6 +284,10 @@ class MelTokDecoder(nnx.Module):
         # 16 bits would round the log-mel to 0.02 nats.
         wide = jnp.promote_types(dtype, jnp.float32)
         self.conv_out = square_convolution(width, 4**haar_levels, 3, dtype=wide, rngs=rngs)
+        # Our choice: untrained, every mel is near one quiet level, since exp of a wild log-mel overflows.
+        self.conv_out.kernel = nnx.Param(INITIAL_DETAIL * self.conv_out.kernel[...])
+        flat = haar(jnp.full((1, 1 << haar_levels, 1 << haar_levels, 1), INITIAL_LOG_MEL / LOG_MEL_SCALE), haar_levels)
+        self.conv_out.bias = nnx.Param(flat[0, 0, 0])
         self._activation = getattr(jax.nn, activation)
 
     def __call__(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
