@@ -60,8 +60,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "adversarial": 0.1,  # weight of the generator's adversarial loss
             "feature_matching": 1.0,  # weight of the distance between the discriminators' features
-            "feature_average": "discriminators",  # all discriminators weigh the same; or "maps", as in DAC
-            "adversarial_kind": "hinge",  # or "least_squares"
+            "feature_average": "discriminators",  # discriminators weigh the same; or "sum" (of layers) or "maps" (DAC)
+            "adversarial_kind": "hinge",  # or "clipped_hinge" or "least_squares"
             "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_ramp": 5000,  # steps over which the discriminators' gradient rises to its whole; 0: none
             "adversarial_limit": 0.5,  # largest length of it, in lengths of the reconstruction's; 0: none

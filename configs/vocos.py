@@ -47,8 +47,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "stft_windows": (64, 128, 256, 512, 1024, 2048),  # window of each resolution, in samples
             "adversarial": 0.02,  # weight of the generator's adversarial loss
             "feature_matching": 0.1,  # weight of the distance between the discriminators' features
-            "feature_average": "discriminators",  # all discriminators weigh the same; or "maps", as in DAC
-            "adversarial_kind": "hinge",  # or "least_squares"
+            "feature_average": "discriminators",  # discriminators weigh the same; or "sum" (of layers) or "maps" (DAC)
+            "adversarial_kind": "hinge",  # or "clipped_hinge" or "least_squares"
             "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
             "adversarial_ramp": 0,  # steps over which the discriminators' gradient rises to its whole; 0: none

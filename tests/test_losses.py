@@ -87,8 +87,32 @@ def test_adversarial_losses():
     assert adversarial.discriminator_loss(real, fake, "least_squares") == pytest.approx(squares)
     assert adversarial.generator_loss(fake, "hinge") == pytest.approx((0.75 + 0) / 2)
     assert adversarial.generator_loss(fake, "least_squares") == pytest.approx(((9 + 0.25) / 2 + 1) / 2)
+    # The discriminators' means are 1.75 and 1; only the generator's loss is clipped, above logits of 1.
+    assert adversarial.discriminator_loss(real, fake, "clipped_hinge") == pytest.approx(hinge)
+    assert adversarial.generator_loss([*fake, jnp.array([3.0])], "clipped_hinge") == pytest.approx((1.75 + 1 + 0) / 3)
     with pytest.raises(ValueError, match="least_squares"):
         adversarial.generator_loss(fake, "wasserstein")
+
+
+def test_discriminators_may_have_weights_in_a_sum():
+    real, fake, weights = (
+        [jnp.array([2.0, 0.5]), jnp.array([1.0])],
+        [jnp.array([-2.0, 0.5]), jnp.array([0.0])],
+        (0.5, 5.0),
+    )
+    hinge = 0.5 * ((0 + 0.5) / 2 + (0 + 1.5) / 2) + 5 * (0 + 1)
+    assert adversarial.discriminator_loss(real, fake, "hinge", weights) == pytest.approx(hinge)
+    assert adversarial.generator_loss(fake, "clipped_hinge", weights) == pytest.approx(0.5 * 1.75 + 5 * 1)
+    maps = [[jnp.array([1.0, 3.0]), jnp.array([4.0])], [jnp.array([1.0])]]
+    zeros = jax.tree.map(jnp.zeros_like, maps)
+    for average, without, expected in (
+        ("discriminators", (3 + 1) / 2, 0.5 * 3 + 5 * 1),
+        ("sum", (6 + 1) / 2, 0.5 * 6 + 5 * 1),
+    ):
+        assert adversarial.feature_matching(maps, zeros, average) == pytest.approx(without)
+        assert adversarial.feature_matching(maps, zeros, average, weights) == pytest.approx(expected)
+    with pytest.raises(ValueError, match='"maps" lets discriminators count by their activations'):
+        adversarial.feature_matching(maps, zeros, "maps", weights)
 
 
 def test_feature_matching_moves_the_fake_side_only():

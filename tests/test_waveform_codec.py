@@ -102,14 +102,16 @@ def test_the_discriminators_terms_are_the_published_sums():
 
 
 def test_the_training_step_averages_features_as_the_configuration_says(tmp_path):
-    discriminators = SimpleNamespace(apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]))
+    discriminators = SimpleNamespace(
+        apply=lambda p, buffers, x: ([p * x, x], [[p * x], [3 * x, 3 * x, 3 * x]]), attribute=lambda name: None
+    )
     scale = {"parameters": jnp.float32(1), "buffers": {}}
     for average, expected in (("maps", (1 + 3 * 3) / 4), ("discriminators", (1 + 3) / 2)):
         task = _task(tmp_path, **{"loss.feature_average": average})
         task.discriminator = discriminators
         terms = task.discriminate(scale, jnp.ones((2, 4)), jnp.zeros((2, 4)))[0]
         assert terms["feature_matching"] == pytest.approx(expected)
-    with pytest.raises(ValueError, match='set it to "discriminators" or "maps"'):
+    with pytest.raises(ValueError, match="set it to one of discriminators, maps, sum"):
         adversarial.feature_matching([[jnp.ones(2)]], [[jnp.ones(2)]], "layers")
 
 
