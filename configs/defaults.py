@@ -84,7 +84,10 @@ def waveform_discriminators(variant: str) -> ConfigDict:
             "rates": (),  # decimation of the multi-scale discriminators, such as (1, 2, 4)
             "stft_windows": (2048, 1024, 512),
             "stft_channels": 32,
+            "stft_padding": "same",
             "normalisation": "weight",
+            "feature_maps": "hidden",
+            "family_weights": (),
         }
     )
     if variant == "tiny":

@@ -155,6 +155,35 @@ def test_discriminators_have_the_published_size():
     assert periods == 5 * (sum(5 * i * o + o for i, o in layers) + 3 * 1024 + 1)
     band = 27 * 2 * 32 + 32 + 3 * (27 * 32 * 32 + 32) + 9 * 32 * 32 + 32
     assert spectra == 3 * (5 * band + 9 * 32 + 1)
+    # Spectral normalisation adds none.
+    network = Network(lambda rngs: WaveformDiscriminators(normalisation="spectral", rngs=rngs))
+    assert network.shapes() == (parameters, {}) and (periods, spectra) == (41_092_165, 1_411_587)
+
+
+def test_discriminators_as_in_the_vocoder_of_vocos():
+    """Another choice of the maps, frames of the STFT and weights changes no logits of the periods."""
+    settings = dict(periods=(2, 3), period_channels=(2, 4), stft_windows=(64,), stft_channels=2)
+    published = dict(feature_maps="vocos", stft_padding="center", family_weights=(1.0, 1.0, 5.0))
+    audio, outputs = jax.random.normal(jax.random.key(1), (2, 640)), []
+    for changes in ({}, published):
+        network = Network(lambda rngs, changes=changes: WaveformDiscriminators(**settings, **changes, rngs=rngs))
+        weights = jit_once(network.init)(jax.random.key(0))
+        outputs.append(jax.jit(network.apply)(*weights, audio))
+    (logits, features), (new_logits, new_features) = outputs
+    assert logits[2].shape == (2, 40, 6) and new_logits[2].shape == (2, 41, 6)  # a frame more, centred on the end
+    # Without the first layer of each period and of each of the five bands, and with the logits.
+    assert [len(maps) for maps in features] == [2, 2, 25] and [len(maps) for maps in new_features] == [2, 2, 21]
+    for number in range(2):
+        for ours, theirs in zip(new_features[number], (features[number][1], logits[number]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert [x.shape[2] for x in new_features[2][:4]] == [x.shape[2] for x in features[2][1:5]]
+    assert network.attribute("loss_weights") == (0.5, 0.5, 5.0)
+    for wrong, message in (
+        (dict(feature_maps="all"), "feature_maps"),
+        (dict(family_weights=(1.0, 5.0)), "has 2 values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Network(lambda rngs, wrong=wrong: WaveformDiscriminators(**wrong, rngs=rngs)).shapes()
 
 
 def config(**changes):

@@ -67,6 +67,8 @@ class MultiScalePatchGAN(nnx.Module):
         (r"layers/[04]/kernel|bias|scale", P()),
     )
 
+    loss_weights = None  # the scales count alike
+
     def __init__(
         self,
         *,

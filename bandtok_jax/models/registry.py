@@ -3,7 +3,7 @@
 The kind "none" of a discriminator stands for no network.
 A class of the group `model` states its `role` in a codec, "tokenizer", "vocoder" or "language_model". A tokenizer
 states its output as `produces` ("mel", "audio" or "latent"), a vocoder its input as `consumes` ("mel", "codes" or
-"latent").
+"latent"). A network of discriminators states their weights in its losses as `loss_weights`, or None for their mean.
 Networks of adversarial tasks state their `SHARDING` too, an ordered table (regular expression, `PartitionSpec`) with a
 rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers:
 weights from elsewhere are compared with them before a network of that size is built.

@@ -39,7 +39,12 @@ class WaveformDiscriminators(nnx.Module):
       rates: decimation of the input of the multi-scale discriminators; () for none, as published.
       stft_windows: windows of the STFT discriminators in samples; () for none.
       stft_channels: channels of all their layers.
-      normalisation: "none" or "weight", see `Convolution`.
+      stft_padding: "same", or "center" as torchaudio's transform; see `MelDefinition`.
+      normalisation: "none", "weight" or "spectral", see `Convolution`.
+      feature_maps: "hidden" returns the activations of all layers but the last. "vocos" leaves out those of the first
+        layers and adds the logits (github.com/gemelo-ai/vocos, discriminators.py).
+      family_weights: weights in the losses of the means over the multi-period, the multi-scale and the STFT
+        discriminators; () for the mean over all discriminators.
       dtype: dtype of the convolutions; the STFT and the logits are at least float32.
     """
 
@@ -56,21 +61,45 @@ class WaveformDiscriminators(nnx.Module):
         rates: Sequence[int] = (),
         stft_windows: Sequence[int] = (2048, 1024, 512),
         stft_channels: int = 32,
+        stft_padding: str = "same",
         normalisation: str = "none",
+        feature_maps: str = "hidden",
+        family_weights: Sequence[float] = (),
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if feature_maps not in ("hidden", "vocos"):
+            raise ValueError(f'feature_maps is "{feature_maps}": set it to "hidden" or "vocos"')
+        if len(family_weights) not in (0, 3):
+            raise ValueError(
+                f"family_weights has {len(family_weights)} values: give one each for the multi-period, the multi-scale "
+                "and the STFT discriminators, or ()"
+            )
+        self.feature_maps = feature_maps
         options: dict[str, Any] = dict(normalisation=normalisation, dtype=dtype, rngs=rngs)
         self.periods = nnx.List([PeriodDiscriminator(period, period_channels, **options) for period in periods])
         self.scales = nnx.List([ScaleDiscriminator(rate, SCALE_CHANNELS, **options) for rate in rates])
-        self.spectra = nnx.List([STFTDiscriminator(window, stft_channels, **options) for window in stft_windows])
+        self.spectra = nnx.List(
+            [STFTDiscriminator(window, stft_channels, padding=stft_padding, **options) for window in stft_windows]
+        )
+        families = zip(family_weights, (self.periods, self.scales, self.spectra))
+        weights = [weight / len(family) for weight, family in families for _ in family]
+        # The weight of each discriminator in the losses, see `models.registry`.
+        self.loss_weights = tuple(weights) if family_weights else None
 
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
         """Returns the logits and the list of activations of each discriminator."""
         audio = audio - audio.mean(-1, keepdims=True)
         audio = PEAK * audio / jnp.maximum(peak_magnitude(audio), LOWEST_PEAK)
-        outputs = [discriminator(audio) for discriminator in (*self.periods, *self.scales, *self.spectra)]
-        return [logits for logits, _ in outputs], [features for _, features in outputs]
+        logits, features = [], []
+        for discriminator in (*self.periods, *self.scales, *self.spectra):
+            own_logits, maps = discriminator(audio)
+            if self.feature_maps == "vocos":
+                layers = len(maps) // (len(BAND_EDGES) - 1 if isinstance(discriminator, STFTDiscriminator) else 1)
+                maps = [*(x for number, x in enumerate(maps) if number % layers), own_logits]
+            logits.append(own_logits)
+            features.append(maps)
+        return logits, features
 
 
 class PeriodDiscriminator(nnx.Module):
@@ -156,11 +185,12 @@ class STFTDiscriminator(nnx.Module):
         window: int,
         channels: int,
         *,
+        padding: str = "same",
         normalisation: str,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.window = window
+        self.window, self.padding = window, padding
         self.edges = [int(fraction * (window // 2 + 1)) for fraction in BAND_EDGES]
         options: dict[str, Any] = dict(initializer=fan_in_uniform, normalisation=normalisation, dtype=dtype, rngs=rngs)
 
@@ -173,7 +203,7 @@ class STFTDiscriminator(nnx.Module):
         self.logits = _logits_layer(channels, (3, 3), normalisation, dtype, rngs)
 
     def __call__(self, audio: jax.Array) -> LogitsAndFeatures:
-        spectrum = stft(audio, self.window, self.window // 4, padding="same")
+        spectrum = stft(audio, self.window, self.window // 4, padding=self.padding)
         parts = jnp.stack([spectrum.real, spectrum.imag], axis=-1)  # [B, T, bins, 2]
         features, outputs = [], []
         for layers, low, high in zip(self.bands, self.edges[:-1], self.edges[1:]):

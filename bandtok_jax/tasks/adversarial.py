@@ -291,7 +291,7 @@ class AdversarialTask(Task, abc.ABC):
         Returns:
           The generator's adversarial losses, their VJP with respect to `fake`, the discriminator's loss and gradients.
         """
-        settings = self.config.loss
+        settings, weights = self.config.loss, self.discriminator.attribute("loss_weights")
 
         def outputs(parameters: Tree, fake: jax.Array) -> tuple[tuple, tuple]:
             # Side by side in one batch: half as many operations, and both stay on the device that holds the example.
@@ -303,14 +303,14 @@ class AdversarialTask(Task, abc.ABC):
 
         def discriminator_loss(outputs: tuple[tuple, tuple]) -> jax.Array:
             (real_logits, _), (fake_logits, _) = outputs
-            return adversarial.discriminator_loss(real_logits, fake_logits, settings.adversarial_kind)
+            return adversarial.discriminator_loss(real_logits, fake_logits, settings.adversarial_kind, weights)
 
         def adversarial_losses(outputs: tuple[tuple, tuple]) -> Losses:
             (_, real_features), (fake_logits, fake_features) = outputs
             functions = {
-                "adversarial": lambda: adversarial.generator_loss(fake_logits, settings.adversarial_kind),
+                "adversarial": lambda: adversarial.generator_loss(fake_logits, settings.adversarial_kind, weights),
                 "feature_matching": lambda: adversarial.feature_matching(
-                    real_features, fake_features, settings.feature_average
+                    real_features, fake_features, settings.feature_average, weights
                 ),
             }
             return {name: function() for name, function in self.active(functions).items()}
