@@ -24,7 +24,7 @@ from tests import music_files
 from tests.small_codec import SmallCodec
 
 RATE = 44_100
-NAMES = ("spectrograms", "high_frequencies", "waveforms", "mfcc", "dac_mel_distance_against_bitrate")
+NAMES = ("spectrograms", "log_mels", "high_frequencies", "waveforms", "mfcc", "dac_mel_distance_against_bitrate")
 
 
 def audio(seconds=0.6):
@@ -80,16 +80,27 @@ def test_the_loss_of_high_frequencies_is_in_the_titles():
         assert levels["low"][name] < level - 50
         assert levels["half"][name] == pytest.approx(level - 6.02, abs=0.01)
     figure = audio_plots.high_frequencies(drawn.audio, RATE, drawn.high_levels_db, magnitude)
-    said = [text for text in texts(figure) if text.startswith("above 10 kHz")]
-    assert said[0] == "above 10 kHz −{:.0f} dB, above 20 kHz −{:.0f} dB".format(
-        *(-level for level in levels["original"].values())
-    )
-    assert len(said) == 3
-    # Left log-mels, right levels; in each column colours mean the same.
+    assert texts(figure)[:2] == [
+        f"original, above {edge} kHz −{-level:.0f} dB" for edge, level in zip((10, 20), levels["original"].values())
+    ]
+    # In each column colours mean the same.
     scales = [image.get_clim() for image in images(figure)]
-    assert scales[0::2] == scales[:1] * 3 and scales[1::2] == scales[1:2] * 3 and scales[0] != scales[1]
-    original, low = (image.get_array() for image in images(figure)[1::2][:2])
-    assert low.mean() < original.mean() - 20
+    assert scales[0::2] == scales[:1] * 3 and scales[1::2] == scales[1:2] * 3
+    for column, edge in enumerate((10, 20)):
+        drawn = images(figure)[column::2]
+        assert all(image.get_extent()[2:] == [edge, RATE / 2000] for image in drawn)
+        original, low = (image.get_array() for image in drawn[:2])
+        assert low.mean() < original.mean() - 20
+
+
+def test_log_mels_show_their_distance():
+    versions = audio()
+    figure = audio_plots.log_mels(versions | {"same": versions["original"]}, RATE, spectra.CachedMagnitude())
+    original, low, half, same = (np.asarray(image.get_array()) for image in images(figure))
+    assert texts(figure)[3] == "same, 0.00 nats from the original"
+    assert texts(figure)[2] == f"half, {np.log(2):.2f} nats from the original"
+    assert np.abs(low - original)[64:].mean() > 1 > np.abs(low - original)[:64].mean()
+    assert len({image.get_clim() for image in images(figure)}) == 1 and (same == original).all()
 
 
 def test_levels_of_white_noise_and_of_a_sine_by_their_formulas():
@@ -150,7 +161,7 @@ def test_cepstra_of_equal_audio_are_equal_and_the_legend_shows_the_metric():
 def test_silence_and_the_shortest_audio_are_drawn(tmp_path):
     silent = excerpt.Excerpt(segment("a"), 0.0, 8000, {name: np.zeros(160, np.float32) for name in ("original", "b")})
     with np.errstate(all="raise"):
-        assert len(figures.draw_excerpt(str(tmp_path), silent)) == 4
+        assert len(figures.draw_excerpt(str(tmp_path), silent)) == 5
 
 
 def test_lines_are_codecs_and_others_are_points(monkeypatch, tmp_path):

@@ -101,6 +101,23 @@ def test_log_spectral_distance_of_a_gain_and_by_bands():
     assert whole < above_10 and 60 < above_20 < 120
 
 
+@pytest.mark.parametrize("low_hz", [10_000, 20_000])
+def test_log_spectral_distance_by_its_definition_and_in_silent_bands(low_hz):
+    function = getattr(spectral_metrics, f"log_spectral_distance_above_{low_hz // 1000}_khz")
+    reference, decoded = tone_and_copy()
+    levels = [
+        20 * np.log10(np.maximum(np.abs(librosa.stft(x.astype(np.float64), pad_mode="reflect")) * 4 / 2048, 1e-6))
+        for x in (reference, decoded)
+    ]
+    squares = (levels[0] - levels[1])[librosa.fft_frequencies(sr=RATE, n_fft=2048) >= low_hz] ** 2
+    assert function(pair()) == pytest.approx(np.sqrt(squares.mean(0)).mean(), rel=1e-6)
+    silence = np.zeros(RATE, np.float32)
+    assert function(pair(silence, silence)) == 0
+    # A band that only one of them has counts from the floor of -120 dB.
+    noise = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    assert function(pair(noise, silence)) == function(pair(silence, noise)) == pytest.approx(90, abs=3)
+
+
 def test_ratios_by_their_definitions():
     reference, decoded = (x.astype(np.float64) for x in tone_and_copy())
     expected = 10 * np.log10((reference**2).sum() / ((reference - decoded) ** 2).sum())

@@ -112,37 +112,48 @@ def spectrograms(audio: Audio, sample_rate_hz: int, magnitude: Magnitude) -> "Fi
     return figure
 
 
+def log_mels(audio: Audio, sample_rate_hz: int, magnitude: Magnitude) -> "Figure":
+    """Draws log-mels of all bands, with their mean absolute difference from the reference's (MelTok, figure 1)."""
+    floor, seconds = spectral_metrics.DAC_FLOOR, _seconds(audio, sample_rate_hz)
+    mels = {name: spectra.mel(magnitude(x, WINDOW), sample_rate_hz, MEL_BANDS) for name, x in audio.items()}
+    values = {name: np.log(np.maximum(mel, floor)) for name, mel in mels.items()}
+    limits = (np.log(floor), max(log_mel.max() for log_mel in values.values()) + 0.1)
+    reference, *_ = values.values()
+    step = hz_to_mel(sample_rate_hz / 2, "slaney") / (MEL_BANDS + 1)  # the centre of band m is at m + 1 steps
+    ticks = [hz for hz in MEL_TICKS_HZ if hz < sample_rate_hz / 2]
+    figure, axes = _stack(len(audio), 1, 1.9)
+    for number, (axis, (name, log_mel)) in enumerate(zip(axes[:, 0], values.items())):
+        image = _image(axis, log_mel, (0, seconds, 0.5 * step, (MEL_BANDS + 0.5) * step), limits)
+        distance = f", {np.abs(log_mel - reference).mean():.2f} nats from the original" if number else ""
+        axis.set_title(f"{name}{distance}", loc="left", fontsize=10)
+        axis.set_yticks(hz_to_mel(ticks, "slaney"), [f"{hz / 1000:g}" for hz in ticks])
+        axis.set_ylabel("kHz (mel scale)")
+    axes[-1, 0].set_xlabel("seconds")
+    _colour_bar(figure, image, axes[:, 0], LOG_MEL_UNIT, "min")
+    return figure
+
+
 def high_frequencies(
     audio: Audio,
     sample_rate_hz: int,
     high_levels_db: Mapping[str, Mapping[float, float]],
     magnitude: Magnitude,
 ) -> "Figure":
-    """Draws log-mels, and high frequencies with their levels in the titles (MelTok, figures 1 and 2)."""
-    seconds, low_hz = _seconds(audio, sample_rate_hz), spectra.high_edges_hz(sample_rate_hz)[0]
-    floor = spectral_metrics.DAC_FLOOR
-    mels = {name: spectra.mel(magnitude(x, WINDOW), sample_rate_hz, MEL_BANDS) for name, x in audio.items()}
-    log_mels = {name: np.log(np.maximum(mel, floor)) for name, mel in mels.items()}
-    above = spectra.frequencies_hz(WINDOW, sample_rate_hz) >= low_hz
-    levels = {name: _levels_db(samples, magnitude)[:, above] for name, samples in audio.items()}
-    mel_limits = (np.log(floor), max(log_mel.max() for log_mel in log_mels.values()) + 0.1)
-    level_limits = _level_limits(levels)
-    step = hz_to_mel(sample_rate_hz / 2, "slaney") / (MEL_BANDS + 1)  # the centre of band m is at m + 1 steps
-    ticks = [hz for hz in MEL_TICKS_HZ if hz < sample_rate_hz / 2]
-    figure, axes = _stack(len(audio), 2, 1.75)
-    for name, (left, right) in zip(audio, axes):
-        mel_image = _image(left, log_mels[name], (0, seconds, 0.5 * step, (MEL_BANDS + 0.5) * step), mel_limits)
-        left.set_title(name, loc="left", fontsize=10)
-        left.set_yticks(hz_to_mel(ticks, "slaney"), [f"{hz / 1000:g}" for hz in ticks])
-        left.set_ylabel("kHz (mel scale)")
-        level_image = _image(right, levels[name], (0, seconds, low_hz / 1000, sample_rate_hz / 2000), level_limits)
-        title = ", ".join(f"above {hz / 1000:.3g} kHz {level:.0f} dB" for hz, level in high_levels_db[name].items())
-        right.set_title(title.replace("-", "−"), loc="left", fontsize=10)
-        right.set_ylabel("kHz")
-    for axis in axes[-1]:
-        axis.set_xlabel("seconds")
-    _colour_bar(figure, mel_image, axes[:, 0], LOG_MEL_UNIT, "min", location="bottom")
-    _colour_bar(figure, level_image, axes[:, 1], LEVEL_LABEL, "min", location="bottom")
+    """Draws levels above 10 kHz and above 20 kHz, each with its mean in the title (MelTok, figure 2)."""
+    seconds, edges_hz = _seconds(audio, sample_rate_hz), spectra.high_edges_hz(sample_rate_hz)
+    bins_hz = spectra.frequencies_hz(WINDOW, sample_rate_hz)
+    levels = {name: _levels_db(samples, magnitude) for name, samples in audio.items()}
+    figure, axes = _stack(len(audio), len(edges_hz), 1.75)
+    for column, edge_hz in enumerate(edges_hz):
+        above = {name: values[:, bins_hz >= edge_hz] for name, values in levels.items()}
+        limits = _level_limits(above)
+        for axis, (name, values) in zip(axes[:, column], above.items()):
+            image = _image(axis, values, (0, seconds, edge_hz / 1000, sample_rate_hz / 2000), limits)
+            title = f"{name}, above {edge_hz / 1000:.3g} kHz {high_levels_db[name][edge_hz]:.0f} dB"
+            axis.set_title(title.replace(" -", " −"), loc="left", fontsize=10)
+            axis.set_ylabel("kHz")
+        axes[-1, column].set_xlabel("seconds")
+        _colour_bar(figure, image, axes[:, column], LEVEL_LABEL, "min", location="bottom")
     return figure
 
 

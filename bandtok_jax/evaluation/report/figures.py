@@ -38,7 +38,7 @@ class ReportFigure:
 def draw_excerpt(output: str, excerpt: Excerpt) -> list[ReportFigure]:
     """Draws the figures of the audio of one excerpt."""
     audio, rate, magnitude = excerpt.audio, excerpt.sample_rate_hz, excerpt.magnitude
-    edge = f"{spectra.high_edges_hz(rate)[0] / 1000:.3g} kHz"
+    edges = " and ".join(f"{edge / 1000:.3g} kHz" for edge in spectra.high_edges_hz(rate))
     figures = (
         (
             "Spectrograms",
@@ -46,9 +46,13 @@ def draw_excerpt(output: str, excerpt: Excerpt) -> list[ReportFigure]:
             functools.partial(audio_plots.spectrograms, audio, rate, magnitude),
         ),
         (
+            "Log-mels",
+            "128 bands of the Slaney scale, window 2048, with the mean absolute difference; all on one scale.",
+            functools.partial(audio_plots.log_mels, audio, rate, magnitude),
+        ),
+        (
             "High frequencies",
-            f"Log-mels, and the spectrograms above {edge}. Levels are of the mean power of a bin there, -120 dB at "
-            "least.",
+            f"The spectrograms above {edges}. Levels are of the mean power of a bin there, -120 dB at least.",
             functools.partial(audio_plots.high_frequencies, audio, rate, excerpt.high_levels_db, magnitude),
         ),
         (
@@ -59,7 +63,7 @@ def draw_excerpt(output: str, excerpt: Excerpt) -> list[ReportFigure]:
         ("MFCC", _MFCC_MEANING, functools.partial(audio_plots.cepstra, audio, rate, magnitude)),
     )
     return [
-        _write(output, title.lower().replace(" ", "_"), title, meaning, draw())
+        _write(output, title.lower().replace(" ", "_").replace("-", "_"), title, meaning, draw())
         for title, meaning, draw in progress_bar(figures, desc="figures")
     ]
 
