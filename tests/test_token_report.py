@@ -13,11 +13,14 @@ import sklearn.metrics
 import soundfile
 
 from bandtok_jax import cli
+from bandtok_jax.audio import spectral
+from bandtok_jax.audio.mel_bands import MelDefinition, mel_to_hz
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.data_pipelines.transforms import caption_bytes
+from bandtok_jax.evaluation.comparison import references
 from bandtok_jax.evaluation.metrics import mutual_information, token_perplexity, tsne
-from bandtok_jax.evaluation.report import token_report
+from bandtok_jax.evaluation.report import token_report, tokenizer_mels
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime import folder_lock
 from tests import music_files, tiny
@@ -169,16 +172,63 @@ def test_latents_of_rows_that_differ_lie_apart(tmp_path):
     assert (nearest == rows).mean() > 0.99
 
 
+class MelCodec(SmallCodec):
+    """Decodes to a log-mel that lies above that of the audio by `offset`."""
+
+    def __init__(self, offset=0.0, **changes):
+        super().__init__()
+        self.offset = offset
+        self.mel = MelDefinition(**{"sample_rate_hz": 16_000, "high_hz": 8000.0, "mels": 80} | changes)
+
+    def decode_mel(self, codes):
+        return np.asarray(spectral.log_mel(self.decode(codes), self.mel)) + self.offset
+
+
+def test_log_mels_of_tokenizers_and_their_zoom():
+    audio = np.append(1e-3, 0.5 * np.sin(np.arange(48_000) * 2)).astype(np.float32)  # 5.1 kHz
+    audio[:24_000] *= 0.1
+    track = references.Reference("a", "", "", 16_000, 3.0, "a", lambda: iter([audio[:48_000, None]]))
+    codecs = {
+        "exact": MelCodec(),
+        "small": SmallCodec(),
+        "louder": MelCodec(0.5),
+        "coarse": MelCodec(1.0, mels=40, scale="htk"),
+    }
+    mels = tokenizer_mels.decode(codecs, references.Segment(track, 0, 30.0))
+    assert list(mels) == ["exact", "louder", "coarse"] and mels["coarse"].decoded.shape[1] == 40
+    exact = mels["exact"]
+    np.testing.assert_allclose(mels["louder"].decoded, exact.decoded + 0.5, atol=1e-5)
+    figure = tokenizer_mels.draw(dict(exact=exact, louder=dataclasses.replace(exact, decoded=exact.original + 0.5)))
+    lefts, rights = figure.axes[0:6:2], figure.axes[1:6:2]
+    titles = [axis.get_title(loc="left") for axis in lefts]
+    assert titles[0] == "original" and titles[2] == "louder, 0.50 nats from the original"
+    hop_seconds = 512 / 16_000
+    for left, right in zip(lefts, rights):
+        whole, zoom = left.images[0], right.images[0]
+        start, stop = (round(seconds / hop_seconds) for seconds in zoom.get_extent()[:2])
+        assert stop - start == round(0.55 / hop_seconds) and start * hop_seconds > 1.4, "the loud half"
+        np.testing.assert_array_equal(zoom.get_array(), whole.get_array()[40:, start:stop])
+    # The bands lie at their frequencies: the tone is the brightest line.
+    image = lefts[0].images[0]
+    low, high = image.get_extent()[2:]
+    brightest = low + (np.asarray(image.get_array())[:, -20:].mean(1).argmax() + 0.5) * (high - low) / 80
+    assert mel_to_hz(brightest, "slaney") == pytest.approx(16_000 / np.pi, rel=0.03)
+    names = [axis.get_title(loc="left").split(",")[0] for axis in tokenizer_mels.draw(mels).axes[0:10:2]]
+    assert names == ["original", "exact", "louder", "original", "coarse"]
+
+
 def test_codecs_on_audio_and_mistakes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec())
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: MelCodec())
     monkeypatch.setattr(tsne, "MAX_POINTS", 200)
     music = music_files.make_music(tmp_path / "music")
     flags = [f"--data={music}", f"--output={tmp_path / 'report'}", "--codec=mine=x", "--limit-seconds=2"]
     assert cli.main(["evaluate", "tokens", *flags]) == 0
     assert "mine: 12000 columns" in capsys.readouterr().out
-    assert all((tmp_path / "report" / f"latents_mine.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
+    for name in ("latents_mine", "log_mels"):
+        assert all((tmp_path / "report" / f"{name}.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
     for arguments, words in (
         (flags[:2], "holds no token records"),
+        ([*flags, "--figure-piece=x"], "--figure-piece=x: no file or segment has that name"),
         ([*flags, "--codec=mine=x"], "two systems are called mine"),
         (["--data", str(tiny.token_records(tmp_path / "tokens")), *flags[1:3]], "not both"),
     ):

@@ -37,7 +37,7 @@ SUBJECTS = {
     "tokens": Subject(
         "bandtok_jax.commands.evaluate_tokens:evaluate",
         "entropy, use and mutual information of the rows of --data, token records or audio for --codec",
-        frozenset({"language_model"} | _OF_AUDIO),
+        frozenset({"language_model", "figure_piece"} | _OF_AUDIO),
     ),
     "probe": Subject(
         "bandtok_jax.commands.evaluate_probe:evaluate",
@@ -102,7 +102,7 @@ SUBJECTS = {
     flag("--sort-by", default="dac_mel_distance", metavar="METRIC", help="the worst first (default dac_mel_distance)"),
     flag(
         "--figure-piece", metavar="SEGMENT",
-        help="draw this file or segment (default: the one with the median metric)",
+        help="draw this file or segment (default: the one with the median metric; of tokens, the first)",
     ),
     flag("--workers", type=int, metavar="N", help="processes that compute metrics (default: one for each core)"),
 )  # fmt: skip

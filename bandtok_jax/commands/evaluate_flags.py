@@ -18,7 +18,7 @@ from bandtok_jax.pretrained import model_folder
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 # Flags without a meaning for token records.
-_FOR_AUDIO = ("tracks", "limit_seconds", "piece_seconds")
+_FOR_AUDIO = ("tracks", "limit_seconds", "piece_seconds", "figure_piece")
 
 
 def settings(flags: Any) -> Settings:

@@ -10,7 +10,7 @@ from bandtok_jax.commands import evaluate_flags
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from bandtok_jax.evaluation.comparison import references
 from bandtok_jax.evaluation.metrics import token_perplexity
-from bandtok_jax.evaluation.report import token_report
+from bandtok_jax.evaluation.report import excerpt, token_report, tokenizer_mels
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime import folder_lock, startup
 
@@ -38,19 +38,25 @@ def evaluate(flags: Any) -> Iterator[str]:
         raise ValueError("--language-model predicts token records: give them as --data, made with  bandtok tokenize")
     evaluate_flags.refuse_equal([name for name, _ in records], "--data=NAME=FOLDER")
     notes: list[str] = []
+    mels: dict[str, tokenizer_mels.DecodedMel] = {}
     compared = [token_report.read(path, flags.split or "train", name) for name, path in records]
     if flags.codec:
         all_references, notes = references.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
         segments = references.choose(all_references, settings.segment_seconds, flags.limit_seconds)
+        figure_segment = None if flags.figure_piece is None else excerpt.named_segment(segments, flags.figure_piece)
         codecs = [system for text in flags.codec for system in evaluate_flags.codecs(text)]
         evaluate_flags.refuse_equal([system.name for system in codecs])
         startup.announce("float32")
         damaged: dict[references.Reference, str] = {}
         compared = [token_report.encode(system.name, system.codec, segments, damaged) for system in codecs]
         notes += damaged.values()
+        readable = [segment for segment in segments if segment.reference not in damaged]
+        drawn = figure_segment if figure_segment in readable else next(iter(readable), None)
+        if drawn:
+            mels = tokenizer_mels.decode({system.name: system.codec for system in codecs}, drawn)
     models = _predictions(flags, records)
     with folder_lock.locked(flags.output, "bandtok evaluate tokens"):
-        statistics = token_report.write(flags.output, compared, models)
+        statistics = token_report.write(flags.output, compared, models, mels)
     yield from _token_lines(statistics, models)
     yield from (f"Left out: {note}." for note in notes)
     yield f"report: {os.path.join(flags.output, 'tokens.json')}"

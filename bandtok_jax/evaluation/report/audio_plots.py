@@ -39,14 +39,14 @@ def cepstra(audio: Audio, sample_rate_hz: int, magnitude: Magnitude) -> "Figure"
     # The deviation of silence is 0, so 0.1 nats is its minimum, less than that of any music.
     centre, deviation = reference.mean(0), np.maximum(reference.std(0), 0.1)
     seconds = _seconds(audio, sample_rate_hz)
-    figure, axes = _stack(len(mfccs) + 1, 1, 1.25)
+    figure, axes = stack(len(mfccs) + 1, 1, 1.25)
     for axis, (name, values) in zip(axes[:, 0], mfccs.items()):
         extent = (0, seconds, -0.5, values.shape[1] - 0.5)
-        image = _image(axis, (values - centre) / deviation, extent, (-3, 3), "RdBu_r")
+        image = draw_image(axis, (values - centre) / deviation, extent, (-3, 3), "RdBu_r")
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("coefficient")
         axis.set_yticks(range(0, values.shape[1], 5))
-    _colour_bar(figure, image, axes[:-1, 0], "from the original's mean,\nin its standard deviations", "both")
+    colour_bar(figure, image, axes[:-1, 0], "from the original's mean,\nin its standard deviations", "both")
     bottom = axes[-1, 0]
     times = np.arange(len(reference)) * HOP / sample_rate_hz
     for number, (name, values) in enumerate(zip(list(mfccs)[1:], others)):
@@ -65,11 +65,11 @@ def cepstra(audio: Audio, sample_rate_hz: int, magnitude: Magnitude) -> "Figure"
 def waveforms(audio: Audio, sample_rate_hz: int) -> "Figure":
     """Draws envelopes of the whole, and a zoom where the reference is loudest (DAC report, figure 6)."""
     reference_name, reference = next(iter(audio.items()))
-    start, stop = _loudest(reference, round(ZOOM_SECONDS * sample_rate_hz))
+    start, stop = loudest(reference, round(ZOOM_SECONDS * sample_rate_hz))
     zoomed, start_seconds = slice(start, stop), start / sample_rate_hz
     milliseconds = 1000 * np.arange(stop - start) / sample_rate_hz
     limits = [max(np.abs(samples[part]).max() for samples in audio.values()) or 1.0 for part in (slice(None), zoomed)]
-    figure, axes = _stack(len(audio), 2, 1.3, width_ratios=(3, 2))
+    figure, axes = stack(len(audio), 2, 1.3, width_ratios=(3, 2))
     for number, ((name, samples), (left, right)) in enumerate(zip(audio.items(), axes)):
         colour = _colour(number - 1) if number else REFERENCE_COLOUR
         _draw_envelope(left, samples, sample_rate_hz, colour)
@@ -102,13 +102,13 @@ def spectrograms(audio: Audio, sample_rate_hz: int, magnitude: Magnitude) -> "Fi
     """Draws levels over time and frequency, linear up to half the sample rate (DAC report, figure 7)."""
     levels = {name: _levels_db(samples, magnitude) for name, samples in audio.items()}
     limits = _level_limits(levels)
-    figure, axes = _stack(len(levels), 1, 1.9)
+    figure, axes = stack(len(levels), 1, 1.9)
     for axis, (name, values) in zip(axes[:, 0], levels.items()):
-        image = _image(axis, values, (0, _seconds(audio, sample_rate_hz), 0, sample_rate_hz / 2000), limits)
+        image = draw_image(axis, values, (0, _seconds(audio, sample_rate_hz), 0, sample_rate_hz / 2000), limits)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylabel("kHz")
     axes[-1, 0].set_xlabel("seconds")
-    _colour_bar(figure, image, axes[:, 0], LEVEL_LABEL, "min")
+    colour_bar(figure, image, axes[:, 0], LEVEL_LABEL, "min")
     return figure
 
 
@@ -121,15 +121,15 @@ def log_mels(audio: Audio, sample_rate_hz: int, magnitude: Magnitude) -> "Figure
     reference, *_ = values.values()
     step = hz_to_mel(sample_rate_hz / 2, "slaney") / (MEL_BANDS + 1)  # the centre of band m is at m + 1 steps
     ticks = [hz for hz in MEL_TICKS_HZ if hz < sample_rate_hz / 2]
-    figure, axes = _stack(len(audio), 1, 1.9)
+    figure, axes = stack(len(audio), 1, 1.9)
     for number, (axis, (name, log_mel)) in enumerate(zip(axes[:, 0], values.items())):
-        image = _image(axis, log_mel, (0, seconds, 0.5 * step, (MEL_BANDS + 0.5) * step), limits)
+        image = draw_image(axis, log_mel, (0, seconds, 0.5 * step, (MEL_BANDS + 0.5) * step), limits)
         distance = f", {np.abs(log_mel - reference).mean():.2f} nats from the original" if number else ""
         axis.set_title(f"{name}{distance}", loc="left", fontsize=10)
         axis.set_yticks(hz_to_mel(ticks, "slaney"), [f"{hz / 1000:g}" for hz in ticks])
         axis.set_ylabel("kHz (mel scale)")
     axes[-1, 0].set_xlabel("seconds")
-    _colour_bar(figure, image, axes[:, 0], LOG_MEL_UNIT, "min")
+    colour_bar(figure, image, axes[:, 0], LOG_MEL_UNIT, "min")
     return figure
 
 
@@ -143,29 +143,29 @@ def high_frequencies(
     seconds, edges_hz = _seconds(audio, sample_rate_hz), spectra.high_edges_hz(sample_rate_hz)
     bins_hz = spectra.frequencies_hz(WINDOW, sample_rate_hz)
     levels = {name: _levels_db(samples, magnitude) for name, samples in audio.items()}
-    figure, axes = _stack(len(audio), len(edges_hz), 1.75)
+    figure, axes = stack(len(audio), len(edges_hz), 1.75)
     for column, edge_hz in enumerate(edges_hz):
         above = {name: values[:, bins_hz >= edge_hz] for name, values in levels.items()}
         limits = _level_limits(above)
         for axis, (name, values) in zip(axes[:, column], above.items()):
-            image = _image(axis, values, (0, seconds, edge_hz / 1000, sample_rate_hz / 2000), limits)
+            image = draw_image(axis, values, (0, seconds, edge_hz / 1000, sample_rate_hz / 2000), limits)
             title = f"{name}, above {edge_hz / 1000:.3g} kHz {high_levels_db[name][edge_hz]:.0f} dB"
             axis.set_title(title.replace(" -", " −"), loc="left", fontsize=10)
             axis.set_ylabel("kHz")
         axes[-1, column].set_xlabel("seconds")
-        _colour_bar(figure, image, axes[:, column], LEVEL_LABEL, "min", location="bottom")
+        colour_bar(figure, image, axes[:, column], LEVEL_LABEL, "min", location="bottom")
     return figure
 
 
-def _stack(rows: int, columns: int, row_height: float, **layout: Any) -> tuple["Figure", np.ndarray]:
+def stack(rows: int, columns: int, row_height: float, **layout: Any) -> tuple["Figure", np.ndarray]:
     """Returns a figure and its axes `[rows, columns]`."""
     from matplotlib.figure import Figure  # slow to import, and only figures need it
 
     figure = Figure(figsize=(9, 0.7 + row_height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharex="col", squeeze=False, **layout)
+    return figure, figure.subplots(rows, columns, squeeze=False, **({"sharex": "col"} | layout))
 
 
-def _image(
+def draw_image(
     axis: "Axes", values: np.ndarray, extent: tuple, limits: tuple[float, float], colours: str = "magma"
 ) -> "AxesImage":
     """Draws `[T, bins]` as an image, time to the right."""
@@ -173,7 +173,7 @@ def _image(
     return axis.imshow(values.T, origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high, extent=extent)
 
 
-def _colour_bar(
+def colour_bar(
     figure: "Figure", image: "AxesImage", axes: Iterable["Axes"], label: str, extend: str, location: str = "right"
 ) -> None:
     figure.colorbar(
@@ -203,7 +203,7 @@ def _level_limits(levels: Mapping[str, np.ndarray]) -> tuple[float, float]:
     return max(high - RANGE_DB, spectra.FLOOR_DB), high
 
 
-def _loudest(samples: np.ndarray, count: int) -> tuple[int, int]:
+def loudest(samples: np.ndarray, count: int) -> tuple[int, int]:
     """Returns (start, stop) of the `count` samples with the most energy; all of a shorter array."""
     energies = np.cumsum(np.append(0.0, np.square(samples, dtype=np.float64)))
     count = min(count, len(samples))

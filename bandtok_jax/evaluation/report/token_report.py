@@ -15,6 +15,7 @@ from bandtok_jax.data_pipelines.token_manifest import MANIFEST
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.evaluation.comparison.references import Reference, Segment
 from bandtok_jax.evaluation.metrics import mutual_information, token_statistics, tsne
+from bandtok_jax.evaluation.report import tokenizer_mels
 from bandtok_jax.plotting import plots
 from bandtok_jax.runtime import storage
 from bandtok_jax.runtime.progress import progress_bar
@@ -116,7 +117,12 @@ def encode(name: str, codec: Any, segments: Sequence[Segment], damaged: dict[Ref
     return Tokens(name, codes, *metadata, np.concatenate(latents) if latents else None)
 
 
-def write(output: str, compared: Sequence[Tokens], models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def write(
+    output: str,
+    compared: Sequence[Tokens],
+    models: Mapping[str, Mapping[str, Any]],
+    mels: Mapping[str, tokenizer_mels.DecodedMel],
+) -> dict[str, Any]:
     """Writes statistics and figures of tokens to a folder, and returns the statistics by name.
 
     Args:
@@ -124,6 +130,7 @@ def write(output: str, compared: Sequence[Tokens], models: Mapping[str, Mapping[
       compared: tokens with different names.
       models: language models by their names, each with the metrics of `token_perplexity.evaluate`, and in `of` the name
         of the tokens that it predicts.
+      mels: codecs by their names, each with the log-mel that it decodes; may be empty.
     """
     statistics = {}
     for tokens in compared:
@@ -140,6 +147,11 @@ def write(output: str, compared: Sequence[Tokens], models: Mapping[str, Mapping[
     storage.write_text(os.path.join(output, "tokens.json"), json.dumps(content, indent=1))
     for ending in ENDINGS:
         draw_figures(output, ending, statistics, predicted)
+    if mels:
+        figure = tokenizer_mels.draw(mels)
+        for ending in ENDINGS:
+            figure.savefig(os.path.join(output, "log_mels" + ending), dpi=120)
+            figure.set_layout_engine("none")  # the layout of the first file serves the second
     for tokens in compared:
         if tokens.latents is not None:
             points, rows = tsne.project(tokens.latents)
