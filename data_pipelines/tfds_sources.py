@@ -45,14 +45,15 @@ _KIND = expect.record(
         "shape?": expect.record({"dimensions?": expect.listing(expect.text(12, r"-?\d+"), most=8)}),
     }
 )
-_FEATURE = expect.record(
-    {
-        **dict.fromkeys(("pythonClassName?", "python_class_name?"), expect.text(1000)),
-        **dict.fromkeys(("audio?", "tensor?"), _KIND),
-    }
-)
-_FEATURES = expect.record({"features": expect.mapping(_FEATURE, most=10_000)})
-_CONTENT = expect.record(dict.fromkeys(("featuresDict?", "features_dict?"), _FEATURES))
+_FEATURE = {
+    **dict.fromkeys(("pythonClassName?", "python_class_name?"), expect.text(1000)),
+    **dict.fromkeys(("audio?", "tensor?"), _KIND),
+}
+_GROUPS = ("featuresDict", "features_dict")
+_GROUP = expect.record({"features": expect.mapping(expect.record(_FEATURE), most=10_000)})
+_OUTER_FEATURE = expect.record(_FEATURE | {f"{name}?": _GROUP for name in _GROUPS})
+_FEATURES = expect.record({"features": expect.mapping(_OUTER_FEATURE, most=10_000)})
+_CONTENT = expect.record({f"{name}?": _FEATURES for name in _GROUPS})
 
 
 def _directory(name: str, data_dir: str | os.PathLike | None) -> str:
@@ -73,10 +74,16 @@ def _directory(name: str, data_dir: str | os.PathLike | None) -> str:
 
 
 def _features(folder: str) -> tuple[dict[str, Any], str]:
-    """Returns {feature: its JSON} and the name of the audio feature."""
+    """Returns {feature: its JSON} and the name of the audio feature.
+
+    Features in a group are named GROUP/FEATURE.
+    """
     path = os.path.join(folder, "features.json")
     content = untrusted.read_json(path, _CONTENT, cure=CURE)
-    features = content.get("featuresDict", content.get("features_dict", {})).get("features", {})
+    features: dict[str, Any] = {}
+    for name, feature in _members(content).items():
+        members = _members(feature)
+        features |= {f"{name}/{member}": inner for member, inner in members.items()} if members else {name: feature}
     audio = [name for name, feature in features.items() if _class_name(feature) == "Audio"]
     audio = audio or [
         name
@@ -87,6 +94,11 @@ def _features(folder: str) -> tuple[dict[str, Any], str]:
         names = ", ".join(features) or "none"
         raise untrusted.refusal(path, f"{len(audio)} audio features among {names}", "exactly one is needed")
     return features, audio[0]
+
+
+def _members(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the features of a group, or {} for another feature."""
+    return next((content[name]["features"] for name in _GROUPS if name in content), {})
 
 
 def _class_name(feature: dict[str, Any]) -> str:
@@ -253,13 +265,14 @@ def _channels(kind: dict[str, Any]) -> int:
 
 
 def _caption(features: dict[str, Any], value: Callable[[str], Any], folder: str) -> str:
-    """Returns the caption of an example: its text, or the name of its label."""
+    """Returns the caption of an example: its text, or the name of its first label that has names."""
     for name, feature in features.items():
         if _class_name(feature) == "Text" and name in ("caption", "text", "description"):
             return value(name)[0].decode(errors="replace")
     for name, feature in features.items():
-        labels = os.path.join(folder, f"{name}.labels.txt")
-        if _class_name(feature) == "ClassLabel" and os.path.basename(labels) == f"{name}.labels.txt":
+        file_name = f"{name.replace('/', '-')}.labels.txt"
+        labels = os.path.join(folder, file_name)
+        if _class_name(feature) == "ClassLabel" and os.path.basename(labels) == file_name:
             if os.path.exists(labels):
                 names, number = untrusted.read_bytes(labels).decode().splitlines(), value(name)[0]
                 if not 0 <= number < len(names):

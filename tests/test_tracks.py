@@ -159,6 +159,8 @@ def write_tfds(folder, kind):
             {
                 "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
                 "sample_rate": tfds.features.Scalar(np.int64),
+                "pitch": tfds.features.ClassLabel(num_classes=128),
+                "instrument": {"family": tfds.features.ClassLabel(names=["bass", "brass"])},
             }
         )
         from array_record.python import array_record_module
@@ -167,7 +169,8 @@ def write_tfds(folder, kind):
             str(folder / "gtzan-train.array_record-00000-of-00001"), "group_size:1"
         )
         for samples in audio:
-            writer.write(features.serialize_example({"audio": samples, "sample_rate": RATE}))
+            fields = {"audio": samples, "sample_rate": RATE, "pitch": 60, "instrument": {"family": 1}}
+            writer.write(features.serialize_example(fields))
         writer.close()
         template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name="gtzan", filetype_suffix="array_record")
         split = tfds.core.SplitInfo(name="train", shard_lengths=[3], num_bytes=0, filename_template=template)
@@ -213,7 +216,10 @@ def test_a_prepared_tfds_data_set_needs_no_tensorflow(tmp_path, kind):
     source = RecordSource(tmp_path / "out", "train")
     for index, samples in enumerate(audio):
         np.testing.assert_array_equal(source[index]["audio"][:, 0], samples)
-        assert source[index]["domain"] == "gtzan" and source[index]["caption"] == ("jazz" if kind == "audio" else "")
+        assert (
+            source[index]["domain"] == "gtzan"
+            and source[index]["caption"] == {"audio": "jazz", "tensor": "brass"}[kind]
+        )
     assert "tensorflow" not in sys.modules
     with pytest.raises(FileNotFoundError, match="tfds build nsynth"):
         run("tfds:nsynth", output=tmp_path / "out2", tfds_dir=tmp_path / "tfds")
