@@ -35,8 +35,6 @@ class ChunkedNetwork:
       outside: value of the input beyond both ends of the stream, see `bandtok_jax.audio.windows.windows`.
       front_end: maps a window to the input of the method, such as audio to log-mel; part of the program.
       single: a stream must fit one chunk, for networks that need all of it at once.
-      carry: state given to the first chunk and handed from chunk to chunk, such as a key or the end of the chunk
-        before; None for none.
     """
 
     def __init__(
@@ -52,12 +50,11 @@ class ChunkedNetwork:
         outside: float | str | None = None,
         front_end: Callable[[jax.Array], jax.Array] | None = None,
         single: bool = False,
-        carry: Tree = None,
     ):
         self._component, self._method = component, method
         self._chunk, self._context = chunk, context
         self._items, self._outputs = items_per_column, outputs_per_column
-        self._outside, self._front_end, self._carry, self._single = outside, front_end, carry, single
+        self._outside, self._front_end, self._single = outside, front_end, single
         self.context_items = (context * items_per_column + lead[0], context * items_per_column + lead[1])
 
     @property
@@ -89,9 +86,9 @@ class ChunkedNetwork:
         Args:
           weights: `{"parameters": tree, "buffers": tree}` on the device that computes.
           blocks: consecutive parts of the stream, joined along their first axis.
-          carry: in place of the carry of the constructor.
+          carry: state given to the first chunk and handed from chunk to chunk, such as a key or the end of the chunk
+            before; None for none.
         """
-        carry = self._carry if carry is None else carry
         size, (before, after) = self._chunk * self._items, self.context_items
         for number, (window, items) in enumerate(windows(blocks, size, before, after, self._outside)):
             columns = math.ceil(items / self._items)
