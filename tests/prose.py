@@ -71,8 +71,6 @@ def faults(path: pathlib.Path) -> Iterator[str]:
                 yield f"{shown}:{token.start[0]}: {word!r} in place of a noun: {token.string[:60]}"
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
-            yield f"{shown}:{node.lineno}: a lambda with a name"
         name = node.arg if isinstance(node, ast.arg) else getattr(node, "id", "")
         if name in _VAGUE and isinstance(getattr(node, "ctx", ast.Store()), ast.Store):
             yield f"{shown}:{node.lineno}: {name!r} does not say what it holds"
