@@ -30,6 +30,10 @@ def _start(folder):
     return process
 
 
+def _holder(folder, name="pid"):
+    return json.loads((folder / folder_lock.NAME).read_text())[name]
+
+
 def _write(folder, **changes):
     folder.mkdir()
     holder = {"host": "node-7", "pid": 4711, "since": 1.7e9, "work": "bandtok tokenize"} | changes
@@ -44,7 +48,7 @@ def test_the_error_of_a_second_process_names_the_holder_until_it_ends(tmp_path):
         assert part in str(refused.value)
     holder.communicate("")
     with folder_lock.locked(tmp_path, "bandtok prepare"):
-        assert json.loads((tmp_path / folder_lock.NAME).read_text())["pid"] == os.getpid()
+        assert _holder(tmp_path) == os.getpid()
     assert not list(tmp_path.iterdir())
 
 
@@ -52,9 +56,9 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path):
     holder = _start(tmp_path)
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    assert json.loads((tmp_path / folder_lock.NAME).read_text())["pid"] == holder.pid
+    assert _holder(tmp_path) == holder.pid
     with folder_lock.locked(tmp_path, "bandtok train"):
-        pass
+        assert _holder(tmp_path) == os.getpid()
 
 
 @pytest.fixture
@@ -75,13 +79,13 @@ def test_without_locks_of_the_system_a_living_process_of_this_host_is_refused(tm
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with folder_lock.locked(tmp_path, "x"):
-        pass
+        assert _holder(tmp_path) == os.getpid()
 
 
 def test_a_process_that_reuses_the_number_of_the_holder_is_not_the_holder(tmp_path, without_flock):
     _write(tmp_path / "run", host=socket.gethostname(), pid=os.getpid())  # as in containers, where all are number 1
     with folder_lock.locked(tmp_path / "run", "x"):
-        pass
+        assert _holder(tmp_path / "run", "work") == "x"
 
 
 @pytest.mark.parametrize("failing", ["stat", "close", "remove"])
@@ -91,8 +95,8 @@ def test_an_error_of_the_lock_does_not_fail_the_work(tmp_path, monkeypatch, fail
 
     with monkeypatch.context() as patch, folder_lock.locked(tmp_path, "x"):
         patch.setattr(folder_lock.os, failing, stale)
-    with folder_lock.locked(tmp_path, "x"):
-        pass
+    with folder_lock.locked(tmp_path, "y"):
+        assert _holder(tmp_path, "work") == "y"
 
 
 def test_a_lock_of_another_host_counts_while_it_is_touched(tmp_path, monkeypatch):
@@ -111,7 +115,7 @@ def test_a_lock_of_another_host_counts_while_it_is_touched(tmp_path, monkeypatch
     stop.set()
     toucher.join()
     with folder_lock.locked(tmp_path / "run", "x"):
-        pass
+        assert _holder(tmp_path / "run") == os.getpid()
 
 
 def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
@@ -129,7 +133,14 @@ def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
 def test_a_lock_that_cannot_be_read_is_stale(tmp_path, text):
     (tmp_path / folder_lock.NAME).write_text(text)
     with folder_lock.locked(tmp_path, "x"):
-        pass
+        assert _holder(tmp_path) == os.getpid()
+
+
+@pytest.mark.parametrize("changes", [{"since": 1e300}, {"since": -1.0}, {"pid": 1e300}, {"work": "\0"}])
+def test_a_holder_that_cannot_be_is_none(tmp_path, changes):
+    _write(tmp_path / "run", **changes)
+    with folder_lock.locked(tmp_path / "run", "x"):
+        assert _holder(tmp_path / "run") == os.getpid()
 
 
 def test_an_empty_folder_is_not_left_behind_and_a_filled_one_stays(tmp_path):

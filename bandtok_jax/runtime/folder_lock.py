@@ -16,10 +16,16 @@ import socket
 import threading
 import time
 
+from bandtok_jax.runtime import expect, untrusted
+
 NAME = ".bandtok.lock"
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 35.0  # that a file of another host is watched for a touch; three beats and some delay
 MAX_BYTES = 4096  # of a lock file
+_LATEST = 253_370_764_800  # seconds since 1970 at the end of the year 9998, the latest that can be shown in any zone
+_HOLDER = expect.record(
+    {"host": expect.text(), "pid": expect.whole(), "since": expect.number(0, _LATEST), "work": expect.text()}
+)
 
 
 class Locked(OSError):
@@ -109,10 +115,8 @@ def _is_current(file: int, path: str) -> bool:
 def _holder(file: int) -> dict | None:
     """Returns the holder that the file names; None if the file cannot be read."""
     try:
-        content = json.loads(os.pread(file, MAX_BYTES, 0))
-        holder = {"host": str(content["host"]), "work": str(content["work"])}
-        return holder | {"pid": int(content["pid"]), "since": float(content["since"])}
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return untrusted.parse_json(os.pread(file, MAX_BYTES, 0), NAME, _HOLDER)
+    except untrusted.Refused:
         return None
 
 

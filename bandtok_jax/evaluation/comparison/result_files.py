@@ -11,10 +11,11 @@ import numpy as np
 from bandtok_jax.evaluation.comparison.references import AUDIO_FOLDER, Segment
 from bandtok_jax.evaluation.metrics import catalogue
 from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
-from bandtok_jax.runtime import storage
+from bandtok_jax.runtime import expect, storage, untrusted
 
 DECODED_METADATA = ("decoded_sample_rate_hz", "decoded_channels")  # of every result
 _ENDINGS = {"results": ".json", AUDIO_FOLDER: ".flac", "codes": ".bt"}
+_RESULT = expect.record({"key": expect.text(), "values": expect.mapping(expect.optional(expect.number()))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,8 @@ def read(output: str, name: str, segment: Segment, key: str) -> dict[str, float 
     if not all(os.path.exists(audio_path(output, system, segment)) for system in (REFERENCE, name)):
         return None
     try:
-        with open(results_path(output, name, segment)) as file:
-            content = json.load(file)
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = untrusted.read_json(results_path(output, name, segment), _RESULT)
+    except (FileNotFoundError, untrusted.Refused):
         return None
     return content["values"] if content["key"] == key else None
 
