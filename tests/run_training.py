@@ -10,9 +10,9 @@ import sys
 
 from absl import flags
 import jax
+import jax.numpy as jnp
 
 from bandtok_jax import tasks
-from bandtok_jax.layers import convolution
 from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
 from bandtok_jax.training import distributed, loop, sharding
 from tests import tiny
@@ -54,7 +54,7 @@ def _with_gains(tree):
         return tree
     tree = {name: _with_gains(branch) for name, branch in tree.items()}
     if {"kernel", "gain"} <= tree.keys() and tree["kernel"].dtype == "float64":
-        tree["gain"] = convolution._norm(tree["kernel"])
+        tree["gain"] = jnp.sqrt((tree["kernel"] ** 2).sum(range(tree["kernel"].ndim - 1)))
     return tree
 
 

@@ -211,7 +211,7 @@ def test_damaged_data_is_named_and_fatal_or_left_out(data, tmp_path):
 
 
 def test_large_corpora_have_larger_shards():
-    shards = list(tokenize_corpus._shards("train", list(range(100_000)), 2))
+    shards = list(tokenize_corpus.plan_shards("train", list(range(100_000)), 2))
     assert len(shards) == 4000 and [track for shard in shards for track in shard.tracks] == list(range(100_000))
 
 

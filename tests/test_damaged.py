@@ -183,7 +183,7 @@ def test_what_the_system_says_is_no_damage(number, whole, tokens, monkeypatch):
 
 def test_what_the_system_says_to_a_library_is_no_damage(tokens):
     source = TokenSource(tokens, "train")
-    source._shards[0]
+    source._shards[0]  # the reader opens its files, and has read no record: no public call does the one alone
     (tokens / "tokens-train-00000.array_record").unlink()
     with pytest.raises(FileNotFoundError, match="tokens-train-00000"):
         source[0]

@@ -184,7 +184,9 @@ def test_a_place_is_free_again_when_its_process_leaves(address):
         host, port = address.split(":")
         with socket.create_connection((host, int(port))) as connection:
             theirs = json.loads(connection.makefile().readline())["challenge"]
-            proof = sockets._proof(distributed.Cluster("plain", address, 3, 1), "caller", theirs, own, *about.values())
+            proof = sockets.authentication_code(
+                distributed.Cluster("plain", address, 3, 1), "caller", theirs, own, *about.values()
+            )
             connection.sendall(json.dumps({**about, "challenge": own, "proof": proof}).encode() + b"\n")
         assert _rendezvous([1, 2], 3, 20, address) == ["", ""] and roll.result() == [""]
 
@@ -196,9 +198,9 @@ def test_another_secret_is_another_training(address, monkeypatch):
         roll = pool.submit(_rendezvous, [0], 2, 1.0, address)
         _call(address, [b"{}\n"]).close()
         assert "1 callers did not prove that they have its BANDTOK_CLUSTER_SECRET" in roll.result()[0]
-    proofs = [sockets._proof(distributed.Cluster("plain", address, 2, 1), "caller")]
+    proofs = [sockets.authentication_code(distributed.Cluster("plain", address, 2, 1), "caller")]
     monkeypatch.setenv("BANDTOK_CLUSTER_SECRET", "b")
-    assert sockets._proof(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
+    assert sockets.authentication_code(distributed.Cluster("plain", address, 2, 1), "caller") not in proofs
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,11 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
 
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
-    writer, cache = generator(), generator()._network.apply(weights(), {}, 1, 128, method="init_kv_cache")
+    writer, cache = generator(), generator().network.apply(weights(), {}, 1, 128, method="init_kv_cache")
     program = autoregressive.decode_columns.lower(
         weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
         dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),
-        network=writer._network, span=128, top_k=None, nucleus=False, guided=False,
+        network=writer.network, span=128, top_k=None, nucleus=False, guided=False,
     )  # fmt: skip
     assert f'"known_trip_count":{{"n":"{ROWS}"}}' in program.compile().as_text().replace(" ", "")
 
@@ -74,7 +74,7 @@ def test_decoding_in_16_bits_keeps_norms_wide(stacked):
         layers = [parameters["blocks"][str(i)] for i in range(SETTINGS["num_layers"])]
         parameters = {**parameters, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
     writer = autoregressive.Generator({**SETTINGS, "scan_layers": stacked, "dtype": "bfloat16"}, parameters)
-    kinds = {(x.ndim > 1, str(x.dtype)) for x in jax.tree.leaves(writer._parameters)}
+    kinds = {(x.ndim > 1, str(x.dtype)) for x in jax.tree.leaves(writer.parameters)}
     assert kinds == {(True, "bfloat16"), (False, "float32")}
     codes, lengths = writer.generate(columns=3, window_columns=40, key=jax.random.key(0))
     assert codes.shape == (1, 3, ROWS) and lengths == 3
@@ -106,17 +106,22 @@ def test_top_k_and_top_p_keep_what_they_should():
         np.testing.assert_allclose(frequencies, expected, atol=0.04)
 
 
+def _compiled():
+    """The numbers of compiled programs; JAX counts them in private alone."""
+    return [program._cache_size() for program in (autoregressive.decode_columns, autoregressive.prefill_cache)]
+
+
 def test_any_duration_with_the_same_programs():
     endless = jax.tree.map(jnp.copy, weights())
     endless["head"]["kernel"] = endless["head"]["kernel"].at[CODES].set(0)  # an end becomes as rare as any code
     writer = autoregressive.Generator(SETTINGS, endless)
     writer.generate(columns=60, window_columns=50, key=jax.random.key(0), top_k=1)
-    programs = autoregressive.decode_columns._cache_size(), autoregressive.prefill_cache._cache_size()
+    programs = _compiled()
     columns = []
     codes, lengths = writer.generate(
         columns=170, window_columns=50, key=jax.random.key(1), top_k=1, may_end=True, report=columns.append
     )
-    assert (autoregressive.decode_columns._cache_size(), autoregressive.prefill_cache._cache_size()) == programs
+    assert _compiled() == programs
     assert codes.shape == (1, 170, ROWS) and (lengths < 170 or columns[-1] == 170)
     # The code after a full window is the prediction of a window that begins in its middle.
     if lengths[0] > 50:

@@ -34,7 +34,7 @@ def codec(kind):
 def _programs(kind, platform):
     """Every program of a codec and of the start of its codebook that leads to codes, as text."""
     coder, network = codec(kind), codec(kind).components["tokenizer"].network
-    weights = jax.eval_shape(lambda: coder._weights["tokenizer"])
+    weights = jax.eval_shape(lambda: coder.parameters["tokenizer"])
     audio = jax.ShapeDtypeStruct((1, 2**14), jnp.float32)
     front = tasks.create(coder.components["tokenizer"].config)
     state, batch = jax.eval_shape(front.init, jax.random.key(0)), front.batch_spec()

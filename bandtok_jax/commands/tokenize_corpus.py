@@ -87,7 +87,7 @@ def tokenize(
     process_count = jax.process_count() if process_count is None else process_count
     splits = open_tracks(data, codec.sample_rate_hz, synthetic_tracks)
     texts = read_embeddings(embeddings, {track.name for tracks in splits.values() for track in tracks})
-    shards = [shard for split, tracks in splits.items() for shard in _shards(split, tracks, offsets)]
+    shards = [shard for split, tracks in splits.items() for shard in plan_shards(split, tracks, offsets)]
     metadata = dict(
         codebook_size=codec.codebook_size,
         rows=codec.rows,
@@ -129,7 +129,8 @@ def _wait(arrived: Callable[[], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _shards(split: str, tracks: list[FullTrack], offsets: int) -> Iterator[_Shard]:
+def plan_shards(split: str, tracks: list[FullTrack], offsets: int) -> Iterator[_Shard]:
+    """Yields the shards of a split, of TRACKS_PER_SHARD tracks or of more where there would be too many shards."""
     length = max(TRACKS_PER_SHARD, math.ceil(len(tracks) / MAX_SHARDS))
     for number, first in enumerate(range(0, len(tracks), length)):
         yield _Shard(split, number, tracks[first : first + length], offsets if split == "train" else 1)

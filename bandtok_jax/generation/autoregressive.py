@@ -25,13 +25,17 @@ class Generator:
     Args:
       settings: the keyword arguments of `LanguageModel`.
       parameters: its weights.
+
+    Attributes:
+      network: the network with a KV cache, whose layers are not stacked.
+      parameters: its weights, matrices in the dtype of the settings.
     """
 
     def __init__(self, settings: Mapping, parameters: Tree):
         self.settings = {**settings, "dtype": jnp.dtype(settings.get("dtype", "float32"))}
-        self._parameters = _lay_out(parameters, self.settings["dtype"], bool(settings.get("scan_layers")))
+        self.parameters = _lay_out(parameters, self.settings["dtype"], bool(settings.get("scan_layers")))
         hidden = {**self.settings, "scan_layers": False, "remat": False}
-        self._network = _network(tuple(sorted(hidden.items())))
+        self.network = _network(tuple(sorted(hidden.items())))
 
     def generate(
         self,
@@ -79,12 +83,12 @@ class Generator:
         codes = np.zeros((batch, columns, rows), np.int32)
         first = 0 if prefix is None else self._take(prefix, codes)
         guided = guidance != 1.0 and (caption is not None or embedding is not None)
-        text = _read_text(self._network, self._parameters, self._text(caption, embedding, batch), guided)
+        text = _read_text(self.network, self.parameters, self._text(caption, embedding, batch), guided)
         copies = batch * (2 if guided else 1)
 
         spans = _spans(window_columns * rows + 1)
-        cache = self._network.apply(self._parameters, {}, copies, spans[-1], method="init_kv_cache")
-        static = dict(network=self._network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+        cache = self.network.apply(self.parameters, {}, copies, spans[-1], method="init_kv_cache")
+        static = dict(network=self.network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
         numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
         ended, lengths = np.zeros(batch, bool), np.full(batch, columns)
         done, seen = first, None  # finished columns; those of them in the window, None: nothing is in the cache yet
@@ -95,13 +99,13 @@ class Generator:
                 if seen:
                     span = next(s for s in spans if s >= tokens.shape[1])
                     padded = np.pad(tokens, ((0, 0), (0, span - tokens.shape[1])))
-                    cache = prefill_cache(self._network, self._parameters, cache, _twice(padded, guided), text)
+                    cache = prefill_cache(self.network, self.parameters, cache, _twice(padded, guided), text)
                 token = jnp.asarray(tokens[:, -1])
             place = seen * rows
             span = next(s for s in spans if s >= place + rows)
             count = min((span - place) // rows, window_columns - seen, columns - done)
             new, token, stopped, cache = decode_columns(
-                self._parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
+                self.parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
                 key, numbers, span=span, **static,
             )  # fmt: skip
             codes[:, done : done + count] = np.asarray(new)[:, : count * rows].reshape(batch, count, rows)

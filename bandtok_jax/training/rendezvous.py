@@ -94,7 +94,9 @@ def wait_for_all(cluster: Any, deadline: float) -> str:
         for connection, caller in callers.items():
             with contextlib.suppress(OSError), connection:
                 if caller.identity:
-                    proof = _proof(cluster, "problem", caller.challenge, caller.identity["challenge"], problem)
+                    proof = authentication_code(
+                        cluster, "problem", caller.challenge, caller.identity["challenge"], problem
+                    )
                     connection.settimeout(_CALLER_TIMEOUT_SECONDS)
                     _send(connection, {"problem": problem, "proof": proof})
     return problem
@@ -113,18 +115,18 @@ def report(cluster: Any, deadline: float) -> str:
             greeting = _line(connection, time.monotonic() + min(remaining, _CALLER_TIMEOUT_SECONDS))
             theirs = untrusted.parse_json(greeting, cluster.coordinator, _CHALLENGE)["challenge"]
             own = secrets.token_hex(32)
-            proof = _proof(cluster, "caller", theirs, own, *identity.values())
+            proof = authentication_code(cluster, "caller", theirs, own, *identity.values())
             _send(connection, {**identity, "challenge": own, "proof": proof})
             # Process 0 responds at its own timeout at the latest, which started at about the same time.
             content = untrusted.parse_json(_line(connection, deadline + 10), cluster.coordinator, _RESULT)
-            proof = _proof(cluster, "problem", theirs, own, content["problem"])
+            proof = authentication_code(cluster, "problem", theirs, own, content["problem"])
             if hmac.compare_digest(content["proof"], proof):
                 return content["problem"]
         time.sleep(_RETRY_SECONDS)
     return f"process {cluster.process} of {cluster.count} cannot reach process 0 at {cluster.coordinator}"
 
 
-def _proof(cluster: Any, *parts: Any) -> str:
+def authentication_code(cluster: Any, *parts: Any) -> str:
     """Returns a message authentication code under the key that only the processes of this training have."""
     key = "\n".join(os.environ.get(name, "") for name in (SECRET, _JOB.get(cluster.kind, "")))
     return hmac.new(key.encode(errors="surrogateescape"), json.dumps(parts).encode(), "sha256").hexdigest()
@@ -180,7 +182,7 @@ def _receive(cluster: Any, connection: socket.socket, caller: _Caller) -> bool:
         except ValueError:
             return False
         named = (identity["process"], identity["count"], identity["host"])
-        expected = _proof(cluster, "caller", caller.challenge, identity["challenge"], *named)
+        expected = authentication_code(cluster, "caller", caller.challenge, identity["challenge"], *named)
         if not hmac.compare_digest(identity["proof"], expected):
             return False
         caller.identity = identity
