@@ -65,9 +65,10 @@ class Batcher:
         for transform in self.transforms:
             example = transform(example, rng)
         if self.clip_samples:
-            samples = len(example["audio"])
-            if not np.may_share_memory(example["audio"], clip):
-                clip[:samples] = example["audio"]
+            audio = example["audio"]
+            samples = len(audio)
+            if audio is not example["clip"]:  # a transform made another array, or a view such as a reversed one
+                clip[:samples] = audio
             clip[samples:] = 0
         return example
 

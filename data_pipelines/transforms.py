@@ -1,8 +1,9 @@
 """Transforms: the steps from a record to a training example, and the list of them that a configuration asks for.
 
-A transform is a callable `(example, rng) -> example` over a dict. `rng` is the example's own generator, so an example
-does not depend on the rest of its batch. It is None in evaluation, which has no augmentation. A new augmentation is one
-transform here, one key in the configuration's group `data`, and one entry in the list of `audio_transforms`.
+A transform is a callable `(example, rng) -> example` over a dict, which it may change in place: the dict of an example
+is a copy of its record. `rng` is the example's own generator, so an example does not depend on the rest of its batch.
+It is None in evaluation, which has no augmentation. A new augmentation is one transform here, one key in the
+configuration's group `data`, and one entry in the list of `audio_transforms`.
 """
 
 from collections.abc import Callable
@@ -73,8 +74,8 @@ def mix_down(audio: np.ndarray, start: int, out: np.ndarray) -> None:
 class CropAudio:
     """A mono crop of the record, at the wanted sample rate.
 
-    It fills the array `clip` `[clip_samples]` of the example, a row of the batch. `audio` becomes the part of it that
-    the record fills, float32 `[S]` with S up to `clip_samples`. Later transforms may change this view in place.
+    It fills the array `clip` `[clip_samples]` of the example, a row of the batch. `audio` and `clip` become the part of
+    it that the record fills, float32 `[S]` with S up to `clip_samples`. Later transforms may change it in place.
     """
 
     clip_samples: int
@@ -96,7 +97,8 @@ class CropAudio:
             resampled = waveform.resample(own_rate, rate, self.sample_rate_hz)[: self.clip_samples]
             crop = clip[: len(resampled)]
             crop[:] = resampled
-        return {**example, "audio": crop, "sample_rate_hz": self.sample_rate_hz}
+        example |= {"audio": crop, "clip": crop, "sample_rate_hz": self.sample_rate_hz}
+        return example
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class RandomGain:
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         assert rng is not None
-        return {**example, "gain_db": example.get("gain_db", 0.0) + rng.uniform(self.lowest_db, self.highest_db)}
+        example["gain_db"] = example.get("gain_db", 0.0) + rng.uniform(self.lowest_db, self.highest_db)
+        return example
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class RotatePhase:
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         assert rng is not None
         example["audio"][:] = rotate_phase(example["audio"], rng.uniform(-np.pi, np.pi))
-        return {**example, "limit_peak": True}
+        example["limit_peak"] = True
+        return example
 
 
 def rotate_phase(audio: np.ndarray, angle: float) -> np.ndarray:
@@ -138,7 +142,8 @@ class MatchLoudness:
     target_lufs: float
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
-        return {**example, "gain_db": example.get("gain_db", 0.0) + (self.target_lufs - example["mono_lufs"])}
+        example["gain_db"] = example.get("gain_db", 0.0) + (self.target_lufs - example["mono_lufs"])
+        return example
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,8 @@ class EncodeCaption:
     max_bytes: int
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
-        return {**example, "caption": caption_bytes(example["caption"], self.max_bytes)}
+        example["caption"] = caption_bytes(example["caption"], self.max_bytes)
+        return example
 
 
 def caption_bytes(text: str, size: int) -> np.ndarray:
