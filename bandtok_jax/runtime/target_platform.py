@@ -1,6 +1,7 @@
 """The platform that a program is traced for: that of this machine, unless a plan is made for another."""
 
 from collections.abc import Callable
+import os
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ def platform() -> str:
 def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Returns `jax.jit` of a function that runs once, such as one that draws random weights.
 
-    On CPUs LLVM's optimizations of it take ten times as long as all the rest (jax 0.10).
+    On CPUs LLVM's optimizations of it take ten times as long as all the rest (jax 0.10), so there are few of them
+    unless XLA_FLAGS sets their level.
     """
-    options |= {"compiler_options": {"xla_backend_optimization_level": 1}} if platform() == "cpu" else {}
+    if platform() == "cpu" and "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+        options |= {"compiler_options": {"xla_backend_optimization_level": 1}}
     return jax.jit(function, **options)
