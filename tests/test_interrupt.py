@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 from bandtok_jax.runs.weights import saved_steps
 from tests import tiny
 
 
 def _start(run, program=("-m", "bandtok_jax.cli"), **changes):
-    settings = tiny.settings("mel_tokenizer", **{"loss.adversarial_start": 10**6, "data.workers": 1, **changes})
-    command = [sys.executable, *program, "train", "--config=bandtok:tiny", f"--workdir={run}"]
+    tokens = tiny.token_records(run.parent / "tokens")
+    settings = tiny.settings("language_model", **{"data.tokens": tokens, "data.workers": 1, **changes})
+    command = [sys.executable, *program, "train", "--config=language_model:tiny", f"--workdir={run}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # In a group of its own, as a shell starts it: a terminal sends Ctrl-C to the whole group.
@@ -21,6 +23,7 @@ def _start(run, program=("-m", "bandtok_jax.cli"), **changes):
 def _wait_for(path, process):
     while not (path.exists() and b"train/loss" in path.read_bytes()):
         assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 INTERRUPTED_WHILE_IT_COMPILES = """
