@@ -8,7 +8,6 @@ import numpy as np
 
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.language_model import LanguageModel
-from bandtok_jax.runtime.target_platform import jit_once
 
 ROWS, CODES = 3, 20
 SETTINGS = dict(
@@ -24,7 +23,7 @@ def network(**changes):
 @functools.cache
 def weights():
     """Weights with a say: at their start all logits are nearly the same."""
-    parameters, _ = jit_once(network().init)(jax.random.key(0))
+    parameters, _ = network().init(jax.random.key(0))
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
 
 

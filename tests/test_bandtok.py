@@ -31,7 +31,7 @@ SHAPES = {
 def _network(**shape):
     network = Network(lambda rngs: BandTok(mels=32, codebook_size=32, codebook_dim=4, rngs=rngs, **shape))
     module = BandTok(mels=32, codebook_size=32, codebook_dim=4, rngs=nnx.Rngs(0), **shape)
-    return network, *jit_once(network.init)(jax.random.key(0)), module
+    return network, *network.init(jax.random.key(0)), module
 
 
 def _random_log_mel(frames, seed=0):
@@ -136,7 +136,7 @@ def test_residual_levels_learn(tmp_path):
     changes = {"model.residual_levels": 3, "model.latent_dim": 8, "model.codebook_size": 8, "total_steps": 100}
     config = tiny.config("mel_tokenizer", tmp_path, **changes)
     task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
-    state = task.warm_start(jit_once(task.init)(key), {}, [batch] * 2, key)
+    state = task.warm_start(task.init(key), {}, [batch] * 2, key)
     step = jax.jit(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     errors = []
     for _ in range(25):
@@ -161,7 +161,7 @@ def test_codes_learn_by_gradient_without_a_warm_start(tmp_path, monkeypatch):
     config.model.update({"kind": "by_gradient", "learning_rule": "gradient"})
     del config.model.normalise_codes
     task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
-    state = jit_once(task.init)(key)
+    state = task.init(key)
     assert task.warm_start_batches == 0 and task.warm_start(state, {}, [], key)["model"] is state["model"]
     step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     after, metrics = step(state, {}, batch, key)
@@ -183,7 +183,7 @@ def test_codes_need_no_warm_start(tmp_path):
 @pytest.mark.parametrize("normalisation", ["none", "group"])
 def test_a_discriminator_scores_each_log_mel_by_itself(normalisation):
     network = Network(lambda rngs: MultiScalePatchGAN(channels=4, num_scales=3, normalisation=normalisation, rngs=rngs))
-    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    parameters, buffers = network.init(jax.random.key(0))
     log_mels = jnp.concatenate([_random_log_mel(64, seed) for seed in range(3)])
     together, features = network.apply(parameters, buffers, log_mels)
     alone, _ = network.apply(parameters, buffers, log_mels[1:2])

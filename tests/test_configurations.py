@@ -117,7 +117,7 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
 def _trained() -> list:
     """All names; the fast ones are the last variant in 16 bits of each configuration without discriminators of audio.
 
-    That one has all that the smaller ones have, and more: rematerialised and scanned layers.
+    That one has the most, such as rematerialised and scanned layers. The steps of all are checked on abstract values.
     """
     last = {}
     for name in NAMES:

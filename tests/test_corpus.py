@@ -21,7 +21,6 @@ from bandtok_jax.data_pipelines.token_manifest import MANIFEST, read_token_manif
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import folder_lock
-from bandtok_jax.runtime.target_platform import jit_once
 from tests import fuzz
 
 RATE, RECORD = 44100, 20_000
@@ -250,7 +249,7 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     batch = {name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"}
     stream.close()
     state, metrics = jax.jit(task.train_step)(
-        jit_once(task.init)(jax.random.key(0)), task.load_frozen(), batch, jax.random.key(1)
+        task.init(jax.random.key(0)), task.load_frozen(), batch, jax.random.key(1)
     )
     assert np.isfinite(metrics["loss"])
 

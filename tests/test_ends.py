@@ -12,7 +12,6 @@ from bandtok_jax.audio import spectral
 from bandtok_jax.codecs.component import Component, init_random
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
-from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
 RATE, COLUMN = 44_100, 4096
@@ -46,7 +45,7 @@ def codec(tmp_path_factory):
         audio = np.stack([music()[start : start + CLIP] for start in starts])
         return {"audio": jnp.asarray(audio), "index": jnp.arange(BATCH)}
 
-    state = task.warm_start(jit_once(task.init)(key), {}, [batch(), batch()], key)
+    state = task.warm_start(task.init(key), {}, [batch(), batch()], key)
     step = jax.jit(
         functools.partial(task.train_step, update_discriminator=False, adversarial_active=False), donate_argnums=0
     )

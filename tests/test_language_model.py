@@ -12,7 +12,7 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.layers import rope
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.layers.transformer import dropout
-from bandtok_jax.runtime.target_platform import jit_once, made_for
+from bandtok_jax.runtime.target_platform import made_for
 from tests import tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, network, weights
 
@@ -178,7 +178,7 @@ def test_cached_decoding_equals_the_forward_pass():
 @pytest.mark.parametrize("stacked", [False, True])
 def test_dropout_drops_in_every_branch_of_every_layer(stacked):
     model = network(dropout=0.25, text="none", scan_layers=stacked)
-    parameters, _ = jit_once(model.init)(jax.random.key(0))
+    parameters, _ = model.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2)
     grad = jax.jit(jax.grad(lambda p, keys: jnp.square(model.apply(p, {}, grid(2, 3), keys=keys)[..., :CODES]).mean()))
     # Dropped entries have no gradient, so the last projection of every branch gets another one.

@@ -17,7 +17,6 @@ from bandtok_jax.layers.group_norm import GroupNorm
 from bandtok_jax.layers.haar import haar, inverse_haar
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.meltok import MelTok
-from bandtok_jax.runtime.target_platform import jit_once
 from tests import tiny
 
 RATE = MELTOK.sample_rate_hz
@@ -30,7 +29,7 @@ SMALL = dict(
 @functools.cache
 def small(**changes):
     network = Network(lambda rngs: MelTok(rngs=rngs, **{**SMALL, **changes}))
-    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    parameters, buffers = network.init(jax.random.key(0))
     weights = jax.tree.map(jnp.asarray, tiny.random_weights(network))
     apply = jax.jit(functools.partial(network.apply, weights, buffers), static_argnames="method")
     return apply, parameters

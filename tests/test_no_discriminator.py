@@ -8,7 +8,6 @@ import pytest
 from bandtok_jax import tasks
 from bandtok_jax.commands import describe_config
 from bandtok_jax.config import stored
-from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding, state
 from bandtok_jax.training.program import Program
 from tests import tiny
@@ -29,7 +28,7 @@ def _without(config: ConfigDict, **loss) -> ConfigDict:
 def _two_steps(config: ConfigDict) -> tuple[dict, list[dict]]:
     task, batch, metrics = tasks.create(config), tiny.batch(config), []
     assert [*map(task.phase, (0, 10**6))] == [{"update_discriminator": False, "adversarial_active": False}] * 2
-    state = jit_once(task.init)(jax.random.key(0))
+    state = task.init(jax.random.key(0))
     step = jax.jit(lambda state, key: task.train_step(state, {}, batch, key, **task.phase(0)))
     for number in range(2):
         state, values = step(state, jax.random.key(number))

@@ -17,7 +17,7 @@ from bandtok_jax.runtime.target_platform import jit_once
 
 def _codebook(**options):
     network = Network(lambda rngs: VectorQuantizer(4, 16, rngs=rngs, **options))
-    return network, *jit_once(network.init)(jax.random.key(0))
+    return network, *network.init(jax.random.key(0))
 
 
 def _latents(shape=(3, 5, 4), seed=1):
@@ -159,7 +159,7 @@ def _levels(latents, vectors):
 
 def test_each_level_codes_the_residual():
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
-    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    parameters, buffers = network.init(jax.random.key(0))
     latents = _latents()
 
     def apply(*arguments, **options):
@@ -186,7 +186,7 @@ def test_each_level_codes_the_residual():
 
 def test_the_gradient_of_all_levels_passes_once():
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
-    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    parameters, buffers = network.init(jax.random.key(0))
 
     def quantize(z):
         return network.apply(parameters, buffers, z)
@@ -221,7 +221,7 @@ def test_codebooks_are_updated_together_as_they_would_be_alone():
 def test_levels_start_where_those_before_them_leave_off():
     latents = jax.random.normal(jax.random.key(0), (1, 200, 4))
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
-    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    parameters, buffers = network.init(jax.random.key(0))
     init = jit_once(functools.partial(network.apply, method="init_codebook", num_batches=2))
     buffers = init(parameters, buffers, latents, jax.random.key(1))
     _, residuals, total = _levels(latents, _vectors(buffers))

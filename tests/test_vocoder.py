@@ -18,7 +18,6 @@ from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models import waveform_discriminators
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
-from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
 
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=16)
@@ -28,7 +27,7 @@ SIZES = dict(dim=16, intermediate_dim=32, num_layers=2, kernel_size=3)
 @pytest.fixture(scope="module")
 def vocoder():
     network = Network(lambda rngs: Vocos(mel=MEL, **SIZES, rngs=rngs))
-    return network, *jit_once(network.init)(jax.random.key(0))
+    return network, *network.init(jax.random.key(0))
 
 
 def noise(frames: int) -> jax.Array:
@@ -85,7 +84,7 @@ def test_shifts_equal_the_grouped_convolution():
 def test_products_equal_the_convolution(taps, stride, padding, frames):
     x = jax.random.normal(jax.random.key(0), (2, frames, 3))
     network = Network(lambda rngs: Convolution(3, 5, (taps,), stride=(stride,), padding=padding, rngs=rngs))
-    parameters, buffers = jit_once(network.init)(jax.random.key(1))
+    parameters, buffers = network.init(jax.random.key(1))
     zeros = (0, 0) if padding == "same" else padding[0]
     apart = np.pad(x, ((0, 0), zeros, (0, 0)))
     windows = [apart[:, first : first + taps] for first in range(0, apart.shape[1] - taps + 1, stride)]
@@ -101,7 +100,7 @@ def test_weight_normalisation_starts_as_the_plain_convolution():
     outputs = []
     for normalisation in ("none", "weight"):
         network = Network(lambda rngs: Convolution(4, 6, (5,), stride=(3,), normalisation=normalisation, rngs=rngs))
-        parameters, buffers = jit_once(network.init)(jax.random.key(1))
+        parameters, buffers = network.init(jax.random.key(1))
         outputs.append(jax.jit(network.apply)(parameters, buffers, x))
     np.testing.assert_allclose(*outputs, atol=1e-6)
     longer = {**parameters, "kernel": 3 * parameters["kernel"]}
@@ -114,7 +113,7 @@ def test_discriminators_ignore_loudness_and_offset():
             periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2, rngs=rngs
         )
     )
-    weights = jit_once(network.init)(jax.random.key(0))
+    weights = network.init(jax.random.key(0))
     audio = jax.random.normal(jax.random.key(1), (2, 1000))
     discriminate = jax.jit(lambda x: network.apply(*weights, x))
     logits, features = discriminate(audio)
@@ -128,7 +127,7 @@ def test_discriminators_ignore_loudness_and_offset():
 def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
     settings = dict(periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2)
     network = Network(lambda rngs: WaveformDiscriminators(**settings, rngs=rngs))
-    weights = jit_once(network.init)(jax.random.key(0))
+    weights = network.init(jax.random.key(0))
     noise = jax.random.uniform(jax.random.key(1), (1, 1000), minval=-1.0)
     gradient = jax.jit(jax.grad(lambda x: adversarial.generator_loss(network.apply(*weights, x)[0])))
 
@@ -167,7 +166,7 @@ def test_discriminators_as_in_the_vocoder_of_vocos():
     audio, outputs = jax.random.normal(jax.random.key(1), (2, 640)), []
     for changes in ({}, published):
         network = Network(lambda rngs, changes=changes: WaveformDiscriminators(**settings, **changes, rngs=rngs))
-        weights = jit_once(network.init)(jax.random.key(0))
+        weights = network.init(jax.random.key(0))
         outputs.append(jax.jit(network.apply)(*weights, audio))
     (logits, features), (new_logits, new_features) = outputs
     assert logits[2].shape == (2, 40, 6) and new_logits[2].shape == (2, 41, 6)  # a frame more, centred on the end
@@ -220,7 +219,7 @@ def test_both_networks_learn_from_exact_gradients(float64):
     def widen(x):
         return x.astype(jnp.float64) if x.dtype == jnp.float32 else x
 
-    first = jit_once(lambda key: jax.tree.map(widen, task.init(key)))(jax.random.key(0))
+    first = jax.tree.map(widen, task.init(jax.random.key(0)))
     sharding.shardings(first, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
     step = jax.jit(task.train_step, static_argnames=("update_discriminator", "adversarial_active"))
 
@@ -325,7 +324,7 @@ def test_a_frame_without_a_code_keeps_the_original_mel():
 
 def test_evaluation_and_summaries():
     task = tasks.create(config())
-    state = jit_once(task.init)(jax.random.key(0))
+    state = task.init(jax.random.key(0))
     scores = jax.jit(task.eval_step)(state, {}, batch(2))
     windows = [f"stft_distance_{window}" for window in (64, 128, 256, 512, 1024, 2048)]
     assert set(windows) <= set(scores) and all(jnp.isfinite(value) for value in scores.values())

@@ -27,7 +27,7 @@ def _task(tmp_path, **changes):
 
 def test_only_the_levels_that_are_drawn_learn(tmp_path):
     task = _task(tmp_path, **{"loss.quantizer_dropout": 1.0, "model.learning_rule": "gradient"})
-    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
     parameters, buffers = (state["model"][part] for part in ("parameters", "buffers"))
 
     def loss(parameters, levels):
@@ -45,7 +45,7 @@ def test_codes_follow_their_latents(tmp_path):
     """One step of the EMA, written down in NumPy."""
     changes = {"codebook.ema_decay": 0.9, "codebook.restart_fraction": 0.0, "loss.quantizer_dropout": 1.0}
     task = _task(tmp_path, **changes)
-    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
     parameters, buffers = state["model"]["parameters"], state["model"]["buffers"]
     _, codes, _, statistics = jit_once(task.network.apply)(parameters, buffers, batch["audio"])
     step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
@@ -64,7 +64,7 @@ def test_codes_follow_their_latents(tmp_path):
 
 def test_codes_learn_by_gradient_as_published(tmp_path):
     task = _task(tmp_path, **{"model.learning_rule": "gradient", "optimizer.warmup_steps": 0})
-    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
     assert not state["model"]["buffers"] and task.warm_start_batches == 0
     step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     after, metrics = step(state, {}, batch, jax.random.key(1))
@@ -136,7 +136,7 @@ def test_a_distance_between_the_samples_joins_where_it_has_a_weight(tmp_path):
     without = _task(tmp_path, **{"loss.waveform": 0.0})
     assert set(without.active(without.reconstruction_losses({}))) == {"mel"}
     task = _task(tmp_path, **{"loss.waveform": 300.0, "loss.quantizer_dropout": 0.0})
-    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
     audio = jit_once(task.network.apply)(state["model"]["parameters"], state["model"]["buffers"], batch["audio"])[0]
     step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     metrics = step(state, {}, batch, jax.random.key(1))[1]
@@ -180,7 +180,7 @@ def test_weights_decay_as_in_pytorch():
 
 def test_the_balancer_scales_the_gradient_and_keeps_its_memory(tmp_path):
     task = _task(tmp_path, **{"loss.balancer_decay": 0.9, "loss.mel": 1000.0})
-    state, batch = jit_once(task.init)(jax.random.key(0)), tiny.batch(task.config)
+    state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
     new, metrics = jax.jit(functools.partial(task.train_step, **task.phase(0)))(state, {}, batch, jax.random.key(1))
     norms = {name: float(memory["norms"]) for name, memory in new["model"]["balancer"].items()}
     assert norms["mel"] > 0 and norms["adversarial"] == norms["feature_matching"] == 0  # they are not active yet

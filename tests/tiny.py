@@ -51,6 +51,7 @@ _SPECIAL = {
     },
     "language_model": {
         "data.columns": "8",
+        "data.caption_bytes": "16",
         "model.codebook_size": "64",
         "model.rows": "4",
         "model.dim": "32",
@@ -175,7 +176,8 @@ def shrunk(name: str, folder, **overrides):
             **discriminators,
         },
         "language_model": lambda: {
-            "data.columns": 8, "model.codebook_size": 64, "model.rows": 4, "model.dim": 32, "model.num_layers": 2,
+            "data.columns": 8, "data.caption_bytes": 16, "model.codebook_size": 64, "model.rows": 4, "model.dim": 32,
+            "model.num_layers": 2,
             "model.num_heads": 2, "model.feed_forward_dim": 64, "model.text_dim": 16, "model.text_layers": 1,
             "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
         },
