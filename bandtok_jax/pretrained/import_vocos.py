@@ -82,7 +82,7 @@ def read_vocos(path: str) -> Component:
             raise ValueError("it holds no plain state_dict")
         remaining, ours = dict(remaining), {}
         constants = {name: remaining.pop(name) for name in _CONSTANTS if name in remaining}
-        for name, theirs in _leaves(settings["backbone.num_layers"]):
+        for name, theirs in published_names(settings["backbone.num_layers"]):
             if theirs not in remaining:
                 raise ValueError(f"it has no {theirs}")
             leaf = np.asarray(remaining.pop(theirs), np.float32)
@@ -97,11 +97,20 @@ def read_vocos(path: str) -> Component:
         with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
             vocoder = Component(config, weights, source_path=path, card=card).check()
         for name, array in constants.items():
-            expected = _CONSTANTS[name](mel)
-            array = np.asarray(array, np.float32)
-            if array.shape != expected.shape or not np.allclose(array, expected, atol=CONSTANTS_TOLERANCE):
-                raise ValueError(f"{name} is not as vocos 0.1.0 computes it from {CONFIG_FILE}")
+            require_constant(name, array, mel)
     return vocoder
+
+
+def require_constant(name: str, array: np.ndarray, mel: MelDefinition) -> None:
+    """Raises ValueError unless an array that no training changes has its values for this mel.
+
+    Args:
+      name: their name of the array.
+    """
+    expected = _CONSTANTS[name](mel)
+    array = np.asarray(array, np.float32)
+    if array.shape != expected.shape or not np.allclose(array, expected, atol=CONSTANTS_TOLERANCE):
+        raise ValueError(f"{name} is not as vocos 0.1.0 computes it for this mel")
 
 
 def _files(path: str) -> tuple[str, str]:
@@ -186,8 +195,8 @@ def _config(settings: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _leaves(blocks: int) -> Iterator[tuple[str, str]]:
-    """Yields our name of every array, and theirs."""
+def published_names(blocks: int) -> Iterator[tuple[str, str]]:
+    """Yields our name of every array of a `Vocos`, and theirs."""
 
     def layer(ours: str, theirs: str, weight: str = "kernel") -> Iterator[tuple[str, str]]:
         yield f"{ours}.{weight}", f"{theirs}.weight"
