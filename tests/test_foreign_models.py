@@ -24,8 +24,10 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import to_json, write_config
 from bandtok_jax.formats import bt_file
 from bandtok_jax.formats import safetensors as weights_file
-from bandtok_jax.pretrained import export_folder, import_dac, import_vocos, model_folder
-from tests import fuzz
+from bandtok_jax.models import registry
+from bandtok_jax.pretrained import export_folder, import_dac, import_meltok, import_vocos, model_folder
+from tests import fuzz, meltok_state
+from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HEADER = bt_file.Header(
@@ -34,17 +36,22 @@ HEADER = bt_file.Header(
 
 
 @pytest.fixture(autouse=True)
-def tasks_of_known_networks(monkeypatch):
-    """One task for each description of a network, since building it again takes most of the time."""
-    create, known = tasks.create, {}
+def known_networks(monkeypatch):
+    """One task and network for each description, since building it again takes most of the time."""
 
-    def create_once(config, *arguments):
-        key = json.dumps([to_json(config).get(name) for name in ("task", "model", "mel", "dtype")])
-        if key not in known:
-            known[key] = create(config, *arguments)
-        return known[key]
+    def once(create):
+        known = {}
 
-    monkeypatch.setattr(tasks, "create", create_once)
+        def create_once(config, *arguments):
+            key = json.dumps([to_json(config).get(name) for name in ("task", "model", "mel", "dtype")])
+            if key not in known:
+                known[key] = create(config, *arguments)
+            return known[key]
+
+        return create_once
+
+    monkeypatch.setattr(tasks, "create", once(tasks.create))
+    monkeypatch.setattr(registry, "build", once(registry.build))
 
 
 def torch_weights(random, valid):
@@ -97,6 +104,20 @@ def test_weights_of_vocos(tmp_path):
     shutil.copy(GOLDEN / "vocos" / "same" / "config.yaml", tmp_path)
     valid = (GOLDEN / "vocos" / "same" / "pytorch_model.bin").read_bytes()
     fuzz.check(lambda path: import_vocos.read_vocos(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_weights_of_meltok(stage, tmp_path):
+    sizes = meltok_state.Sizes(
+        stem=32, widths=(64,), blocks=1, resamplings=1, attention=(0,), latent=8, code_dim=4, codes=8, mels=8, dim=8,
+        intermediate=8, layers=1,
+    )  # fmt: skip
+    paths = [tmp_path / "stage1", tmp_path / "stage2"][:stage]
+    write_torch(paths[0], {"encoder": meltok_state.random_state(meltok_state.stage1_shapes(sizes), 0), "steps": 1})
+    if stage == 2:
+        state = meltok_state.random_state(meltok_state.stage2_shapes(sizes), 0)
+        write_torch(paths[1], {"state_dict": state, "epoch": 1, "callbacks": {}})
+    fuzz.check(lambda _: import_meltok.read_meltok(*map(str, paths)), paths[-1], paths[-1].read_bytes(), torch_weights)
 
 
 def test_settings_of_vocos(tmp_path):

@@ -42,7 +42,7 @@ def test_the_package_imports_nothing():
 def test_computation_imports_no_rarely_used_package():
     modules = (
         "pretrained.model_folder, commands.code_files, commands.tokenize_corpus, training.loop, commands.evaluate, "
-        "evaluation.report.run_page, planning.planner, pretrained.import_dac, pretrained.import_vocos"
+        "evaluation.report.run_page, planning.planner, pretrained.import_dac, pretrained.import_meltok"
     )
     program = "".join(f"import bandtok_jax.{module.strip()}\n" for module in modules.split(","))
     assert _imported(program) <= {"jax", "flax", "optax", "orbax", "grain", "soundfile", "numpy"}

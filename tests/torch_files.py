@@ -33,7 +33,7 @@ def _steps(value: Any, storages: list[np.ndarray]) -> bytes:
         return _plain(value)
     kind = b"ctorch\n" + _STORAGES[value.dtype.name].encode() + b"Storage\n"
     storage = b"(" + _plain("storage") + kind + b"".join(map(_plain, (str(len(storages)), "cpu", value.size))) + b"tQ"
-    storages.append(np.ascontiguousarray(value))
+    storages.append(np.ascontiguousarray(value).reshape(value.shape))  # which has an axis more for a scalar
     strides = tuple(stride // value.itemsize for stride in storages[-1].strides)
     place = _plain(0) + _plain(value.shape) + _plain(strides) + _plain(False)
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + place + b"ccollections\nOrderedDict\n)RtR"

@@ -38,6 +38,14 @@ FORMATS = {
         ("DacModel of transformers, a folder with config.json",),
         {"parity": _PARITY_OF_DAC},
     ),
+    "meltok": Format(
+        "bandtok_jax.pretrained.import_meltok:read_meltok",
+        ("stage 1 of MelTok (vae_...) with its tokenizer", "stage 2 of MelTok (.ckpt) with its vocoder"),
+        {
+            "parity": "norms and attention see the whole file, of at most 24 s at 44.1 kHz, not half a second of it",
+            "silu": "the activation is SiLU, for weights of a training with the package cosmos-tokenizer",
+        },
+    ),
     "vocos": Format(
         "bandtok_jax.pretrained.import_vocos:read_vocos",
         ("vocoder of the package vocos, a folder with config.yaml",),
