@@ -81,6 +81,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "reconstruction": 1.0,  # weight of the mean absolute error of the log-mel
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "codebook": 0.0625,  # weight of the distance from codes to their latents, where they learn by gradient
+            "perceptual": 0.0,  # weight of the mean squared difference of features of a frozen network
+            "gram": 0.0,  # weight of the difference of the Gram matrices of these features
+            "perceptual_features": "seeded",  # random weights; or a file of VGG-19 weights, vgg19-dcbb9e9d.pth
         }
     )
     config.discriminator = ConfigDict({"kind": "none"})

@@ -45,8 +45,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "stft_windows": (64, 128, 256, 512, 1024, 2048),  # window of each resolution, in samples
             "adversarial": 1.0 if published else 0.02,  # weight of the generator's adversarial loss
             "feature_matching": 1.0 if published else 0.1,  # weight of the distance of the discriminators' features
-            "feature_average": "discriminators",  # over the maps of a discriminator
-            "adversarial_kind": "hinge",  # or "least_squares"
+            "feature_average": "sum" if published else "discriminators",  # over the maps of a discriminator
+            "adversarial_kind": "clipped_hinge" if published else "hinge",  # or "least_squares"
             "adversarial_start": 0,  # step at which the discriminators begin; below 0: never
             "adversarial_samples": 0,  # samples in the middle of a clip that the discriminators see; 0: all
             "adversarial_ramp": 0,  # steps over which the discriminators' gradient rises to its whole; 0: none
@@ -71,6 +71,15 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         }
     )
     config.discriminator = defaults.waveform_discriminators(variant)
+    if published:
+        config.discriminator.update(
+            {
+                "normalisation": "spectral",
+                "feature_maps": "vocos",
+                "family_weights": (1.0, 1.0, 5.0),  # of multi-period, multi-scale and STFT discriminators
+                "stft_padding": "center",
+            }
+        )
     config.data.clip_samples = config.model.window_columns * config.model.compression * config.mel.hop_samples
     if variant == "tiny":
         config.total_steps, config.batch_size = 400, 8

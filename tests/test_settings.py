@@ -23,7 +23,7 @@ _ADVERSARIAL = {"loss.discriminator_warmup": 0}
 _ALTERNATIVES = {
     "bandtok": [{**_ADVERSARIAL, "loss.gram": 1.0}],
     "vocos": [_ADVERSARIAL],
-    "meltok": [{}, {"model.learning_rule": "gradient"}],
+    "meltok": [{"loss.perceptual": 1.0}, {"model.learning_rule": "gradient"}],
     "token_vocoder": [_ADVERSARIAL],
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }
