@@ -54,8 +54,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.loss = ConfigDict(
         {
             "reconstruction": 1.0,  # weight of the mean absolute error of the log-mel
-            "perceptual": 0.0,  # weight of the mean squared difference of features of a frozen network
-            "gram": 0.0,  # weight of the difference of the Gram matrices of these features
+            "perceptual": 0.0,  # weight of the difference of features: 0.5 with VGG-19 (MelTok), 6 with seeded (ours)
+            "gram": 0.0,  # weight of the difference of their Gram matrices: 1e5 with VGG-19 (MelTok)
             "perceptual_features": "seeded",  # random weights; or a file of VGG-19 weights, vgg19-dcbb9e9d.pth
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "adversarial": 0.1,  # weight of the generator's adversarial loss
