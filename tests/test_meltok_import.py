@@ -21,7 +21,7 @@ from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors
 from bandtok_jax.models import registry
-from bandtok_jax.pretrained import import_meltok
+from bandtok_jax.pretrained import import_meltok, meltok_names
 from tests import meltok_reference, meltok_state
 from tests.meltok_state import Sizes
 from tests.torch_files import write_torch
@@ -147,7 +147,7 @@ def test_networks_of_the_published_sizes_have_the_published_arrays(name, sizes, 
     config = load_config(name)
     with config.unlocked():
         config.model.attention_levels = sizes.attention
-    expect_names(config, shapes, import_meltok.tokenizer_names(config.model))
+    expect_names(config, shapes, meltok_names.tokenizer_names(config.model))
 
 
 def expect_names(config, shapes, names):
@@ -165,7 +165,7 @@ def test_the_vocoder_of_the_published_size_has_the_published_arrays():
     shapes = meltok_state.stage2_shapes(Sizes())
     assert (size(shapes, "backbone."), size(shapes, "head.")) == (BACKBONE, HEAD)
     config = load_config("token_vocoder:base")
-    expect_names(config, shapes, import_meltok.vocoder_names(config.model))
+    expect_names(config, shapes, meltok_names.vocoder_names(config.model))
     discriminators = meltok_state.discriminator_shapes()
     for prefix, parameters in DISCRIMINATORS.items():
         trained = {k: v for k, v in discriminators.items() if not k.endswith(("weight_u", "weight_v"))}

@@ -8,7 +8,7 @@ Kernels are `[channels_out, channels_in, mel, time]`; here all axes are the othe
 are read from the shapes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import itertools
 import os
@@ -22,13 +22,11 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import import_vocos
+from bandtok_jax.pretrained import import_vocos, meltok_names
 from bandtok_jax.runtime import untrusted
 
 _CURE = "give the whole files of MelTok, stage 1 before stage 2"
 _GROUPS = 32  # of every group norm, also of the one before the first level with half of its channels
-_STAGE1_DECODER = ("post_quant_conv", "decoder")
-_STAGE2_DECODER = ("feature_extractor.mel_decoder.0", "feature_extractor.mel_decoder.1")
 _WINDOW = "head.istft.window"
 # Arrays of stage 2 that no inference needs: discriminators, and constants of the training's mel spectrograms.
 _IGNORED = ("multiperioddisc.", "multiresddisc.", "feature_extractor.mel_spec.", "melspec_loss.")
@@ -52,13 +50,13 @@ def read_meltok(
     settings: dict[str, Any] = {"parity": parity, "activation": "silu" if silu else "tanh"}
     state = _read_state(stage1, _stage1_state)
     with untrusted.reading(stage1, _CURE):
-        settings |= _decoder_sizes(state, *_STAGE1_DECODER)
+        settings |= _decoder_sizes(state, *meltok_names.STAGE1_DECODER)
         settings["codebook_size"] = _shape(state, "quantizer.embedding.weight", 2)[0]
     if stage2 is None:
         return {"tokenizer": _tokenizer(state, settings, mel_bands.MELTOK, stage1)}
     vocoder_state = _read_state(stage2, _stage2_state)
     with untrusted.reading(stage2, _CURE):
-        _require_same_decoder(settings, _decoder_sizes(vocoder_state, *_STAGE2_DECODER))
+        _require_same_decoder(settings, _decoder_sizes(vocoder_state, *meltok_names.STAGE2_DECODER))
         vocos, mel = _vocos_sizes(vocoder_state)
         if mel.mels % settings["compression"]:
             raise ValueError(f"it has {mel.mels} mel bands, no multiple of the compression {settings['compression']}")
@@ -89,7 +87,11 @@ def _stage2_state(content: Mapping[str, Any]) -> Any:
     if "encoder" in content:
         raise ValueError("it is a stage 1, which holds no vocoder, at the place of stage 2")
     state = content.get("state_dict")
-    if isinstance(state, Mapping) and "backbone.embed.weight" in state and f"{_STAGE2_DECODER[0]}.weight" not in state:
+    if (
+        isinstance(state, Mapping)
+        and "backbone.embed.weight" in state
+        and f"{meltok_names.STAGE2_DECODER[0]}.weight" not in state
+    ):
         raise ValueError("it is a vocoder of mel spectrograms, without the decoder of a stage 2")
     return state
 
@@ -160,7 +162,7 @@ def _vocos_sizes(state: State) -> tuple[dict[str, Any], MelDefinition]:
 def _tokenizer(state: State, settings: Mapping[str, Any], mel: MelDefinition, path: str) -> Component:
     with untrusted.reading(path, _CURE):
         remaining = dict(state)
-        parameters = dict(_taken(remaining, tokenizer_names(settings)))
+        parameters = dict(_taken(remaining, meltok_names.tokenizer_names(settings)))
         _require_empty(remaining)
         model = {**settings, "mels": mel.mels, "learning_rule": "gradient"}
         return _component("meltok", model, mel, parameters, {}, path).check()
@@ -177,7 +179,7 @@ def _vocoder(
     with untrusted.reading(path, _CURE):
         remaining = {name: leaf for name, leaf in state.items() if not name.startswith(_IGNORED)}
         window = remaining.pop(_WINDOW, None)
-        parameters = dict(_taken(remaining, vocoder_names({**settings, **vocos})))
+        parameters = dict(_taken(remaining, meltok_names.vocoder_names({**settings, **vocos})))
         _require_empty(remaining)
         model = {**settings, **vocos, "mels": mel.mels, "envelope": False, "vocos_parity": True}
         buffers = {"codebook": tokenizer.weights["parameters"]["quantizer"]["vectors"]}
@@ -231,87 +233,3 @@ def _taken(remaining: dict[str, np.ndarray], names: Iterable[tuple[str, str]]) -
 def _require_empty(remaining: Mapping[str, np.ndarray]) -> None:
     if remaining:
         raise ValueError(f"it holds {untrusted.printable(next(iter(remaining)), 90)}, which no such MelTok has")
-
-
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_names(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields our name of every array of a `MelTok`, and theirs.
-
-    Args:
-      settings: the group `model` of a configuration.
-    """
-    yield from _layer("encoder.conv_in", "encoder.conv_in")
-    yield from _middle("encoder", "encoder")
-    levels = range(len(settings["channels"]))
-    yield from _levels("encoder", "encoder.down", levels, settings, "downsample", settings["channels"][0] // 2)
-    yield from _layer("pre_quantization", "quant_conv")
-    yield "quantizer.vectors", "quantizer.embedding.weight"
-    yield from _decoder_names(settings, *_STAGE1_DECODER)
-
-
-def vocoder_names(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields our name of every array of a `TokenVocoder`, and theirs; see `tokenizer_names`."""
-    yield from _decoder_names(settings, *_STAGE2_DECODER)
-    for ours, theirs in import_vocos.published_names(settings["num_layers"]):
-        yield f"vocos.{ours}", theirs
-
-
-def _decoder_names(settings: Mapping[str, Any], post: str, theirs: str) -> Iterator[tuple[str, str]]:
-    yield from _layer("decoder.post_quantization", post)
-    yield from _layer("decoder.conv_in", f"{theirs}.conv_in")
-    yield from _middle("decoder", theirs)
-    levels = range(len(settings["channels"]))[::-1]
-    yield from _levels("decoder", f"{theirs}.up", levels, settings, "upsample", settings["channels"][-1])
-
-
-def _levels(
-    ours: str, theirs: str, levels: Sequence[int], settings: Mapping[str, Any], resampling: str, width: int
-) -> Iterator[tuple[str, str]]:
-    """Yields the names of all levels, in the order of computation.
-
-    Args:
-      levels: their numbers, from fine to coarse, of each of our levels.
-      resampling: "downsample" or "upsample".
-      width: channels before the first level.
-    """
-    blocks = settings["num_res_blocks"] + (resampling == "upsample")
-    resamplings = settings["compression"].bit_length() - 1 - settings["haar_levels"]
-    for place, number in enumerate(levels):
-        for block in range(blocks):
-            shortcut = block == 0 and width != settings["channels"][number]
-            yield from _block(f"{ours}.levels.{place}.blocks.{block}", f"{theirs}.{number}.block.{block}", shortcut)
-            if number in settings["attention_levels"]:
-                yield from _attention(f"{ours}.levels.{place}.attention.{block}", f"{theirs}.{number}.attn.{block}")
-        if place < resamplings:
-            yield from _layer(f"{ours}.levels.{place}.{resampling}", f"{theirs}.{number}.{resampling}.conv")
-        width = settings["channels"][number]
-
-
-def _middle(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """Yields the names of the middle blocks and of the layers at the end, which the last level precedes."""
-    yield from _block(f"{ours}.middle_in", f"{theirs}.mid.block_1", shortcut=False)
-    yield from _attention(f"{ours}.middle_attention", f"{theirs}.mid.attn_1")
-    yield from _block(f"{ours}.middle_out", f"{theirs}.mid.block_2", shortcut=False)
-    yield from _layer(f"{ours}.norm", f"{theirs}.norm_out", "scale")
-    yield from _layer(f"{ours}.conv_out", f"{theirs}.conv_out")
-
-
-def _block(ours: str, theirs: str, shortcut: bool) -> Iterator[tuple[str, str]]:
-    for own, their in (("in", "1"), ("out", "2")):
-        yield from _layer(f"{ours}.norm_{own}", f"{theirs}.norm{their}", "scale")
-        yield from _layer(f"{ours}.conv_{own}", f"{theirs}.conv{their}")
-    if shortcut:
-        yield from _layer(f"{ours}.shortcut", f"{theirs}.nin_shortcut")
-
-
-def _attention(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    yield from _layer(f"{ours}.norm", f"{theirs}.norm", "scale")
-    for own, their in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "proj_out")):
-        yield from _layer(f"{ours}.{own}", f"{theirs}.{their}")
-
-
-def _layer(ours: str, theirs: str, weight: str = "kernel") -> Iterator[tuple[str, str]]:
-    yield f"{ours}.{weight}", f"{theirs}.weight"
-    yield f"{ours}.bias", f"{theirs}.bias"
