@@ -49,12 +49,17 @@ def scores(truth: np.ndarray, predicted: np.ndarray, seed: int = 0) -> dict[str,
     """
     N = len(truth)
     draws = np.random.default_rng(seed).integers(N, size=(RESAMPLES, N))
-    accuracies, balanced = ([function(truth[draw], predicted[draw]) for draw in draws] for function in (_share, recall))
     tails = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
-    means = [np.mean(list(recalls.values())) for recalls in balanced]
-    values = {"accuracy": (_share(truth, predicted), accuracies)}
-    values["balanced_accuracy"] = (float(np.mean(list(recall(truth, predicted).values()))), means)
-    return {name: Score(value, *map(float, np.percentile(drawn, tails))) for name, (value, drawn) in values.items()}
+    results = {}
+    for name, function in (("accuracy", _share), ("balanced_accuracy", balanced_accuracy)):
+        low, high = np.percentile([function(truth[draw], predicted[draw]) for draw in draws], tails)
+        results[name] = Score(function(truth, predicted), float(low), float(high))
+    return results
+
+
+def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Returns the mean of `recall` over the classes."""
+    return float(np.mean(list(recall(truth, predicted).values())))
 
 
 def recall(truth: np.ndarray, predicted: np.ndarray) -> dict[int, float]:

@@ -82,7 +82,7 @@ def predict(features: Any, classes: np.ndarray, folds: np.ndarray, seed: int = 0
             for number in range(INNER_FOLDS):
                 fitted, held_out = train[inner != number], train[inner == number]
                 guesses[inner == number] = _fit(features, classes, fitted, strength).predict(features[held_out])
-            balanced.append(np.mean(list(classification.recall(classes[train], guesses).values())))
+            balanced.append(classification.balanced_accuracy(classes[train], guesses))
         best = INVERSE_STRENGTHS[int(np.argmax(balanced))]
         predicted[test] = _fit(features, classes, train, best).predict(features[test])
     return predicted
@@ -95,8 +95,8 @@ def _fit(features: Any, classes: np.ndarray, tracks: np.ndarray, inverse_strengt
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    steps = [] if hasattr(features, "tocsr") else [StandardScaler()]
-    steps.append(LogisticRegression(C=inverse_strength, class_weight="balanced", max_iter=MAX_ITERATIONS))
+    regression = LogisticRegression(C=inverse_strength, class_weight="balanced", max_iter=MAX_ITERATIONS)
+    steps = [regression] if hasattr(features, "tocsr") else [StandardScaler(), regression]
     with warnings.catch_warnings():
         # A weak penalty converges late, and another is chosen then.
         warnings.simplefilter("ignore", ConvergenceWarning)

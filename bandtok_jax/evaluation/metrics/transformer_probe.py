@@ -22,9 +22,9 @@ from bandtok_jax.runtime.progress import progress_bar
 # All are our choices: seconds of training on a CPU for a few hundred tracks.
 WINDOW_SECONDS = 4.0
 POSITIONS = 64  # of the sequence at most, so that codecs of all column rates cost the same
-DIM, HEADS, LAYERS, EMBEDDING_DIM = 64, 4, 1, 16
+DIM, HEADS, LAYERS, EMBEDDING_DIM = 64, 4, 1, 32
 STEPS, BATCH, LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 300, 16, 2e-3, 30, 0.1
-MASKED_SHARE = 0.3  # of the codes, hidden in training so that the network cannot memorise tracks by rare codes
+MASKED_SHARE = 0.5  # of the codes, hidden in training so that the network cannot memorise tracks by rare codes
 
 
 class Classifier(nnx.Module):

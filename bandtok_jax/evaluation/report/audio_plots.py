@@ -157,12 +157,21 @@ def high_frequencies(
     return figure
 
 
-def stack(rows: int, columns: int, row_height: float, **layout: Any) -> tuple["Figure", np.ndarray]:
-    """Returns a figure and its axes `[rows, columns]`."""
+def stack(
+    rows: int, columns: int, row_height: float, *, shared_time: bool = True, **layout: Any
+) -> tuple["Figure", np.ndarray]:
+    """Returns a figure and its axes `[rows, columns]`.
+
+    Args:
+      rows, columns: numbers of axes.
+      row_height: height of a row in inches.
+      shared_time: the axes of a column have one time axis.
+      layout: passed to Matplotlib.
+    """
     from matplotlib.figure import Figure  # slow to import, and only figures need it
 
     figure = Figure(figsize=(9, 0.7 + row_height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **({"sharex": "col"} | layout))
+    return figure, figure.subplots(rows, columns, sharex="col" if shared_time else "none", squeeze=False, **layout)
 
 
 def draw_image(

@@ -79,7 +79,7 @@ def draw(mels: Mapping[str, DecodedMel]) -> "Figure":
             rows.append((f"{name}, {distance:.2f} nats from the original", definition, mel.decoded))
     floor = np.log(max(definition.floor for _, definition, _ in rows))
     limits = (floor, max(values.max() for _, _, values in rows) + 0.1)
-    figure, axes = audio_plots.stack(len(rows), 2, 1.7, width_ratios=(3, 2), sharex=False)
+    figure, axes = audio_plots.stack(len(rows), 2, 1.7, width_ratios=(3, 2), shared_time=False)
     for (title, definition, values), (left, right) in zip(rows, axes):
         if title == ORIGINAL:
             zoom_frames = round(ZOOM_SECONDS * definition.sample_rate_hz / definition.hop_samples)
