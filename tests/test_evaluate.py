@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax.evaluation.comparison import references
+from bandtok_jax.evaluation.comparison import references, result_files
 from bandtok_jax.evaluation.metrics import catalogue, frechet
+from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
 from bandtok_jax.pretrained import model_folder
 from tests import evaluations, music_files
 from tests.evaluations import RATE, failure, run, table
@@ -301,3 +302,19 @@ def test_other_rates_are_compared_at_the_originals_or_at_a_given_one(music, code
         (line,) = table(output / "files.csv")
         assert float(line["decoded_sample_rate_hz"]) == 16_000
         assert (line["log_spectral_distance_above_10_khz"] == "") == (rate == 16_000)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"values": {}}', '{"key": "k", "values": {"si_sdr": NaN}}', "[" * 4000]
+)
+def test_damaged_results_are_measured_again(tmp_path, content):
+    reference = references.Reference("a", "", "", RATE, 2.0, "a", lambda: iter(()))
+    segment, output = references.Segment(reference, 0, 2.0), str(tmp_path)
+    for system in (REFERENCE, "ours"):
+        pathlib.Path(result_files.with_folder(result_files.audio_path(output, system, segment))).touch()
+    values = {"si_sdr": 1.5, "visqol": None}
+    result_files.write(output, "ours", segment, "k", values, [np.zeros(2), np.ones(2)])
+    assert result_files.read(output, "ours", segment, "k") == values
+    assert result_files.read(output, "ours", segment, "another") is None
+    pathlib.Path(result_files.results_path(output, "ours", segment)).write_text(content)
+    assert result_files.read(output, "ours", segment, "k") is None

@@ -103,8 +103,8 @@ def _override(config: ConfigDict, key: str, text: Any) -> None:
         if not isinstance(group, ConfigDict) or name not in group:
             names = list(group.keys()) if isinstance(group, ConfigDict) else []
             raise ValueError(
-                f"there is no key {name!r} in {'.'.join(path)}{shipped.suggest(name, names)}; "
-                "all keys:  bandtok config NAME:VARIANT"
+                f"there is no key {name!r} in {'.'.join(path)}; all keys: bandtok config NAME:VARIANT"
+                f"{shipped.suggest(name, names)}"
             )
         path.append(name)
         if len(path) <= len(groups) + 1:
