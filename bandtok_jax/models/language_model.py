@@ -21,9 +21,10 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import KVCache, init_kv_cache, update_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
+from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear, matmul
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import grid_angles, rope_angles
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, KeysValues, Linear, dropout, matmul
+from bandtok_jax.layers.transformer import Block, KeysValues, dropout
 from bandtok_jax.models.text_encoder import TextEncoder
 
 VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary

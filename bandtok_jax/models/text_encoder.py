@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import rope_angles
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear
+from bandtok_jax.layers.transformer import Block
 
 BYTES = 256
 

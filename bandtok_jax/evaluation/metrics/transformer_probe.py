@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
 from bandtok_jax.layers.network import Network
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import rope_angles
-from bandtok_jax.layers.transformer import STANDARD_DEVIATION, Block, Linear
+from bandtok_jax.layers.transformer import Block
 from bandtok_jax.runtime.progress import progress_bar
 
 # All are our choices: seconds of training on a CPU for a few hundred tracks.
