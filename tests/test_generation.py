@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandtok_jax.generation import autoregressive
+from bandtok_jax.generation import autoregressive, decoding
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, weights
 
 
@@ -59,7 +59,7 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
     writer, cache = generator(), generator().network.apply(weights(), {}, 1, 128, method="init_kv_cache")
-    program = autoregressive.decode_columns.lower(
+    program = decoding.decode_columns.lower(
         weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
         dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),
         network=writer.network, span=128, top_k=None, nucleus=False, guided=False,
@@ -98,7 +98,7 @@ def test_top_k_and_top_p_keep_what_they_should():
         count = int(np.searchsorted(np.cumsum(share), top_p) + 1) if top_p < 1 else len(share)
         expected = np.zeros(12)
         expected[order[:count]] = share[:count] / share[:count].sum()
-        drawn = jax.jit(functools.partial(autoregressive.sample, top_k=top_k, nucleus=top_p < 1))(
+        drawn = jax.jit(functools.partial(decoding.sample, top_k=top_k, nucleus=top_p < 1))(
             jnp.tile(jnp.asarray(logits, jnp.float32), (4000, 1)), keys, temperature=temperature, top_p=top_p
         )
         frequencies = np.bincount(drawn, minlength=12) / 4000
@@ -108,7 +108,7 @@ def test_top_k_and_top_p_keep_what_they_should():
 
 def _compiled():
     """The numbers of compiled programs; JAX counts them in private alone."""
-    return [program._cache_size() for program in (autoregressive.decode_columns, autoregressive.prefill_cache)]
+    return [program._cache_size() for program in (decoding.decode_columns, decoding.prefill_cache)]
 
 
 def test_any_duration_with_the_same_programs():
