@@ -167,7 +167,7 @@ def _header(lines: Iterator[tuple[int, list[str]]], table: TrackTable) -> tuple[
         raise ValueError(f"it has no column 'file', but {_listed(names)}; the columns are {', '.join(COLUMNS[:-1])}")
     if unknown:
         table.notes.append(
-            f"{os.path.basename(table.path)}: only labels are read from {_listed(unknown)}; "
+            f"{os.path.basename(table.path)}: only `bandtok evaluate probe` reads {_listed(unknown)}; "
             f"the columns are {', '.join(COLUMNS[:-1])}"
         )
     return names, columns
