@@ -4,6 +4,7 @@ Everything is computed in at least float32, and in float64 where the input is fl
 """
 
 import functools
+import math
 import operator
 
 import jax
@@ -100,6 +101,22 @@ def istft(
         audio = audio[..., :length]
         audio = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, length - audio.shape[-1])])
     return audio
+
+
+def istft_norm(fft_samples: int, hop_samples: int, padding: str = "center") -> float:
+    """Returns the spectral norm of `istft`, by its formula; arguments as in `stft`.
+
+    The inverse transform of a one-sided spectrum has the norm sqrt(2 / fft_samples). The least-squares overlap-add has
+    1 / sqrt(min sum w^2), where the sum of the squared windows at a sample is 1.5 for an overlap of 75 %, and less near
+    the ends of the audio. Mean and Nyquist frequency, which count once, make it a little too large.
+    """
+    frames = 4 * -(-fft_samples // hop_samples)
+    sums = np.zeros((frames - 1) * hop_samples + fft_samples)
+    for frame in range(frames):
+        sums[frame * hop_samples :][:fft_samples] += hann_window(fft_samples) ** 2
+    before, after = _padding(fft_samples, hop_samples, padding)
+    reached = sums[before : len(sums) - after]
+    return math.sqrt(2 / (fft_samples * reached[reached > 1e-11].min()))
 
 
 def magnitude(spectrum: jax.Array, epsilon: float = 1e-9) -> jax.Array:

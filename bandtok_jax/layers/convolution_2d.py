@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
 from bandtok_jax.layers.norm import RMSNorm
+from bandtok_jax.layers.steps import Residual, Step, Steps, activation, linear
 
 
 def patchify(image: jax.Array, patch: int) -> jax.Array:
@@ -74,6 +75,24 @@ class ResidualBlock(nnx.Module):
         y = self.conv_in(mask_outside(self._activation(self.norm_in(x)), valid_range))
         y = self.conv_out(mask_outside(self._activation(self.norm_out(y)), valid_range))
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+    def steps(self, name: str) -> Steps:
+        """Returns the layers, see `bandtok_jax.layers.steps`."""
+        return residual_steps(self, name)
+
+
+def residual_steps(block: Any, name: str) -> Steps:
+    """Returns the layers of a block of two norms, activations and convolutions, and a shortcut."""
+    branch = [
+        Step(f"{name}/norm_in", block.norm_in),
+        activation(f"{name}/activation_in", block._activation),
+        linear(f"{name}/conv_in", block.conv_in),
+        Step(f"{name}/norm_out", block.norm_out),
+        activation(f"{name}/activation_out", block._activation),
+        linear(f"{name}/conv_out", block.conv_out),
+    ]
+    shortcut = None if block.shortcut is None else linear(f"{name}/shortcut", block.shortcut)
+    return [Residual(name, branch, shortcut)]
 
 
 class Downsample(nnx.Module):

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bandtok_jax.layers.convolution_2d import Conv2d, square_convolution
+from bandtok_jax.layers.convolution_2d import Conv2d, residual_steps, square_convolution
 from bandtok_jax.layers.group_norm import GroupNorm
+from bandtok_jax.layers.steps import Steps
 
 
 def keep_present(x: jax.Array, present: jax.Array | None) -> jax.Array:
@@ -52,6 +53,10 @@ class SpatialResidualBlock(nnx.Module):
         y = self.conv_in(keep_present(self._activation(self.norm_in(x, present)), present))
         y = self.conv_out(keep_present(self._activation(self.norm_out(y, present)), present))
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+    def steps(self, name: str) -> Steps:
+        """Returns the layers, see `bandtok_jax.layers.steps`."""
+        return residual_steps(self, name)
 
 
 class SpatialAttention(nnx.Module):

@@ -34,6 +34,7 @@ from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.raise_to_floor import raise_to_floor
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+from bandtok_jax.layers.steps import Step, Steps, activation, linear
 from bandtok_jax.layers.vector_quantization import VectorQuantizer
 
 # Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
@@ -190,14 +191,19 @@ class BandTok(nnx.Module):
         latents = self.encoder_out(self.encoder_norm(x))
         return latents if self.row_kind == "band" else self.column_in(latents.reshape(*latents.shape[:2], -1))
 
-    def decode_latents(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+    def dequantize(self, codes: jax.Array) -> jax.Array:
+        """Returns the quantized latents of codes, int32 `[B, T, F]`, see `decode_latents`."""
+        return self.quantizer.decode(codes)
+
+    def decode_latents(
+        self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
+    ) -> jax.Array:
         """Returns the log-mel `[B, 8T, M]` of quantized latents, in float32 or wider, see `latents`.
 
-        Values below the floor of the front end are raised to it.
+        Values below the floor of the front end are raised to it, unless `floor` is False.
         """
         if self.row_kind == "residual":
-            quantized = self.column_out(quantized)
-            quantized = quantized.reshape(*quantized.shape[:2], self.bands, -1)
+            quantized = self._bands_of_columns(quantized)
         rate = 1
         x = self.decoder_in(mask_outside(quantized.astype(_compute_dtype(self._dtype, quantized)), valid_range))
         if self.decoder_rows is not None:
@@ -206,8 +212,33 @@ class BandTok(nnx.Module):
             x = block(x, scale_range(valid_range, rate))
             rate *= 2 if isinstance(block, Upsample) else 1
         x = self.decoder_out(mask_outside(jax.nn.silu(self.decoder_norm(x)), scale_range(valid_range, rate)))
-        log_mel = unpatchify(x, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
-        return raise_to_floor(log_mel, math.log(self._floor))
+        log_mel = self._unpatch(x)
+        return raise_to_floor(log_mel, math.log(self._floor)) if floor else log_mel
+
+    def decoder_steps(self) -> Steps:
+        """Returns the layers of `decode_latents` up to the floor, see `bandtok_jax.layers.steps`."""
+        steps: Steps = [linear("column_out", self._bands_of_columns)] if self.row_kind == "residual" else []
+        steps.append(linear("decoder_in", self.decoder_in))
+        if self.decoder_rows is not None:
+            steps.append(linear("decoder_rows", lambda x: x + self.decoder_rows[...].astype(x.dtype)))
+        for number, block in enumerate(self.decoder_blocks):
+            name = f"decoder_blocks/{number}"
+            steps += [linear(name, block)] if isinstance(block, Upsample) else block.steps(name)
+        return [
+            *steps,
+            Step("decoder_norm", self.decoder_norm),
+            activation("activation", jax.nn.silu),
+            linear("decoder_out", self.decoder_out),
+            linear("unpatchify", self._unpatch),
+        ]
+
+    def _bands_of_columns(self, quantized: jax.Array) -> jax.Array:
+        """Returns latents of bands; `[B, T, D] -> [B, T, N, codebook_dim]`."""
+        bands = self.column_out(quantized)
+        return bands.reshape(*bands.shape[:2], self.bands, -1)
+
+    def _unpatch(self, cells: jax.Array) -> jax.Array:
+        return unpatchify(cells, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
 
     @exact
     def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
@@ -224,7 +255,7 @@ class BandTok(nnx.Module):
 
         Fewer residual levels, the first ones, are accepted; the decoder was trained with all of them.
         """
-        return self.decode_latents(self.quantizer.decode(codes), valid_range)
+        return self.decode_latents(self.dequantize(codes), valid_range)
 
     @exact
     def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:

@@ -34,6 +34,7 @@ from bandtok_jax.layers.spatial_blocks import (
     SpatialResidualBlock,
     keep_present,
 )
+from bandtok_jax.layers.steps import Step, Steps, activation, linear
 from bandtok_jax.layers.vector_quantization import VectorQuantizer
 
 LOG_MEL_SCALE = 5.0  # published: the networks see natural-log mel divided by 5
@@ -154,9 +155,19 @@ class MelTok(nnx.Module):
             )
         return self.pre_quantization(self.encoder(log_mel, valid_range))
 
-    def decode_latents(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+    def dequantize(self, codes: jax.Array) -> jax.Array:
+        """Returns the quantized latents of codes; int32 `[B, T, F] -> [B, T, F, D]`."""
+        return self.quantizer.decode(codes)
+
+    def decode_latents(
+        self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
+    ) -> jax.Array:
         """Returns the log-mel `[B, T * compression, M]` of quantized latents `[B, T, F, D]`, see `MelTokDecoder`."""
-        return self.decoder(quantized, valid_range)
+        return self.decoder(quantized, valid_range, floor=floor)
+
+    def decoder_steps(self) -> Steps:
+        """Returns the layers of `decode_latents`, see `bandtok_jax.layers.steps`."""
+        return self.decoder.steps()
 
     @exact
     def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
@@ -170,7 +181,7 @@ class MelTok(nnx.Module):
 
     def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns the log-mel of codes; int32 `[B, T, F] -> [B, T * compression, M]`."""
-        return self.decode_latents(self.quantizer.decode(codes), valid_range)
+        return self.decode_latents(self.dequantize(codes), valid_range)
 
     @exact
     def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
@@ -243,7 +254,7 @@ class MelTokEncoder(nnx.Module):
 class MelTokDecoder(nnx.Module):
     """Quantized latents `[B, T, F, codebook_dim]` to natural-log mel `[B, T * compression, M]`; see `MelTok`.
 
-    Values below the floor of the front end are raised to it.
+    Values below the floor of the front end are raised to it, unless the argument `floor` of a call is False.
     """
 
     def __init__(
@@ -290,8 +301,28 @@ class MelTokDecoder(nnx.Module):
         self.conv_out.bias = nnx.Param(flat[0, 0, 0])
         self._activation = getattr(jax.nn, activation)
 
-    def __call__(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        return self.windows.apply(self._decode, quantized, valid_range, (1, self.compression))
+    def __call__(self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True) -> jax.Array:
+        log_mel = self.windows.apply(self._decode, quantized, valid_range, (1, self.compression))
+        return raise_to_floor(log_mel, math.log(self.floor)) if floor else log_mel
+
+    def steps(self) -> Steps:
+        """Returns the layers up to the floor, see `bandtok_jax.layers.steps`."""
+        steps: Steps = [
+            linear("post_quantization", self.post_quantization),
+            linear("conv_in", self.conv_in),
+            *self.middle_in.steps("middle_in"),
+            Step("middle_attention", self.middle_attention),
+            *self.middle_out.steps("middle_out"),
+        ]
+        for number, level in enumerate(self.levels):
+            steps += level.steps(f"levels/{number}")
+        return [
+            *steps,
+            Step("norm", self.norm),
+            activation("activation", self._activation),
+            linear("conv_out", self.conv_out),
+            linear("inverse_haar", self._synthesise),
+        ]
 
     def _decode(self, quantized: jax.Array, present: jax.Array | None) -> jax.Array:
         rate, here = 1, present
@@ -306,8 +337,10 @@ class MelTokDecoder(nnx.Module):
                 rate *= 2
                 here = _at_rate(present, rate)
         x = self.conv_out(keep_present(self._activation(self.norm(x, here)), here))
-        log_mel = inverse_haar(x, self.haar_levels)[..., 0] * LOG_MEL_SCALE
-        return raise_to_floor(log_mel, math.log(self.floor))
+        return self._synthesise(x)
+
+    def _synthesise(self, packet: jax.Array) -> jax.Array:
+        return inverse_haar(packet, self.haar_levels)[..., 0] * LOG_MEL_SCALE
 
 
 class Level(nnx.Module):
@@ -340,6 +373,15 @@ class Level(nnx.Module):
             if self.attention:
                 x = self.attention[number](x, present)
         return x
+
+    def steps(self, name: str) -> Steps:
+        """Returns the layers with those of a doubled resolution, see `bandtok_jax.layers.steps`."""
+        steps: Steps = []
+        for number, block in enumerate(self.blocks):
+            steps += block.steps(f"{name}/blocks/{number}")
+            if self.attention:
+                steps.append(Step(f"{name}/attention/{number}", self.attention[number]))
+        return steps if self.upsample is None else [*steps, linear(f"{name}/upsample", self.upsample)]
 
 
 def _halvings(compression: int, haar_levels: int, channels: Sequence[int]) -> int:

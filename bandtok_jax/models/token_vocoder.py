@@ -20,6 +20,7 @@ from bandtok_jax.audio.mel_bands import MELTOK, MelDefinition
 from bandtok_jax.layers.convolution import ValidRange, scale_range
 from bandtok_jax.layers.grid_windows import GridWindows
 from bandtok_jax.layers.network import Buffer
+from bandtok_jax.layers.steps import Steps
 from bandtok_jax.models import meltok
 from bandtok_jax.models.vocos import Vocos
 
@@ -131,7 +132,25 @@ class TokenVocoder(nnx.Module):
 
     def decode_mel(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns the log-mel between the two parts; int32 `[B, T, F] -> [B, T * compression, M]`."""
-        return self.decoder(self.codebook[...][codes], valid_range)
+        return self.decode_latents(self.codebook[...][codes], valid_range)
+
+    def decode_latents(
+        self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
+    ) -> jax.Array:
+        """Returns the log-mel `[B, T * compression, M]` of quantized latents `[B, T, F, D]`, see `MelTokDecoder`."""
+        return self.decoder(quantized, valid_range, floor=floor)
+
+    def vocode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the audio of a log-mel; `[B, T * compression, M] -> [B, (T * compression - 1) * hop_samples]`."""
+        return self.vocos(log_mel, scale_range(valid_range, self.compression))
+
+    def decoder_steps(self) -> Steps:
+        """Returns the layers of `decode_latents`, see `bandtok_jax.layers.steps`."""
+        return self.decoder.steps()
+
+    def vocoder_steps(self) -> Steps:
+        """Returns the layers of `vocode`, see `bandtok_jax.layers.steps`."""
+        return self.vocos.vocoder_steps()
 
     def __call__(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns audio; int32 `[B, T, F] -> [B, (T * compression - 1) * hop_samples]`.
@@ -140,5 +159,4 @@ class TokenVocoder(nnx.Module):
           valid_range: the columns in which the file lies, for an array of whole windows. By default the array is a
             training clip, one window.
         """
-        log_mel = self.decode_mel(codes, valid_range)
-        return self.vocos(log_mel, scale_range(valid_range, self.compression))
+        return self.vocode(self.decode_mel(codes, valid_range), valid_range)

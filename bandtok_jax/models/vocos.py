@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 import numpy as np
 
-from bandtok_jax.audio.spectral import MelDefinition, istft, mel_filterbank
+from bandtok_jax.audio.spectral import MelDefinition, istft, istft_norm, mel_filterbank
 from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution, ValidRange, mask_outside
+from bandtok_jax.layers.steps import ACTIVATION_CONSTANTS, Residual, Step, Steps, linear
 
 NORM_EPSILON = 1e-6  # Vocos, models.py
 # Our choice: natural log magnitudes between -11.5 and 2.5 to between -2.2 and 2.5.
@@ -103,22 +104,54 @@ class Vocos(nnx.Module):
           valid_range: the frames in which the file lies, beyond which activations and spectrum are zero; by default the
             array is the file.
         """
-        x = log_mel if self.parity else (log_mel + LOG_MEL_OFFSET) / LOG_MEL_SCALE
-        x = self.embed_norm(self.embed(mask_outside(x, valid_range)))
+        x = self.embed_norm(self.embed(mask_outside(self._scale(log_mel), valid_range)))
         for block in self.blocks:
             x = block(x, valid_range)
         x = self.head(self.norm(x))
-        log_magnitude, phase = jnp.split(x, 2, axis=-1)
-        if self.envelope:
-            log_magnitude = log_magnitude + log_mel @ spectral_envelope(self.mel)[0].astype(log_magnitude.dtype)
-        # No audio within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit
-        # is for 1024 samples; a full-scale sine reaches 512 with 2048.)
-        limit = PUBLISHED_LIMIT if self.parity else self.mel.fft_samples / 2
-        magnitude = jnp.exp(jnp.minimum(log_magnitude, math.log(limit)))
-        spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
+        x = x + self._envelope(log_mel) if self.envelope else x
         present = (
             None if valid_range is None else mask_outside(jnp.ones((1, x.shape[1], 1), bool), valid_range)[0, :, 0]
         )
+        return self._invert(self._spectrum(x), present)
+
+    def vocoder_steps(self) -> Steps:
+        """Returns the layers, see `bandtok_jax.layers.steps`."""
+        trunk: Steps = [
+            linear("scale", self._scale),
+            linear("embed", self.embed),
+            Step("embed_norm", self.embed_norm),
+        ]
+        for number, block in enumerate(self.blocks):
+            trunk += block.steps(f"blocks/{number}")
+        trunk += [Step("norm", self.norm), linear("head", self.head)]
+        return [
+            *([Residual("trunk", trunk, linear("envelope", self._envelope))] if self.envelope else trunk),
+            # Both derivatives, with respect to log magnitude and phase, are at most the magnitude.
+            Step("spectrum", self._spectrum, constant=self._magnitude_limit),
+            Step("istft", self._invert, istft_norm(self.mel.fft_samples, self.mel.hop_samples, self.mel.padding), True),
+        ]
+
+    def _scale(self, log_mel: jax.Array) -> jax.Array:
+        return log_mel if self.parity else (log_mel + LOG_MEL_OFFSET) / LOG_MEL_SCALE
+
+    def _envelope(self, log_mel: jax.Array) -> jax.Array:
+        """Returns the log magnitudes of the mel's spectral envelope, and phases 0; `[B, T, 2 * bins]`."""
+        envelope = log_mel @ spectral_envelope(self.mel)[0].astype(log_mel.dtype)
+        return jnp.pad(envelope, ((0, 0), (0, 0), (0, envelope.shape[-1])))
+
+    @property
+    def _magnitude_limit(self) -> float:
+        # No audio within [-1, 1] has a magnitude above the sum of the window, half of fft_samples. (The published limit
+        # is for 1024 samples; a full-scale sine reaches 512 with 2048.)
+        return PUBLISHED_LIMIT if self.parity else self.mel.fft_samples / 2
+
+    def _spectrum(self, x: jax.Array) -> jax.Array:
+        """Returns the complex spectrum `[B, T, bins]` of log magnitudes and phases `[B, T, 2 * bins]`."""
+        log_magnitude, phase = jnp.split(x, 2, axis=-1)
+        magnitude = jnp.exp(jnp.minimum(log_magnitude, math.log(self._magnitude_limit)))
+        return jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
+
+    def _invert(self, spectrum: jax.Array, present: jax.Array | None = None) -> jax.Array:
         return istft(spectrum, self.mel.fft_samples, self.mel.hop_samples, padding=self.mel.padding, present=present)
 
 
@@ -147,9 +180,27 @@ class ConvNextBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         y = self.expand(self.norm(self.depthwise(mask_outside(x, valid_range))))
+        y = self.contract(self._gelu(y))
+        return x + self._scale(y)
+
+    def steps(self, name: str) -> Steps:
+        """Returns the layers, see `bandtok_jax.layers.steps`."""
+        branch = [
+            linear(f"{name}/depthwise", self.depthwise),
+            Step(f"{name}/norm", self.norm),
+            linear(f"{name}/expand", self.expand),
+            Step(f"{name}/gelu", self._gelu, constant=ACTIVATION_CONSTANTS["gelu"]),
+            linear(f"{name}/contract", self.contract),
+            linear(f"{name}/scale", self._scale),
+        ]
+        return [Residual(name, branch)]
+
+    def _gelu(self, x: jax.Array) -> jax.Array:
         # The tanh form of GELU is within 5e-4 of the published erf form and much faster on CPU.
-        y = self.contract(jax.nn.gelu(y, approximate=not self.exact_gelu))
-        return x + self.scale[...].astype(y.dtype) * y
+        return jax.nn.gelu(x, approximate=not self.exact_gelu)
+
+    def _scale(self, x: jax.Array) -> jax.Array:
+        return self.scale[...].astype(x.dtype) * x
 
 
 @functools.cache
