@@ -44,6 +44,11 @@ SUBJECTS = {
         "accuracy of classifiers that predict labels of tracks from their codes",
         frozenset({"label", "seed"} | _OF_AUDIO),
     ),
+    "bound": Subject(
+        "bandtok_jax.commands.evaluate_bound:evaluate",
+        "how far errors of quantization move log-mel and waveform, of mel codecs with a vocoder",
+        frozenset({"clips"} | _OF_AUDIO),
+    ),
 }
 
 
@@ -73,6 +78,7 @@ SUBJECTS = {
         help="of probe: domain (default), caption, a column of --tracks, or a parameter of 'synthetic'; repeatable",
     ),
     flag("--seed", type=int, default=0, metavar="N", help="of probe: of folds, networks and intervals (default 0)"),
+    flag("--clips", type=int, default=8, metavar="N", help="of bound: clips of the training's length (default 8)"),
     flag("--opus", action="append", default=[], type=int, metavar="KBPS", help="Opus at that rate, by ffmpeg"),
     flag("--rows", type=integers, default=(), metavar="N,N", help="also decode only N rows, of residual codecs"),
     flag(

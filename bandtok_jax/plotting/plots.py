@@ -192,6 +192,32 @@ def shares(
     figure.savefig(path, dpi=120)
 
 
+def bounds(path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[tuple[float, float]], float]]]) -> None:
+    """Draws errors of outputs over errors of quantization, one panel for each label, side by side.
+
+    Args:
+      path: see above.
+      panels: label -> name -> (points (error of quantization, error of the output), factor of the dashed bound line).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.6 + 5.0 * len(panels), 4.2), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (label, systems) in zip(axes, panels.items()):
+        ends = np.array([x for points, _ in systems.values() for x, _ in points])
+        ends = np.array([ends.min() / 1.2, ends.max() * 1.2])
+        for number, (name, (points, factor)) in enumerate(systems.items()):
+            marks = axis.scatter(*zip(*points), marker=_MARKERS[number % len(_MARKERS)], s=22, alpha=0.8, label=name)
+            colour = marks.get_facecolor()[0]
+            ratio = float(np.median([y / x for x, y in points]))
+            axis.plot(ends, factor * ends, "--", color=colour, linewidth=1.2, label=f"local constant {factor:.3g}")
+            axis.plot(ends, ratio * ends, ":", color=colour, linewidth=1.2, label=f"median ratio {ratio:.3g}")
+        axis.set(xscale="log", yscale="log", xlabel="error of quantization", ylabel=label)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def pairs(path: Path, values: np.ndarray, *, label: str) -> None:
     """Draws a number for each pair of different rows, `[F, F]`, from 0 to the largest."""
     from matplotlib.figure import Figure
