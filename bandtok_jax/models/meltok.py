@@ -364,8 +364,8 @@ class Level(nnx.Module):
             [SpatialResidualBlock(width, out_channels, activation=activation, **options) for width in widths]
         )
         self.attention = nnx.List([SpatialAttention(out_channels, **options) for _ in widths] if attention else [])
-        self.downsample = nnx.data(None)
-        self.upsample = nnx.data(None)
+        self.downsample: Any = nnx.data(None)
+        self.upsample: Any = nnx.data(None)
 
     def __call__(self, x: jax.Array, present: jax.Array | None) -> jax.Array:
         for number, block in enumerate(self.blocks):
