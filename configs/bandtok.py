@@ -58,6 +58,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "gram": 0.0,  # weight of the difference of their Gram matrices: 1e5 with VGG-19 (MelTok)
             "perceptual_features": "seeded",  # random weights; or a file of VGG-19 weights, vgg19-dcbb9e9d.pth
             "commitment": 0.25,  # weight of the distance from latents to their codes
+            "lipschitz": 0.0,  # weight of the mean squared gain of the decoder in a random direction
             "adversarial": 0.1,  # weight of the generator's adversarial loss
             "feature_matching": 1.0,  # weight of the distance between the discriminators' features
             "feature_average": "discriminators",  # discriminators weigh the same; or "sum" (of layers) or "maps" (DAC)

@@ -81,6 +81,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "reconstruction": 1.0,  # weight of the mean absolute error of the log-mel
             "commitment": 0.25,  # weight of the distance from latents to their codes
             "codebook": 0.0625,  # weight of the distance from codes to their latents, where they learn by gradient
+            "lipschitz": 0.0,  # weight of the mean squared gain of the decoder in a random direction
             "perceptual": 0.0 if published else 6.0,  # weight of the difference of features: 0.5 with VGG-19 (MelTok)
             "gram": 0.0,  # weight of the difference of their Gram matrices: 1e5 with VGG-19 (MelTok)
             "perceptual_features": "seeded",  # random weights; or a file of VGG-19 weights, vgg19-dcbb9e9d.pth

@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.vector_quantization import perplexity
-from bandtok_jax.losses import spectral
+from bandtok_jax.losses import lipschitz, spectral
 from bandtok_jax.tasks import codebooks, optimization, perceptual_features
 from bandtok_jax.tasks.adversarial import AdversarialTask, LossFunctions
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
+DIRECTION = 1  # purpose of a random key: the direction of the loss `lipschitz`
 EXAMPLES_SHOWN, GRIFFIN_LIM_ITERATIONS = 2, 16  # of the samples; our choice
 
 
@@ -59,7 +60,15 @@ class MelTokenizerTask(AdversarialTask):
         self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, real: jax.Array, key: jax.Array
     ) -> tuple[tuple[jax.Array, dict], tuple[Tree, Tree]]:
         """Runs the tokenizer, see `AdversarialTask.forward`."""
-        reconstruction, _, losses, statistics = self.network.apply(parameters, buffers, real)
+        apply = functools.partial(self.network.apply, parameters, buffers)
+        reconstruction, codes, losses, statistics = apply(real)
+
+        def squared_gain() -> jax.Array:
+            keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), DIRECTION))(batch["index"])
+            decode = functools.partial(apply, method="decode_latents", floor=False)
+            return lipschitz.squared_gain(decode, apply(codes, method="dequantize"), keys)
+
+        losses |= {name: function() for name, function in self.active({"lipschitz": squared_gain}).items()}
         return (reconstruction, losses), codebooks.split_statistics(statistics)
 
     def reconstruction_losses(self, frozen: Tree) -> LossFunctions:
