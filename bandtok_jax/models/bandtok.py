@@ -219,8 +219,8 @@ class BandTok(nnx.Module):
         """Returns the layers of `decode_latents` up to the floor, see `bandtok_jax.layers.steps`."""
         steps: Steps = [linear("column_out", self._bands_of_columns)] if self.row_kind == "residual" else []
         steps.append(linear("decoder_in", self.decoder_in))
-        if self.decoder_rows is not None:
-            steps.append(linear("decoder_rows", lambda x: x + self.decoder_rows[...].astype(x.dtype)))
+        if (rows := self.decoder_rows) is not None:
+            steps.append(linear("decoder_rows", lambda x: x + rows[...].astype(x.dtype)))
         for number, block in enumerate(self.decoder_blocks):
             name = f"decoder_blocks/{number}"
             steps += [linear(name, block)] if isinstance(block, Upsample) else block.steps(name)

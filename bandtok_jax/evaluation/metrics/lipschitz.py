@@ -137,8 +137,11 @@ def constants_of(steps: Sequence[Step | Residual], x: jax.Array, depth: int = 0)
         else:
             constant = spectral_norm(step.function, x) if step.linear and step.constant is None else step.constant
             # A large constant for all inputs, such as that of a spectrum, says little about these inputs.
-            local = constant if step.linear or (constant or 2.0) < 2.0 else local_constant(step.function, x)
-            parts.append(Part(step.name, constant or local, local, constant is not None, depth))
+            if constant is not None and (step.linear or constant < 2.0):
+                local = constant
+            else:
+                local = local_constant(step.function, x)
+            parts.append(Part(step.name, local if constant is None else constant, local, constant is not None, depth))
         x = output
     return parts, x
 
