@@ -1,10 +1,15 @@
-"""The precision of products where a rounding decides: a code must not depend on the device that computes it."""
+"""The dtype of a network, and the precision of products where a rounding decides.
+
+A code must not depend on the device that computes it.
+"""
 
 from collections.abc import Callable
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def exact(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,3 +25,8 @@ def exact(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments, **keywords)
 
     return computed
+
+
+def compute_dtype(dtype: DTypeLike, x: jax.Array) -> DTypeLike:
+    """Returns the configured dtype, or float64 where the input has it."""
+    return jnp.float64 if x.dtype == jnp.float64 else dtype

@@ -31,7 +31,7 @@ from bandtok_jax.layers.convolution_2d import (
 )
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.norm import RMSNorm
-from bandtok_jax.layers.precision import exact
+from bandtok_jax.layers.precision import compute_dtype, exact
 from bandtok_jax.layers.raise_to_floor import raise_to_floor
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
 from bandtok_jax.layers.steps import Step, Steps, activation, linear
@@ -180,7 +180,7 @@ class BandTok(nnx.Module):
             raise ValueError(
                 f"log_mel is {log_mel.shape}; it must be [B, T, {self.mels}], T a multiple of {self.frames_per_column}"
             )
-        scaled = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE).astype(_compute_dtype(self._dtype, log_mel))
+        scaled = ((log_mel - LOG_MEL_CENTRE) / LOG_MEL_SCALE).astype(compute_dtype(self._dtype, log_mel))
         rate = self.frames_per_column // self._patch
         x = self.encoder_in(mask_outside(patchify(scaled[..., None], self._patch), scale_range(valid_range, rate)))
         if self.encoder_rows is not None:
@@ -205,7 +205,7 @@ class BandTok(nnx.Module):
         if self.row_kind == "residual":
             quantized = self._bands_of_columns(quantized)
         rate = 1
-        x = self.decoder_in(mask_outside(quantized.astype(_compute_dtype(self._dtype, quantized)), valid_range))
+        x = self.decoder_in(mask_outside(quantized.astype(compute_dtype(self._dtype, quantized)), valid_range))
         if self.decoder_rows is not None:
             x = x + self.decoder_rows[...].astype(x.dtype)
         for block in self.decoder_blocks:
@@ -271,8 +271,3 @@ class BandTok(nnx.Module):
         if self.row_kind == "residual":
             losses = {name: loss / self.rows for name, loss in losses.items()}
         return self.decode_latents(quantized), codes, losses, statistics
-
-
-def _compute_dtype(dtype: DTypeLike, x: jax.Array) -> jnp.dtype:
-    """Returns the configured dtype, or float64 where the input has it."""
-    return jnp.float64 if x.dtype == jnp.float64 else dtype

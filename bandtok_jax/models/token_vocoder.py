@@ -8,7 +8,6 @@ Letters: B batch, S samples, T columns of the grid, F rows of the grid.
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 from flax import nnx
 import jax
@@ -21,7 +20,7 @@ from bandtok_jax.layers.convolution import ValidRange, scale_range
 from bandtok_jax.layers.grid_windows import GridWindows
 from bandtok_jax.layers.network import Buffer
 from bandtok_jax.layers.steps import Steps
-from bandtok_jax.models import meltok
+from bandtok_jax.models.meltok_coders import SHARDING, Layout, MelTokDecoder
 from bandtok_jax.models.vocos import Vocos
 
 
@@ -45,7 +44,7 @@ class TokenVocoder(nnx.Module):
         "codebook_dim", "activation", "attention_levels", "norm_groups", "window_columns", "context_columns", "parity",
     )  # fmt: skip
     SHARDING = (
-        *((rf"decoder/.*({pattern})", spec) for pattern, spec in meltok.SHARDING),
+        *((rf"decoder/.*({pattern})", spec) for pattern, spec in SHARDING),
         *((rf"vocos/.*({pattern})", spec) for pattern, spec in Vocos.SHARDING),
         (r"^codebook$|/codebook$", P()),
     )
@@ -84,23 +83,19 @@ class TokenVocoder(nnx.Module):
             raise ValueError(f'mel.padding is "{mel.padding}": set it to "center", as the published front end has it')
         self.windows = GridWindows(window_columns, context_columns, parity)
         self.compression = compression
-        options: dict[str, Any] = dict(mel=mel, dtype=dtype, rngs=rngs)
         self.codebook = Buffer(jnp.zeros((codebook_size, codebook_dim)))
-        self.decoder = meltok.MelTokDecoder(
+        layout = Layout(
             haar_levels=haar_levels,
-            channels=channels,
-            num_res_blocks=num_res_blocks + 1,
+            channels=tuple(channels),
             compression=compression,
             latent_channels=latent_channels,
             codebook_dim=codebook_dim,
             activation=activation,
-            attention_levels=attention_levels,
+            attention_levels=tuple(attention_levels),
             norm_groups=norm_groups,
             windows=self.windows,
-            floor=mel.floor,
-            dtype=dtype,
-            rngs=rngs,
         )
+        self.decoder = MelTokDecoder(layout, num_res_blocks + 1, floor=mel.floor, dtype=dtype, rngs=rngs)
         self.vocos = Vocos(
             dim=dim,
             intermediate_dim=intermediate_dim,
@@ -109,7 +104,9 @@ class TokenVocoder(nnx.Module):
             envelope=envelope,
             depthwise=depthwise,
             parity=vocos_parity,
-            **options,
+            mel=mel,
+            dtype=dtype,
+            rngs=rngs,
         )
 
     @property
