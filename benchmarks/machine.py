@@ -1,5 +1,6 @@
 """CPU load of the machine during a measurement, from /proc."""
 
+from collections.abc import Sequence
 import multiprocessing
 import os
 import time
@@ -20,12 +21,12 @@ def machine_seconds() -> tuple[float, float, float] | None:
     return busy / ticks, steal / ticks, (busy + steal + idle + iowait) / ticks
 
 
-def own_seconds() -> float:
-    """Returns CPU seconds of this process, of its finished children, and of its running worker processes."""
+def own_seconds(peers: Sequence[int] = ()) -> float:
+    """Returns CPU seconds of this process, of its finished children, its running worker processes and its peers."""
     total = sum(os.times()[:4])
-    for child in multiprocessing.active_children():
+    for pid in [*(child.pid for child in multiprocessing.active_children()), *peers]:
         try:
-            with open(f"/proc/{child.pid}/stat") as file:
+            with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rsplit(")", 1)[1].split()
         except OSError:
             continue
@@ -36,22 +37,26 @@ def own_seconds() -> float:
 class Load:
     """Context manager that measures the load of its block.
 
+    Args:
+      peers: ids of processes that work for this one.
+
     Attributes:
       fields: columns of a row. `own_cores` and `other_cores` are CPU seconds a second of this process and of all
         others, `steal` is the share of the CPU time that the hypervisor withheld, and `disturbed` is true for more than
         DISTURBED_CORES other cores.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peers: Sequence[int] = ()) -> None:
+        self._peers = peers
         self.fields: dict[str, Any] = {}
 
     def __enter__(self) -> "Load":
-        self._machine, self._own, self._wall = machine_seconds(), own_seconds(), time.perf_counter()
+        self._machine, self._own, self._wall = machine_seconds(), own_seconds(self._peers), time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         wall = time.perf_counter() - self._wall
-        own, after = own_seconds() - self._own, machine_seconds()
+        own, after = own_seconds(self._peers) - self._own, machine_seconds()
         self.fields = {"own_cores": round(own / wall, 2)}
         if not self._machine or not after:
             return

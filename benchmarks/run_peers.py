@@ -12,7 +12,8 @@ Every measurement runs in a process of its own. Rows also have the load of the m
 falls where other processes interfere, and a row with "disturbed" should be measured again. --patience waits for a quiet
 machine before each measurement, and repeats disturbed ones at most twice. --kept uses an allocator that keeps freed
 memory, as in our own benchmarks: by default every large tensor of PyTorch is returned to the system and faulted in
-again by the next step.
+again by the next step. --turns is for our own benchmarks, which start a peer and call it and their own function in
+turn: it prints the fields of the row, and then the seconds of one call for each line that it reads.
 """
 
 import argparse
@@ -26,6 +27,10 @@ MODULES = {
     "versions": ("versions",),
     "memory": ("memory_bandwidth",),
     "mel_frontend": ("mel_frontend",),
+    "meltok": (
+        *(f"meltok_{size}_{verb}" for size in ("tiny", "small", "base") for verb in ("encode", "step")),
+        "token_vocoder_tiny_step",
+    ),
     "descript_dac": ("dac_encode", "dac_decode", "dac_generator_step", "dac_gan_step"),
     "official_vocos": ("vocos_decode",),
     "transformers_codecs": ("encodec_encode", "encodec_decode", "dac_hf_encode", "dac_hf_decode"),
@@ -44,6 +49,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--audio", metavar="DIR", help="folder with .ogg files, for the loader")
     parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help="wait for a quiet machine")
+    parser.add_argument("--turns", action="store_true", help="one call for each line of the standard input")
     parser.add_argument("--list", action="store_true", help="print the names of the measurements")
     flags = parser.parse_args()
     if flags.list:
@@ -51,6 +57,8 @@ def main() -> int:
         return 0
     if unknown := set(flags.names) - set(MODULE_OF):
         parser.error(f"no measurement {min(unknown)}: choose from {', '.join(MODULE_OF)}")
+    if flags.turns and len(flags.names) != 1:
+        parser.error("--turns is for one measurement: name it")
     names = flags.names or [name for name in MODULE_OF if name not in ON_REQUEST]
     if len(names) == 1:
         _measure(names[0], flags)
@@ -82,6 +90,7 @@ def _measure(name: str, flags: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["PEER_AUDIO"] = flags.audio or ""
+    os.environ["PEER_TURNS"] = "1" * flags.turns
     warnings.filterwarnings("ignore")
     import torch
 

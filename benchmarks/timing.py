@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,22 @@ def alternate(
             _wait(function())
             seconds[name].append(time.perf_counter() - before)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def stepping(start: Callable[[], Any], update: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Returns a call that makes one step of a training and holds the state for the next.
+
+    Args:
+      start: returns the first state.
+      update: returns the next state, and may donate the old one.
+    """
+    states: list[Any] = []
+
+    def step() -> Any:
+        states.append(update(states.pop() if states else start()))
+        return states[0]
+
+    return step
 
 
 def _wait(result: object) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from timing import emit, keep_freed_memory, measure, rate
+from timing import emit, keep_freed_memory, measure, rate, stepping
 
 from bandtok_jax import tasks
 from bandtok_jax.codecs.component import Component
@@ -94,29 +94,19 @@ def _generator_step(stage: Component, config: Any) -> Callable[[], Any]:
         updates, optimizer_state = optimizer.update(jax.grad(loss)(parameters), optimizer_state, parameters)
         return jax.tree.map(lambda p, u: p + u, parameters, updates), optimizer_state
 
-    return _stepping(start, update)
+    return stepping(start, jax.jit(update, donate_argnums=0))
 
 
 def _gan_step(config: Any) -> Callable[[], Any]:
     """Returns a call that makes one step of generator and discriminators."""
     task, batch = tasks.create(config), {"audio": _crops(), "index": np.arange(STEP_BATCH)}
     start = functools.partial(jax.jit(task.init), jax.random.key(0))
-    return _stepping(start, lambda state: task.train_step(state, {}, batch, jax.random.key(0))[0])
+    update = jax.jit(lambda state: task.train_step(state, {}, batch, jax.random.key(0))[0], donate_argnums=0)
+    return stepping(start, update)
 
 
 def _crops() -> np.ndarray:
     return 0.1 * np.random.default_rng(1).standard_normal((STEP_BATCH, STEP_SAMPLES)).astype(np.float32)
-
-
-def _stepping(start: Callable[[], Any], update: Callable[[Any], Any]) -> Callable[[], Any]:
-    """Returns a call that makes one step of a training and holds the state for the next."""
-    update, states = jax.jit(update, donate_argnums=0), []
-
-    def step() -> Any:
-        states.append(update(states.pop() if states else start()))
-        return states[0]
-
-    return step
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """Timing and test signals that the peers share."""
 
 from collections.abc import Callable
+import json
+import os
+import sys
+import time
 from typing import Any
 
 from machine import Load
@@ -8,12 +12,13 @@ from timing import emit, keeps_freed_memory, measure, rate
 import torch
 
 RATE_HZ = 44_100
+TURNS_VARIABLE = "PEER_TURNS"  # set by run_peers.py --turns
 
 
 def time_and_emit(
     name: str, unit: str, function: Callable[[], object], *, amount: float | None = None, repeats: int, **fields: Any
 ) -> None:
-    """Times a function and prints a row with the load of the machine.
+    """Times a function and prints a row with the load of the machine; with --turns, see `_take_turns`.
 
     Args:
       name: name of the row.
@@ -23,11 +28,23 @@ def time_and_emit(
       repeats: least number of timed calls.
       **fields: further columns.
     """
+    if os.environ.get(TURNS_VARIABLE):
+        _take_turns(function, {"threads": torch.get_num_threads(), "kept": keeps_freed_memory(), **fields})
+        return
     with Load() as load:
         seconds = measure(function, repeats)
     values = seconds if amount is None else rate(amount, seconds)
     threads = torch.get_num_threads()
     emit(name, unit, **values, threads=threads, kept=keeps_freed_memory(), **load.fields, **fields)
+
+
+def _take_turns(function: Callable[[], object], fields: dict[str, Any]) -> None:
+    """Prints the fields, and then, for each line of the standard input, the seconds of one call."""
+    print(json.dumps(fields), flush=True)
+    for _ in sys.stdin:
+        before = time.perf_counter()
+        function()
+        print(time.perf_counter() - before, flush=True)
 
 
 def millions(module: torch.nn.Module) -> float:
