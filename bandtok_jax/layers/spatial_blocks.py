@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bandtok_jax.layers.convolution_2d import Conv2d, residual_steps, square_convolution
+from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
+from bandtok_jax.layers.convolution_2d import Conv2d, residual_steps, square_convolution, unpatchify
 from bandtok_jax.layers.group_norm import GroupNorm
 from bandtok_jax.layers.steps import Steps
 
@@ -91,10 +92,34 @@ class HalvingConvolution(Conv2d):
 
 
 class DoublingConvolution(Conv2d):
-    """Twice the resolution by nearest neighbours and a 3x3 convolution."""
+    """Twice the resolution by nearest neighbours and a 3x3 convolution.
+
+    Two of three taps of a filter see the same position, so each output is computed at the lower resolution with filters
+    of 2 x 2 sums of taps, which takes 4/9 of the multiplications.
+    """
 
     def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+        dtype = self.dtype if x.dtype != jnp.float64 else x.dtype
+        rows = [_phase(self.kernel[...], 0, phase) for phase in (0, 1)]
+        phases = [
+            jax.lax.conv_general_dilated(
+                x.astype(dtype),
+                _phase(rows[time], 1, mel).astype(dtype),
+                (1, 1),
+                [(1 - time, time), (1 - mel, mel)],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            for time in (0, 1)
+            for mel in (0, 1)
+        ]
+        doubled = unpatchify(jnp.concatenate(phases, axis=-1), 2)
+        return constrain_batch_sharding(doubled + self.bias[...].astype(dtype))
+
+
+def _phase(kernel: jax.Array, axis: int, phase: int) -> jax.Array:
+    """Returns the 2 taps of the first (0) or second (1) of the outputs of a position along an axis of 3 taps."""
+    first, second, third = jnp.split(kernel, 3, axis=axis)
+    return jnp.concatenate([first + second, third] if phase else [first, second + third], axis=axis)
