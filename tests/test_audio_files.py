@@ -288,7 +288,7 @@ def test_a_file_that_is_damaged_inside_does_not_end_an_evaluation(tmp_path, monk
         assert words in line
     files = {line["file"] for line in evaluations.table(tmp_path / "report" / "files.csv")}
     assert files == {"live/a.wav", "studio/b.wav", "c.wav", "silence.wav"} and codec.encoded
-    monkeypatch.setattr(token_report, "write", lambda output, compared, models: {})  # drawing takes its time
+    monkeypatch.setattr(token_report, "write", lambda *_, **__: {})  # drawing takes its time
     assert cli.main(["evaluate", "tokens", *flags[:2], f"--output={tmp_path / 'tokens'}", "--piece-seconds=1"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("broken.flac", "cut.flac", "nan.wav", "slow.wav"))

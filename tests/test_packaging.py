@@ -102,4 +102,5 @@ def test_configurations_are_found_without_the_source_tree(wheel, tmp_path):
         "print(*shipped.list_configs(), load.load_config('bandtok:tiny').task)"
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout.split() == ["bandtok", "dac", "language_model", "vocos", "mel_tokenizer"], run.stderr
+    names = ["bandtok", "dac", "language_model", "meltok", "token_vocoder", "vocos"]
+    assert run.stdout.split() == [*names, "mel_tokenizer"], run.stderr

@@ -189,6 +189,7 @@ def test_the_features_are_frozen_weights_of_the_task(file, tmp_path):
     assert tasks.create(tiny.config("mel_tokenizer", tmp_path)).load_frozen() == {}
 
 
+@pytest.mark.slow
 def test_a_run_with_perceptual_loss_resumes(tmp_path):
     """The second half, repeated from its checkpoint, ends bit for bit at the same weights."""
     changes = {"total_steps": 4, "evaluate_every": 4, "checkpoint_every": 2, "keep_checkpoints": 2}
