@@ -23,8 +23,8 @@ STEPS = dict(
 SPECIAL = {
     "mel_tokenizer": {"loss.adversarial_start": 10, "codebook.restart_fraction": 0, "discriminator.channels": 8},
     "vocoder": {"loss.adversarial_start": 10},
-    "meltok": {"codebook.restart_fraction": 0},
-    "token_vocoder": {"loss.adversarial_start": 10},
+    "meltok": {"codebook.restart_fraction": 0, "model.channels": "(16, 16)", "model.latent_channels": 16},
+    "token_vocoder": {"loss.adversarial_start": 10, "model.channels": "(16, 16)", "model.latent_channels": 16},
     "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_dim": 8, "model.decoder_dim": 16},
     "language_model": {},
 }

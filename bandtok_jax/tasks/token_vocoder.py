@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
@@ -87,12 +88,17 @@ class TokenVocoderTask(WaveformAdversarialTask):
 
     def warm_start(self, state: State, frozen: Tree, batches: Sequence[Batch], key: jax.Array) -> State:
         """Returns the state with the tokenizer's codebook and mel decoder."""
-        weights = frozen["tokenizer"]
+        weights, model = frozen["tokenizer"], dict(state["model"])
         vectors = (weights["buffers"].get("quantizer") or weights["parameters"]["quantizer"])["vectors"]
-        model = {**state["model"], "buffers": {**state["model"]["buffers"], "codebook": vectors}}
+
+        def like(old: Tree, new: Tree) -> Tree:
+            return jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), old, new)
+
+        model["buffers"] = {**model["buffers"], "codebook": like(model["buffers"]["codebook"], vectors)}
         for name in ("parameters", "ema"):
             if model.get(name):
-                model[name] = {**model[name], "decoder": weights["parameters"]["decoder"]}
+                decoder = like(model[name]["decoder"], weights["parameters"]["decoder"])
+                model[name] = {**model[name], "decoder": decoder}
         return {**state, "model": model}
 
     # ---- the parts of an adversarial task ---------------------------------------------------------------------------
