@@ -34,7 +34,6 @@ class ChunkedNetwork:
       lead: items before and after the context that `front_end` needs.
       outside: value of the input beyond both ends of the stream, see `bandtok_jax.audio.windows.windows`.
       front_end: maps a window to the input of the method, such as audio to log-mel; part of the program.
-      single: a stream must fit one chunk, for networks that need all of it at once.
     """
 
     def __init__(
@@ -49,12 +48,13 @@ class ChunkedNetwork:
         lead: tuple[int, int] = (0, 0),
         outside: float | str | None = None,
         front_end: Callable[[jax.Array], jax.Array] | None = None,
-        single: bool = False,
     ):
         self._component, self._method = component, method
         self._chunk, self._context = chunk, context
         self._items, self._outputs = items_per_column, outputs_per_column
-        self._outside, self._front_end, self._single = outside, front_end, single
+        self._outside, self._front_end = outside, front_end
+        # Networks that need all of a stream at once declare it.
+        self._single: bool = component.network.attribute("single_chunk", False)
         self.context_items = (context * items_per_column + lead[0], context * items_per_column + lead[1])
 
     @property

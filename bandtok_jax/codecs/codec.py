@@ -269,15 +269,17 @@ class Codec(abc.ABC):
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
         """Returns the tokenizer's method "encode" or "row_latents" over a stream of samples."""
 
-    def _chunked_decoder(self, outputs_per_column: int) -> ChunkedNetwork:
-        """Returns the tokenizer's decoder over a stream of codes."""
+    def _chunked_decoder(
+        self, outputs_per_column: int, role: str = "tokenizer", method: str = "decode"
+    ) -> ChunkedNetwork:
+        """Returns a method of a component, by default the tokenizer's decoder, over a stream of codes."""
+        component = self.components[role]
         return ChunkedNetwork(
-            self.components["tokenizer"],
-            "decode",
+            component,
+            method,
             chunk=self._chunk_columns,
-            context=self.components["tokenizer"].network.attribute("decoder_context_columns"),
+            context=component.network.attribute("decoder_context_columns"),
             outputs_per_column=outputs_per_column,
-            single=self.components["tokenizer"].network.attribute("single_chunk", False),
         )
 
     @abc.abstractmethod

@@ -123,7 +123,6 @@ class MelCodec(Codec):
             lead=(before, mel.fft_samples - mel.hop_samples - before),
             outside=MIRROR,
             front_end=log_mel,
-            single=network.attribute("single_chunk", False),
         )
 
     @functools.cached_property
@@ -142,12 +141,4 @@ class MelCodec(Codec):
 
     @functools.cached_property
     def _token_vocoder(self) -> ChunkedNetwork:
-        network = self.components["vocoder"].network
-        return ChunkedNetwork(
-            self.components["vocoder"],
-            "__call__",
-            chunk=self._chunk_columns,
-            context=network.attribute("decoder_context_columns"),
-            outputs_per_column=self.samples_per_column,
-            single=network.attribute("single_chunk", False),
-        )
+        return self._chunked_decoder(self.samples_per_column, "vocoder", "__call__")

@@ -36,6 +36,11 @@ class Network:
         graph, parameters, buffers = nnx.split(module, nnx.Param, ...)
         return graph, parameters, buffers
 
+    @functools.cached_property
+    def _module(self) -> nnx.Module:
+        """The module without arrays."""
+        return nnx.merge(*self._abstract)
+
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Returns fresh `(parameters, buffers)`; pure, so that it may be jitted with output shardings."""
         _, parameters, buffers = nnx.split(self._constructor(nnx.Rngs(key)), nnx.Param, ...)
@@ -52,7 +57,7 @@ class Network:
         Args:
           default: the value for a module without it, as for `getattr`.
         """
-        return getattr(nnx.merge(*self._abstract), name, *default)
+        return getattr(self._module, name, *default)
 
     def apply(self, parameters: Tree, buffers: Tree, *arguments: Any, method: str = "__call__", **keywords: Any) -> Any:
         """Calls `method` of the module with these parameters and buffers."""
