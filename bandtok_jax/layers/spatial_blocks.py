@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.convolution_2d import Conv2d, residual_steps, square_convolution, unpatchify
 from bandtok_jax.layers.group_norm import GroupNorm
+from bandtok_jax.layers.precision import compute_dtype
 from bandtok_jax.layers.steps import Steps
 
 
@@ -102,7 +103,7 @@ class DoublingConvolution(Conv2d):
         super().__init__(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = self.dtype if x.dtype != jnp.float64 else x.dtype
+        dtype = compute_dtype(self.dtype, x)
         rows = [_phase(self.kernel[...], 0, phase) for phase in (0, 1)]
         phases = [
             jax.lax.conv_general_dilated(

@@ -81,10 +81,8 @@ class TokenVocoder(nnx.Module):
             raise ValueError(f"mels is {mels} and the mel has {mel.mels} bins: set both to the tokenizer's")
         if mel.padding != "center":
             raise ValueError(f'mel.padding is "{mel.padding}": set it to "center", as the published front end has it')
-        self.windows = GridWindows(window_columns, context_columns, parity)
-        self.compression = compression
         self.codebook = Buffer(jnp.zeros((codebook_size, codebook_dim)))
-        layout = Layout(
+        self.layout = Layout(
             haar_levels=haar_levels,
             channels=tuple(channels),
             compression=compression,
@@ -93,9 +91,9 @@ class TokenVocoder(nnx.Module):
             activation=activation,
             attention_levels=tuple(attention_levels),
             norm_groups=norm_groups,
-            windows=self.windows,
+            windows=GridWindows(window_columns, context_columns, parity),
         )
-        self.decoder = MelTokDecoder(layout, num_res_blocks + 1, floor=mel.floor, dtype=dtype, rngs=rngs)
+        self.decoder = MelTokDecoder(self.layout, num_res_blocks + 1, floor=mel.floor, dtype=dtype, rngs=rngs)
         self.vocos = Vocos(
             dim=dim,
             intermediate_dim=intermediate_dim,
@@ -112,20 +110,21 @@ class TokenVocoder(nnx.Module):
     @property
     def decoder_context_columns(self) -> int:
         """Columns of codes per side, beyond their chunk, that its samples depend on: whole steps and a context."""
-        if self.windows.whole_file:
+        windows = self.layout.windows
+        if windows.whole_file:
             return 0
-        columns = self.vocos.receptive_field_frames / self.compression
-        return self.windows.context + self.windows.step * math.ceil(columns / self.windows.step)
+        columns = self.vocos.receptive_field_frames / self.layout.compression
+        return windows.context + windows.step * math.ceil(columns / windows.step)
 
     @property
     def chunk_step_columns(self) -> int:
         """Columns of which a chunk must hold a whole number."""
-        return self.windows.step
+        return self.layout.windows.step
 
     @property
     def single_chunk(self) -> bool:
         """True where a file must fit one chunk."""
-        return self.windows.whole_file
+        return self.layout.windows.whole_file
 
     def decode_mel(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns the log-mel between the two parts; int32 `[B, T, F] -> [B, T * compression, M]`."""
@@ -139,7 +138,7 @@ class TokenVocoder(nnx.Module):
 
     def vocode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns the audio of a log-mel; `[B, T * compression, M] -> [B, (T * compression - 1) * hop_samples]`."""
-        return self.vocos(log_mel, scale_range(valid_range, self.compression))
+        return self.vocos(log_mel, scale_range(valid_range, self.layout.compression))
 
     def decoder_steps(self) -> Steps:
         """Returns the layers of `decode_latents`, see `bandtok_jax.layers.steps`."""
