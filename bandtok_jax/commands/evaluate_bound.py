@@ -27,8 +27,7 @@ def evaluate(flags: Any) -> Iterator[str]:
         raise ValueError(f"--clips is {flags.clips}: give at least 1")
     all_references, notes = references.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
     segments = references.choose(all_references, settings.segment_seconds, flags.limit_seconds)
-    systems = [system for text in flags.codec for system in evaluate_flags.codecs(text)]
-    evaluate_flags.refuse_equal([system.name for system in systems])
+    systems = evaluate_flags.all_codecs(flags)
     paths: dict[str, LatentPath] = {}
     refused: list[str] = []
     for system in systems:

@@ -100,6 +100,13 @@ def compared_systems(flags: Any, chosen: Sequence[references.Reference], names: 
     return compared
 
 
+def all_codecs(flags: Any, taken: Sequence[str] = ()) -> list[systems.CodecSystem]:
+    """Loads the codecs of all flags --codec; raises ValueError for equal names, also with those in `taken`."""
+    loaded = [system for text in flags.codec for system in codecs(text)]
+    refuse_equal([*taken, *(system.name for system in loaded)])
+    return loaded
+
+
 def codecs(text: str, fewer_rows: Sequence[int] = ()) -> list[systems.CodecSystem]:
     """Loads the codec of `[NAME=]MODEL[+VOCODER]`; one with residual rows also with fewer of them."""
     name, path, vocoder = named_model("--codec", text)

@@ -37,8 +37,7 @@ def evaluate(flags: Any) -> Iterator[str]:
         labelled.update(classes)
         notes += left_out
     # Codecs are loaded last, because they take the longest and other mistakes are found at once.
-    systems = [system for text in flags.codec for system in evaluate_flags.codecs(text)]
-    evaluate_flags.refuse_equal([probe_report.BASELINE, *(system.name for system in systems)])
+    systems = evaluate_flags.all_codecs(flags, [probe_report.BASELINE])
     with folder_lock.locked(flags.output, "bandtok evaluate probe"):
         startup.announce("float32")
         damaged: dict[Reference, str] = {}

@@ -44,8 +44,7 @@ def evaluate(flags: Any) -> Iterator[str]:
         all_references, notes = references.find(flags.data, split=flags.split, tracks_csv=flags.tracks)
         segments = references.choose(all_references, settings.segment_seconds, flags.limit_seconds)
         figure_segment = None if flags.figure_piece is None else excerpt.named_segment(segments, flags.figure_piece)
-        codecs = [system for text in flags.codec for system in evaluate_flags.codecs(text)]
-        evaluate_flags.refuse_equal([system.name for system in codecs])
+        codecs = evaluate_flags.all_codecs(flags)
         startup.announce("float32")
         damaged: dict[references.Reference, str] = {}
         compared = [token_report.encode(system.name, system.codec, segments, damaged) for system in codecs]
