@@ -101,9 +101,10 @@ class DoublingConvolution(Conv2d):
 
     def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
+        self._dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = compute_dtype(self.dtype, x)
+        dtype = compute_dtype(self._dtype, x)
         rows = [_phase(self.kernel[...], 0, phase) for phase in (0, 1)]
         phases = [
             jax.lax.conv_general_dilated(
