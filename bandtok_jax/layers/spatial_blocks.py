@@ -99,6 +99,8 @@ class DoublingConvolution(Conv2d):
     of 2 x 2 sums of taps, which takes 4/9 of the multiplications.
     """
 
+    bias: nnx.Param  # never None here
+
     def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         super().__init__(channels, channels, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
         self._dtype = dtype
