@@ -158,10 +158,10 @@ class LanguageModelTask(SingleNetworkTask):
 
     # ---- training and evaluation ------------------------------------------------------------------------------------
 
-    def losses(
+    def forward(
         self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, micro_batch: Batch, key: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Returns the cross-entropies of codes and of ends, per code, see `SingleNetworkTask.losses`."""
+    ) -> tuple[dict[str, jax.Array], tuple[Tree, Tree]]:
+        """Returns the cross-entropies of codes and of ends, per code, see `SingleNetworkTask.forward`."""
         # Micro-batches hold different numbers of codes, so each divides by its share of the whole batch's codes.
         codes = jnp.maximum(batch["columns"].sum(), 1) * batch["codes"].shape[2]
         share = codes / self.config.optimizer.accumulation_steps
@@ -170,7 +170,8 @@ class LanguageModelTask(SingleNetworkTask):
         drop_text = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
         dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
         code_losses, end_losses, _ = self._token_losses(parameters, micro_batch, drop_text, dropout_keys)
-        return {"cross_entropy": code_losses.sum() / share, "end_cross_entropy": end_losses.sum() / share}
+        losses = {"cross_entropy": code_losses.sum() / share, "end_cross_entropy": end_losses.sum() / share}
+        return losses, ({}, {})
 
     def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Returns sums over the batch for `aggregate`, and the token losses `[B, T, F]`."""
