@@ -10,7 +10,7 @@ import pytest
 
 from bandtok_jax.layers import vector_quantization
 from bandtok_jax.layers.network import Network
-from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer, restart_stale_codes
 from bandtok_jax.layers.vector_quantization import VectorQuantizer, update_codebook
 from bandtok_jax.runtime.target_platform import jit_once
 
@@ -263,3 +263,44 @@ def test_a_codebook_on_the_sphere_starts_there():
     quantizer = VectorQuantizer(4, 8, lookup="unit_sphere", rngs=nnx.Rngs(0))
     buffers = quantizer.init_codebook(_latents((40, 4)), jax.random.key(0), 1)
     np.testing.assert_allclose(jnp.linalg.norm(buffers["vectors"], axis=-1), 1.0, rtol=1e-5)
+
+
+def test_a_code_restarts_after_exactly_its_number_of_steps_without_use():
+    network = Network(
+        lambda rngs: ResidualVectorQuantizer(
+            6, 2, 8, 3, learning_rule="gradient", lookup="cosine", stale_steps=5, rngs=rngs
+        )
+    )
+    parameters, buffers = network.init(jax.random.key(0))
+    latents, index = _latents((4, 2, 6)), jnp.arange(4)
+    _, codes, losses, statistics = network.apply(parameters, buffers, latents)
+    assert set(losses) == {"commitment", "codebook"}
+    np.testing.assert_array_equal(statistics["counts"].sum(1), [8, 8])
+    used = [set(np.ravel(codes[..., level]).tolist()) for level in range(2)]
+
+    @jax.jit
+    def step(copies, buffers, key):
+        return restart_stale_codes(copies, buffers["quantizer"], statistics, index, key, stale_steps=5)
+
+    copies, state = [parameters, parameters], {"quantizer": buffers}
+    for number in range(1, 6):
+        copies, state["quantizer"], metrics = step(copies, state, jax.random.key(number))
+        assert metrics["codes_restarted"] == (16 - len(used[0]) - len(used[1]) if number == 5 else 0)
+    for name in ("0", "1"):
+        old, new, twin = (tree["levels"][name]["vectors"] for tree in (parameters, *copies))
+        np.testing.assert_array_equal(new, twin)
+        encodings = np.asarray(vector_quantization.l2_normalize(statistics["latents"][..., int(name), :])).reshape(8, 3)
+        for code in range(8):
+            if code in used[int(name)]:
+                np.testing.assert_array_equal(new[code], old[code])
+            else:
+                assert np.abs(encodings - new[code]).max(1).min() < 1e-6, "an encoding of the batch, normalised"
+        assert (state["quantizer"]["levels"][name]["unused_steps"] == 0).all()
+    # The example's index keys the draw, not its place in the batch.
+    turned = {"latents": statistics["latents"][::-1], "counts": statistics["counts"]}
+    almost = {"levels": {name: {"unused_steps": jnp.full(8, 4, jnp.int32)} for name in ("0", "1")}}
+    forward, backward = (
+        restart_stale_codes([parameters], almost, of_batch, order, jax.random.key(9), 5)[0][0]
+        for of_batch, order in ((statistics, index), (turned, index[::-1]))
+    )
+    jax.tree.map(np.testing.assert_array_equal, forward, backward)

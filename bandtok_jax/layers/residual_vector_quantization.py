@@ -5,6 +5,7 @@ nn/quantize.py): factorised codes, cosine look-up, quantizer dropout. Without, i
 al. 2021, arXiv 2107.03312).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
@@ -23,7 +24,7 @@ class ResidualVectorQuantizer(nnx.Module):
     Args:
       dim: D, width of the latents.
       num_levels: F.
-      codebook_size, codebook_dim, learning_rule, lookup, gradient: arguments of each `VectorQuantizer`.
+      codebook_size, codebook_dim, learning_rule, lookup, gradient, stale_steps: arguments of each `VectorQuantizer`.
       dtype: dtype of the computation, but at least float32, since a code must not depend on a rounding.
     """
 
@@ -37,13 +38,19 @@ class ResidualVectorQuantizer(nnx.Module):
         learning_rule: str = "ema",
         lookup: str = "euclidean",
         gradient: str = "straight_through",
+        stale_steps: int = 0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.gradient, self.factorised = gradient, codebook_dim is not None
         dtype = jnp.promote_types(dtype, jnp.float32)
         settings: dict[str, Any] = dict(
-            learning_rule=learning_rule, lookup=lookup, gradient=gradient, dtype=dtype, rngs=rngs
+            learning_rule=learning_rule,
+            lookup=lookup,
+            gradient=gradient,
+            stale_steps=stale_steps,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.levels = nnx.List(VectorQuantizer(dim, codebook_size, codebook_dim, **settings) for _ in range(num_levels))
 
@@ -160,6 +167,46 @@ def update_codebooks(
         levels = {name: jax.tree.map(lambda leaf: leaf[number], codebook) for number, name in enumerate(names)}
         return {"levels": levels}, metrics
     return codebook, metrics
+
+
+def restart_stale_codes(
+    copies: Sequence[Tree],
+    buffers: Tree,
+    statistics: dict[str, jax.Array],
+    index: jax.Array,
+    key: jax.Array,
+    stale_steps: int,
+) -> tuple[list[Tree], Tree, dict[str, jax.Array]]:
+    """Replaces stale codes of a quantizer that learns by gradient, after a step of its optimizer.
+
+    Args:
+      copies: parameters of the quantizer, and others with the same codes, such as their EMA.
+      buffers: the counters of all levels.
+      statistics: the quantizer's statistics of the whole batch.
+      index: `[B]`, the global index of every example.
+      stale_steps: see `vector_quantization.count_unused_steps`.
+
+    Returns:
+      The copies and the buffers with the restarted codes, and metrics.
+    """
+    copies = [{"levels": dict(copy["levels"])} for copy in copies]
+    new_buffers, restarted = {}, jnp.zeros((), jnp.float32)
+    for name, counters in buffers["levels"].items():
+        latents, counts = statistics["latents"][..., int(name), :], statistics["counts"][int(name)]
+        unused_steps, stale = vector_quantization.count_unused_steps(counters["unused_steps"], counts, stale_steps)
+        key_of_level = jax.random.fold_in(key, int(name))
+        candidates = vector_quantization.sample_restart_vectors(latents, index, key_of_level, len(stale))
+        for copy in copies:
+            level = copy["levels"][name]
+            vectors = vector_quantization.restart_codes(level["vectors"], stale, candidates)
+            copy["levels"][name] = {**level, "vectors": vectors}
+        new_buffers[name] = {"unused_steps": unused_steps}
+        restarted += stale.sum()
+    metrics = {
+        "codebook_perplexity": vector_quantization.perplexity(statistics["counts"]).mean(),
+        "codes_restarted": restarted,
+    }
+    return copies, {"levels": new_buffers}, metrics
 
 
 def sample_num_levels(index: jax.Array, key: jax.Array, num_levels: int, dropout: float = 0.5) -> jax.Array:

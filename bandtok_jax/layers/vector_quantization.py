@@ -34,6 +34,8 @@ class VectorQuantizer(nnx.Module):
       lookup: "euclidean" distance, "unit_sphere", where latents and vectors are l2-normalised, or "cosine", where they
         are compared by their angle and the vectors keep their lengths.
       gradient: "straight_through" or "rotation", see `pass_gradient`.
+      stale_steps: with the rule "gradient", a code without use for this many training steps restarts, see
+        `count_unused_steps`. 0: no restarts.
       dtype: dtype of the linear maps.
     """
 
@@ -46,11 +48,13 @@ class VectorQuantizer(nnx.Module):
         learning_rule: str = "ema",
         lookup: str = "euclidean",
         gradient: str = "straight_through",
+        stale_steps: int = 0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         _check(learning_rule, lookup, gradient)
         self.learning_rule, self.lookup, self.gradient = learning_rule, lookup, gradient
+        self.stale_steps = stale_steps
         if codebook_dim is None:
             self.project_in = self.project_out = None
             vectors = jax.random.normal(rngs.params(), (codebook_size, dim)) / jnp.sqrt(dim)
@@ -66,6 +70,8 @@ class VectorQuantizer(nnx.Module):
             self.sums = Buffer(jnp.copy(vectors))
         else:
             self.vectors = nnx.Param(vectors)
+            if stale_steps:
+                self.unused_steps = Buffer(jnp.zeros(codebook_size, jnp.int32))
 
     def encode(self, latents: jax.Array) -> jax.Array:
         """Returns the nearest code of every latent; `[..., D] -> int32 [...]`."""
@@ -85,8 +91,8 @@ class VectorQuantizer(nnx.Module):
 
         Returns:
           Quantized latents `[..., D]`, codes, int32 `[...]`, losses and statistics. The losses are the scalars
-          `commitment` and, with the rule "gradient", `codebook`. The statistics are `latents` `[..., codebook_dim]`
-          and, with the rule "ema", `counts` `[K]` and `sums` `[K, codebook_dim]`.
+          `commitment` and, with the rule "gradient", `codebook`. The statistics are `latents` `[..., codebook_dim]`,
+          with the rule "ema" or with `stale_steps` also `counts` `[K]`, and with "ema" `sums` `[K, codebook_dim]`.
         """
         projected = self.residuals(latents)
         codes = jax.lax.stop_gradient(self.assign(projected))
@@ -128,7 +134,10 @@ class VectorQuantizer(nnx.Module):
         """Returns the statistics of a batch, see `__call__`."""
         latents = jax.lax.stop_gradient(projected)
         if self.learning_rule == "gradient":
-            return {"latents": latents}
+            if not self.stale_steps:
+                return {"latents": latents}
+            counts = jnp.zeros(len(self.vectors), latents.dtype).at[codes.reshape(-1)].add(1)
+            return {"latents": latents, "counts": counts}
         counts, sums = assignment_statistics(latents, codes, len(self.vectors))
         return {"latents": latents, "counts": counts, "sums": sums}
 
@@ -225,6 +234,32 @@ def update_codebook(
     vectors = moving_sums / smoothed[..., None]
     vectors = l2_normalize(vectors) if normalise else vectors
     return {"vectors": vectors, "counts": moving_counts, "sums": moving_sums}, dead.sum()
+
+
+def count_unused_steps(unused_steps: jax.Array, counts: jax.Array, stale_steps: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the counters after a training step, int32 `[K]`, and the codes that are stale, bool `[K]`.
+
+    Args:
+      unused_steps: int32 `[K]`, training steps in a row in which a code was assigned to no latent.
+      counts: `[K]`, how often each code was assigned in the batch.
+      stale_steps: steps without use after which a code is stale and restarts (200 in the code of MuCodec, arXiv
+        2409.13216). The counter of a stale code starts again.
+    """
+    unused_steps = jnp.where(counts > 0.5, 0, unused_steps + 1)
+    stale = unused_steps >= stale_steps
+    return jnp.where(stale, 0, unused_steps), stale
+
+
+def restart_codes(vectors: jax.Array, stale: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Returns the codebook `[K, D]` with a candidate, l2-normalised, in place of each stale code (MuCodec's code).
+
+    Args:
+      vectors: `[K, D]`.
+      stale: bool `[K]`.
+      candidates: `[N, D]`, latents of the batch in random order. With more stale codes than these some share one.
+    """
+    number = (jnp.cumsum(stale) - 1) % len(candidates)
+    return jnp.where(stale[:, None], l2_normalize(candidates)[number].astype(vectors.dtype), vectors)
 
 
 def sample_restart_vectors(latents: jax.Array, index: jax.Array, key: jax.Array, count: int) -> jax.Array:

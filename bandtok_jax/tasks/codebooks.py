@@ -1,6 +1,6 @@
-"""Codebooks that learn by EMA, in the training step of any task with a quantizer.
+"""Changes of codebooks without gradients, in the training step of any task with a quantizer.
 
-Those that learn by gradient need none of this: their loss is one of the network's.
+These are the EMA step with the restart of dead codes, and the restart of stale codes where codebooks learn by gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.layers.precision import exact
-from bandtok_jax.layers.residual_vector_quantization import update_codebooks
+from bandtok_jax.layers.residual_vector_quantization import restart_stale_codes, update_codebooks
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.task import Batch, Metrics
 
@@ -22,11 +22,12 @@ TOTALS, PER_EXAMPLE = ("counts", "sums"), ("latents",)
 def split_statistics(statistics: Tree) -> tuple[Tree, Tree]:
     """Returns a quantizer's statistics as sums over the batch and as arrays with a leading axis B.
 
-    Both are empty without the learning rule "ema".
+    Both are empty where codebooks change by gradient alone.
     """
     if "counts" not in statistics:
         return {}, {}
-    return {name: statistics[name] for name in TOTALS}, {name: statistics[name] for name in PER_EXAMPLE}
+    totals = {name: statistics[name] for name in TOTALS if name in statistics}
+    return totals, {name: statistics[name] for name in PER_EXAMPLE}
 
 
 def learn_by_ema(config: ConfigDict) -> bool:
@@ -89,3 +90,30 @@ def update(
         normalise=normalise,
     )
     return {**new, "buffers": {**old["buffers"], "quantizer": quantizer}}, metrics
+
+
+def restart_stale(
+    new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array, stale_steps: int
+) -> tuple[ModelState, Metrics]:
+    """Returns the model state after the restart of stale codes, and metrics.
+
+    The EMA of the weights takes a restarted code at once: a mean of the old and the new one would be near neither.
+
+    Args:
+      new: after the step of the optimizer.
+      totals, per_example: the results of `split_statistics` for the whole batch.
+      stale_steps: argument of the quantizer; 0 changes nothing.
+    """
+    if not stale_steps:
+        return new, {}
+    names = [name for name in ("parameters", "ema") if new[name]]
+    copies, counters, metrics = restart_stale_codes(
+        [new[name]["quantizer"] for name in names],
+        new["buffers"]["quantizer"],
+        {**totals, **per_example},
+        batch["index"],
+        key,
+        stale_steps,
+    )
+    restarted = {name: {**new[name], "quantizer": quantizer} for name, quantizer in zip(names, copies)}
+    return {**new, **restarted, "buffers": {**new["buffers"], "quantizer": counters}}, metrics
