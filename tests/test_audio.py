@@ -12,7 +12,7 @@ import pytest
 import scipy.signal
 import soundfile
 
-from bandtok_jax.audio import loudness, mel_bands, spectral, waveform
+from bandtok_jax.audio import half_rate, loudness, mel_bands, spectral, waveform
 from bandtok_jax.audio.spectral import MELTOK, MelDefinition
 
 RATE_HZ = 44_100
@@ -389,3 +389,18 @@ def test_bad_definitions_name_the_cure():
         spectral.stft(np.zeros(9_000), 256, 64, padding="valid")
     with pytest.raises(ValueError, match="769 samples or more"):
         spectral.log_mel(np.zeros(700))
+
+
+def test_half_the_rate_keeps_what_is_below_the_new_nyquist_and_nothing_else():
+    seconds = np.arange(4800) / 48_000
+    for hz, expected in ((1000, 1.0), (8000, 1.0), (16_000, 0.0), (20_000, 0.0)):
+        halved = half_rate.halve_rate(np.sin(2 * np.pi * hz * seconds).astype(np.float32))
+        assert halved.shape == (2400,)
+        level = float(jnp.sqrt(2 * jnp.mean(halved[100:-100] ** 2)))
+        assert level == pytest.approx(expected, abs=0.01), hz
+        if expected:
+            np.testing.assert_allclose(halved[100:-100], np.sin(2 * np.pi * hz * seconds[::2])[100:-100], atol=0.01)
+    noise = np.random.default_rng(0).normal(size=(2, 401)).astype(np.float32)
+    whole, radius = half_rate.halve_rate(noise), len(half_rate.halving_filter()) // 2
+    part = half_rate.halve_rate(noise[:, 100 - radius : 301 + radius])
+    np.testing.assert_allclose(part[:, radius // 2 : radius // 2 + 101], whole[:, 50:151], atol=1e-6)
