@@ -61,18 +61,19 @@ def attention(
       `[B, L, N, H]`.
     """
     implementation = choose_implementation(implementation, query)
-    # The other kernels are for long causal sequences; attention to a text is cheap.
-    if not causal:
-        return _full_attention(query, key, value, mask)
-    if implementation == "xla":
-        return _causal_attention(query, key, value)
     length = query.shape[1]
+    # Without a causal mask only whole blocks fit the fused kernels, since padding would be attended to. Attention to a
+    # text is cheap.
+    if not causal and (mask is not None or key.shape != query.shape or length % KERNEL_BLOCK):
+        implementation = "xla"
+    if implementation == "xla":
+        return _causal_attention(query, key, value) if causal else _full_attention(query, key, value, mask)
     padding = ((0, 0), (0, -length % KERNEL_BLOCK), (0, 0), (0, 0))
     query, key, value = (jnp.pad(x, padding) for x in (query, key, value))
     if implementation == "cudnn":
-        result = jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
+        result = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
     else:
-        result = _splash_attention(query, key, value)
+        result = _splash_attention(query, key, value, causal)
     return result[:, :length]
 
 
@@ -106,7 +107,7 @@ def decode_attention(query: jax.Array, cache: KVCache, position: jax.Array) -> j
 
 
 def _full_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Computes attention to all keys of the mask.
+    """Computes attention to all keys, or those of the mask.
 
     `jax.nn.dot_product_attention` uses 16-bit products that CPUs lack (jax 0.10).
     """
@@ -137,13 +138,14 @@ def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
     return jnp.swapaxes(jnp.concatenate(results, axis=2), 1, 2)
 
 
-def _splash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Computes causal attention by the TPU kernel that skips masked blocks, by examples and heads on each device."""
+def _splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """Computes attention by the TPU kernel that skips masked blocks, by examples and heads on each device."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         length, heads, head_dim = query.shape[1:]
-        mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
+        mask_class = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+        mask = splash_attention_mask.MultiHeadMask([mask_class((length, length))] * heads)
         kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
         query = query * jnp.asarray(head_dim**-0.5, query.dtype)  # the kernel does not scale
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
