@@ -112,14 +112,16 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.training import sharding
 
-def loss(x):
-    return attention(x, x, x, causal=True, implementation="splash").astype(jnp.float32).sum()
+def loss(x, causal):
+    return attention(x, x, x, causal=causal, implementation="splash").astype(jnp.float32).sum()
 
-for axes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 1, "tensor": -1}):
+axes = {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 1, "tensor": -1}
+for axes, causal, shape in zip(axes, (True, False), ((4, 200, 8, 64), (4, 256, 8, 72))):
     mesh = sharding.create_mesh(axes)
     with jax.set_mesh(mesh):
-        x = jax.ShapeDtypeStruct((4, 200, 8, 64), jnp.bfloat16, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
-        text = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+        gradient = jax.jit(jax.grad(loss), static_argnums=1)
+        text = gradient.trace(x, causal).lower(lowering_platforms=("tpu",)).as_text()
     print(text.count("tpu_custom_call"))
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
