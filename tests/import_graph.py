@@ -48,7 +48,7 @@ PURPOSES = {
     "pretrained": "model folders, cards, importers",
     "tasks": "training steps as pure functions",
     "codecs": "components wired together",
-    "generation": "autoregressive decoding",
+    "generation": "autoregressive decoding, flow sampling",
     "models": "networks of the papers",
     "losses": "pure loss functions",
     "layers": "blocks that models share",
