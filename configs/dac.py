@@ -19,6 +19,9 @@ in time; a distance between the samples does (`loss.waveform`).
   base_16kbps  44.1 kHz, 18 levels of a narrower latent, 15.5 kbit/s
   base_24khz   24 kHz, 75 columns of 32 levels a second, 24 kbit/s
   base_16khz   16 kHz, 50 columns of 12 levels a second, 6 kbit/s
+  base_25hz    48 kHz, 25 columns of 1 level of 16,384 codes a second, 0.35 kbit/s; base_25hz_4x has 4 levels of 10,000
+               codes, 1.4 kbit/s. They are the baselines of MuCodec's paper (arXiv 2409.13216), whose sizes are not
+               stated: strides and widths are our choice.
 """
 
 import math
@@ -38,7 +41,11 @@ VARIANTS = {
     "base_16kbps": {**_FULL, "latent_dim": 128, "rows": 18},
     "base_24khz": {**_FULL, "strides": (2, 4, 5, 8), "rows": 32},
     "base_16khz": {**_FULL, "strides": (2, 4, 5, 8), "rows": 12},
+    "base_25hz": {**_FULL, "strides": (4, 6, 8, 10), "rows": 1},
+    "base_25hz_4x": {**_FULL, "strides": (4, 6, 8, 10), "rows": 4},
 }
+SAMPLE_RATES_HZ = {"base_24khz": 24_000, "base_16khz": 16_000, "base_25hz": 48_000, "base_25hz_4x": 48_000}
+CODEBOOKS = {"base_25hz": (16_384, 32), "base_25hz_4x": (10_000, 32)}  # K and dimensions
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
@@ -74,12 +81,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         }
     )
     shape = defaults.choose(VARIANTS, "dac", variant)
+    codebook_size, codebook_dim = CODEBOOKS.get(variant, (1024, 8))
     config.model = ConfigDict(
         {
             "kind": "dac",  # network class, see bandtok_jax/models/registry.py
             **shape,
-            "codebook_size": 1024,  # K, size of each codebook
-            "codebook_dim": 8,  # dimensions in which codes are compared
+            "codebook_size": codebook_size,  # K, size of each codebook
+            "codebook_dim": codebook_dim,  # dimensions in which codes are compared
             "learning_rule": "ema"
             if variant in ("tiny", "small")
             else "gradient",  # of the codebooks; as published: "gradient"
@@ -88,7 +96,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         }
     )
     config.discriminator = defaults.waveform_discriminators(variant)
-    config.data.sample_rate_hz = {"base_24khz": 24_000, "base_16khz": 16_000}.get(variant, 44_100)
+    config.data.sample_rate_hz = SAMPLE_RATES_HZ.get(variant, 44_100)
     column_samples = math.prod(shape["strides"])
     # Whole columns: the published 0.38 s are filled up with zeros to as many.
     config.data.clip_samples = math.ceil(CLIP_SECONDS * config.data.sample_rate_hz / column_samples) * column_samples
