@@ -19,9 +19,11 @@ in time; a distance between the samples does (`loss.waveform`).
   base_16kbps  44.1 kHz, 18 levels of a narrower latent, 15.5 kbit/s
   base_24khz   24 kHz, 75 columns of 32 levels a second, 24 kbit/s
   base_16khz   16 kHz, 50 columns of 12 levels a second, 6 kbit/s
-  base_25hz    48 kHz, 25 columns of 1 level of 16,384 codes a second, 0.35 kbit/s; base_25hz_4x has 4 levels of 10,000
-               codes, 1.4 kbit/s. They are the baselines of MuCodec's paper (arXiv 2409.13216), whose sizes are not
-               stated: strides and widths are our choice.
+  base_25hz    48 kHz, 25 columns of 1 level of 16,384 codes a second, 0.35 kbit/s
+  base_25hz_4x the same with 4 levels of 10,000 codes, 1.4 kbit/s
+
+The last two are baselines of MuCodec's paper (arXiv 2409.13216). It does not state their strides and widths, which are
+our choice.
 """
 
 import math
