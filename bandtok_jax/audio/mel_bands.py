@@ -83,6 +83,17 @@ MELTOK = MelDefinition(
 # That of the published 24 kHz Vocos, written with torchaudio too.
 VOCOS_24KHZ = dataclasses.replace(MELTOK, sample_rate_hz=24_000, high_hz=12_000.0, mels=100)
 
+# AudioLDM's 48 kHz recipe, that of MuCodec. Its magnitude has no epsilon; ours is far below the floor's square.
+AUDIOLDM_48KHZ = MelDefinition(
+    sample_rate_hz=48_000,
+    hop_samples=480,
+    mels=256,
+    low_hz=20.0,
+    high_hz=24_000.0,
+    padding="center",
+    epsilon=1e-14,
+)
+
 # Slaney's Auditory Toolbox: 200/3 Hz a mel up to 1 kHz, then 27 mels for every factor of 6.4.
 SLANEY_HZ_PER_MEL, SLANEY_KNEE_HZ, SLANEY_LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
 

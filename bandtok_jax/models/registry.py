@@ -1,9 +1,9 @@
 """Networks by name: `kind` in the groups `model` and `discriminator` of a configuration -> network class.
 
 The kind "none" of a discriminator stands for no network.
-A class of the group `model` states its `role` in a codec, "tokenizer", "vocoder" or "language_model". A tokenizer
-states its output as `produces` ("mel", "audio" or "latent"), a vocoder its input as `consumes` ("mel", "codes" or
-"latent"). A network of discriminators states their weights in its losses as `loss_weights`, or None for their mean.
+A class of the group `model` states its `role`, one of `ROLES`. A tokenizer states its output as `produces` ("mel",
+"audio" or "latent"), a vocoder its input as `consumes` ("mel", "codes" or "latent"). A network of discriminators states
+their weights in its losses as `loss_weights`, or None for their mean.
 Networks of adversarial tasks state their `SHARDING` too, an ordered table (regular expression, `PartitionSpec`) with a
 rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers:
 weights from elsewhere are compared with them before a network of that size is built.
@@ -20,12 +20,14 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.network import Network
 from bandtok_jax.runtime.registry import Registry
 
-ROLES = ("tokenizer", "vocoder", "language_model")
+# An encoder or an autoencoder is frozen in the training of later networks; no codec is made of it alone.
+ROLES = ("tokenizer", "vocoder", "language_model", "encoder", "autoencoder")
 # The file of a foreign model names a kind, not a module.
 _SHIPPED = {
     "bandtok": "bandtok_jax.models.bandtok:BandTok",
     "dac": "bandtok_jax.models.dac:DAC",
     "language_model": "bandtok_jax.models.language_model:LanguageModel",
+    "mel_vae": "bandtok_jax.models.mel_vae:MelVAE",
     "meltok": "bandtok_jax.models.meltok:MelTok",
     "patchgan": "bandtok_jax.models.patchgan:MultiScalePatchGAN",
     "token_vocoder": "bandtok_jax.models.token_vocoder:TokenVocoder",
