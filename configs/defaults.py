@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.data.sources = "synthetic"  # or folders of records with their weights: "DIR", "DIR=3,OTHER_DIR=1"
     config.data.tokens = ""  # folder of token records, for the language model
     config.data.sample_rate_hz = 44100  # rate of the audio that a batch holds
+    config.data.channels = 1  # 1: the mean of a record's channels; 2: stereo, where a mono record is doubled
     config.data.clip_samples = 65536  # length of a training example
     config.data.columns = 0  # length of a training example of the language model
     config.data.draw = "seconds"  # of tokens: all "seconds" come equally often, or each "track" once in a pass

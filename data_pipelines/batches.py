@@ -33,12 +33,12 @@ class Batcher:
 
     Args:
       names: entries of an example that the batch holds, where it has them.
-      clip_samples: length of `audio`, which is padded with zeros; 0 for examples without audio.
+      clip_shape: shape of `audio`, `[S]` or `[2, S]`, which is padded with zeros; empty for examples without audio.
     """
 
     transforms: Sequence[Transform]
     names: tuple[str, ...]
-    clip_samples: int = 0
+    clip_shape: tuple[int, ...] = ()
 
     def __call__(
         self,
@@ -48,7 +48,7 @@ class Batcher:
     ) -> Batch:
         """Returns {name: `[B, ...]`} of random crops by `generators`, or of crops at `positions` in [0, 1]."""
         # Crops are written straight into the batch: a copy of each would double the work.
-        clips = np.empty((len(records), self.clip_samples), np.float32)
+        clips = np.empty((len(records), *self.clip_shape), np.float32)
         examples = [
             self._example({**record, "clip": clip, "position": position}, rng)
             for record, clip, rng, position in zip(
@@ -64,12 +64,12 @@ class Batcher:
         clip = example["clip"]
         for transform in self.transforms:
             example = transform(example, rng)
-        if self.clip_samples:
+        if self.clip_shape:
             audio = example["audio"]
-            samples = len(audio)
+            samples = audio.shape[-1]
             if audio is not example["clip"]:  # a transform made another array, or a view such as a reversed one
-                clip[:samples] = audio
-            clip[samples:] = 0
+                clip[..., :samples] = audio
+            clip[..., samples:] = 0
         return example
 
 
@@ -77,7 +77,8 @@ def create_batcher(data: ConfigDict, *, augment: bool) -> Batcher:
     """Returns the batcher for the group `data` of a configuration, with its augmentation for training."""
     if data["tokens"]:
         return Batcher(token_transforms(data), TOKEN_NAMES)
-    return Batcher(audio_transforms(data, augment=augment), AUDIO_NAMES, data["clip_samples"])
+    shape = (data["clip_samples"],) if data["channels"] == 1 else (data["channels"], data["clip_samples"])
+    return Batcher(audio_transforms(data, augment=augment), AUDIO_NAMES, shape)
 
 
 class HostBatches:

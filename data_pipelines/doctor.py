@@ -60,11 +60,11 @@ def _check_splits(directory: str, splits: dict[str, Any]) -> dict[str, list[dict
         }
 
 
-def inspect(directory: str | os.PathLike, clip_samples: int = 65_536) -> dict[str, Any]:
+def inspect(directory: str | os.PathLike, clip_samples: int = 65_536, channels: int = 1) -> dict[str, Any]:
     """Returns the manifest with the results of reading every record and the properties of a crop.
 
     Args:
-      clip_samples: length of the crop, at the rate of the records.
+      clip_samples, channels: length of the crop, at the rate of the records, and its channels.
 
     Raises:
       FileNotFoundError, ValueError: missing, empty or damaged data, or a crop of no samples; with the cure.
@@ -100,6 +100,7 @@ def inspect(directory: str | os.PathLike, clip_samples: int = 65_536) -> dict[st
         "lufs_range": [min(lufs), float(np.median(lufs)), max(lufs)],
         "crop": {
             "samples": clip_samples,
+            "channels": channels,
             "seconds": clip_samples / manifest["sample_rate_hz"],
             "sample_rate_hz": manifest["sample_rate_hz"],
             "shortest_track_seconds": shortest,
@@ -136,8 +137,8 @@ def report(result: dict[str, Any]) -> str:
         )
     crop, (quiet, median, loud) = result["crop"], result["lufs_range"]
     lines += [
-        f"{'crop':<12}{crop['samples']} samples at {crop['sample_rate_hz']} Hz, {crop['seconds']:.2f} s, mono, "
-        f"from records of {result['clip_seconds']:g} s"
+        f"{'crop':<12}{crop['samples']} samples at {crop['sample_rate_hz']} Hz, {crop['seconds']:.2f} s, "
+        f"{'stereo' if crop['channels'] == 2 else 'mono'}, from records of {result['clip_seconds']:g} s"
         + (
             f"; {crop['padded_share']:.1%} of the records are shorter and end in silence (the shortest track has "
             f"{crop['shortest_track_seconds']:.1f} s)"

@@ -33,7 +33,7 @@ def audio_transforms(data: ConfigDict, *, augment: bool) -> list[Transform]:
     random: list[Transform] = [RandomGain(*data["gain_db"])]
     if data["phase_rotation"]:
         random.append(RotatePhase())
-    transforms: list[Transform] = [CropAudio(data["clip_samples"], data["sample_rate_hz"])]
+    transforms: list[Transform] = [CropAudio(data["clip_samples"], data["sample_rate_hz"], data["channels"])]
     transforms += random if augment else []
     if data["loudness_lufs"] is not None:
         transforms.append(MatchLoudness(data["loudness_lufs"]))
@@ -70,16 +70,32 @@ def mix_down(audio: np.ndarray, start: int, out: np.ndarray) -> None:
             np.matmul(block.astype(np.float32), np.full(channels, scale), out=out[first:last])
 
 
+def copy_channels(audio: np.ndarray, start: int, out: np.ndarray) -> None:
+    """Fills `out` float32 `[C, S]`, full scale at 1, with `audio` int16 `[S, C]` from `start` on.
+
+    Audio with another number of channels is mixed down, and every channel of `out` gets the mean.
+    """
+    if audio.shape[1] != len(out):
+        mix_down(audio, start, out[0])
+        out[1:] = out[0]
+        return
+    block = audio[start : start + out.shape[1]]
+    for channel, samples in enumerate(out):
+        np.multiply(block[:, channel], np.float32(1 / INT16_SCALE), out=samples)
+
+
 @dataclass(frozen=True)
 class CropAudio:
-    """A mono crop of the record, at the wanted sample rate.
+    """A crop of the record at the wanted sample rate, the mean of its channels or two of them.
 
-    It fills the array `clip` `[clip_samples]` of the example, a row of the batch. `audio` and `clip` become the part of
-    it that the record fills, float32 `[S]` with S up to `clip_samples`. Later transforms may change it in place.
+    It fills the array `clip` of the example, a row of the batch: `[clip_samples]`, or `[2, clip_samples]` for two
+    channels. `audio` and `clip` become the part of it that the record fills, float32 `[S]` or `[2, S]` with S up to
+    `clip_samples`. Later transforms may change it in place.
     """
 
     clip_samples: int
     sample_rate_hz: int
+    channels: int = 1
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         audio, rate, clip = example["audio"], example["sample_rate_hz"], example["clip"]
@@ -88,14 +104,15 @@ class CropAudio:
         if getattr(audio, "read_once", False):
             audio, start = audio[start : start + samples], 0
         samples = min(samples, len(audio) - start)
+        convert = mix_down if self.channels == 1 else copy_channels
         if rate == self.sample_rate_hz:
-            crop = clip[:samples]
-            mix_down(audio, start, crop)
+            crop = clip[..., :samples]
+            convert(audio, start, crop)
         else:
-            own_rate = np.empty(samples, np.float32)
-            mix_down(audio, start, own_rate)
-            resampled = waveform.resample(own_rate, rate, self.sample_rate_hz)[: self.clip_samples]
-            crop = clip[: len(resampled)]
+            own_rate = np.empty((*clip.shape[:-1], samples), np.float32)
+            convert(audio, start, own_rate)
+            resampled = waveform.resample(own_rate, rate, self.sample_rate_hz)[..., : self.clip_samples]
+            crop = clip[..., : resampled.shape[-1]]
             crop[:] = resampled
         example |= {"audio": crop, "clip": crop, "sample_rate_hz": self.sample_rate_hz}
         return example
@@ -126,13 +143,13 @@ class RotatePhase:
 
 
 def rotate_phase(audio: np.ndarray, angle: float) -> np.ndarray:
-    """Returns `[S]` with the phase of every frequency turned by one angle in radians and the magnitudes unchanged.
+    """Returns `[..., S]` with the phase of every frequency turned by one angle in radians, the magnitudes unchanged.
 
     The crop is one period of the FFT, so there is no window and no seam inside it.
     """
     spectrum = np.fft.rfft(audio)
-    spectrum[1:] *= np.complex64(np.exp(1j * angle))  # the mean has no phase
-    return np.fft.irfft(spectrum, len(audio)).astype(np.float32)
+    spectrum[..., 1:] *= np.complex64(np.exp(1j * angle))  # the mean has no phase
+    return np.fft.irfft(spectrum, audio.shape[-1]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -148,7 +165,7 @@ class MatchLoudness:
 
 @dataclass(frozen=True)
 class ApplyGain:
-    """Multiplication by the gains before it, together lowered where the peak would exceed 1."""
+    """Multiplication of all channels by the gains before it, together lowered where the peak would exceed 1."""
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         audio, gain_db = example["audio"], example.get("gain_db", 0.0)

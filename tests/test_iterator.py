@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax.audio import loudness
+from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.data_pipelines import iterator, mixture, sources
 from bandtok_jax.data_pipelines.batches import create_batcher
 from bandtok_jax.data_pipelines.prepare import prepare
@@ -49,6 +49,7 @@ def config(folder, **changes):
         {
             "sources": folder,
             "tokens": "",
+            "channels": 1,
             "clip_samples": 4000,
             "sample_rate_hz": RATE,
             "gain_db": (-6.0, 3.0),
@@ -303,6 +304,27 @@ def test_a_crop_is_the_mean_of_the_channels():
     generators = [np.random.default_rng(seed) for seed in range(40)]
     starts = set((crop([ramp] * 40, generators)[:, 0] * 32_768).astype(int))
     assert len(starts) > 30 and max(starts) <= 5000 and min(starts) >= 0
+
+
+def test_stereo_crops_treat_both_channels_alike():
+    rng = np.random.default_rng(0)
+    audio = rng.integers(-20_000, 20_000, (3000, 2)).astype(np.int16)
+    records = [record(audio), record(audio[:, :1]), record(audio, sample_rate_hz=16_000)]
+    plain = crop(records, channels=2)
+    assert plain.shape == (3, 2, 4000) and not plain[..., 3000:].any()
+    np.testing.assert_allclose(plain[0, :, :3000], audio.T / 32_768, atol=1e-7)
+    np.testing.assert_array_equal(plain[1], plain[0, :1].repeat(2, axis=0))  # a mono record is doubled
+    for channel in range(2):
+        wanted = waveform.resample(audio[:, channel] / np.float32(32_768), 16_000, RATE)
+        np.testing.assert_array_equal(plain[2, channel, : len(wanted)], wanted)
+    changes = {"gain_db": (20.0, 20.0), "phase_rotation": True, "loudness_lufs": -16.0}
+    limited = crop(records, [np.random.default_rng(7) for _ in records], channels=2, **changes)
+    assert np.abs(limited).max(axis=(1, 2)) == pytest.approx(1, abs=1e-6)  # the louder channel
+    angle = np.random.default_rng(7)
+    angle.integers(1), angle.uniform(20, 20)
+    turned = rotate_phase(plain[0, :, :3000], angle.uniform(-np.pi, np.pi))
+    np.testing.assert_allclose(limited[0, :, :3000], turned / np.abs(turned).max(), atol=1e-5)
+    np.testing.assert_array_equal(limited[1, 0], limited[1, 1])
 
 
 def test_a_clip_longer_than_the_records_is_refused(folder):

@@ -308,7 +308,8 @@ def test_doctor_finds_missing_and_damaged_data(music, tmp_path, capsys, monkeypa
         patched.setattr(doctor, "progress_bar", lambda **options: bars.append(progress_bar(**options)) or bars[0])
         doctor.inspect(tmp_path / "out")
     assert bars[0].n == bars[0].total == 8
-    assert doctor.inspect(tmp_path / "out", clip_samples=15_200)["crop"]["padded_share"] == 0.0
+    stereo = doctor.inspect(tmp_path / "out", clip_samples=15_200, channels=2)
+    assert stereo["crop"]["padded_share"] == 0.0 and "1.90 s, stereo" in doctor.report(stereo)
     assert result["domain_shares"] == {"music": 1.0} and "training examples" not in doctor.report(result)
     listed = (tmp_path / "out" / "tracks.jsonl").read_text().splitlines()  # of 1, 3 and 4 records
     listed[1] = listed[1].replace('"domain": "music"', '"domain": ""')

@@ -336,6 +336,7 @@ def test_evaluation_and_summaries():
     "changes, cure",
     [
         ({"data.clip_samples": 1000}, "multiple of 64"),
+        ({"data.channels": 2}, "config.data.channels is 2: the task vocoder takes 1"),
         ({"input_mel": "reconstructed"}, "config.tokenizer"),
         ({"input_mel": "treu"}, "mixed"),
         ({"loss.feature_average": "all"}, 'loss.feature_average is "all"'),

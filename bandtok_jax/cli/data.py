@@ -62,6 +62,7 @@ def prepare(flags: argparse.Namespace) -> None:
         "--clip-samples", type=int, default=65_536, metavar="N",
         help="length of a crop, as data.clip_samples (default 65536)",
     ),
+    flag("--channels", type=int, choices=(1, 2), default=1, help="of a crop, as data.channels (default 1)"),
     flag(
         "--columns", type=int, default=108, metavar="N",
         help="length of a crop of tokens, as data.columns (default 108)",
@@ -76,7 +77,7 @@ def doctor(flags: argparse.Namespace) -> None:
     if MANIFEST in storage.names(flags.data):
         show(token_doctor.report(flags.data, flags.columns))
     else:
-        show(doctor.report(doctor.inspect(flags.data, flags.clip_samples)))
+        show(doctor.report(doctor.inspect(flags.data, flags.clip_samples, flags.channels)))
 
 
 @verb(

@@ -93,6 +93,7 @@ SCHEMA: dict[str, Setting] = {
     "data.workers": Setting(0, whole=True, mutable=True),
     "data.damaged": Setting(mutable=True),
     "data.sample_rate_hz": Setting(1, whole=True),
+    "data.channels": Setting(1, 2, whole=True),
     "data.clip_samples": Setting(1, whole=True),
     "data.columns": Setting(0, whole=True),
     "data.loudness_lufs": Setting(optional=True),

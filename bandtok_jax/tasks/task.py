@@ -31,6 +31,7 @@ class Task:
     weight is 0 or absent is not computed, see `active`.
     """
 
+    audio_channels: tuple[int, ...] = (1,)  # values of `config.data.channels` that the task takes
     requires: tuple[str, ...] = ()  # components that a configuration of the task may name, for `component`
     warm_start_batches: int = 1  # batches that `warm_start` takes
     HEADLINE_METRICS: tuple[str, ...] = ()  # evaluation metrics on the console, beside the best metric
@@ -38,6 +39,11 @@ class Task:
     SHARDING: tuple
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
+        if config.data.channels not in self.audio_channels:
+            raise ValueError(
+                f"config.data.channels is {config.data.channels}: the task {config.task} takes "
+                f"{' or '.join(map(str, self.audio_channels))}"
+            )
         self.config, self.read_components = config, read_components
         self._components: dict[str, Any] = {}
         self.network: Network = registry.build(config)
@@ -103,9 +109,8 @@ class Task:
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns names, shapes and dtypes of a global batch of `data_pipelines`."""
         data = self.config.data
-        return self._batch_spec(
-            {"audio": ((data.clip_samples,), "float32"), "caption": ((data.caption_bytes,), "uint8")}
-        )
+        clip = (data.clip_samples,) if data.channels == 1 else (data.channels, data.clip_samples)
+        return self._batch_spec({"audio": (clip, "float32"), "caption": ((data.caption_bytes,), "uint8")})
 
     def _batch_spec(self, examples: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the batch of examples `{name: (shape, dtype)}` and their global index."""
