@@ -1,5 +1,6 @@
 """Reading and writing of audio, loudness and spectra, against librosa, pyloudnorm and closed forms."""
 
+import dataclasses
 import functools
 import os
 
@@ -216,7 +217,7 @@ def reference_mel(audio, definition):
         htk=definition.scale == "htk",
         norm="slaney" if definition.area_norm else None,
     )
-    return (filters @ np.sqrt(np.abs(spectrum) ** 2 + definition.epsilon)).T
+    return (filters @ np.sqrt(np.abs(spectrum) ** 2 + definition.epsilon) ** definition.power).T
 
 
 @pytest.mark.parametrize(
@@ -226,8 +227,9 @@ def reference_mel(audio, definition):
         MELTOK,
         MelDefinition(padding="none"),
         MelDefinition(RATE_HZ, 1024, 441, 64, 40.0, 16_000.0, padding="center"),
+        dataclasses.replace(MELTOK, power=2, floor=1e-10, epsilon=0.0),
     ],
-    ids=["bigvgan", "meltok", "none", "odd hop"],
+    ids=["bigvgan", "meltok", "none", "odd hop", "power"],
 )
 def test_mel_agrees_with_librosa(definition):
     ours = np.asarray(spectral.mel_spectrogram(signals(), definition))
@@ -382,6 +384,8 @@ def test_bad_definitions_name_the_cure():
         MelDefinition(sample_rate_hz=16_000)
     with pytest.raises(ValueError, match="'htk'"):
         MelDefinition(scale="bark")
+    with pytest.raises(ValueError, match="power to 1 or 2"):
+        MelDefinition(power=3)
     for values in ({"floor": 0.0}, {"floor": float("nan")}, {"epsilon": -1.0}):
         with pytest.raises(ValueError, match="floor.* must be above 0"):
             MelDefinition(**values)

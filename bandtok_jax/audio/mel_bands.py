@@ -30,6 +30,7 @@ class MelDefinition:
         fft / 2, so that T = S // hop + 1. "none" adds nothing, so that T = (S - fft) // hop + 1.
       floor: mel values below it are raised to it before the logarithm.
       epsilon: added to the squared magnitude, so that its root has a gradient at silence.
+      power: exponent of the magnitudes before the filters, 1 or 2.
     """
 
     sample_rate_hz: int = 44_100
@@ -43,6 +44,7 @@ class MelDefinition:
     padding: str = "same"
     floor: float = 1e-5
     epsilon: float = 1e-9
+    power: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
@@ -64,6 +66,8 @@ class MelDefinition:
                 f"a mel with floor {self.floor} and epsilon {self.epsilon}: the floor, of which a logarithm is taken, "
                 "must be above 0, as 1e-5 is, and epsilon at least 0"
             )
+        if self.power not in (1, 2):
+            raise ValueError(f"a mel of the {self.power!r}th power of the magnitudes: set power to 1 or 2")
         if not 0 < self.hop_samples <= self.fft_samples:
             raise ValueError(f"a hop of {self.hop_samples} samples; use 1 to fft_samples = {self.fft_samples}")
 
@@ -92,6 +96,11 @@ AUDIOLDM_48KHZ = MelDefinition(
     high_hz=24_000.0,
     padding="center",
     epsilon=1e-14,
+)
+
+# That of MuCodec's encoder, of the power spectrum: torchaudio's defaults, in decibels there.
+MUENCODER = dataclasses.replace(
+    VOCOS_24KHZ, fft_samples=2048, hop_samples=240, mels=128, floor=1e-10, epsilon=0.0, power=2
 )
 
 # Slaney's Auditory Toolbox: 200/3 Hz a mel up to 1 kHz, then 27 mels for every factor of 6.4.

@@ -128,14 +128,15 @@ def magnitude(spectrum: jax.Array, epsilon: float = 1e-9) -> jax.Array:
 def mel_spectrogram(
     audio: ArrayLike, definition: MelDefinition = MelDefinition(), method: str | None = None
 ) -> jax.Array:
-    """Returns magnitudes in mel bands, `[..., S]` -> `[..., T, M]`; see `log_mel`."""
+    """Returns magnitudes, or their squares, in mel bands, `[..., S]` -> `[..., T, M]`; see `log_mel`."""
     fft, hop = definition.fft_samples, definition.hop_samples
     audio = _pad(_real(audio), fft, hop, definition.padding)
     window = _window(fft, None, audio.dtype)
 
     def mel(samples):
         re, im = _transform(_frames(samples, fft, hop) * window, method)
-        return _apply_filters(jnp.sqrt(re**2 + im**2 + definition.epsilon), definition)
+        power = re**2 + im**2 + definition.epsilon
+        return _apply_filters(power if definition.power == 2 else jnp.sqrt(power), definition)
 
     frames = _count_frames(audio, fft, hop)
     if platform() != "cpu" or frames <= 2 * CHUNK_FRAMES:
@@ -218,7 +219,7 @@ def griffin_lim(
 
 
 def magnitude_from_mel(mel: jax.Array, definition: MelDefinition = MelDefinition()) -> jax.Array:
-    """Returns a non-negative magnitude spectrum `[..., T, bins]` whose mel bands are nearly `mel`, `[..., T, M]`.
+    """Returns a magnitude spectrum `[..., T, bins]` whose mel bands are nearly `mel`, `[..., T, M]`.
 
     Starts from the clipped least-norm solution and improves it by the multiplicative steps of Lee and Seung (2001).
     """
@@ -233,7 +234,8 @@ def magnitude_from_mel(mel: jax.Array, definition: MelDefinition = MelDefinition
 
     # A clipped bin would stay at 0 for ever: it starts at a small share of its neighbourhood instead.
     share = matmul(mel, forward.T / (forward**2).sum())
-    return jax.lax.fori_loop(0, NONNEGATIVE_STEPS, step, jnp.maximum(matmul(mel, inverse), share))
+    spectrum = jax.lax.fori_loop(0, NONNEGATIVE_STEPS, step, jnp.maximum(matmul(mel, inverse), share))
+    return jnp.sqrt(spectrum) if definition.power == 2 else spectrum
 
 
 def _real(array: ArrayLike) -> jax.Array:

@@ -212,7 +212,7 @@ def spectral_envelope(mel: MelDefinition) -> tuple[np.ndarray, np.ndarray]:
     filters = mel_filterbank(mel)
     bins, area = np.arange(len(filters)), filters.sum(0)
     centres = (bins @ filters) / area
-    matrix = np.stack([np.interp(bins, centres, band) for band in np.eye(mel.mels)])
+    matrix = np.stack([np.interp(bins, centres, band) for band in np.eye(mel.mels)]) / mel.power
     return matrix, -np.log(area) @ matrix
 
 
