@@ -61,7 +61,7 @@ class Component:
 
     @property
     def role(self) -> str:
-        """The part of a codec: "tokenizer", "vocoder" or "language_model"."""
+        """The part of a codec, one of `registry.ROLES`."""
         return self.network_class.role
 
     @functools.cached_property
@@ -73,10 +73,11 @@ class Component:
     def compute_dtype(self) -> str:
         """The dtype of the computation.
 
-        A tokenizer computes in float32, because codes must not depend on how a device rounds. Other components compute
-        in `dtype`, by default in the dtype of their training, but in float32 on a CPU, where 16 bits are slower.
+        Tokenizers and encoders compute in float32, because codes must not depend on how a device rounds. All others
+        compute in `dtype`, by default in the dtype of their training, but in float32 on a CPU, where 16 bits are
+        slower.
         """
-        if self.role == "tokenizer":
+        if self.role in ("tokenizer", "encoder"):
             return "float32"
         return self.dtype or ("float32" if target_platform.platform() == "cpu" else self.config.dtype)
 

@@ -5,7 +5,7 @@ RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...    one component: RUN
 EXPORT  see `bandtok_jax.pretrained.export_folder`
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
 import os
 
 import jax
@@ -48,16 +48,18 @@ def load(
         raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
     components = read_components(path, dtype, only)
     if "tokenizer" not in components:
-        raise ValueError(
-            f"{path} holds a {_list(components)}, no tokenizer: pass the tokenizer's folder, and this one beside it"
+        parts = [role for role in components if role in ("encoder", "autoencoder")]
+        cure = (
+            f"give it to the training of a tokenizer as --config.{parts[0]}, and pass that run"
+            if parts
+            else "pass the tokenizer's folder, and this one beside it"
         )
+        raise ValueError(f"{path} holds {_list(components)}, no tokenizer: {cure}")
     for role, folder in (("vocoder", vocoder), ("language_model", language_model)):
         if folder:
             available = read_components(folder, dtype)
             if role not in available:
-                raise ValueError(
-                    f"{folder} holds a {_list(available)}, no {role.replace('_', ' ')}: pass another folder"
-                )
+                raise ValueError(f"{folder} holds {_list(available)}, no {role.replace('_', ' ')}: pass another folder")
             components[role] = available[role]
     codec = assemble(components)
     for role, component in components.items():
@@ -88,7 +90,7 @@ def create(name: str, seed: int = 0) -> Codec:
     keys = jax.random.split(jax.random.key(seed))
     components = [init_random(tokenizer, keys[0])]
     if components[0].role != "tokenizer":
-        raise ValueError(f"{name!r} is a {components[0].role.replace('_', ' ')}: give a tokenizer, as 'bandtok:tiny'")
+        raise ValueError(f"{name!r} is {_list([components[0].role])}: give a tokenizer, as 'bandtok:tiny'")
     if system in shipped.list_configs():
         vocoders = getattr(shipped.module(system), "VOCODERS", {})
         if vocoder := vocoders.get(variant or "tiny"):
@@ -154,5 +156,5 @@ def _read_run(path: str, step: int | None, dtype: str) -> Component:
     )
 
 
-def _list(components: Mapping[str, Component]) -> str:
-    return " and a ".join(role.replace("_", " ") for role in components)
+def _list(roles: Iterable[str]) -> str:
+    return " and ".join(f"{'an' if role[0] in 'ae' else 'a'} {role.replace('_', ' ')}" for role in roles)
