@@ -148,6 +148,7 @@ class DepthwiseConvolution(nnx.Module):
       kernel_size: length of the filters, odd.
       implementation: "shifts" adds up `kernel_size` shifted products, which XLA fuses into one pass over memory;
         "grouped" asks for XLA's grouped convolution, which is slow on CPU.
+      bias: add a bias, 0 at first.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class DepthwiseConvolution(nnx.Module):
         kernel_size: int,
         *,
         implementation: str = "shifts",
+        bias: bool = True,
         initializer: Callable = TRUNCATED_NORMAL,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -166,7 +168,7 @@ class DepthwiseConvolution(nnx.Module):
             raise ValueError(f"kernel_size is {kernel_size}: set it to an odd number, so that a filter has a middle")
         self.implementation, self.dtype = implementation, dtype
         self.kernel = nnx.Param(initializer(rngs.params(), (kernel_size, 1, channels)))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.bias = nnx.Param(jnp.zeros(channels)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
@@ -183,7 +185,7 @@ class DepthwiseConvolution(nnx.Module):
                 dimension_numbers=("NWC", "WIO", "NWC"),
                 feature_group_count=x.shape[-1],
             )
-        return y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 def mask_outside(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
