@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
     config.data.columns = 0  # length of a training example of the language model
     config.data.draw = "seconds"  # of tokens: all "seconds" come equally often, or each "track" once in a pass
     config.data.caption_bytes = 512  # bytes of a caption that are read; a longer one is cut between two characters
+    config.data.lyrics_tokens = 0  # length of the lyrics of a clip, for tasks that read them; a clip with more has none
+    config.data.lyrics_model = ""  # SentencePiece model file that makes tokens of lyrics; empty: bytes
     config.data.gain_db = (-6.0, 3.0)  # range of a random gain for each example
     config.data.phase_rotation = False  # rotate the phase of each example by a random angle
     config.data.loudness_lufs = -16.0  # loudness that every example is brought to (DAC's code); None: unchanged

@@ -78,7 +78,8 @@ def create_batcher(data: ConfigDict, *, augment: bool) -> Batcher:
     if data["tokens"]:
         return Batcher(token_transforms(data), TOKEN_NAMES)
     shape = (data["clip_samples"],) if data["channels"] == 1 else (data["channels"], data["clip_samples"])
-    return Batcher(audio_transforms(data, augment=augment), AUDIO_NAMES, shape)
+    names = (*AUDIO_NAMES, "lyrics") if data["lyrics_tokens"] else AUDIO_NAMES
+    return Batcher(audio_transforms(data, augment=augment), names, shape)
 
 
 class HostBatches:

@@ -37,6 +37,8 @@ def _describe(track: SourceTrack, row: track_table.TrackRow) -> SourceTrack:
         domain=row.domain or track.domain,
         licence=row.licence,
         ends=track.ends if row.ends is None else row.ends,
+        lyrics=row.lyrics,
+        lyrics_changed_ns=os.stat(row.lyrics).st_mtime_ns if row.lyrics else 0,
         labels=row.labels,
     )
 

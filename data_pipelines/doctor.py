@@ -157,6 +157,8 @@ def report(result: dict[str, Any]) -> str:
         *_share_lines(result["domain_shares"]),
         f"{'licences':<12}" + _groups_line(result["licences"]),
     ]
+    if sung := result.get("lyrics", {}).get("True"):
+        lines.append(f"{'lyrics':<12}{sung['tracks']} tracks, {sung['hours']:.2f} h")
     lines += [f"{'left out':<12}{len(result['left_out'])} files"] + [
         f"{'':<12}{entry['track']}: {entry['reason']}" for entry in result["left_out"]
     ]

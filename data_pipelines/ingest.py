@@ -8,7 +8,7 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.audio.audio_file import AudioFile
-from bandtok_jax.data_pipelines import source_tracks, tfds_sources
+from bandtok_jax.data_pipelines import lyrics, source_tracks, tfds_sources
 from bandtok_jax.data_pipelines.measurement import Measurement
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 
@@ -93,12 +93,13 @@ def read_and_measure(
 
 
 def split_into_records(
-    track: dict[str, Any], spool: IO[bytes], channels: int, settings: dict[str, Any]
+    track: dict[str, Any], lines: list[lyrics.Line], spool: IO[bytes], channels: int, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yields the records of one track, which hold all of it; a remainder too short for a record joins the last one.
 
     Args:
       track, channels: results of `read_and_measure`.
+      lines: its lyrics.
       spool: the samples that it wrote.
     """
     rate = settings["sample_rate_hz"]
@@ -120,6 +121,7 @@ def split_into_records(
             "mono_lufs": track["lufs"] if track["mono_lufs"] is None else track["mono_lufs"],
             "caption": track["caption"],
             "licence": track["licence"],
+            "lyrics": lyrics.to_field(lyrics.cut(lines, start / rate, (start + samples) / rate)),
         }
         start += samples
         remaining -= samples

@@ -110,6 +110,7 @@ def build_manifest(
         "licences": _by_field(tracks, "licence"),
         "domains": _by_field(tracks, "domain"),
         "full_band": _by_field(tracks, "full_band"),
+        "lyrics": _by_field(tracks, "lyrics"),
         "loudness_lufs": _histogram([track["lufs"] for track in tracks], 3),
         "bandwidth_khz": _histogram([track["bandwidth_hz"] / 1000 for track in tracks], 1),
         "clipped_share": sum(track["clipped_share"] * track["seconds"] for track in tracks)

@@ -63,8 +63,8 @@ def prepare(
     Args:
       sources: folders (recursive), files, "tfds:NAME" (prepared in `tfds_dir`), "synthetic" or "synthetic:TRACKS".
       output: the folder to fill.
-      tracks: CSV with the columns file, split, licence, caption, domain, ends. Other tracks are split by a hash of
-        their name.
+      tracks: CSV with the columns file, split, licence, caption, domain, ends, lyrics. Other tracks are split by a
+        hash of their name.
       workers: processes; None for a number that fits the cores and the work.
       clip_seconds: length of a record.
       validation_share: share of the tracks outside the CSV; above 0, at least one of two or more tracks.
@@ -96,7 +96,7 @@ def prepare(
         )
         if not source_tracks:
             raise ValueError(discovery.no_music_message(sources, left_out, others))
-        content = json.dumps([settings, [asdict(replace(track, labels={})) for track in source_tracks]])
+        content = json.dumps([settings, [_identity(track) for track in source_tracks]])
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         folder = os.path.join(output, records.WORKING_FOLDER)
         metadata.refuse_foreign(output)
@@ -126,6 +126,14 @@ def prepare(
         splits = [task[0].split for task in tasks]
         settings["fingerprint"] = fingerprint
         return metadata.write_metadata(output, folder, reports, splits, left_out, others, notes, settings)
+
+
+def _identity(track: SourceTrack) -> dict[str, Any]:
+    """Returns the content of a track that decides about its records."""
+    values = asdict(replace(track, labels={}))
+    if not track.lyrics:  # folders from before there were lyrics stay valid
+        del values["lyrics"], values["lyrics_changed_ns"]
+    return values
 
 
 def _run_remaining(

@@ -12,7 +12,7 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from bandtok_jax.data_pipelines import ingest, records, shards, tf_example
+from bandtok_jax.data_pipelines import ingest, lyrics, records, shards, tf_example
 from bandtok_jax.data_pipelines.source_tracks import SourceTrack
 from bandtok_jax.runtime import atomic_file, expect, storage, untrusted
 
@@ -69,6 +69,7 @@ def _write_shard(tracks: list[SourceTrack], settings: dict[str, Any], spool_fold
             tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=spool_folder) as spool,
         ):
             try:
+                lines = lyrics.read_lrc(track.lyrics) if track.lyrics else []
                 entry, channels = ingest.read_and_measure(track, source, settings, spool)
             except (ValueError, OSError) as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
@@ -76,10 +77,10 @@ def _write_shard(tracks: list[SourceTrack], settings: dict[str, Any], spool_fold
                 report["left_out"].append({"track": track.name, "reason": str(error).removeprefix(f"{source}: ")})
                 continue
             before = report["records"]
-            for record in ingest.split_into_records(entry, spool, channels, settings):
+            for record in ingest.split_into_records(entry, lines, spool, channels, settings):
                 writer.write(tf_example.encode_example(record))
                 report["records"] += 1
-            report["tracks"].append({**entry, "records": report["records"] - before})
+            report["tracks"].append({**entry, "lyrics": bool(lines), "records": report["records"] - before})
     writer.close()
     return report
 

@@ -38,6 +38,7 @@ _CHECK = expect.record(
             keys=_SPLIT,
         ),
         **dict.fromkeys(("sample_rates_hz", "channel_counts", "licences", "domains", "full_band"), _GROUPS),
+        "lyrics?": _GROUPS,
         **dict.fromkeys(("loudness_lufs", "bandwidth_khz", "other_files"), expect.mapping(_COUNT)),
         "clipped_share": expect.number(0, 1),
         "left_out": expect.listing(expect.record({"track": _TEXT, "reason": _TEXT}), most=1 << 30),
@@ -49,6 +50,7 @@ CHECK_TRACK = expect.record(
         **dict.fromkeys(("track", "domain", "caption", "licence"), _TEXT),
         "split": _SPLIT,
         "ends": expect.truth(),
+        "lyrics?": expect.truth(),
         "full_band": expect.truth(),
         "seconds": _SECONDS,
         "lufs": _LEVEL,
@@ -179,7 +181,7 @@ class RecordSource:
         try:
             try:
                 head = tf_example.decode_head(shard.head(position, HEAD_BYTES))
-            except IndexError:  # a caption is longer than the head
+            except IndexError:  # caption or lyrics are longer than the head
                 head = tf_example.decode_head(shard.head(position, shard.size(position)))
         except shards.DAMAGE as error:
             if isinstance(error, shards.DamagedShard):

@@ -29,6 +29,7 @@ class SourceTrack:
       bytes, changed_ns: size and time of the file, which tell apart two files of the same name.
       ends: false for a clip, whose music continues behind it.
       example: number in a shard of TFDS, whose path is `path`, or in the synthetic source, with SYNTHETIC as `path`.
+      lyrics, lyrics_changed_ns: path of the .lrc file and its time.
       labels: {column of the table: its cell} for evaluation, which records do not hold.
     """
 
@@ -42,6 +43,8 @@ class SourceTrack:
     changed_ns: int = 0
     ends: bool = True
     example: int = -1
+    lyrics: str = ""
+    lyrics_changed_ns: int = 0
     labels: dict[str, str] = field(default_factory=dict, compare=False)
 
 

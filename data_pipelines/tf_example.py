@@ -22,6 +22,7 @@ FIELDS = {
     "mono_lufs": FLOAT_LIST,
     "caption": BYTES_LIST,
     "licence": BYTES_LIST,
+    "lyrics": BYTES_LIST,
 }
 _TEXT, _LEVEL = expect.text(1 << 20), expect.number(-1000, 1000)
 CHECK = expect.record(
@@ -35,6 +36,7 @@ CHECK = expect.record(
         "mono_lufs": _LEVEL,
         "caption": _TEXT,
         "licence": _TEXT,
+        "lyrics": _TEXT,
     }
 )
 MAX_CHANNELS = 8
@@ -57,6 +59,7 @@ def tfds_features() -> Any:
             "mono_lufs": level,
             "caption": text,
             "licence": text,
+            "lyrics": text,
         }
     )
 
@@ -80,7 +83,7 @@ def _feature(name: str, kind: int, payload: bytes) -> bytes:
 
 def encode_example(record: dict[str, Any]) -> bytes:
     """Returns the bytes of a record {'audio': int16 `[S, C]`, ...}, with the samples last."""
-    fields = b""
+    record, fields = {"lyrics": "", **record}, b""
     for name, kind in FIELDS.items():
         value = record[name]
         if kind == BYTES_LIST:
@@ -121,7 +124,7 @@ def decode_head(data: bytes) -> tuple[dict[str, Any], tuple[int, ...], int]:
 
 def _fields(data: bytes) -> tuple[dict[str, Any], tuple[int, ...], int]:
     """Returns the fields of a record, in any order, up to its samples; see `decode_head`."""
-    record: dict[str, Any] = {}
+    record: dict[str, Any] = {"lyrics": ""}  # the one field that older records do not have
     shape: tuple[int, ...] = ()
     position = _open_message(data, 0)[1]
     while True:

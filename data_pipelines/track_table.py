@@ -14,7 +14,7 @@ import unicodedata
 
 from bandtok_jax.runtime import untrusted
 
-COLUMNS = ("file", "split", "licence", "caption", "domain", "ends", "kind")
+COLUMNS = ("file", "split", "licence", "caption", "domain", "ends", "lyrics", "kind")
 SPLITS = ("train", "validation", "test")
 CURE = "mend that line, or save the table again as 'CSV UTF-8'"
 _DELIMITERS = (",", ";", "\t", "|")
@@ -22,7 +22,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _OTHER_NAMES = {
     "filename": "file", "file_name": "file", "path": "file", "filepath": "file", "name": "file", "track": "file",
     "description": "caption", "text": "caption", "prompt": "caption", "tags": "caption",
-    "subset": "split", "fold": "split",
+    "subset": "split", "fold": "split", "lrc": "lyrics",
 }  # fmt: skip
 _NEAR = 0.75  # of difflib: "licens" is near "licence" (0.77), "seconds" is not near "ends" (0.73); our choice
 _YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -40,6 +40,7 @@ class TrackRow:
     caption: str = ""
     domain: str = ""
     ends: bool | None = None
+    lyrics: str = ""  # absolute path of an .lrc file
     labels: dict[str, str] = field(default_factory=dict)  # cells of other columns
 
 
@@ -81,10 +82,11 @@ class TrackTable:
                 f"{_quoted(next(iter(self.rows)))}",
                 f"write names such as {_quoted(tracks[0])}",
             )
-        counts = dict.fromkeys(("captions", "splits", "domains"), 0)
+        counts = {"captions": 0, "splits": 0, "domains": 0, "lyrics": 0}
         for name, described in self.used.items():
-            for fields in counts:
-                counts[fields] += len(described) * bool(getattr(self.rows[name], fields.removesuffix("s")))
+            row = self.rows[name]
+            for fields, cell in zip(counts, (row.caption, row.split, row.domain, row.lyrics)):
+                counts[fields] += len(described) * bool(cell)
         summary = ", ".join(f"{fields} for {count}" for fields, count in counts.items())
         total = sum(map(len, self.used.values()))
         self.notes.append(f"{os.path.basename(self.path)} has rows for {total} of {len(tracks)} tracks: {summary}")
@@ -185,6 +187,9 @@ def _add(line: int, cells: list[str], header: list[str], columns: dict[str, int]
         raise ValueError(f"line {line} has the split {_quoted(split)}; write {', '.join(SPLITS)} or nothing")
     if ends and ends not in _YES_OR_NO:
         raise ValueError(f"line {line} has {_quoted(ends)} under ends; write yes, no or nothing")
+    lyrics = values.get("lyrics", "")
+    if lyrics and not os.path.isfile(lyrics := os.path.join(os.path.dirname(os.path.abspath(table.path)), lyrics)):
+        raise ValueError(f"line {line} has the lyrics {_quoted(lyrics)}: there is no such .lrc file beside the table")
     row = TrackRow(
         line=line,
         split=split,
@@ -192,6 +197,7 @@ def _add(line: int, cells: list[str], header: list[str], columns: dict[str, int]
         caption=values.get("caption") or values.get("kind", ""),
         domain=values.get("domain", ""),
         ends=_YES_OR_NO.get(ends),
+        lyrics=lyrics,
         labels={name: cell for name, cell in zip(header, cells) if name not in COLUMNS and name and cell},
     )
     before = table.rows.setdefault(name_key(values["file"]), row)

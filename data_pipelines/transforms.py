@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.audio import waveform
+from bandtok_jax.data_pipelines import lyrics
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator | None], Example]
@@ -37,7 +38,11 @@ def audio_transforms(data: ConfigDict, *, augment: bool) -> list[Transform]:
     transforms += random if augment else []
     if data["loudness_lufs"] is not None:
         transforms.append(MatchLoudness(data["loudness_lufs"]))
-    return [*transforms, ApplyGain(), EncodeCaption(data["caption_bytes"])]
+    transforms += [ApplyGain(), EncodeCaption(data["caption_bytes"])]
+    if data["lyrics_tokens"]:
+        seconds = data["clip_samples"] / data["sample_rate_hz"]
+        transforms.append(EncodeLyrics(data["lyrics_tokens"], seconds, data["lyrics_model"]))
+    return transforms
 
 
 def token_transforms(data: ConfigDict) -> list[Transform]:
@@ -100,10 +105,11 @@ class CropAudio:
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         audio, rate, clip = example["audio"], example["sample_rate_hz"], example["clip"]
         samples = math.ceil(self.clip_samples * rate / self.sample_rate_hz)  # at the record's own rate
-        start = crop_start(max(0, len(audio) - samples), rng, example)
+        start = first = crop_start(max(0, len(audio) - samples), rng, example)
         if getattr(audio, "read_once", False):
             audio, start = audio[start : start + samples], 0
         samples = min(samples, len(audio) - start)
+        example["start_seconds"] = first / rate
         convert = mix_down if self.channels == 1 else copy_channels
         if rate == self.sample_rate_hz:
             crop = clip[..., :samples]
@@ -184,6 +190,21 @@ class EncodeCaption:
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         example["caption"] = caption_bytes(example["caption"], self.max_bytes)
+        return example
+
+
+@dataclass(frozen=True)
+class EncodeLyrics:
+    """The tokens `[size]` of the lyrics of the crop, see `lyrics.to_tokens`; zeros where it has none."""
+
+    size: int
+    clip_seconds: float
+    model: str = ""
+
+    def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
+        start = example["start_seconds"]
+        lines = lyrics.cut(lyrics.from_field(example.get("lyrics", "")), start, start + self.clip_seconds)
+        example["lyrics"] = lyrics.to_tokens(" ".join(line.text for line in lines), self.size, self.model)
         return example
 
 

@@ -19,7 +19,7 @@ from tests.import_graph import ROOT, files, room
 BANNED = re.compile(
     r"critics?|players?|pictures?|so[ _]many|anew|at[ _]hand|in[ _]vain|by[ _]heart|meanwhile|told|hears?|heard|astray"
     r"|goes on|going on|go on|went on|tak(?:e|en|es|ing) up again|as they are|facts?|verdicts?|slopes?|opinions?"
-    r"|judge[sd]?|whatever|pieces?|none such|it were|on the average",
+    r"|judge[sd]?|whatever|(?<!sentence )pieces?|none such|it were|on the average",
     re.IGNORECASE,
 )
 _WORD = re.compile(rf"(?<![A-Za-z-])(?:{BANNED.pattern})(?![A-Za-z])", re.IGNORECASE)

@@ -62,6 +62,8 @@ def config(folder, **changes):
             "workers": 0,
             "columns": 0,
             "caption_bytes": 128,
+            "lyrics_tokens": 0,
+            "lyrics_model": "",
         }
         | changes
     )

@@ -13,7 +13,7 @@ from bandtok_jax.cli.parser import flag, verb
     "bandtok prepare ~/music --output data/music",
     flag("sources", nargs="+", metavar="SOURCE", help="a folder, a file, tfds:NAME, synthetic[:TRACKS]"),
     flag("--output", "-o", required=True, metavar="DIR", help="a folder, or gs://BUCKET/FOLDER"),
-    flag("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain, ends"),
+    flag("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain, ends, lyrics"),
     flag("--clips", action="store_true", help="the files are clips of longer tracks, whose ends teach nothing"),
     flag(
         "--validation-share", type=float, default=0.1, metavar="X",

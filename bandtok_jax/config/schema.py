@@ -96,6 +96,8 @@ SCHEMA: dict[str, Setting] = {
     "data.channels": Setting(1, 2, whole=True),
     "data.clip_samples": Setting(1, whole=True),
     "data.columns": Setting(0, whole=True),
+    "data.lyrics_tokens": Setting(0, whole=True),
+    "data.lyrics_model": Setting(path=True),
     "data.loudness_lufs": Setting(optional=True),
     # Ways to compute the same numbers.
     "mesh.*": Setting(mutable=True),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from bandtok_jax.data_pipelines import lyrics
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.models import registry
 from bandtok_jax.tasks import optimization
@@ -110,7 +111,10 @@ class Task:
         """Returns names, shapes and dtypes of a global batch of `data_pipelines`."""
         data = self.config.data
         clip = (data.clip_samples,) if data.channels == 1 else (data.channels, data.clip_samples)
-        return self._batch_spec({"audio": (clip, "float32"), "caption": ((data.caption_bytes,), "uint8")})
+        examples = {"audio": (clip, "float32"), "caption": ((data.caption_bytes,), "uint8")}
+        if data.lyrics_tokens:
+            examples["lyrics"] = ((data.lyrics_tokens,), lyrics.token_dtype(data.lyrics_model))
+        return self._batch_spec(examples)
 
     def _batch_spec(self, examples: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the batch of examples `{name: (shape, dtype)}` and their global index."""
