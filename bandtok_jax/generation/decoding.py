@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from bandtok_jax.generation.token_sampling import sample
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.models.language_model import LanguageModel
 
@@ -22,36 +23,6 @@ class DecodingNetwork(Network):
 def decoding_network(settings: tuple) -> DecodingNetwork:
     """Returns one network for equal settings, so that a second generator finds the compiled programs of the first."""
     return DecodingNetwork(dict(settings))
-
-
-def sample(
-    logits: jax.Array,
-    keys: jax.Array,
-    *,
-    temperature: jax.Array | float,
-    top_p: jax.Array | float = 1.0,
-    top_k: int | None = None,
-    nucleus: bool = False,
-) -> jax.Array:
-    """Samples one token for each row of `logits [B, V]`, with a key for each.
-
-    Args:
-      top_k, nucleus: static; `top_p` counts only if `nucleus`. Both: first the k likeliest, then the nucleus of them.
-    """
-    # The first of the top k is the same, but taking it makes XLA sort the whole vocabulary on CPUs (jax 0.10).
-    likeliest = jnp.argmax(logits, axis=-1)
-    values, choices = logits, None
-    if top_k is not None or nucleus:
-        values, choices = jax.lax.top_k(logits, top_k or logits.shape[-1])
-    values = values / jnp.where(temperature > 0, temperature, 1.0)
-    if nucleus:
-        probabilities = jax.nn.softmax(values, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        values = jnp.where(before < top_p, values, -jnp.inf)
-    drawn = jax.vmap(jax.random.categorical)(keys, values)
-    if choices is not None:
-        drawn = jnp.take_along_axis(choices, drawn[:, None], axis=-1)[:, 0]
-    return jnp.where(temperature > 0, drawn, likeliest).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "span", "top_k", "nucleus", "guided"), donate_argnums=1)
