@@ -62,6 +62,10 @@ class FullTrack:
         """Yields the audio, int16 `[S, C]` for each record."""
         return (np.asarray(self.source[number]["audio"]) for number in self.records)
 
+    def channel_blocks(self) -> Iterator[np.ndarray]:
+        """Yields the audio, float32 `[C, S]` for each record, full scale at 1."""
+        return (block.T / np.float32(INT16_SCALE) for block in self.blocks())
+
     def mono(self) -> Iterator[np.ndarray]:
         """Yields the mix-down, float32 `[S]` for each record, full scale at 1."""
         return (block.mean(axis=1, dtype=np.float32) / np.float32(INT16_SCALE) for block in self.blocks())

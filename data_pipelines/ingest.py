@@ -72,11 +72,7 @@ def read_and_measure(
     for block in blocks:
         block = waveform.check(block, rate, start=measurement.samples)
         measurement.push(block)
-        if record_channels < channels:
-            block = waveform.mono(block)[None].repeat(record_channels, axis=0)
-        elif record_channels > channels:
-            block = block.repeat(record_channels, axis=0)
-        store(block)
+        store(waveform.to_channels(block, record_channels))
     measured = measurement.result(SHORTEST_SECONDS)
     store(np.zeros((record_channels, 0), np.float32), last=True)
     return {

@@ -71,6 +71,26 @@ def test_spectra_are_those_of_the_networks():
     assert spectra.magnitude(audio[:5], 2048).shape == (3, 1025)
 
 
+def test_chroma_correlation_by_librosa():
+    rng, time = np.random.default_rng(0), np.arange(2 * RATE) / RATE
+    chords = [
+        sum(np.sin(2 * np.pi * 440 * 2 ** ((semitone + 4 * (time > 1)) / 12) * time) for semitone in chord)
+        + 0.01 * rng.standard_normal(len(time))
+        for chord in ((-9, -5, -2), (-8, -4, -1))
+    ]
+    power = [np.abs(librosa.stft(x, n_fft=8192, pad_mode="reflect")) ** 2 for x in chords]
+    wanted = [librosa.feature.chroma_stft(S=x, sr=RATE, n_fft=8192, tuning=0.0) for x in power]
+    for audio, chroma in zip(chords, wanted):
+        magnitudes = spectra.magnitude(audio, 8192)
+        np.testing.assert_allclose(spectra.chroma(magnitudes, RATE), chroma.T, atol=1e-6)
+    correlation = spectral_metrics.chroma_correlation(pair(*chords))
+    assert correlation == pytest.approx(np.corrcoef(*(x.ravel() for x in wanted))[0, 1], abs=1e-6)
+    octave = np.interp(np.arange(0, 2 * len(time), 2) % len(time), np.arange(len(time)), chords[0])
+    assert correlation < 0.2 and spectral_metrics.chroma_correlation(pair(chords[0], octave)) > 0.5
+    assert spectral_metrics.chroma_correlation(pair(chords[0], 0 * chords[0])) == 0.0
+    assert spectral_metrics.chroma_correlation(pair(0 * chords[0], chords[0])) is None
+
+
 def test_mfcc_distance_by_librosa():
     log_mels = [np.log(np.maximum(librosa_mel(x, 2048, 128), 1e-5)) for x in tone_and_copy()]
     cepstra = [librosa.feature.mfcc(S=log_mel, n_mfcc=20) for log_mel in log_mels]
@@ -226,8 +246,8 @@ def test_each_spectrum_is_computed_once_and_the_numbers_are_the_same(monkeypatch
     values, *embedded = catalogue.measure(*stereo, RATE, ("visqol",))
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-12, abs=1e-12)
     np.testing.assert_array_equal(embedded, embeddings)
-    # Both mix-downs at two windows and at Yamamoto's three, both sides at two.
-    assert len(set(computed)) == len(computed) == 2 * (2 + 3 + 2)
+    # Both mix-downs at three windows and at Yamamoto's three, both sides at two.
+    assert len(set(computed)) == len(computed) == 2 * (3 + 3 + 2)
 
 
 def test_frechet_distance_by_scipy():

@@ -208,6 +208,11 @@ def mono(audio: np.ndarray) -> np.ndarray:
     return audio.mean(axis=0, dtype=np.float32)
 
 
+def to_channels(audio: np.ndarray, channels: int) -> np.ndarray:
+    """Returns audio `[C, S]` with another number of channels, each the mean of all; unchanged where the number fits."""
+    return audio if len(audio) == channels else mono(audio)[None].repeat(channels, axis=0)
+
+
 def check_rate(sample_rate_hz: float) -> None:
     """Raises ValueError unless the sample rate is a whole number within the limits."""
     try:

@@ -34,7 +34,7 @@ class Codec(abc.ABC):
       chunk_columns: columns that are coded at a time; affects speed and memory alone.
 
     Attributes:
-      sample_rate_hz, channels: format of the audio.
+      sample_rate_hz, channels: format of the audio. Blocks of streams are `[S]`, those of a stereo codec `[2, S]`.
       rows, codebook_size: F and K of the grid.
       row_kind: "band" (rows are bands of frequency that share one codebook) or "residual" (rows are levels, each with a
         codebook of its own, which refine those before).
@@ -43,7 +43,7 @@ class Codec(abc.ABC):
       components: the components by their roles.
     """
 
-    channels = 1
+    channels: int
     row_kind: str
     row_edges_hz: np.ndarray | None = None
 
@@ -58,6 +58,7 @@ class Codec(abc.ABC):
     ):
         components = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
         self.components: dict[str, Component] = {role: part for role, part in components.items() if part}
+        self.channels = tokenizer.network.attribute("audio_channels", 1)
         self.mel: MelDefinition = tokenizer.mel
         self.sample_rate_hz: int = self.mel.sample_rate_hz
         self.samples_per_column = samples_per_column
@@ -145,7 +146,8 @@ class Codec(abc.ABC):
         """Encodes audio to codes.
 
         Args:
-          audio: float `[S]` or `[C, S]`, full scale at 1.0, or int16; more than one channel is mixed down.
+          audio: float `[S]` or `[C, S]`, full scale at 1.0, or int16. Other channels than the codec's are mixed down; a
+            stereo codec gets the mean twice.
           sample_rate_hz: 8000 to 192000; resampled to the codec's rate.
 
         Returns:
@@ -163,7 +165,7 @@ class Codec(abc.ABC):
         For a band it is the encoder's latent, for a residual level the residual of the levels before it, both in the
         space in which codes are compared.
         """
-        blocks = self._blocks(audio, sample_rate_hz)
+        blocks = self._encoder_input(self._blocks(audio, sample_rate_hz))
         return np.concatenate(list(self._encoder("row_latents")(self._weights["tokenizer"], blocks)))
 
     def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None) -> np.ndarray:
@@ -171,51 +173,57 @@ class Codec(abc.ABC):
 
         Args:
           codes: integers `[T, F]`; the first rows are enough where rows are residual levels.
-          seed: for decoders that draw noise; the present ones draw none.
+          seed: for decoders that draw noise, see `FlowCodec`.
           samples: length to cut the audio to; by default T whole columns.
 
         Returns:
-          float32 `[S]` at the codec's rate.
+          float32 `[S]` at the codec's rate, `[2, S]` of a stereo codec.
 
         Raises:
           ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
         """
-        return np.concatenate(list(self.decode_stream([codes], seed, samples=samples)))
+        return np.concatenate(list(self.decode_stream([codes], seed, samples=samples)), axis=-1)
 
     @abc.abstractmethod
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
-        """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`."""
+        """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`, in stereo of the mean of the channels."""
 
     def resample_stream(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
-        """Yields mono blocks `[S]` at the codec's rate from `[C, S]` blocks at any rate; checks every block."""
-        resampler = waveform.Resampler(sample_rate_hz, self.sample_rate_hz, 1)
+        """Yields blocks of the codec's format from `[C, S]` blocks at any rate; checks every block."""
+        resampler = waveform.Resampler(sample_rate_hz, self.sample_rate_hz, self.channels)
         channels = samples = 0
+
+        def resampled(block: np.ndarray, last: bool = False) -> np.ndarray:
+            result = resampler.push(block, last)
+            return result[0] if self.channels == 1 else result
+
         for block in blocks:
             block = waveform.check(block, sample_rate_hz, samples)
             samples += block.shape[1]
-            if len(block) > 1 and not channels:
-                warnings.warn(f"{len(block)} channels are mixed down: this codec is mono", stacklevel=3)
+            if len(block) > self.channels and not channels:
+                kind = "mono" if self.channels == 1 else "stereo"
+                warnings.warn(f"{len(block)} channels are mixed down: this codec is {kind}", stacklevel=3)
             channels = len(block)
-            yield resampler.push(waveform.mono(block)[None])[0]
+            yield resampled(waveform.to_channels(block, self.channels))
         if not channels:
             raise ValueError("the sound has 0 samples: give a recording")
-        yield resampler.push(np.zeros((1, 0), np.float32), last=True)[0]
+        yield resampled(np.zeros((self.channels, 0), np.float32), last=True)
 
     def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
-        """Encodes mono blocks `[S]` at the codec's rate to blocks of codes, int32 `[<= chunk, F]`, in bounded memory.
+        """Encodes blocks of audio in the codec's format to blocks of codes, int32 `[<= chunk, F]`, in bounded memory.
 
         device: where to compute, by default jax's default device; one such stream on each device uses them all.
         """
-        return self._encoder("encode")(self._tokenizer_weights(device), blocks)
+        return self._encoder("encode")(self._tokenizer_weights(device), self._encoder_input(blocks))
 
     def decode_stream(
         self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Decodes blocks of codes `[any, F]` to blocks of audio `[S]` in bounded memory; see `decode`."""
+        """Decodes blocks of codes `[any, F]` to blocks of audio in bounded memory; see `decode`."""
         self.require_decoder()
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
-        return self._cut(self._decode_audio(self._checked(blocks), seed), samples)
+        return (audio.T for audio in self._cut(self._decode_audio(self._checked(blocks), seed), samples))
 
     @property
     def can_decode(self) -> bool:
@@ -267,7 +275,11 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
-        """Returns the tokenizer's method "encode" or "row_latents" over a stream of samples."""
+        """Returns the tokenizer's method "encode" or "row_latents" over a stream of `_encoder_input`."""
+
+    def _encoder_input(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields blocks of audio in the codec's format as blocks of samples, `[S]` or `[S, 2]`."""
+        return (block.T for block in blocks)
 
     def _chunked_decoder(
         self, outputs_per_column: int, role: str = "tokenizer", method: str = "decode"
@@ -284,7 +296,7 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
-        """Yields blocks of audio, whole columns in all, from blocks of checked codes."""
+        """Yields blocks of samples `[S]` or `[S, 2]`, whole columns in all, from blocks of checked codes."""
 
     def _encoder(self, method: str) -> ChunkedNetwork:
         if method not in self._encoders:
@@ -299,7 +311,7 @@ class Codec(abc.ABC):
         return self._copies[device]
 
     def _blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
-        """Returns audio `[S]` or `[C, S]` as a stream of mono blocks at the codec's rate."""
+        """Returns audio `[S]` or `[C, S]` as a stream of blocks of the codec's format."""
         audio = waveform.check(audio, sample_rate_hz)
         starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
         return self.resample_stream(np.split(audio, starts, axis=1), sample_rate_hz)
@@ -316,7 +328,7 @@ class Codec(abc.ABC):
             raise ValueError("there are no codes to decode: at least one column is needed")
 
     def _cut(self, blocks: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-        """Yields the first `samples` of a stream of audio; all of it for None."""
+        """Yields the first `samples` of a stream of `_decode_audio`; all of it for None."""
         remaining = math.inf if samples is None else samples
         for block in blocks:
             block = block[: int(min(len(block), remaining))]

@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from bandtok_jax.audio import spectral
+from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
@@ -56,7 +56,7 @@ class WaveformCodec(Codec):
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Returns the natural-log mel `[T', M]` of the audio that codes `[T, F]` decode to."""
-        audio, mel = self.decode(codes), self.mel
+        audio, mel = waveform.mono(np.atleast_2d(self.decode(codes))), self.mel
         frames = len(audio) // mel.hop_samples
         audio = np.pad(audio, (0, max(0, mel.fft_samples - len(audio))))  # enough for a frame
         return np.asarray(spectral.log_mel(audio, mel))[:frames]

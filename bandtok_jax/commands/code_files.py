@@ -84,7 +84,7 @@ def decode(codec: Codec, source: str, target: str, levels: int | None = None) ->
         )
     rows = codec.check_levels(levels, header.rows)
     blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), samples=header.samples)
-    with waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
+    with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         for audio in _progress(blocks, header.samples, codec.sample_rate_hz):
             writer.write(audio)
     return header, writer.clipped_samples
@@ -145,20 +145,20 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
     unpadded = dataclasses.replace(codec.mel, padding="none")
     log_mel = jax.jit(functools.partial(spectral.log_mel, definition=unpadded))
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
-    with _naming(source), waveform.Writer(target, codec.sample_rate_hz, 1) as writer:
+    with _naming(source), waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         encoded, compared = itertools.tee(_codec_input(codec, source))
         decoded = codec.decode_stream(codes[:, :rows] for codes in codec.encode_stream(encoded))
-        originals, copies = windows(compared, size, 0, 0, 0.0), windows(decoded, size, 0, 0, 0.0)
+        originals, copies = (windows((block.T for block in x), size, 0, 0, 0.0) for x in (compared, decoded))
         # The original comes first in the pair, so that its end counts, not the end of its last column.
         for (original, count), (copy, _) in zip(originals, copies):
-            copy = np.where(np.arange(size) < count, copy, np.float32(0))
-            writer.write(copy[:count])
+            original, copy = original.T, np.where(np.arange(size) < count, copy.T, np.float32(0))
+            writer.write(copy[..., :count])
             squares += [np.square(x, dtype=np.float64).sum() for x in (original, copy)]
             complete = max(1, (count - codec.mel.fft_samples) // codec.mel.hop_samples + 1)
-            distance += float(
-                np.abs(np.asarray(log_mel(original)) - np.asarray(log_mel(copy)))[:complete].mean(axis=1).sum()
-            )
+            difference = np.abs(np.asarray(log_mel(original)) - np.asarray(log_mel(copy)))
+            distance += float(difference[..., :complete, :].mean(axis=-1).sum())
             frames, samples = frames + complete, samples + count
+    squares, distance = squares / codec.channels, distance / codec.channels
     level_db = 10 * np.log10(np.maximum(squares / samples, 1e-12))
     return Comparison(samples, float(level_db[0]), float(level_db[1]), distance / frames, writer.clipped_samples)
 
@@ -217,13 +217,13 @@ def generate(
     if beginning:
         with _naming(beginning):
             # The language model was trained at one loudness. The result gets that of the file back.
-            audio = np.concatenate(list(_codec_input(codec, beginning)))
-            lufs = loudness.integrated_lufs(audio[None], codec.sample_rate_hz)
+            audio = np.concatenate(list(_codec_input(codec, beginning)), axis=-1)
+            lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
             target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
             gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
             prefix = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
             # The last columns depend on the end of the file, and would have other codes in a longer one.
-            prefix = prefix[: max(1, codec.settled_columns(len(audio)))]
+            prefix = prefix[: max(1, codec.settled_columns(audio.shape[-1]))]
             columns += len(prefix)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
 
@@ -237,8 +237,8 @@ def generate(
         if ending == ".bt":
             bt_file.write_codes(path, codes, codec.header, samples)
         else:
-            with waveform.Writer(path, codec.sample_rate_hz, 1) as writer:
-                blocks = codec.decode_stream([codes], samples=samples)
+            with waveform.Writer(path, codec.sample_rate_hz, codec.channels) as writer:
+                blocks = codec.decode_stream([codes], seed, samples=samples)
                 for audio in _progress(blocks, samples, codec.sample_rate_hz):
                     writer.write(audio / np.float32(gain))
             clipped = writer.clipped_samples
@@ -271,7 +271,7 @@ class _Counted:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self._blocks:
-            self.samples += len(block)
+            self.samples += block.shape[-1]
             yield block
 
 
@@ -290,7 +290,7 @@ def _progress(blocks: Iterable[np.ndarray], samples: int | None, sample_rate_hz:
     with progress_bar(total=total, unit="s", unit_scale=True, leave=False) as bar:
         for block in blocks:
             yield block
-            bar.update(len(block) / sample_rate_hz)
+            bar.update(block.shape[-1] / sample_rate_hz)
 
 
 def _ending(path: str) -> str:

@@ -239,10 +239,11 @@ def read_embeddings(path: str | None, names: set[str]) -> dict[str, np.ndarray]:
 
 
 def codec_input(codec: Codec, track: FullTrack) -> Iterator[np.ndarray]:
-    """Yields a track as blocks `[S]` at the codec's rate, at the loudness that its tokenizer was trained with."""
+    """Yields a track in the codec's format, at the loudness that its tokenizer was trained with."""
     gain = np.float32(track.gain(codec.components["tokenizer"].config.data.loudness_lufs))
     # Mixed down here, so that no notice is printed for each stereo track.
-    return codec.resample_stream((block[None] * gain for block in track.mono()), track.sample_rate_hz)
+    blocks = (block[None] for block in track.mono()) if codec.channels == 1 else track.channel_blocks()
+    return codec.resample_stream((block * gain for block in blocks), track.sample_rate_hz)
 
 
 def _track_records(
@@ -269,5 +270,5 @@ def _track_records(
 def _cut(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
     """Yields the stream without its first `samples` samples."""
     for block in blocks:
-        yield block[samples:]
-        samples = max(0, samples - len(block))
+        yield block[..., samples:]
+        samples = max(0, samples - block.shape[-1])

@@ -27,7 +27,7 @@ def codec_card(codec: "Codec", cards: Mapping[str, Mapping[str, Any]]) -> str:
     """
     systems = ", ".join(name.replace("_", " ") for name in codec.components)
     table = {
-        "sample rate": f"{codec.sample_rate_hz} Hz, {codec.channels} channel",
+        "sample rate": f"{codec.sample_rate_hz} Hz, {codec.channels} channel{'s' * (codec.channels > 1)}",
         "grid": f"{codec.rows} rows ({codec.row_kind}s), {codec.columns_per_second:.3f} columns per second",
         "codebook": f"{codec.codebook_size} codes",
         "rate": f"{codec.bits_per_second / 1000:.2f} kbit/s",

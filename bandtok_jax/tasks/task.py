@@ -17,7 +17,7 @@ from bandtok_jax.tasks import optimization
 State = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# (kind, data, rate or unit): ("audio", [S], sample_rate_hz) or ("image", [T, M], unit)
+# (kind, data, rate or unit): ("audio", [S] or [C, S], sample_rate_hz) or ("image", [T, M], unit)
 Summaries = dict[str, tuple[str, jax.Array, Any]]
 
 

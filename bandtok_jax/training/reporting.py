@@ -108,8 +108,8 @@ class Reporter:
                 path = folder / f"{name.replace('/', '_')}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 waveform.write(path, audio, rate)
-                self._tensorboard.add_audio(name, np.clip(audio, -1.0, 1.0), step, sample_rate=rate)
-                self._to_wandb(lambda: self._wandb.log({name: _wandb().Audio(audio, sample_rate=rate)}, step=step))
+                self._tensorboard.add_audio(name, np.clip(audio.T, -1.0, 1.0), step, sample_rate=rate)
+                self._to_wandb(lambda: self._wandb.log({name: _wandb().Audio(audio.T, sample_rate=rate)}, step=step))
             else:
                 group, _, title = name.rpartition("/")
                 spectrograms.setdefault((group, value[1]), {})[title] = np.asarray(value[0])

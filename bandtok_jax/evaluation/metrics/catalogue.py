@@ -64,6 +64,10 @@ METRICS = {
     "mfcc_distance": Metric(
         "MFCC distance", "nats", "lower", "Euclidean distance of 20 MFCCs", spectral_metrics.mfcc_distance
     ),
+    "chroma_correlation": Metric(
+        "chroma correlation", "", "higher", "Pearson's correlation of librosa's chroma; window 8192",
+        spectral_metrics.chroma_correlation,
+    ),
     "log_spectral_distance": Metric(
         "log-spectral distance", "dB", "lower", _LEVELS.format("all bins"), spectral_metrics.log_spectral_distance
     ),

@@ -4,6 +4,8 @@ They equal those of `bandtok_jax.audio.spectral`, in float64 and without compili
 librosa's, which is not used here: it loads numba, which takes seconds in every worker and 200 MB on disk.
 """
 
+import functools
+
 import numpy as np
 import scipy
 
@@ -11,7 +13,7 @@ from bandtok_jax.audio.mel_bands import MelDefinition, hann_window, mel_filterba
 
 # Our choice: below the rounding noise of 16-bit samples in one bin, so that an empty band is alike in every file.
 FLOOR_DB = -120.0
-MIN_POWER = 1e-10  # of `flatness`, as in librosa
+MIN_POWER = 1e-10  # of `flatness`, as in librosa, and of `chroma`
 HIGH_EDGES_HZ = (10_000, 20_000)
 MIN_RATE_WITH_HIGH_EDGES_HZ = 24_000  # our choice: leaves at least 2 kHz to show
 
@@ -96,6 +98,35 @@ def mel(magnitudes: np.ndarray, sample_rate_hz: int, mels: int) -> np.ndarray:
 def mfcc(log_mel: np.ndarray, coefficients: int = 20) -> np.ndarray:
     """Returns mel-frequency cepstral coefficients by an orthonormal DCT-II, `[T, M]` to `[T, coefficients]`."""
     return scipy.fft.dct(log_mel, norm="ortho", axis=-1)[:, :coefficients]
+
+
+@functools.cache
+def chroma_filterbank(fft_samples: int, sample_rate_hz: int) -> np.ndarray:
+    """Returns the weights of the bins of `magnitude` in the 12 pitch classes from C up, `[fft / 2 + 1, 12]`.
+
+    A bin belongs to the classes within a semitone, or within its own width where that is larger. Bins far from the
+    fifth octave weigh less. Equal to librosa.filters.chroma without a tuning.
+    """
+    a0_hz, center_octave, octaves = 27.5, 5.0, 2.0
+    frequencies = np.arange(1, fft_samples) * sample_rate_hz / fft_samples
+    semitones = 12 * np.log2(frequencies / a0_hz)
+    semitones = np.concatenate([[semitones[0] - 18], semitones])  # the bin of 0 Hz, put 1.5 octaves below
+    widths = np.append(np.maximum(np.diff(semitones), 1.0), 1.0)[:, None]
+    distances = (semitones[:, None] - np.arange(12) + 6) % 12 - 6
+    weights = np.exp(-0.5 * (2 * distances / widths) ** 2)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    weights *= np.exp(-0.5 * ((semitones / 12 - center_octave) / octaves) ** 2)[:, None]
+    return np.roll(weights, -3, axis=1)[: fft_samples // 2 + 1]
+
+
+def chroma(magnitudes: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Returns the power of each pitch class, `[T, bins]` to `[T, 12]`, the largest of a frame at 1; silence is 0.
+
+    Equal to librosa.feature.chroma_stft without a tuning.
+    """
+    fft_samples = 2 * (magnitudes.shape[1] - 1)
+    power = np.square(magnitudes) @ chroma_filterbank(fft_samples, sample_rate_hz)
+    return power / np.maximum(power.max(axis=1, keepdims=True), MIN_POWER)
 
 
 def flatness(magnitudes: np.ndarray) -> np.ndarray:

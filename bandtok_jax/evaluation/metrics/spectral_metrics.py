@@ -10,6 +10,7 @@ DAC_WINDOWS, DAC_MELS, DAC_FLOOR = (2048, 512), (150, 80), 1e-5
 # Yamamoto et al. 2020 (Parallel WaveGAN), as in auraloss: frame, hop and window in samples.
 YAMAMOTO_RESOLUTIONS, YAMAMOTO_POWER_FLOOR = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), 1e-8
 MFCC_WINDOW, MFCC_MELS, MFCC_COEFFICIENTS = 2048, 128, 20
+CHROMA_WINDOW = 8192  # our choice: separates the semitones from 120 Hz up at 48 kHz
 
 
 def dac_mel_distance(pair: AudioPair) -> float:
@@ -54,6 +55,17 @@ def mfcc_distance(pair: AudioPair) -> float:
 def mfcc(mel: np.ndarray) -> np.ndarray:
     """Returns 20 MFCCs of 128 mel bands, `[T, 128]` to `[T, 20]`."""
     return spectra.mfcc(np.log(np.maximum(mel, DAC_FLOOR)), MFCC_COEFFICIENTS)
+
+
+def chroma_correlation(pair: AudioPair) -> float | None:
+    """Returns Pearson's correlation of the chroma of both, over all frames and pitch classes.
+
+    None where the reference is silent. Our choice: 0 where only the decoded audio is silent.
+    """
+    reference, decoded = (spectra.chroma(x, pair.sample_rate_hz).ravel() for x in pair.magnitudes(CHROMA_WINDOW))
+    if not reference.std():
+        return None
+    return float(np.corrcoef(reference, decoded)[0, 1]) if decoded.std() else 0.0
 
 
 def log_spectral_distance(pair: AudioPair, low_hz: float = 0.0) -> float | None:
