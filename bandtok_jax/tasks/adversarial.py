@@ -71,7 +71,7 @@ class AdversarialTask(Task, abc.ABC):
 
         Returns:
           `(fake, losses), (totals, per_example)`, where `fake` is the output, like `target`, and `losses` are scalars
-          of the network itself. The rest are statistics for `update_codebooks`: sums over the batch, and arrays with a
+          of the network itself. The rest are statistics for `update_buffers`: sums over the batch, and arrays with a
           leading axis B.
         """
 
@@ -87,10 +87,10 @@ class AdversarialTask(Task, abc.ABC):
         """Returns the part of an output that the discriminator sees; by default all of it."""
         return output
 
-    def update_codebooks(
+    def update_buffers(
         self, old: Tree, new: Tree, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
     ) -> tuple[Tree, Metrics]:
-        """Returns the model state `new` with codebooks that learn without gradients, and metrics.
+        """Returns the model state `new` with the buffers that change without gradients, and metrics.
 
         Args:
           old, new: the model state before and after the step of its optimizer.
@@ -214,12 +214,12 @@ class AdversarialTask(Task, abc.ABC):
         )
         totals = jax.tree.map(lambda x: x * steps, totals)  # the accumulation gives means
 
-        # Both optimizers, then the codebooks that learn by EMA.
+        # Both optimizers, then the buffers, such as codebooks that learn by EMA.
         new_model, more_metrics = self.apply_gradients(model, gradients, step)
         metrics |= more_metrics
         if balancer_state:
             new_model["balancer"] = balancer_state
-        new_model, more_metrics = self.update_codebooks(model, new_model, totals, per_example, batch, key)
+        new_model, more_metrics = self.update_buffers(model, new_model, totals, per_example, batch, key)
         metrics |= more_metrics
         state = {**state, "step": step + 1, "model": new_model}
         if update_discriminator:

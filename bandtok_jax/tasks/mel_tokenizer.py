@@ -81,7 +81,7 @@ class MelTokenizerTask(AdversarialTask):
         """The network whose features the losses `perceptual` and `gram` compare."""
         return perceptual_features.PerceptualFeatures(self.config.loss.perceptual_features, self.config.dtype)
 
-    def update_codebooks(
+    def update_buffers(
         self, old: ModelState, new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
     ) -> tuple[ModelState, Metrics]:
         """Moves codes that learn by EMA to the means of their latents and restarts dead ones."""

@@ -43,7 +43,7 @@ class WaveformCodecTask(WaveformAdversarialTask):
         audio, _, losses, statistics = self.network.apply(parameters, buffers, batch["audio"], num_levels)
         return (self._pad(audio, batch), losses), codebooks.split_statistics(statistics)
 
-    def update_codebooks(
+    def update_buffers(
         self, old: ModelState, new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
     ) -> tuple[ModelState, Metrics]:
         """Moves the codes of all levels to the means of their latents, in examples that drop the level too."""
