@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers import spatial_coders
 from bandtok_jax.layers.convolution import ValidRange
+from bandtok_jax.layers.convolution_2d import patchify, unpatchify
 from bandtok_jax.layers.network import Buffer
 from bandtok_jax.layers.precision import compute_dtype
 from bandtok_jax.layers.spatial_coders import SpatialDecoder, SpatialEncoder
@@ -35,6 +36,7 @@ class MelVAE(nnx.Module):
 
     Args:
       mels: M, mel bins of the spectrogram, a multiple of the factor.
+      patch: side of the square patches that become the first channels; 1 is published.
       channels: channels of each resolution, from fine to coarse; every further entry halves both axes.
       num_res_blocks: residual blocks at each resolution; the decoder has one more.
       latent_channels: Z.
@@ -53,6 +55,7 @@ class MelVAE(nnx.Module):
         self,
         *,
         mels: int = 256,
+        patch: int = 1,
         channels: Sequence[int] = (128, 256, 512, 1024),
         num_res_blocks: int = 2,
         latent_channels: int = 16,
@@ -62,13 +65,14 @@ class MelVAE(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.frames_per_column = 2 ** (len(channels) - 1)  # mel frames, and mel bins, of a latent
+        self.frames_per_column = patch * 2 ** (len(channels) - 1)  # mel frames, and mel bins, of a latent
         if mels % self.frames_per_column:
             raise ValueError(
-                f"mels is {mels}: set it to a multiple of {self.frames_per_column}, as model.channels has "
-                f"{len(channels)} resolutions"
+                f"mels is {mels}: set it to a multiple of {self.frames_per_column}, of patch {patch} and "
+                f"{len(channels)} channels"
             )
         shared: dict[str, Any] = dict(
+            patch=patch,
             channels=tuple(channels),
             num_res_blocks=num_res_blocks,
             latent_channels=latent_channels,
@@ -129,6 +133,7 @@ class MelVAEEncoder(SpatialEncoder):
     def __init__(
         self,
         *,
+        patch: int,
         channels: Sequence[int],
         num_res_blocks: int,
         latent_channels: int,
@@ -138,9 +143,9 @@ class MelVAEEncoder(SpatialEncoder):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.factor, self.dtype = 2 ** (len(channels) - 1), dtype
+        self.patch, self.factor, self.dtype = patch, 2 ** (len(channels) - 1), dtype
         super().__init__(
-            1,
+            patch**2,
             2 * latent_channels,
             stem_channels=channels[0],
             channels=channels,
@@ -156,8 +161,8 @@ class MelVAEEncoder(SpatialEncoder):
         self.pre_latent = nnx.Linear(2 * latent_channels, 2 * latent_channels, dtype=wide, rngs=rngs)
 
     def __call__(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> tuple[jax.Array, jax.Array]:
-        present = _present(log_mel.shape[1], valid_range, self.factor)
-        x = self.encode(log_mel[..., None].astype(compute_dtype(self.dtype, log_mel)), present)
+        x = patchify(log_mel[..., None].astype(compute_dtype(self.dtype, log_mel)), self.patch)
+        x = self.encode(x, _present(x.shape[1], valid_range, self.factor))
         mean, log_variance = jnp.split(self.pre_latent(x), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_LIMITS)
 
@@ -168,6 +173,7 @@ class MelVAEDecoder(SpatialDecoder):
     def __init__(
         self,
         *,
+        patch: int,
         channels: Sequence[int],
         num_res_blocks: int,
         latent_channels: int,
@@ -177,12 +183,12 @@ class MelVAEDecoder(SpatialDecoder):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
+        self.patch, self.dtype = patch, dtype
         self.scale = Buffer(jnp.ones(()))
         self.post_latent = nnx.Linear(latent_channels, latent_channels, dtype=dtype, rngs=rngs)
         super().__init__(
             latent_channels,
-            1,
+            patch**2,
             channels=channels,
             doublings=len(channels) - 1,
             num_blocks=num_res_blocks + 1,
@@ -195,12 +201,12 @@ class MelVAEDecoder(SpatialDecoder):
             rngs=rngs,
         )
         self.conv_out.kernel = nnx.Param(INITIAL_DETAIL * self.conv_out.kernel[...])
-        self.conv_out.bias = nnx.Param(jnp.full(1, INITIAL_LOG_MEL))
+        self.conv_out.bias = nnx.Param(jnp.full(patch**2, INITIAL_LOG_MEL, jnp.float32))
 
     def __call__(self, latents: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         present = _present(latents.shape[1], valid_range)
         x = (latents / self.scale[...]).astype(compute_dtype(self.dtype, latents))
-        return self.decode(self.post_latent(x), present)[..., 0]
+        return unpatchify(self.decode(self.post_latent(x), present), self.patch)[..., 0]
 
 
 def _present(frames: int, valid_range: ValidRange | None, rate: int = 1) -> jax.Array | None:
