@@ -15,6 +15,8 @@ evaluation, and it covers transients that no mel shows.
          128, 256 samples and 0.93, 1.01, 1.17 at 512, 1024, 2048; the first three are below 1 after 20 steps
   small  one GPU, a day
   base   the published size, 14 million parameters and 42 million in its discriminators
+
+  tiny_48khz   tiny on the 48 kHz mel of AudioLDM and MuCodec, with 256 bands and a hop of 480 samples
 """
 
 import dataclasses
@@ -25,8 +27,10 @@ from bandtok_jax.audio import mel_bands
 from bandtok_jax.configs import defaults
 
 # Network arguments that differ between the variants.
+_TINY = dict(dim=256, intermediate_dim=768, num_layers=6)
 VARIANTS = {
-    "tiny": dict(dim=256, intermediate_dim=768, num_layers=6),
+    "tiny": _TINY,
+    "tiny_48khz": _TINY,
     "small": dict(dim=384, intermediate_dim=1152, num_layers=8),
     "base": dict(dim=512, intermediate_dim=1536, num_layers=8),
 }
@@ -70,14 +74,17 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "depthwise": "shifts",  # or "grouped": XLA's grouped convolution, slow on CPUs
         }
     )
-    config.discriminator = defaults.waveform_discriminators(variant)
-    if variant == "tiny":
+    config.discriminator = defaults.waveform_discriminators(variant.partition("_")[0])
+    if variant.startswith("tiny"):
         config.total_steps, config.batch_size = 400, 8
         config.data.clip_samples = 32768
         config.optimizer.learning_rate = config.discriminator_optimizer.learning_rate = 1e-3
         config.optimizer.ema_decay = 0.99
         config.loss.mel_scales = ((128, 20), (512, 80), (2048, 320))
         config.loss.adversarial_start, config.loss.adversarial_samples = 300, 8192
+        if variant == "tiny_48khz":
+            config.mel = ConfigDict(dataclasses.asdict(mel_bands.AUDIOLDM_48KHZ))
+            config.data.sample_rate_hz, config.data.clip_samples = 48_000, 30720
     else:
         config.total_steps, config.batch_size = 1_000_000, 32
         config.dtype = "bfloat16"

@@ -286,14 +286,13 @@ def _overlap_add(frames: jax.Array, hop_samples: int) -> jax.Array:
     """Adds frames, `[..., T, fft]` -> `[..., (T - 1) * hop + fft]`; the transpose of `_frames`."""
     *batch, count, fft_samples = frames.shape
     samples = (count - 1) * hop_samples + fft_samples
-    if fft_samples % hop_samples:
-        index = np.arange(count)[:, None] * hop_samples + np.arange(fft_samples)
-        return jnp.zeros((*batch, samples), frames.dtype).at[..., index].add(frames)
-    views = fft_samples // hop_samples
+    # Frames of a whole number of hops, whose blocks are shifted and added: a scatter is slow on a CPU.
+    views = -(-fft_samples // hop_samples)
+    frames = jnp.pad(frames, [(0, 0)] * (len(batch) + 1) + [(0, views * hop_samples - fft_samples)])
     blocks = frames.reshape(*batch, count, views, hop_samples)
     rest = [(0, 0)] * len(batch)
     shifted = [jnp.pad(blocks[..., i, :], [*rest, (i, views - 1 - i), (0, 0)]) for i in range(views)]
-    return functools.reduce(operator.add, shifted).reshape(*batch, samples)
+    return functools.reduce(operator.add, shifted).reshape(*batch, -1)[..., :samples]
 
 
 def _use_matmul(method: str | None) -> bool:
