@@ -77,12 +77,14 @@ LEAST_SHARE = {
     "waveform_codec": 0.92,
     "meltok": 0.8,
     "token_vocoder": 0.8,
+    "mel_autoencoder": 0.8,
 }
 WIDER = {
     "mel_tokenizer": {"model.channels": "(64,)"},
     "vocoder": {"model.dim": 192, "model.intermediate_dim": 768},
     "waveform_codec": {"model.encoder_dim": 64, "model.decoder_dim": 128},
     "meltok": {"model.channels": "(64, 64)"},
+    "mel_autoencoder": {"model.channels": "(64, 64)"},
     "token_vocoder": {"model.channels": "(64, 64)", "model.dim": 192, "model.intermediate_dim": 768},
 }
 

@@ -22,6 +22,8 @@ OF_TASKS = ("model", "discriminator", "mel", "codebook", "loss", "optimizer", "d
 _ADVERSARIAL = {"loss.discriminator_warmup": 0}
 _ALTERNATIVES = {
     "bandtok": [{**_ADVERSARIAL, "loss.gram": 1.0}],
+    "hifigan": [_ADVERSARIAL],
+    "mel_vae": [{**_ADVERSARIAL, "loss.perceptual": 1.0}],
     "vocos": [_ADVERSARIAL],
     "meltok": [{"loss.perceptual": 1.0}, {"model.learning_rule": "gradient"}],
     "token_vocoder": [_ADVERSARIAL],

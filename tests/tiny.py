@@ -14,7 +14,7 @@ from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.pretrained import export_folder
 
-TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder")
+TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder", "mel_autoencoder")
 
 _COMMON = {
     "total_steps": "8",
@@ -91,7 +91,17 @@ _MELTOK = {
 }
 _SPECIAL["meltok"] = {**_MELTOK, "codebook.kmeans_batches": "2"}
 _SPECIAL["token_vocoder"] = {**_SPECIAL["vocoder"], **_MELTOK}
+_SPECIAL["mel_autoencoder"] = {
+    "model.patch": "4",
+    "model.channels": "(16, 16)",
+    "model.latent_channels": "8",
+    "data.clip_samples": "7680",
+    "discriminator.channels": "4",
+    "loss.adversarial_start": "3",
+    "loss.perceptual": "1.0",
+}
 _NAMES = {
+    "mel_autoencoder": "mel_vae:tiny",
     "meltok": "meltok:tiny",
     "token_vocoder": "token_vocoder:tiny",
     "mel_tokenizer": "bandtok:tiny",
@@ -163,6 +173,17 @@ def shrunk(name: str, folder, **overrides):
             "codebook.kmeans_batches": 2, "loss.adversarial_start": 0,
             "data.clip_samples": 4 * config.mel.hop_samples * model.patch * 2 ** (levels - 1),
         },
+        "mel_autoencoder": lambda: {
+            "model.patch": 4, "model.channels": (8, 8), "model.num_res_blocks": 1, "model.norm_groups": 4,
+            "model.latent_channels": 4, "discriminator.channels": 4, "loss.adversarial_start": 0,
+            "data.clip_samples": 16 * config.mel.hop_samples,
+        },
+        "hifigan": lambda: {
+            "model.initial_channels": 2 ** (1 + len(model.rates)), "model.block_kernel_sizes": (3,),
+            "model.dilations": (1,),
+            "data.clip_samples": 16 * config.mel.hop_samples, "loss.stft_windows": config.loss.stft_windows[:1],
+            **discriminators,
+        },
         "vocoder": lambda: {
             "model.dim": 16, "model.intermediate_dim": 32, "model.num_layers": 1,
             "data.clip_samples": 16 * config.mel.hop_samples, "loss.stft_windows": config.loss.stft_windows[:1],
@@ -181,7 +202,7 @@ def shrunk(name: str, folder, **overrides):
             "model.num_heads": 2, "model.feed_forward_dim": 64, "model.text_dim": 16, "model.text_layers": 1,
             "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
         },
-    }["meltok" if model.kind == "meltok" else config.task]()  # fmt: skip
+    }[model.kind if model.kind in ("meltok", "hifigan") else config.task]()  # fmt: skip
     changes = {key: str(value) for key, value in {**common, **changes, **overrides}.items()}
     if config.task == "token_vocoder" and folder:
         changes |= _own_tokenizer(load_config(name, changes), folder)

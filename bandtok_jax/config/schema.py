@@ -105,6 +105,7 @@ SCHEMA: dict[str, Setting] = {
     "model.remat": Setting(mutable=True),
     "model.sequence_sharding": Setting(mutable=True),
     # Numbers that would make training impossible.
+    "scale_decay": Setting(0, 1),
     "*optimizer.learning_rate": Setting(0, sys.float_info.max),
     "*optimizer.warmup_steps": Setting(0, whole=True),
     "*optimizer.gradient_clip_norm": Setting(0, note="; 0 switches it off"),

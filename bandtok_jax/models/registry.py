@@ -26,6 +26,7 @@ ROLES = ("tokenizer", "vocoder", "language_model", "encoder", "autoencoder")
 _SHIPPED = {
     "bandtok": "bandtok_jax.models.bandtok:BandTok",
     "dac": "bandtok_jax.models.dac:DAC",
+    "hifigan": "bandtok_jax.models.hifigan:HiFiGAN",
     "language_model": "bandtok_jax.models.language_model:LanguageModel",
     "mel_vae": "bandtok_jax.models.mel_vae:MelVAE",
     "meltok": "bandtok_jax.models.meltok:MelTok",

@@ -1,4 +1,4 @@
-"""Training of a vocoder (Vocos): audio from the log-mel that a tokenizer works with."""
+"""Training of a vocoder of mels: audio from the log-mel that a tokenizer works with."""
 
 from collections.abc import Callable
 import functools
@@ -52,7 +52,9 @@ class VocoderTask(WaveformAdversarialTask):
         self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, real: jax.Array, key: jax.Array
     ) -> tuple[tuple[jax.Array, dict], tuple[Tree, Tree]]:
         """Runs the vocoder, see `AdversarialTask.forward`."""
-        return (self.network.apply(parameters, buffers, self.input_mel(frozen, batch, key)), {}), ({}, {})
+        audio = self.network.apply(parameters, buffers, self.input_mel(frozen, batch, key))
+        # With padding "center" there is a frame more than hops, of which some networks make samples too.
+        return (audio[:, : real.shape[1]], {}), ({}, {})
 
     def reconstruct(self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Returns the vocoder's audio, `[B, S]`."""
