@@ -30,7 +30,7 @@ SUBJECTS = {
         "metrics of decoded audio (the default)",
         frozenset(
             "decoded command opus rows sample_rate mono align without measure embedding sort_by figure_piece "
-            "workers".split()
+            "workers listening seed".split()
         )
         | _OF_AUDIO,
     ),
@@ -77,7 +77,7 @@ SUBJECTS = {
         "--label", action="append", default=[], metavar="NAME",
         help="of probe: domain (default), caption, a column of --tracks, or a parameter of 'synthetic'; repeatable",
     ),
-    flag("--seed", type=int, default=0, metavar="N", help="of probe: of folds, networks and intervals (default 0)"),
+    flag("--seed", type=int, default=0, metavar="N", help="of probe and the listening test (default 0)"),
     flag("--clips", type=int, default=8, metavar="N", help="of bound: clips of the training's length (default 8)"),
     flag("--opus", action="append", default=[], type=int, metavar="KBPS", help="Opus at that rate, by ffmpeg"),
     flag("--rows", type=integers, default=(), metavar="N,N", help="also decode only N rows, of residual codecs"),
@@ -109,6 +109,10 @@ SUBJECTS = {
     flag(
         "--figure-piece", metavar="SEGMENT",
         help="draw this file or segment (default: the one with the median metric; of tokens, the first)",
+    ),
+    flag(
+        "--listening", type=int, default=0, metavar="N",
+        help="also write listening.html, a blind test (MUSHRA) of N segments; best with --piece-seconds=10",
     ),
     flag("--workers", type=int, metavar="N", help="processes that compute metrics (default: one for each core)"),
 )  # fmt: skip

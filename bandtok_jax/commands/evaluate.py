@@ -7,7 +7,7 @@ from typing import Any
 from bandtok_jax.commands import evaluate_flags
 from bandtok_jax.evaluation.comparison import references, runner
 from bandtok_jax.evaluation.metrics import catalogue, embeddings
-from bandtok_jax.evaluation.report import aggregate, comparison_report, excerpt, report_data
+from bandtok_jax.evaluation.report import aggregate, comparison_report, excerpt, listening_page, report_data
 from bandtok_jax.evaluation.report.report_data import Report
 from bandtok_jax.runtime import folder_lock, startup
 
@@ -31,6 +31,8 @@ def evaluate(flags: Any) -> Iterator[str]:
     compared = evaluate_flags.compared_systems(flags, chosen, [reference.name for reference in all_references])
     for name, source in sources:
         embeddings.check(name, source, [system.name for system in compared])
+    if flags.listening:
+        listening_page.check([system.name for system in compared], flags.listening)
     with folder_lock.locked(flags.output, "bandtok evaluate"):
         startup.announce("float32")
         results, damaged = runner.run(compared, segments, flags.output, settings, workers=flags.workers)
@@ -48,8 +50,11 @@ def evaluate(flags: Any) -> Iterator[str]:
             figure_segment=figure_segment,
         )
         comparison_report.write(flags.output, report, shown)
+        test = listening_page.write(flags.output, results, flags.listening, flags.seed) if flags.listening else ""
     yield from _headlines(report)
     yield from notes
+    if test:
+        yield f"listening test: {test}"
     yield f"report: {os.path.join(flags.output, 'index.html')}"
 
 
