@@ -30,6 +30,7 @@ _SHIPPED = {
     "language_model": "bandtok_jax.models.language_model:LanguageModel",
     "mel_vae": "bandtok_jax.models.mel_vae:MelVAE",
     "meltok": "bandtok_jax.models.meltok:MelTok",
+    "mucodec": "bandtok_jax.models.mucodec:MuCodec",
     "muencoder": "bandtok_jax.models.muencoder:MuEncoder",
     "patchgan": "bandtok_jax.models.patchgan:MultiScalePatchGAN",
     "token_vocoder": "bandtok_jax.models.token_vocoder:TokenVocoder",
