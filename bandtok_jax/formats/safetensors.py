@@ -57,7 +57,7 @@ def save(path: str | os.PathLike, tree: Tree, metadata: Mapping[str, str] | None
     Raises:
       OSError: it could not be written.
     """
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
+    flat = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
     with atomic_file.atomic_write(path) as partial:
         mode = os.stat(partial).st_mode
         try:
