@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax.layers.network import Network
-from bandtok_jax.models.language_model import LanguageModel
+from bandtok_jax.models.language_model import LanguageModel, first_token
+from bandtok_jax.models.layout import delayed
 
 ROWS, CODES = 3, 20
 SETTINGS = dict(
@@ -46,3 +47,46 @@ def grid(batch, columns, seed=0):
 
 def captions(*texts):
     return np.stack([np.frombuffer(text.ljust(8, b"\0"), np.uint8) for text in texts])
+
+
+def decoded_logits(model, parameters, codes, caption=None, begins=True, known_steps=1):
+    """Logits `[B, T * F, V]` of cached decoding that always draws the true codes, after a prefill of some steps."""
+    layout, records = model.attribute("layout"), []
+    steps = jnp.asarray(delayed(codes, layout.delays, CODES))
+    batch, count, rows = steps.shape
+    first = jnp.full(batch, first_token(CODES, begins), jnp.int32)
+
+    @jax.jit
+    def decode(parameters):
+        context, mask, keys_values = None, None, None
+        if caption is not None:
+            context, mask = model.apply(parameters, {}, caption=caption, method="encode_text")
+            keys_values = model.apply(parameters, {}, context, method="context_keys_values")
+        length = (count + 1) * layout.positions_per_step
+        cache = model.apply(parameters, {}, batch, length, method="init_kv_cache")
+        filled = 1 + known_steps * layout.positions_per_step
+        cache = model.apply(
+            parameters, {}, first, steps[:, :known_steps], cache, context, mask, length=filled, method="prefill"
+        )
+        for number in range(known_steps, count):
+            previous = steps[:, number - 1] if number else jnp.broadcast_to(first[:, None], (batch, rows))
+
+            def draw(logits, rows, number=number):
+                # Loops of the layout hide their values, so a callback takes them out.
+                jax.debug.callback(lambda rows, logits: records.append((number, rows, logits)), rows, logits)
+                return steps[:, number][:, rows]
+
+            tokens, cache = model.apply(
+                parameters, {}, previous, jnp.int32(number), cache, draw, keys_values, mask, method="decode_step"
+            )
+        return tokens
+
+    jax.block_until_ready(decode(parameters))
+    jax.effects_barrier()
+    result = np.full((*codes.shape, 256), np.nan, np.float32)
+    for number, step_rows, logits in records:
+        for place, row in enumerate(np.asarray(step_rows)):
+            column = number - layout.delays[row]
+            if 0 <= column < codes.shape[1]:
+                result[:, column, row] = logits[:, place]
+    return result

@@ -59,8 +59,8 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
 
 def test_the_compiler_knows_how_many_steps_a_column_takes():
     writer, cache = generator(), generator().network.apply(weights(), {}, 1, 128, method="init_kv_cache")
-    program = decoding.decode_columns.lower(
-        weights(), cache, jnp.zeros(1, jnp.int32), 0, 0, 4, jnp.zeros(1, bool), None, jax.random.key(0),
+    program = decoding.decode_steps.lower(
+        weights(), cache, jnp.zeros((1, ROWS), jnp.int32), 0, 0, 4, jnp.full(1, 9), None, None, jax.random.key(0),
         dict(temperature=1.0, top_p=1.0, guidance=1.0, may_end=False),
         network=writer.network, span=128, top_k=None, nucleus=False, guided=False,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def test_guidance_of_one_is_none():
 
 def _compiled():
     """The numbers of compiled programs; JAX counts them in private alone."""
-    return [program._cache_size() for program in (decoding.decode_columns, decoding.prefill_cache)]
+    return [program._cache_size() for program in (decoding.decode_steps, decoding.prefill_cache)]
 
 
 def test_any_duration_with_the_same_programs():

@@ -1,7 +1,5 @@
 """The language model: parts beside second implementations, and cache beside the full forward pass."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,17 @@ from bandtok_jax.layers.attention import attention
 from bandtok_jax.layers.transformer import dropout
 from bandtok_jax.runtime.target_platform import made_for
 from tests import tiny
-from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, network, weights
+from tests.small_language_model import (
+    CODES,
+    ROWS,
+    SETTINGS,
+    captions,
+    decoded_logits,
+    forward,
+    grid,
+    network,
+    weights,
+)  # fmt: skip
 
 # ---- layers ---------------------------------------------------------------------------------------------------------
 
@@ -120,22 +128,8 @@ def test_rows_with_codes_of_their_own_have_their_own_embeddings_and_heads():
     others = np.asarray(model.apply(moved, {}, codes))
     assert np.abs(full[..., :CODES] - others[..., :CODES]).max() > 1e-3
 
-    tokens = np.concatenate([np.full((2, 1), CODES + 1), codes.reshape(2, -1)], axis=1)
-
-    @jax.jit
-    def decode(parameters):
-        cache = model.apply(parameters, {}, 2, 16, method="init_kv_cache")
-        cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, method="prefill")
-
-        def decode_step(cache, place):
-            logits, cache = model.apply(
-                parameters, {}, jnp.asarray(tokens)[:, place], place, cache, method="decode_step"
-            )
-            return cache, logits
-
-        return jnp.swapaxes(jax.lax.scan(decode_step, cache, jnp.arange(3, 10))[1], 0, 1)
-
-    np.testing.assert_allclose(decode(parameters)[..., : CODES + 1], full[:, 3:, : CODES + 1], atol=1e-4)
+    decoded = decoded_logits(model, parameters, codes)[:, 1:, :, : CODES + 1]
+    np.testing.assert_allclose(decoded, full[:, ROWS:-1, : CODES + 1].reshape(decoded.shape), atol=1e-4)
 
 
 def test_size_of_the_published_scale():
@@ -154,25 +148,10 @@ def test_a_grid_from_the_middle_of_a_track_differs_from_a_beginning():
 
 
 def test_cached_decoding_equals_the_forward_pass():
-    model, codes, caption = network(), grid(2, 3), captions(b"slow", b"")
-    tokens = np.concatenate([np.full((2, 1), CODES + 1), codes.reshape(2, -1)], axis=1)
-
-    @jax.jit
-    def decode(parameters):
-        context, mask = model.apply(parameters, {}, caption=caption, method="encode_text")
-        read = model.apply(parameters, {}, context, method="context_keys_values")
-        cache = model.apply(parameters, {}, 2, 16, method="init_kv_cache")
-        cache = model.apply(parameters, {}, jnp.asarray(tokens[:, :4]), cache, context, mask, method="prefill")
-        step = functools.partial(model.apply, parameters, {}, method="decode_step")
-
-        def decode_step(cache, place):
-            logits, cache = step(jnp.asarray(tokens)[:, place], place, cache, read, mask)
-            return cache, logits
-
-        return jnp.swapaxes(jax.lax.scan(decode_step, cache, jnp.arange(3, 10))[1], 0, 1)
-
-    full = forward()(weights(), codes, caption)[:, 3:, : CODES + 1]
-    np.testing.assert_allclose(decode(weights())[..., : CODES + 1], full, atol=1e-4)
+    codes, caption = grid(2, 3), captions(b"slow", b"")
+    decoded = decoded_logits(network(), weights(), codes, caption)[:, 1:, :, : CODES + 1]
+    full = forward()(weights(), codes, caption)[:, ROWS:-1, : CODES + 1]
+    np.testing.assert_allclose(decoded, full.reshape(decoded.shape), atol=1e-4)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

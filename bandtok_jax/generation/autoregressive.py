@@ -1,6 +1,7 @@
 """New grids of tokens from a language model, with a cache of keys and values.
 
-The cache has one fixed shape. A compiled loop on the device makes many tokens a call and attends to the smallest of a
+The layout of the model (see `models.layout`) says which tokens a step makes; without delays they are a column.
+The cache has one fixed shape. A compiled loop on the device makes many steps a call and attends to the smallest of a
 few static lengths ("spans") that holds all filled places, so a track of any duration needs few compiled programs.
 Where the window is full, its newer half is read again as a new beginning (positions are relative), and so on forever.
 """
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandtok_jax.generation.decoding import decode_columns, decoding_network, prefill_cache, read_text, twice
+from bandtok_jax.generation.decoding import decode_steps, decoding_network, prefill_cache, read_text, twice
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models.language_model import first_token
+from bandtok_jax.models.layout import delayed
 
-SMALLEST_SPAN = 128  # of attention, in tokens; every further span is twice as long, the last one holds the window
+SMALLEST_SPAN = 128  # of attention, in positions; every further span is twice as long, the last one holds the window
 
 
 class Generator:
@@ -78,43 +80,58 @@ class Generator:
         Raises:
           ValueError: codes outside the codebook, or settings that make no sense.
         """
-        rows = self.settings["rows"]
         self._check(columns, window_columns, temperature, top_k, top_p, guidance)
-        codes = np.zeros((batch, columns, rows), np.int32)
-        first = 0 if prefix is None else self._take(prefix, codes)
+        prefix_columns = 0 if prefix is None else self._check_prefix(prefix, batch, columns)
         guided = guidance != 1.0 and (caption is not None or embedding is not None)
         text = read_text(self.network, self.parameters, self._text(caption, embedding, batch), guided)
         copies = batch * (2 if guided else 1)
 
-        spans = _spans(window_columns * rows + 1)
+        layout, end = self.network.attribute("layout"), self.settings["codebook_size"]
+        delays, per_step, lag = layout.delays, layout.positions_per_step, max(layout.delays)
+        codes = np.full((batch, columns, len(delays)), -1, np.int32)  # -1: not drawn yet
+        if prefix is not None:
+            codes[:, :prefix_columns] = prefix
+        tokens = delayed(codes, delays, end)
+        window_steps = window_columns + lag
+        spans = _spans(window_steps * per_step + 1)
         cache = self.network.apply(self.parameters, {}, copies, spans[-1], method="init_kv_cache")
         static = dict(network=self.network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
         numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
-        ended, lengths = np.zeros(batch, bool), np.full(batch, columns)
-        done, seen = first, None  # finished columns; those of them in the window, None: nothing is in the cache yet
-        while done < columns and not ended.all():
-            if seen is None or seen == window_columns:
-                seen = done if seen is None and done < window_columns else window_columns // 2
-                tokens = self._sequence(codes[:, done - seen : done], begins and done == seen)
+        lengths = np.full(batch, columns, np.int32)
+        done, seen = prefix_columns, None  # finished steps; those of them in the window, None: nothing is in the cache
+        while (done < lengths + lag).any():
+            if seen is None or seen == window_steps:
+                first_window = seen is None and done < window_steps
+                seen = done if first_window else max(window_columns // 2, lag)
+                window = tokens[:, done - seen : done]
+                if not first_window:
+                    # A window begins like a grid: with rows that have nothing yet.
+                    window = np.where(np.arange(seen)[:, None] < np.array(delays), end, window)
+                first = np.full(batch, first_token(end, begins and done == seen), np.int32)
                 if seen:
-                    span = next(s for s in spans if s >= tokens.shape[1])
-                    padded = np.pad(tokens, ((0, 0), (0, span - tokens.shape[1])))
-                    cache = prefill_cache(self.network, self.parameters, cache, twice(padded, guided), text)
-                token = jnp.asarray(tokens[:, -1])
-            place = seen * rows
-            span = next(s for s in spans if s >= place + rows)
-            count = min((span - place) // rows, window_columns - seen, columns - done)
-            new, token, stopped, cache = decode_columns(
-                self.parameters, cache, token, place, (done - seen) * rows, count, jnp.asarray(ended), text,
-                key, numbers, span=span, **static,
+                    span = next(s for s in spans if s > seen * per_step)
+                    padding = -(-(span - 1) // per_step) - seen
+                    padded = np.pad(window, ((0, 0), (0, padding), (0, 0)))
+                    cache = prefill_cache(
+                        self.network, self.parameters, cache, twice(first, guided), twice(padded, guided), text,
+                        span=span,
+                    )  # fmt: skip
+                previous = window[:, -1] if seen else np.repeat(first[:, None], len(delays), axis=1)
+            span = next(s for s in spans if s >= (seen + 1) * per_step)
+            count = min(span // per_step - seen, window_steps - seen, columns + lag - done)
+            known = _padded(tokens[:, done : done + count], span // per_step) if lag else None
+            new, lengths, cache = decode_steps(
+                self.parameters, cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths), known,
+                text, key, numbers, span=span, **static,
             )  # fmt: skip
-            codes[:, done : done + count] = np.asarray(new)[:, : count * rows].reshape(batch, count, rows)
-            stopped = np.asarray(stopped)
-            lengths = np.where(stopped >= 0, done + stopped // rows, lengths)
-            ended |= stopped >= 0
+            lengths = np.asarray(lengths)
+            tokens[:, done : done + count] = np.asarray(new)[:, :count]
             done, seen = done + count, seen + count
+            previous = tokens[:, done - 1]
             if report is not None:
-                report(done)
+                report(max(0, done - lag))
+        for row, delay in enumerate(delays):
+            codes[:, :, row] = tokens[:, delay : delay + columns, row]
         codes[np.arange(columns) >= lengths[:, None]] = 0
         return codes, lengths
 
@@ -140,10 +157,9 @@ class Generator:
                 f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
             )
 
-    def _take(self, prefix: np.ndarray, codes: np.ndarray) -> int:
-        """Puts the prefix into `codes`; returns its columns."""
-        prefix = np.asarray(prefix)
-        batch, columns, rows = codes.shape
+    def _check_prefix(self, prefix: np.ndarray, batch: int, columns: int) -> int:
+        """Returns the columns of the prefix; ValueError where it does not fit."""
+        prefix, rows = np.asarray(prefix), self.settings["rows"]
         if prefix.ndim != 3 or prefix.shape[0] != batch or prefix.shape[2] != rows:
             raise ValueError(f"the prefix has shape {prefix.shape}; it must be [{batch}, columns, {rows}]")
         size = self.settings["codebook_size"]
@@ -154,13 +170,7 @@ class Generator:
             )
         if prefix.shape[1] >= columns:
             raise ValueError(f"the prefix has {prefix.shape[1]} columns and the result {columns}: ask for more columns")
-        codes[:, : prefix.shape[1]] = prefix
         return prefix.shape[1]
-
-    def _sequence(self, codes: np.ndarray, begins: bool) -> np.ndarray:
-        """Returns the first token and the flattened grid, `[B, 1 + T * F]`."""
-        first = np.full((codes.shape[0], 1), first_token(self.settings["codebook_size"], begins), np.int32)
-        return np.concatenate([first, codes.reshape(codes.shape[0], -1)], axis=1)
 
     def _text(
         self, caption: np.ndarray | None, embedding: np.ndarray | None, batch: int
@@ -188,6 +198,11 @@ def _spans(longest: int) -> list[int]:
     while 2 * spans[-1] < longest:
         spans.append(2 * spans[-1])
     return [*spans, max(SMALLEST_SPAN, longest)]
+
+
+def _padded(known: np.ndarray, steps: int) -> jax.Array:
+    """Returns tokens `[B, S, F]` padded to a number of steps, as `decode_steps` takes them."""
+    return jnp.asarray(np.pad(known, ((0, 0), (0, max(1, steps) - known.shape[1]), (0, 0)), constant_values=-1))
 
 
 def _lay_out(parameters: Tree, dtype: jnp.dtype, stacked: bool) -> Tree:

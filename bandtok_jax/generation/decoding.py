@@ -1,4 +1,4 @@
-"""Compiled programs of autoregressive decoding: text encoder, prefill of the KV cache, and a loop over columns."""
+"""Compiled programs of autoregressive decoding: text encoder, prefill of the KV cache, and a loop over steps."""
 
 from collections.abc import Mapping
 import functools
@@ -26,14 +26,15 @@ def decoding_network(settings: tuple) -> DecodingNetwork:
 
 
 @functools.partial(jax.jit, static_argnames=("network", "span", "top_k", "nucleus", "guided"), donate_argnums=1)
-def decode_columns(
+def decode_steps(
     parameters: Tree,
     cache: Tree,
-    token: jax.Array,
+    previous: jax.Array,
     place: jax.Array,
     offset: jax.Array,
     count: jax.Array,
-    ended: jax.Array,
+    lengths: jax.Array,
+    known: jax.Array | None,
     text: Tree,
     key: jax.Array,
     numbers: dict[str, jax.Array],
@@ -43,69 +44,86 @@ def decode_columns(
     top_k: int | None,
     nucleus: bool,
     guided: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, Tree]:
-    """Generates `count` columns after `token [B]`, which is at `place`.
+) -> tuple[jax.Array, jax.Array, Tree]:
+    """Generates `count` steps of the layout after `previous [B, F]`; without delays a step is a column.
+
+    Args:
+      place, offset: the number of the first step in the window, and of the window's beginning in the track.
+      lengths: `[B]`, columns of each track; those of a track that has not ended are the requested ones.
+      known: `[B, S, F]`, the tokens of the steps from the first one on that are not drawn, and -1; for layouts with
+        delays only.
 
     Returns:
-      The tokens `[B, span]`, of which those of the first `count` columns are valid, the last token, the position at
-      which each track ended `[B]` or -1, and the cache.
+      The tokens `[B, S, F]`, of which the first `count` steps are valid up to the end of each track, the lengths, of
+      which those of tracks that ended are new, and the cache.
     """
-    model = network.settings
-    rows, end = model["rows"], model["codebook_size"]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(token.shape[0]))
+    settings, layout = network.settings, network.attribute("layout")
+    end, delays, batch = settings["codebook_size"], jnp.array(layout.delays), len(previous)
+    lag = max(layout.delays)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     context = None if text is None else text["cache"]
     mask = None if text is None else text["mask"]
 
     def more(state: tuple) -> jax.Array:
-        column, (_, stopped, _, _) = state
-        return (column < count) & ~(ended | (stopped >= 0)).all()
+        number, (_, lengths, _, _) = state
+        return (number < count) & (offset + place + number < lengths + lag).any()
 
-    # The steps of a column are a loop of its own, whose length the compiler knows: a GPU can then queue all of them
-    # before the first is done, where it would wait for the condition of an open loop after each.
-    def column(state: tuple) -> tuple:
-        column, state = state
+    def step(state: tuple) -> tuple:
+        number, (previous, lengths, tokens, cache) = state
+        now = place + number
 
-        def step_of_column(row: jax.Array, state: tuple) -> tuple:
-            return step(column * rows + row, state)
+        def draw(logits: jax.Array, rows: jax.Array) -> jax.Array:
+            logits = logits[..., : end + 1]
+            if guided:
+                with_text, without = jnp.split(logits, 2)
+                logits = without + numbers["guidance"] * (with_text - without)
+            # A track may end between two columns, after the first.
+            may_end = numbers["may_end"] & (rows == 0) & (now + offset > 0)
+            logits = jnp.where((jnp.arange(end + 1) == end) & ~may_end[:, None], -jnp.inf, logits)
+            places = (now + offset) * len(layout.delays) + rows
+            step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, places)
+            drawn = sample(
+                logits.reshape(-1, end + 1), step_keys.reshape(-1),
+                temperature=numbers["temperature"], top_p=numbers["top_p"], top_k=top_k, nucleus=nucleus,
+            ).reshape(batch, -1)  # fmt: skip
+            return twice(drawn, guided)
 
-        return column + 1, jax.lax.fori_loop(0, rows, step_of_column, state)
-
-    def step(i: jax.Array, state: tuple) -> tuple:
-        token, stopped, tokens, cache = state
-        now = place + i
-        logits, cache = network.apply(
-            parameters, {}, twice(token, guided), now, cache, context, mask, method="decode_step"
+        previous, cache = network.apply(
+            parameters, {}, twice(previous, guided), now, cache, draw, context, mask, method="decode_step"
         )
-        logits = logits[:, : end + 1]
-        if guided:
-            with_text, without = jnp.split(logits, 2)
-            logits = without + numbers["guidance"] * (with_text - without)
-        # A track may end between two columns, after the first.
-        may_end = numbers["may_end"] & (now % rows == 0) & (now + offset > 0)
-        logits = jnp.where((jnp.arange(end + 1) == end) & ~may_end, -jnp.inf, logits)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, now + offset)
-        token = sample(
-            logits, step_keys, temperature=numbers["temperature"], top_p=numbers["top_p"], top_k=top_k, nucleus=nucleus
-        )
-        stopped = jnp.where((token == end) & (stopped < 0) & ~ended, i, stopped)
-        # Tokens after an end are dropped; they only have to be valid.
-        token = jnp.where(token == end, 0, token)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], i, axis=1)
-        return token, stopped, tokens, cache
+        previous = previous[:batch]
+        if known is not None:
+            fixed = jax.lax.dynamic_index_in_dim(known, number, axis=1, keepdims=False)
+            previous = jnp.where(fixed >= 0, fixed, previous)
+        lengths = jnp.where((previous[:, 0] == end) & (now + offset < lengths), now + offset, lengths)
+        if lag:
+            # The rows of a track end one after the other.
+            previous = jnp.where(now + offset - delays < lengths[:, None], previous, end)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, previous[:, None], number, axis=1)
+        return number + 1, (previous, lengths, tokens, cache)
 
     near = jax.tree.map(lambda x: x[:, :span], cache)
-    tokens = jnp.zeros((token.shape[0], span), jnp.int32)
-    state = (token, jnp.full(token.shape, -1, jnp.int32), tokens, near)
-    _, (token, stopped, tokens, near) = jax.lax.while_loop(more, column, (jnp.int32(0), state))
+    tokens = jnp.zeros((batch, max(1, span // layout.positions_per_step), len(layout.delays)), jnp.int32)
+    state = (previous, lengths, tokens, near)
+    _, (_, lengths, tokens, near) = jax.lax.while_loop(more, step, (jnp.int32(0), state))
     cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (0,) * whole.ndim), cache, near)
-    return tokens, token, stopped, cache
+    return tokens, lengths, cache
 
 
-@functools.partial(jax.jit, static_argnames="network", donate_argnums=2)
-def prefill_cache(network: DecodingNetwork, parameters: Tree, cache: Tree, tokens: jax.Array, text: Tree) -> Tree:
-    """Returns the cache with the keys and values of `tokens [B, span]` at its beginning."""
+@functools.partial(jax.jit, static_argnames=("network", "span"), donate_argnums=2)
+def prefill_cache(
+    network: DecodingNetwork,
+    parameters: Tree,
+    cache: Tree,
+    first: jax.Array,
+    steps: jax.Array,
+    text: Tree,
+    *,
+    span: int,
+) -> Tree:
+    """Returns the cache with the keys and values of first tokens `[B]` and steps `[B, S, F]` at its beginning."""
     context = (None, None) if text is None else (text["context"], text["mask"])
-    return network.apply(parameters, {}, tokens, cache, *context, method="prefill")
+    return network.apply(parameters, {}, first, steps, cache, *context, length=span, method="prefill")
 
 
 @functools.partial(jax.jit, static_argnames=("network", "guided"))

@@ -1,11 +1,9 @@
-"""A decoder-only transformer over the flattened grid of tokens.
+"""A decoder-only transformer over a grid of tokens.
 
 Rows and columns are those of BandTok (Cheng et al. 2026, arXiv 2605.15831); sizes and numerics are our choices.
 
-The sequence is a first token, then the grid `[T, F]` column by column, the lowest row first; END follows the last
-column of a track. The first token is BEGIN where the grid begins a track, and MIDDLE before a crop from inside of one.
-It has position 0, and code n has position n + 1, in column n // F + 1 and row n % F: so the first token is in the last
-row of column 0, right before the first code. Positions are relative, so a crop has those of a whole track.
+The grid is `[T, F]`; END follows the last column of a track. The first token is BEGIN where the grid begins a track,
+and MIDDLE before a crop from inside of one. A layout (see `layout`) orders the tokens for the transformer.
 
 Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, MIDDLE = K + 2, and unused ones up to the padded vocabulary. END
 and the codes are the only outputs; all other logits are -inf.
@@ -21,13 +19,13 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import KVCache, init_kv_cache, update_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
-from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear, matmul
+from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
 from bandtok_jax.layers.norm import RMSNorm
-from bandtok_jax.layers.rope import grid_angles, rope_angles
 from bandtok_jax.layers.transformer import Block, KeysValues, dropout
+from bandtok_jax.models.flat_layout import FlatLayout
+from bandtok_jax.models.layout import Draw, delayed
 from bandtok_jax.models.text_encoder import TextEncoder
-
-VOCABULARY_MULTIPLE = 256  # so that any mesh divides the vocabulary
+from bandtok_jax.models.token_tables import TokenTables, padded_vocabulary
 
 
 class LanguageModel(nnx.Module):
@@ -87,12 +85,11 @@ class LanguageModel(nnx.Module):
                 f"dropout is {dropout} and row_vocabulary is {row_vocabulary}: "
                 "set the first to at least 0 and below 1, the second to True or False"
             )
-        self.rows, self.codebook_size, self.rope, self.text = rows, codebook_size, rope, text
+        self.rows, self.codebook_size, self.text = rows, codebook_size, text
         self.dtype, self.num_heads, self.head_dim, self.num_layers = dtype, num_heads, dim // num_heads, num_layers
         self.dropout, self.remat, self.scan_layers = dropout, remat, scan_layers
         self.sequence_sharding, self.row_vocabulary = sequence_sharding, row_vocabulary
-        self.vocabulary = padded_vocabulary(codebook_size)
-        entries = self.vocabulary * (rows if row_vocabulary else 1)
+        entries = padded_vocabulary(codebook_size) * (rows if row_vocabulary else 1)
 
         def embedding(*shape: int) -> nnx.Param:
             return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), shape))
@@ -126,6 +123,7 @@ class LanguageModel(nnx.Module):
             self.blocks = nnx.List(block(rngs) for _ in range(num_layers))
         self.norm = RMSNorm(dim, rngs=rngs)
         self.head = Linear(dim, entries, wide=True, dtype=dtype, rngs=rngs)
+        self.layout = FlatLayout(rows, codebook_size, rope=rope)
 
     def __call__(
         self,
@@ -145,9 +143,8 @@ class LanguageModel(nnx.Module):
           keys: random keys `[B]` for dropout; without them nothing is dropped.
         """
         first = jnp.broadcast_to(first_token(self.codebook_size, begins), codes.shape[:1])
-        tokens = jnp.concatenate([first[:, None], codes.reshape(codes.shape[0], -1)], axis=1)
-        positions = jnp.arange(tokens.shape[1])
-        x, angles = self._embed(tokens, positions), self._angles(positions)
+        x = self.layout.inputs(self._tables, self._after_first(first, self._steps(codes)))
+        angles = self._angles(jnp.arange(x.shape[1]))
         has_dropout = keys is not None and self.dropout > 0
 
         def drop(x: jax.Array, number: jax.Array | int) -> jax.Array:
@@ -173,7 +170,7 @@ class LanguageModel(nnx.Module):
             for number, block in enumerate(self._unstacked_blocks):
                 graph, state = nnx.split(block)
                 x, _ = layer(x, (number, state))
-        return self._logits(x, positions)
+        return self.layout.logits(self._tables, self.norm(x), codes)
 
     def encode_text(
         self,
@@ -205,20 +202,29 @@ class LanguageModel(nnx.Module):
         return tuple(block.cross_attention.keys_values(context) for block in self._unstacked_blocks)
 
     def init_kv_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
-        """Returns an empty cache of `length` tokens for every layer."""
+        """Returns an empty cache of `length` positions for every layer."""
         layers = range(self.num_layers)
         return tuple(init_kv_cache(batch, length, self.num_heads, self.head_dim, self.dtype) for _ in layers)
 
     def prefill(
         self,
-        tokens: jax.Array,
+        first: jax.Array,
+        steps: jax.Array,
         cache: tuple[KVCache, ...],
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
+        *,
+        length: int,
     ) -> tuple[KVCache, ...]:
-        """Returns the cache with the keys and values of the sequence `[B, L]` from position 0 on."""
-        positions = jnp.arange(tokens.shape[1])
-        x, angles, new_cache = self._embed(tokens, positions), self._angles(positions), []
+        """Returns the cache with the keys and values of the first `length` positions.
+
+        Args:
+          first: `[B]`, BEGIN or MIDDLE.
+          steps: `[B, S, F]`, the tokens of each step of the layout; those that are not known yet are of no effect on
+            the positions before them.
+        """
+        x = self.layout.inputs(self._tables, self._after_first(first, steps))[:, :length]
+        angles, new_cache = self._angles(jnp.arange(length)), []
         for block, layer_cache in zip(self._unstacked_blocks, cache):
             x, keys_values = block(x, angles, causal=True, context=context, context_mask=context_mask)
             new_cache.append(update_kv_cache(layer_cache, *keys_values, 0))
@@ -226,25 +232,31 @@ class LanguageModel(nnx.Module):
 
     def decode_step(
         self,
-        token: jax.Array,
-        position: jax.Array,
+        previous: jax.Array,
+        step: jax.Array,
         cache: tuple[KVCache, ...],
+        draw: Draw,
         context: tuple[KeysValues, ...] | None = None,
         context_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
-        """Returns logits `[B, V]` of the token after `token`, and the cache with `token`.
+        """Returns the tokens `[B, F]` of one step of the layout, and the cache with the step before.
 
         Args:
-          token: `[B]`, at `position`, a scalar; the cache is filled up to there.
+          previous: `[B, F]`, the tokens of the step before, F first tokens before step 0.
+          step: a scalar; the cache is filled up to the step before the previous one.
+          draw: chooses tokens by their logits.
           context: the result of `context_keys_values`.
         """
-        positions = position[None]
-        x, angles, new_cache = self._embed(token[:, None], positions), self._angles(positions), []
-        for number, (block, layer_cache) in enumerate(zip(self._unstacked_blocks, cache)):
-            layer_context = context[number] if context else None
-            x, layer_cache = block.decode_step(x, angles, layer_cache, position, layer_context, context_mask)
-            new_cache.append(layer_cache)
-        return self._logits(x, positions)[:, 0], tuple(new_cache)
+
+        def transformer(x: jax.Array, position: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
+            angles, new_cache = self._angles(position[None]), []
+            for number, (block, layer_cache) in enumerate(zip(self._unstacked_blocks, cache)):
+                layer_context = context[number] if context else None
+                x, layer_cache = block.decode_step(x, angles, layer_cache, position, layer_context, context_mask)
+                new_cache.append(layer_cache)
+            return self.norm(x), tuple(new_cache)
+
+        return self.layout.decode_step(self._tables, transformer, previous, step, cache, draw)
 
     @property
     def _unstacked_blocks(self) -> Iterable[Block]:
@@ -252,49 +264,33 @@ class LanguageModel(nnx.Module):
         assert isinstance(self.blocks, nnx.List)
         return self.blocks
 
-    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns the embeddings `[B, L, D]` of tokens `[B, L]`."""
-        if self.row_vocabulary:
-            tokens = tokens * self.rows + (positions - 1) % self.rows
-        x = self.embedding[...].astype(self.dtype)[tokens]
-        if hasattr(self, "row_embedding"):
-            x = x + self.row_embedding[...].astype(self.dtype)[(positions - 1) % self.rows]
-        return x
+    @property
+    def _tables(self) -> TokenTables:
+        row_embedding = self.row_embedding[...] if hasattr(self, "row_embedding") else None
+        return TokenTables(
+            embedding=self.embedding[...],
+            head=self.head.kernel[...],
+            row_embedding=row_embedding,
+            rows=self.rows,
+            codebook_size=self.codebook_size,
+            row_vocabulary=bool(self.row_vocabulary),
+            dtype=self.dtype,
+        )
+
+    def _steps(self, codes: jax.Array) -> jax.Array:
+        """Returns the tokens of all steps of the layout, `[B, S, F]`."""
+        return delayed(codes, self.layout.delays, self.codebook_size)
+
+    def _after_first(self, first: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns a step of first tokens `[B]`, and the others, `[B, 1 + S, F]`."""
+        first_step = jnp.broadcast_to(first[:, None, None], (len(steps), 1, self.rows))
+        return jnp.concatenate([first_step, steps], axis=1)
 
     def _angles(self, positions: jax.Array) -> jax.Array:
         """Returns the rotary angles `[L, H / 2]` of positions `[L]`."""
-        pairs = self.head_dim // 2
-        if self.rope == "1d":
-            return rope_angles(positions, pairs)
-        return grid_angles((positions - 1) // self.rows + 1, (positions - 1) % self.rows, pairs)
-
-    def _logits(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns the logits `[B, L, V]` of the next tokens."""
-        x = self.norm(x)
-        logits = self._row_logits(x, positions) if self.row_vocabulary else self.head(x)
-        return jnp.where(jnp.arange(logits.shape[-1]) <= self.codebook_size, logits, -jnp.inf)
-
-    def _row_logits(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns logits by the head of the next row, for a sequence `[B, L, D]` from position 0 on or one position."""
-        # The rows of one token are neighbours, so that shards of the entries are shards of the vocabulary.
-        heads = self.head.kernel[...].astype(self.dtype).reshape(self.vocabulary, self.rows, -1)
-
-        def score(x: jax.Array, head: jax.Array) -> jax.Array:
-            return matmul(x, head, self.head.result_dtype)
-
-        (batch, length, width), x = x.shape, x.astype(self.dtype)
-        if length == 1:
-            return score(x, heads[:, positions[0] % self.rows])
-        x = jnp.pad(x, ((0, 0), (0, -length % self.rows), (0, 0))).reshape(batch, -1, self.rows, width)
-        logits = jax.vmap(score, in_axes=(2, 1), out_axes=2)(x, heads)
-        return logits.reshape(batch, -1, self.vocabulary)[:, :length]
+        return self.layout.angles(positions, self.head_dim // 2)
 
 
 def first_token(codebook_size: int, begins: Any) -> Any:
     """Returns the token before a grid, BEGIN where it begins a track, else MIDDLE; a number or array, as `begins`."""
     return codebook_size + 2 - begins
-
-
-def padded_vocabulary(codebook_size: int) -> int:
-    """Returns the number of codes, END, BEGIN and MIDDLE, rounded up."""
-    return -(-(codebook_size + 3) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
