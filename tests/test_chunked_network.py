@@ -74,6 +74,18 @@ def test_a_carry_goes_from_chunk_to_chunk(component, chunk):
         np.testing.assert_allclose(sums, np.cumsum(ITEMS) + start, atol=1e-5)
 
 
+def test_contexts_of_two_sizes_around_a_function_of_the_module(component):
+    def next_two(module, x, span, carry):
+        x = mask_outside(x[..., None], span)[..., 0]
+        return module(jnp.pad(x[:, 2:], ((0, 0), (0, 2)))) + carry, carry + 1
+
+    ahead = ChunkedNetwork(component, next_two, chunk=5, context=(1, 3), outside=0.0)
+    assert ahead.context_items == (1, 3) and ahead.window_items == 9
+    expected = np.convolve(np.pad(ITEMS, (0, 3)), [0.25, 0.5, 0.25], mode="same")[2:39]
+    outputs = np.concatenate(list(ahead(component.weights, [ITEMS], carry=np.float32(0))))
+    np.testing.assert_allclose(outputs, expected + np.arange(37) // 5, atol=1e-6)
+
+
 def test_one_program_serves_every_length(component):
     smooth = ChunkedNetwork(component, "__call__", chunk=8, context=1)
     for length in (1, 9, 37):

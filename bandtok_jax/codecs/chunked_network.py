@@ -27,9 +27,9 @@ class ChunkedNetwork:
 
     Args:
       component: the network and its configuration.
-      method: name of the network's method.
+      method: name of the network's method, or a function of the module and the arguments of a method.
       chunk: columns that a window adds to the one before it.
-      context: columns on each side of a chunk that its outputs depend on.
+      context: columns on each side of a chunk that its outputs depend on, or those before it and those after it.
       items_per_column, outputs_per_column: input items and outputs of a column.
       lead: items before and after the context that `front_end` needs.
       outside: value of the input beyond both ends of the stream, see `bandtok_jax.audio.windows.windows`.
@@ -39,10 +39,10 @@ class ChunkedNetwork:
     def __init__(
         self,
         component: Component,
-        method: str,
+        method: str | Callable[..., Any],
         *,
         chunk: int,
-        context: int,
+        context: int | tuple[int, int],
         items_per_column: int = 1,
         outputs_per_column: int = 1,
         lead: tuple[int, int] = (0, 0),
@@ -50,12 +50,13 @@ class ChunkedNetwork:
         front_end: Callable[[jax.Array], jax.Array] | None = None,
     ):
         self._component, self._method = component, method
-        self._chunk, self._context = chunk, context
+        before, after = context if isinstance(context, tuple) else (context, context)
+        self._chunk, self._before = chunk, before
         self._items, self._outputs = items_per_column, outputs_per_column
         self._outside, self._front_end = outside, front_end
         # Networks that need all of a stream at once declare it.
         self._single: bool = component.network.attribute("single_chunk", False)
-        self.context_items = (context * items_per_column + lead[0], context * items_per_column + lead[1])
+        self.context_items = (before * items_per_column + lead[0], after * items_per_column + lead[1])
 
     @property
     def window_items(self) -> int:
@@ -70,7 +71,7 @@ class ChunkedNetwork:
         `[chunk * outputs_per_column, ...]`, and the next carry.
         """
         network, method, front_end = self._component.network, self._method, self._front_end or (lambda window: window)
-        inner = slice(self._context * self._outputs, (self._context + self._chunk) * self._outputs)
+        inner = slice(self._before * self._outputs, (self._before + self._chunk) * self._outputs)
 
         def run(weights: Tree, window: jax.Array, valid_range: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
             arguments = (front_end(window)[None], valid_range) + (() if carry is None else (carry,))
@@ -97,6 +98,6 @@ class ChunkedNetwork:
                     f"the file is longer than {self._chunk} columns, which {self._component.source_path} processes at "
                     "once: cut the file, or use the model without parity"
                 )
-            valid_range = span(number, self._chunk, self._context, columns)
+            valid_range = span(number, self._chunk, self._before, columns)
             outputs, carry = self.program(weights, window, valid_range, carry)
             yield np.asarray(outputs)[: columns * self._outputs]

@@ -79,11 +79,19 @@ class Network:
         """
         return getattr(self._module, name, *default)
 
-    def apply(self, parameters: Tree, buffers: Tree, *arguments: Any, method: str = "__call__", **keywords: Any) -> Any:
-        """Calls `method` of the module with these parameters and buffers."""
+    def apply(
+        self,
+        parameters: Tree,
+        buffers: Tree,
+        *arguments: Any,
+        method: str | Callable[..., Any] = "__call__",
+        **keywords: Any,
+    ) -> Any:
+        """Calls `method` of the module, or a function of the module, with these parameters and buffers."""
         graph, abstract_parameters, abstract_buffers = self._abstract
         module = nnx.merge(graph, _to_state(abstract_parameters, parameters), _to_state(abstract_buffers, buffers))
-        return getattr(module, method)(*arguments, **keywords)
+        function = getattr(module, method) if isinstance(method, str) else functools.partial(method, module)
+        return function(*arguments, **keywords)
 
 
 def _to_plain(state: nnx.State) -> Tree:
