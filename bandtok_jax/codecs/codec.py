@@ -168,13 +168,14 @@ class Codec(abc.ABC):
         blocks = self._encoder_input(self._blocks(audio, sample_rate_hz))
         return np.concatenate(list(self._encoder("row_latents")(self._weights["tokenizer"], blocks)))
 
-    def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None) -> np.ndarray:
+    def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None, **options: Any) -> np.ndarray:
         """Decodes codes to audio.
 
         Args:
           codes: integers `[T, F]`; the first rows are enough where rows are residual levels.
           seed: for decoders that draw noise, see `FlowCodec`.
           samples: length to cut the audio to; by default T whole columns.
+          options: settings of a decoder that samples, see `FlowCodec`; the others have none.
 
         Returns:
           float32 `[S]` at the codec's rate, `[2, S]` of a stereo codec.
@@ -182,7 +183,7 @@ class Codec(abc.ABC):
         Raises:
           ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
         """
-        return np.concatenate(list(self.decode_stream([codes], seed, samples=samples)), axis=-1)
+        return np.concatenate(list(self.decode_stream([codes], seed, samples=samples, **options)), axis=-1)
 
     @abc.abstractmethod
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
@@ -217,13 +218,13 @@ class Codec(abc.ABC):
         return self._encoder("encode")(self._tokenizer_weights(device), self._encoder_input(blocks))
 
     def decode_stream(
-        self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None
+        self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
         """Decodes blocks of codes `[any, F]` to blocks of audio in bounded memory; see `decode`."""
         self.require_decoder()
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
-        return (audio.T for audio in self._cut(self._decode_audio(self._checked(blocks), seed), samples))
+        return (audio.T for audio in self._cut(self._decode_audio(self._checked(blocks), seed, **options), samples))
 
     @property
     def can_decode(self) -> bool:
@@ -272,6 +273,10 @@ class Codec(abc.ABC):
         """
         columns = max(0, samples - self._encoder("encode").context_items[1]) // self.samples_per_column
         return columns // self._step_columns * self._step_columns
+
+    def prefix_columns(self, samples: int) -> int:
+        """Returns how many columns of audio a continuation can begin with: those before the effect of its end."""
+        return self.settled_columns(samples)
 
     @abc.abstractmethod
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:

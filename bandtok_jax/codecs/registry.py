@@ -8,6 +8,7 @@ from bandtok_jax.runtime.registry import Registry
 
 _SHIPPED = {
     "audio": "bandtok_jax.codecs.waveform:WaveformCodec",
+    "latent": "bandtok_jax.codecs.flow:FlowCodec",
     "mel": "bandtok_jax.codecs.mel:MelCodec",
 }
 WIRINGS: Registry[Callable[..., Codec]] = Registry(_SHIPPED)

@@ -183,7 +183,7 @@ def generate(
       seconds: length of the new music.
       seed: seed of the sampling.
       beginning: an audio file that the results begin with and continue. Its last columns are left out, because their
-        codes would differ if the file continued (see `Codec.settled_columns`).
+        codes would differ if the file continued (see `Codec.prefix_columns`).
       count: number of results; from 2 on their names are numbered.
       sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.generate`.
 
@@ -223,7 +223,7 @@ def generate(
             gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
             prefix = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
             # The last columns depend on the end of the file, and would have other codes in a longer one.
-            prefix = prefix[: max(1, codec.settled_columns(audio.shape[-1]))]
+            prefix = prefix[: max(1, codec.prefix_columns(audio.shape[-1]))]
             columns += len(prefix)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
 
