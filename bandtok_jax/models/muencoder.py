@@ -30,6 +30,7 @@ from bandtok_jax.layers.precision import compute_dtype, exact
 from bandtok_jax.layers.random_projection import RandomProjectionQuantizer
 from bandtok_jax.layers.rope import rope_angles
 from bandtok_jax.layers.transformer import dropout
+from bandtok_jax.models.muencoder_heads import Heads
 
 # MuQ's code: mean and standard deviation of mel powers in decibels, over its training data.
 MEAN_DB, STANDARD_DEVIATION_DB = 6.768444971712967, 18.417922652295623
@@ -55,6 +56,8 @@ class MuEncoder(nnx.Module):
       codebook_size: K, the number of codes that are predicted. With 0 there are neither codes nor logits nor the final
         norm: the encoder in a tokenizer, which has only its first `layer` blocks.
       codebook_dim: width of a code.
+      heads: names of the heads of the second training stage, see `bandtok_jax.models.muencoder_heads`.
+      constant_q_bins, vocabulary_size, predictor_dim, joiner_dim: their sizes.
       depthwise: see `bandtok_jax.layers.convolution.DepthwiseConvolution`.
       attention: kernel of attention, see `bandtok_jax.layers.attention`.
       remat: compute the activations of the blocks again in the backward pass instead of keeping them.
@@ -67,6 +70,7 @@ class MuEncoder(nnx.Module):
 
     role = "encoder"
     LAYER_COUNTS = ("num_layers",)
+    OPTIONAL_ARRAYS = r"^heads/"  # of the second stage of the training
     SHARDING = (
         (r"stem/.*conv_\w+/kernel", P(None, None, "fsdp", "tensor")),
         (r"blocks/.*(query_key|value_gate)/kernel", P(None, "tensor", "fsdp")),
@@ -90,6 +94,11 @@ class MuEncoder(nnx.Module):
         dropout: float = 0.1,
         codebook_size: int = 4096,
         codebook_dim: int = 16,
+        heads: Sequence[str] = (),
+        constant_q_bins: int = 84,
+        vocabulary_size: int = 256,
+        predictor_dim: int = 512,
+        joiner_dim: int = 512,
         depthwise: str = "shifts",
         attention: str = "auto",
         remat: bool = False,
@@ -119,6 +128,17 @@ class MuEncoder(nnx.Module):
             self.norm = layer_norm(dim, **options)
             self.head = Linear(dim, codebook_size, bias=True, wide=True, **options)
             self.quantizer = RandomProjectionQuantizer(FRAMES_PER_COLUMN * mels, codebook_size, codebook_dim, rngs=rngs)
+        if heads:
+            self.heads = Heads(
+                heads,
+                dim,
+                column_mels=FRAMES_PER_COLUMN * mels,
+                bins=constant_q_bins,
+                vocabulary_size=vocabulary_size,
+                predictor_dim=predictor_dim,
+                joiner_dim=joiner_dim,
+                **options,
+            )
 
     @property
     def frames_per_column(self) -> int:
@@ -160,6 +180,10 @@ class MuEncoder(nnx.Module):
     def logits(self, state: jax.Array) -> jax.Array:
         """Returns the logits of the codes, of the last hidden state; `[B, T, D] -> [B, T, K]`."""
         return self.head(state)
+
+    def predict(self, head: str, state: jax.Array, *arguments: jax.Array) -> Any:
+        """Returns the result of a head of the second stage for the last hidden state `[B, T, D]`."""
+        return getattr(self.heads, head)(state, *arguments)
 
     def stack(self, log_mel: jax.Array) -> jax.Array:
         """Returns the normalised mel with the frames of each column one after another; `-> [B, T, 4 * M]`."""

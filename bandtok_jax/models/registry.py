@@ -6,7 +6,8 @@ A class of the group `model` states its `role`, one of `ROLES`. A tokenizer stat
 their weights in its losses as `loss_weights`, or None for their mean.
 Networks of adversarial tasks state their `SHARDING` too, an ordered table (regular expression, `PartitionSpec`) with a
 rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers:
-weights from elsewhere are compared with them before a network of that size is built.
+weights from elsewhere are compared with them before a network of that size is built. `OPTIONAL_ARRAYS`, where a
+class has it, is a regular expression of the names of arrays that not all stages of its training have.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 import os
+import re
 from typing import Any
 
+from flax import traverse_util
 import jax
 import numpy as np
 
@@ -58,7 +60,9 @@ def initialize(
     """
     state = program.init()
     if run.init_from:
-        state = load_initial_weights(run.init_from, registry.constructor(run.config.model.kind).role, state)
+        network_class = registry.constructor(run.config.model.kind)
+        optional = getattr(network_class, "OPTIONAL_ARRAYS", "")
+        state = load_initial_weights(run.init_from, network_class.role, state, optional)
     else:
         count = program.task.warm_start_batches
         batches = [first_batch][:count]
@@ -75,13 +79,16 @@ def initialize(
     return jax.jit(lambda x: x, out_shardings=program.layout)(jax.tree.map(place, state, program.layout))
 
 
-def load_initial_weights(origin: str | os.PathLike, role: str, state: dict[str, Any]) -> dict[str, Any]:
+def load_initial_weights(
+    origin: str | os.PathLike, role: str, state: dict[str, Any], optional: str = ""
+) -> dict[str, Any]:
     """Returns a fresh state with the weights of a run, its discriminator included, or with those of an export.
 
     Args:
       origin: run, checkpoint of a run, or export.
       role: role of the network that is trained, see `bandtok_jax.models.registry`.
       state: fresh, with fresh optimizers.
+      optional: see `replace_weights`.
 
     Raises:
       ValueError: the weights belong to another model or another size, or are damaged.
@@ -90,9 +97,9 @@ def load_initial_weights(origin: str | os.PathLike, role: str, state: dict[str, 
         components = model_folder.read_components(origin)
         if role not in components:
             raise ValueError(f"{origin} holds no {role.replace('_', ' ')}: start from a run or export that has one")
-        return replace_weights(state, "model", components[role].weights, origin)
+        return replace_weights(state, "model", components[role].weights, origin, optional)
     folder, step = model_folder.split_step(origin)
-    state = replace_weights(state, "model", run_weights.load_weights(folder, step)["model"], folder)
+    state = replace_weights(state, "model", run_weights.load_weights(folder, step)["model"], folder, optional)
     if "discriminator" in state:
         training = run_weights.load_part(folder, step, "training")
         if "discriminator" not in training:
@@ -104,13 +111,21 @@ def load_initial_weights(origin: str | os.PathLike, role: str, state: dict[str, 
     return state
 
 
-def replace_weights(state: dict[str, Any], network: str, weights: Any, origin: str | os.PathLike) -> dict[str, Any]:
+def replace_weights(
+    state: dict[str, Any], network: str, weights: Any, origin: str | os.PathLike, optional: str = ""
+) -> dict[str, Any]:
     """Returns `state` with the `parameters` and `buffers` of one network replaced, and its EMA restarted from them.
 
+    Args:
+      optional: regular expression of the names of arrays that some stages of a training have and others have not. They
+        stay fresh where the weights have none, and are left out where the state has none.
+
     Raises:
-      ValueError: a leaf is missing, left over or of another size.
+      ValueError: another leaf is missing or left over, or a leaf has another size.
     """
     old, new = dict(state[network]), {}
+    if optional:
+        weights = {part: _with_optional(old[part], weights[part], optional) for part in ("parameters", "buffers")}
     for part in ("parameters", "buffers"):
         expected, actual = (run_weights.leaf_shapes(tree[part]) for tree in (old, weights))
         if mismatch := run_weights.shape_mismatch(expected, actual, f" of the {network}"):
@@ -119,6 +134,14 @@ def replace_weights(state: dict[str, Any], network: str, weights: Any, origin: s
     if old.get("ema"):
         new["ema"] = jax.tree.map(np.copy, weights["parameters"])
     return {**state, network: {**old, **new}}
+
+
+def _with_optional(fresh: Any, weights: Any, optional: str) -> Any:
+    """Returns `weights` with exactly those optional arrays that `fresh` has, which fills in missing ones."""
+    wanted, loaded = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, weights))
+    result = {name: leaf for name, leaf in loaded.items() if name in wanted or not re.search(optional, name)}
+    missing = {name: leaf for name, leaf in wanted.items() if name not in loaded and re.search(optional, name)}
+    return traverse_util.unflatten_dict(result | missing, sep="/")
 
 
 def _following_batches(config: Any, count: int, host_slice: dict[str, int]) -> list[dict[str, np.ndarray]]:
