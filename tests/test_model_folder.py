@@ -74,7 +74,7 @@ def test_an_export_of_an_export_is_the_same(export, tmp_path):
 def test_an_export_holds_no_folder_of_the_machine_that_trained_it(tmp_path):
     folders = {"data.sources": f"{tmp_path}/music=3,{tmp_path}/more,synthetic", "data.tokens": f"{tmp_path}/tokens/"}
     config = tiny.config("vocoder", tmp_path, tokenizer=f"{tmp_path}/runs/tokenizer", **folders)
-    export_folder.save_vocoder(component.init_random(config, jax.random.key(0)), tmp_path / "export")
+    export_folder.save_parts({"vocoder": component.init_random(config, jax.random.key(0))}, tmp_path / "export")
     texts = [(tmp_path / "export" / name).read_text() for name in ("config.json", "README.md")]
     assert not any(str(tmp_path) in text for text in texts)
     written = json.loads(texts[0])["components"]["vocoder"]["config"]

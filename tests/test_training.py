@@ -140,7 +140,9 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 
 def test_a_vocoder_decodes_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = tmp_path / "vocoder"
-    export_folder.save_vocoder(component.init_random(tiny.config("vocoder", tmp_path), jax.random.key(0)), vocoder)
+    export_folder.save_parts(
+        {"vocoder": component.init_random(tiny.config("vocoder", tmp_path), jax.random.key(0))}, vocoder
+    )
     task = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_components)
     state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
     frozen = task.load_frozen()

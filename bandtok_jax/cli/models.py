@@ -101,13 +101,14 @@ def import_weights(flags: argparse.Namespace) -> None:
 
     components = importers.read(flags.format, flags.weights, **{name: getattr(flags, name) for name in OPTIONS})
     if "tokenizer" not in components:
-        (vocoder,) = components.values()
-        export_folder.save_vocoder(vocoder, flags.output)
-        mel = vocoder.mel
-        show(
-            f"{flags.output}: vocoder, {mel.mels} mel bands of {mel.sample_rate_hz} Hz, {mel.hop_samples} samples a "
-            f'frame, padding "{mel.padding}"; weight hash {vocoder.weight_hash[:12]}; give it a tokenizer of that mel'
-        )
+        export_folder.save_parts(components, flags.output)
+        for role, part in components.items():
+            mel = part.mel
+            show(
+                f"{flags.output}: {role}, {mel.mels} mel bands of {mel.sample_rate_hz} Hz, {mel.hop_samples} samples a "
+                f'frame, padding "{mel.padding}"; weight hash {part.weight_hash[:12]}'
+                + ("; give it a tokenizer of that mel" if role == "vocoder" else "")
+            )
         return
     codec = assemble(components)
     export_folder.save_codec(codec, flags.output)

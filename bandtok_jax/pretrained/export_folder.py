@@ -58,9 +58,12 @@ def save_codec(codec: Codec, output: str | os.PathLike) -> None:
     _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output)
 
 
-def save_vocoder(vocoder: Component, output: str | os.PathLike) -> None:
-    """Writes a vocoder alone as an export folder, for `load(TOKENIZER, vocoder=output)`; see `save_codec`."""
-    _write_export({vocoder.role: vocoder}, lambda cards: model_card.vocoder_card(vocoder, cards), output)
+def save_parts(parts: Mapping[str, Component], output: str | os.PathLike) -> None:
+    """Writes components without a tokenizer, by their roles, as an export folder; see `save_codec`.
+
+    `load(TOKENIZER, vocoder=output)` reads a vocoder of it, and a training reads an encoder or autoencoder.
+    """
+    _write_export(parts, lambda cards: model_card.parts_card(parts, cards), output)
 
 
 def _write_export(

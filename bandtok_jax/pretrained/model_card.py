@@ -47,13 +47,21 @@ def codec_card(codec: "Codec", cards: Mapping[str, Mapping[str, Any]]) -> str:
     return _card(title, table, codec.components, cards, python, shell)
 
 
-def vocoder_card(component: "Component", cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the card of a vocoder alone; `cards` as for `codec_card`."""
-    mel = {f"mel: {name}": value for name, value in dataclasses.asdict(component.mel).items()}
-    python = ['codec = bandtok_jax.load("a tokenizer of the same mel", vocoder="this folder")']
-    shell = ["bandtok decode song.bt --model='a tokenizer of the same mel' --vocoder='this folder' -o song.wav"]
-    table = {**mel, "weight hash": f"`{component.weight_hash}`"}
-    return _card(f"Vocoder of {component.mel.mels} mel bands", table, {component.role: component}, cards, python, shell)
+def parts_card(parts: Mapping[str, "Component"], cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the card of components without a tokenizer, by their roles; `cards` as for `codec_card`."""
+    first, python, shell = next(iter(parts.values())), [], []
+    mel = {f"mel: {name}": value for name, value in dataclasses.asdict(first.mel).items()}
+    for role in parts:
+        if role == "vocoder":
+            python = ['codec = bandtok_jax.load("a tokenizer of the same mel", vocoder="this folder")']
+            shell += [
+                "bandtok decode song.bt --model='a tokenizer of the same mel' --vocoder='this folder' -o song.wav"
+            ]
+        else:
+            shell += [f"bandtok train --config='one that needs it' --config.{role}='this folder' --workdir=RUN"]
+    table = {**mel, **{f"weight hash of the {role}": f"`{part.weight_hash}`" for role, part in parts.items()}}
+    title = " and ".join(parts).capitalize()
+    return _card(f"{title} of {first.mel.mels} mel bands", table, parts, cards, python, shell)
 
 
 def _card(
@@ -81,7 +89,8 @@ def _card(
         "If you pass these weights on, you are responsible for the licences of the music they were trained on.",
         "",
     ]
-    lines += ["## Use", "", "```python", "import bandtok_jax", "", *python, "```", ""]
+    lines += ["## Use", ""]
+    lines += ["```python", "import bandtok_jax", "", *python, "```", ""] if python else []
     return "\n".join([*lines, "```bash", *shell, "```", ""])
 
 
