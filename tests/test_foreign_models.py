@@ -25,8 +25,8 @@ from bandtok_jax.config.stored import to_json, write_config
 from bandtok_jax.formats import bt_file
 from bandtok_jax.formats import safetensors as weights_file
 from bandtok_jax.models import registry
-from bandtok_jax.pretrained import export_folder, import_dac, import_meltok, import_vocos, model_folder
-from tests import fuzz, meltok_state
+from bandtok_jax.pretrained import export_folder, import_dac, import_meltok, import_mucodec, import_vocos, model_folder
+from tests import audioldm_reference, fuzz, meltok_state
 from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -118,6 +118,13 @@ def test_weights_of_meltok(stage, tmp_path):
         state = meltok_state.random_state(meltok_state.stage2_shapes(sizes), 0)
         write_torch(paths[1], {"state_dict": state, "epoch": 1, "callbacks": {}})
     fuzz.check(lambda _: import_meltok.read_meltok(*map(str, paths)), paths[-1], paths[-1].read_bytes(), torch_weights)
+
+
+def test_weights_of_audioldm(tmp_path):
+    sizes = dict(widths=(32,), blocks=1, latent=2, mels=4, initial=4, rates=(480,), kernels=(3,))
+    path = tmp_path / "audioldm_48k.pth"
+    write_torch(path, {"state_dict": audioldm_reference.random_state(audioldm_reference.shapes(**sizes))})
+    fuzz.check(lambda _: import_mucodec.read_mucodec(str(path)), path, path.read_bytes(), torch_weights, cases=100)
 
 
 def test_settings_of_vocos(tmp_path):

@@ -100,6 +100,8 @@ def import_weights(flags: argparse.Namespace) -> None:
     from bandtok_jax.pretrained import export_folder
 
     components = importers.read(flags.format, flags.weights, **{name: getattr(flags, name) for name in OPTIONS})
+    if licence := importers.FORMATS[flags.format].licence:
+        show(f"{flags.output}: licence of the weights: {licence}")
     if "tokenizer" not in components:
         export_folder.save_parts(components, flags.output)
         for role, part in components.items():

@@ -19,11 +19,13 @@ class Format:
         roles. It runs no code of the files.
       files: a description of each path; all but the first may be left out.
       options: a description of each keyword argument of the reader, a switch that is off by default.
+      licence: the licence of all weights of this format; "" where it differs.
     """
 
     reader: str
     files: tuple[str, ...]
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    licence: str = ""
 
 
 _PARITY_OF_DAC = "audio at 24 and 16 kHz ends 8 samples early"
@@ -45,6 +47,11 @@ FORMATS = {
             "parity": "norms and attention see the whole file, of at most 24 s at 44.1 kHz, not half a second of it",
             "silu": "the activation is SiLU, for weights of a training with the package cosmos-tokenizer",
         },
+    ),
+    "mucodec": Format(
+        "bandtok_jax.pretrained.import_mucodec:read_mucodec",
+        ("audioldm_48k.pth, which MuCodec uses",),
+        licence="CC BY-NC 4.0, no commercial use",
     ),
     "vocos": Format(
         "bandtok_jax.pretrained.import_vocos:read_vocos",
