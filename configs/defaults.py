@@ -130,7 +130,7 @@ def discriminator_optimizer() -> ConfigDict:
             "weight_decay": 0.01,  # decoupled, as a share of the learning rate
             "decay_bias_and_norm": False,  # also decay biases, gains and other vectors
             "warmup_steps": 100,  # steps of linear warm-up
-            "schedule": "cosine",  # decay after the warm-up: "cosine", "constant" or "exponential"
+            "schedule": "cosine",  # decay after the warm-up: "cosine", "linear", "constant" or "exponential"
             "final_lr_fraction": 0.1,  # share of the learning rate left at schedule_steps; above 0 if "exponential"
             "gradient_clip_norm": 1.0,  # limit of the global norm of the gradients; 0 switches it off
         }

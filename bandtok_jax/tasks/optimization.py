@@ -61,11 +61,13 @@ def learning_rate_schedule(settings: ConfigDict, total_steps: int) -> optax.Sche
                 "set it above 0, or optimizer.schedule to 'cosine'"
             )
         decay = optax.exponential_decay(peak, decay_steps, decay_rate=settings.final_lr_fraction, end_value=final)
+    elif settings.schedule == "linear":
+        decay = optax.linear_schedule(peak, final, decay_steps)
     elif settings.schedule == "constant":
         decay = optax.constant_schedule(peak)
     else:
         raise ValueError(
-            f"optimizer.schedule is {settings.schedule!r}; set it to 'cosine', 'exponential' or 'constant'"
+            f"optimizer.schedule is {settings.schedule!r}; set it to 'cosine', 'linear', 'exponential' or 'constant'"
         )
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
 
