@@ -46,7 +46,7 @@ class ConformerBlock(nnx.Module):
         feed_forward_dim: int,
         *,
         kernel_size: int,
-        depthwise: str = "shifts",
+        depthwise: str = "long",
         kernel: str = "auto",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,

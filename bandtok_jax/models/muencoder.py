@@ -99,7 +99,7 @@ class MuEncoder(nnx.Module):
         vocabulary_size: int = 256,
         predictor_dim: int = 512,
         joiner_dim: int = 512,
-        depthwise: str = "shifts",
+        depthwise: str = "long",
         attention: str = "auto",
         remat: bool = False,
         mel: MelDefinition = MUENCODER,
