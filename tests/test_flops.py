@@ -78,6 +78,7 @@ LEAST_SHARE = {
     "meltok": 0.8,
     "token_vocoder": 0.8,
     "mel_autoencoder": 0.8,
+    "masked_prediction": 0.7,
 }
 WIDER = {
     "mel_tokenizer": {"model.channels": "(64,)"},
@@ -85,6 +86,7 @@ WIDER = {
     "waveform_codec": {"model.encoder_dim": 64, "model.decoder_dim": 128},
     "meltok": {"model.channels": "(64, 64)"},
     "mel_autoencoder": {"model.channels": "(64, 64)"},
+    "masked_prediction": {"model.stem_channels": 32, "model.dim": 256, "model.intermediate_dim": 1024},
     "token_vocoder": {"model.channels": "(64, 64)", "model.dim": 192, "model.intermediate_dim": 768},
 }
 

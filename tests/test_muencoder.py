@@ -73,14 +73,17 @@ def test_the_encoder_of_a_tokenizer_has_its_first_blocks_alone():
 
 def test_beyond_the_ends_of_the_file_nothing_counts():
     settings, weights = read_muencoder(published())
-    apply = functools.partial(network(settings).apply, weights["parameters"], weights["buffers"])
+    apply = jax.jit(
+        functools.partial(network(settings).apply, weights["parameters"], weights["buffers"]),
+        static_argnames=("layers", "method"),
+    )
     whole, around = log_mel(40), log_mel(24)
     states = apply(whole, method="hidden_states")
     longer = jnp.concatenate([whole, around], axis=1)
     for state, expected in zip(apply(longer, (0, 10), method="hidden_states"), states):
         np.testing.assert_allclose(state[:, :10], expected, atol=1e-5)
     # Positions count from the start of the array, so an earlier start changes all but the input of the blocks.
-    shifted = apply(jnp.concatenate([around, whole], axis=1), (6, 16), [0], method="hidden_states")[0]
+    shifted = apply(jnp.concatenate([around, whole], axis=1), (6, 16), layers=(0,), method="hidden_states")[0]
     np.testing.assert_allclose(shifted[:, 6:], states[0], atol=1e-5)
     assert np.isfinite(apply(whole, (-20, -10), method="encode")).all()
 

@@ -14,6 +14,7 @@ ROLES = {
     **dict.fromkeys(("hifigan", "vocos", "token_vocoder"), "vocoder"),
     "mel_vae": "autoencoder",
     "language_model": "language_model",
+    "muencoder": "encoder",
 }
 
 

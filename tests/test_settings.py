@@ -17,7 +17,7 @@ from bandtok_jax.training.program import Program
 from tests import tiny
 
 # The groups that only a task reads; the loop and the data pipelines read the others.
-OF_TASKS = ("model", "discriminator", "mel", "codebook", "loss", "optimizer", "discriminator_optimizer")
+OF_TASKS = ("model", "discriminator", "mel", "masking", "codebook", "loss", "optimizer", "discriminator_optimizer")
 # Some settings are read only beside certain values of others: the discriminator's after its warm-up, for example.
 _ADVERSARIAL = {"loss.discriminator_warmup": 0}
 _ALTERNATIVES = {

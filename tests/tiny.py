@@ -14,7 +14,10 @@ from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.pretrained import export_folder
 
-TASKS = ("mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder", "mel_autoencoder")
+TASKS = (
+    "mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder", "mel_autoencoder",
+    "masked_prediction",
+)  # fmt: skip
 
 _COMMON = {
     "total_steps": "8",
@@ -60,6 +63,18 @@ _SPECIAL = {
         "model.feed_forward_dim": "64",
         "model.text_dim": "16",
     },
+}
+_SPECIAL["masked_prediction"] = {
+    "data.clip_samples": "19200",
+    "masking.block_samples": "1920",
+    "model.stem_channels": "4",
+    "model.dim": "32",
+    "model.intermediate_dim": "64",
+    "model.num_heads": "2",
+    "model.num_layers": "2",
+    "model.layer": "1",
+    "model.kernel_size": "5",
+    "model.codebook_size": "64",
 }
 _SPECIAL["waveform_codec"] = {
     "data.clip_samples": "2048",
@@ -107,6 +122,7 @@ _NAMES = {
     "mel_tokenizer": "bandtok:tiny",
     "vocoder": "vocos:tiny",
     "language_model": "language_model:tiny",
+    "masked_prediction": "muencoder:tiny",
     "waveform_codec": "dac:tiny",
 }
 
@@ -196,6 +212,7 @@ def shrunk(name: str, folder, **overrides):
             "data.clip_samples": math.ceil(2048 / math.prod(strides)) * math.prod(strides),
             **discriminators,
         },
+        "masked_prediction": lambda: _SPECIAL["masked_prediction"],
         "language_model": lambda: {
             "data.columns": 8, "data.caption_bytes": 16, "model.codebook_size": 64, "model.rows": 4, "model.dim": 32,
             "model.num_layers": 2,

@@ -9,6 +9,7 @@ from bandtok_jax.tasks.task import Task
 
 _SHIPPED = {
     "language_model": "bandtok_jax.tasks.language_model:LanguageModelTask",
+    "masked_prediction": "bandtok_jax.tasks.masked_prediction:MaskedPredictionTask",
     "mel_autoencoder": "bandtok_jax.tasks.mel_autoencoder:MelAutoencoderTask",
     "mel_tokenizer": "bandtok_jax.tasks.mel_tokenizer:MelTokenizerTask",
     "token_vocoder": "bandtok_jax.tasks.token_vocoder:TokenVocoderTask",

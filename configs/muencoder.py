@@ -1,0 +1,104 @@
+"""MuEncoder, the encoder of MuCodec (arXiv 2409.13216), stage 1: masked prediction.
+
+    bandtok train --config=muencoder:tiny --workdir=runs/encoder
+    bandtok prepare DIR --output=data/music --clip-seconds=30
+    bandtok train --config=muencoder:base --workdir=runs/encoder --config.data.sources=data/music
+
+Published are the network of `base`, the targets of BEST-RQ from stacked mel frames, and blocks of 0.4 seconds that are
+masked with probability 0.6 (MuQ's code). The schedule is that of the same authors' MusicFM: 64 GPUs with two clips of
+30 seconds each, in float32. There, statistics of batch norms are those of one GPU. Here they are those of all devices,
+and clips have our loudness and random gain.
+
+  tiny   two CPU cores, minutes: 4 blocks of width 256, clips of 4.8 seconds, no dropout
+  small  one GPU, a day: 8 blocks of width 512
+  base   320 M parameters in 12 blocks; 13 blocks by --config.model.num_layers=13
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from bandtok_jax.audio import mel_bands
+from bandtok_jax.configs import defaults
+
+# Network arguments that differ between the variants.
+VARIANTS = {
+    "tiny": dict(
+        stem_channels=8, dim=256, intermediate_dim=1024, num_heads=4, num_layers=4, layer=2, dropout=0.0,
+        codebook_size=1024,
+    ),
+    "small": dict(
+        stem_channels=128, dim=512, intermediate_dim=2048, num_heads=8, num_layers=8, layer=4, dropout=0.1,
+        codebook_size=4096,
+    ),
+    "base": dict(
+        stem_channels=512, dim=1024, intermediate_dim=4096, num_heads=16, num_layers=12, layer=6, dropout=0.1,
+        codebook_size=4096,
+    ),
+}  # fmt: skip
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """Returns the locked configuration of a variant."""
+    config = defaults.get_config()
+    config.task = "masked_prediction"
+    config.best_metric = "masked_prediction"
+    config.mel = ConfigDict(dataclasses.asdict(mel_bands.MUENCODER))  # 128 HTK bands of powers, 24 kHz
+    config.masking = ConfigDict(
+        {
+            "block_samples": 9600,  # length of a block that is masked or not, 0.4 s (MuQ)
+            "probability": 0.6,  # of a block to be masked (MuQ)
+            "noise": 0.1,  # standard deviation of the noise in its place (MuQ)
+        }
+    )
+    config.loss = ConfigDict(
+        {
+            "masked_prediction": 1.0,  # weight of the cross-entropy of masked codes
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "kind": "muencoder",  # network class, see bandtok_jax/models/registry.py
+            "mels": 128,  # M, mel bins of the spectrogram
+            **defaults.choose(VARIANTS, "muencoder", variant),
+            "kernel_size": 31,  # columns of the depthwise convolutions
+            "codebook_dim": 16,  # width of the codes that are predicted
+            "heads": (),  # heads of the second stage, see bandtok_jax/models/muencoder_heads.py
+            "constant_q_bins": 84,  # bins of the constant-Q transform, 12 in an octave
+            "vocabulary_size": 256,  # tokens of lyrics
+            "predictor_dim": 512,  # width of the transducer's predictor
+            "joiner_dim": 512,  # width of its joiner
+            "depthwise": "long",  # or "grouped": XLA's grouped convolution, slow on CPUs
+            "attention": "auto",  # kernel of attention
+            "remat": variant == "base",  # compute the activations of the blocks again in the backward pass
+        }
+    )
+    config.data.sample_rate_hz = config.mel.sample_rate_hz
+    config.optimizer.ema_decay = 0.0  # published: none; the statistics of batch norms belong to the last weights
+    if variant == "tiny":
+        config.total_steps, config.batch_size = 600, 8
+        config.data.clip_samples = 115_200  # 4.8 seconds
+        config.optimizer.learning_rate = 1e-3
+        return config.lock()
+    config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
+    config.dtype, config.data.workers = "bfloat16", 8  # published: float32
+    if variant == "small":
+        config.total_steps, config.batch_size = 100_000, 32
+        config.data.clip_samples = 360_000  # 15 seconds
+        config.optimizer.learning_rate, config.optimizer.warmup_steps = 5e-4, 4000
+        return config.lock()
+    config.total_steps, config.batch_size = 400_000, 128
+    config.seed = 1337
+    config.data.clip_samples = 720_000  # 30 seconds
+    config.optimizer.update(
+        {
+            "learning_rate": 5e-4,
+            "beta2": 0.98,
+            "decay_bias_and_norm": True,
+            "warmup_steps": 32_000,
+            "schedule": "linear",
+            "final_lr_fraction": 0.0,
+            "gradient_clip_norm": 10.0,
+        }
+    )
+    return config.lock()
