@@ -16,7 +16,7 @@ from bandtok_jax.pretrained import export_folder
 
 TASKS = (
     "mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder", "mel_autoencoder",
-    "masked_prediction",
+    "masked_prediction", "flow_matching",
 )  # fmt: skip
 
 _COMMON = {
@@ -115,7 +115,31 @@ _SPECIAL["mel_autoencoder"] = {
     "loss.adversarial_start": "3",
     "loss.perceptual": "1.0",
 }
+_SPECIAL["flow_matching"] = {
+    "data.clip_samples": "30720",
+    "model.window_columns": "16",
+    "model.context_columns": "4",
+    "loss.context_frames": "(1, 2)",
+    "model.encoder.stem_channels": "4",
+    "model.encoder.dim": "16",
+    "model.encoder.intermediate_dim": "32",
+    "model.encoder.num_heads": "2",
+    "model.encoder.kernel_size": "5",
+    "model.encoder.layer": "1",
+    "model.autoencoder.channels": "(8,)",
+    "model.autoencoder.norm_groups": "4",
+    "model.autoencoder.latent_channels": "2",
+    "model.codebook_size": "32",
+    "model.codebook_dim": "4",
+    "model.stale_steps": "3",
+    "model.dim": "16",
+    "model.num_layers": "1",
+    "model.num_heads": "2",
+    "model.feed_forward_dim": "32",
+    "sampling.steps": "2",
+}
 _NAMES = {
+    "flow_matching": "mucodec:tiny",
     "mel_autoencoder": "mel_vae:tiny",
     "meltok": "meltok:tiny",
     "token_vocoder": "token_vocoder:tiny",
@@ -137,8 +161,28 @@ def config(task: str, folder, **overrides):
     changes = settings(task, **overrides)
     if task == "language_model":
         changes["data.tokens"] = str(token_records(pathlib.Path(folder) / "tokens"))
-    config = load_config(_NAMES[task], changes)
-    return load_config(_NAMES[task], changes | _own_tokenizer(config, folder)) if task == "token_vocoder" else config
+    return load_config(_NAMES[task], changes | _own_components(load_config(_NAMES[task], changes), folder))
+
+
+def _own_components(config, folder) -> dict[str, str]:
+    """The settings that name the earlier components that a configuration needs: exports with random weights."""
+    if config.task == "token_vocoder":
+        return _own_tokenizer(config, folder)
+    roles = ("encoder", "autoencoder") if config.task == "flow_matching" else ()
+    return {role: _own_component(role, config, folder) for role in roles}
+
+
+def _own_component(role: str, config, folder) -> str:
+    """An export with random weights, whose settings are those of the group `role` of a model."""
+    path = pathlib.Path(folder) / f"{role}_export"
+    if not path.exists():
+        name = {"encoder": "muencoder:tiny", "autoencoder": "mel_vae:tiny"}[role]
+        own = load_config(name).copy_and_resolve_references().unlock()
+        own.model.update(config.model[role])
+        if role == "encoder":
+            own.model.num_layers = config.model.encoder.layer + 1
+        export_folder.save_parts({role: component.init_random(own, jax.random.key(0))}, path)
+    return str(path)
 
 
 def _own_tokenizer(vocoder, folder) -> dict[str, str]:
@@ -213,6 +257,9 @@ def shrunk(name: str, folder, **overrides):
             **discriminators,
         },
         "masked_prediction": lambda: _SPECIAL["masked_prediction"],
+        "flow_matching": lambda: {
+            **_SPECIAL["flow_matching"], "model.autoencoder.channels": (8,) * len(model.autoencoder.channels),
+        },
         "language_model": lambda: {
             "data.columns": 8, "data.caption_bytes": 16, "model.codebook_size": 64, "model.rows": 4, "model.dim": 32,
             "model.num_layers": 2,
@@ -221,8 +268,8 @@ def shrunk(name: str, folder, **overrides):
         },
     }[model.kind if model.kind in ("meltok", "hifigan") else config.task]()  # fmt: skip
     changes = {key: str(value) for key, value in {**common, **changes, **overrides}.items()}
-    if config.task == "token_vocoder" and folder:
-        changes |= _own_tokenizer(load_config(name, changes), folder)
+    if folder:
+        changes |= _own_components(load_config(name, changes), folder)
     return load_config(name, changes)
 
 

@@ -83,6 +83,8 @@ SCHEMA: dict[str, Setting] = {
     # Earlier components. Their paths may change, and their hashes decide whether they are the same.
     "tokenizer": Setting(path=True, mutable=True),
     "vocoder": Setting(path=True, mutable=True),
+    "encoder": Setting(path=True, mutable=True),
+    "autoencoder": Setting(path=True, mutable=True),
     "*_hash": Setting(mutable=True, written=True),
     "versions*": Setting(mutable=True, written=True),
     "caption_fraction": Setting(mutable=True, written=True),

@@ -8,6 +8,7 @@ from bandtok_jax.runtime.registry import Registry
 from bandtok_jax.tasks.task import Task
 
 _SHIPPED = {
+    "flow_matching": "bandtok_jax.tasks.flow_matching:FlowMatchingTask",
     "language_model": "bandtok_jax.tasks.language_model:LanguageModelTask",
     "masked_prediction": "bandtok_jax.tasks.masked_prediction:MaskedPredictionTask",
     "mel_autoencoder": "bandtok_jax.tasks.mel_autoencoder:MelAutoencoderTask",

@@ -1,0 +1,109 @@
+"""The task that trains MuCodec: masks, micro-batches, normaliser, frozen weights, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandtok_jax import tasks
+from bandtok_jax.models.mucodec_flow import CONTEXT, PADDING, PREDICTED
+from bandtok_jax.pretrained import model_folder
+from tests import tiny
+
+FRAME_SAMPLES = 3840
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("components")
+
+
+def created(folder, **changes):
+    return tasks.create(tiny.config("flow_matching", folder, **changes), model_folder.read_components)
+
+
+def test_masks_of_starts_and_continuations(folder):
+    task = created(folder, batch_size=256, **{"data.clip_samples": 16 * FRAME_SAMPLES, "loss.context_frames": "(2, 5)"})
+    audio = np.ones((256, 2, 16 * FRAME_SAMPLES), np.float32)
+    audio[:64, :, 3 * FRAME_SAMPLES - 1 :] = 0
+    audio[64, :, :] = 0
+    batch = {"audio": audio, "index": np.arange(256)}
+    mask = np.asarray(task._mask(batch, jax.random.key(0)))
+    assert (mask[:64, 3:] == PADDING).all() and (mask[:64, :3] != PADDING).all()
+    assert (mask[64] == PADDING).all(), "silence has no frame to predict"
+    whole = mask[65:]
+    starts = (whole == PREDICTED).all(1)
+    assert 0.4 < starts.mean() < 0.6
+    prefixes = (whole == CONTEXT).sum(1)[~starts]
+    assert set(prefixes) == {2, 3, 4, 5} and all((row[:n] == CONTEXT).all() for row, n in zip(whole[~starts], prefixes))
+    assert set((mask[:64] == CONTEXT).sum(1)) == {0, 1}, "at most half of a short example"
+    # An example draws by its index, in any batch.
+    few = {name: value[100:103] for name, value in batch.items()}
+    np.testing.assert_array_equal(task._mask(few, jax.random.key(0)), mask[100:103])
+
+
+def test_micro_batches_add_up_to_the_batch(folder, float64):
+    outcomes = []
+    for steps in (1, 2):
+        changes = {"optimizer.accumulation_steps": steps, "dtype": "float64", "model.stale_steps": 1}
+        changes |= {"model.alignment_layer": 1, "loss.alignment": 0.5, "normaliser_examples": 3}
+        task = created(folder, **changes)
+        frozen, batch = task.load_frozen(), tiny.batch(task.config)
+        batch["audio"] = batch["audio"].at[0, :, 3 * FRAME_SAMPLES :].set(0)
+        state = task.warm_start(tiny.in_float64(task.init(jax.random.key(0))), frozen, [batch], jax.random.key(0))
+        state = tiny.in_float64(state)
+        outcomes.append(jax.jit(task.train_step)(state, tiny.in_float64(frozen), batch, jax.random.key(1)))
+    for (whole_state, whole), (state, metrics) in [outcomes]:
+        assert whole["codes_restarted"] > 0 and {"flow", "alignment", "commitment", "codebook"} <= set(whole)
+        assert whole_state["model"]["buffers"]["flow"]["normaliser"]["count"] == 4
+        for expected, value in zip(*map(jax.tree.leaves, ((whole_state, whole), (state, metrics)))):
+            np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-9)
+    # Enough examples are counted, so the next batch changes nothing.
+    model, totals = outcomes[0][0]["model"], {"latents": jax.tree.map(jnp.ones_like, state["model"]["buffers"]["flow"])}
+    totals = {"latents": totals["latents"]["normaliser"], "codes": {"counts": jnp.ones((1, 32))}}
+    latents = {"latents": jnp.ones((4, 16, 1, 4))}
+    new, _ = task.update_buffers(model, model, totals, latents, batch, jax.random.key(0))
+    old = model["buffers"]["flow"]["normaliser"]
+    jax.tree.map(np.testing.assert_array_equal, new["buffers"]["flow"]["normaliser"], old)
+
+
+def test_a_run_starts_with_the_weights_of_its_components(folder):
+    task = created(folder)
+    frozen, state = task.load_frozen(), task.init(jax.random.key(0))
+    buffers = task.warm_start(state, frozen, [], jax.random.key(0))["model"]["buffers"]
+    encoder, autoencoder = task.component("encoder").weights, task.component("autoencoder").weights
+    path = ("stem", "projection", "kernel")
+    ours, theirs = buffers["encoder"], encoder["parameters"]
+    for name in path:
+        ours, theirs = ours[name], theirs[name]
+    np.testing.assert_array_equal(ours, theirs)
+    assert set(buffers["encoder"]["blocks"]) == {"0"} and set(encoder["parameters"]["blocks"]) == {"0", "1"}
+    np.testing.assert_array_equal(
+        buffers["decoder"]["conv_out"]["kernel"], autoencoder["parameters"]["decoder"]["conv_out"]["kernel"]
+    )
+    np.testing.assert_array_equal(buffers["decoder"]["scale"], autoencoder["buffers"]["decoder"]["scale"])
+
+
+def test_components_that_do_not_fit_are_refused(folder):
+    components = {name: str(folder / f"{name}_export") for name in ("encoder", "autoencoder")}
+    for changes, message in (
+        (
+            {"model.encoder.dim": 32, "model.encoder.kernel_size": 7},
+            r"encoder .* model.encoder.dim \(16 there, 32 here\), model.encoder.kernel_size \(5 there, 7 here\)",
+        ),
+        ({"model.autoencoder.latent_channels": 4}, r"model.autoencoder.latent_channels \(2 there, 4 here\)"),
+        ({"model.encoder.layer": 3}, "model.encoder.layer is 3, and the encoder .* has 2 layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            created(folder, **components, **changes).load_frozen()
+    for name in ("encoder", "autoencoder"):
+        settings = tiny.config("flow_matching", folder).copy_and_resolve_references().unlock()
+        settings[name] = ""
+        with pytest.raises(ValueError, match=f"needs its {name}: .*--config.{name} "):
+            tasks.create(settings, model_folder.read_components).require_inputs()
+    with pytest.raises(ValueError, match="loss.alignment needs a layer.*alignment_layer"):
+        created(folder, **{"loss.alignment": 1.0})
+    with pytest.raises(ValueError, match=r"context_frames is \(1, 8\) of 8 frames"):
+        created(folder, **{"loss.context_frames": "(1, 8)"})
+    with pytest.raises(ValueError, match="clip_samples 26880 .* multiple of 7680"):
+        created(folder, **{"data.clip_samples": 26880})
