@@ -26,7 +26,7 @@ from bandtok_jax.formats import bt_file
 from bandtok_jax.formats import safetensors as weights_file
 from bandtok_jax.models import registry
 from bandtok_jax.pretrained import export_folder, import_dac, import_meltok, import_mucodec, import_vocos, model_folder
-from tests import audioldm_reference, fuzz, meltok_state
+from tests import audioldm_reference, fuzz, meltok_state, mucodec_state
 from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -125,6 +125,17 @@ def test_weights_of_audioldm(tmp_path):
     path = tmp_path / "audioldm_48k.pth"
     write_torch(path, {"state_dict": audioldm_reference.random_state(audioldm_reference.shapes(**sizes))})
     fuzz.check(lambda _: import_mucodec.read_mucodec(str(path)), path, path.read_bytes(), torch_weights, cases=100)
+
+
+def test_weights_of_mucodec(tmp_path):
+    path, others = tmp_path / "mucodec.pt", (tmp_path / "audioldm_48k.pth", tmp_path / "muq.pt")
+    for other, state in zip(others, (mucodec_state.audioldm(), mucodec_state.muq())):
+        write_torch(other, {"state_dict": state})
+    write_torch(path, {"state_dict": mucodec_state.mucodec(rows=1, layers=1)})
+    fuzz.check(
+        lambda _: import_mucodec.read_mucodec(str(path), *map(str, others)), path, path.read_bytes(), torch_weights,
+        cases=60,
+    )  # fmt: skip
 
 
 def test_settings_of_vocos(tmp_path):

@@ -118,5 +118,6 @@ def import_weights(flags: argparse.Namespace) -> None:
         f"{flags.output}: {', '.join(components)}, {codec.rows} rows of {codec.codebook_size} codes at "
         f"{codec.sample_rate_hz} Hz, {codec.bits_per_second / 1000:.2f} kbit/s; weight hash {codec.weight_hash[:12]}"
     )
-    if absent := importers.FORMATS[flags.format].files[len(flags.weights) :]:
+    absent = importers.FORMATS[flags.format].files[len(flags.weights) :]
+    if absent and not codec.can_decode:
         show(f"{flags.output}: no vocoder, so codes cannot be decoded to audio; give its weights too, {absent[0]}")

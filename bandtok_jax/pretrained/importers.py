@@ -50,7 +50,11 @@ FORMATS = {
     ),
     "mucodec": Format(
         "bandtok_jax.pretrained.import_mucodec:read_mucodec",
-        ("audioldm_48k.pth, which MuCodec uses",),
+        (
+            "mucodec.pt with its two companions in any order, or one of these alone",
+            "audioldm_48k.pth with autoencoder and vocoder",
+            "muq.pt with the encoder, unless mucodec.pt holds it",
+        ),
         licence="CC BY-NC 4.0, no commercial use",
     ),
     "vocos": Format(
