@@ -9,7 +9,8 @@ masked with probability 0.6 (MuQ's code). The schedule is that of the same autho
 30 seconds each, in float32. There, statistics of batch norms are those of one GPU. Here they are those of all devices,
 and clips have our loudness and random gain.
 
-  tiny   two CPU cores, minutes: 4 blocks of width 256, clips of 4.8 seconds, no dropout
+  tiny   two CPU cores, minutes: 4 blocks of width 256, clips of 4.8 seconds, no dropout. After its 600 steps on real
+         music 26 % of the masked codes of the validation tracks are right, 19 % by the most frequent code
   small  one GPU, a day: 8 blocks of width 512
   base   320 M parameters in 12 blocks; 13 blocks by --config.model.num_layers=13
 """
