@@ -48,6 +48,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "kind": "language_model",  # network class, see bandtok_jax/models/registry.py
             "rows": 16,
             **defaults.choose(VARIANTS, "language_model", variant),
+            "layout": "flat",  # "flat": token by token; "depth", "delay": column by column, see docs/training.md
+            "row_dim": {"tiny": 128, "small": 256, "base": 384}[variant],  # width of tokens in "depth" and "delay"
+            "row_layers": 2,  # layers of the depth transformer in "depth"
             "rope": "2d",
             "row_embedding": False,
             "row_vocabulary": None,  # whether each row has codes of its own; None: where the tokens' rows are levels

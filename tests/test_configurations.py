@@ -78,6 +78,13 @@ def test_every_step_can_be_repeated_and_every_number_is_wide(name, tmp_path):
     _check(tiny.shrunk(name, tmp_path))
 
 
+@pytest.mark.parametrize("layout", ["depth", "delay"])
+def test_every_layout_has_such_a_step_and_resumes(layout, tmp_path, monkeypatch):
+    config = tiny.shrunk("language_model:base", tmp_path, **{"model.layout": layout, "model.row_dim": 16})
+    _check(config)
+    _train_with_a_resume(config, tmp_path / "run", monkeypatch)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_step_of_the_whole_size_can_be_repeated(name):

@@ -76,8 +76,9 @@ def test_learns_more_than_the_unigrams(markov):
     assert not task.warnings(scores)
 
 
-def test_the_loss_counts_what_is_there(markov):
-    task = task_of(markov, **{"model.num_layers": 1})
+@pytest.mark.parametrize("layout", ["flat", "depth", "delay"])
+def test_the_loss_counts_what_is_there(markov, layout):
+    task = task_of(markov, **{"model.num_layers": 1, "model.layout": layout})
     state, batch = task.init(jax.random.key(0)), batches(task, 1)[0]
     padding = np.arange(12) >= batch["columns"][:, None]
     assert padding.any() and batch["ended"].any()
@@ -151,9 +152,9 @@ def test_tokens_without_captions_are_recorded(markov):
     assert task.caption_fraction == 0
 
 
-@pytest.mark.parametrize("variant", ["tiny", "base"])
-def test_every_weight_has_a_place(variant):
-    task = tasks.create(load_config(f"language_model:{variant}"))
+@pytest.mark.parametrize("variant, layout", [("tiny", "flat"), ("base", "flat"), ("base", "depth"), ("small", "delay")])
+def test_every_weight_has_a_place(variant, layout):
+    task = tasks.create(load_config(f"language_model:{variant}", {"model.layout": layout}))
     mesh = sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     places = sharding.shardings(state, task.SHARDING, mesh)

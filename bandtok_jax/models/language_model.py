@@ -22,10 +22,14 @@ from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.transformer import Block, KeysValues, dropout
+from bandtok_jax.models.delay_layout import DelayLayout
+from bandtok_jax.models.depth_layout import DepthLayout
 from bandtok_jax.models.flat_layout import FlatLayout
-from bandtok_jax.models.layout import Draw, delayed
+from bandtok_jax.models.layout import Draw, Layout, delayed
 from bandtok_jax.models.text_encoder import TextEncoder
 from bandtok_jax.models.token_tables import TokenTables, padded_vocabulary
+
+LAYOUTS: dict[str, type[Layout]] = {"flat": FlatLayout, "depth": DepthLayout, "delay": DelayLayout}
 
 
 class LanguageModel(nnx.Module):
@@ -35,7 +39,11 @@ class LanguageModel(nnx.Module):
       rows: F of the grid.
       codebook_size: K, the number of codes of the tokenizer.
       dim, num_layers, num_heads, feed_forward_dim: sizes of the transformer.
-      rope: "2d" rotates half of each head by the column and half by the row, "1d" all of it by the position.
+      layout: "flat" has a position for each token, "depth" and "delay" have one for each column, see `layout`.
+      row_dim: width of the embeddings of tokens and of the depth transformer; the layout "flat" has D.
+      row_layers: layers of the depth transformer, in the layout "depth".
+      rope: in the layout "flat", "2d" rotates half of each head by the column and half by the row, "1d" all of it by
+        the position.
       row_embedding: also add a learned vector for the row.
       row_vocabulary: each row has codes of its own, with their own embeddings and head, as residual levels with a
         codebook each have. By default all rows have one vocabulary, as bands of one codebook do.
@@ -51,7 +59,7 @@ class LanguageModel(nnx.Module):
     """
 
     role = "language_model"
-    LAYER_COUNTS = ("num_layers", "text_layers")
+    LAYER_COUNTS = ("num_layers", "text_layers", "row_layers")
 
     def __init__(
         self,
@@ -62,6 +70,9 @@ class LanguageModel(nnx.Module):
         num_layers: int,
         num_heads: int,
         feed_forward_dim: int,
+        layout: str = "flat",
+        row_dim: int = 128,
+        row_layers: int = 2,
         rope: str = "2d",
         row_embedding: bool = False,
         row_vocabulary: bool | None = False,
@@ -80,6 +91,8 @@ class LanguageModel(nnx.Module):
             raise ValueError(
                 f'rope is {rope!r} and text is {text!r}: set them to "1d" or "2d", and "bytes", "embedding" or "none"'
             )
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout is {layout!r}: set it to one of {', '.join(LAYOUTS)}")
         if not 0 <= dropout < 1 or row_vocabulary not in (True, False, None):
             raise ValueError(
                 f"dropout is {dropout} and row_vocabulary is {row_vocabulary}: "
@@ -98,9 +111,10 @@ class LanguageModel(nnx.Module):
             options: dict[str, Any] = dict(cross_attention=text != "none", kernel=attention, dtype=dtype, rngs=rngs)
             return Block(dim, num_heads, feed_forward_dim, num_layers=num_layers, **options)
 
-        self.embedding = embedding(entries, dim)
+        token_dim = row_dim if LAYOUTS[layout].narrow else dim
+        self.embedding = embedding(entries, token_dim)
         if row_embedding:
-            self.row_embedding = embedding(rows, dim)
+            self.row_embedding = embedding(rows, token_dim)
         if text == "bytes":
             self.text_encoder = TextEncoder(
                 dim=text_dim,
@@ -122,8 +136,13 @@ class LanguageModel(nnx.Module):
         else:
             self.blocks = nnx.List(block(rngs) for _ in range(num_layers))
         self.norm = RMSNorm(dim, rngs=rngs)
-        self.head = Linear(dim, entries, wide=True, dtype=dtype, rngs=rngs)
-        self.layout = FlatLayout(rows, codebook_size, rope=rope)
+        self.head = Linear(token_dim, entries, wide=True, dtype=dtype, rngs=rngs)
+        options = {
+            "flat": dict(rope=rope),
+            "depth": dict(dim=dim, row_dim=row_dim, row_layers=row_layers, remat=remat, dtype=dtype, rngs=rngs),
+            "delay": dict(dim=dim, row_dim=row_dim, dtype=dtype, rngs=rngs),
+        }
+        self.layout = LAYOUTS[layout](rows, codebook_size, **options[layout])
 
     def __call__(
         self,
@@ -132,6 +151,7 @@ class LanguageModel(nnx.Module):
         context_mask: jax.Array | None = None,
         *,
         begins: jax.Array | bool = True,
+        columns: jax.Array | None = None,
         keys: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits `[B, T * F + 1, V]`: for code n at position n, and for the token after the last code.
@@ -140,10 +160,11 @@ class LanguageModel(nnx.Module):
           codes: `[B, T, F]`.
           context, context_mask: the results of `encode_text`.
           begins: bool or `[B]`, True where the grids begin a track, False where they are from the middle of one.
+          columns: `[B]`, the columns of each grid that are not padding; all of them by default.
           keys: random keys `[B]` for dropout; without them nothing is dropped.
         """
         first = jnp.broadcast_to(first_token(self.codebook_size, begins), codes.shape[:1])
-        x = self.layout.inputs(self._tables, self._after_first(first, self._steps(codes)))
+        x = self.layout.inputs(self._tables, self._after_first(first, self._steps(codes, columns)))
         angles = self._angles(jnp.arange(x.shape[1]))
         has_dropout = keys is not None and self.dropout > 0
 
@@ -277,8 +298,12 @@ class LanguageModel(nnx.Module):
             dtype=self.dtype,
         )
 
-    def _steps(self, codes: jax.Array) -> jax.Array:
+    def _steps(self, codes: jax.Array, columns: jax.Array | None) -> jax.Array:
         """Returns the tokens of all steps of the layout, `[B, S, F]`."""
+        # Without delays no code is predicted from padding.
+        if columns is not None and max(self.layout.delays):
+            valid = jnp.arange(codes.shape[1]) < columns[:, None]
+            codes = jnp.where(valid[..., None], codes, self.codebook_size)
         return delayed(codes, self.layout.delays, self.codebook_size)
 
     def _after_first(self, first: jax.Array, steps: jax.Array) -> jax.Array:

@@ -53,6 +53,7 @@ class LanguageModelTask(SingleNetworkTask):
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
         return (
             (r"text_encoder/|text_projection/|null_embedding|row_embedding|scale", P()),
+            *self.network.attribute("layout").SHARDING,
             (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, None, "tensor", "fsdp")),
             (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
             (r"embedding|head/kernel", P("tensor", "fsdp")),
@@ -228,7 +229,9 @@ class LanguageModelTask(SingleNetworkTask):
         if kind != "none":
             text_input = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}
             text = self.network.apply(parameters, {}, **text_input[kind], drop=drop_text, method="encode_text")
-        logits = self.network.apply(parameters, {}, codes, *text, begins=batch["start"] == 0, keys=keys)
+        logits = self.network.apply(
+            parameters, {}, codes, *text, begins=batch["start"] == 0, columns=batch["columns"], keys=keys
+        )
 
         # Targets: the codes, and the end token in place of the first row of the column after the last.
         batch_size, length, rows = codes.shape
