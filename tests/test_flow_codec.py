@@ -135,6 +135,8 @@ def test_sampling_can_be_chosen(codec):
     assert not np.array_equal(codec.decode(codes, steps=1, guidance=1.0), audio)
     with pytest.raises(ValueError, match="no option 'step' of sampling: use guidance, method, steps"):
         codec.decode(codes, step=3)
+    with pytest.raises(ValueError, match="seed is -1"):
+        codec.decode(codes, seed=-1)
 
 
 def _bounded(codec, columns):

@@ -9,6 +9,7 @@ from bandtok_jax.cli.parser import Flag, flag, verb
 from bandtok_jax.generation import SAMPLING
 
 _AUDIO = flag("audio", metavar="AUDIO", help="wav, flac, ogg, mp3 ...")
+_SEED = flag("--seed", type=int, default=0, metavar="N", help="for a decoder that draws random numbers (default 0)")
 
 
 def _levels(use: str) -> Flag:
@@ -71,6 +72,7 @@ def encode(flags: argparse.Namespace) -> None:
     models.MODEL,
     *models.DECODING,
     _levels("use"),
+    _SEED,
     flag("--output", "-o", metavar="FILE", help="default: the name of the codes with .wav"),
 )
 def decode(flags: argparse.Namespace) -> None:
@@ -85,7 +87,7 @@ def decode(flags: argparse.Namespace) -> None:
     if code_files.dac_file.is_dac(flags.codes):
         samples, sample_rate_hz, clipped_samples = code_files.decode_dac(codec, flags.codes, target, flags.levels)
     else:
-        header, clipped_samples = code_files.decode(codec, flags.codes, target, flags.levels)
+        header, clipped_samples = code_files.decode(codec, flags.codes, target, flags.levels, flags.seed)
         samples, sample_rate_hz = header.samples, header.sample_rate_hz
     show(f"{target}: {samples / sample_rate_hz:.2f} s at {sample_rate_hz} Hz{clipped(clipped_samples)}")
 
@@ -98,6 +100,7 @@ def decode(flags: argparse.Namespace) -> None:
     models.MODEL,
     *models.DECODING,
     _levels("use"),
+    _SEED,
     flag("--output", "-o", required=True, metavar="FILE"),
 )
 def reconstruct(flags: argparse.Namespace) -> None:
@@ -106,7 +109,7 @@ def reconstruct(flags: argparse.Namespace) -> None:
         from bandtok_jax.commands import code_files
 
         codec = models.load_codec(flags)
-    result = code_files.reconstruct(codec, flags.audio, flags.output, flags.levels)
+    result = code_files.reconstruct(codec, flags.audio, flags.output, flags.levels, flags.seed)
     show(
         f"{flags.output}: {result.samples / codec.sample_rate_hz:.2f} s; level {result.original_level_db:.1f} dB -> "
         f"{result.reconstruction_level_db:.1f} dB; log-mel distance {result.mel_distance:.3f} nats"

@@ -24,6 +24,7 @@ from bandtok_jax.audio.windows import MIRROR
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
+from bandtok_jax.config.validate import check_seed
 from bandtok_jax.generation import flow_sampling
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models.mucodec_flow import COLUMNS_PER_FRAME, CONTEXT, PADDING, PREDICTED
@@ -126,6 +127,7 @@ class FlowCodec(Codec):
 
     def _first_carry(self, seed: int) -> Tree:
         """Returns the carry of `_decode_window` before the first window."""
+        check_seed(seed)
         attribute = self.components["tokenizer"].network.attribute
         frames = self._flow_context // COLUMNS_PER_FRAME
         return {

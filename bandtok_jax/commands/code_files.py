@@ -60,7 +60,9 @@ def encode(codec: Codec, source: str, target: str, levels: int | None = None) ->
         return writer.finish(audio.samples)
 
 
-def decode(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[bt_file.Header, int]:
+def decode(
+    codec: Codec, source: str, target: str, levels: int | None = None, seed: int = 0
+) -> tuple[bt_file.Header, int]:
     """Decodes a `.bt` file to an audio file; returns the header of the source and the number of clipped samples.
 
     Args:
@@ -68,6 +70,7 @@ def decode(codec: Codec, source: str, target: str, levels: int | None = None) ->
       source: a `.bt` file.
       target: an audio file.
       levels: number of rows to use of a residual codec; by default all that the file holds.
+      seed: see `Codec.decode`.
 
     Raises:
       ValueError: the file is damaged, foreign, or was made with another tokenizer.
@@ -83,7 +86,7 @@ def decode(codec: Codec, source: str, target: str, levels: int | None = None) ->
             f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
         )
     rows = codec.check_levels(levels, header.rows)
-    blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), samples=header.samples)
+    blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), seed, samples=header.samples)
     with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         for audio in _progress(blocks, header.samples, codec.sample_rate_hz):
             writer.write(audio)
@@ -134,7 +137,7 @@ def encode_dac(
     return file
 
 
-def reconstruct(codec: Codec, source: str, target: str, levels: int | None = None) -> Comparison:
+def reconstruct(codec: Codec, source: str, target: str, levels: int | None = None, seed: int = 0) -> Comparison:
     """Encodes and decodes an audio file; returns the distance between both. Arguments as for `decode`.
 
     Raises:
@@ -147,7 +150,7 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
     with _naming(source), waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         encoded, compared = itertools.tee(_codec_input(codec, source))
-        decoded = codec.decode_stream(codes[:, :rows] for codes in codec.encode_stream(encoded))
+        decoded = codec.decode_stream((codes[:, :rows] for codes in codec.encode_stream(encoded)), seed)
         originals, copies = (windows((block.T for block in x), size, 0, 0, 0.0) for x in (compared, decoded))
         # The original comes first in the pair, so that its end counts, not the end of its last column.
         for (original, count), (copy, _) in zip(originals, copies):
