@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # Runs all stages on one machine: records, tokenizer, vocoder, tokens, language model, export, generated music, report.
-#   bash launch/local.sh --music DIR [--output runs/mine] [--size tiny|small|base] [--tracks tracks.csv]
-#                        [--validation-share X] [--prompt TEXT] [--dry-run] [--config.KEY=VALUE ...]
+#   bash launch/local.sh --music DIR [--system bandtok|mucodec] [--output runs/mine] [--size tiny|small|base]
+#                        [--tracks tracks.csv] [--validation-share X] [--prompt TEXT] [--dry-run] [--config.KEY=VALUE ...]
 # DIR is a folder of audio files, or `synthetic` for the synthetic music of the package. A prompt needs captions from
-# tracks.csv.
+# tracks.csv. The system mucodec trains an encoder and an autoencoder before its tokenizer.
 # The same command resumes an interrupted stage.
-# --config.KEY=VALUE applies to all three trainings; --tokenizer.KEY=, --vocoder.KEY= or --language-model.KEY= applies to
-# one of them. --dry-run only prints the commands.
+# --config.KEY=VALUE applies to all trainings; --encoder.KEY=, --autoencoder.KEY=, --vocoder.KEY=, --tokenizer.KEY= or
+# --language-model.KEY= applies to one of them. --dry-run only prints the commands.
 set -euo pipefail
 
-dry="" music="" output="runs/local" size="tiny" tracks=() share=() prompt="" seconds=10 offsets=4
-tokenizer=() vocoder=() language_model=()
-usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+dry="" music="" system="bandtok" output="runs/local" size="tiny" tracks=() share=() prompt="" seconds=10 offsets=4
+encoder=() autoencoder=() tokenizer=() vocoder=() language_model=()
+usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   flag="${1%%=*}"
   case "$1" in
-    --config.*=*) tokenizer+=("$1") vocoder+=("$1") language_model+=("$1"); shift; continue ;;
+    --config.*=*)
+      encoder+=("$1") autoencoder+=("$1") tokenizer+=("$1") vocoder+=("$1") language_model+=("$1"); shift; continue ;;
+    --encoder.*=*) encoder+=("--config.${1#--encoder.}"); shift; continue ;;
+    --autoencoder.*=*) autoencoder+=("--config.${1#--autoencoder.}"); shift; continue ;;
     --tokenizer.*=*) tokenizer+=("--config.${1#--tokenizer.}"); shift; continue ;;
     --vocoder.*=*) vocoder+=("--config.${1#--vocoder.}"); shift; continue ;;
     --language-model.*=*) language_model+=("--config.${1#--language-model.}"); shift; continue ;;
@@ -26,6 +29,7 @@ while [ $# -gt 0 ]; do
   esac
   case "$flag" in
     --music) music="$value" ;;
+    --system) system="$value" ;;
     --output) output="$value" ;;
     --size) size="$value" ;;
     --tracks) tracks=(--tracks "$value") ;;
@@ -37,6 +41,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$music" ] || usage
+case "$system" in bandtok) stages=6 ;; mucodec) stages=8 ;; *) usage ;; esac
 # A shell does not expand ~ in --output=~/x.
 absolute() {
   case "$1" in /*|synthetic*) echo "$1" ;; \~|\~/*) echo "$HOME${1#\~}" ;; *) echo "$PWD/$1" ;; esac
@@ -46,6 +51,8 @@ music="$(absolute "$music")" output="$(absolute "$output")"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 step() { echo; echo "== $*"; }
+number=0
+stage() { number=$((number + 1)); step "$number/$stages $*"; }
 if [ -n "$dry" ]; then
   step "environment for: $(bash launch/accelerator.sh | grep . || echo cpu)"
 else
@@ -53,22 +60,49 @@ else
 fi
 run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 
-step "1/6 records: $music"
-run bandtok prepare "$music" --output "$output/data" ${tracks[@]+"${tracks[@]}"} ${share[@]+"${share[@]}"}
-step "2/6 tokenizer: audio to a grid of codes"
-run bandtok train --config="bandtok:$size" --workdir="$output/tokenizer" --config.data.sources="$output/data" \
-  ${tokenizer[@]+"${tokenizer[@]}"}
-step "3/6 vocoder: mel spectrograms to audio"
-run bandtok train --config="vocos:$size" --workdir="$output/vocoder" --config.data.sources="$output/data" \
-  ${vocoder[@]+"${vocoder[@]}"}
-step "4/6 tokens of the whole corpus"
+train() { # FOLDER CONFIG [FLAG ...]
+  local folder="$1" config="$2"
+  shift 2
+  run bandtok train --config="$config" --workdir="$output/$folder" "$@"
+}
+
+data="--config.data.sources=$output/data"
+stage "records: $music"
+records=()
+if [ "$system" = mucodec ]; then
+  records=(--sample-rate=48000)
+  [ "$size" = tiny ] || records+=(--clip-seconds=40) # clips of up to 36 seconds
+fi
+run bandtok prepare "$music" --output "$output/data" ${records[@]+"${records[@]}"} ${tracks[@]+"${tracks[@]}"} \
+  ${share[@]+"${share[@]}"}
+if [ "$system" = bandtok ]; then
+  stage "tokenizer: audio to a grid of codes"
+  train tokenizer "bandtok:$size" "$data" ${tokenizer[@]+"${tokenizer[@]}"}
+  stage "vocoder: mel spectrograms to audio"
+  train vocoder "vocos:$size" "$data" ${vocoder[@]+"${vocoder[@]}"}
+else
+  stage "encoder: features of music, by masked prediction"
+  train encoder "muencoder:$size" "$data" ${encoder[@]+"${encoder[@]}"}
+  stage "autoencoder: mel spectrograms to latents and back"
+  train autoencoder "mel_vae:$size" "$data" ${autoencoder[@]+"${autoencoder[@]}"}
+  stage "vocoder: mel spectrograms to audio"
+  if [ "$size" = tiny ]; then config="vocos:tiny_48khz"; else config="hifigan:$size"; fi
+  train vocoder "$config" "$data" ${vocoder[@]+"${vocoder[@]}"}
+  stage "tokenizer: features to codes, and codes to latents"
+  train tokenizer "mucodec:$size" "$data" --config.encoder="$output/encoder" --config.autoencoder="$output/autoencoder" \
+    --config.vocoder="$output/vocoder" ${tokenizer[@]+"${tokenizer[@]}"}
+fi
+stage "tokens of the whole corpus"
 run bandtok tokenize --model="$output/tokenizer" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
-step "5/6 language model over the grid"
-run bandtok train --config="language_model:$size" --workdir="$output/language_model" \
-  --config.data.tokens="$output/tokens" --config.tokenizer="$output/tokenizer" --config.vocoder="$output/vocoder" \
-  ${language_model[@]+"${language_model[@]}"}
-step "6/6 export, generated music, report"
+stage "language model over the grid"
+train language_model "language_model:$size" --config.data.tokens="$output/tokens" \
+  --config.tokenizer="$output/tokenizer" --config.vocoder="$output/vocoder" ${language_model[@]+"${language_model[@]}"}
+stage "export, generated music, report"
 run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
 run bandtok generate --model="$output/model" ${prompt:+--prompt "$prompt"} --seconds "$seconds" --seed 1 -o "$output/generated.wav"
-run python -m bandtok_jax.evaluation.report.run_page --runs "$output" --data "$output/data" --output "$output/report.html" \
-  ${prompt:+--prompt "$prompt"}
+if [ "$system" = bandtok ]; then
+  run python -m bandtok_jax.evaluation.report.run_page --runs "$output" --data "$output/data" --output "$output/report.html" \
+    ${prompt:+--prompt "$prompt"}
+else
+  run bandtok evaluate --codec="$system=$output/model" --data="$output/data" --limit-seconds=120 --output="$output/report"
+fi

@@ -23,22 +23,16 @@ def _flags(stage: str, task: str, **changes) -> list[str]:
     return [f"--{stage}.{key}={value}" for key, value in tiny.settings(task, total_steps=2, **changes).items()]
 
 
-def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
-    output = tmp_path / "two = words"
-    command = [
-        "bash",
-        str(ROOT / "launch" / "local.sh"),
-        "--music",
-        "synthetic:6",
-        "--output=~/two = words",
-        "--dry-run",
-    ]
-    command += ["--prompt", "it's slow", "--validation-share", "0.25", "--config.seed=3", "--vocoder.model.dim=16"]
-    printed = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True, text=True
-    ).stdout
-    lines = [shlex.split(line) for line in printed.splitlines() if line and not line.startswith("==")]
-    *commands, report = lines
+def _dry_run(home, *flags) -> list[list[str]]:
+    """The commands that it would run, each as its words."""
+    command = ["bash", str(ROOT / "launch" / "local.sh"), "--music", "synthetic:6", "--dry-run", *flags]
+    environment = {**os.environ, "HOME": str(home)}
+    run = subprocess.run(command, cwd=home, env=environment, check=True, capture_output=True, text=True)
+    return [shlex.split(line) for line in run.stdout.splitlines() if line and not line.startswith("==")]
+
+
+def _parsed(commands) -> dict:
+    """The configuration of each training by its task, and the flags of each other command by its verb."""
     parsed = {}
     for program, *arguments in commands:
         assert program == "bandtok"
@@ -49,6 +43,14 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
         else:
             assert not rest
             parsed[flags.verb] = flags
+    return parsed
+
+
+def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
+    output = tmp_path / "two = words"
+    flags = ["--prompt", "it's slow", "--validation-share", "0.25", "--config.seed=3", "--vocoder.model.dim=16"]
+    *commands, report = _dry_run(tmp_path, "--output=~/two = words", *flags)
+    parsed = _parsed(commands)
     assert list(parsed) == [
         "prepare", "mel_tokenizer", "vocoder", "tokenize", "language_model", "export", "generate",
     ]  # fmt: skip
@@ -58,6 +60,26 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
     assert importlib.util.find_spec(report[2])
     assert report[-4:] == ["--output", str(output / "report.html"), "--prompt", "it's slow"]
     assert not output.exists()
+
+
+@pytest.mark.parametrize("size", ["tiny", "base"])
+def test_the_stages_of_mucodec_use_each_other(tmp_path, size):
+    flags = ["--system", "mucodec", "--output=runs/a b", "--config.seed=3", "--encoder.model.layer=1", "--size", size]
+    parsed, output = _parsed(_dry_run(tmp_path, *flags)), tmp_path / "runs" / "a b"
+    trainings = ["masked_prediction", "mel_autoencoder", "vocoder", "flow_matching"]
+    assert list(parsed) == [
+        "prepare", *trainings, "tokenize", "language_model", "export", "generate", "evaluate",
+    ]  # fmt: skip
+    assert all(parsed[task].seed == 3 for task in (*trainings, "language_model"))
+    assert parsed["masked_prediction"].model.layer == 1 and parsed["prepare"].sample_rate == 48_000
+    for task in trainings:
+        clip = parsed[task].data.clip_samples / parsed[task].data.sample_rate_hz
+        assert parsed[task].data.sources == str(output / "data") and clip <= parsed["prepare"].clip_seconds
+    flow = parsed["flow_matching"]
+    for role in ("encoder", "autoencoder", "vocoder"):
+        assert flow[role] == str(output / role)
+    assert parsed["vocoder"].mel == flow.mel == parsed["mel_autoencoder"].mel
+    assert parsed["tokenize"].model == parsed["export"].run_folder == str(output / "tokenizer")
 
 
 @pytest.mark.slow
