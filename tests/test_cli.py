@@ -223,7 +223,10 @@ def test_generate(composer, tmp_path, capsys, monkeypatch):
     flags = [f"--model={composer}", *GENERATE]
     assert cli.main(["generate", *flags, "--count=2", "-o", str(tmp_path / "new.WAV")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [f"{tmp_path}/new-1.WAV", f"{tmp_path}/new-2.WAV"]
+    assert [line.split(":")[0] for line in lines[:-1]] == [f"{tmp_path}/new-1.WAV", f"{tmp_path}/new-2.WAV"]
+    seconds, taken, factor = map(float, re.findall(r"[0-9.]+[0-9]", lines[-1]))
+    assert lines[-1].endswith(" times real time") and seconds == 1
+    assert factor == pytest.approx(1 / taken, rel=0.05, abs=0.01)
     assert soundfile.info(tmp_path / "new-1.WAV").frames == soundfile.info(tmp_path / "new-2.WAV").frames == RATE // 2
     monkeypatch.setattr(prompting.GridLanguageModel, "generate", None)  # the refusals come before the work
     original = f"--continue={tmp_path}/new-2.WAV"
@@ -265,7 +268,7 @@ def test_mistakes_of_generate(composer, tmp_path, capsys, monkeypatch):
 def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
     codec, written, write = bandtok_jax.load(composer), [], waveform.Writer.write
     monkeypatch.setattr(waveform.Writer, "write", lambda self, block: (written.append(len(block)), write(self, block)))
-    ((_, samples, _, _),) = code_files.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
+    ((_, samples, _, _, _),) = code_files.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
     assert samples == sum(written) == 7 * RATE > max(written)
     whole = codec.decode(codec.generate(seconds=7, seed=1), samples=samples)
     np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 
 from bandtok_jax.cli import models
 from bandtok_jax.cli.messages import clipped, show
@@ -158,9 +159,13 @@ def generate(flags: argparse.Namespace) -> None:
         codec = models.load_codec(flags)
     if flags.embedding:
         sampling["embedding"] = code_files.read_embedding(codec, flags.embedding)
+    started, new_samples = time.perf_counter(), 0
     results = code_files.generate(
         codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
         count=flags.count, **sampling,
     )  # fmt: skip
-    for path, samples, columns, clipped_samples in results:
+    for path, samples, columns, clipped_samples, samples_of_prefix in results:
         show(f"{path}: {samples / codec.sample_rate_hz:.2f} s, {columns} columns{clipped(clipped_samples)}")
+        new_samples += samples - samples_of_prefix
+    taken, new_seconds = time.perf_counter() - started, new_samples / codec.sample_rate_hz
+    show(f"{new_seconds:.2f} s of new audio in {taken:.2f} s, {new_seconds / taken:.2f} times real time")

@@ -176,7 +176,7 @@ def generate(
     beginning: str | None = None,
     count: int = 1,
     **sampling: Any,
-) -> Iterator[tuple[str, int, int, int]]:
+) -> Iterator[tuple[str, int, int, int, int]]:
     """Generates music and writes it as audio, or as codes where `target` ends with .bt.
 
     Args:
@@ -191,7 +191,7 @@ def generate(
       sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.generate`.
 
     Yields:
-      (path, samples, columns, clipped samples) of each result when it is written.
+      (path, samples, columns, clipped samples, samples that the beginning has) of each result when it is written.
 
     Raises:
       ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as
@@ -234,7 +234,8 @@ def generate(
             bar.update(done - bar.n)
 
         grids = codec.language_model.generate([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
-    wanted = (0 if prefix is None else len(prefix)) * codec.samples_per_column + codec.language_model.samples(seconds)
+    samples_of_prefix = (0 if prefix is None else len(prefix)) * codec.samples_per_column
+    wanted = samples_of_prefix + codec.language_model.samples(seconds)
     for path, codes in zip(paths, grids):
         clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
         if ending == ".bt":
@@ -245,7 +246,7 @@ def generate(
                 for audio in _progress(blocks, samples, codec.sample_rate_hz):
                     writer.write(audio / np.float32(gain))
             clipped = writer.clipped_samples
-        yield path, samples, len(codes), clipped
+        yield path, samples, len(codes), clipped, samples_of_prefix
 
 
 def read_embedding(codec: Codec, path: str) -> np.ndarray:
