@@ -116,6 +116,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     if variant == "tiny":
         config.total_steps, config.batch_size = 1200, 4
+        # Few steps: unused codes must soon become encodings of the data.
+        config.model.stale_steps = 20
         config.evaluation_batches = 2
         config.optimizer.learning_rate = 5e-4
         config.optimizer.ema_decay = 0.99
