@@ -31,6 +31,7 @@ MODULES = {
         *(f"meltok_{size}_{verb}" for size in ("tiny", "small", "base") for verb in ("encode", "step")),
         "token_vocoder_tiny_step",
     ),
+    "diffusion_transformer": ("diffusion_transformer_tiny", "diffusion_transformer_two_base_blocks"),
     "descript_dac": ("dac_encode", "dac_decode", "dac_generator_step", "dac_gan_step"),
     "official_vocos": ("vocos_decode",),
     "transformers_codecs": ("encodec_encode", "encodec_decode", "dac_hf_encode", "dac_hf_decode"),
