@@ -78,6 +78,8 @@ def test_the_stages_of_mucodec_use_each_other(tmp_path, size):
     flow = parsed["flow_matching"]
     for role in ("encoder", "autoencoder", "vocoder"):
         assert flow[role] == str(output / role)
+    for key in ("rows", "codebook_size"):
+        assert parsed["language_model"].model[key] == flow.model[key]
     assert parsed["vocoder"].mel == flow.mel == parsed["mel_autoencoder"].mel
     assert parsed["tokenize"].model == parsed["export"].run_folder == str(output / "tokenizer")
 
