@@ -1,6 +1,8 @@
-"""MuEncoder, the encoder of MuCodec (arXiv 2409.13216), stage 1: masked prediction.
+"""MuEncoder, the encoder of MuCodec (arXiv 2409.13216): masked prediction, then reconstruction and lyrics.
 
     bandtok train --config=muencoder:tiny --workdir=runs/encoder
+    bandtok train --config=muencoder:tiny --workdir=runs/encoder2 --init-from=runs/encoder --config.loss.mel=1 \
+      --config.loss.constant_q=1 --config.loss.ctc=0.1 --config.loss.transducer=0.1 --config.data.sources=data/songs
     bandtok prepare DIR --output=data/music --clip-seconds=30
     bandtok train --config=muencoder:base --workdir=runs/encoder --config.data.sources=data/music
 
@@ -8,6 +10,10 @@ Published are the network of `base`, the targets of BEST-RQ from stacked mel fra
 masked with probability 0.6 (MuQ's code). The schedule is that of the same authors' MusicFM: 64 GPUs with two clips of
 30 seconds each, in float32. There, statistics of batch norms are those of one GPU. Here they are those of all devices,
 and clips have our loudness and random gain.
+
+The second command is the second stage. Its weights of reconstruction (1) and lyrics (0.2 together) are published. The
+masked prediction stays, and both losses of lyrics have the same weight, our choice. Its steps and its masking are not
+published.
 
   tiny   two CPU cores, minutes: 4 blocks of width 256, clips of 4.8 seconds, no dropout. After its 600 steps on real
          music 26 % of the masked codes of the validation tracks are right, 19 % by the most frequent code
@@ -55,6 +61,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.loss = ConfigDict(
         {
             "masked_prediction": 1.0,  # weight of the cross-entropy of masked codes
+            "mel": 0.0,  # of the squared error of the normalised mel in masked columns; second stage: 1 (paper)
+            "constant_q": 0.0,  # of the squared error of constant-Q magnitudes there; second stage: 1 (paper)
+            "ctc": 0.0,  # of the lyrics by CTC, in nats a token; second stage: 0.1, as both have 0.2 (paper)
+            "transducer": 0.0,  # of the lyrics by a transducer; second stage: 0.1, our choice
         }
     )
     config.model = ConfigDict(
@@ -64,17 +74,18 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **defaults.choose(VARIANTS, "muencoder", variant),
             "kernel_size": 31,  # columns of the depthwise convolutions
             "codebook_dim": 16,  # width of the codes that are predicted
-            "heads": (),  # heads of the second stage, see bandtok_jax/models/muencoder_heads.py
-            "constant_q_bins": 84,  # bins of the constant-Q transform, 12 in an octave
-            "vocabulary_size": 256,  # tokens of lyrics
-            "predictor_dim": 512,  # width of the transducer's predictor
-            "joiner_dim": 512,  # width of its joiner
+            "heads": (),  # of the second stage; the run sets them by the group loss
+            "constant_q_bins": 84,  # semitones from 32.7 Hz
+            "vocabulary_size": 256,  # tokens of lyrics; the run sets it by data.lyrics_model
+            "predictor_dim": 64 if variant == "tiny" else 512,  # width of the transducer's predictor (icefall: 512)
+            "joiner_dim": 64 if variant == "tiny" else 512,  # width of its joiner (icefall: 512)
             "depthwise": "long",  # or "grouped": XLA's grouped convolution, slow on CPUs
             "attention": "auto",  # kernel of attention
             "remat": variant == "base",  # compute the activations of the blocks again in the backward pass
         }
     )
     config.data.sample_rate_hz = config.mel.sample_rate_hz
+    config.data.lyrics_tokens = 128 if variant == "tiny" else 512  # 0 where no loss reads lyrics, or the data has none
     config.optimizer.ema_decay = 0.0  # published: none; the statistics of batch norms belong to the last weights
     if variant == "tiny":
         config.total_steps, config.batch_size = 600, 8

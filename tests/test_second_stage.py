@@ -6,12 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 
+from bandtok_jax import tasks
+from bandtok_jax.data_pipelines.prepare import prepare
 from bandtok_jax.layers.network import Network
 from bandtok_jax.losses.transducer import transducer_loss
 from bandtok_jax.models.muencoder import MuEncoder
 from bandtok_jax.models.muencoder_heads import HEADS, Transducer
+from bandtok_jax.tasks import second_stage
+from bandtok_jax.training import loop
 from bandtok_jax.training import state as states
+from tests import tiny
 
 
 def encoder(heads):
@@ -72,3 +78,53 @@ def test_init_from_a_run_without_the_heads_keeps_them_fresh():
     assert "heads" not in back and back["blocks"] is not None
     with pytest.raises(ValueError, match="blocks/.* is missing"):
         states.replace_weights(new, "model", {"parameters": {}, "buffers": {}}, "run", MuEncoder.OPTIONAL_ARRAYS)
+
+
+def sing(folder, words, seconds_per_letter=0.24, rate_hz=24_000):
+    """Writes a track for each word, in which each letter is a tone of its own, and records of them with lyrics."""
+    music = folder / "songs"
+    music.mkdir()
+    rows = ["file,split,lyrics"]
+    time = np.arange(round(seconds_per_letter * rate_hz)) / rate_hz
+    for number, word in enumerate(words):
+        tones = [np.sin(2 * np.pi * 300 * 2 ** ((ord(letter) - ord("a")) / 3) * time) for letter in word]
+        audio = 0.3 * np.concatenate(tones) * np.tile(np.hanning(len(time)), len(word))
+        # Longer than the shortest track, so silence follows.
+        soundfile.write(music / f"{number}.wav", np.pad(audio, (0, rate_hz)), rate_hz)
+        (music / f"{number}.lrc").write_text(f"[00:00.00]{word}\n[00:{len(audio) / rate_hz:05.2f}]\n")
+        rows.append(f"{number}.wav,{'validation' if number == 0 else 'train'},{number}.lrc")
+    (music / "tracks.csv").write_text("\n".join(rows))
+    prepare([music], folder / "records", tracks=music / "tracks.csv", sample_rate_hz=rate_hz, workers=1, progress=False)
+    return str(folder / "records")
+
+
+def test_without_lyrics_their_losses_are_off_and_the_training_says_so(tmp_path):
+    changes = {"loss.mel": 1.0, "loss.ctc": 0.1, "loss.transducer": 0.1}
+    task = tasks.create(tiny.config("masked_prediction", tmp_path, **changes))
+    assert task.config.model.heads == ("mel",) and task.config.data.lyrics_tokens == 0
+    assert "lyrics" not in task.batch_spec()
+    with pytest.warns(UserWarning, match="synthetic has no lyrics, so the loss ctc and transducer is off"):
+        task.load_frozen()
+
+
+def test_micro_batches_make_the_loss_of_a_token_over_the_batch():
+    tokens = jnp.array([[1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 1, 1]])  # the last one has no alignment of 4 columns
+    whole = second_stage.lyrics_weights(tokens, tokens, 4, 1)
+    np.testing.assert_allclose(whole, [0.25, 0.25, 0, 0])
+    parts = [second_stage.lyrics_weights(tokens, tokens[i::2], 4, 2) for i in range(2)]
+    np.testing.assert_allclose(parts, [[0.5, 0], [0.5, 0]])  # sums of two parts have half the weight each
+
+
+def test_the_losses_of_a_batch_of_sung_letters_fall_to_its_lyrics(tmp_path):
+    folder = sing(tmp_path, ["abc", "cab", "bca", "acb", "bac"])
+    steps = dict.fromkeys(("total_steps", "evaluate_every", "checkpoint_every", "log_every"), 150)
+    changes = steps | {
+        "data.sources": folder, "data.lyrics_tokens": 8, "data.clip_samples": 38_400, "data.gain_db": (0.0, 0.0),
+        "masking.probability": 0.05, "model.predictor_dim": 16, "model.joiner_dim": 16,
+        "loss.mel": 1.0, "loss.constant_q": 1.0, "loss.ctc": 1.0, "loss.transducer": 1.0,
+        "optimizer.schedule": "constant", "optimizer.learning_rate": 0.01, "evaluation_batches": 1,
+    }  # fmt: skip
+    scores = loop.train(tiny.config("masked_prediction", tmp_path, **changes), tmp_path / "run", overfit_one_batch=True)
+    print(scores)
+    assert scores["character_error_rate"] < 0.1 and scores["ctc"] < 0.2, scores
+    assert scores["transducer"] < 0.5 and scores["mel"] < 0.5, scores

@@ -1,7 +1,8 @@
 """Training of an encoder by masked prediction (BEST-RQ, Chiu et al. 2022, arXiv 2202.01855).
 
 Blocks of the waveform are replaced by noise. The encoder reads the mel of the result, and predicts the codes that a
-fixed random quantizer gives to the original mel in these blocks. `losses` has room for others of the last hidden state.
+fixed random quantizer gives to the original mel in these blocks. The losses of `second_stage` read the same hidden
+state.
 
 Letters: B batch, S samples, T columns, M mel bins, D width, K codes.
 """
@@ -18,8 +19,8 @@ from ml_collections import ConfigDict
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.layers.batch_norm import update_batch_norms
 from bandtok_jax.layers.network import Tree
-from bandtok_jax.models import registry
-from bandtok_jax.tasks import optimization
+from bandtok_jax.models import muencoder_heads, registry
+from bandtok_jax.tasks import optimization, second_stage
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
@@ -39,6 +40,7 @@ class Prediction:
       state: `[B, T, D]`.
       column_weights: `[B, T]`, 0 for columns that are not masked. The mean over the micro-batches of a weighted sum is
         the mean over all masked columns of the whole batch.
+      lyrics_weights: `[B]`, of losses of lyrics, where the batch has them; see `second_stage`.
     """
 
     apply: Callable[..., Any]
@@ -46,6 +48,7 @@ class Prediction:
     log_mel: jax.Array
     state: jax.Array
     column_weights: jax.Array
+    lyrics_weights: jax.Array | None = None
 
 
 class MaskedPredictionTask(SingleNetworkTask):
@@ -56,6 +59,8 @@ class MaskedPredictionTask(SingleNetworkTask):
         "bandtok train --config=mucodec:tiny --workdir=TOKENIZER_RUN --config.encoder={run} "
         "--config.autoencoder=AUTOENCODER_RUN"
     )
+
+    resolve_config = staticmethod(second_stage.resolve_config)
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
@@ -77,7 +82,13 @@ class MaskedPredictionTask(SingleNetworkTask):
 
     @property
     def SHARDING(self) -> tuple:
-        return registry.constructor(self.config.model.kind).SHARDING
+        heads = muencoder_heads.sharding(self.config.model.heads)
+        return (*heads, *registry.constructor(self.config.model.kind).SHARDING)
+
+    def load_frozen(self) -> Tree:
+        """Returns no weights, and warns of losses that have no data."""
+        second_stage.warn_without_lyrics(self.config)
+        return {}
 
     # ---- masks ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +117,14 @@ class MaskedPredictionTask(SingleNetworkTask):
 
     def losses(self, prediction: Prediction) -> dict[str, Callable[[], jax.Array]]:
         """Returns functions that compute the losses, by their names in `config.loss`."""
-        return {"masked_prediction": lambda: self._masked_prediction(prediction)[0]}
+        second = second_stage.losses(prediction, self.mel.sample_rate_hz, self.column_samples)
+        return {"masked_prediction": lambda: self._masked_prediction(prediction)[0], **second}
+
+    def _lyrics_weights(self, batch: Batch, micro_batch: Batch, steps: int) -> jax.Array | None:
+        if "lyrics" not in batch:
+            return None
+        columns = self.config.data.clip_samples // self.column_samples
+        return second_stage.lyrics_weights(batch["lyrics"], micro_batch["lyrics"], columns, steps)
 
     def _masked_prediction(self, prediction: Prediction) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the cross-entropy of the masked codes in nats, all codes `[B, T]`, and the most likely ones."""
@@ -129,7 +147,8 @@ class MaskedPredictionTask(SingleNetworkTask):
         masked_mel = self.log_mel(self.mask_audio(audio, columns, index, key))
         state, sums = apply(masked_mel, _keys(key, index, DROPOUT), method="training_state")
         weights = columns / jnp.maximum(share, 1 / self.config.optimizer.accumulation_steps)
-        prediction = Prediction(apply, micro_batch, self.log_mel(audio), state, weights)
+        lyrics_weights = self._lyrics_weights(batch, micro_batch, self.config.optimizer.accumulation_steps)
+        prediction = Prediction(apply, micro_batch, self.log_mel(audio), state, weights, lyrics_weights)
         losses = {name: loss() for name, loss in self.active(self.losses(prediction)).items()}
         _, targets, predicted = self._masked_prediction(prediction)
         accuracy = (weights * (targets == predicted)).sum() / self.config.optimizer.accumulation_steps
@@ -155,11 +174,17 @@ class MaskedPredictionTask(SingleNetworkTask):
         masked_mel = self.log_mel(self.mask_audio(batch["audio"], columns, batch["index"], key))
         (last,) = apply(masked_mel, layers=[self.config.model.num_layers], method="hidden_states")
         weights = columns / jnp.maximum(columns.sum(), 1)
-        prediction = Prediction(apply, batch, self.log_mel(batch["audio"]), last, weights)
+        lyrics_weights = self._lyrics_weights(batch, batch, 1)
+        prediction = Prediction(apply, batch, self.log_mel(batch["audio"]), last, weights, lyrics_weights)
         metrics = {name: loss() for name, loss in self.active(self.losses(prediction)).items()}
         metrics["masked_prediction"], targets, predicted = self._masked_prediction(prediction)
         metrics["masked_accuracy"] = (weights * (targets == predicted)).sum()
         metrics["histogram"] = jnp.zeros(self.config.model.codebook_size).at[targets].add(columns)
+        if "ctc" in self.config.model.heads:
+            # Lyrics are read from the audio without masks.
+            (whole,) = apply(prediction.log_mel, layers=[self.config.model.num_layers], method="hidden_states")
+            logits = apply("ctc", whole, method="predict")
+            metrics["lyrics_errors"], metrics["lyrics_tokens"] = second_stage.error_counts(logits, batch["lyrics"])
         return metrics, masked_mel
 
     def aggregate(self, totals: dict, num_batches: int) -> dict:
@@ -170,11 +195,15 @@ class MaskedPredictionTask(SingleNetworkTask):
         """
         frequencies = totals.pop("histogram")
         frequencies = frequencies / frequencies.sum()
+        errors, tokens = (totals.pop(name, None) for name in ("lyrics_errors", "lyrics_tokens"))
         metrics = super().aggregate(totals, num_batches)
         metrics["loss"] = sum(self.config.loss[name] * metrics[name] for name in self.config.loss if name in metrics)
         metrics["unigram_accuracy"] = frequencies.max()
         metrics["unigram_entropy"] = -(frequencies * jnp.log(jnp.maximum(frequencies, 1e-20))).sum()
         metrics["codebook_use"] = (frequencies > 0).mean()
+        if errors is not None:
+            unit = "token" if self.config.data.lyrics_model else "character"  # with bytes, where the text is ASCII
+            metrics[f"{unit}_error_rate"] = errors / jnp.maximum(tokens, 1)
         return metrics
 
     def warnings(self, scores: dict[str, float]) -> list[str]:
