@@ -8,7 +8,9 @@ Letters: B batch, T mel frames, M mel bins, S samples, C channels.
 """
 
 from collections.abc import Sequence
+import functools
 import math
+import operator
 from typing import Any
 
 from flax import nnx
@@ -119,7 +121,7 @@ class HiFiGAN(nnx.Module):
             # PyTorch's padding, floor(rate / 2) at both ends, leaves one more output of an odd rate.
             x = x[:, cut : cut + frames * rate + (rate % 2 if self.parity else 0)]
             valid_range = scale_range(valid_range, rate)
-            x = sum(block(x, valid_range) for block in blocks) / len(blocks)
+            x = functools.reduce(operator.add, (block(x, valid_range) for block in blocks)) / len(blocks)
         x = self.conv_out(mask_outside(jax.nn.leaky_relu(x, LAST_LEAK), valid_range))
         return jnp.tanh(x)[..., 0]
 

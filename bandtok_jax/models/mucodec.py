@@ -153,7 +153,8 @@ class MuCodec(nnx.Module):
     @property
     def latent_shape(self) -> tuple[int, int]:
         """M and C of the latents."""
-        return self.flow.zero_condition.shape
+        bins, channels = self.flow.zero_condition.shape
+        return bins, channels
 
     # ---- codes ------------------------------------------------------------------------------------------------------
 

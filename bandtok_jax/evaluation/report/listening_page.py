@@ -12,7 +12,7 @@ import shutil
 from typing import Any
 
 import numpy as np
-import scipy.signal
+import scipy  # which imports its parts where they are first used
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.evaluation.comparison.references import Segment
@@ -105,8 +105,9 @@ def low_pass(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     nyquist_hz = sample_rate_hz / 2
     taps, beta = scipy.signal.kaiserord(ANCHOR_DECIBELS, (ANCHOR_STOP_HZ - ANCHOR_HZ) / nyquist_hz)
     middle = (ANCHOR_HZ + ANCHOR_STOP_HZ) / 2 / nyquist_hz
-    response = scipy.signal.firwin(taps | 1, middle, window=("kaiser", beta))
-    return scipy.signal.fftconvolve(audio, response[None], mode="same", axes=1).astype(np.float32)
+    window: Any = ("kaiser", beta)
+    response = np.asarray(scipy.signal.firwin(taps | 1, middle, window=window))
+    return scipy.signal.fftconvolve(audio, response[np.newaxis], mode="same", axes=1).astype(np.float32)
 
 
 def _trial(output: str, segment: Segment, systems: Sequence[str], seed: int) -> dict[str, Any]:
