@@ -53,7 +53,7 @@ def _by_field(tracks: list[dict[str, Any]], name: str) -> dict[str, dict[str, An
     """Returns {value: {'tracks', 'hours'}} over one field of the tracks."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for track in tracks:
-        groups.setdefault(str(track[name]) or UNKNOWN, []).append(track)
+        groups.setdefault(str(track.get(name, "")) or UNKNOWN, []).append(track)
     return {value: {"tracks": len(group), "hours": _hours(group)} for value, group in sorted(groups.items())}
 
 

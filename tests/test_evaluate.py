@@ -218,8 +218,16 @@ def test_processes_measure_the_same(music, codec, tmp_path):
             == 0
         )
         lines = table(output / "files.csv")
-        results.append([{k: v for k, v in line.items() if "speed" not in k} for line in lines])
-    assert results[0] == results[1] and len(results[0]) == 2
+        results.append([{k: _number(v) for k, v in line.items() if "speed" not in k} for line in lines])
+    # Sums of BLAS depend on the number of its threads, which a process of its own may change.
+    assert len(results[0]) == 2 and results[0] == [pytest.approx(line, rel=1e-5) for line in results[1]]
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def test_long_files_are_cut_and_a_limit_takes_from_all(music, codec, tmp_path):

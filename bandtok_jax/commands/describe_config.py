@@ -71,7 +71,12 @@ def _owners(config: ConfigDict) -> dict[str, Callable[..., Any]]:
     from bandtok_jax.models import registry
 
     networks = {group: registry.constructor(config[group].kind) for group in registry.networks(config)}
-    return {**networks, "mel": MelDefinition}
+    inner = {
+        f"{group}.{name}": owner
+        for group, network in networks.items()
+        for name, owner in getattr(network, "GROUPS", {}).items()
+    }
+    return {**networks, **inner, "mel": MelDefinition}
 
 
 def _arguments(owner: Callable[..., Any]) -> dict[str, str]:

@@ -52,6 +52,7 @@ class MuCodec(nnx.Module):
 
     role, produces, row_kind = "tokenizer", "latent", "residual"
     LAYER_COUNTS = ("rows", "num_layers")
+    GROUPS = {"encoder": MuEncoder, "autoencoder": MelVAE}  # arguments that are keyword arguments of a class
     SHARDING = (
         *((rf"encoder/.*({pattern})", spec) for pattern, spec in MuEncoder.SHARDING),
         *((rf"decoder/.*({pattern})", spec) for pattern, spec in MelVAE.SHARDING),
