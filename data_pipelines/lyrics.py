@@ -8,6 +8,7 @@ middle lies in, so the first and the last line of a crop may be cut.
 from collections.abc import Iterable
 from dataclasses import dataclass
 import functools
+import importlib
 import os
 import re
 from typing import Any
@@ -148,7 +149,7 @@ def to_text(tokens: Iterable[int], model: str = "") -> str:
 @functools.cache
 def _sentence_pieces(model: str) -> Any:
     try:
-        import sentencepiece
+        sentencepiece = importlib.import_module("sentencepiece")
     except ImportError:
         raise ValueError(
             f"data.lyrics_model is {model}, and SentencePiece is not installed: pip install 'bandtok-jax[lyrics]', or "

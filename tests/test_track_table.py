@@ -95,7 +95,9 @@ def test_columns_and_lines_that_say_nothing_are_noted(music):
     _, left_out, notes = find(music, "file,artist,caption,year\na.flac,x,slow,1999\n,y,z,\nb.wav,,,\n,v,w,\n")
     assert "only `bandtok evaluate probe` reads 'artist', 'year'; the columns are file, split" in notes[0]
     assert "no file is named in line 3, 5" in notes[1] and not left_out
-    assert notes[2] == "tracks.csv has rows for 2 of 3 tracks: captions for 1, splits for 0, domains for 0, lyrics for 0"
+    assert (
+        notes[2] == "tracks.csv has rows for 2 of 3 tracks: captions for 1, splits for 0, domains for 0, lyrics for 0"
+    )
 
 
 def test_files_that_nobody_has_are_listed_to_a_limit_and_none_found_is_an_error(music):

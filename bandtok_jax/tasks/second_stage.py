@@ -102,7 +102,8 @@ def losses(prediction: Any, sample_rate_hz: int, hop_samples: int) -> dict[str, 
 
     def transducer_of_lyrics() -> jax.Array:
         columns = jnp.full(len(state), state.shape[1])
-        loss = transducer_loss(*predict("transducer", state, tokens), columns, (tokens != ctc.BLANK).sum(1))
+        blank, label = predict("transducer", state, tokens)
+        loss = transducer_loss(blank, label, columns, (tokens != ctc.BLANK).sum(1))
         return _over_examples(prediction.lyrics_weights, loss)
 
     reconstruction = {"mel": mel, "constant_q": constant_q_magnitude}
