@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.data_pipelines import mixture
-from bandtok_jax.data_pipelines.transforms import Transform, audio_transforms, token_transforms
+from bandtok_jax.data_pipelines.transforms import Transform, audio_transforms, clip_shape, token_transforms
 
 Batch = dict[str, Any]
 Record = dict[str, Any]
@@ -77,9 +77,8 @@ def create_batcher(data: ConfigDict, *, augment: bool) -> Batcher:
     """Returns the batcher for the group `data` of a configuration, with its augmentation for training."""
     if data["tokens"]:
         return Batcher(token_transforms(data), TOKEN_NAMES)
-    shape = (data["clip_samples"],) if data["channels"] == 1 else (data["channels"], data["clip_samples"])
     names = (*AUDIO_NAMES, "lyrics") if data["lyrics_tokens"] else AUDIO_NAMES
-    return Batcher(audio_transforms(data, augment=augment), names, shape)
+    return Batcher(audio_transforms(data, augment=augment), names, clip_shape(data))
 
 
 class HostBatches:

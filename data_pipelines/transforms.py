@@ -45,6 +45,11 @@ def audio_transforms(data: ConfigDict, *, augment: bool) -> list[Transform]:
     return transforms
 
 
+def clip_shape(data: ConfigDict) -> tuple[int, ...]:
+    """Returns the shape of the audio of an example, `[S]`, or `[C, S]` for more than one channel."""
+    return (data["clip_samples"],) if data["channels"] == 1 else (data["channels"], data["clip_samples"])
+
+
 def token_transforms(data: ConfigDict) -> list[Transform]:
     """Returns the transforms from a token record to an example."""
     return [CropTokens(data["columns"]), EncodeCaption(data["caption_bytes"])]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bandtok_jax.data_pipelines import lyrics
+from bandtok_jax.data_pipelines import lyrics, transforms
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.models import registry
 from bandtok_jax.tasks import optimization
@@ -110,8 +110,7 @@ class Task:
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns names, shapes and dtypes of a global batch of `data_pipelines`."""
         data = self.config.data
-        clip = (data.clip_samples,) if data.channels == 1 else (data.channels, data.clip_samples)
-        examples = {"audio": (clip, "float32"), "caption": ((data.caption_bytes,), "uint8")}
+        examples = {"audio": (transforms.clip_shape(data), "float32"), "caption": ((data.caption_bytes,), "uint8")}
         if data.lyrics_tokens:
             examples["lyrics"] = ((data.lyrics_tokens,), lyrics.token_dtype(data.lyrics_model))
         return self._batch_spec(examples)
