@@ -66,7 +66,6 @@ class FlowCodec(Codec):
             samples_per_column=attribute("samples_per_column"),
             chunk_columns=self._window_columns - 2 * self._encoder_context,
         )
-        self.channels = 2
         # The encoder attends over a window, so all codes of a chunk depend on the audio in its contexts.
         self._step_columns = self._chunk_columns
         self.sampling: dict[str, Any] = dict(tokenizer.config.sampling)

@@ -50,7 +50,7 @@ class MuCodec(nnx.Module):
       dtype: dtype of the computation; quantizer, latents and log-mels are at least float32.
     """
 
-    role, produces, row_kind = "tokenizer", "latent", "residual"
+    role, produces, row_kind, audio_channels = "tokenizer", "latent", "residual", CHANNELS
     LAYER_COUNTS = ("rows", "num_layers")
     GROUPS = {"encoder": MuEncoder, "autoencoder": MelVAE}  # arguments that are keyword arguments of a class
     SHARDING = (
