@@ -228,7 +228,7 @@ def mask_outside(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
     if valid_range is None:
         return x
     frame = jnp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
-    return jnp.where((frame >= valid_range[0]) & (frame < valid_range[1]), x, 0)
+    return jnp.where((frame >= valid_range[0]) & (frame < valid_range[1]), x, jnp.zeros((), x.dtype))
 
 
 def scale_range(valid_range: ValidRange | None, rate: int) -> ValidRange | None:
