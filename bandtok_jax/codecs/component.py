@@ -102,6 +102,20 @@ class Component:
         rate = self.config.data.sample_rate_hz
         return MelDefinition(sample_rate_hz=rate, high_hz=rate / 2)
 
+    def differences(self, settings: Mapping[str, Any], mel: MelDefinition, group: str = "model") -> list[str]:
+        """Returns a description of each setting in which this network differs from another one.
+
+        Args:
+          settings: arguments of the other network by their names.
+          mel: mel of the other network.
+          group: group of the other network's configuration that holds `settings`.
+        """
+        theirs = self.config.model
+        pairs = {f"{group}.{name}": (_plain(theirs.get(name)), _plain(value)) for name, value in settings.items()}
+        for field in dataclasses.fields(MelDefinition):
+            pairs[f"mel.{field.name}"] = getattr(self.mel, field.name), getattr(mel, field.name)
+        return [f"{name} ({was!r} there, {is_!r} here)" for name, (was, is_) in pairs.items() if was != is_]
+
     def check(self) -> "Component":
         """Returns itself if the weights fit the network.
 
@@ -136,6 +150,11 @@ class Component:
             f"the weights of the {self.role.replace('_', ' ')} have {problem}",
             "they belong to another model or another size; pair each config.json with its own weights",
         )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a list, as JSON holds it, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def init_random(config: ConfigDict, key: jax.Array) -> Component:

@@ -6,16 +6,14 @@ own, so that an example does not depend on its batch or its device, and every ba
 """
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.half_rate import halve_rate
-from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
+from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.generation import flow_sampling
 from bandtok_jax.layers import frozen as frozen_weights
 from bandtok_jax.layers.flow_path import PATHS
@@ -23,7 +21,7 @@ from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.layers.vector_quantization import l2_normalize, perplexity
 from bandtok_jax.models import registry
 from bandtok_jax.models.mucodec_flow import CONTEXT, PADDING, PREDICTED, latent_sums
-from bandtok_jax.tasks import codebooks, optimization
+from bandtok_jax.tasks import codebooks, mel_samples, optimization
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
@@ -32,7 +30,7 @@ from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 POSTERIOR, TIME, NOISE, CONTINUATION, PREFIX, DROP = range(6)
 EVALUATION_TIME = 0.5  # MuCodec's code
 WAYS_TO_COMPUTE = ("layer", "attention", "depthwise", "remat")  # settings in which a component may differ
-EXAMPLES_SHOWN, GRIFFIN_LIM_ITERATIONS = 2, 16  # of the samples; our choice
+EXAMPLES_SHOWN = 2  # of the samples; our choice
 
 
 class FlowMatchingTask(SingleNetworkTask):
@@ -118,28 +116,12 @@ class FlowMatchingTask(SingleNetworkTask):
             self.network.shapes()[1]["encoder"], encoder.weights, f"the encoder {self.config.encoder}"
         )
         frozen = {"encoder": copied, "autoencoder": dict(autoencoder.weights)}
-        if not self.config.vocoder:
-            return frozen
-        vocoder = self.component("vocoder")
-        if vocoder.mel != self.mel:
-            raise ValueError(
-                f"config.vocoder {self.config.vocoder} has the mel {vocoder.mel}, and this model has {self.mel}: "
-                "give a vocoder of the same mel"
-            )
-        return {**frozen, "vocoder": dict(vocoder.weights)}
+        return {**frozen, **mel_samples.vocoder_weights(self, self.mel)}
 
     def _check_fit(self, name: str, mel: MelDefinition) -> None:
         """Raises a ValueError that lists the settings in which a component differs from those here."""
-        component, ours = self.component(name), self.config.model[name]
-        pairs = {
-            f"model.{name}.{key}": (_plain(component.config.model.get(key)), _plain(value))
-            for key, value in ours.items()
-            if key not in WAYS_TO_COMPUTE
-        }
-        for field in dataclasses.fields(MelDefinition):
-            pairs[f"mel.{field.name}"] = getattr(component.mel, field.name), getattr(mel, field.name)
-        differing = [f"{key} ({was!r} there, {is_!r} here)" for key, (was, is_) in pairs.items() if was != is_]
-        if differing:
+        settings = {key: value for key, value in self.config.model[name].items() if key not in WAYS_TO_COMPUTE}
+        if differing := self.component(name).differences(settings, mel, f"model.{name}"):
             raise ValueError(
                 f"the {name} {self.config[name]} does not fit this model, because it differs in "
                 f"{', '.join(differing)}: give another {name}, or set these as it has them"
@@ -363,13 +345,7 @@ class FlowMatchingTask(SingleNetworkTask):
         """The log-mels `[B, 2, T, M]` of audio `[B, 2, S]`, and the audio of decoded log-mels, as one program."""
 
         def samples(frozen: Tree, originals: jax.Array, decoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-            flat = decoded.reshape(-1, *decoded.shape[2:])
-            if "vocoder" in frozen:
-                weights, network = frozen["vocoder"], self.component("vocoder").network
-                audio = network.apply(weights["parameters"], weights["buffers"], flat)
-            else:
-                invert = functools.partial(griffin_lim, definition=self.mel, iterations=GRIFFIN_LIM_ITERATIONS)
-                audio = jax.vmap(invert)(flat)
+            audio = mel_samples.audio_of(self, self.mel, frozen, decoded.reshape(-1, *decoded.shape[2:]))
             return self.target({"audio": originals}), audio.reshape(*decoded.shape[:2], -1)
 
         return jax.jit(samples)
@@ -378,8 +354,3 @@ class FlowMatchingTask(SingleNetworkTask):
 def _example_keys(key: jax.Array, batch: Batch) -> jax.Array:
     """Returns the random key of each example, `[B]`, by its global index."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-
-
-def _plain(value: Any) -> Any:
-    """Returns a list, as JSON holds it, as a tuple."""
-    return tuple(value) if isinstance(value, (list, tuple)) else value

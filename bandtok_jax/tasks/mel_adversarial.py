@@ -7,14 +7,14 @@ import functools
 import jax
 from ml_collections import ConfigDict
 
-from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, griffin_lim, log_mel
+from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.losses import spectral
-from bandtok_jax.tasks import perceptual_features
+from bandtok_jax.tasks import mel_samples, perceptual_features
 from bandtok_jax.tasks.adversarial import AdversarialTask, LossFunctions
 from bandtok_jax.tasks.task import Batch, State, Summaries
 
-EXAMPLES_SHOWN, GRIFFIN_LIM_ITERATIONS = 2, 16  # of the samples; our choice
+EXAMPLES_SHOWN = 2  # of the samples; our choice
 
 
 class MelAdversarialTask(AdversarialTask, abc.ABC):
@@ -52,15 +52,7 @@ class MelAdversarialTask(AdversarialTask, abc.ABC):
         frozen = {}
         if self.active(dict.fromkeys(perceptual_features.LOSSES)):
             frozen["features"] = self._features.load()
-        if not self.config.vocoder:
-            return frozen
-        vocoder = self.component("vocoder")
-        if vocoder.mel != self.mel:
-            raise ValueError(
-                f"config.vocoder {self.config.vocoder} has the mel {vocoder.mel}, and this network has {self.mel}: "
-                "give a vocoder of the same mel"
-            )
-        return {**frozen, "vocoder": dict(vocoder.weights)}
+        return {**frozen, **mel_samples.vocoder_weights(self, self.mel)}
 
     def summaries(self, state: State, frozen: Tree, batch: Batch, outputs: jax.Array | None = None) -> Summaries:
         """Returns audio and log-mel of the first examples and of their reconstructions.
@@ -83,11 +75,7 @@ class MelAdversarialTask(AdversarialTask, abc.ABC):
         """The log-mel `[B, T, M]` of audio `[B, S]`, and the audio of reconstructed log-mels, as one program."""
 
         def samples(frozen: Tree, originals: jax.Array, reconstructions: jax.Array) -> tuple[jax.Array, jax.Array]:
-            mels = self.target({"audio": originals})
-            if "vocoder" in frozen:
-                weights, network = frozen["vocoder"], self.component("vocoder").network
-                return mels, network.apply(weights["parameters"], weights["buffers"], reconstructions)
-            invert = functools.partial(griffin_lim, definition=self.mel, iterations=GRIFFIN_LIM_ITERATIONS)
-            return mels, jax.vmap(invert)(reconstructions)
+            audio = mel_samples.audio_of(self, self.mel, frozen, reconstructions)
+            return self.target({"audio": originals}), audio
 
         return jax.jit(samples)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +66,8 @@ class TokenVocoderTask(WaveformAdversarialTask):
         """
         self.require_inputs()
         tokenizer = self.component("tokenizer")
-        theirs, ours = tokenizer.config.model, self.config.model
-        pairs = {f"model.{name}": (_plain(theirs.get(name)), _plain(ours[name])) for name in self._own_arguments}
-        for field in dataclasses.fields(MelDefinition):
-            pairs[f"mel.{field.name}"] = getattr(tokenizer.mel, field.name), getattr(self.mel, field.name)
-        differing = [f"{name} ({was!r} there, {is_!r} here)" for name, (was, is_) in pairs.items() if was != is_]
-        if differing:
+        settings = {name: self.config.model[name] for name in self._own_arguments}
+        if differing := tokenizer.differences(settings, self.mel):
             raise ValueError(
                 f"the tokenizer {self.config.tokenizer} does not fit this vocoder, because it differs in "
                 f"{', '.join(differing)}: give a tokenizer of the same settings, or set these as it has them"
@@ -127,8 +122,3 @@ class TokenVocoderTask(WaveformAdversarialTask):
             **super().reconstruction_losses(frozen),
             "log_mel": functools.partial(spectral.log_mel_l1, definition=definition),
         }
-
-
-def _plain(value: Any) -> Any:
-    """Returns a list, as JSON holds it, as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
