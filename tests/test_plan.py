@@ -31,7 +31,8 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.parametrize("task_name", tiny.TASKS)
 def test_batch_spec_has_the_shapes_of_a_batch(task_name, tmp_path):
     config = tiny.config(task_name, tmp_path)
-    task, batch = tasks.create(config, model_folder.read_components), tiny.batch(config)
+    task = tasks.create(config, model_folder.read_components)
+    batch = tiny.batch(task.config)
     assert task.batch_spec() == {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     assert task.frozen_spec() == jax.eval_shape(task.load_frozen)
 
