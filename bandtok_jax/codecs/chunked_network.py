@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bandtok_jax.audio.windows import span, windows
+from bandtok_jax.audio.windows import Window, Windows, span
 from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.streams import through
 from bandtok_jax.layers.network import Tree
 
 
@@ -49,11 +50,10 @@ class ChunkedNetwork:
         outside: float | str | None = None,
         front_end: Callable[[jax.Array], jax.Array] | None = None,
     ):
-        self._component, self._method = component, method
-        before, after = context if isinstance(context, tuple) else (context, context)
-        self._chunk, self._before = chunk, before
-        self._items, self._outputs = items_per_column, outputs_per_column
-        self._outside, self._front_end = outside, front_end
+        self._component, self._method, self._front_end = component, method, front_end
+        self.chunk, self.items_per_column, self.outputs_per_column = chunk, items_per_column, outputs_per_column
+        self.context_columns = before, after = context if isinstance(context, tuple) else (context, context)
+        self.outside = outside
         # Networks that need all of a stream at once declare it.
         self._single: bool = component.network.attribute("single_chunk", False)
         self.context_items = (before * items_per_column + lead[0], after * items_per_column + lead[1])
@@ -61,7 +61,7 @@ class ChunkedNetwork:
     @property
     def window_items(self) -> int:
         """Input items of a window."""
-        return self._chunk * self._items + sum(self.context_items)
+        return self.chunk * self.items_per_column + sum(self.context_items)
 
     @functools.cached_property
     def program(self) -> Callable[..., tuple[jax.Array, Tree]]:
@@ -71,7 +71,8 @@ class ChunkedNetwork:
         `[chunk * outputs_per_column, ...]`, and the next carry.
         """
         network, method, front_end = self._component.network, self._method, self._front_end or (lambda window: window)
-        inner = slice(self._before * self._outputs, (self._before + self._chunk) * self._outputs)
+        before, outputs_per_column = self.context_columns[0], self.outputs_per_column
+        inner = slice(before * outputs_per_column, (before + self.chunk) * outputs_per_column)
 
         def run(weights: Tree, window: jax.Array, valid_range: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
             arguments = (front_end(window)[None], valid_range) + (() if carry is None else (carry,))
@@ -81,23 +82,72 @@ class ChunkedNetwork:
 
         return jax.jit(run)
 
-    def __call__(self, weights: Any, blocks: Iterable[np.ndarray], carry: Tree = None) -> Iterator[np.ndarray]:
-        """Yields the outputs of each chunk of a stream, `[<= chunk * outputs_per_column, ...]`.
+    def stream(self, weights: Any, carry: Tree = None, *, step: int | None = None) -> "NetworkStream":
+        """Returns the network over one stream, a `streams.Stage`.
 
         Args:
           weights: `{"parameters": tree, "buffers": tree}` on the device that computes.
-          blocks: consecutive parts of the stream, joined along their first axis.
           carry: state given to the first chunk and handed from chunk to chunk, such as a key or the end of the chunk
             before; None for none.
+          step: columns whose outputs come at a time. Where it is less than the chunk, the program runs several times
+            for each chunk, and the outputs stay the same. That needs outputs which depend on their context alone.
         """
-        size, (before, after) = self._chunk * self._items, self.context_items
-        for number, (window, items) in enumerate(windows(blocks, size, before, after, self._outside)):
-            columns = math.ceil(items / self._items)
-            if self._single and (number or columns > self._chunk):
-                raise ValueError(
-                    f"the file is longer than {self._chunk} columns, which {self._component.source_path} processes at "
-                    "once: cut the file, or use the model without parity"
-                )
-            valid_range = span(number, self._chunk, self._before, columns)
-            outputs, carry = self.program(weights, window, valid_range, carry)
-            yield np.asarray(outputs)[: columns * self._outputs]
+        return NetworkStream(self, weights, carry, step)
+
+    def __call__(self, weights: Any, blocks: Iterable[np.ndarray], carry: Tree = None) -> Iterator[np.ndarray]:
+        """Yields the outputs of each chunk of a stream, `[<= chunk * outputs_per_column, ...]`; see `stream`.
+
+        Args:
+          weights, carry: as for `stream`.
+          blocks: consecutive parts of the stream, joined along their first axis.
+        """
+        return through(self.stream(weights, carry), blocks)
+
+    def check_length(self, number: int, columns: int) -> None:
+        """Raises ValueError where a network of single chunks meets a second one.
+
+        Args:
+          number: that of the chunk.
+          columns: those of the stream from the chunk on, as far as its window shows them.
+        """
+        if self._single and (number or columns > self.chunk):
+            raise ValueError(
+                f"the file is longer than {self.chunk} columns, which {self._component.source_path} processes at "
+                "once: cut the file, or use the model without parity"
+            )
+
+
+class NetworkStream:
+    """A `ChunkedNetwork` over one stream, a `streams.Stage`. See `ChunkedNetwork.stream`."""
+
+    def __init__(self, network: ChunkedNetwork, weights: Any, carry: Tree, step: int | None):
+        assert carry is None or step in (None, network.chunk), "a carry goes from whole chunk to whole chunk"
+        self._network, self._weights, self._carry = network, weights, carry
+        self.burst = min(step or network.chunk, network.chunk) * network.outputs_per_column
+        items, (before, after) = network.items_per_column, network.context_items
+        self._windows = Windows(
+            network.chunk * items, before, after, network.outside, None if step is None else step * items
+        )
+
+    def push(self, block: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the outputs that a block of the input completes, chunk by chunk."""
+        return map(self._run, self._windows.push(block))
+
+    def finish(self) -> Iterator[np.ndarray]:
+        """Yields the remaining outputs after the last block."""
+        return map(self._run, self._windows.finish())
+
+    def received_for(self, outputs: int) -> int:
+        """Returns the number of input items after which the first `outputs` outputs have come."""
+        columns = math.ceil(outputs / self._network.outputs_per_column)
+        return self._windows.received_for(columns * self._network.items_per_column)
+
+    def _run(self, window: Window) -> np.ndarray:
+        network = self._network
+        columns = math.ceil(window.present / network.items_per_column)
+        network.check_length(window.number, columns)
+        valid_range = span(window.number, network.chunk, network.context_columns[0], columns)
+        outputs, self._carry = network.program(self._weights, window.items, valid_range, self._carry)
+        first, stop = (edge // network.items_per_column for edge in (window.new.start, window.new.stop))
+        stop = min(stop, columns)
+        return np.asarray(outputs)[first * network.outputs_per_column : stop * network.outputs_per_column]

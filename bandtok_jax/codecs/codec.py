@@ -6,24 +6,19 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid, K cod
 """
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import functools
-import math
 from typing import Any
-import warnings
 
-import jax
 import numpy as np
 
 from bandtok_jax.audio import waveform
-from bandtok_jax.audio.spectral import MelDefinition
-from bandtok_jax.codecs.chunked_network import ChunkedNetwork
-from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.chunked_codec import ChunkedCodec
 from bandtok_jax.formats import bt_file
 from bandtok_jax.generation.prompting import Grid, GridLanguageModel
 
 
-class Codec(abc.ABC):
+class Codec(ChunkedCodec):
     """A tokenizer, a decoder of its codes to audio and, perhaps, a language model over the codes.
 
     Args:
@@ -43,43 +38,6 @@ class Codec(abc.ABC):
       components: the components by their roles.
     """
 
-    channels: int
-    row_kind: str
-    row_edges_hz: np.ndarray | None = None
-
-    def __init__(
-        self,
-        tokenizer: Component,
-        vocoder: Component | None,
-        language_model: Component | None,
-        *,
-        samples_per_column: int,
-        chunk_columns: int,
-    ):
-        components = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
-        self.components: dict[str, Component] = {role: part for role, part in components.items() if part}
-        self.channels = tokenizer.network.attribute("audio_channels", 1)
-        self.mel: MelDefinition = tokenizer.mel
-        self.sample_rate_hz: int = self.mel.sample_rate_hz
-        self.samples_per_column = samples_per_column
-        self.codebook_size: int = tokenizer.network.attribute("codebook_size")
-        self.rows: int = tokenizer.network.attribute("rows")
-        if language_model:
-            for name in ("rows", "codebook_size"):
-                expected, actual = language_model.config.model[name], getattr(self, name)
-                if expected != actual:
-                    raise ValueError(
-                        f"the language model generates grids with {name} {expected}, the tokenizer has {actual}: "
-                        "load it with the tokenizer that it was trained on"
-                    )
-        # A network that works in windows needs a whole number of them in a chunk.
-        self._step_columns: int = tokenizer.network.attribute("chunk_step_columns", 1)
-        self._chunk_columns = -(-chunk_columns // self._step_columns) * self._step_columns
-        # On the device once; every call passes them as arguments, so that no program holds them as constants.
-        self._weights = {role: jax.device_put(part.weights) for role, part in self.components.items()}
-        self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
-        self._encoders: dict[str, ChunkedNetwork] = {}
-
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.sample_rate_hz} Hz, {self.rows} {self.row_kind} rows x {self.codebook_size} "
@@ -88,24 +46,9 @@ class Codec(abc.ABC):
         )
 
     @property
-    def columns_per_second(self) -> float:
-        """Columns of the grid in a second of audio."""
-        return self.sample_rate_hz / self.samples_per_column
-
-    @property
     def bits_per_second(self) -> float:
         """Bit rate of the packed codes; every code takes ceil(log2 K) bits."""
         return self.columns_per_second * self.rows * (self.codebook_size - 1).bit_length()
-
-    @property
-    def accepts_fewer_rows(self) -> bool:
-        """True where `decode` accepts the first rows alone, for a lower bitrate."""
-        return self.row_kind == "residual"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Every learned weight and codebook: `{role: {"parameters": tree, "buffers": tree}}`."""
-        return self._weights
 
     @functools.cached_property
     def weight_hash(self) -> str:
@@ -165,7 +108,7 @@ class Codec(abc.ABC):
         For a band it is the encoder's latent, for a residual level the residual of the levels before it, both in the
         space in which codes are compared.
         """
-        blocks = self._encoder_input(self._blocks(audio, sample_rate_hz))
+        blocks = (block.T for block in self._blocks(audio, sample_rate_hz))
         return np.concatenate(list(self._encoder("row_latents")(self._weights["tokenizer"], blocks)))
 
     def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None, **options: Any) -> np.ndarray:
@@ -188,63 +131,6 @@ class Codec(abc.ABC):
     @abc.abstractmethod
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`, in stereo of the mean of the channels."""
-
-    def resample_stream(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
-        """Yields blocks of the codec's format from `[C, S]` blocks at any rate; checks every block."""
-        resampler = waveform.Resampler(sample_rate_hz, self.sample_rate_hz, self.channels)
-        channels = samples = 0
-
-        def resampled(block: np.ndarray, last: bool = False) -> np.ndarray:
-            result = resampler.push(block, last)
-            return result[0] if self.channels == 1 else result
-
-        for block in blocks:
-            block = waveform.check(block, sample_rate_hz, samples)
-            samples += block.shape[1]
-            if len(block) > self.channels and not channels:
-                kind = "mono" if self.channels == 1 else "stereo"
-                warnings.warn(f"{len(block)} channels are mixed down: this codec is {kind}", stacklevel=3)
-            channels = len(block)
-            yield resampled(waveform.to_channels(block, self.channels))
-        if not channels:
-            raise ValueError("the sound has 0 samples: give a recording")
-        yield resampled(np.zeros((self.channels, 0), np.float32), last=True)
-
-    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
-        """Encodes blocks of audio in the codec's format to blocks of codes, int32 `[<= chunk, F]`, in bounded memory.
-
-        device: where to compute, by default jax's default device; one such stream on each device uses them all.
-        """
-        return self._encoder("encode")(self._tokenizer_weights(device), self._encoder_input(blocks))
-
-    def decode_stream(
-        self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None, **options: Any
-    ) -> Iterator[np.ndarray]:
-        """Decodes blocks of codes `[any, F]` to blocks of audio in bounded memory; see `decode`."""
-        self.require_decoder()
-        if samples is not None and samples < 0:
-            raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
-        return (audio.T for audio in self._cut(self._decode_audio(self._checked(blocks), seed, **options), samples))
-
-    @property
-    def can_decode(self) -> bool:
-        """True where codes can be decoded to audio."""
-        try:
-            self.require_decoder()
-        except ValueError:
-            return False
-        return True
-
-    def require_decoder(self) -> None:
-        """Raises ValueError with the cure unless codes can be decoded to audio."""
-
-    def require(self, role: str) -> None:
-        """Raises ValueError with the cure unless the codec has the component of that role."""
-        if role not in self.components:
-            raise ValueError(
-                f"this codec has no {role.replace('_', ' ')}: load it with bandtok_jax.load(path, {role}=RUN) "
-                f"in Python, with --{role.replace('_', '-')}=RUN on the command line"
-            )
 
     @functools.cached_property
     def language_model(self) -> GridLanguageModel:
@@ -278,66 +164,8 @@ class Codec(abc.ABC):
         """Returns how many columns of audio a continuation can begin with: those before the effect of its end."""
         return self.settled_columns(samples)
 
-    @abc.abstractmethod
-    def _chunked_encoder(self, method: str) -> ChunkedNetwork:
-        """Returns the tokenizer's method "encode" or "row_latents" over a stream of `_encoder_input`."""
-
-    def _encoder_input(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields blocks of audio in the codec's format as blocks of samples, `[S]` or `[S, 2]`."""
-        return (block.T for block in blocks)
-
-    def _chunked_decoder(
-        self, outputs_per_column: int, role: str = "tokenizer", method: str = "decode"
-    ) -> ChunkedNetwork:
-        """Returns a method of a component, by default the tokenizer's decoder, over a stream of codes."""
-        component = self.components[role]
-        return ChunkedNetwork(
-            component,
-            method,
-            chunk=self._chunk_columns,
-            context=component.network.attribute("decoder_context_columns"),
-            outputs_per_column=outputs_per_column,
-        )
-
-    @abc.abstractmethod
-    def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
-        """Yields blocks of samples `[S]` or `[S, 2]`, whole columns in all, from blocks of checked codes."""
-
-    def _encoder(self, method: str) -> ChunkedNetwork:
-        if method not in self._encoders:
-            self._encoders[method] = self._chunked_encoder(method)
-        return self._encoders[method]
-
-    def _tokenizer_weights(self, device: jax.Device | None) -> Any:
-        if device is None:
-            return self._weights["tokenizer"]
-        if device not in self._copies:
-            self._copies[device] = jax.device_put(self._weights["tokenizer"], device)
-        return self._copies[device]
-
     def _blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
         """Returns audio `[S]` or `[C, S]` as a stream of blocks of the codec's format."""
         audio = waveform.check(audio, sample_rate_hz)
         starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
         return self.resample_stream(np.split(audio, starts, axis=1), sample_rate_hz)
-
-    def _checked(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the blocks as int32 `[T, f]`, all with the rows of the first; f may be below F for residual rows."""
-        rows, columns = 0, 0
-        for block in blocks:
-            fewer_rows = not rows and self.accepts_fewer_rows
-            block = bt_file.check_codes(block, rows or self.rows, self.codebook_size, fewer_rows=fewer_rows)
-            rows, columns = block.shape[1], columns + len(block)
-            yield block
-        if not columns:
-            raise ValueError("there are no codes to decode: at least one column is needed")
-
-    def _cut(self, blocks: Iterable[np.ndarray], samples: int | None) -> Iterator[np.ndarray]:
-        """Yields the first `samples` of a stream of `_decode_audio`; all of it for None."""
-        remaining = math.inf if samples is None else samples
-        for block in blocks:
-            block = block[: int(min(len(block), remaining))]
-            remaining -= len(block)
-            yield block
-        if 0 < remaining < math.inf:
-            raise ValueError(f"the codes end {remaining} samples before the {samples} asked for: pass every column")

@@ -8,10 +8,8 @@ log-mels of both are cross-faded there. The noise of a frame depends on the seed
 Letters: S samples, T columns of the grid or mel frames, F rows, M mel bins or bins of the latents, C channels.
 """
 
-from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -24,6 +22,7 @@ from bandtok_jax.audio.windows import MIRROR
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.streams import EachChannel, Stage, through
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.generation import flow_sampling
 from bandtok_jax.layers.network import Tree
@@ -69,7 +68,7 @@ class FlowCodec(Codec):
         # The encoder attends over a window, so all codes of a chunk depend on the audio in its contexts.
         self._step_columns = self._chunk_columns
         self.sampling: dict[str, Any] = dict(tokenizer.config.sampling)
-        self._decoders: dict[tuple, ChunkedNetwork] = {}
+        self._flows: dict[tuple, ChunkedNetwork] = {}
 
     def require_decoder(self) -> None:
         """Raises ValueError with the cure unless there is a vocoder."""
@@ -84,8 +83,8 @@ class FlowCodec(Codec):
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`, means of both channels, for the seed 0."""
-        blocks = [np.exp(block).mean(axis=1) for block in self._decode_mels(self._checked([codes]), seed=0)]
-        return np.log(np.concatenate(blocks))
+        log_mels = through(self._flow_stage(seed=0), [self._whole_grid(codes)])
+        return np.log(np.concatenate([np.exp(block).mean(axis=1) for block in log_mels]))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
@@ -94,24 +93,22 @@ class FlowCodec(Codec):
           ValueError: no vocoder.
         """
         self.require_decoder()
-        return np.concatenate(list(self._vocoder(self._weights["vocoder"], [log_mel])))
+        network = self._decoder_networks(self._chunk_columns)["vocoder"]
+        return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
 
-    def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int, **sampling: Any) -> Iterator[np.ndarray]:
-        def vocoded(channel: int, log_mels: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-            return self._vocoder(self._weights["vocoder"], (block[:, channel] for block in log_mels))
+    def _decoder_stages(self, seed: int, chunk: int, **sampling: Any) -> list[Stage]:
+        (network,) = self._decoder_networks(chunk).values()
+        vocoders = [network.stream(self._weights["vocoder"]) for _ in range(self.channels)]
+        return [self._flow_stage(seed, **sampling), EachChannel(vocoders)]
 
-        copies = itertools.tee(self._decode_mels(blocks, seed, **sampling), self.channels)
-        # In step, so that `tee` holds little.
-        return (np.stack(parts, axis=-1) for parts in zip(*map(vocoded, range(self.channels), copies), strict=True))
-
-    def _decode_mels(self, blocks: Iterable[np.ndarray], seed: int, **sampling: Any) -> Iterator[np.ndarray]:
-        """Yields log-mels of both channels, `[T', 2, M]`, from blocks of checked codes."""
+    def _flow_stage(self, seed: int, **sampling: Any) -> Stage:
+        """Returns a stage from checked codes to log-mels of both channels, `[T', 2, M]`."""
         options = {**self.sampling, **sampling}
         if unknown := sorted(options.keys() - self.sampling.keys()):
             raise ValueError(f"there is no option {unknown[0]!r} of sampling: use {', '.join(sorted(self.sampling))}")
-        if (key := tuple(sorted(options.items()))) not in self._decoders:
-            self._decoders[key] = self._chunked_flow(options)
-        return self._decoders[key](self._weights["tokenizer"], blocks, self._first_carry(seed))
+        if (key := tuple(sorted(options.items()))) not in self._flows:
+            self._flows[key] = self._chunked_flow(options)
+        return self._flows[key].stream(self._weights["tokenizer"], self._first_carry(seed))
 
     def _chunked_flow(self, options: dict[str, Any]) -> ChunkedNetwork:
         network = self.components["tokenizer"].network
@@ -160,15 +157,16 @@ class FlowCodec(Codec):
             front_end=log_mel,
         )
 
-    @functools.cached_property
-    def _vocoder(self) -> ChunkedNetwork:
-        return ChunkedNetwork(
+    def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
+        # The flow has windows of its own, which the chunk does not change.
+        vocoder = ChunkedNetwork(
             self.components["vocoder"],
             "__call__",
             chunk=VOCODER_CHUNK_FRAMES,
             context=self.components["vocoder"].network.attribute("receptive_field_frames"),
             outputs_per_column=self.mel.hop_samples,
         )
+        return {"vocoder": vocoder}
 
 
 def _decode_window(

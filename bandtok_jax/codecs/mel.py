@@ -10,7 +10,6 @@ that training does not contain; it cost 4 dB in the last 100 ms.
 Letters: S samples, T columns of the grid (or mel frames), F rows, M mel bins.
 """
 
-from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 
@@ -22,6 +21,7 @@ from bandtok_jax.audio.windows import MIRROR
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.streams import Stage
 
 CHUNK_COLUMNS = 64  # our choice: little of a window is context then, and a chunk of audio is still below 6 seconds
 
@@ -79,7 +79,8 @@ class MelCodec(Codec):
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Decodes codes `[T, F]` to natural-log mel frames, the input of the vocoder, float32 `[T * frames, M]`."""
-        return np.concatenate(list(self._mel_decoder(self._weights["tokenizer"], self._checked([codes]))))
+        network = self._decoder_networks(self._chunk_columns)["tokenizer"]
+        return np.concatenate(list(network(self._weights["tokenizer"], [self._whole_grid(codes)])))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
@@ -90,18 +91,17 @@ class MelCodec(Codec):
         self.require_decoder()
         if not self.vocodes_mels:
             raise ValueError("the vocoder consumes codes, not mels: decode the codes")
-        return np.concatenate(list(self._vocoder(self._weights["vocoder"], [log_mel])))
+        network = self._decoder_networks(self._chunk_columns)["vocoder"]
+        return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
 
     @property
     def vocodes_mels(self) -> bool:
         """True where a vocoder consumes mels, so that `vocode` works."""
         return "vocoder" in self.components and self.components["vocoder"].network_class.consumes == "mel"
 
-    def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
-        if not self.vocodes_mels:
-            return self._token_vocoder(self._weights["vocoder"], blocks)
-        log_mels = self._mel_decoder(self._weights["tokenizer"], blocks)
-        return self._vocoder(self._weights["vocoder"], log_mels)
+    def _decoder_stages(self, seed: int, chunk: int) -> list[Stage]:
+        stages = super()._decoder_stages(seed, chunk)
+        return stages if self.vocodes_mels else stages[1:]
 
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
         network, mel = self.components["tokenizer"].network, self.mel
@@ -125,20 +125,16 @@ class MelCodec(Codec):
             front_end=log_mel,
         )
 
-    @functools.cached_property
-    def _mel_decoder(self) -> ChunkedNetwork:
-        return self._chunked_decoder(self._frames_per_column)
-
-    @functools.cached_property
-    def _vocoder(self) -> ChunkedNetwork:
-        return ChunkedNetwork(
-            self.components["vocoder"],
-            "__call__",
-            chunk=self._chunk_columns * self._frames_per_column,
-            context=self.components["vocoder"].network.attribute("receptive_field_frames"),
-            outputs_per_column=self.mel.hop_samples,
-        )
-
-    @functools.cached_property
-    def _token_vocoder(self) -> ChunkedNetwork:
-        return self._chunked_decoder(self.samples_per_column, "vocoder", "__call__")
+    def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
+        networks = {"tokenizer": self._chunked_decoder(self._frames_per_column, chunk)}
+        if self.vocodes_mels:
+            networks["vocoder"] = ChunkedNetwork(
+                self.components["vocoder"],
+                "__call__",
+                chunk=chunk * self._frames_per_column,
+                context=self.components["vocoder"].network.attribute("receptive_field_frames"),
+                outputs_per_column=self.mel.hop_samples,
+            )
+        elif "vocoder" in self.components:
+            networks["vocoder"] = self._chunked_decoder(self.samples_per_column, chunk, "vocoder", "__call__")
+        return networks

@@ -7,9 +7,6 @@ the whole, and weights trained elsewhere give the codes that they give there.
 Letters: S samples, T columns of the grid, F rows.
 """
 
-from collections.abc import Iterable, Iterator
-import functools
-
 import numpy as np
 
 from bandtok_jax.audio import spectral, waveform
@@ -61,9 +58,6 @@ class WaveformCodec(Codec):
         audio = np.pad(audio, (0, max(0, mel.fft_samples - len(audio))))  # enough for a frame
         return np.asarray(spectral.log_mel(audio, mel))[:frames]
 
-    def _decode_audio(self, blocks: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
-        return self._decoder(self._weights["tokenizer"], blocks)
-
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
         return ChunkedNetwork(
             self.components["tokenizer"],
@@ -74,6 +68,5 @@ class WaveformCodec(Codec):
             outside=0.0,
         )
 
-    @functools.cached_property
-    def _decoder(self) -> ChunkedNetwork:
-        return self._chunked_decoder(self.samples_per_column)
+    def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
+        return {"tokenizer": self._chunked_decoder(self.samples_per_column, chunk)}

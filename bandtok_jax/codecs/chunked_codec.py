@@ -1,0 +1,244 @@
+"""The networks of a codec over streams of blocks, in chunks of one fixed shape.
+
+Commands on files draw blocks through the same stages that a program pushes blocks into (see `streams`).
+
+Letters: S samples, C channels, T columns of the grid, F rows of the grid.
+"""
+
+import abc
+from collections.abc import Iterable, Iterator
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.codecs.chunked_network import ChunkedNetwork
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.streams import AudioInput, BlockStream, Chain, CodeInput, Stage, through
+from bandtok_jax.formats import bt_file
+
+NO_CODES = "there are no codes to decode: at least one column is needed"
+
+
+class ChunkedCodec(abc.ABC):
+    """The part of `Codec` that encodes and decodes streams; see there for arguments and attributes."""
+
+    channels: int
+    row_kind: str
+    row_edges_hz: np.ndarray | None = None
+
+    def __init__(
+        self,
+        tokenizer: Component,
+        vocoder: Component | None,
+        language_model: Component | None,
+        *,
+        samples_per_column: int,
+        chunk_columns: int,
+    ):
+        components = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
+        self.components: dict[str, Component] = {role: part for role, part in components.items() if part}
+        self.channels = tokenizer.network.attribute("audio_channels", 1)
+        self.mel: MelDefinition = tokenizer.mel
+        self.sample_rate_hz: int = self.mel.sample_rate_hz
+        self.samples_per_column = samples_per_column
+        self.codebook_size: int = tokenizer.network.attribute("codebook_size")
+        self.rows: int = tokenizer.network.attribute("rows")
+        if language_model:
+            for name in ("rows", "codebook_size"):
+                expected, actual = language_model.config.model[name], getattr(self, name)
+                if expected != actual:
+                    raise ValueError(
+                        f"the language model generates grids with {name} {expected}, the tokenizer has {actual}: "
+                        "load it with the tokenizer that it was trained on"
+                    )
+        # A network that works in windows needs a whole number of them in a chunk.
+        self._step_columns: int = tokenizer.network.attribute("chunk_step_columns", 1)
+        self._chunk_columns = -(-chunk_columns // self._step_columns) * self._step_columns
+        # On the device once; every call passes them as arguments, so that no program holds them as constants.
+        self._weights = {role: jax.device_put(part.weights) for role, part in self.components.items()}
+        self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
+        self._encoders: dict[str, ChunkedNetwork] = {}
+        self._decoders: dict[int, dict[str, ChunkedNetwork]] = {}
+
+    @property
+    def columns_per_second(self) -> float:
+        """Columns of the grid in a second of audio."""
+        return self.sample_rate_hz / self.samples_per_column
+
+    @property
+    def accepts_fewer_rows(self) -> bool:
+        """True where `decode` accepts the first rows alone, for a lower bitrate."""
+        return self.row_kind == "residual"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every learned weight and codebook: `{role: {"parameters": tree, "buffers": tree}}`."""
+        return self._weights
+
+    @property
+    def can_decode(self) -> bool:
+        """True where codes can be decoded to audio."""
+        try:
+            self.require_decoder()
+        except ValueError:
+            return False
+        return True
+
+    def require_decoder(self) -> None:
+        """Raises ValueError with the cure unless codes can be decoded to audio."""
+
+    def require(self, role: str) -> None:
+        """Raises ValueError with the cure unless the codec has the component of that role."""
+        if role not in self.components:
+            raise ValueError(
+                f"this codec has no {role.replace('_', ' ')}: load it with bandtok_jax.load(path, {role}=RUN) "
+                f"in Python, with --{role.replace('_', '-')}=RUN on the command line"
+            )
+
+    def resample_stream(self, blocks: Iterable[np.ndarray], sample_rate_hz: int) -> Iterator[np.ndarray]:
+        """Yields blocks of the codec's format from `[C, S]` blocks at any rate; checks every block."""
+        stage = AudioInput(sample_rate_hz, self.sample_rate_hz, self.channels)
+        for block in through(stage, blocks):
+            yield block.T
+        if not stage.samples:
+            raise ValueError("the sound has 0 samples: give a recording")
+
+    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
+        """Encodes blocks of audio in the codec's format to blocks of codes, int32 `[<= chunk, F]`, in bounded memory.
+
+        device: where to compute, by default jax's default device; one such stream on each device uses them all.
+        """
+        stage = self._encoder("encode").stream(self._tokenizer_weights(device))
+        return through(stage, (block.T for block in blocks))
+
+    def decode_stream(
+        self, blocks: Iterable[np.ndarray], seed: int = 0, *, samples: int | None = None, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """Decodes blocks of codes `[any, F]` to blocks of audio in bounded memory; see `decode`."""
+        self.require_decoder()
+        if samples is not None and samples < 0:
+            raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
+        codes = self._code_input()
+        chain = Chain([codes, *self._decoder_stages(seed, self._chunk_columns, **options)])
+        return (audio.T for audio in self._cut(chain, codes, blocks, samples))
+
+    def encoder_stream(self, sample_rate_hz: int | None = None, *, chunk_columns: int | None = None) -> BlockStream:
+        """Returns an encoder of audio whose blocks come as time passes.
+
+        The codes are those of `encode` for the whole audio, bit for bit, for every `chunk_columns`.
+
+        Args:
+          sample_rate_hz: rate of the blocks; by default that of the codec.
+          chunk_columns: columns that come out at a time, by default those of a chunk of files. With fewer the latency
+            is lower, and the window of each chunk is computed several times. Rounded up to the columns that the
+            tokenizer needs.
+        """
+        rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        audio = AudioInput(rate_hz, self.sample_rate_hz, self.channels)
+        step = self._stream_columns(chunk_columns)
+        chain = Chain([audio, self._encoder("encode").stream(self._weights["tokenizer"], step=step)])
+        wait = chain.longest_wait_seconds(rate_hz, self.columns_per_second)
+        return BlockStream(chain, 1000 * wait, np.zeros((0, self.rows), np.int32))
+
+    def decoder_stream(self, seed: int = 0, *, chunk_columns: int | None = None, **options: Any) -> BlockStream:
+        """Returns a decoder of codes whose blocks come as time passes.
+
+        The audio is that of `decode` for all codes: exactly where `chunk_columns` is None, otherwise up to the rounding
+        of another program.
+
+        Args:
+          seed, options: as for `decode`.
+          chunk_columns: columns that are decoded at a time, by default those of a chunk of files. With fewer the
+            latency is lower, and more of the computation is context. Rounded up to the columns that the decoder needs.
+
+        Raises:
+          ValueError: no vocoder, or other options.
+        """
+        self.require_decoder()
+        stages = self._decoder_stages(seed, self._stream_columns(chunk_columns), **options)
+        chain = Chain([self._code_input(), *stages])
+        wait = chain.longest_wait_seconds(self.columns_per_second, self.sample_rate_hz)
+        shape = (0,) if self.channels == 1 else (self.channels, 0)
+        return BlockStream(chain, 1000 * wait, np.zeros(shape, np.float32))
+
+    @abc.abstractmethod
+    def _chunked_encoder(self, method: str) -> ChunkedNetwork:
+        """Returns the tokenizer's method "encode" or "row_latents" over a stream of samples, `[S]` or `[S, 2]`."""
+
+    @abc.abstractmethod
+    def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
+        """Returns the networks from codes to audio in their order, by the roles of their components.
+
+        Args:
+          chunk: columns of codes that are decoded at a time.
+        """
+
+    def _chunked_decoder(
+        self, outputs_per_column: int, chunk: int, role: str = "tokenizer", method: str = "decode"
+    ) -> ChunkedNetwork:
+        """Returns a method of a component, by default the tokenizer's decoder, over a stream of codes."""
+        component = self.components[role]
+        return ChunkedNetwork(
+            component,
+            method,
+            chunk=chunk,
+            context=component.network.attribute("decoder_context_columns"),
+            outputs_per_column=outputs_per_column,
+        )
+
+    def _decoder_networks(self, chunk: int) -> dict[str, ChunkedNetwork]:
+        """Returns the networks of `_chunked_decoders`, and the same ones for the same chunk."""
+        if chunk not in self._decoders:
+            self._decoders[chunk] = self._chunked_decoders(chunk)
+        return self._decoders[chunk]
+
+    def _decoder_stages(self, seed: int, chunk: int) -> list[Stage]:
+        """Returns stages from blocks of checked codes to blocks of samples `[S]` or `[S, 2]`, whole columns in all."""
+        return [network.stream(self._weights[role]) for role, network in self._decoder_networks(chunk).items()]
+
+    def _stream_columns(self, chunk_columns: int | None) -> int:
+        """Returns the columns that a stream works on at a time."""
+        if chunk_columns is None:
+            return self._chunk_columns
+        if chunk_columns < 1:
+            raise ValueError(f"chunk_columns is {chunk_columns}: give at least 1, or None for the chunks of files")
+        return min(self._chunk_columns, -(-chunk_columns // self._step_columns) * self._step_columns)
+
+    def _whole_grid(self, codes: np.ndarray) -> np.ndarray:
+        """Returns the codes of a file as int32 `[T, f]`; f may be below F for residual rows. ValueError without any."""
+        codes = bt_file.check_codes(codes, self.rows, self.codebook_size, fewer_rows=self.accepts_fewer_rows)
+        if not len(codes):
+            raise ValueError(NO_CODES)
+        return codes
+
+    def _code_input(self) -> CodeInput:
+        return CodeInput(self.rows, self.codebook_size, self.accepts_fewer_rows)
+
+    def _encoder(self, method: str) -> ChunkedNetwork:
+        if method not in self._encoders:
+            self._encoders[method] = self._chunked_encoder(method)
+        return self._encoders[method]
+
+    def _tokenizer_weights(self, device: jax.Device | None) -> Any:
+        if device is None:
+            return self._weights["tokenizer"]
+        if device not in self._copies:
+            self._copies[device] = jax.device_put(self._weights["tokenizer"], device)
+        return self._copies[device]
+
+    def _cut(
+        self, chain: Chain, codes: CodeInput, blocks: Iterable[np.ndarray], samples: int | None
+    ) -> Iterator[np.ndarray]:
+        """Yields the first `samples` of the decoded blocks, all of them for None."""
+        remaining = math.inf if samples is None else samples
+        for block in through(chain, blocks):
+            block = block[: int(min(len(block), remaining))]
+            remaining -= len(block)
+            yield block
+        if not codes.columns:
+            raise ValueError(NO_CODES)
+        if 0 < remaining < math.inf:
+            raise ValueError(f"the codes end {remaining} samples before the {samples} asked for: pass every column")
