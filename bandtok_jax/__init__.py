@@ -24,6 +24,7 @@ def load(
     vocoder: "str | os.PathLike | None" = None,
     language_model: "str | os.PathLike | None" = None,
     dtype: str = "",
+    adapter: "str | os.PathLike | None" = None,
 ) -> "Codec":
     """Loads a trained codec, see `bandtok_jax.codecs.codec.Codec`.
 
@@ -33,6 +34,8 @@ def load(
       language_model: run or export folder; in place of the one in `path`, if that has one.
       dtype: that vocoder and language model compute in, such as "bfloat16"; by default that of their training, but
         float32 on a CPU. The tokenizer always computes in float32, so that its codes do not depend on the device.
+      adapter: adapters.safetensors of a fine-tuned language model (`bandtok export RUN --adapter`), to be added to the
+        language model that it was trained for.
 
     Raises:
       ValueError, FileNotFoundError: a folder or file is missing, holds another model or size, or the components do
@@ -43,7 +46,7 @@ def load(
     from bandtok_jax.runtime import compile_cache
 
     compile_cache.enable()
-    return model_folder.load(path, vocoder=vocoder, language_model=language_model, dtype=dtype)
+    return model_folder.load(path, vocoder=vocoder, language_model=language_model, dtype=dtype, adapter=adapter)
 
 
 def create(name: str, seed: int = 0) -> "Codec":

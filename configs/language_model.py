@@ -42,6 +42,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "cfg_dropout": 0.1,  # share of the examples that are trained without their text
         }
     )
+    config.lora = ConfigDict(
+        {
+            "rank": 0,  # rank of the adapters that are trained in place of all weights, with --init-from; 0: none
+            "alpha": 16.0,  # factor of the adapters' products, which are divided by the rank
+        }
+    )
+    config.base = ""  # run or export that adapters are trained for, the --init-from; written by the run
+    config.base_hash = ""  # weight hash of the base; written by the run
     config.caption_fraction = -1.0  # share of the training tracks that have a caption; written by the run
     config.model = ConfigDict(
         {

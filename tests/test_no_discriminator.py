@@ -1,5 +1,7 @@
 """Training of a generator without a discriminator, `discriminator.kind` "none"."""
 
+import types
+
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -65,7 +67,8 @@ def test_placement_checks_and_files_do_without_it(tmp_path):
 def test_its_run_is_no_beginning_for_a_discriminator(monkeypatch):
     saved = {"step": np.zeros(()), "model": {"parameters": {}, "buffers": {}}}
     monkeypatch.setattr(state, "is_run", lambda origin: True)
-    monkeypatch.setattr(state.run_weights, "load_weights", lambda *_: saved)
+    read = {"tokenizer": types.SimpleNamespace(weights=saved["model"])}
+    monkeypatch.setattr(state.model_folder, "read_components", lambda origin: read)
     monkeypatch.setattr(state.run_weights, "load_part", lambda *_: {"step": saved["step"]})
     assert state.load_initial_weights("run", "tokenizer", saved)["model"] == saved["model"]
     with pytest.raises(ValueError, match="run was trained without a discriminator.*start from its export"):

@@ -125,6 +125,7 @@ def reconstruct(flags: argparse.Namespace) -> None:
     models.MODEL,
     *models.DECODING,
     flag("--language-model", metavar="RUN", help="run or export folder, where --model holds none"),
+    flag("--adapter", metavar="FILE", help="adapters.safetensors of a fine-tuned language model"),
     flag("--prompt", help="description of the music"),
     flag("--embedding", metavar="NPY", help="in place of --prompt, for a model that was trained on embeddings"),
     flag("--seconds", type=float, default=10.0, help="length of the new music (default 10, at most 3600)"),

@@ -44,13 +44,13 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     """Returns the codec that the flags name, and prints the line about the devices.
 
     Args:
-      flags: parsed flags, with `model` and perhaps `vocoder`, `language_model` and `dtype`.
+      flags: parsed flags, with `model` and perhaps `vocoder`, `language_model`, `dtype` and `adapter`.
       only: names of the components that the verb needs; all by default.
     """
     from bandtok_jax.pretrained import model_folder
     from bandtok_jax.runtime import startup
 
-    names = ("vocoder", "language_model", "dtype")
+    names = ("vocoder", "language_model", "dtype", "adapter")
     codec = model_folder.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names}, only=only)
     dtypes = (stage.compute_dtype for stage in codec.components.values())
     startup.announce(*dtypes, spread="one track on each device" if flags.verb == "tokenize" else "one device")
@@ -61,14 +61,21 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     "export",
     "bundle components in one folder: safetensors, config and model card",
     "bandtok export runs/tokenizer --vocoder=runs/vocoder --language-model=runs/lm -o models/mine",
-    flag("run_folder", metavar="RUN", help="run folder of the tokenizer, or an export folder"),
+    flag("run_folder", metavar="RUN", help="run of the tokenizer, run with adapters, or export folder"),
     flag("--vocoder", metavar="RUN"),
     flag("--language-model", metavar="RUN"),
+    flag("--adapter", action="store_true", help="write the adapters of a fine-tuned RUN alone, adapters.safetensors"),
     flag("--output", "-o", required=True, metavar="DIR"),
 )
 def export(flags: argparse.Namespace) -> None:
     """Runs `bandtok export`."""
-    from bandtok_jax.pretrained import model_folder
+    from bandtok_jax.pretrained import adapter_file, model_folder
+
+    if flags.adapter:
+        if flags.vocoder or flags.language_model:
+            raise ValueError("--adapter writes the adapters of RUN alone: leave out --vocoder and --language-model")
+        show(adapter_file.save_adapters(flags.run_folder, flags.output))
+        return
 
     codec = model_folder.export(
         flags.run_folder, vocoder=flags.vocoder, language_model=flags.language_model, output=flags.output

@@ -17,7 +17,7 @@ from bandtok_jax.cli.parser import config_overrides, flag, steps, verb
     "all keys of a configuration, with their meaning:\n  bandtok config bandtok:tiny",
     flag("--config", required=True, metavar="NAME:VARIANT", help="shipped name, path/to/config.py:VARIANT, or run"),
     flag("--workdir", required=True, metavar="RUN", help="run folder; an existing one is resumed"),
-    flag("--init-from", metavar="RUN", help="start from the weights of another run"),
+    flag("--init-from", metavar="RUN", help="start from the weights of another run or export"),
     flag("--overfit-one-batch", action="store_true", help="sanity check: overfit a single batch"),
     flag("--accept-changed-data", action="store_true", help="resume even if the data has changed"),
     flag("--profile-steps", type=steps, default=range(0), metavar="A:B", help="profile steps A to B - 1"),

@@ -85,6 +85,7 @@ SCHEMA: dict[str, Setting] = {
     "vocoder": Setting(path=True, mutable=True),
     "encoder": Setting(path=True, mutable=True),
     "autoencoder": Setting(path=True, mutable=True),
+    "base": Setting(mutable=True, written=True),
     "*_hash": Setting(mutable=True, written=True),
     "versions*": Setting(mutable=True, written=True),
     "caption_fraction": Setting(mutable=True, written=True),
@@ -111,6 +112,8 @@ SCHEMA: dict[str, Setting] = {
     "*optimizer.learning_rate": Setting(0, sys.float_info.max),
     "*optimizer.warmup_steps": Setting(0, whole=True),
     "*optimizer.gradient_clip_norm": Setting(0, note="; 0 switches it off"),
+    "lora.rank": Setting(0, whole=True, note="; 0 trains all weights"),
+    "lora.alpha": Setting(1e-3, sys.float_info.max),
     "loss.perceptual_features": Setting(path=True),
     "codebook.kmeans_batches": Setting(0, whole=True, note="; 0 starts without k-means"),
 }

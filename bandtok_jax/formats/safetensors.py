@@ -84,6 +84,12 @@ def load_flat(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
 
 
+def load_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Returns the metadata of a file; see `load`."""
+    with untrusted.reading(path, _CURE), safetensors.safe_open(path, "np") as file:
+        return file.metadata() or {}
+
+
 def weight_hash(tree: Tree) -> str:
     """Returns the SHA-256 of every leaf in the order of its path, with path, shape and dtype, in hexadecimal."""
     digest = hashlib.sha256()

@@ -100,7 +100,7 @@ def _portable(config: ConfigDict) -> dict[str, Any]:
     from bandtok_jax.data_pipelines import sources  # not needed to load a model
 
     config = config.copy_and_resolve_references().unlock()
-    for group, key in (*((config, role) for role in registry.ROLES), (config.data, "tokens")):
+    for group, key in (*((config, role) for role in (*registry.ROLES, "base")), (config.data, "tokens")):
         if key in group:
             group[key] = _last_name(group[key])
     if config.data.get("sources"):

@@ -1,7 +1,8 @@
 """Codecs from folders: runs as training leaves them, and exports.
 
 RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...    one component: RUN means its latest checkpoint, and
-                                                              RUN/checkpoints/STEP means that one
+                                                              RUN/checkpoints/STEP means that one; with adapters,
+                                                              also the other components of their base
 EXPORT  see `bandtok_jax.pretrained.export_folder`
 """
 
@@ -18,6 +19,7 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.config.schema import DTYPES
 from bandtok_jax.config.stored import read_config
 from bandtok_jax.config.validate import check_seed
+from bandtok_jax.pretrained import adapter_file
 from bandtok_jax.pretrained.export_folder import read_export, save_codec, split_step
 from bandtok_jax.runtime import expect, untrusted
 
@@ -30,6 +32,7 @@ def load(
     language_model: str | os.PathLike | None = None,
     dtype: str = "",
     *,
+    adapter: str | os.PathLike | None = None,
     only: Collection[str] | None = None,
 ) -> Codec:
     """Loads a trained codec.
@@ -39,6 +42,7 @@ def load(
       vocoder: run or export folder; in place of the one in `path`, if that has one.
       language_model: run or export folder; in place of the one in `path`, if that has one.
       dtype: dtype of vocoder and language model; see `Component.compute_dtype`.
+      adapter: file of adapters that are added to the language model.
       only: roles of the components to load from `path`, such as ("tokenizer",) for encoding; all by default.
 
     Raises:
@@ -61,6 +65,10 @@ def load(
             if role not in available:
                 raise ValueError(f"{folder} holds {_list(available)}, no {role.replace('_', ' ')}: pass another folder")
             components[role] = available[role]
+    if adapter:
+        if "language_model" not in components:
+            raise ValueError(f"{path} holds {_list(components)}, no language model to adapt: give the one of {adapter}")
+        components["language_model"] = adapter_file.add_adapters(components["language_model"], adapter)
     codec = assemble(components)
     for role, component in components.items():
         if component.tokenizer_hash and component.tokenizer_hash != codec.weight_hash:
@@ -136,12 +144,17 @@ def read_components(
     content = untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
     is_export = "components" in content
     run = None if is_export else _read_run(path, step, dtype)  # its errors name the files of the run
+    others = {}
+    if run and run.config.get("base"):
+        others = read_components(run.config.base, dtype)
+        run = adapter_file.merge_run(others["language_model"], run)
     with untrusted.reading(config_file, _CURE):
         components = read_export(path, content, dtype, only) if run is None else [run.check()]
-    return {component.role: component for component in components}
+    return others | {component.role: component for component in components}
 
 
 def _read_run(path: str, step: int | None, dtype: str) -> Component:
+    """Returns the component of a run; its weights are those of adapters where it trained them."""
     from bandtok_jax.runs.weights import load_weights
 
     config = read_config(path)

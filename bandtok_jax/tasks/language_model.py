@@ -1,6 +1,7 @@
 """Training of a language model over grids of tokens: cross-entropy of the next token, with text or without.
 
 Padding counts nowhere, and the end token follows a track that ends inside the crop. Losses are in nats per code.
+With `lora.rank` the state holds adapters alone, and the weights of the model that they adapt are frozen.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.data_pipelines import token_manifest, token_source
 from bandtok_jax.generation import SAMPLING, autoregressive
+from bandtok_jax.layers import lora
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
-from bandtok_jax.tasks import optimization
+from bandtok_jax.tasks import adapters, optimization
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
@@ -51,16 +54,25 @@ class LanguageModelTask(SingleNetworkTask):
     @property
     def SHARDING(self) -> tuple:
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
-        return (
+        table = (
             (r"text_encoder/|text_projection/|null_embedding|row_embedding|scale", P()),
             *self.network.attribute("layout").SHARDING,
             (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, None, "tensor", "fsdp")),
             (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
             (r"embedding|head/kernel", P("tensor", "fsdp")),
         )
+        if not self.config.lora.rank:
+            return table
+        return adapters.sharding(table, lora.adapted(self.network.shapes()[0], self._adapted_kernels))
+
+    @property
+    def _adapted_kernels(self) -> str:
+        return self.network.attribute("ADAPTED_KERNELS")
 
     @property
     def NEXT_COMMAND(self) -> str:
+        if self.config.lora.rank:
+            return "bandtok export {run} -o MODEL"
         alone = self.config.tokenizer and self.component("tokenizer").network_class.produces == "audio"
         vocoder = "" if alone else " --vocoder={vocoder}"
         return f"bandtok export {{tokenizer}}{vocoder} --language-model={{run}} -o MODEL"
@@ -85,7 +97,21 @@ class LanguageModelTask(SingleNetworkTask):
     def component_hashes(self) -> dict[str, str]:
         """Returns the hash of the tokenizer that made the tokens, and of the vocoder of the samples."""
         vocoder_hash = self.component("vocoder").weight_hash if self.config.vocoder else ""
-        return {"tokenizer": self.manifest["weight_hash"], "vocoder": vocoder_hash}
+        hashes = {"tokenizer": self.manifest["weight_hash"], "vocoder": vocoder_hash}
+        return hashes | ({"base": self._base.weight_hash} if self.config.lora.rank else {})
+
+    @functools.cached_property
+    def _base(self) -> Component:
+        """The language model that adapters are trained for.
+
+        Raises:
+          ValueError: `config.base` holds no language model, or one that does not fit the configuration.
+        """
+        assert self.read_components is not None, "a task that reads components is created with a reader"
+        components = self.read_components(self.config.base)
+        if "language_model" not in components:
+            raise ValueError(f"{self.config.base} holds no language model: start from a run or export that has one")
+        return adapters.check_base(components["language_model"], self.settings, self.manifest["weight_hash"])
 
     @property
     def caption_fraction(self) -> float:
@@ -99,7 +125,11 @@ class LanguageModelTask(SingleNetworkTask):
         return self.config.data.columns / self.manifest["columns_per_second"]
 
     def load_frozen(self) -> Tree:
-        """Returns the log-frequencies of the codes in each row of the training tracks, a baseline for any model."""
+        """Returns `row_unigrams`, and `base` for the training of adapters.
+
+        `row_unigrams` are the log-frequencies of the codes in each row of the training tracks, a baseline for any
+        model. `base` holds the parameters that the adapters are added to.
+        """
         model = self.config.model
         for name in ("rows", "codebook_size"):
             if self.manifest[name] != model[name]:
@@ -122,12 +152,14 @@ class LanguageModelTask(SingleNetworkTask):
                 stacklevel=2,
             )
         source = token_source.TokenSource(self._folder, "train")
-        return {"row_unigrams": token_source.row_unigrams(source, model.codebook_size)}
+        frozen = {"row_unigrams": token_source.row_unigrams(source, model.codebook_size)}
+        return frozen | ({"base": self._base.weights["parameters"]} if self.config.lora.rank else {})
 
     def frozen_spec(self) -> Tree:
         """Returns shapes and dtypes of `load_frozen()`, without data."""
         model = self.config.model
-        return {"row_unigrams": jax.ShapeDtypeStruct((model.rows, model.codebook_size), jnp.float32)}
+        spec = {"row_unigrams": jax.ShapeDtypeStruct((model.rows, model.codebook_size), jnp.float32)}
+        return spec | ({"base": self.network.shapes()[0]} if self.config.lora.rank else {})
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns names, shapes and dtypes of a global batch.
@@ -159,6 +191,21 @@ class LanguageModelTask(SingleNetworkTask):
 
     # ---- training and evaluation ------------------------------------------------------------------------------------
 
+    def init(self, key: jax.Array, batch_spec: Any = None) -> State:
+        """Returns a fresh state, of adapters where the configuration asks for them."""
+        rank = self.config.lora.rank
+        if not rank:
+            return super().init(key)
+        parameters = lora.init(self.network.shapes()[0], self._adapted_kernels, rank, key)
+        ema = self.config.optimizer.ema_decay > 0
+        model = optimization.model_state(parameters, {}, self.optimizer, ema)
+        return {"step": jnp.zeros((), jnp.int32), "model": model}
+
+    def _network_parameters(self, parameters: Tree, frozen: Tree) -> Tree:
+        """Returns the parameters of the network, merged where `parameters` are those of adapters."""
+        settings = self.config.lora
+        return lora.merge(frozen["base"], parameters, settings.alpha / settings.rank) if settings.rank else parameters
+
     def forward(
         self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, micro_batch: Batch, key: jax.Array
     ) -> tuple[dict[str, jax.Array], tuple[Tree, Tree]]:
@@ -166,6 +213,7 @@ class LanguageModelTask(SingleNetworkTask):
         # Micro-batches hold different numbers of codes, so each divides by its share of the whole batch's codes.
         codes = jnp.maximum(batch["columns"].sum(), 1) * batch["codes"].shape[2]
         share = codes / self.config.optimizer.accumulation_steps
+        parameters = self._network_parameters(parameters, frozen)
         # Classifier-free guidance needs a model without text, too: the text of some examples is dropped.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
         drop_text = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
@@ -176,7 +224,7 @@ class LanguageModelTask(SingleNetworkTask):
 
     def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Returns sums over the batch for `aggregate`, and the token losses `[B, T, F]`."""
-        parameters = optimization.evaluation_parameters(state["model"])
+        parameters = self._network_parameters(optimization.evaluation_parameters(state["model"]), frozen)
         no_drop = jnp.zeros(batch["codes"].shape[0], bool)
         code_losses, end_losses, decisions = self._token_losses(parameters, batch, no_drop)
         rows, valid = jnp.arange(batch["codes"].shape[-1]), _valid_columns(batch)
@@ -257,7 +305,8 @@ class LanguageModelTask(SingleNetworkTask):
         samples = {f"{i}/token_loss": ("image", losses[i], "nats per token") for i in range(len(losses))}
         # With several processes, none has all of the weights.
         if self._codec and jax.process_count() == 1:
-            samples |= self._generate(optimization.evaluation_parameters(state["model"]), examples)
+            parameters = self._network_parameters(optimization.evaluation_parameters(state["model"]), frozen)
+            samples |= self._generate(parameters, examples)
         return samples
 
     def _generate(self, parameters: Tree, examples: Batch) -> Summaries:

@@ -111,7 +111,13 @@ def init_model(
     Args:
       ema: keep an exponential moving average of the parameters.
     """
-    parameters, buffers = network.init(key)
+    return model_state(*network.init(key), optimizer, ema)
+
+
+def model_state(
+    parameters: Tree, buffers: Tree, optimizer: optax.GradientTransformation, ema: bool = False
+) -> ModelState:
+    """Returns the state of a network before its first step; `ema` as for `init_model`."""
     return {
         "parameters": parameters,
         "buffers": buffers,

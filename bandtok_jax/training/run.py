@@ -31,7 +31,7 @@ class Run:
       folder: the run folder.
       task: built from the configuration.
       dependencies: weight hash of each earlier component that the configuration names, by NAME of `config.NAME`.
-      init_from: run or export whose weights a new run starts from.
+      init_from: run or export whose weights a new run starts from; None for adapters, see `config.base`.
     """
 
     config: ConfigDict
@@ -55,7 +55,8 @@ def resolve(
     Args:
       config: from `load_config`.
       folder: the run folder, whose config.json is compared where the run is resumed.
-      init_from: run or export whose weights a new run starts from.
+      init_from: run or export whose weights a new run starts from, or that it trains adapters for. Such a run may be
+        resumed with another path of the same weights.
       resumed: the folder holds a checkpoint.
       accept_changed_data: resume although the data has changed.
       log: prints a line about a change that is allowed.
@@ -84,6 +85,14 @@ def resolve(
                 "the next examples would be others; give the same data, or --accept-changed-data"
             )
         config.initialized_from_export = previous.initialized_from_export
+    if "lora" in config and config.lora.rank:
+        # Adapters do not replace the weights that they start from, and read them again at every start.
+        config.base, init_from = os.path.abspath(init_from) if init_from else previous.get("base", ""), None
+        if not config.base:
+            raise ValueError(
+                f"config.lora.rank is {config.lora.rank}, and there is no model to adapt: give its run or export as "
+                "--init-from, or set --config.lora.rank=0 to train a new model"
+            )
 
     task = tasks.create(_effective(config), model_folder.read_components)
     dependencies = task.component_hashes()

@@ -93,14 +93,12 @@ def load_initial_weights(
     Raises:
       ValueError: the weights belong to another model or another size, or are damaged.
     """
-    if not is_run(origin):
-        components = model_folder.read_components(origin)
-        if role not in components:
-            raise ValueError(f"{origin} holds no {role.replace('_', ' ')}: start from a run or export that has one")
-        return replace_weights(state, "model", components[role].weights, origin, optional)
-    folder, step = model_folder.split_step(origin)
-    state = replace_weights(state, "model", run_weights.load_weights(folder, step)["model"], folder, optional)
-    if "discriminator" in state:
+    components = model_folder.read_components(origin)
+    if role not in components:
+        raise ValueError(f"{origin} holds no {role.replace('_', ' ')}: start from a run or export that has one")
+    state = replace_weights(state, "model", components[role].weights, origin, optional)
+    if "discriminator" in state and is_run(origin):
+        folder, step = model_folder.split_step(origin)
         training = run_weights.load_part(folder, step, "training")
         if "discriminator" not in training:
             raise ValueError(
