@@ -262,7 +262,7 @@ def test_other_models_of_transformers_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
         import_dac.read_transformers(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="its content is \[\], not an object"):
+    with pytest.raises(ValueError, match=r"its content is \[\], not an object"):
         import_dac.read_transformers(str(tmp_path))
     settings = json.loads((GOLDEN / "hf" / "config.json").read_text())
     for change, words in (

@@ -142,7 +142,7 @@ def test_replica_groups_of_each_notation(text, groups):
 
 
 def test_replica_groups_of_an_unknown_notation_are_refused():
-    with pytest.raises(ValueError, match="unknown notation.*'a':\(1\)2"):
+    with pytest.raises(ValueError, match=r"unknown notation.*'a':\(1\)2"):
         hlo.replica_groups("mesh['a'=8] {'a':(1)2}, use", 8)
 
 
