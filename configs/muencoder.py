@@ -31,7 +31,7 @@ from bandtok_jax.configs import defaults
 # Network arguments that differ between the variants.
 VARIANTS = {
     "tiny": dict(
-        stem_channels=8, dim=256, intermediate_dim=1024, num_heads=4, num_layers=4, layer=2, dropout=0.0,
+        stem_channels=8, dim=256, intermediate_dim=1024, num_heads=4, num_layers=4, layer=1, dropout=0.0,
         codebook_size=1024,
     ),
     "small": dict(

@@ -85,6 +85,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         if variant == "tiny_48khz":
             config.mel = ConfigDict(dataclasses.asdict(mel_bands.AUDIOLDM_48KHZ))
             config.data.sample_rate_hz, config.data.clip_samples = 48_000, 30720
+            config.total_steps = 2400
     else:
         config.total_steps, config.batch_size = 1_000_000, 32
         config.dtype = "bfloat16"

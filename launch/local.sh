@@ -88,8 +88,8 @@ else
   stage "vocoder: mel spectrograms to audio"
   if [ "$size" = tiny ]; then config="vocos:tiny_48khz"; else config="hifigan:$size"; fi
   train vocoder "$config" "$data" ${vocoder[@]+"${vocoder[@]}"}
-  case "$size" in tiny) codes=1024 ;; small) codes=4096 ;; *) codes=16384 ;; esac
-  language_model=(--config.model.rows=1 --config.model.codebook_size="$codes" ${language_model[@]+"${language_model[@]}"})
+  case "$size" in tiny) rows=4 codes=1024 ;; small) rows=1 codes=4096 ;; *) rows=1 codes=16384 ;; esac
+  language_model=(--config.model.rows="$rows" --config.model.codebook_size="$codes" ${language_model[@]+"${language_model[@]}"})
   stage "tokenizer: features to codes, and codes to latents"
   train tokenizer "mucodec:$size" "$data" --config.encoder="$output/encoder" --config.autoencoder="$output/autoencoder" \
     --config.vocoder="$output/vocoder" ${tokenizer[@]+"${tokenizer[@]}"}
