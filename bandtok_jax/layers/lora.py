@@ -6,6 +6,7 @@ matrices beside the frozen ones, and computes the gradient of a whole matrix bef
 """
 
 import re
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -49,7 +50,7 @@ def merge(parameters: Tree, adapters: Tree, scale: float) -> Tree:
     Raises:
       ValueError: the adapters belong to a network of another size.
     """
-    merged, factors = (traverse_util.flatten_dict(tree, sep="/") for tree in (dict(parameters), adapters))
+    merged, factors = _flatten(parameters), _flatten(adapters)
     for path in sorted(factors):
         place, _, factor = path.rpartition("/")
         a, b = (factors.get(f"{place}/{name}") for name in ("lora_a", "lora_b"))
@@ -66,7 +67,12 @@ def merge(parameters: Tree, adapters: Tree, scale: float) -> Tree:
     return traverse_util.unflatten_dict(merged, sep="/")
 
 
-def adapted(parameters: Tree, pattern: str) -> Tree:
+def adapted(parameters: Tree, pattern: str) -> dict[str, Any]:
     """Returns the kernels whose path matches the pattern, by their paths."""
-    flat = traverse_util.flatten_dict(parameters, sep="/")
-    return {path: leaf for path, leaf in flat.items() if re.search(pattern, path)}
+    return {path: leaf for path, leaf in _flatten(parameters).items() if re.search(pattern, path)}
+
+
+def _flatten(tree: Tree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, such as `blocks/0/mlp/kernel`."""
+    leaves: Any = traverse_util.flatten_dict(dict(tree), sep="/")
+    return dict(leaves)
