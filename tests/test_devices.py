@@ -26,7 +26,6 @@ SPECIAL = {
     "meltok": {"codebook.restart_fraction": 0, "model.channels": "(16, 16)", "model.latent_channels": 16},
     "token_vocoder": {"loss.adversarial_start": 10, "model.channels": "(16, 16)", "model.latent_channels": 16},
     "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_dim": 8, "model.decoder_dim": 16},
-    "language_model": {},
 }
 # In float32 the learning rate warms up as in all shipped configurations. Adam's first steps at the full rate would turn
 # the rounding of vanishing gradients, such as those of the vocoder's biases, into whole steps. The vocoder's STFT loss
@@ -38,7 +37,7 @@ SMOOTH = dict.fromkeys(("vocoder", "token_vocoder"), {"loss.stft": "0.0"})
 
 def _train(task, run, folder, mesh="-1x1x1", **changes):
     sizes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh.split("x"))}
-    return processes.train(task, run, folder, **{**STEPS, **SPECIAL[task], **sizes, **changes})
+    return processes.train(task, run, folder, **{**STEPS, **SPECIAL.get(task, {}), **sizes, **changes})
 
 
 def _assert_same(run, other, tolerance=1e-5):
