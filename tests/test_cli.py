@@ -20,7 +20,7 @@ from bandtok_jax.cli import dispatch, evaluate
 from bandtok_jax.cli.parser import config_overrides, expand_home
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.commands import code_files, describe_config
+from bandtok_jax.commands import describe_config, new_music
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.shipped import list_configs
 from bandtok_jax.config.stored import to_json
@@ -268,7 +268,7 @@ def test_mistakes_of_generate(composer, tmp_path, capsys, monkeypatch):
 def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
     codec, written, write = bandtok_jax.load(composer), [], waveform.Writer.write
     monkeypatch.setattr(waveform.Writer, "write", lambda self, block: (written.append(len(block)), write(self, block)))
-    ((_, samples, _, _, _),) = code_files.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
+    ((_, samples, _, _, _),) = new_music.generate(codec, str(tmp_path / "new.wav"), seconds=7, seed=1)
     assert samples == sum(written) == 7 * RATE > max(written)
     whole = codec.decode(codec.generate(seconds=7, seed=1), samples=samples)
     np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)

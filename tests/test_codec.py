@@ -15,7 +15,7 @@ import bandtok_jax
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.commands import code_files
+from bandtok_jax.commands import code_files, new_music
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors
 
@@ -256,7 +256,7 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
     path = str(tmp_path / "text.npy")
     for embedding in (whole, whole[0].astype(np.float16)):
         np.save(path, embedding)
-        loaded = code_files.read_embedding(codec, path)
+        loaded = new_music.read_embedding(codec, path)
         assert loaded.dtype == np.float32 and loaded.shape == (embedding.size // 16, 16)
     np.savez(tmp_path / "whole.npz", a=whole, b=whole)
     archive = (tmp_path / "whole.npz").read_bytes()
@@ -265,16 +265,16 @@ def test_embeddings_that_do_not_fit_are_named(tmp_path):
     for content in (b"", b"text", archive[:300], archive, b"\x80\x04N.", larger):
         (tmp_path / "text.npy").write_bytes(content)
         with pytest.raises(ValueError, match=r"text\.npy: .*; write one array, \[L, E\] or \[E\]"):
-            code_files.read_embedding(codec, path)
+            new_music.read_embedding(codec, path)
     for embedding in (whole[:, :15], whole[None], whole[:0], np.full((2, 16), "a"), whole * np.nan, whole * 1e300):
         np.save(path, embedding)
         with pytest.raises(ValueError, match=r"text\.npy: an embedding .* \[L, 16\]"):
-            code_files.read_embedding(codec, path)
+            new_music.read_embedding(codec, path)
         with pytest.raises(ValueError, match=r"^an embedding .* \[L, 16\]"):
             codec.generate(embedding=embedding)
     np.save(path, whole)
     with pytest.raises(ValueError, match=r"text\.npy: this language model did not learn from embeddings"):
-        code_files.read_embedding(composer(), path)
+        new_music.read_embedding(composer(), path)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 0.5])

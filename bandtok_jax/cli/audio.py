@@ -155,13 +155,13 @@ def generate(flags: argparse.Namespace) -> None:
     """Runs `bandtok generate`."""
     sampling = {name: getattr(flags, name) for name in (*SAMPLING, "may_end")}
     with models.quick_start():
-        from bandtok_jax.commands import code_files
+        from bandtok_jax.commands import new_music
 
         codec = models.load_codec(flags)
     if flags.embedding:
-        sampling["embedding"] = code_files.read_embedding(codec, flags.embedding)
+        sampling["embedding"] = new_music.read_embedding(codec, flags.embedding)
     started, new_samples = time.perf_counter(), 0
-    results = code_files.generate(
+    results = new_music.generate(
         codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
         count=flags.count, **sampling,
     )  # fmt: skip
