@@ -8,12 +8,14 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid, K cod
 import abc
 from collections.abc import Iterator
 import functools
+import math
 from typing import Any
 
 import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.chunked_codec import ChunkedCodec
+from bandtok_jax.codecs.streams import BlockStream
 from bandtok_jax.formats import bt_file
 from bandtok_jax.generation.prompting import Grid, GridLanguageModel
 
@@ -145,12 +147,46 @@ class Codec(ChunkedCodec):
         return GridLanguageModel(component.resolved_config, self._weights["language_model"]["parameters"], grid)
 
     def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options: Any) -> np.ndarray:
-        """Generates one track as codes, int32 `[T, F]`; for the options see `GridLanguageModel.generate`.
+        """Generates one track as codes, int32 `[T, F]`; for the options see `GridLanguageModel.stream`.
 
         Raises:
           ValueError: no language model, or options out of range.
         """
         return self.language_model.generate([prompt], seconds, seed, **options)[0]
+
+    def generate_stream(
+        self,
+        prompt: str | None = None,
+        seconds: float = 10.0,
+        seed: int = 0,
+        *,
+        chunk_columns: int | None = None,
+        **options: Any,
+    ) -> Iterator[np.ndarray]:
+        """Generates one track, and yields its audio as it is made.
+
+        The codes are those of `generate`. The audio is that of `decode` with the same seed, up to rounding.
+
+        Args:
+          prompt, seconds, seed, options: as for `generate`.
+          chunk_columns: columns that are generated and decoded at a time, by default those of half a second. With fewer
+            the first audio comes earlier, and more of the computation is context.
+
+        Returns:
+          An iterator over blocks of audio, float32 `[S]` or `[2, S]`, in all the prefix and the new columns.
+
+        Raises:
+          ValueError: no language model or vocoder, options out of range, or a decoder that needs the whole file; raised
+            by the call itself.
+        """
+        language_model = self.language_model
+        if any(component.network.attribute("single_chunk", False) for component in self.components.values()):
+            raise ValueError(
+                "this model decodes a whole file at once: generate without a stream, or use the model without parity"
+            )
+        columns = math.ceil(self.columns_per_second / 2) if chunk_columns is None else chunk_columns
+        decoder = self.decoder_stream(seed, chunk_columns=columns)
+        return self._decoded(language_model.stream([prompt], seconds, seed, block_columns=columns, **options), decoder)
 
     def settled_columns(self, samples: int) -> int:
         """Returns how many columns of audio of `samples` stay the same when more audio follows.
@@ -163,6 +199,14 @@ class Codec(ChunkedCodec):
     def prefix_columns(self, samples: int) -> int:
         """Returns how many columns of audio a continuation can begin with: those before the effect of its end."""
         return self.settled_columns(samples)
+
+    def _decoded(self, blocks: Iterator[tuple[np.ndarray, np.ndarray]], decoder: BlockStream) -> Iterator[np.ndarray]:
+        """Yields the audio of blocks of codes `[1, n, F]` and lengths, without blocks of length 0."""
+        for codes, _ in blocks:
+            if (audio := decoder.push(codes[0])).size:
+                yield audio
+        if (audio := decoder.finish()).size:
+            yield audio
 
     def _blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
         """Returns audio `[S]` or `[C, S]` as a stream of blocks of the codec's format."""

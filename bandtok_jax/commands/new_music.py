@@ -36,14 +36,14 @@ def generate(
       beginning: an audio file that the results begin with and continue. Its last columns are left out, because their
         codes would differ if the file continued (see `Codec.prefix_columns`).
       count: number of results; from 2 on their names are numbered.
-      sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.generate`.
+      sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.stream`.
 
     Yields:
       (path, samples, columns, clipped samples, samples that the beginning has) of each result when it is written.
 
     Raises:
       ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as
-        `GridLanguageModel.generate`.
+        `GridLanguageModel.stream`.
     """
     if count < 1:
         raise ValueError(f"--count={count}: give at least 1")

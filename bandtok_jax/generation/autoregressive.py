@@ -6,8 +6,9 @@ few static lengths ("spans") that holds all filled places, so a track of any dur
 Where the window is full, its newer half is read again as a new beginning (positions are relative), and so on forever.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,23 @@ class Generator:
         hidden = {**self.settings, "scan_layers": False, "remat": False}
         self.network = decoding_network(tuple(sorted(hidden.items())))
 
-    def generate(
+    def generate(self, *, columns: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Generates whole grids.
+
+        Args:
+          columns, options: as for `stream`.
+
+        Returns:
+          Codes int32 `[B, T, F]`, zeros after the end, and the lengths `[B]` in columns.
+
+        Raises:
+          ValueError: as `stream`.
+        """
+        blocks = list(self.stream(columns=columns, **options))
+        codes = np.concatenate([codes for codes, _ in blocks], axis=1)
+        return np.pad(codes, ((0, 0), (0, columns - codes.shape[1]), (0, 0))), blocks[-1][1]
+
+    def stream(
         self,
         *,
         columns: int,
@@ -56,8 +73,9 @@ class Generator:
         may_end: bool = False,
         begins: bool = True,
         report: Callable[[int], None] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Grids of `columns` columns; shorter ones only where the model may end them.
+        block_columns: int | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Generates grids of `columns` columns, shorter ones only where the model may end them, block by block.
 
         Args:
           columns: T, of the whole result, the prefix included.
@@ -73,32 +91,59 @@ class Generator:
           may_end: let the model end a track before; else the end token has no probability.
           begins: whether the prefix begins a track, or comes from the middle of one.
           report: is called with the number of finished columns now and then.
+          block_columns: largest number of columns of a block; by default as many as a compiled loop makes. The codes
+            are the same.
 
         Returns:
-          Codes int32 `[B, T, F]`, zeros after the end, and the lengths `[B]` in columns.
+          An iterator over the next codes, int32 `[B, n, F]` with zeros after the end of a track, and the lengths `[B]`
+          in columns, which are final in the last block. A block may be empty.
 
         Raises:
-          ValueError: codes outside the codebook, or settings that make no sense.
+          ValueError: codes outside the codebook, or settings that make no sense; raised by the call itself.
         """
-        self._check(columns, window_columns, temperature, top_k, top_p, guidance)
-        prefix_columns = 0 if prefix is None else self._check_prefix(prefix, batch, columns)
+        self._check(columns, window_columns, temperature, top_k, top_p, guidance, block_columns)
+        if prefix is None:
+            prefix = np.zeros((batch, 0, self.settings["rows"]), np.int32)
+        prefix = self._check_prefix(prefix, batch, columns)
         guided = guidance != 1.0 and (caption is not None or embedding is not None)
         text = read_text(self.network, self.parameters, self._text(caption, embedding, batch), guided)
-        copies = batch * (2 if guided else 1)
+        static = dict(top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
+        return self._blocks(columns, window_columns, prefix, text, key, begins, report, block_columns, numbers, static)
 
+    def _blocks(
+        self,
+        columns: int,
+        window_columns: int,
+        prefix: np.ndarray,
+        text: Tree,
+        key: jax.Array,
+        begins: bool,
+        report: Callable[[int], None] | None,
+        block_columns: int | None,
+        numbers: dict[str, Any],
+        static: dict[str, Any],
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the blocks of `stream`.
+
+        Args:
+          numbers, static: arguments of `decode_steps`.
+        """
+        (batch, done, rows), guided = prefix.shape, static["guided"]
         layout, end = self.network.attribute("layout"), self.settings["codebook_size"]
         delays, per_step, lag = layout.delays, layout.positions_per_step, max(layout.delays)
-        codes = np.full((batch, columns, len(delays)), -1, np.int32)  # -1: not drawn yet
-        if prefix is not None:
-            codes[:, :prefix_columns] = prefix
+        codes = np.full((batch, columns, rows), -1, np.int32)  # -1: not drawn yet
+        codes[:, :done] = prefix
         tokens = delayed(codes, delays, end)
-        window_steps = window_columns + lag
+        window_steps, most = window_columns + lag, block_columns or columns + lag
         spans = _spans(window_steps * per_step + 1)
-        cache = self.network.apply(self.parameters, {}, copies, spans[-1], method="init_kv_cache")
-        static = dict(network=self.network, top_k=top_k, nucleus=top_p < 1.0, guided=guided)
-        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
+        cache = self.network.apply(
+            self.parameters, {}, batch * (2 if guided else 1), spans[-1], method="init_kv_cache"
+        )  # fmt: skip
         lengths = np.full(batch, columns, np.int32)
-        done, seen = prefix_columns, None  # finished steps; those of them in the window, None: nothing is in the cache
+        for start in range(0, done, most):
+            yield codes[:, start : min(start + most, done)], lengths
+        sent, seen = done, None  # steps in the window, None: nothing is in the cache
         while (done < lengths + lag).any():
             if seen is None or seen == window_steps:
                 first_window = seen is None and done < window_steps
@@ -116,24 +161,23 @@ class Generator:
                         self.network, self.parameters, cache, twice(first, guided), twice(padded, guided), text,
                         span=span,
                     )  # fmt: skip
-                previous = window[:, -1] if seen else np.repeat(first[:, None], len(delays), axis=1)
+                previous = window[:, -1] if seen else np.repeat(first[:, None], rows, axis=1)
             span = next(s for s in spans if s >= (seen + 1) * per_step)
-            count = min(span // per_step - seen, window_steps - seen, columns + lag - done)
+            count = min(span // per_step - seen, window_steps - seen, columns + lag - done, most)
             known = _padded(tokens[:, done : done + count], span // per_step) if lag else None
             new, lengths, cache = decode_steps(
                 self.parameters, cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths), known,
-                text, key, numbers, span=span, **static,
+                text, key, numbers, network=self.network, span=span, **static,
             )  # fmt: skip
             lengths = np.asarray(lengths)
             tokens[:, done : done + count] = np.asarray(new)[:, :count]
             done, seen = done + count, seen + count
             previous = tokens[:, done - 1]
+            finished = max(sent, min(done - lag, int(lengths.max())))
+            yield _columns(tokens, delays, sent, finished, lengths), lengths
+            sent = finished
             if report is not None:
-                report(max(0, done - lag))
-        for row, delay in enumerate(delays):
-            codes[:, :, row] = tokens[:, delay : delay + columns, row]
-        codes[np.arange(columns) >= lengths[:, None]] = 0
-        return codes, lengths
+                report(finished)
 
     def _check(
         self,
@@ -143,9 +187,12 @@ class Generator:
         top_k: int | None,
         top_p: float,
         guidance: float,
+        block_columns: int | None,
     ) -> None:
         if columns < 1 or window_columns < 2:
             raise ValueError(f"columns is {columns} and window_columns {window_columns}: at least 1 and 2 are needed")
+        if block_columns is not None and block_columns < 1:
+            raise ValueError(f"block_columns is {block_columns}: give at least 1, or None for blocks of any length")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature is {temperature}: it must be finite, and at least 0")
         if not 0 < top_p <= 1:
@@ -157,8 +204,8 @@ class Generator:
                 f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
             )
 
-    def _check_prefix(self, prefix: np.ndarray, batch: int, columns: int) -> int:
-        """Returns the columns of the prefix; ValueError where it does not fit."""
+    def _check_prefix(self, prefix: np.ndarray, batch: int, columns: int) -> np.ndarray:
+        """Returns the prefix `[B, T0, F]`; ValueError where it does not fit."""
         prefix, rows = np.asarray(prefix), self.settings["rows"]
         if prefix.ndim != 3 or prefix.shape[0] != batch or prefix.shape[2] != rows:
             raise ValueError(f"the prefix has shape {prefix.shape}; it must be [{batch}, columns, {rows}]")
@@ -170,7 +217,7 @@ class Generator:
             )
         if prefix.shape[1] >= columns:
             raise ValueError(f"the prefix has {prefix.shape[1]} columns and the result {columns}: ask for more columns")
-        return prefix.shape[1]
+        return prefix
 
     def _text(
         self, caption: np.ndarray | None, embedding: np.ndarray | None, batch: int
@@ -198,6 +245,13 @@ def _spans(longest: int) -> list[int]:
     while 2 * spans[-1] < longest:
         spans.append(2 * spans[-1])
     return [*spans, max(SMALLEST_SPAN, longest)]
+
+
+def _columns(tokens: np.ndarray, delays: Sequence[int], first: int, stop: int, lengths: np.ndarray) -> np.ndarray:
+    """Returns the codes `[B, stop - first, F]` of some columns from tokens `[B, S, F]`, zeros after the end."""
+    codes = np.stack([tokens[:, first + delay : stop + delay, row] for row, delay in enumerate(delays)], axis=-1)
+    codes[np.arange(first, stop) >= lengths[:, None]] = 0
+    return codes
 
 
 def _padded(known: np.ndarray, steps: int) -> jax.Array:

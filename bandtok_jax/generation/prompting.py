@@ -1,9 +1,10 @@
 """A language model over the grid of a codec: from prompts and seconds to codes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import math
+from typing import Any
 import warnings
 
 import jax
@@ -61,6 +62,24 @@ class GridLanguageModel:
         return Generator(registry.arguments(self.config), self._parameters)
 
     def generate(
+        self, prompts: Sequence[str | None], seconds: float = 10.0, seed: int = 0, **options: Any
+    ) -> list[np.ndarray]:
+        """Generates one track for each prompt, all in one batch.
+
+        Args:
+          prompts, seconds, seed, options: as for `stream`.
+
+        Returns:
+          Codes, int32 `[T, F]` of each track, the prefix included.
+
+        Raises:
+          ValueError, TypeError: as `stream`.
+        """
+        blocks = list(self.stream(prompts, seconds, seed, **options))
+        codes = np.concatenate([codes for codes, _ in blocks], axis=1)
+        return [track[:length] for track, length in zip(codes, blocks[-1][1])]
+
+    def stream(
         self,
         prompts: Sequence[str | None],
         seconds: float = 10.0,
@@ -74,8 +93,9 @@ class GridLanguageModel:
         guidance: float = SAMPLING["guidance"],
         may_end: bool = False,
         report: Callable[[int], None] | None = None,
-    ) -> list[np.ndarray]:
-        """Generates one track for each prompt, all in one batch.
+        block_columns: int | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Generates one track for each prompt, all in one batch and block by block.
 
         Args:
           prompts: a description of each track; None for no description.
@@ -90,12 +110,14 @@ class GridLanguageModel:
           guidance: scale of classifier-free guidance; 1 switches it off.
           may_end: let the model end a track before `seconds`; a warning names the lengths of the tracks that it ended.
           report: called with the number of finished columns now and then.
+          block_columns: largest number of columns of a block, by default not limited. The codes are the same.
 
         Returns:
-          Codes, int32 `[T, F]` of each track, the prefix included.
+          An iterator over the next codes, int32 `[B, n, F]` with zeros after the end of a track, the prefix included,
+          and the lengths `[B]` in columns, which are final in the last block. A block may be empty.
 
         Raises:
-          ValueError: options out of range.
+          ValueError: options out of range; raised by the call itself.
           TypeError: prompts that are no texts.
         """
         for prompt in prompts:
@@ -114,7 +136,7 @@ class GridLanguageModel:
         caption = self._captions(prompts)
         if embedding is not None:
             embedding = np.repeat(self.check_embedding(embedding)[None], len(prompts), axis=0)
-        codes, lengths = self.generator.generate(
+        blocks = self.generator.stream(
             columns=columns,
             window_columns=self.config.data.columns,
             key=jax.random.key(seed),
@@ -128,11 +150,9 @@ class GridLanguageModel:
             guidance=guidance,
             may_end=may_end,
             report=report,
+            block_columns=block_columns,
         )
-        if (ended := lengths < columns).any():
-            ends = ", ".join(f"{n / self.grid.columns_per_second:.2f}" for n in lengths[ended] - len(prefix))
-            warnings.warn(f"{ended.sum()} of {len(prompts)} end before {seconds:g} s, after {ends} s", stacklevel=3)
-        return [track[:length] for track, length in zip(codes, lengths)]
+        return self._warn_of_ends(blocks, columns, len(prefix), seconds)
 
     def columns(self, seconds: float) -> int:
         """Returns the number of columns of new audio; ValueError outside (0, MAX_SECONDS] seconds."""
@@ -168,12 +188,23 @@ class GridLanguageModel:
             )
         return embedding
 
+    def _warn_of_ends(
+        self, blocks: Iterator[tuple[np.ndarray, np.ndarray]], columns: int, prefix_columns: int, seconds: float
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the blocks, and warns after the last one where tracks have ended before their `columns`."""
+        lengths = np.zeros(0, np.int32)
+        for codes, lengths in blocks:
+            yield codes, lengths
+        if (ended := lengths < columns).any():
+            ends = ", ".join(f"{n / self.grid.columns_per_second:.2f}" for n in lengths[ended] - prefix_columns)
+            warnings.warn(f"{ended.sum()} of {len(lengths)} end before {seconds:g} s, after {ends} s", stacklevel=4)
+
     def _captions(self, prompts: Sequence[str | None]) -> np.ndarray | None:
         """Returns the bytes of the prompts `[B, M]`, padded with zeros; None where they are empty or not used."""
         config = self.config
         prompted = any(prompts)
         if prompted and config.caption_fraction == 0:
-            warnings.warn("this language model was trained without captions: the prompt is left out", stacklevel=4)
+            warnings.warn("this language model was trained without captions: the prompt is left out", stacklevel=5)
             prompted = False
         limit = config.data.caption_bytes
         try:
@@ -181,7 +212,7 @@ class GridLanguageModel:
         except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 come as lone surrogates
             raise ValueError("a prompt of characters that UTF-8 does not have: write it in UTF-8") from None
         if longest > limit:
-            warnings.warn(f"of a prompt the first {limit} bytes are read, as of captions", stacklevel=4)
+            warnings.warn(f"of a prompt the first {limit} bytes are read, as of captions", stacklevel=5)
         if prompted and config.model.text == "embedding":
             raise ValueError("this language model learned from embeddings: give the embedding of the prompt instead")
         if not prompted:
