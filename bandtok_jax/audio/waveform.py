@@ -75,6 +75,26 @@ def _unwritable(path: str | os.PathLike, error: Exception) -> OSError:
     return OSError(f"{path}: cannot be written ({reason_of(error)}); the disk may be full: free some space")
 
 
+def check_block(block: np.ndarray, channels: int) -> np.ndarray:
+    """Returns a block to write, `[S]` or `[C, S]`, as float32 `[C, S]`; ValueError for other channels or NaN."""
+    block = np.atleast_2d(np.asarray(block, np.float32))
+    if block.shape[0] != channels:
+        raise ValueError(f"a block with {block.shape[0]} channels for a file with {channels}; pass [C, S]")
+    if not np.isfinite(block).all():
+        raise ValueError("the audio to write holds NaN or infinity; find the step that made it")
+    return block
+
+
+def count_clipped(block: np.ndarray) -> int:
+    """Returns the number of samples beyond full scale."""
+    return int(np.count_nonzero(np.abs(block) > 1))
+
+
+def as_int16(block: np.ndarray) -> np.ndarray:
+    """Returns samples with full scale at 1.0 as int16, clipped."""
+    return np.clip(np.rint(block * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
+
+
 class Writer:
     """A writer of audio, block by block: 16 bit for .wav and .flac, compressed for .ogg and .mp3.
 
@@ -116,16 +136,9 @@ class Writer:
 
     def write(self, block: np.ndarray) -> None:
         """Appends a block `[S]` or `[C, S]`."""
-        block = np.atleast_2d(np.asarray(block, np.float32))
-        if block.shape[0] != self._channels:
-            raise ValueError(f"a block with {block.shape[0]} channels for a file with {self._channels}; pass [C, S]")
-        if not np.isfinite(block).all():
-            raise ValueError("the audio to write holds NaN or infinity; find the step that made it")
-        self.clipped_samples += int(np.count_nonzero(np.abs(block) > 1))
-        if self._integers:
-            frames = np.clip(np.rint(block.T * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
-        else:
-            frames = np.clip(block.T, -1, 1)
+        block = check_block(block, self._channels)
+        self.clipped_samples += count_clipped(block)
+        frames = (as_int16(block) if self._integers else np.clip(block, -1, 1)).T
         with self._naming():
             for start in range(0, len(frames), WRITE_BLOCK_SAMPLES):
                 self._file.write(frames[start : start + WRITE_BLOCK_SAMPLES])

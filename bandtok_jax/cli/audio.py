@@ -1,7 +1,9 @@
 """The verbs that use a codec on files: encode, decode, reconstruct, generate."""
 
 import argparse
+import contextlib
 import os
+import sys
 import time
 
 from bandtok_jax.cli import models
@@ -149,10 +151,17 @@ def reconstruct(flags: argparse.Namespace) -> None:
     ),
     flag("--continue", dest="beginning", metavar="AUDIO", help="continue this file, with which the output begins"),
     flag("--count", type=int, default=1, metavar="N", help="number of results; from 2 on OUT-1.wav, OUT-2.wav ..."),
+    flag("--stream", action="store_true", help="write a WAV while it is made; with -o - to the standard output"),
     flag("--output", "-o", required=True, metavar="FILE", help=".wav, .flac, .ogg, .mp3, or .bt for the codes"),
 )  # fmt: skip
 def generate(flags: argparse.Namespace) -> None:
     """Runs `bandtok generate`."""
+    # On the standard output, lines of text would be taken for audio.
+    with contextlib.redirect_stdout(sys.stderr) if flags.output == "-" else contextlib.nullcontext():
+        _generate(flags)
+
+
+def _generate(flags: argparse.Namespace) -> None:
     sampling = {name: getattr(flags, name) for name in (*SAMPLING, "may_end")}
     with models.quick_start():
         from bandtok_jax.commands import new_music
@@ -160,13 +169,18 @@ def generate(flags: argparse.Namespace) -> None:
         codec = models.load_codec(flags)
     if flags.embedding:
         sampling["embedding"] = new_music.read_embedding(codec, flags.embedding)
-    started, new_samples = time.perf_counter(), 0
-    results = new_music.generate(
-        codec, flags.output, prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning,
-        count=flags.count, **sampling,
+    started, new_samples, first = time.perf_counter(), 0, ""
+    options = dict(
+        prompt=flags.prompt, seconds=flags.seconds, seed=flags.seed, beginning=flags.beginning, count=flags.count,
+        **sampling,
     )  # fmt: skip
+    if flags.stream:
+        result, first_seconds = new_music.stream(codec, flags.output, **options)
+        results, first = [result], f"; the first audio after {first_seconds:.2f} s"
+    else:
+        results = new_music.generate(codec, flags.output, **options)
     for path, samples, columns, clipped_samples, samples_of_prefix in results:
         show(f"{path}: {samples / codec.sample_rate_hz:.2f} s, {columns} columns{clipped(clipped_samples)}")
         new_samples += samples - samples_of_prefix
     taken, new_seconds = time.perf_counter() - started, new_samples / codec.sample_rate_hz
-    show(f"{new_seconds:.2f} s of new audio in {taken:.2f} s, {new_seconds / taken:.2f} times real time")
+    show(f"{new_seconds:.2f} s of new audio in {taken:.2f} s, {new_seconds / taken:.2f} times real time{first}")

@@ -2,16 +2,29 @@
 
 from collections.abc import Iterator
 import os
-from typing import Any
+import time
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bandtok_jax.audio import loudness, waveform
+from bandtok_jax.audio import loudness, wav_stream, waveform
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.commands import files
 from bandtok_jax.formats import bt_file
 from bandtok_jax.runtime import atomic_file, untrusted
 from bandtok_jax.runtime.progress import progress_bar
+
+STANDARD_OUTPUT, STANDARD_OUTPUT_DESCRIPTOR = "-", 1
+
+
+class NewMusic(NamedTuple):
+    """A description of a written result; `samples_of_prefix` are those of the beginning that it continues."""
+
+    path: str
+    samples: int
+    columns: int
+    clipped_samples: int
+    samples_of_prefix: int
 
 
 def generate(
@@ -24,7 +37,7 @@ def generate(
     beginning: str | None = None,
     count: int = 1,
     **sampling: Any,
-) -> Iterator[tuple[str, int, int, int, int]]:
+) -> Iterator[NewMusic]:
     """Generates music and writes it as audio, or as codes where `target` ends with .bt.
 
     Args:
@@ -39,7 +52,7 @@ def generate(
       sampling: see `bandtok_jax.generation.prompting.GridLanguageModel.stream`.
 
     Yields:
-      (path, samples, columns, clipped samples, samples that the beginning has) of each result when it is written.
+      The description of each result when it is written.
 
     Raises:
       ValueError, OSError: before any work, where a path cannot be written or is `beginning`; else as
@@ -64,25 +77,15 @@ def generate(
         if count > 1:
             atomic_file.derived(path, "choose another --output, or move it away")
         atomic_file.check(path)
-    prefix, gain = None, 1.0
-    if beginning:
-        with files.naming(beginning):
-            # The language model was trained at one loudness. The result gets that of the file back.
-            audio = np.concatenate(list(files.codec_input(codec, beginning)), axis=-1)
-            lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
-            target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
-            gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
-            prefix = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
-            # The last columns depend on the end of the file, and would have other codes in a longer one.
-            prefix = prefix[: max(1, codec.prefix_columns(audio.shape[-1]))]
-            columns += len(prefix)
+    prefix, gain = _read_beginning(codec, beginning)
+    columns += len(prefix)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
 
         def report(done: int) -> None:
             bar.update(done - bar.n)
 
         grids = codec.language_model.generate([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
-    samples_of_prefix = (0 if prefix is None else len(prefix)) * codec.samples_per_column
+    samples_of_prefix = len(prefix) * codec.samples_per_column
     wanted = samples_of_prefix + codec.language_model.samples(seconds)
     for path, codes in zip(paths, grids):
         clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
@@ -94,7 +97,62 @@ def generate(
                 for audio in files.progress(blocks, samples, codec.sample_rate_hz):
                     writer.write(audio / np.float32(gain))
             clipped = writer.clipped_samples
-        yield path, samples, len(codes), clipped, samples_of_prefix
+        yield NewMusic(path, samples, len(codes), clipped, samples_of_prefix)
+
+
+def stream(
+    codec: Codec,
+    target: str,
+    *,
+    prompt: str | None = None,
+    seconds: float = 10.0,
+    seed: int = 0,
+    beginning: str | None = None,
+    count: int = 1,
+    **sampling: Any,
+) -> tuple[NewMusic, float]:
+    """Generates music and writes it as WAV while it is made.
+
+    Args:
+      target: "-" for the standard output, or a .wav file or named pipe, which is written in place. The header states no
+        length.
+      count: 1.
+      codec, prompt, seconds, seed, beginning, sampling: as for `generate`.
+
+    Returns:
+      The description of the result, and the seconds from the call to the first audio.
+
+    Raises:
+      ValueError, OSError: before any work, where `target` cannot be written, or several results are asked for; else as
+        `Codec.generate_stream`.
+    """
+    started = time.perf_counter()
+    if count != 1:
+        raise ValueError(f"--count={count}: a stream holds one result; leave out --count or --stream")
+    if target == STANDARD_OUTPUT:
+        if os.isatty(STANDARD_OUTPUT_DESCRIPTOR):
+            raise ValueError("the standard output is a terminal: send it to a program, as in  ... -o - | ffplay -")
+    else:
+        if files.ending(target) != ".wav":
+            raise ValueError(f"{target}: a stream is written as .wav: choose that ending, or - for the standard output")
+        files.refuse_overwriting(beginning, target)
+        atomic_file.check(target)
+    codec.require("language_model")
+    codec.language_model.columns(seconds)  # refuses a length before the beginning is read
+    prefix, gain = _read_beginning(codec, beginning)
+    samples_of_prefix = len(prefix) * codec.samples_per_column
+    wanted = samples_of_prefix + codec.language_model.samples(seconds)
+    blocks = codec.generate_stream(prompt, seconds, seed, prefix=prefix, **sampling)
+    first_seconds, decoded_samples = 0.0, 0
+    with atomic_file.naming(target), _open(target) as file:
+        writer = wav_stream.WavStream(file, codec.sample_rate_hz, codec.channels)
+        for audio in files.progress(blocks, wanted, codec.sample_rate_hz):
+            # The last column may be longer than asked for.
+            writer.write(audio[..., : max(0, wanted - decoded_samples)] / np.float32(gain))
+            first_seconds = first_seconds or time.perf_counter() - started
+            decoded_samples += audio.shape[-1]
+    samples, columns = min(wanted, decoded_samples), decoded_samples // codec.samples_per_column
+    return NewMusic(target, samples, columns, writer.clipped_samples, samples_of_prefix), first_seconds
 
 
 def read_embedding(codec: Codec, path: str) -> np.ndarray:
@@ -113,3 +171,25 @@ def read_embedding(codec: Codec, path: str) -> np.ndarray:
             raise ValueError("it holds arrays of many names")
     with files.naming(path):
         return codec.language_model.check_embedding(embedding)
+
+
+def _read_beginning(codec: Codec, path: str | None) -> tuple[np.ndarray, float]:
+    """Returns the codes `[T, F]` that results begin with, and the gain of the audio from which they were made."""
+    if not path:
+        return np.zeros((0, codec.rows), np.int32), 1.0
+    with files.naming(path):
+        # The language model was trained at one loudness. The result gets that of the file back.
+        audio = np.concatenate(list(files.codec_input(codec, path)), axis=-1)
+        lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
+        target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
+        gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
+        codes = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
+        # The last columns depend on the end of the file, and would have other codes in a longer one.
+        return codes[: max(1, codec.prefix_columns(audio.shape[-1]))], gain
+
+
+def _open(target: str) -> BinaryIO:
+    """Opens the target of a stream. The standard output is its descriptor: `sys.stdout` may be redirected, for text."""
+    if target == STANDARD_OUTPUT:
+        return open(STANDARD_OUTPUT_DESCRIPTOR, "wb", closefd=False)
+    return open(target, "wb")
