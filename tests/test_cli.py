@@ -274,6 +274,42 @@ def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
     np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
 
 
+def test_a_stream_has_the_samples_of_a_file(composer, song, tmp_path, capsys, monkeypatch):
+    command = ["generate", f"--model={composer}", *GENERATE, "--seconds=1.9", "--continue", song]
+    for more in (["-o", f"{tmp_path}/file.wav"], ["--stream", "-o", f"{tmp_path}/stream.wav"]):
+        assert cli.main([*command, *more]) == 0
+    assert re.search(r" times real time; the first audio after \d+\.\d\d s$", capsys.readouterr().out.strip())
+    file, stream = (waveform.read(tmp_path / name)[0] for name in ("file.wav", "stream.wav"))
+    np.testing.assert_allclose(stream, file, rtol=0, atol=2e-4)
+    new = ["generate", f"--model={composer}", "--stream"]
+    assert "a stream holds one result" in failure(capsys, *new, "--count=2", "-o", f"{tmp_path}/a.wav")
+    assert "a stream is written as .wav" in failure(capsys, *new, "-o", f"{tmp_path}/a.flac")
+    assert "stream.wav is the original itself" in failure(
+        capsys, *new, f"--continue={tmp_path}/stream.wav", "-o", f"{tmp_path}/stream.wav"
+    )
+    assert "0.0 seconds of music" in failure(capsys, *new, "--seconds=0", "-o", f"{tmp_path}/none.wav")
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 1)
+    assert "is a terminal: send it to a program" in failure(capsys, *new, "-o", "-")
+    assert sorted(os.listdir(tmp_path)) == ["file.wav", "stream.wav"]
+
+
+def test_a_pipe_gets_audio_while_it_is_made_and_may_close(composer):
+    command = [sys.executable, "-m", "bandtok_jax.cli", "generate", f"--model={composer}", *GENERATE, "--stream"]
+    process = subprocess.Popen([*command, "--seconds=3600", "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    codec = bandtok_jax.load(composer)
+    options = dict(seconds=3600, top_k=0, temperature=0.9)
+    expected = next(codec.generate_stream("slow piano", **options))
+    data = process.stdout.read(44 + 2 * len(expected))
+    process.stdout.close()
+    # The rest of the hour would take minutes.
+    assert process.wait(60) == 141
+    errors = process.stderr.read().decode()
+    assert "Traceback" not in errors and "error" not in errors, errors
+    assert data[:4] + data[8:12] + data[36:40] == b"RIFFWAVEdata" and data[4:8] == data[40:44] == b"\xff" * 4
+    samples = np.frombuffer(data[44:], "<i2") / waveform.INT16_SCALE
+    np.testing.assert_allclose(samples, np.clip(expected, -1, 1), atol=2e-4)
+
+
 def test_an_invalid_prompt_is_refused(composer):
     codec = bandtok_jax.load(composer)
     with pytest.raises(ValueError, match="a prompt of characters that UTF-8 does not have"):
