@@ -16,7 +16,7 @@ of the flow, and `--config.model.encoder.layer` 2, 6 and 10 are the paper's laye
 `--config.model.alignment_layer=8 --config.loss.alignment=0.5` tokens of the transformer are drawn to the encoder's
 features, as the second paper draws them to those of HuBERT (our layer).
 
-  tiny   two CPU cores, half an hour: 4 levels of 1024 codes, 1 kbit/s, clips of 2.56 s
+  tiny   two CPU cores, under an hour: 4 levels of 1024 codes, 1 kbit/s, clips of 2.56 s
   small  one GPU, days: clips of 20.48 s
   base   742 M parameters in the transformer, 1 level of 16,384 codes, 0.35 kbit/s
   base_4x   4 levels of 10,000 codes, 1.33 kbit/s
