@@ -68,6 +68,7 @@ def main() -> None:
         "codes": jnp.asarray(codes),
         "columns": jnp.full(BATCH, COLUMNS),
         "ended": jnp.zeros(BATCH, bool),
+        "start": jnp.zeros(BATCH, jnp.int32),
         "index": jnp.arange(BATCH),
     }
     step = jax.jit(task.train_step, donate_argnums=0)
