@@ -1,6 +1,7 @@
 """Band tokens against residual tokens, a test of BandTok's claim (Cheng et al. 2026, arXiv 2605.15831).
 
     python benchmarks/band_or_residual.py --data=data/music --output=runs/claim [--seeds 3] [--only-report]
+        [--arms band,residual] [--models 2d,depth,delay]
 
 Three tokenizers are trained on the same clips at the same column rate, with the same numbers of rows, codes and steps:
 
@@ -8,8 +9,12 @@ Three tokenizers are trained on the same clips at the same column rate, with the
   residual  16 residual levels of whole columns, on the same mel encoder and decoder, with a linear map between
   dac       DAC with 16 residual levels at that column rate, without quantizer dropout
 
-Then the same language model, in which each row has its own embeddings and head, is trained on the tokens of each, with
-2-D and with 1-D rotary positions. The comparison has these metrics:
+Then the same language models, in which each row has its own embeddings and head, are trained on the tokens of each:
+
+  2d, 1d        the layout "flat" with 2-D and with 1-D rotary positions
+  depth, delay  the layouts with a position for each column
+
+All have the same number of parameters, within 0.2 %. The comparison has these metrics:
 
 - the mel error on whole validation tracks, of the decoder's output for `band` and `residual`, and of the audio for DAC,
 - use and entropy of the codes,
@@ -22,7 +27,7 @@ Then the same language model, in which each row has its own embeddings and head,
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -78,7 +83,13 @@ ARMS = {
         },
     ),
 }
-ROPES = ("2d", "1d")
+# 13.7 million parameters each. The layouts by columns have narrower tokens, and weights of their own for rows.
+MODELS = {
+    "2d": {"model.rope": "2d"},
+    "1d": {"model.rope": "1d"},
+    "depth": {"model.layout": "depth", "model.row_dim": 192, "model.feed_forward_dim": 896},
+    "delay": {"model.layout": "delay", "model.row_dim": 192, "model.feed_forward_dim": 1040},
+}
 OFFSETS = 4  # shifted copies of every training track
 START_SECONDS, CONTINUED_SECONDS, SEGMENTS = 2.8, 8.5, 64  # of the drift; the model's window has 3 seconds
 
@@ -90,9 +101,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="start no further tokenizer after that time")
     parser.add_argument("--only-report", action="store_true", help="train nothing, and report complete runs")
+    parser.add_argument("--arms", type=_names(ARMS), default=list(ARMS), help="some of " + ",".join(ARMS))
+    parser.add_argument("--models", type=_names(MODELS), default=list(MODELS), help="some of " + ",".join(MODELS))
     flags = parser.parse_args()
     _check(flags.data)
-    runs = {os.path.join(flags.output, f"{arm}-{seed}"): (arm, seed) for seed in range(flags.seeds) for arm in ARMS}
+    pairs = [(arm, seed) for seed in range(flags.seeds) for arm in flags.arms]
+    runs = {os.path.join(flags.output, f"{arm}-{seed}"): (arm, seed) for arm, seed in pairs}
     if not flags.only_report:
         os.makedirs(flags.output, exist_ok=True)
         for run, (arm, _) in runs.items():
@@ -100,12 +114,24 @@ def main() -> None:
     start, results = time.monotonic(), []
     for run, (arm, seed) in runs.items():
         result = _read(f"{run}.json") or {"arm": arm, "seed": seed}
-        if not set(ROPES) <= set(result):
+        if not set(flags.models) <= set(result):
             if flags.only_report or time.monotonic() - start > 60 * flags.minutes:
                 continue
-            _run(run, result, flags.data)
+            _run(run, result, flags.data, flags.models)
         results.append(result)
-    _report(results, flags.output)
+    _report(results, flags.output, flags.models)
+
+
+def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+    """Returns the type of a flag: a list of known names, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := sorted(set(names) - set(known)):
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
+        return [name for name in known if name in names]
+
+    return parse
 
 
 def _check(data: str) -> None:
@@ -140,7 +166,7 @@ def _read(path: str) -> dict | None:
     return json.loads(storage.read_text(path)) if storage.exists(path) else None
 
 
-def _run(run: str, result: dict, data: str) -> None:
+def _run(run: str, result: dict, data: str, models: Sequence[str]) -> None:
     """Trains one tokenizer and its language models, and adds their metrics to `result` and to its file."""
     (name, changes), seed = ARMS[result["arm"]], result["seed"]
     tokenizer, tokens = f"{run}-tokenizer", f"{run}-tokens"
@@ -160,17 +186,17 @@ def _run(run: str, result: dict, data: str) -> None:
         counts = token_statistics.count_codes([codes], codec.codebook_size)
         statistics = token_statistics.statistics(counts, codec.columns_per_second, codec.row_kind)
         store(codes=statistics, **mutual_information.statistics(codes))
-    for rope in ROPES:
-        if rope in result:
+    for name in models:
+        if name in result:
             continue
-        model = f"{run}-lm-{rope}"
-        changed = {**LANGUAGE_MODEL, "seed": seed, "data.tokens": tokens, "model.rope": rope}
+        model = f"{run}-lm-{name}"
+        changed = {**LANGUAGE_MODEL, **MODELS[name], "seed": seed, "data.tokens": tokens}
         _train("language_model:tiny", model, changed)
         scores = token_perplexity.evaluate(read_components(model)["language_model"], tokens)
         codec = bandtok_jax.load(tokenizer, language_model=model)
         segments = _segments(tracks, codec)
         drift = continuations.drift(codec, segments, start_seconds=START_SECONDS, seed=seed)
-        store(**{rope: {"scores": scores, "drift": dataclasses.asdict(drift)}})
+        store(**{name: {"scores": scores, "drift": dataclasses.asdict(drift)}})
 
 
 def _train(config: str, run: str, changes: dict) -> None:
@@ -209,17 +235,17 @@ def _segments(tracks: Sequence[FullTrack], codec: Codec) -> np.ndarray:
     return np.stack(segments)
 
 
-def _report(results: list[dict], output: str) -> None:
+def _report(results: list[dict], output: str, models: Sequence[str]) -> None:
     """Prints rows, and writes claim.md, claim.json and the figure."""
     if not results:
         sys.exit(f"{output} holds no complete run: train some without --only-report")
     table, seeds = {}, {}
     for arm in ARMS:
         runs = [result for result in results if result["arm"] == arm]
-        for (name, unit, rope), values in _figures(runs).items() if runs else ():
+        for (name, unit, model), values in _figures(runs, models).items() if runs else ():
             low, mean, high = min(values), float(np.mean(values)), max(values)
-            emit(name, unit, mean, low, high, arm=arm, seeds=len(runs), **({"rope": rope} if rope else {}))
-            label = name.replace("_", " ") + f" ({unit})" * bool(unit) + f", {rope.upper()}" * bool(rope)
+            emit(name, unit, mean, low, high, arm=arm, seeds=len(runs), **({"model": model} if model else {}))
+            label = name.replace("_", " ") + f" ({unit})" * bool(unit) + f", {model}" * bool(model)
             seeds[arm] = len(runs)
             table.setdefault(label, {})[arm] = f"{mean:.4g} ({low:.4g} to {high:.4g})"
     lines = [
@@ -231,11 +257,11 @@ def _report(results: list[dict], output: str) -> None:
     storage.write_text(os.path.join(output, "claim.md"), text)
     storage.write_text(os.path.join(output, "claim.json"), json.dumps(results, indent=1))
     for ending in (".png", ".svg"):
-        _draw(results, os.path.join(output, "claim" + ending))
+        _draw(results, os.path.join(output, "claim" + ending), models)
 
 
-def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
-    """Returns (name, unit, rotary positions) -> a number for each run of an arm."""
+def _figures(runs: list[dict], models: Sequence[str]) -> dict[tuple[str, str, str], list[float]]:
+    """Returns (name, unit, language model) -> a number for each run of an arm."""
     figures = {
         ("mel_error", "nats", ""): [run["mel_error"] for run in runs],
         ("codes_in_use", "share", ""): [run["codes"]["together"]["use"] for run in runs],
@@ -245,17 +271,17 @@ def _figures(runs: list[dict]) -> dict[tuple[str, str, str], list[float]]:
         # As a share of the range above shuffled rows, whose information differs between tokenizers.
         ("nmi_above_shuffled", "", ""): [np.mean(_above_chance(run)) for run in runs],
     }
-    for rope in ROPES:
+    for model in models:
         for name in ("cross_entropy", "unigram_cross_entropy"):
-            figures[name, "nats per token", rope] = [run[rope]["scores"][name] for run in runs]
-        drift = [run[rope]["drift"] for run in runs]
+            figures[name, "nats per token", model] = [run[model]["scores"][name] for run in runs]
+        drift = [run[model]["drift"] for run in runs]
         for number, when in ((0, "first"), (-1, "last")):
             for name in ("continuation_fad", "reconstruction_fad", "model_drift_fad", "reference_fad"):
                 values = [run[name][number] for run in drift]
                 if name in ("model_drift_fad", "reference_fad"):  # in units of the variance of the reconstructions
                     values = [value / run["variance"] for value, run in zip(values, drift)]
                 unit = "" if name in ("continuation_fad", "reconstruction_fad") else "share"
-                figures[f"{name}_{when}_bin", unit, rope] = values
+                figures[f"{name}_{when}_bin", unit, model] = values
     return figures
 
 
@@ -265,7 +291,7 @@ def _above_chance(run: dict) -> np.ndarray:
     return (nmi - shuffled) / (1 - shuffled)
 
 
-def _draw(results: list[dict], path: str) -> None:
+def _draw(results: list[dict], path: str, models: Sequence[str]) -> None:
     """Draws mutual information and perplexity by row, and the drift over time: means over seeds, and their range."""
     from matplotlib.figure import Figure
 
@@ -284,13 +310,13 @@ def _draw(results: list[dict], path: str) -> None:
         rows = np.arange(len(runs[0]["nmi"]))
         line(axes[0], rows, [run["nmi"] for run in runs], arm)
         line(axes[0], rows, [run["nmi_shuffled"] for run in runs], f"{arm}, shuffled", ":")
-        for rope, style in zip(ROPES, ("-", "--")):
-            by_row = [[run[rope]["scores"][f"row_cross_entropy/{row:02d}"] for row in rows] for run in runs]
-            line(axes[1], rows, np.exp(by_row), f"{arm}, {rope.upper()}", style)
-            drift = [run[rope]["drift"] for run in runs]
+        for model, style in zip(models, ("-", "--", "-.", ":")):
+            by_row = [[run[model]["scores"][f"row_cross_entropy/{row:02d}"] for row in rows] for run in runs]
+            line(axes[1], rows, np.exp(by_row), f"{arm}, {model}", style)
+            drift = [run[model]["drift"] for run in runs]
             continued = np.array([run["continuation_fad"] for run in drift], float)
-            line(axes[2], drift[0]["seconds"], continued, f"{arm}, {rope.upper()}", style)
-        line(axes[2], drift[0]["seconds"], [run["reconstruction_fad"] for run in drift], f"{arm}, true codes", ":")
+            line(axes[2], drift[0]["seconds"], continued, f"{arm}, {model}", style)
+        line(axes[2], drift[0]["seconds"], [run["reconstruction_fad"] for run in drift], f"{arm}, true codes", "")
     axes[0].set(xlabel="row", ylabel="normalised mutual information", ylim=(0, None))
     axes[1].set(xlabel="row", ylabel="perplexity of the language model", ylim=(0, None))
     for axis in axes[:2]:
