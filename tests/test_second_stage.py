@@ -118,12 +118,12 @@ def test_micro_batches_make_the_loss_of_a_token_over_the_batch():
 @pytest.mark.slow
 def test_the_losses_of_a_batch_of_sung_letters_fall_to_its_lyrics(tmp_path):
     folder = sing(tmp_path, ["abc", "cab", "bca", "acb", "bac"])
-    steps = dict.fromkeys(("total_steps", "evaluate_every", "checkpoint_every", "log_every"), 600)
+    steps = dict.fromkeys(("total_steps", "evaluate_every", "checkpoint_every", "log_every"), 1000)
     changes = steps | {
         "data.sources": folder, "data.lyrics_tokens": 8, "data.clip_samples": 38_400, "data.gain_db": (0.0, 0.0),
         "masking.probability": 0.05, "model.predictor_dim": 16, "model.joiner_dim": 16,
         "loss.mel": 1.0, "loss.constant_q": 1.0, "loss.ctc": 1.0, "loss.transducer": 1.0,
-        "optimizer.schedule": "constant", "optimizer.learning_rate": 0.01, "evaluation_batches": 1,
+        "optimizer.schedule": "cosine", "optimizer.learning_rate": 0.01, "evaluation_batches": 1,
     }  # fmt: skip
     scores = loop.train(tiny.config("masked_prediction", tmp_path, **changes), tmp_path / "run", overfit_one_batch=True)
     assert scores["character_error_rate"] < 0.1 and scores["ctc"] < 0.2, scores
