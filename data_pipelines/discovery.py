@@ -1,7 +1,7 @@
 """Discovery of the tracks of several sources, with a table's description and a split for each."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 import hashlib
 import os
@@ -82,11 +82,13 @@ def find_tracks(
     validation_share: float = 0.1,
     tfds_dir: str | os.PathLike | None = None,
     clips: bool = False,
+    licences: Collection[str] = (),
 ) -> tuple[list[SourceTrack], list[dict[str, str]], dict[str, int], list[str]]:
     """Finds the tracks of all sources.
 
     Args:
       clips: no track ends by itself, unless the CSV states it.
+      licences: leave out the tracks with other licences or none; empty for all tracks.
 
     Returns:
       The tracks sorted by name, the left out [{'track', 'reason'}], other files {ending: count}, and notes for the user
@@ -118,11 +120,25 @@ def find_tracks(
         table.finish(sorted(tracks))
         left_out += _missing(table)
         notes += table.notes
-    kept = without_copies([tracks[name] for name in sorted(tracks)], left_out)
+    kept = [tracks[name] for name in sorted(tracks)]
+    if licences:
+        kept = _with_licences(kept, licences, left_out)
+    kept = without_copies(kept, left_out)
     if validation_share:
         kept, note = _with_validation(kept, hashes)
         notes += [note] if note else []
     return kept, left_out, dict(sorted(others.items())), notes
+
+
+def _with_licences(
+    tracks: list[SourceTrack], licences: Collection[str], left_out: list[dict[str, str]]
+) -> list[SourceTrack]:
+    """Returns the tracks with one of these licences, and adds the others to `left_out`."""
+    for track in tracks:
+        if track.licence not in licences:
+            stated = f"its licence is {track.licence}" if track.licence else "the table states no licence for it"
+            left_out.append({"track": track.name, "reason": f"{stated}, not {' or '.join(sorted(licences))}"})
+    return [track for track in tracks if track.licence in licences]
 
 
 def _missing(table: track_table.TrackTable) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 The work is cut into tasks (`prepare_shards`). Processes of this machine run them, or Apache Beam on many machines.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -53,6 +53,7 @@ def prepare(
     channels: int | None = None,
     tfds_dir: str | os.PathLike | None = None,
     clips: bool = False,
+    licences: Collection[str] = (),
     overwrite: bool = False,
     progress: bool = True,
     runner: str = "local",
@@ -71,6 +72,7 @@ def prepare(
       sample_rate_hz: rate of the records.
       channels: channels of a record; None for one or two, like the file.
       clips: the files are clips of longer music, so none ends by itself, unless the column `ends` of the CSV is yes.
+      licences: leave out the tracks to which the CSV gives another licence or none; empty for all tracks.
       runner: "local" for processes of this machine, "beam" for Apache Beam.
       runner_options: for Beam, such as ("--runner=DataflowRunner", "--project=NAME").
 
@@ -92,7 +94,12 @@ def prepare(
     settings["clip_seconds"] = clip_seconds
     with folder_lock.locked(output, "bandtok prepare"):
         source_tracks, left_out, others, notes = discovery.find_tracks(
-            sources, csv_path=tracks, validation_share=validation_share, tfds_dir=tfds_dir, clips=clips
+            sources,
+            csv_path=tracks,
+            validation_share=validation_share,
+            tfds_dir=tfds_dir,
+            clips=clips,
+            licences=licences,
         )
         if not source_tracks:
             raise ValueError(discovery.no_music_message(sources, left_out, others))

@@ -46,6 +46,20 @@ def test_the_csv_decides(music, tmp_path):
         run(music, output=tmp_path / "out2", tracks=music / "tracks.csv")
 
 
+def test_a_licence_leaves_out_the_others(music, tmp_path):
+    (music / "tracks.csv").write_text("file,licence\na.flac,CC0-1.0\nlive/c.ogg,CC-BY-4.0\n")
+    options = {"output": tmp_path / "out", "tracks": music / "tracks.csv"}
+    manifest = run(music, licences=["CC0-1.0"], **options)
+    assert {licence: numbers["tracks"] for licence, numbers in manifest["licences"].items()} == {"CC0-1.0": 1}
+    why = reasons(manifest)
+    assert why["live/c.ogg"] == "its licence is CC-BY-4.0, not CC0-1.0"
+    assert why["b.wav"] == "the table states no licence for it, not CC0-1.0"
+    with pytest.raises(ValueError, match="holds other music"):
+        run(music, licences=["CC0-1.0", "CC-BY-4.0"], **options)
+    with pytest.raises(ValueError, match="no music in .* its licence is CC0-1.0, not CC0$"):
+        run(music, licences=["CC0"], output=tmp_path / "none", tracks=music / "tracks.csv")
+
+
 def test_a_few_tracks_have_one_for_validation(music, tmp_path):
     manifest = run(music, output=tmp_path / "out")
     validation = RecordSource(tmp_path / "out", "validation")

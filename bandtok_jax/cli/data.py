@@ -16,6 +16,10 @@ from bandtok_jax.cli.parser import flag, verb
     flag("--tracks", metavar="CSV", help="table with the columns file, split, licence, caption, domain, ends, lyrics"),
     flag("--clips", action="store_true", help="the files are clips of longer tracks, whose ends teach nothing"),
     flag(
+        "--licence", action="append", default=[], metavar="NAME",
+        help="leave out tracks to which the CSV gives another licence or none; may be repeated",
+    ),
+    flag(
         "--validation-share", type=float, default=0.1, metavar="X",
         help="share of the tracks whose split no CSV names (default 0.1)",
     ),
@@ -41,8 +45,8 @@ def prepare(flags: argparse.Namespace) -> None:
     manifest = prepare.prepare(
         flags.sources, flags.output, tracks=flags.tracks, workers=flags.workers, clip_seconds=flags.clip_seconds,
         validation_share=flags.validation_share, sample_rate_hz=flags.sample_rate, channels=flags.channels,
-        tfds_dir=flags.tfds_dir, clips=flags.clips, overwrite=flags.overwrite, runner=flags.runner,
-        runner_options=flags.runner_option,
+        tfds_dir=flags.tfds_dir, clips=flags.clips, licences=flags.licence, overwrite=flags.overwrite,
+        runner=flags.runner, runner_options=flags.runner_option,
     )  # fmt: skip
     for name, split in manifest["splits"].items():
         show(f"{flags.output}: {name}: {split['tracks']} tracks, {split['hours']:.2f} h, {split['records']} records")
