@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Runs all stages on one machine: records, tokenizer, vocoder, tokens, language model, export, generated music, report.
 #   bash launch/local.sh --music DIR [--system bandtok|mucodec] [--output runs/mine] [--size tiny|small|base]
-#                        [--tracks tracks.csv] [--validation-share X] [--prompt TEXT] [--dry-run] [--config.KEY=VALUE ...]
+#                        [--tracks tracks.csv] [--licence NAME ...] [--validation-share X] [--prompt TEXT] [--half]
+#                        [--dry-run] [--config.KEY=VALUE ...]
 # DIR is a folder of audio files, or `synthetic` for the synthetic music of the package. A prompt needs captions from
-# tracks.csv. The system mucodec trains an encoder and an autoencoder before its tokenizer.
+# tracks.csv. --licence leaves out tracks with other licences. --half rounds the weights of the model to float16. The
+# system mucodec trains an encoder and an autoencoder before its tokenizer.
 # The same command resumes an interrupted stage.
 # --config.KEY=VALUE applies to all trainings; --encoder.KEY=, --autoencoder.KEY=, --vocoder.KEY=, --tokenizer.KEY= or
 # --language-model.KEY= applies to one of them. --dry-run only prints the commands.
 set -euo pipefail
 
-dry="" music="" system="bandtok" output="runs/local" size="tiny" tracks=() share=() prompt="" seconds=10 offsets=4
+dry="" music="" system="bandtok" output="runs/local" size="tiny" tracks=() licences=() share=() prompt=""
+half="" seconds=10 offsets=4
 encoder=() autoencoder=() tokenizer=() vocoder=() language_model=()
-usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   flag="${1%%=*}"
   case "$1" in
@@ -23,6 +26,7 @@ while [ $# -gt 0 ]; do
     --vocoder.*=*) vocoder+=("--config.${1#--vocoder.}"); shift; continue ;;
     --language-model.*=*) language_model+=("--config.${1#--language-model.}"); shift; continue ;;
     --dry-run) dry=yes; shift; continue ;;
+    --half) half=yes; shift; continue ;;
     --*=*) value="${1#*=}"; shift ;;
     --*) [ $# -ge 2 ] || usage; value="$2"; shift 2 ;;
     *) usage ;;
@@ -33,6 +37,7 @@ while [ $# -gt 0 ]; do
     --output) output="$value" ;;
     --size) size="$value" ;;
     --tracks) tracks=(--tracks "$value") ;;
+    --licence) licences+=(--licence "$value") ;;
     --validation-share) share=(--validation-share "$value") ;;
     --prompt) prompt="$value" ;;
     --seconds) seconds="$value" ;;
@@ -74,7 +79,7 @@ if [ "$system" = mucodec ]; then
   [ "$size" = tiny ] || records+=(--clip-seconds=40) # clips of up to 36 seconds
 fi
 run bandtok prepare "$music" --output "$output/data" ${records[@]+"${records[@]}"} ${tracks[@]+"${tracks[@]}"} \
-  ${share[@]+"${share[@]}"}
+  ${licences[@]+"${licences[@]}"} ${share[@]+"${share[@]}"}
 if [ "$system" = bandtok ]; then
   stage "tokenizer: audio to a grid of codes"
   train tokenizer "bandtok:$size" "$data" ${tokenizer[@]+"${tokenizer[@]}"}
@@ -94,13 +99,19 @@ else
   train tokenizer "mucodec:$size" "$data" --config.encoder="$output/encoder" --config.autoencoder="$output/autoencoder" \
     --config.vocoder="$output/vocoder" ${tokenizer[@]+"${tokenizer[@]}"}
 fi
+tokenizer_run="$output/tokenizer"
+if [ -n "$half" ]; then # the tokens are those of the rounded weights
+  tokenizer_run="$output/tokenizer_half"
+  run bandtok export "$output/tokenizer" --half -o "$tokenizer_run"
+fi
 stage "tokens of the whole corpus"
-run bandtok tokenize --model="$output/tokenizer" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
+run bandtok tokenize --model="$tokenizer_run" --data="$output/data" --output="$output/tokens" --offsets="$offsets"
 stage "language model over the grid"
 train language_model "language_model:$size" --config.data.tokens="$output/tokens" \
-  --config.tokenizer="$output/tokenizer" --config.vocoder="$output/vocoder" ${language_model[@]+"${language_model[@]}"}
+  --config.tokenizer="$tokenizer_run" --config.vocoder="$output/vocoder" ${language_model[@]+"${language_model[@]}"}
 stage "export, generated music, report"
-run bandtok export "$output/tokenizer" --vocoder="$output/vocoder" --language-model="$output/language_model" -o "$output/model"
+run bandtok export "$tokenizer_run" --vocoder="$output/vocoder" --language-model="$output/language_model" \
+  ${half:+--half} -o "$output/model"
 run bandtok generate --model="$output/model" ${prompt:+--prompt "$prompt"} --seconds "$seconds" --seed 1 -o "$output/generated.wav"
 if [ "$system" = bandtok ]; then
   run python -m bandtok_jax.evaluation.report.run_page --runs "$output" --data "$output/data" --output "$output/report.html" \

@@ -62,6 +62,18 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
     assert not output.exists()
 
 
+def test_tokens_are_those_of_the_rounded_tokenizer(tmp_path):
+    flags = ["--output=runs/a b", "--half", "--licence", "CC0-1.0", "--licence=CC BY 4.0"]
+    commands, half = _dry_run(tmp_path, *flags)[:-1], str(tmp_path / "runs" / "a b" / "tokenizer_half")
+    (first,) = [words for words in commands if words[-1] == half]
+    parsed = _parsed(words for words in commands if words is not first)
+    rounded = dispatch.parser().parse_args(first[1:])
+    assert rounded.verb == "export" and rounded.half and rounded.run_folder == str(tmp_path / "runs/a b/tokenizer")
+    assert parsed["prepare"].licence == ["CC0-1.0", "CC BY 4.0"]
+    assert parsed["tokenize"].model == parsed["language_model"].tokenizer == parsed["export"].run_folder == half
+    assert parsed["export"].half
+
+
 @pytest.mark.parametrize("size", ["tiny", "base"])
 def test_the_stages_of_mucodec_use_each_other(tmp_path, size):
     flags = ["--system", "mucodec", "--output=runs/a b", "--config.seed=3", "--encoder.model.layer=1", "--size", size]

@@ -1,5 +1,6 @@
 """Runs and exports: a loaded model has exactly the codes of the saved one, and every mix-up is named."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -63,6 +64,40 @@ def test_a_run_and_its_export_give_the_same_codes(run, export, tmp_path):
     assert {name.split(".")[0] for name in names} == {"tokenizer", "vocoder"}
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert codec().weight_hash in card and "mel_distance 0.75" in card and "synthetic" in card and "| 7 |" in card
+
+
+def test_half_precision_halves_the_file_and_is_exact_from_then_on(export, tmp_path):
+    half = model_folder.export(export, output=tmp_path / "half", half=True)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", export)]
+    assert 0.5 <= sizes[0] / sizes[1] < 0.52
+    loaded = bandtok_jax.load(tmp_path / "half")
+    assert loaded.weight_hash == half.weight_hash != codec().weight_hash
+    for name, leaf in jax.tree.leaves_with_path(loaded.parameters):
+        assert leaf.dtype == np.float32, name
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2**-11, atol=2**-25), loaded.parameters, codec().parameters
+    )
+    np.testing.assert_array_equal(loaded.encode(AUDIO, 44100), half.encode(AUDIO, 44100))
+    model_folder.export(tmp_path / "half", output=tmp_path / "again", half=True)
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "half/model.safetensors").read_bytes()
+
+
+def test_large_values_keep_their_precision():
+    weights = {"parameters": {"large": np.float32([1e5, 1e-3]), "small": np.float32([0.1]), "whole": np.arange(3)}}
+    rounded = export_folder.half_precision(component.Component(codec().components["tokenizer"].config, weights)).weights
+    np.testing.assert_array_equal(rounded["parameters"]["large"], weights["parameters"]["large"])
+    np.testing.assert_array_equal(rounded["parameters"]["small"], np.float32(np.float16(0.1)))
+    assert rounded["parameters"]["whole"].dtype == weights["parameters"]["whole"].dtype
+
+
+def test_a_language_model_of_the_tokenizer_before_rounding_is_refused(export, tmp_path):
+    parts = dict(codec().components)
+    parts["vocoder"] = dataclasses.replace(parts["vocoder"], tokenizer_hash=codec().weight_hash)
+    export_folder.save_parts({"vocoder": parts["vocoder"]}, tmp_path / "vocoder")
+    with pytest.raises(
+        ValueError, match="was trained on the tokenizer .* half precision: export the tokenizer"
+    ):
+        model_folder.export(export, vocoder=tmp_path / "vocoder", output=tmp_path / "half", half=True)
 
 
 def test_an_export_of_an_export_is_the_same(export, tmp_path):

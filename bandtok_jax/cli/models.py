@@ -65,6 +65,7 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     flag("--vocoder", metavar="RUN"),
     flag("--language-model", metavar="RUN"),
     flag("--adapter", action="store_true", help="write the adapters of a fine-tuned RUN alone, adapters.safetensors"),
+    flag("--half", action="store_true", help="round the weights to float16, which halves the file"),
     flag("--output", "-o", required=True, metavar="DIR"),
 )
 def export(flags: argparse.Namespace) -> None:
@@ -72,13 +73,17 @@ def export(flags: argparse.Namespace) -> None:
     from bandtok_jax.pretrained import adapter_file, model_folder
 
     if flags.adapter:
-        if flags.vocoder or flags.language_model:
-            raise ValueError("--adapter writes the adapters of RUN alone: leave out --vocoder and --language-model")
+        if flags.vocoder or flags.language_model or flags.half:
+            raise ValueError("--adapter writes the adapters of RUN alone: leave out the other flags")
         show(adapter_file.save_adapters(flags.run_folder, flags.output))
         return
 
     codec = model_folder.export(
-        flags.run_folder, vocoder=flags.vocoder, language_model=flags.language_model, output=flags.output
+        flags.run_folder,
+        vocoder=flags.vocoder,
+        language_model=flags.language_model,
+        output=flags.output,
+        half=flags.half,
     )
     show(f"{flags.output}: {', '.join(codec.components)}; weight hash {codec.weight_hash[:12]}")
 

@@ -5,6 +5,7 @@ EXPORT  config.json  model.safetensors  README.md    a tokenizer, perhaps a voco
 """
 
 from collections.abc import Callable, Collection, Mapping
+import dataclasses
 import json
 import os
 from typing import Any
@@ -46,16 +47,27 @@ _EXPORT = expect.record(
 )
 
 
-def save_codec(codec: Codec, output: str | os.PathLike) -> None:
+def save_codec(codec: Codec, output: str | os.PathLike, half: bool = False) -> None:
     """Writes a codec as an export folder.
 
     Args:
       output: a folder that does not exist yet, is empty, or holds an earlier export.
+      half: store the weights in float16 that it represents exactly, see `half_precision`.
 
     Raises:
       ValueError: the folder holds something else.
     """
-    _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output)
+    _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output, half)
+
+
+def half_precision(component: Component) -> Component:
+    """Returns a component whose float32 weights are rounded to float16, and still float32.
+
+    Arrays with values beyond the range of float16 are kept.
+    """
+    return dataclasses.replace(
+        component, weights=jax.tree.map(lambda leaf: _to_half(leaf).astype(leaf.dtype), _arrays(component))
+    )
 
 
 def save_parts(parts: Mapping[str, Component], output: str | os.PathLike) -> None:
@@ -67,7 +79,10 @@ def save_parts(parts: Mapping[str, Component], output: str | os.PathLike) -> Non
 
 
 def _write_export(
-    components: Mapping[str, Component], write_card: Callable[[Mapping[str, Any]], str], output: str | os.PathLike
+    components: Mapping[str, Component],
+    write_card: Callable[[Mapping[str, Any]], str],
+    output: str | os.PathLike,
+    half: bool = False,
 ) -> None:
     if os.path.isdir(output) and os.listdir(output) and not is_export(output):
         raise ValueError(f"{output} is not empty and holds no export of bandtok: choose a new folder")
@@ -76,7 +91,7 @@ def _write_export(
         role: dict(part.card) or {"scores": _last_scores(part), "data": model_card.describe_data(part.config)}
         for role, part in components.items()
     }
-    weights = {role: jax.tree.map(np.asarray, dict(part.weights)) for role, part in components.items()}
+    weights = {role: _arrays(part) for role, part in components.items()}
     hashes = {role: safetensors.weight_hash(tree) for role, tree in weights.items()}
     # The hash of the tokenizer, which comes first, names the codes; a vocoder alone has its own.
     content = {"export_version": EXPORT_VERSION, "weight_hash": next(iter(hashes.values())), "components": {}}
@@ -88,11 +103,31 @@ def _write_export(
             "tokenizer_hash": part.tokenizer_hash,
             "card": cards[role],
         }
-    safetensors.save(os.path.join(output, WEIGHTS_FILE), weights, {"format": "bandtok-jax"})
+    stored = jax.tree.map(_to_half_if_exact, weights) if half else weights
+    safetensors.save(os.path.join(output, WEIGHTS_FILE), stored, {"format": "bandtok-jax"})
     texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
     for name, text in texts.items():
         with open(os.path.join(output, name), "w") as file:
             file.write(text)
+
+
+def _arrays(component: Component) -> dict[str, Any]:
+    return jax.tree.map(np.asarray, dict(component.weights))
+
+
+def _to_half(array: np.ndarray) -> np.ndarray:
+    """Returns a float32 array in float16 where its values are in the range of that; any other array as it is."""
+    in_range = array.dtype == np.float32 and np.all(np.abs(array) <= np.finfo(np.float16).max)
+    return array.astype(np.float16) if in_range else array
+
+
+def _to_half_if_exact(array: np.ndarray) -> np.ndarray:
+    rounded = _to_half(array)
+    return rounded if np.array_equal(rounded.astype(array.dtype), array) else array
+
+
+def _from_half(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _portable(config: ConfigDict) -> dict[str, Any]:
@@ -168,7 +203,7 @@ def read_export(
             raise untrusted.refusal(weights_file, f"it holds no weights of the {words}", "export it again")
         component = Component(
             from_json(entry["config"]),
-            {"parameters": {}, "buffers": {}} | weights[role],
+            {"parameters": {}, "buffers": {}} | jax.tree.map(_from_half, weights[role]),
             source_path=path,
             step=entry["step"],
             tokenizer_hash=entry["tokenizer_hash"],

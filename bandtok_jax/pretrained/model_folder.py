@@ -20,7 +20,7 @@ from bandtok_jax.config.schema import DTYPES
 from bandtok_jax.config.stored import read_config
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.pretrained import adapter_file
-from bandtok_jax.pretrained.export_folder import read_export, save_codec, split_step
+from bandtok_jax.pretrained.export_folder import half_precision, read_export, save_codec, split_step
 from bandtok_jax.runtime import expect, untrusted
 
 _CURE = "copy it again from its run or export, or upgrade bandtok-jax"
@@ -112,15 +112,29 @@ def export(
     vocoder: str | os.PathLike | None = None,
     language_model: str | os.PathLike | None = None,
     output: str | os.PathLike,
+    half: bool = False,
 ) -> Codec:
     """Writes the components of a codec to one folder that `load` reads, with a model card; returns the codec.
 
     Args:
       run, vocoder, language_model: as for `load`.
       output: a folder that does not exist yet, is empty, or holds an earlier export.
+      half: round the weights to float16, which halves the file. The tokenizer then has another weight hash.
+
+    Raises:
+      ValueError: as `load`, or a component was trained on the tokenizer before its weights were rounded.
     """
     codec = load(run, vocoder, language_model)
-    save_codec(codec, output)
+    if half:
+        codec = assemble({role: half_precision(component) for role, component in codec.components.items()})
+        for role, component in codec.components.items():
+            if component.tokenizer_hash not in ("", codec.weight_hash):
+                raise ValueError(
+                    f"the {role.replace('_', ' ')} was trained on the tokenizer {component.tokenizer_hash[:12]}, which "
+                    f"is {codec.weight_hash[:12]} in half precision: export the tokenizer alone with --half first, and "
+                    "make the tokens by that export"
+                )
+    save_codec(codec, output, half)
     return codec
 
 
