@@ -129,8 +129,8 @@ def _comments(text: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Returns the paragraphs and list items of a page, without code blocks, tables and headings."""
-    text = re.sub(r"```.*?```|^[|#][^\n]*$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    """Returns the paragraphs and list items of a page, without code blocks, tables, headings and directives."""
+    text = re.sub(r"```.*?```|^[|#][^\n]*$|^:::[^\n]*(?:\n {4}[^\n]*)*", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
     return [" ".join(block.split()) for block in re.split(r"\n\s*\n|\n(?=[-*] )", text) if block.strip()]
 
 

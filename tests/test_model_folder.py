@@ -94,9 +94,7 @@ def test_a_language_model_of_the_tokenizer_before_rounding_is_refused(export, tm
     parts = dict(codec().components)
     parts["vocoder"] = dataclasses.replace(parts["vocoder"], tokenizer_hash=codec().weight_hash)
     export_folder.save_parts({"vocoder": parts["vocoder"]}, tmp_path / "vocoder")
-    with pytest.raises(
-        ValueError, match="was trained on the tokenizer .* half precision: export the tokenizer"
-    ):
+    with pytest.raises(ValueError, match="was trained on the tokenizer .* half precision: export the tokenizer"):
         model_folder.export(export, vocoder=tmp_path / "vocoder", output=tmp_path / "half", half=True)
 
 
