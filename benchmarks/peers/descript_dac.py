@@ -1,5 +1,6 @@
 """descript-audio-codec at 44.1 kHz: encode, decode, and a training step of the generator and of the whole GAN."""
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -28,7 +29,7 @@ def create(**settings: Any) -> torch.nn.Module:
     import dac
 
     torch.manual_seed(0)
-    return dac.DAC(**SETTINGS, **settings)
+    return dac.DAC(**SETTINGS | settings)
 
 
 def code(verb: str) -> None:
@@ -52,9 +53,16 @@ def code(verb: str) -> None:
         )  # fmt: skip
 
 
-def train(adversarial: bool) -> None:
-    """Measures a training step on two crops, with or without the discriminator."""
-    model = create(quantizer_dropout=0.5).train()
+def training_step(
+    audio: torch.Tensor, *, adversarial: bool, **settings: Any
+) -> tuple[Callable[[], torch.Tensor], dict[str, float]]:
+    """Returns a training step, with or without the discriminator, and the sizes of the networks.
+
+    Args:
+      audio: `[B, 1, S]`, on the device to train on.
+      settings: settings of the DAC that differ from the published ones.
+    """
+    model = create(quantizer_dropout=0.5, **settings).train().to(audio.device)
     from audiotools import AudioSignal
     from dac.model import Discriminator
     from dac.nn.loss import GANLoss, MelSpectrogramLoss
@@ -68,18 +76,16 @@ def train(adversarial: bool) -> None:
         clamp_eps=1e-5,
         mag_weight=0.0,
     )
-    audio = decaying_tones(STEP_BATCH, STEP_SAMPLES, RATE_HZ)
     adam = {"lr": 1e-4, "betas": (0.8, 0.99)}
     optimizer = torch.optim.AdamW(model.parameters(), **adam)
-    fields: dict[str, Any] = {}
+    fields = {"params_M": millions(model)}
     if adversarial:
-        discriminator = Discriminator(sample_rate=RATE_HZ)
+        discriminator = Discriminator(sample_rate=RATE_HZ).to(audio.device)
         discriminator_optimizer = torch.optim.AdamW(discriminator.parameters(), **adam)
         gan = GANLoss(discriminator)
         fields["discriminator_params_M"] = millions(discriminator)
-    losses = []
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         real = AudioSignal(audio.clone(), RATE_HZ)
         output = model(real.audio_data, RATE_HZ)
         fake = AudioSignal(output["audio"], RATE_HZ)
@@ -96,11 +102,18 @@ def train(adversarial: bool) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e3)
         optimizer.step()
-        losses.append(float(loss.detach()))
+        return loss.detach()
 
+    return step, fields
+
+
+def train(adversarial: bool) -> None:
+    """Measures a training step on two crops, with or without the discriminator."""
+    step, fields = training_step(decaying_tones(STEP_BATCH, STEP_SAMPLES, RATE_HZ), adversarial=adversarial)
+    losses = []
     time_and_emit(
-        "dac_gan_step" if adversarial else "dac_generator_step", "s/step", step, repeats=5, batch=STEP_BATCH,
-        samples=STEP_SAMPLES, audio_s=round(STEP_BATCH * STEP_SAMPLES / RATE_HZ, 3), params_M=millions(model),
+        "dac_gan_step" if adversarial else "dac_generator_step", "s/step", lambda: losses.append(float(step())),
+        repeats=5, batch=STEP_BATCH, samples=STEP_SAMPLES, audio_s=round(STEP_BATCH * STEP_SAMPLES / RATE_HZ, 3),
         impl=IMPLEMENTATION, **fields,
     )  # fmt: skip
     assert all(abs(loss) < 1e9 for loss in losses), losses

@@ -10,17 +10,22 @@ from peers.measuring import RATE_HZ, millions, time_and_emit
 SECONDS, MELS, HOP_SAMPLES = 10, 100, 256
 
 
-def decode() -> None:
-    """Measures backbone and head."""
+def create(dim: int = 512, intermediate_dim: int = 1536, num_layers: int = 8) -> torch.nn.Module:
+    """Returns backbone and head with random weights."""
     stand_ins.allow_missing()
     from vocos.heads import ISTFTHead
     from vocos.models import VocosBackbone
 
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        VocosBackbone(input_channels=MELS, dim=512, intermediate_dim=1536, num_layers=8),
-        ISTFTHead(dim=512, n_fft=1024, hop_length=HOP_SAMPLES, padding="center"),
+    return torch.nn.Sequential(
+        VocosBackbone(input_channels=MELS, dim=dim, intermediate_dim=intermediate_dim, num_layers=num_layers),
+        ISTFTHead(dim=dim, n_fft=1024, hop_length=HOP_SAMPLES, padding="center"),
     ).eval()
+
+
+def decode() -> None:
+    """Measures backbone and head."""
+    model = create()
     features = torch.randn(1, MELS, SECONDS * RATE_HZ // HOP_SAMPLES + 1)
     with torch.inference_mode():
         seconds = model(features).shape[-1] / RATE_HZ

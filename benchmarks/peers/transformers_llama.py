@@ -8,19 +8,21 @@ PROMPT, NEW, TOP_K, VOCABULARY = 16, 256, 50, 8194
 TRAIN_BATCH, TRAIN_LENGTH = 4, 512
 
 
-def create() -> torch.nn.Module:
+def create(
+    vocabulary: int = VOCABULARY, dim: int = 512, feed_forward_dim: int = 1408, layers: int = 8, heads: int = 8
+) -> torch.nn.Module:
     """Returns a model with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=8,
+            vocab_size=vocabulary,
+            hidden_size=dim,
+            intermediate_size=feed_forward_dim,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             max_position_embeddings=2048,
             tie_word_embeddings=False,
             bos_token_id=None,
