@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from bandtok_jax.codecs.chunked_network import ChunkedNetwork
+from bandtok_jax.codecs.chunked_network import CALLS_AHEAD, ChunkedNetwork
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.layers.convolution import mask_outside
 from bandtok_jax.models import registry
@@ -47,10 +47,10 @@ def run(chunked, component, blocks=(ITEMS,)):
     return np.concatenate(list(chunked(component.weights, blocks)))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 37, 64])
-def test_chunks_equal_the_whole(component, chunk):
+@pytest.mark.parametrize(("chunk", "windows"), [(1, 1), (4, 1), (5, 3), (1, 5), (37, 1), (64, 2)])
+def test_chunks_equal_the_whole(component, chunk, windows):
     expected = np.convolve(ITEMS, [0.25, 0.5, 0.25], mode="same")
-    smooth = ChunkedNetwork(component, "__call__", chunk=chunk, context=1)
+    smooth = ChunkedNetwork(component, "__call__", chunk=chunk, context=1, windows=windows)
     np.testing.assert_allclose(run(smooth, component), expected, atol=1e-6)
     np.testing.assert_array_equal(run(smooth, component, np.split(ITEMS, [1, 2, 30])), run(smooth, component))
 
@@ -91,7 +91,24 @@ def test_one_program_serves_every_length(component):
     for length in (1, 9, 37):
         assert len(run(smooth, component, [ITEMS[:length]])) == length
     assert smooth.window_items == 10
-    window, span = jax.ShapeDtypeStruct((smooth.window_items,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    outputs, carry = jax.eval_shape(smooth.program, component.weights, window, span, None)
-    assert outputs.shape == (8,) and carry is None
-    assert smooth.program.lower(component.weights, window, span, None).compile()
+    windows = jax.ShapeDtypeStruct((1, smooth.window_items), jnp.float32)
+    valid_ranges = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    outputs, carry = jax.eval_shape(smooth.program, component.weights, windows, valid_ranges, None)
+    assert outputs.shape == (1, 8) and carry is None
+    assert smooth.program.lower(component.weights, windows, valid_ranges, None).compile()
+
+
+def test_calls_are_started_before_earlier_results_are_read(component):
+    smooth, columns = ChunkedNetwork(component, "__call__", chunk=1, context=1, windows=2), []
+    program, called = smooth.program, []
+    smooth.program = lambda *arguments: called.append(arguments[1].shape[0]) or program(*arguments)
+    stream = smooth.stream(component.weights)
+    for number, item in enumerate(ITEMS, 1):
+        columns += stream.push(ITEMS[number - 1 : number])
+        # The last item is context alone, two columns make a call, and two calls are ahead.
+        assert len(called) == (number - 1) // 2 and len(columns) == 2 * max(0, len(called) - CALLS_AHEAD), item
+    columns += stream.finish()
+    assert set(called) == {2}
+    np.testing.assert_array_equal(np.concatenate(columns), run(smooth, component))
+    prompt = smooth.stream(component.weights, prompt=True)
+    assert [sum(map(len, prompt.push(ITEMS[i : i + 1]))) for i in range(3)] == [0, 1, 1]

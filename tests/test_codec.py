@@ -110,7 +110,7 @@ def test_streams_equal_whole_files():
 
 
 def test_memory_is_bounded_by_the_chunk():
-    """However long the stream, no more of it is held than a chunk with its context and one block."""
+    """However long the stream, no more of it is held than two chunks with their context and one block."""
     codec, ahead = create(), []
     consumed = produced = 0
 
@@ -123,12 +123,12 @@ def test_memory_is_bounded_by_the_chunk():
     for codes in itertools.islice(codec.encode_stream(endless(np.zeros(5000, np.float32))), 30):
         produced += len(codes) * codec.samples_per_column
         ahead.append(consumed - produced)
-    assert max(ahead) == max(ahead[:10]) < 10 * codec.samples_per_column
+    assert max(ahead) == max(ahead[:10]) < 18 * codec.samples_per_column
     consumed, produced, ahead = 0, 0, []
     for audio in itertools.islice(codec.decode_stream(endless(codes[:3])), 30):
         produced += len(audio) / codec.samples_per_column
         ahead.append(consumed - produced)
-    assert max(ahead) == max(ahead[:10]) < 20
+    assert max(ahead) == max(ahead[:10]) < 36
 
 
 def test_decoding_in_chunks_has_no_seams():

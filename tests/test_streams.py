@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bandtok_jax.codecs import chunked_network
 from tests import test_codec, test_flow_codec, test_meltok, test_waveform_codec_files
 
 CODECS = {
@@ -51,6 +52,20 @@ def test_any_blocks_give_the_codes_and_the_audio_of_the_whole(name):
             if step is None or name == "flow":
                 np.testing.assert_array_equal(result, decoded)
             np.testing.assert_allclose(result, decoded, atol=1e-4 * max(1, np.abs(decoded).max()))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_several_windows_at_a_time_give_the_same_codes(name, monkeypatch):
+    codec = CODECS[name]()
+    audio = recording(codec, codec.samples_per_column * (4 * codec._chunk_columns + 3))
+    codes = codec.encode(audio, codec.sample_rate_hz)
+    decoded = codec.decode(codes, seed=3)
+    monkeypatch.setattr(chunked_network, "windows_per_call", lambda: 3)
+    several = CODECS[name].__wrapped__() if hasattr(CODECS[name], "__wrapped__") else CODECS[name]()
+    assert several is not codec and several._encoder("encode").windows == 3
+    np.testing.assert_array_equal(several.encode(audio, codec.sample_rate_hz), codes)
+    np.testing.assert_array_equal(streamed(several.encoder_stream(), split(audio, -1, 0), 0), codes)
+    np.testing.assert_allclose(several.decode(codes, seed=3), decoded, atol=1e-4 * max(1, np.abs(decoded).max()))
 
 
 @pytest.mark.parametrize("name", CODECS)

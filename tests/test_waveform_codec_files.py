@@ -134,7 +134,7 @@ def test_memory_is_bounded_by_the_chunk():
     for columns in itertools.islice(create().encode_stream(endless(audio()[:50])), 40):
         produced += len(columns) * HOP
         ahead.append(consumed - produced)
-    assert max(ahead) < (16 + 2 * tokenizer().network.attribute("encoder_context_columns")) * HOP
+    assert max(ahead) < (2 * 16 + 2 * tokenizer().network.attribute("encoder_context_columns")) * HOP
 
 
 def test_other_rates_and_channels_are_taken():

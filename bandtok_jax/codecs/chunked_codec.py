@@ -122,7 +122,7 @@ class ChunkedCodec(abc.ABC):
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
         codes = self._code_input()
-        chain = Chain([codes, *self._decoder_stages(seed, self._chunk_columns, **options)])
+        chain = Chain([codes, *self._decoder_stages(seed, self._chunk_columns, False, **options)])
         return (audio.T for audio in self._cut(chain, codes, blocks, samples))
 
     def encoder_stream(self, sample_rate_hz: int | None = None, *, chunk_columns: int | None = None) -> BlockStream:
@@ -139,7 +139,7 @@ class ChunkedCodec(abc.ABC):
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         audio = AudioInput(rate_hz, self.sample_rate_hz, self.channels)
         step = self._stream_columns(chunk_columns)
-        chain = Chain([audio, self._encoder("encode").stream(self._weights["tokenizer"], step=step)])
+        chain = Chain([audio, self._encoder("encode").stream(self._weights["tokenizer"], step=step, prompt=True)])
         wait = chain.longest_wait_seconds(rate_hz, self.columns_per_second)
         return BlockStream(chain, 1000 * wait, np.zeros((0, self.rows), np.int32))
 
@@ -158,7 +158,7 @@ class ChunkedCodec(abc.ABC):
           ValueError: no vocoder, or other options.
         """
         self.require_decoder()
-        stages = self._decoder_stages(seed, self._stream_columns(chunk_columns), **options)
+        stages = self._decoder_stages(seed, self._stream_columns(chunk_columns), True, **options)
         chain = Chain([self._code_input(), *stages])
         wait = chain.longest_wait_seconds(self.columns_per_second, self.sample_rate_hz)
         shape = (0,) if self.channels == 1 else (self.channels, 0)
@@ -195,9 +195,14 @@ class ChunkedCodec(abc.ABC):
             self._decoders[chunk] = self._chunked_decoders(chunk)
         return self._decoders[chunk]
 
-    def _decoder_stages(self, seed: int, chunk: int) -> list[Stage]:
-        """Returns stages from blocks of checked codes to blocks of samples `[S]` or `[S, 2]`, whole columns in all."""
-        return [network.stream(self._weights[role]) for role, network in self._decoder_networks(chunk).items()]
+    def _decoder_stages(self, seed: int, chunk: int, prompt: bool) -> list[Stage]:
+        """Returns stages from blocks of checked codes to blocks of samples `[S]` or `[S, 2]`, whole columns in all.
+
+        Args:
+          chunk, prompt: see `_chunked_decoders` and `ChunkedNetwork.stream`.
+        """
+        networks = self._decoder_networks(chunk).items()
+        return [network.stream(self._weights[role], prompt=prompt) for role, network in networks]
 
     def _stream_columns(self, chunk_columns: int | None) -> int:
         """Returns the columns that a stream works on at a time."""

@@ -2,8 +2,12 @@
 
 Every window carries the context of its chunk, and chunks start on a fixed grid. One compiled program therefore serves
 every length, memory is bounded by the window, and the result does not depend on the length of the stream.
+
+A call of the program takes several windows where that is faster, and the device computes while the host cuts the next
+windows and copies earlier results.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 import functools
 import math
@@ -16,6 +20,16 @@ from bandtok_jax.audio.windows import Window, Windows, span
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.streams import through
 from bandtok_jax.layers.network import Tree
+from bandtok_jax.runtime.target_platform import platform
+
+# Our choices. One window does not fill an accelerator, and a call that is not full is filled up.
+ACCELERATOR_WINDOWS = 4
+CALLS_AHEAD = 1  # started before the results of a call are read
+
+
+def windows_per_call() -> int:
+    """Returns the number of windows that this device computes at a time; a CPU gains nothing by more than one."""
+    return 1 if platform() == "cpu" else ACCELERATOR_WINDOWS
 
 
 class ChunkedNetwork:
@@ -35,6 +49,7 @@ class ChunkedNetwork:
       lead: items before and after the context that `front_end` needs.
       outside: value of the input beyond both ends of the stream, see `bandtok_jax.audio.windows.windows`.
       front_end: maps a window to the input of the method, such as audio to log-mel; part of the program.
+      windows: N, windows of a call of the program, by default as suits the device; 1 for a method with a carry.
     """
 
     def __init__(
@@ -49,6 +64,7 @@ class ChunkedNetwork:
         lead: tuple[int, int] = (0, 0),
         outside: float | str | None = None,
         front_end: Callable[[jax.Array], jax.Array] | None = None,
+        windows: int | None = None,
     ):
         self._component, self._method, self._front_end = component, method, front_end
         self.chunk, self.items_per_column, self.outputs_per_column = chunk, items_per_column, outputs_per_column
@@ -56,6 +72,7 @@ class ChunkedNetwork:
         self.outside = outside
         # Networks that need all of a stream at once declare it.
         self._single: bool = component.network.attribute("single_chunk", False)
+        self.windows = 1 if self._single else windows or windows_per_call()
         self.context_items = (before * items_per_column + lead[0], after * items_per_column + lead[1])
 
     @property
@@ -65,10 +82,10 @@ class ChunkedNetwork:
 
     @functools.cached_property
     def program(self) -> Callable[..., tuple[jax.Array, Tree]]:
-        """The compiled program of one window.
+        """The compiled program of N windows.
 
-        It maps `(weights, window [window_items, ...], valid_range int32 [2], carry)` to the outputs of the chunk,
-        `[chunk * outputs_per_column, ...]`, and the next carry.
+        It maps `(weights, windows [N, window_items, ...], valid_ranges int32 [N, 2], carry)` to the outputs of the
+        chunks, `[N, chunk * outputs_per_column, ...]`, and the next carry.
         """
         network, method, front_end = self._component.network, self._method, self._front_end or (lambda window: window)
         before, outputs_per_column = self.context_columns[0], self.outputs_per_column
@@ -80,9 +97,18 @@ class ChunkedNetwork:
             outputs, carry = (result, None) if carry is None else result
             return outputs[0, inner], carry
 
-        return jax.jit(run)
+        def run_all(weights: Tree, windows: jax.Array, valid_ranges: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
+            if self.windows == 1:
+                outputs, carry = run(weights, windows[0], valid_ranges[0], carry)
+                return outputs[None], carry
+            assert carry is None, "a carry goes from window to window"
+            return jax.vmap(lambda *window: run(weights, *window, None)[0])(windows, valid_ranges), None
 
-    def stream(self, weights: Any, carry: Tree = None, *, step: int | None = None) -> "NetworkStream":
+        return jax.jit(run_all)
+
+    def stream(
+        self, weights: Any, carry: Tree = None, *, step: int | None = None, prompt: bool = False
+    ) -> "NetworkStream":
         """Returns the network over one stream, a `streams.Stage`.
 
         Args:
@@ -91,8 +117,10 @@ class ChunkedNetwork:
             before; None for none.
           step: columns whose outputs come at a time. Where it is less than the chunk, the program runs several times
             for each chunk, and the outputs stay the same. That needs outputs which depend on their context alone.
+          prompt: outputs come with the block that completes them, for blocks that come as time passes. By default they
+            come later, while the device computes further ones.
         """
-        return NetworkStream(self, weights, carry, step)
+        return NetworkStream(self, weights, carry, step, prompt)
 
     def __call__(self, weights: Any, blocks: Iterable[np.ndarray], carry: Tree = None) -> Iterator[np.ndarray]:
         """Yields the outputs of each chunk of a stream, `[<= chunk * outputs_per_column, ...]`; see `stream`.
@@ -120,34 +148,64 @@ class ChunkedNetwork:
 class NetworkStream:
     """A `ChunkedNetwork` over one stream, a `streams.Stage`. See `ChunkedNetwork.stream`."""
 
-    def __init__(self, network: ChunkedNetwork, weights: Any, carry: Tree, step: int | None):
+    def __init__(self, network: ChunkedNetwork, weights: Any, carry: Tree, step: int | None, prompt: bool):
         assert carry is None or step in (None, network.chunk), "a carry goes from whole chunk to whole chunk"
-        self._network, self._weights, self._carry = network, weights, carry
+        self._network, self._weights, self._carry, self._prompt = network, weights, carry, prompt
         self.burst = min(step or network.chunk, network.chunk) * network.outputs_per_column
         items, (before, after) = network.items_per_column, network.context_items
         self._windows = Windows(
             network.chunk * items, before, after, network.outside, None if step is None else step * items
         )
+        self._waiting: list[Window] = []
+        # Results of the calls that were started, and the new outputs of each of their windows.
+        self._started: collections.deque[tuple[jax.Array, list[slice]]] = collections.deque()
 
     def push(self, block: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields the outputs that a block of the input completes, chunk by chunk."""
-        return map(self._run, self._windows.push(block))
+        """Yields the outputs that a block of the input completes, chunk by chunk, or without `prompt` earlier ones."""
+        return self._outputs(self._windows.push(block), self._prompt)
 
     def finish(self) -> Iterator[np.ndarray]:
         """Yields the remaining outputs after the last block."""
-        return map(self._run, self._windows.finish())
+        return self._outputs(self._windows.finish(), True)
 
     def received_for(self, outputs: int) -> int:
-        """Returns the number of input items after which the first `outputs` outputs have come."""
+        """Returns the number of input items after which the first `outputs` outputs have come, with `prompt`."""
         columns = math.ceil(outputs / self._network.outputs_per_column)
         return self._windows.received_for(columns * self._network.items_per_column)
 
-    def _run(self, window: Window) -> np.ndarray:
-        network = self._network
-        columns = math.ceil(window.present / network.items_per_column)
-        network.check_length(window.number, columns)
-        valid_range = span(window.number, network.chunk, network.context_columns[0], columns)
-        outputs, self._carry = network.program(self._weights, window.items, valid_range, self._carry)
-        first, stop = (edge // network.items_per_column for edge in (window.new.start, window.new.stop))
-        stop = min(stop, columns)
-        return np.asarray(outputs)[first * network.outputs_per_column : stop * network.outputs_per_column]
+    def _outputs(self, windows: Iterable[Window], complete: bool) -> Iterator[np.ndarray]:
+        """Computes windows, and yields the outputs that are read; all of them where `complete`."""
+        for window in windows:
+            self._waiting.append(window)
+            if len(self._waiting) == self._network.windows:
+                self._start()
+            if len(self._started) > CALLS_AHEAD:
+                yield from self._read()
+        if complete and self._waiting:
+            self._start()
+        while complete and self._started:
+            yield from self._read()
+
+    def _start(self) -> None:
+        """Starts a call of the program on the windows that wait."""
+        network, windows, self._waiting = self._network, self._waiting, []
+        ranges, new = [], []
+        for window in windows:
+            columns = math.ceil(window.present / network.items_per_column)
+            network.check_length(window.number, columns)
+            ranges.append(span(window.number, network.chunk, network.context_columns[0], columns))
+            first, stop = (edge // network.items_per_column for edge in (window.new.start, window.new.stop))
+            stop = min(stop, columns)
+            new.append(slice(first * network.outputs_per_column, stop * network.outputs_per_column))
+        filled = [*range(len(windows)), *[-1] * (network.windows - len(windows))]
+        items = np.stack([windows[number].items for number in filled]) if len(filled) > 1 else windows[0].items[None]
+        valid_ranges = np.stack([ranges[number] for number in filled])
+        outputs, self._carry = network.program(self._weights, items, valid_ranges, self._carry)
+        outputs.copy_to_host_async()
+        self._started.append((outputs, new))
+
+    def _read(self) -> Iterator[np.ndarray]:
+        """Yields the new outputs of the windows of the oldest call."""
+        outputs, new = self._started.popleft()
+        for window_outputs, part in zip(np.asarray(outputs), new):
+            yield window_outputs[part]

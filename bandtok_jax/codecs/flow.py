@@ -83,7 +83,7 @@ class FlowCodec(Codec):
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`, means of both channels, for the seed 0."""
-        log_mels = through(self._flow_stage(seed=0), [self._whole_grid(codes)])
+        log_mels = through(self._flow_stage(0, False), [self._whole_grid(codes)])
         return np.log(np.concatenate([np.exp(block).mean(axis=1) for block in log_mels]))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
@@ -96,19 +96,19 @@ class FlowCodec(Codec):
         network = self._decoder_networks(self._chunk_columns)["vocoder"]
         return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
 
-    def _decoder_stages(self, seed: int, chunk: int, **sampling: Any) -> list[Stage]:
+    def _decoder_stages(self, seed: int, chunk: int, prompt: bool, **sampling: Any) -> list[Stage]:
         (network,) = self._decoder_networks(chunk).values()
-        vocoders = [network.stream(self._weights["vocoder"]) for _ in range(self.channels)]
-        return [self._flow_stage(seed, **sampling), EachChannel(vocoders)]
+        vocoders = [network.stream(self._weights["vocoder"], prompt=prompt) for _ in range(self.channels)]
+        return [self._flow_stage(seed, prompt, **sampling), EachChannel(vocoders)]
 
-    def _flow_stage(self, seed: int, **sampling: Any) -> Stage:
+    def _flow_stage(self, seed: int, prompt: bool, **sampling: Any) -> Stage:
         """Returns a stage from checked codes to log-mels of both channels, `[T', 2, M]`."""
         options = {**self.sampling, **sampling}
         if unknown := sorted(options.keys() - self.sampling.keys()):
             raise ValueError(f"there is no option {unknown[0]!r} of sampling: use {', '.join(sorted(self.sampling))}")
         if (key := tuple(sorted(options.items()))) not in self._flows:
             self._flows[key] = self._chunked_flow(options)
-        return self._flows[key].stream(self._weights["tokenizer"], self._first_carry(seed))
+        return self._flows[key].stream(self._weights["tokenizer"], self._first_carry(seed), prompt=prompt)
 
     def _chunked_flow(self, options: dict[str, Any]) -> ChunkedNetwork:
         network = self.components["tokenizer"].network
@@ -119,6 +119,7 @@ class FlowCodec(Codec):
             # The end of a window is the given beginning of the next one.
             context=(0, self._flow_context),
             outputs_per_column=network.attribute("frames_per_latent") // COLUMNS_PER_FRAME,
+            windows=1,  # each begins with the end of the one before
         )
 
     def _first_carry(self, seed: int) -> Tree:

@@ -99,8 +99,8 @@ class MelCodec(Codec):
         """True where a vocoder consumes mels, so that `vocode` works."""
         return "vocoder" in self.components and self.components["vocoder"].network_class.consumes == "mel"
 
-    def _decoder_stages(self, seed: int, chunk: int) -> list[Stage]:
-        stages = super()._decoder_stages(seed, chunk)
+    def _decoder_stages(self, seed: int, chunk: int, prompt: bool) -> list[Stage]:
+        stages = super()._decoder_stages(seed, chunk, prompt)
         return stages if self.vocodes_mels else stages[1:]
 
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
