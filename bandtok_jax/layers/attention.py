@@ -14,7 +14,7 @@ from bandtok_jax.runtime.target_platform import platform
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 QUERY_BLOCK, MAX_BLOCKS = 160, 8  # of XLA's causal attention; smaller ones save little and compile long (our choice)
-KERNEL_BLOCK = 128  # the fused kernels take a sequence of whole blocks: cuDNN's an even length, splash's this one
+KERNEL_BLOCKS = {"xla": 1, "cudnn": 2, "splash": 128}  # a kernel takes a sequence of whole blocks
 
 # Keys and values of one layer, `[B * N, S, H]` each: the einsums of `decode_attention` take these very arrays; with
 # four axes XLA on CPUs copies the cache for every token (jax 0.10).
@@ -64,17 +64,26 @@ def attention(
     length = query.shape[1]
     # Without a causal mask only whole blocks fit the fused kernels, since padding would be attended to. Attention to a
     # text is cheap.
-    if not causal and (mask is not None or key.shape != query.shape or length % KERNEL_BLOCK):
+    if not causal and (mask is not None or key.shape != query.shape or length % KERNEL_BLOCKS[implementation]):
         implementation = "xla"
     if implementation == "xla":
         return _causal_attention(query, key, value) if causal else _full_attention(query, key, value, mask)
-    padding = ((0, 0), (0, -length % KERNEL_BLOCK), (0, 0), (0, 0))
+    padding = ((0, 0), (0, -length % KERNEL_BLOCKS[implementation]), (0, 0), (0, 0))
     query, key, value = (jnp.pad(x, padding) for x in (query, key, value))
     if implementation == "cudnn":
         result = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
     else:
         result = _splash_attention(query, key, value, causal)
     return result[:, :length]
+
+
+def even_padding(implementation: str, x: jax.Array) -> int:
+    """Returns the number of positions, 0 or 1, that spare `attention` to pad each of its inputs in each layer.
+
+    Args:
+      x: the input of the layers, `[B, L, D]`. Splash attention pads for itself.
+    """
+    return x.shape[1] % 2 if choose_implementation(implementation, x) == "cudnn" else 0
 
 
 def init_kv_cache(batch: int, length: int, heads: int, head_dim: int, dtype: DTypeLike) -> KVCache:

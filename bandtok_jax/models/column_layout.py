@@ -41,6 +41,10 @@ class ColumnLayout(Layout):
         x = tables.embed(steps, jnp.arange(self.rows))
         return self.columns(x.reshape(*x.shape[:2], -1))
 
+    def score(self, tables: TokenTables, outputs: jax.Array) -> jax.Array:
+        """Returns logits, of which only those of a first row may be END, see `Layout.score`."""
+        return self._without_inner_ends(tables.logits(outputs), jnp.arange(self.rows))
+
     def _without_inner_ends(self, logits: jax.Array, rows: jax.Array) -> jax.Array:
         """Returns logits `[..., R, V]` of rows `[R]` in which only the first row of a column may be END."""
         is_end = jnp.arange(logits.shape[-1]) == self.codebook_size

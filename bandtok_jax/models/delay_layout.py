@@ -42,14 +42,13 @@ class DelayLayout(ColumnLayout):
         """Row f comes f columns late."""
         return tuple(range(self.rows))
 
-    def logits(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
-        """Returns the logits of each row from its steps, see `Layout.logits`."""
+    def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+        """Returns the state of each row from its steps, see `Layout.outputs`."""
         columns, kernel = codes.shape[1] + 1, self.row_states.kernel[...].astype(self.dtype)
         # The outputs are moved, since they are much smaller than the logits. The last column has only a first row.
         padded = jnp.pad(hidden, ((0, 0), (0, columns + self.rows - 1 - hidden.shape[1]), (0, 0))).astype(self.dtype)
         states = [matmul(padded[:, row : row + columns], kernel[row], self.dtype) for row in range(self.rows)]
-        logits = self._logits(tables, jnp.stack(states, axis=2))
-        return logits.reshape(len(codes), columns * self.rows, -1)[:, : codes.shape[1] * self.rows + 1]
+        return self.norm(jnp.stack(states, axis=2))
 
     def decode_step(
         self,
@@ -62,9 +61,5 @@ class DelayLayout(ColumnLayout):
     ) -> tuple[jax.Array, Cache]:
         """Returns the tokens of a step, all drawn together, see `Layout.decode_step`."""
         hidden, cache = transformer(self.inputs(tables, previous[:, None]), step, cache)
-        logits = self._logits(tables, jnp.stack(self.row_states(hidden), axis=2))
+        logits = self.score(tables, self.norm(jnp.stack(self.row_states(hidden), axis=2)))
         return draw(logits[:, 0], jnp.arange(self.rows)), cache
-
-    def _logits(self, tables: TokenTables, states: jax.Array) -> jax.Array:
-        """Returns logits `[B, T, F, V]` of the states `[B, T, F, W]` of each row."""
-        return self._without_inner_ends(tables.logits(self.norm(states)), jnp.arange(self.rows))

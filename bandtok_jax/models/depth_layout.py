@@ -72,8 +72,8 @@ class DepthLayout(ColumnLayout):
         )
         self.norm = RMSNorm(row_dim, rngs=rngs)
 
-    def logits(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
-        """Returns the logits of all rows of all columns, see `Layout.logits`."""
+    def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+        """Returns the outputs of the depth transformer, see `Layout.outputs`."""
         batch, columns, rows = hidden.shape[0], hidden.shape[1], jnp.arange(self.rows)
         # The column after the last has only a first row, which decides whether the track ends.
         below = jnp.pad(codes[..., :-1], ((0, 0), (0, 1), (0, 0)))
@@ -89,9 +89,7 @@ class DepthLayout(ColumnLayout):
         for block in self.blocks:
             graph, state = nnx.split(block)
             x = layer(x, state)
-        logits = tables.logits(self.norm(x).reshape(batch, columns, self.rows, -1))
-        logits = self._without_inner_ends(logits, rows)
-        return logits.reshape(batch, columns * self.rows, -1)[:, : codes.shape[1] * self.rows + 1]
+        return self.norm(x).reshape(batch, columns, self.rows, -1)
 
     def decode_step(
         self,

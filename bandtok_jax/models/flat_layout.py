@@ -41,13 +41,11 @@ class FlatLayout(Layout):
         tokens = steps.reshape(steps.shape[0], -1)[:, self.rows - 1 :]
         return tables.embed(tokens, (jnp.arange(tokens.shape[1]) - 1) % self.rows)
 
-    def logits(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
-        """Returns the logits of the outputs themselves, see `Layout.logits`."""
-        if not tables.row_vocabulary:
-            return tables.logits(hidden)
-        batch, length, width = hidden.shape
-        hidden = jnp.pad(hidden, ((0, 0), (0, -length % self.rows), (0, 0))).reshape(batch, -1, self.rows, width)
-        return tables.logits(hidden).reshape(batch, hidden.shape[1] * self.rows, -1)[:, :length]
+    def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+        """Returns the outputs of the transformer by columns, see `Layout.outputs`."""
+        batch, columns = codes.shape[0], codes.shape[1] + 1
+        missing = columns * self.rows - hidden.shape[1]
+        return jnp.pad(hidden, ((0, 0), (0, missing), (0, 0))).reshape(batch, columns, self.rows, -1)
 
     def decode_step(
         self,

@@ -10,6 +10,7 @@ and the codes are the only outputs; all other logits are -inf.
 """
 
 from collections.abc import Iterable
+import functools
 from typing import Any
 
 from flax import nnx
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bandtok_jax.layers.attention import KVCache, init_kv_cache, update_kv_cache
+from bandtok_jax.layers.attention import KVCache, even_padding, init_kv_cache, update_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
 from bandtok_jax.layers.norm import RMSNorm
@@ -27,6 +28,7 @@ from bandtok_jax.models.depth_layout import DepthLayout
 from bandtok_jax.models.flat_layout import FlatLayout
 from bandtok_jax.models.layout import Draw, Layout, delayed
 from bandtok_jax.models.text_encoder import TextEncoder
+from bandtok_jax.models.token_losses import chunked_cross_entropy
 from bandtok_jax.models.token_tables import TokenTables, padded_vocabulary
 
 LAYOUTS: dict[str, type[Layout]] = {"flat": FlatLayout, "depth": DepthLayout, "delay": DelayLayout}
@@ -103,6 +105,7 @@ class LanguageModel(nnx.Module):
         self.dtype, self.num_heads, self.head_dim, self.num_layers = dtype, num_heads, dim // num_heads, num_layers
         self.dropout, self.remat, self.scan_layers = dropout, remat, scan_layers
         self.sequence_sharding, self.row_vocabulary = sequence_sharding, row_vocabulary
+        self.attention = attention
         entries = padded_vocabulary(codebook_size) * (rows if row_vocabulary else 1)
 
         def embedding(*shape: int) -> nnx.Param:
@@ -158,14 +161,54 @@ class LanguageModel(nnx.Module):
         """Returns logits `[B, T * F + 1, V]`: for code n at position n, and for the token after the last code.
 
         Args:
+          codes, begins, columns, keys: as for `token_losses`.
+          context, context_mask: the results of `encode_text`.
+        """
+        hidden = self._transform(codes, context, context_mask, begins, columns, keys)
+        return self.layout.logits(self._tables, hidden, codes)
+
+    def token_losses(
+        self,
+        codes: jax.Array,
+        targets: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        *,
+        begins: jax.Array | bool = True,
+        columns: jax.Array | None = None,
+        keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns cross-entropies in nats `[B, T + 1, F]`, and the likeliest token of each first row `[B, T + 1]`.
+
+        The logits of all columns are never held at once.
+
+        Args:
           codes: `[B, T, F]`.
+          targets: `[B, T + 1, F]`, the codes, and the tokens after the last column, of which the first alone counts.
           context, context_mask: the results of `encode_text`.
           begins: bool or `[B]`, True where the grids begin a track, False where they are from the middle of one.
           columns: `[B]`, the columns of each grid that are not padding; all of them by default.
           keys: random keys `[B]` for dropout; without them nothing is dropped.
         """
+        hidden = self._transform(codes, context, context_mask, begins, columns, keys)
+        tables = self._tables
+        score = functools.partial(self.layout.score, tables)
+        return chunked_cross_entropy(score, self.layout.outputs(tables, hidden, codes), targets)
+
+    def _transform(
+        self,
+        codes: jax.Array,
+        context: jax.Array | None,
+        context_mask: jax.Array | None,
+        begins: jax.Array | bool,
+        columns: jax.Array | None,
+        keys: jax.Array | None,
+    ) -> jax.Array:
+        """Returns the outputs of the transformer for whole grids, `[B, L, D]`; see `token_losses`."""
         first = jnp.broadcast_to(first_token(self.codebook_size, begins), codes.shape[:1])
         x = self.layout.inputs(self._tables, self._after_first(first, self._steps(codes, columns)))
+        length = x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, even_padding(self.attention, x)), (0, 0)))
         angles = self._angles(jnp.arange(x.shape[1]))
         has_dropout = keys is not None and self.dropout > 0
 
@@ -192,7 +235,7 @@ class LanguageModel(nnx.Module):
             for number, block in enumerate(self._unstacked_blocks):
                 graph, state = nnx.split(block)
                 x, _ = layer(x, (number, state))
-        return self.layout.logits(self._tables, self.norm(x), codes)
+        return self.norm(x[:, :length])
 
     def encode_text(
         self,

@@ -57,13 +57,28 @@ class Layout(nnx.Module, abc.ABC):
         """Returns the inputs of the transformer `[B, L, D]` for steps `[B, 1 + S, F]`, the first tokens included."""
 
     @abc.abstractmethod
-    def logits(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
-        """Returns logits `[B, T * F + 1, V]` of the codes, column by column, and of the token after the last one.
+    def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+        """Returns the vectors `[B, T + 1, F, W]` that `score` takes, one for each code and the column after the last.
+
+        Only the first row of that column is of use.
 
         Args:
           hidden: `[B, L, D]`, the outputs of the transformer.
           codes: `[B, T, F]`.
         """
+
+    def score(self, tables: TokenTables, outputs: jax.Array) -> jax.Array:
+        """Returns logits `[B, C, F, V]` of any columns of `outputs`."""
+        return tables.logits(outputs)
+
+    def logits(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+        """Returns logits `[B, T * F + 1, V]` of the codes, column by column, and of the token after the last one.
+
+        Args:
+          hidden, codes: as for `outputs`.
+        """
+        logits = self.score(tables, self.outputs(tables, hidden, codes))
+        return logits.reshape(len(codes), -1, logits.shape[-1])[:, : codes.shape[1] * self.rows + 1]
 
     @abc.abstractmethod
     def decode_step(

@@ -277,22 +277,18 @@ class LanguageModelTask(SingleNetworkTask):
         if kind != "none":
             text_input = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}
             text = self.network.apply(parameters, {}, **text_input[kind], drop=drop_text, method="encode_text")
-        logits = self.network.apply(
-            parameters, {}, codes, *text, begins=batch["start"] == 0, columns=batch["columns"], keys=keys
-        )
-
         # Targets: the codes, and the end token in place of the first row of the column after the last.
-        batch_size, length, rows = codes.shape
-        before_column = jnp.arange(length + 1)
+        before_column = jnp.arange(codes.shape[1] + 1)
         ends = (before_column == columns) & batch["ended"][:, None]
-        targets = jnp.pad(codes.reshape(batch_size, -1), ((0, 0), (0, 1)))
-        targets = targets.at[:, ::rows].set(jnp.where(ends, end, targets[:, ::rows]))
-        # Compared, not gathered: the gradient of a gather is a scatter into an array as large as the logits.
-        target_logits = jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0).sum(-1)
-        losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
-        code_losses = jnp.where(_valid_columns(batch)[..., None], losses[:, :-1].reshape(codes.shape), 0)
-        end_losses = jnp.where(ends, losses[:, ::rows], 0)
-        right = (logits[:, ::rows].argmax(-1) == end) == ends
+        targets = jnp.pad(codes, ((0, 0), (0, 1), (0, 0)))
+        targets = targets.at[:, :, 0].set(jnp.where(ends, end, targets[:, :, 0]))
+        options = dict(begins=batch["start"] == 0, columns=batch["columns"], keys=keys)
+        losses, likeliest = self.network.apply(
+            parameters, {}, codes, targets, *text, **options, method="token_losses"
+        )  # fmt: skip
+        code_losses = jnp.where(_valid_columns(batch)[..., None], losses[:, :-1], 0)
+        end_losses = jnp.where(ends, losses[:, :, 0], 0)
+        right = (likeliest == end) == ends
         return code_losses, end_losses, right & (ends | (before_column < columns))
 
     # ---- samples ----------------------------------------------------------------------------------------------------

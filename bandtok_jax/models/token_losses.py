@@ -1,0 +1,47 @@
+"""Cross-entropies of tokens without the logits of all of them at once.
+
+The logits of a batch are its largest array by far. They are computed for some columns at a time, and again for the
+gradient (as in Wijmans et al. 2024, arXiv 2411.09009, here without a kernel of its own).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+CHUNKS = 16  # our choice: the logits take a sixteenth of their memory
+
+
+def chunked_cross_entropy(
+    score: Callable[[jax.Array], jax.Array], outputs: jax.Array, targets: jax.Array, chunks: int = CHUNKS
+) -> tuple[jax.Array, jax.Array]:
+    """Returns cross-entropies in nats `[B, T, F]`, and the likeliest token of the first row of each column `[B, T]`.
+
+    Args:
+      score: maps outputs `[B, C, F, W]` of some columns to logits `[B, C, F, V]`.
+      outputs: `[B, T, F, W]`.
+      targets: tokens `[B, T, F]`.
+      chunks: largest number of parts that the columns are cut into.
+    """
+    batch, columns = targets.shape[:2]
+    size = -(-columns // chunks)
+    count = -(-columns // size)
+
+    def by_chunks(x: jax.Array) -> jax.Array:
+        """Returns `[B, T, ...]` as `[count, B, size, ...]`, with zeros for the missing columns."""
+        x = jnp.pad(x, ((0, 0), (0, count * size - columns), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def losses(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        part_outputs, part_targets = part
+        logits = score(part_outputs)
+        # Compared, not gathered: the gradient of a gather is a scatter into an array as large as the logits.
+        is_target = part_targets[..., None] == jnp.arange(logits.shape[-1])
+        target_logits = jnp.where(is_target, logits, 0).sum(-1)
+        return jax.nn.logsumexp(logits, axis=-1) - target_logits, logits[:, :, 0].argmax(-1)
+
+    results = jax.lax.map(losses, (by_chunks(outputs), by_chunks(targets)))
+    joined = (jnp.moveaxis(x, 0, 1).reshape(batch, count * size, *x.shape[3:])[:, :columns] for x in results)
+    cross_entropies, likeliest = joined
+    return cross_entropies, likeliest
