@@ -6,6 +6,7 @@ FOLDER holds the data of the language model. With dtype=float64 everything is in
 like large ones, so that the mesh has an effect.
 """
 
+import functools
 import sys
 
 from absl import flags
@@ -33,10 +34,9 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
                 return _with_gains(tiny.in_float64(init(*keys)))
 
             task.init = init_wide
-            if hasattr(task, "target"):
-                target = task.target
-                # In 32 bits the log-mel of a device depends on the number of its examples, by 5e-7.
-                task.target = lambda batch: target({**batch, "audio": batch["audio"].astype("float64")})
+            # In 32 bits the log-mel of a device depends on the number of its examples, by 5e-7.
+            for name in ("train_step", "eval_step", "warm_start"):
+                setattr(task, name, _with_wide_batch(getattr(task, name)))
             return task
 
         tasks.create = create_wide
@@ -47,6 +47,16 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
         print(notice)
         return RESTART_EXIT_CODE
     return 0
+
+
+def _with_wide_batch(step):
+    """Returns a step `(state, frozen, batch or batches, ...)` that reads audio in 64 bits."""
+
+    @functools.wraps(step)
+    def wide(state, frozen, batch, *rest, **phase):
+        return step(state, frozen, tiny.in_float64(batch), *rest, **phase)
+
+    return wide
 
 
 def _with_gains(tree):

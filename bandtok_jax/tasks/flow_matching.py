@@ -141,8 +141,9 @@ class FlowMatchingTask(SingleNetworkTask):
         """Returns the state with the weights of the encoder and of the autoencoder's decoder."""
         buffers, weights = state["model"]["buffers"], frozen["autoencoder"]
         decoder = {name: tree.get("decoder", {}) for name, tree in weights.items()}
+        encoder = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), buffers["encoder"], frozen["encoder"])
         copies = {
-            "encoder": jax.tree.map(jnp.asarray, frozen["encoder"]),
+            "encoder": encoder,
             "decoder": frozen_weights.copy_weights(buffers["decoder"], decoder, "the decoder of the autoencoder"),
         }
         return {**state, "model": {**state["model"], "buffers": {**buffers, **copies}}}
