@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax.layers import attention
+from bandtok_jax.models import token_losses
 from bandtok_jax.models.token_losses import chunked_cross_entropy
 from bandtok_jax.runtime.target_platform import made_for
 from tests.small_language_model import CODES, ROWS, grid, network
@@ -48,7 +49,8 @@ def test_losses_and_gradients_equal_those_of_all_logits(chunks):
 
 
 @pytest.mark.parametrize("layout", ["flat", "depth", "delay"])
-def test_a_language_model_has_the_losses_of_its_logits(layout):
+def test_a_language_model_has_the_losses_of_its_logits(layout, monkeypatch):
+    monkeypatch.setattr(token_losses, "CHUNK_BYTES", 1 << 12)
     model, codes = network(layout=layout, text="none", row_dim=16), grid(2, 6)
     parameters, _ = model.init(jax.random.key(0))
     targets = jnp.pad(codes, ((0, 0), (0, 1), (0, 0))).at[:, -1, 0].set(CODES)
@@ -59,7 +61,8 @@ def test_a_language_model_has_the_losses_of_its_logits(layout):
     np.testing.assert_array_equal(likeliest, logits[:, ::ROWS].argmax(-1))
 
 
-def test_the_gradient_holds_no_logits_of_all_columns():
+def test_the_gradient_holds_no_logits_of_all_columns(monkeypatch):
+    monkeypatch.setattr(token_losses, "CHUNK_BYTES", 1 << 21)
     model, codes = network(text="none", codebook_size=4000), jnp.zeros((8, 63, ROWS), jnp.int32)
     targets = jnp.zeros((8, 64, ROWS), jnp.int32)
 

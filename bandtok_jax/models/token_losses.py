@@ -5,15 +5,17 @@ gradient (as in Wijmans et al. 2024, arXiv 2411.09009, here without a kernel of 
 """
 
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
 
-CHUNKS = 16  # our choice: the logits take a sixteenth of their memory
+# Our choices. Few logits are kept: to compute them again would cost up to a third of their products.
+CHUNK_BYTES, MOST_CHUNKS = 1 << 26, 32
 
 
 def chunked_cross_entropy(
-    score: Callable[[jax.Array], jax.Array], outputs: jax.Array, targets: jax.Array, chunks: int = CHUNKS
+    score: Callable[[jax.Array], jax.Array], outputs: jax.Array, targets: jax.Array, chunks: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns cross-entropies in nats `[B, T, F]`, and the likeliest token of the first row of each column `[B, T]`.
 
@@ -21,9 +23,13 @@ def chunked_cross_entropy(
       score: maps outputs `[B, C, F, W]` of some columns to logits `[B, C, F, V]`.
       outputs: `[B, T, F, W]`.
       targets: tokens `[B, T, F]`.
-      chunks: largest number of parts that the columns are cut into.
+      chunks: largest number of parts that the columns are cut into, by default by the size of all logits. With one
+        part no logits are computed again.
     """
     batch, columns = targets.shape[:2]
+    if chunks is None:
+        logits = jax.eval_shape(score, outputs)
+        chunks = min(MOST_CHUNKS, math.ceil(logits.size * logits.dtype.itemsize / CHUNK_BYTES))
     size = -(-columns // chunks)
     count = -(-columns // size)
 
@@ -32,7 +38,6 @@ def chunked_cross_entropy(
         x = jnp.pad(x, ((0, 0), (0, count * size - columns), *[(0, 0)] * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
     def losses(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         part_outputs, part_targets = part
         logits = score(part_outputs)
@@ -41,7 +46,9 @@ def chunked_cross_entropy(
         target_logits = jnp.where(is_target, logits, 0).sum(-1)
         return jax.nn.logsumexp(logits, axis=-1) - target_logits, logits[:, :, 0].argmax(-1)
 
-    results = jax.lax.map(losses, (by_chunks(outputs), by_chunks(targets)))
+    if count == 1:
+        return losses((outputs, targets))
+    results = jax.lax.map(jax.checkpoint(losses), (by_chunks(outputs), by_chunks(targets)))
     joined = (jnp.moveaxis(x, 0, 1).reshape(batch, count * size, *x.shape[3:])[:, :columns] for x in results)
     cross_entropies, likeliest = joined
     return cross_entropies, likeliest
