@@ -66,7 +66,10 @@ def _first_step(name: str, program: Program) -> None:
     for kind, program_text in lowered.items():
         seconds = _seconds(functools.partial(compile, kind))
         in_turn += seconds
-        _emit(f"{name}: {kind}", "s", seconds, convolutions=program_text.as_text().count("stablehlo.convolution"))
+        lines = [line for line in program_text.as_text().splitlines() if "stablehlo.convolution" in line]
+        # A GPU chooses an algorithm for each distinct one.
+        distinct = len({re.sub(r"%[\w#:]+", "", line.strip()) for line in lines})
+        _emit(f"{name}: {kind}", "s", seconds, convolutions=len(lines), distinct=distinct)
 
     def compile_all() -> None:
         threads = [threading.Thread(target=compile, args=(kind,)) for kind in lowered]
