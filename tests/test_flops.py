@@ -7,6 +7,7 @@ import pytest
 from bandtok_jax import tasks
 from bandtok_jax.config.load import load_config
 from bandtok_jax.layers import attention
+from bandtok_jax.models import token_losses
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import flops
@@ -33,7 +34,8 @@ def _formula(config, pairs: float) -> float:
     tokens, D, vocabulary = config.data.columns * model.rows + 1, model.dim, 512
     # Self-attention, queries and output of cross-attention, feed-forward.
     layer = 4 * D**2 + 2 * D**2 + 3 * D * model.feed_forward_dim
-    total = 6 * tokens * (model.num_layers * layer + vocabulary * D) + 12 * D * pairs * model.num_layers
+    total = 6 * tokens * model.num_layers * layer + 12 * D * pairs * model.num_layers
+    total += 6 * (config.data.columns + 1) * model.rows * vocabulary * D  # logits are computed by whole columns
     total += model.num_layers * (6 * text * 2 * D**2 + 12 * D * tokens * text)
     E = model.text_dim
     total += 6 * text * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
@@ -136,3 +138,12 @@ def test_rematerialisation_counts_on_request():
     task, plain = _language_model(**{"model.remat": True}), _language_model()
     remat, once = (flops.training_flops(t, 4, rematerialised=True) for t in (task, plain))
     assert 1.1 * once < remat < 4 / 3 * once
+
+
+def test_logits_that_are_computed_again_count_on_request(monkeypatch):
+    expected = flops.training_flops(_language_model(), 4)
+    monkeypatch.setattr(token_losses, "CHUNK_BYTES", 1 << 16)
+    assert flops.training_flops(_language_model(), 4) == expected
+    # Nine columns are cut into parts of two: ten are computed again, and the tenth three times in all.
+    column = 2 * 4 * SIZES["rows"] * 512 * SIZES["dim"]
+    assert flops.training_flops(_language_model(), 4, rematerialised=True) == expected + 13 * column

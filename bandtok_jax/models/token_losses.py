@@ -13,6 +13,9 @@ import jax.numpy as jnp
 # Our choices. Few logits are kept: to compute them again would cost up to a third of their products.
 CHUNK_BYTES, MOST_CHUNKS = 1 << 26, 32
 
+# `with kept_logits(True): ...` traces programs that compute no logits again, so that their arithmetic can be counted.
+kept_logits = jax.make_user_context(False)
+
 
 def chunked_cross_entropy(
     score: Callable[[jax.Array], jax.Array], outputs: jax.Array, targets: jax.Array, chunks: int | None = None
@@ -27,7 +30,9 @@ def chunked_cross_entropy(
         part no logits are computed again.
     """
     batch, columns = targets.shape[:2]
-    if chunks is None:
+    if kept_logits.value:
+        chunks = 1
+    elif chunks is None:
         logits = jax.eval_shape(score, outputs)
         chunks = min(MOST_CHUNKS, math.ceil(logits.size * logits.dtype.itemsize / CHUNK_BYTES))
     size = -(-columns // chunks)

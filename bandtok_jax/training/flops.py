@@ -17,6 +17,7 @@ from jax.interpreters import partial_eval
 import numpy as np
 
 from bandtok_jax import tasks
+from bandtok_jax.models.token_losses import kept_logits
 from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.tasks.task import Task
 
@@ -31,7 +32,8 @@ def training_flops(task: Task, batch_size: int, *, rematerialised: bool = False,
     """
     model = task.config.model
     changes = {"attention": "xla", "remat": model.remat and rematerialised} if "attention" in model else {}
-    jaxpr = trace_step(task, batch_size, phase, **changes)
+    with kept_logits(not rematerialised):
+        jaxpr = trace_step(task, batch_size, phase, **changes)
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return count_flops(needed)
 
