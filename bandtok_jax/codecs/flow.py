@@ -83,7 +83,7 @@ class FlowCodec(Codec):
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
         """Decodes codes `[T, F]` to natural-log mel frames `[T', M]`, means of both channels, for the seed 0."""
-        log_mels = through(self._flow_stage(0, False), [self._whole_grid(codes)])
+        log_mels = through(self._flow_stage(0), [self._whole_grid(codes)])
         return np.log(np.concatenate([np.exp(block).mean(axis=1) for block in log_mels]))
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class FlowCodec(Codec):
         vocoders = [network.stream(self._weights["vocoder"], prompt=prompt) for _ in range(self.channels)]
         return [self._flow_stage(seed, prompt, **sampling), EachChannel(vocoders)]
 
-    def _flow_stage(self, seed: int, prompt: bool, **sampling: Any) -> Stage:
+    def _flow_stage(self, seed: int, prompt: bool = False, **sampling: Any) -> Stage:
         """Returns a stage from checked codes to log-mels of both channels, `[T', 2, M]`."""
         options = {**self.sampling, **sampling}
         if unknown := sorted(options.keys() - self.sampling.keys()):
