@@ -22,7 +22,8 @@ from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file, safe_pickle
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.models import registry
-from bandtok_jax.models.dac import DAC, DILATIONS, KERNEL_SIZE
+from bandtok_jax.models.dac import DAC
+from bandtok_jax.models.dac_decoder import DILATIONS, KERNEL_SIZE
 from bandtok_jax.runtime import atomic_file, expect, untrusted
 
 VERSIONS = ("1.0.0",)
