@@ -67,32 +67,36 @@ def update(
     per_example: Tree,
     batch: Batch,
     key: jax.Array,
-    settings: ConfigDict,
+    config: ConfigDict,
     normalise: bool = False,
 ) -> tuple[ModelState, Metrics]:
-    """Returns the model state after an EMA step of its codebooks and the restart of dead codes, and metrics.
+    """Returns the model state after the changes of its codebooks without gradients, and metrics.
+
+    These are an EMA step and the restart of dead codes, by the group `codebook` of the configuration. Where codebooks
+    learn by gradient, stale codes restart.
 
     Args:
       old, new: before and after the step of the optimizer.
       totals, per_example: the results of `split_statistics` for the whole batch.
-      settings: the `codebook` group of the configuration.
-      normalise: keep the codes on the unit sphere.
+      normalise: keep codes that learn by EMA on the unit sphere.
     """
     if not totals:
         return new, {}
+    if "sums" not in totals:
+        return _restart_stale(new, totals, per_example, batch, key, config.model.stale_steps)
     quantizer, metrics = update_codebooks(
         old["buffers"]["quantizer"],
         {**totals, **per_example},
         batch["index"],
         key,
-        decay=settings.ema_decay,
-        restart_fraction=settings.restart_fraction,
+        decay=config.codebook.ema_decay,
+        restart_fraction=config.codebook.restart_fraction,
         normalise=normalise,
     )
     return {**new, "buffers": {**old["buffers"], "quantizer": quantizer}}, metrics
 
 
-def restart_stale(
+def _restart_stale(
     new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array, stale_steps: int
 ) -> tuple[ModelState, Metrics]:
     """Returns the model state after the restart of stale codes, and metrics.
@@ -100,12 +104,9 @@ def restart_stale(
     The EMA of the weights takes a restarted code at once: a mean of the old and the new one would be near neither.
 
     Args:
-      new: after the step of the optimizer.
-      totals, per_example: the results of `split_statistics` for the whole batch.
-      stale_steps: argument of the quantizer; 0 changes nothing.
+      new, totals, per_example: see `update`.
+      stale_steps: argument of the quantizer.
     """
-    if not stale_steps:
-        return new, {}
     names = [name for name in ("parameters", "ema") if new[name]]
     copies, counters, metrics = restart_stale_codes(
         [new[name]["quantizer"] for name in names],

@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 from bandtok_jax.audio.half_rate import halve_rate
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.generation import flow_sampling
-from bandtok_jax.layers import frozen as frozen_weights
 from bandtok_jax.layers.flow_path import PATHS
+from bandtok_jax.layers.frozen import copy_weights
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.layers.vector_quantization import l2_normalize, perplexity
 from bandtok_jax.models import registry
 from bandtok_jax.models.mucodec_flow import CONTEXT, PADDING, PREDICTED, latent_sums
-from bandtok_jax.tasks import codebooks, mel_samples, optimization
+from bandtok_jax.tasks import codebooks, frozen_networks, mel_samples, optimization
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
@@ -29,7 +29,6 @@ from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 # Purposes of the random numbers of an example.
 POSTERIOR, TIME, NOISE, CONTINUATION, PREFIX, DROP = range(6)
 EVALUATION_TIME = 0.5  # MuCodec's code
-WAYS_TO_COMPUTE = ("layer", "attention", "depthwise", "remat")  # settings in which a component may differ
 EXAMPLES_SHOWN = 2  # of the samples; our choice
 
 
@@ -83,11 +82,7 @@ class FlowMatchingTask(SingleNetworkTask):
     def require_inputs(self) -> None:
         """Raises a ValueError without an encoder or an autoencoder."""
         for name, config in (("encoder", "muencoder"), ("autoencoder", "mel_vae")):
-            if not self.config[name]:
-                raise ValueError(
-                    f"MuCodec needs its {name}: train one, as  bandtok train --config={config}:tiny , and set "
-                    f"--config.{name} to its run or export folder"
-                )
+            frozen_networks.require(self, "MuCodec", name, config)
 
     @functools.cached_property
     def _autoencoder(self) -> Network:
@@ -104,28 +99,12 @@ class FlowMatchingTask(SingleNetworkTask):
           ValueError: a component does not fit this configuration; the message lists the settings that differ.
         """
         self.require_inputs()
-        encoder, autoencoder = self.component("encoder"), self.component("autoencoder")
-        self._check_fit("encoder", self.encoder_mel)
-        self._check_fit("autoencoder", self.mel)
-        if (layer := self.config.model.encoder.layer) > encoder.config.model.num_layers:
-            raise ValueError(
-                f"model.encoder.layer is {layer}, and the encoder {self.config.encoder} has "
-                f"{encoder.config.model.num_layers} layers: set it to the number of one of them"
-            )
-        copied = frozen_weights.copy_weights(
-            self.network.shapes()[1]["encoder"], encoder.weights, f"the encoder {self.config.encoder}"
-        )
-        frozen = {"encoder": copied, "autoencoder": dict(autoencoder.weights)}
-        return {**frozen, **mel_samples.vocoder_weights(self, self.mel)}
-
-    def _check_fit(self, name: str, mel: MelDefinition) -> None:
-        """Raises a ValueError that lists the settings in which a component differs from those here."""
-        settings = {key: value for key, value in self.config.model[name].items() if key not in WAYS_TO_COMPUTE}
-        if differing := self.component(name).differences(settings, mel, f"model.{name}"):
-            raise ValueError(
-                f"the {name} {self.config[name]} does not fit this model, because it differs in "
-                f"{', '.join(differing)}: give another {name}, or set these as it has them"
-            )
+        frozen_networks.check_fit(self, "autoencoder", self.mel)
+        return {
+            "encoder": frozen_networks.encoder_weights(self),
+            "autoencoder": dict(self.component("autoencoder").weights),
+            **mel_samples.vocoder_weights(self, self.mel),
+        }
 
     def frozen_spec(self) -> Tree:
         """Returns shapes and dtypes of `load_frozen()`; without components, as for a plan, those of the same sizes."""
@@ -141,10 +120,9 @@ class FlowMatchingTask(SingleNetworkTask):
         """Returns the state with the weights of the encoder and of the autoencoder's decoder."""
         buffers, weights = state["model"]["buffers"], frozen["autoencoder"]
         decoder = {name: tree.get("decoder", {}) for name, tree in weights.items()}
-        encoder = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), buffers["encoder"], frozen["encoder"])
         copies = {
-            "encoder": encoder,
-            "decoder": frozen_weights.copy_weights(buffers["decoder"], decoder, "the decoder of the autoencoder"),
+            "encoder": frozen_networks.in_dtypes_of(buffers["encoder"], frozen["encoder"]),
+            "decoder": copy_weights(buffers["decoder"], decoder, "the decoder of the autoencoder"),
         }
         return {**state, "model": {**state["model"], "buffers": {**buffers, **copies}}}
 
@@ -273,8 +251,7 @@ class FlowMatchingTask(SingleNetworkTask):
             lambda total, added: total + jnp.where(counting, added, 0), flow["normaliser"], totals["latents"]
         )
         new = {**new, "buffers": {**new["buffers"], "flow": {**flow, "normaliser": normaliser}}}
-        stale_steps = self.config.model.stale_steps
-        return codebooks.restart_stale(new, totals["codes"], per_example, batch, key, stale_steps)
+        return codebooks.update(old, new, totals["codes"], per_example, batch, key, self.config)
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class MelTokenizerTask(MelAdversarialTask):
     ) -> tuple[ModelState, Metrics]:
         """Moves codes that learn by EMA to the means of their latents and restarts dead ones."""
         normalise = self.config.model.get("normalise_codes", False)
-        return codebooks.update(old, new, totals, per_example, batch, key, self.config.codebook, normalise)
+        return codebooks.update(old, new, totals, per_example, batch, key, self.config, normalise)
 
     def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Returns metrics and the reconstructed log-mel `[B, T, M]`.

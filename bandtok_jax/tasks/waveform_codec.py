@@ -47,7 +47,7 @@ class WaveformCodecTask(WaveformAdversarialTask):
         self, old: ModelState, new: ModelState, totals: Tree, per_example: Tree, batch: Batch, key: jax.Array
     ) -> tuple[ModelState, Metrics]:
         """Moves the codes of all levels to the means of their latents, in examples that drop the level too."""
-        return codebooks.update(old, new, totals, per_example, batch, key, self.config.codebook)
+        return codebooks.update(old, new, totals, per_example, batch, key, self.config)
 
     def reconstruct(self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Returns the audio from all levels, `[B, S]`, and sums for `aggregate`."""
