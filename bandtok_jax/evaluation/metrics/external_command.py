@@ -92,8 +92,8 @@ def _fill(word: str, values: dict[str, str]) -> str:
     return filled
 
 
-def number(command: str, values: dict[str, str], flag: str, segment: str) -> float:
-    """Runs a command and returns the number on its last line.
+def number(command: str, values: dict[str, str], flag: str, segment: str) -> float | None:
+    """Runs a command and returns the number on its last line, or None where that is "nan", an undefined value.
 
     Raises:
       ValueError: it fails, or prints something else.
@@ -104,6 +104,6 @@ def number(command: str, values: dict[str, str], flag: str, segment: str) -> flo
         value = float(last)
     except ValueError:
         raise ValueError(f"{flag} prints {last[:80]!r} for {segment}: the last line must be a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{flag} prints {last} for {segment}: the number must be finite")
-    return value
+    if math.isinf(value):
+        raise ValueError(f"{flag} prints {last} for {segment}: the number must be finite, or nan where it is undefined")
+    return None if math.isnan(value) else value
