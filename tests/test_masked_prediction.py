@@ -1,5 +1,7 @@
 """Training by masked prediction: masks, losses of micro-batches, running statistics, and a batch that it memorises."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,13 @@ from bandtok_jax.layers.conformer import ConvolutionBranch
 from bandtok_jax.layers.network import Network
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs.metrics import read_metrics
+from bandtok_jax.tasks.masked_prediction import Prediction
 from bandtok_jax.training import loop
 from tests import tiny
 
 
 def task(tmp_path, **changes):
-    return tasks.create(tiny.config("masked_prediction", tmp_path, **changes))
+    return tasks.create(tiny.config("masked_prediction", tmp_path, **changes), model_folder.read_components)
 
 
 def test_a_mask_belongs_to_its_example_and_to_whole_blocks(tmp_path):
@@ -69,6 +72,42 @@ def test_one_batch_is_memorised(tmp_path):
     assert scores["masked_accuracy"] > 2 * scores["unigram_accuracy"], scores
     assert scores["masked_prediction"] < 0.6 * scores["unigram_entropy"]
     assert any(line.get("train/masked_accuracy", 0) > 0.2 for line in read_metrics(run))
+
+
+def test_the_levels_of_a_mel_rvq_are_predicted_alike(tmp_path):
+    masked = task(tmp_path, **{"model.targets": "mel_rvq", "model.target_rows": 3})
+    frozen, batch = masked.load_frozen(), tiny.batch(masked.config)
+    buffers = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), masked.network.shapes()[1])
+    state = {"model": {"parameters": tiny.random_weights(masked.network), "buffers": buffers}}
+    model = masked.warm_start(state, frozen, [], jax.random.key(0))["model"]
+    assert "quantizer" not in model["parameters"]
+    apply = functools.partial(masked.network.apply, model["parameters"], model["buffers"])
+    log_mel, tokenizer = masked.log_mel(batch["audio"]), masked.component("tokenizer")
+    codes = tokenizer.network.apply(*(tokenizer.weights[part] for part in ("parameters", "buffers")), log_mel,
+                                    method="encode")  # fmt: skip
+    state = jax.random.normal(jax.random.key(1), (4, 20, 32))
+    weights = np.random.default_rng(0).random((4, 20)).astype(np.float32)
+    loss, targets, predicted = masked._masked_prediction(Prediction(apply, batch, log_mel, state, weights))
+    assert targets.shape == predicted.shape == (4, 20, 3)
+    np.testing.assert_array_equal(targets, codes)
+    logits = np.asarray(apply(state, method="logits"), np.float64)
+    assert logits.shape == (4, 20, 3, 64)
+    log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_probability, np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(loss, -(weights[..., None] * chosen / 3).sum(), rtol=1e-5)
+
+
+def test_targets_that_do_not_fit_their_quantizer_are_refused(tmp_path):
+    changes = {"model.targets": "mel_rvq", "model.target_rows": 3}
+    named = task(tmp_path, **changes).config.tokenizer
+    with pytest.raises(ValueError, match=r"does not fit these targets, .*model.rows \(3 there, 2 here\)"):
+        task(tmp_path, tokenizer=named, **{**changes, "model.target_rows": 2}).load_frozen()
+    with pytest.raises(ValueError, match="model.targets random_projection has none"):
+        task(tmp_path, tokenizer=named)
+    with pytest.raises(ValueError, match="train one, as  bandtok train --config=mel_rvq:tiny"):
+        tasks.create(load_config("muencoder:tiny_mel_rvq")).require_inputs()
+    with pytest.raises(ValueError, match="target_rows is 2: a random projection has one"):
+        task(tmp_path, **{"model.target_rows": 2}).init(jax.random.key(0))
 
 
 def test_an_encoder_alone_is_no_codec(monkeypatch):

@@ -25,6 +25,7 @@ _ALTERNATIVES = {
     "hifigan": [_ADVERSARIAL],
     "mel_vae": [{**_ADVERSARIAL, "loss.perceptual": 1.0}],
     "vocos": [_ADVERSARIAL],
+    "mel_rvq": [{}, {"model.learning_rule": "gradient"}],
     "meltok": [{"loss.perceptual": 1.0}, {"model.learning_rule": "gradient"}],
     "token_vocoder": [_ADVERSARIAL],
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],

@@ -168,7 +168,9 @@ def _own_components(config, folder) -> dict[str, str]:
     """The settings that name the earlier components that a configuration needs: exports with random weights."""
     if config.task == "token_vocoder":
         return _own_tokenizer(config, folder)
-    roles = ("encoder", "autoencoder") if config.task == "flow_matching" else ()
+    if config.model.get("targets") == "mel_rvq":
+        return {"tokenizer": _own_mel_rvq(config, folder)}
+    roles = [role for role in ("encoder", "autoencoder") if role in config]
     return {role: _own_component(role, config, folder) for role in roles}
 
 
@@ -182,6 +184,17 @@ def _own_component(role: str, config, folder) -> str:
         if role == "encoder":
             own.model.num_layers = config.model.encoder.layer + 1
         export_folder.save_parts({role: component.init_random(own, jax.random.key(0))}, path)
+    return str(path)
+
+
+def _own_mel_rvq(encoder, folder) -> str:
+    """An export with random weights of the quantizer that makes an encoder's targets."""
+    path = pathlib.Path(folder) / "mel_rvq_export"
+    if not path.exists():
+        config = load_config("mel_rvq:tiny").copy_and_resolve_references().unlock()
+        config.model.update({name: encoder.model[name] for name in ("mels", "codebook_size", "codebook_dim")})
+        config.model.rows = encoder.model.target_rows
+        export_folder.save_codec(MelCodec(component.init_random(config, jax.random.key(0))), path)
     return str(path)
 
 
@@ -227,6 +240,9 @@ def shrunk(name: str, folder, **overrides):
             **windows(), "model.dim": 16, "model.intermediate_dim": 32, "model.num_layers": 1,
             "loss.stft_windows": config.loss.stft_windows[:1], **discriminators,
         },
+        "mel_rvq": lambda: {
+            "model.rows": 2, "model.codebook_size": 32, "codebook.kmeans_batches": 2, "data.clip_samples": 9600,
+        },
         "mel_tokenizer": lambda: {
             "model.channels": (8,) * levels, "model.num_res_blocks": 1, "model.mid_blocks": 1,
             "model.codebook_size": 64, "model.codebook_dim": 8, "discriminator.channels": 4,
@@ -266,7 +282,7 @@ def shrunk(name: str, folder, **overrides):
             "model.num_heads": 2, "model.feed_forward_dim": 64, "model.text_dim": 16, "model.text_layers": 1,
             "data.tokens": str(token_records(pathlib.Path(folder) / "tokens")),
         },
-    }[model.kind if model.kind in ("meltok", "hifigan") else config.task]()  # fmt: skip
+    }[model.kind if model.kind in ("meltok", "hifigan", "mel_rvq") else config.task]()  # fmt: skip
     changes = {key: str(value) for key, value in {**common, **changes, **overrides}.items()}
     if folder:
         changes |= _own_components(load_config(name, changes), folder)

@@ -6,7 +6,6 @@ the networks whose keyword arguments the groups `model`, `discriminator` and `me
 
 import ast
 from collections.abc import Callable, Iterator
-import importlib
 import inspect
 import io
 import re
@@ -16,8 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bandtok_jax.config import shipped
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.shipped import list_configs
+from bandtok_jax.configs import defaults
 
 # Functions of configs/defaults.py, with the groups whose keys they have.
 _FUNCTIONS = {"optimizer": ("optimizer",), "discriminator_optimizer": ("optimizer", "discriminator_optimizer")}
@@ -45,7 +46,7 @@ def text(name: str, config: ConfigDict) -> str:
 
 def descriptions(config: ConfigDict) -> dict[str, str]:
     """Returns the description of each key of a configuration by its dotted name, or ""."""
-    comments = _comments(config.task)
+    comments = _comments(config)
     arguments = {group: _arguments(owner) for group, owner in _owners(config).items()}
     described = {}
     for key, _ in flat(config):
@@ -93,14 +94,21 @@ def _arguments(owner: Callable[..., Any]) -> dict[str, str]:
     return described
 
 
-def _comments(task: str) -> dict[str, str]:
+def _comments(config: ConfigDict) -> dict[str, str]:
     """Returns the comments beside the keys in `configs/`, by the keys' dotted names, or by a name alone in a group
-    that several have; those of the task's own file come before the defaults.
+    that several have.
+
+    Those of files of the same task and kind of network come first, then the defaults, then files that those import.
     """
-    modules = ["defaults", *(name for name in list_configs() if load_config(name).task == task)]
+    shipped_configs = {name: load_config(name) for name in list_configs()}
+    of_task = [name for name, other in shipped_configs.items() if other.task == config.task]
+    kind = config.model.get("kind")
+    names = [name for name in of_task if shipped_configs[name].model.kind == kind] or of_task
+    own = [shipped.module(name) for name in names]
+    imported = [inner for module in own for inner in vars(module).values() if inspect.ismodule(inner)]
     described: dict[str, str] = {}
-    for module in modules:
-        source = inspect.getsource(importlib.import_module(f"bandtok_jax.configs.{module}"))
+    for module in (*(inner for inner in imported if inner.__package__ == defaults.__package__), defaults, *own):
+        source = inspect.getsource(module)
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         lines = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
         for keys, line in _keys(ast.parse(source), ("",)):

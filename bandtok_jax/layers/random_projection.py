@@ -23,9 +23,9 @@ class RandomProjectionQuantizer(nnx.Module):
         self.codebook = Buffer(jax.random.normal(rngs.params(), (codebook_size, codebook_dim)))
 
     @exact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the codes of vectors, computed in at least float32; `[..., D] -> int32 [...]`."""
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Returns the codes of vectors, computed in at least float32; `[..., D] -> int32 [..., 1]`."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         codes = self.codebook[...] / jnp.linalg.norm(self.codebook[...], axis=-1, keepdims=True)
         # The length of a projected vector does not change which code is nearest.
-        return jnp.argmax(wide @ self.projection[...] @ codes.T, axis=-1).astype(jnp.int32)
+        return jnp.argmax(wide @ self.projection[...] @ codes.T, axis=-1).astype(jnp.int32)[..., None]

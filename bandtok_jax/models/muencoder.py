@@ -10,7 +10,6 @@ Letters: B batch, T columns, M mel bins, C channels, D width, K codes.
 """
 
 from collections.abc import Sequence
-import math
 from typing import Any
 
 from flax import nnx
@@ -24,17 +23,20 @@ from bandtok_jax.layers.batch_norm import BatchNorm
 from bandtok_jax.layers.conformer import DROPOUTS, ConformerBlock, layer_norm
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
 from bandtok_jax.layers.convolution_2d import Conv2d
+from bandtok_jax.layers.frozen import freeze
 from bandtok_jax.layers.linear import Linear
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.precision import compute_dtype, exact
 from bandtok_jax.layers.random_projection import RandomProjectionQuantizer
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
 from bandtok_jax.layers.rope import rope_angles
 from bandtok_jax.layers.transformer import dropout
+from bandtok_jax.models import muencoder_mel
+from bandtok_jax.models.mel_rvq import target_quantizer
 from bandtok_jax.models.muencoder_heads import Heads
+from bandtok_jax.models.muencoder_mel import FRAMES_PER_COLUMN
 
-# MuQ's code: mean and standard deviation of mel powers in decibels, over its training data.
-MEAN_DB, STANDARD_DEVIATION_DB = 6.768444971712967, 18.417922652295623
-FRAMES_PER_COLUMN = 4
+TARGETS = ("random_projection", "mel_rvq")
 
 
 class MuEncoder(nnx.Module):
@@ -53,8 +55,11 @@ class MuEncoder(nnx.Module):
       kernel_size: columns of the depthwise convolutions, odd.
       layer: number of the block whose output is the result of `encode`.
       dropout: fraction that is set to zero in training, of the input of the blocks and of their branches.
-      codebook_size: K, the number of codes that are predicted. With 0 there are neither codes nor logits nor the final
-        norm: the encoder in a tokenizer, which has only its first `layer` blocks.
+      targets: quantizer of the mel whose codes are predicted, "random_projection", which is never trained, or
+        "mel_rvq", a frozen copy of that of a trained `MelRVQ`.
+      target_rows: F, codes that are predicted for each column; 1 for a random projection.
+      codebook_size: K, the number of codes of a row. With 0 there are neither codes nor logits nor the final norm: the
+        encoder in a tokenizer, which has only its first `layer` blocks.
       codebook_dim: width of a code.
       heads: names of the heads of the second training stage, see `bandtok_jax.models.muencoder_heads`.
       constant_q_bins, vocabulary_size, predictor_dim, joiner_dim: their sizes.
@@ -76,7 +81,7 @@ class MuEncoder(nnx.Module):
         (r"blocks/.*(query_key|value_gate)/kernel", P(None, "tensor", "fsdp")),
         (r"(blocks/.*(up|value)|stem/projection|head)/kernel", P("tensor", "fsdp")),
         (r"blocks/.*(down|out)/kernel", P("fsdp", "tensor")),
-        (r"depthwise/kernel|quantizer/(projection|codebook)", P()),
+        (r"depthwise/kernel|quantizer/", P()),
         (r"bias|scale|mean|variance", P()),
     )
 
@@ -92,6 +97,8 @@ class MuEncoder(nnx.Module):
         kernel_size: int = 31,
         layer: int = 6,
         dropout: float = 0.1,
+        targets: str = "random_projection",
+        target_rows: int = 1,
         codebook_size: int = 4096,
         codebook_dim: int = 16,
         heads: Sequence[str] = (),
@@ -114,7 +121,7 @@ class MuEncoder(nnx.Module):
             raise ValueError(f"mels is {mels}: set it to a multiple of {FRAMES_PER_COLUMN}")
         self.mels, self.dim, self.num_heads, self.num_layers, self.layer = mels, dim, num_heads, num_layers, layer
         self.dropout, self.remat, self.dtype = dropout, remat, dtype
-        self.decibels_per_unit = 20 / (mel.power * math.log(10))
+        self.target_rows, self._power = target_rows, mel.power
         options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.stem = Stem(mels, stem_channels, dim, **options)
         self.blocks = nnx.List(
@@ -126,8 +133,8 @@ class MuEncoder(nnx.Module):
         )  # fmt: skip
         if codebook_size:
             self.norm = layer_norm(dim, **options)
-            self.head = Linear(dim, codebook_size, bias=True, wide=True, **options)
-            self.quantizer = RandomProjectionQuantizer(FRAMES_PER_COLUMN * mels, codebook_size, codebook_dim, rngs=rngs)
+            self.head = Linear(dim, target_rows * codebook_size, bias=True, wide=True, **options)
+            self.quantizer = _target_quantizer(targets, mels, target_rows, codebook_size, codebook_dim, rngs)
         if heads:
             self.heads = Heads(
                 heads,
@@ -178,8 +185,8 @@ class MuEncoder(nnx.Module):
         return self.norm(states[-1]).astype(states[-1].dtype), sums
 
     def logits(self, state: jax.Array) -> jax.Array:
-        """Returns the logits of the codes, of the last hidden state; `[B, T, D] -> [B, T, K]`."""
-        return self.head(state)
+        """Returns the logits of the codes, of the last hidden state; `[B, T, D] -> [B, T, F, K]`."""
+        return self.head(state).reshape(*state.shape[:2], self.target_rows, -1)
 
     def predict(self, head: str, state: jax.Array, *arguments: jax.Array) -> Any:
         """Returns the result of a head of the second stage for the last hidden state `[B, T, D]`."""
@@ -187,19 +194,12 @@ class MuEncoder(nnx.Module):
 
     def stack(self, log_mel: jax.Array) -> jax.Array:
         """Returns the normalised mel with the frames of each column one after another; `-> [B, T, 4 * M]`."""
-        x = self._normalise(log_mel)
-        return x.reshape(x.shape[0], -1, FRAMES_PER_COLUMN * self.mels)
+        return muencoder_mel.stack(log_mel, self.mels, self._power)
 
+    @exact
     def targets(self, log_mel: jax.Array) -> jax.Array:
-        """Returns the codes that masked prediction predicts; `[B, 4 * T, M] -> int32 [B, T]`."""
-        return self.quantizer(self.stack(log_mel))
-
-    def _normalise(self, log_mel: jax.Array) -> jax.Array:
-        if log_mel.shape[1] % FRAMES_PER_COLUMN or log_mel.shape[2] != self.mels:
-            raise ValueError(
-                f"log_mel is {log_mel.shape}; it must be [B, T, {self.mels}], T a multiple of {FRAMES_PER_COLUMN}"
-            )
-        return (self.decibels_per_unit * log_mel - MEAN_DB) / STANDARD_DEVIATION_DB
+        """Returns the codes that masked prediction predicts; `[B, 4 * T, M] -> int32 [B, T, F]`."""
+        return self.quantizer.encode(self.stack(log_mel))
 
     def _run(
         self,
@@ -216,7 +216,7 @@ class MuEncoder(nnx.Module):
                 return x
             return dropout(x, jax.vmap(jax.random.fold_in, (0, None))(keys, number), self.dropout)
 
-        x, stem_sums = self.stem(self._normalise(log_mel), valid_range, training)
+        x, stem_sums = self.stem(muencoder_mel.normalise(log_mel, self.mels, self._power), valid_range, training)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         states, block_sums = [drop(x.astype(wide), 0)], {}
         angles = rope_angles(jnp.arange(x.shape[1]), self.dim // self.num_heads // 2)
@@ -232,6 +232,21 @@ class MuEncoder(nnx.Module):
             x, block_sums[str(number)] = (jax.checkpoint(run) if self.remat else run)(state, states[-1])
             states.append(x)
         return states, {"stem": stem_sums, "blocks": block_sums} if training else {}
+
+
+def _target_quantizer(
+    targets: str, mels: int, rows: int, codebook_size: int, codebook_dim: int, rngs: nnx.Rngs
+) -> RandomProjectionQuantizer | ResidualVectorQuantizer:
+    """Returns the frozen quantizer of the targets, see `MuEncoder`."""
+    if targets not in TARGETS:
+        raise ValueError(f"targets is {targets!r}: set it to one of {', '.join(TARGETS)}")
+    if targets == "mel_rvq":
+        quantizer = target_quantizer(mels, rows, codebook_size, codebook_dim, rngs=rngs)
+        freeze(quantizer)
+        return quantizer
+    if rows != 1:
+        raise ValueError(f"target_rows is {rows}: a random projection has one code, so set it to 1")
+    return RandomProjectionQuantizer(FRAMES_PER_COLUMN * mels, codebook_size, codebook_dim, rngs=rngs)
 
 
 class Stem(nnx.Module):

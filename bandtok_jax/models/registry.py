@@ -29,6 +29,7 @@ _SHIPPED = {
     "dac": "bandtok_jax.models.dac:DAC",
     "hifigan": "bandtok_jax.models.hifigan:HiFiGAN",
     "language_model": "bandtok_jax.models.language_model:LanguageModel",
+    "mel_rvq": "bandtok_jax.models.mel_rvq:MelRVQ",
     "mel_vae": "bandtok_jax.models.mel_vae:MelVAE",
     "meltok": "bandtok_jax.models.meltok:MelTok",
     "mucodec": "bandtok_jax.models.mucodec:MuCodec",

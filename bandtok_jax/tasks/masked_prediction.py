@@ -1,13 +1,13 @@
 """Training of an encoder by masked prediction (BEST-RQ, Chiu et al. 2022, arXiv 2202.01855).
 
 Blocks of the waveform are replaced by noise. The encoder reads the mel of the result, and predicts the codes that a
-fixed random quantizer gives to the original mel in these blocks. The losses of `second_stage` read the same hidden
-state.
+frozen quantizer gives to the original mel in these blocks: a random projection, or the levels of a trained Mel-RVQ
+(MuQ, Zhu et al. 2025, arXiv 2501.01108). The losses of `second_stage` read the same hidden state.
 
-Letters: B batch, S samples, T columns, M mel bins, D width, K codes.
+Letters: B batch, S samples, T columns, M mel bins, D width, F rows and K codes of the targets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.layers.batch_norm import update_batch_norms
+from bandtok_jax.layers.frozen import copy_weights
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import muencoder_heads, registry
-from bandtok_jax.tasks import optimization, second_stage
+from bandtok_jax.tasks import frozen_networks, optimization, second_stage
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
@@ -54,6 +55,7 @@ class Prediction:
 class MaskedPredictionTask(SingleNetworkTask):
     """The task `masked_prediction`, see `Task` for the methods."""
 
+    requires = ("tokenizer",)
     HEADLINE_METRICS = ("masked_accuracy", "unigram_accuracy")
     NEXT_COMMAND = (
         "bandtok train --config=mucodec:tiny --workdir=TOKENIZER_RUN --config.encoder={run} "
@@ -64,7 +66,12 @@ class MaskedPredictionTask(SingleNetworkTask):
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
-        self.mel = MelDefinition(**config.mel)
+        self.mel, self._has_mel_rvq = MelDefinition(**config.mel), config.model.targets == "mel_rvq"
+        if config.tokenizer and not self._has_mel_rvq:
+            raise ValueError(
+                f"config.tokenizer is {config.tokenizer}, and model.targets {config.model.targets} has none: leave it "
+                "out, or set --config.model.targets=mel_rvq"
+            )
         self.column_samples = self.mel.hop_samples * self.network.attribute("frames_per_column")
         for key, samples in (
             ("data.clip_samples", config.data.clip_samples),
@@ -85,10 +92,48 @@ class MaskedPredictionTask(SingleNetworkTask):
         heads = muencoder_heads.sharding(self.config.model.heads)
         return (*heads, *registry.constructor(self.config.model.kind).SHARDING)
 
+    # ---- the quantizer of the targets -------------------------------------------------------------------------------
+
+    def require_inputs(self) -> None:
+        """Raises a ValueError where the targets need a Mel-RVQ, and the configuration names none."""
+        if self._has_mel_rvq and not self.config.tokenizer:
+            raise ValueError(
+                "model.targets mel_rvq needs a trained quantizer: train one, as  bandtok train --config=mel_rvq:tiny , "
+                "and set --config.tokenizer to its run or export folder"
+            )
+
     def load_frozen(self) -> Tree:
-        """Returns no weights, and warns of losses that have no data."""
+        """Returns the weights of the Mel-RVQ for `warm_start`, where there is one, and warns of losses without data.
+
+        Raises:
+          ValueError: the quantizer does not fit this configuration; the message lists the settings that differ.
+        """
         second_stage.warn_without_lyrics(self.config)
-        return {}
+        if not self._has_mel_rvq:
+            return {}
+        self.require_inputs()
+        tokenizer, model = self.component("tokenizer"), self.config.model
+        settings = {name: model[name] for name in ("mels", "codebook_size", "codebook_dim")}
+        settings |= {"kind": "mel_rvq", "rows": model.target_rows}
+        if differing := tokenizer.differences(settings, self.mel):
+            raise ValueError(
+                f"the tokenizer {self.config.tokenizer} does not fit these targets, because it differs in "
+                f"{', '.join(differing)}: give a mel_rvq of the same settings, or set these as it has them"
+            )
+        weights = {name: tree.get("quantizer", {}) for name, tree in tokenizer.weights.items()}
+        copied = copy_weights(self.frozen_spec()["quantizer"], weights, f"the tokenizer {self.config.tokenizer}")
+        return {"quantizer": copied}
+
+    def frozen_spec(self) -> Tree:
+        """Returns shapes and dtypes of `load_frozen()`; for a plan no quantizer is needed."""
+        return {"quantizer": self.network.shapes()[1]["quantizer"]} if self._has_mel_rvq else {}
+
+    def warm_start(self, state: State, frozen: Tree, batches: Sequence[Batch], key: jax.Array) -> State:
+        """Returns the state with the weights of the Mel-RVQ."""
+        model, buffers = state["model"], dict(state["model"]["buffers"])
+        if frozen:
+            buffers["quantizer"] = frozen_networks.in_dtypes_of(buffers["quantizer"], frozen["quantizer"])
+        return {**state, "model": {**model, "buffers": buffers}}
 
     # ---- masks ------------------------------------------------------------------------------------------------------
 
@@ -127,12 +172,15 @@ class MaskedPredictionTask(SingleNetworkTask):
         return second_stage.lyrics_weights(batch["lyrics"], micro_batch["lyrics"], columns, steps)
 
     def _masked_prediction(self, prediction: Prediction) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the cross-entropy of the masked codes in nats, all codes `[B, T]`, and the most likely ones."""
+        """Returns the cross-entropy of a masked code in nats, all codes `[B, T, F]`, and the most likely ones.
+
+        The loss is the mean over the rows.
+        """
         targets = prediction.apply(prediction.log_mel, method="targets")
         logits = prediction.apply(prediction.state, method="logits")
         # Compared, not gathered: the gradient of a gather is a scatter into an array as large as the logits.
         target_logits = jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0).sum(-1)
-        cross_entropy = jax.nn.logsumexp(logits, axis=-1) - target_logits
+        cross_entropy = (jax.nn.logsumexp(logits, axis=-1) - target_logits).mean(-1)
         return (prediction.column_weights * cross_entropy).sum(), targets, logits.argmax(-1)
 
     def forward(
@@ -151,7 +199,7 @@ class MaskedPredictionTask(SingleNetworkTask):
         prediction = Prediction(apply, micro_batch, self.log_mel(audio), state, weights, lyrics_weights)
         losses = {name: loss() for name, loss in self.active(self.losses(prediction)).items()}
         _, targets, predicted = self._masked_prediction(prediction)
-        accuracy = (weights * (targets == predicted)).sum() / self.config.optimizer.accumulation_steps
+        accuracy = (weights * (targets == predicted).mean(-1)).sum() / self.config.optimizer.accumulation_steps
         return losses, ({"batch_norms": sums, "masked_accuracy": accuracy}, {})
 
     def update_buffers(
@@ -178,8 +226,9 @@ class MaskedPredictionTask(SingleNetworkTask):
         prediction = Prediction(apply, batch, self.log_mel(batch["audio"]), last, weights, lyrics_weights)
         metrics = {name: loss() for name, loss in self.active(self.losses(prediction)).items()}
         metrics["masked_prediction"], targets, predicted = self._masked_prediction(prediction)
-        metrics["masked_accuracy"] = (weights * (targets == predicted)).sum()
-        metrics["histogram"] = jnp.zeros(self.config.model.codebook_size).at[targets].add(columns)
+        metrics["masked_accuracy"] = (weights * (targets == predicted).mean(-1)).sum()
+        rows, codes = self.config.model.target_rows, self.config.model.codebook_size
+        metrics["histogram"] = jnp.zeros((rows, codes)).at[jnp.arange(rows), targets].add(columns[..., None])
         if "ctc" in self.config.model.heads:
             # Lyrics are read from the audio without masks.
             (whole,) = apply(prediction.log_mel, layers=[self.config.model.num_layers], method="hidden_states")
@@ -191,15 +240,15 @@ class MaskedPredictionTask(SingleNetworkTask):
         """Returns evaluation metrics from sums over batches.
 
         Beside the model stands the best prediction without any input, by the frequencies of the codes that are
-        evaluated: the accuracy of the most frequent one, and the entropy.
+        evaluated: the accuracy of the most frequent one, and the entropy. All are means over the rows.
         """
         frequencies = totals.pop("histogram")
-        frequencies = frequencies / frequencies.sum()
+        frequencies = frequencies / frequencies.sum(-1, keepdims=True)
         errors, tokens = (totals.pop(name, None) for name in ("lyrics_errors", "lyrics_tokens"))
         metrics = super().aggregate(totals, num_batches)
         metrics["loss"] = sum(self.config.loss[name] * metrics[name] for name in self.config.loss if name in metrics)
-        metrics["unigram_accuracy"] = frequencies.max()
-        metrics["unigram_entropy"] = -(frequencies * jnp.log(jnp.maximum(frequencies, 1e-20))).sum()
+        metrics["unigram_accuracy"] = frequencies.max(-1).mean()
+        metrics["unigram_entropy"] = -(frequencies * jnp.log(jnp.maximum(frequencies, 1e-20))).sum(-1).mean()
         metrics["codebook_use"] = (frequencies > 0).mean()
         if errors is not None:
             unit = "token" if self.config.data.lyrics_model else "character"  # with bytes, where the text is ASCII

@@ -1,0 +1,136 @@
+"""Mel-RVQ, the quantizer whose codes MuQ predicts (Zhu et al. 2025, arXiv 2501.01108).
+
+A residual quantizer codes four frames of a log-mel at a time. Each of its levels has one linear layer to its codes and
+one back. It is a tokenizer with no other encoder or decoder.
+
+Letters: B batch, T columns of the grid, F rows of the grid, M mel bins, D width of a column.
+"""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from bandtok_jax.audio.mel_bands import MUENCODER, MelDefinition
+from bandtok_jax.layers.convolution import ValidRange
+from bandtok_jax.layers.network import Tree
+from bandtok_jax.layers.precision import exact
+from bandtok_jax.layers.raise_to_floor import raise_to_floor
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+from bandtok_jax.models import muencoder_mel
+
+
+class MelRVQ(nnx.Module):
+    """Residual levels of codes of the frames of a column.
+
+    Args:
+      mels: M, mel bins of the spectrogram.
+      rows: F, levels of the quantizer.
+      codebook_size: K, the number of codes of each level.
+      codebook_dim: dimensions in which codes are compared.
+      learning_rule: learning rule of the codebooks, "gradient", as published, or "ema".
+      stale_steps: with the rule "gradient", training steps without use after which a code restarts.
+      mel: definition of the log-mel; decoded values are not below its floor.
+      dtype: dtype of the computation, but at least float32.
+    """
+
+    role, produces, row_kind = "tokenizer", "mel", "residual"
+    LAYER_COUNTS = ("rows",)
+    SHARDING = ((r"quantizer/", P()),)
+    frames_per_column = muencoder_mel.FRAMES_PER_COLUMN
+    encoder_context_frames = decoder_context_columns = 0
+
+    def __init__(
+        self,
+        *,
+        mels: int = 128,
+        rows: int = 8,
+        codebook_size: int = 1024,
+        codebook_dim: int = 16,
+        learning_rule: str = "gradient",
+        stale_steps: int = 200,
+        mel: MelDefinition = MUENCODER,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if mels != mel.mels:
+            raise ValueError(f"mels is {mels} and the mel has {mel.mels} bins: set both alike")
+        self.mels, self.rows, self.codebook_size = mels, rows, codebook_size
+        self._power, self._floor = mel.power, mel.floor
+        self.quantizer = target_quantizer(
+            mels,
+            rows,
+            codebook_size,
+            codebook_dim,
+            learning_rule=learning_rule,
+            stale_steps=stale_steps,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the latents for the quantizer, the normalised frames of each column; `[B, 4 * T, M] -> [B, T, D]`."""
+        return muencoder_mel.stack(log_mel, self.mels, self._power)
+
+    def dequantize(self, codes: jax.Array) -> jax.Array:
+        """Returns the quantized latents of the codes of the first f levels; int32 `[B, T, f] -> [B, T, D]`."""
+        return self.quantizer.decode(codes)
+
+    def decode_latents(
+        self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
+    ) -> jax.Array:
+        """Returns the log-mel of quantized latents, not below its floor unless `floor` is False; `-> [B, 4 * T, M]`."""
+        log_mel = muencoder_mel.unstack(quantized, self.mels, self._power)
+        return raise_to_floor(log_mel, math.log(self._floor)) if floor else log_mel
+
+    @exact
+    def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the codes of a log-mel; `[B, 4 * T, M] -> int32 [B, T, F]`."""
+        return self.quantizer.encode(self.latents(log_mel))
+
+    @exact
+    def row_latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the vectors that the look-up of each level compares, `[B, T, F, codebook_dim]`."""
+        return self.quantizer.residuals(self.latents(log_mel))
+
+    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the log-mel of the codes of the first f levels; int32 `[B, T, f] -> [B, 4 * T, M]`."""
+        return self.decode_latents(self.dequantize(codes))
+
+    @exact
+    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
+        """Returns the quantizer's buffers of k-means centres, see `ResidualVectorQuantizer.init_codebook`."""
+        return self.quantizer.init_codebook(latents, key, num_batches)
+
+    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict, dict]:
+        """Returns the reconstruction `[B, 4 * T, M]`, codes `[B, T, F]`, losses and statistics of the quantizer."""
+        quantized, codes, losses, statistics = self.quantizer(self.latents(log_mel))
+        return self.decode_latents(quantized), codes, losses, statistics
+
+
+def target_quantizer(
+    mels: int,
+    rows: int,
+    codebook_size: int,
+    codebook_dim: int,
+    *,
+    learning_rule: str = "gradient",
+    stale_steps: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> ResidualVectorQuantizer:
+    """Returns the quantizer of the normalised frames of a column; for the arguments see `MelRVQ`."""
+    return ResidualVectorQuantizer(
+        muencoder_mel.FRAMES_PER_COLUMN * mels,
+        rows,
+        codebook_size,
+        codebook_dim,
+        learning_rule=learning_rule,
+        lookup="cosine",
+        stale_steps=stale_steps,
+        dtype=dtype,
+        rngs=rngs,
+    )
