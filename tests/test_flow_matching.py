@@ -22,6 +22,14 @@ def created(folder, **changes):
     return tasks.create(tiny.config("flow_matching", folder, **changes), model_folder.read_components)
 
 
+def started(task, frozen):
+    """The model state before the first step, whose parameters are drawn by NumPy."""
+    parameters = jax.tree.map(lambda leaf: jnp.asarray(0.1 * leaf), tiny.random_weights(task.network))
+    buffers = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), task.network.shapes()[1])
+    state = {"model": {"parameters": parameters, "buffers": buffers, "ema": {}}}
+    return task.warm_start(state, frozen, [], jax.random.key(0))["model"]
+
+
 def test_masks_of_starts_and_continuations(folder):
     task = created(folder, batch_size=256, **{"data.clip_samples": 16 * FRAME_SAMPLES, "loss.context_frames": "(2, 5)"})
     audio = np.ones((256, 2, 16 * FRAME_SAMPLES), np.float32)
@@ -43,34 +51,40 @@ def test_masks_of_starts_and_continuations(folder):
 
 
 def test_micro_batches_add_up_to_the_batch(folder, float64):
-    outcomes = []
-    for steps in (1, 2):
-        changes = {"optimizer.accumulation_steps": steps, "dtype": "float64", "model.stale_steps": 1}
-        changes |= {"model.alignment_layer": 1, "loss.alignment": 0.5, "normaliser_examples": 3}
-        task = created(folder, **changes)
-        frozen, batch = task.load_frozen(), tiny.batch(task.config)
-        batch["audio"] = batch["audio"].at[0, :, 3 * FRAME_SAMPLES :].set(0)
-        state = task.warm_start(tiny.in_float64(task.init(jax.random.key(0))), frozen, [batch], jax.random.key(0))
-        state = tiny.in_float64(state)
-        outcomes.append(jax.jit(task.train_step)(state, tiny.in_float64(frozen), batch, jax.random.key(1)))
-    for (whole_state, whole), (state, metrics) in [outcomes]:
-        assert whole["codes_restarted"] > 0 and {"flow", "alignment", "commitment", "codebook"} <= set(whole)
-        assert whole_state["model"]["buffers"]["flow"]["normaliser"]["count"] == 4
-        for expected, value in zip(*map(jax.tree.leaves, ((whole_state, whole), (state, metrics)))):
-            np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-9)
+    """The losses are means over the micro-batches and the statistics sums, so gradients add up too."""
+    changes = {"dtype": "float64", "model.stale_steps": 1, "normaliser_examples": 3}
+    changes |= {"model.alignment_layer": 1, "loss.alignment": 0.5}
+    task, split = created(folder, **changes), created(folder, **changes, **{"optimizer.accumulation_steps": 2})
+    frozen, batch, key = task.load_frozen(), tiny.batch(task.config), jax.random.key(1)
+    batch["audio"] = batch["audio"].at[0, :, 3 * FRAME_SAMPLES :].set(0)
+    model = started(task, frozen)
+    model, frozen = tiny.in_float64(model), tiny.in_float64(frozen)
+
+    def run(task, parts):
+        # All arrays are arguments, because XLA computes with constants while it compiles.
+        forward = jax.jit(task.forward)
+        return [forward(model["parameters"], model["buffers"], frozen, batch, part, key) for part in parts]
+
+    ((losses, (totals, per_example)),) = run(task, [batch])
+    halves = run(split, [{name: x[i::2] for name, x in batch.items()} for i in range(2)])
+    assert set(losses) == {"flow", "alignment", "commitment", "codebook"}
+    for name, loss in losses.items():
+        np.testing.assert_allclose(np.mean([half[0][name] for half in halves]), loss, rtol=1e-6, err_msg=name)
+    sums = jax.tree.map(jnp.add, *(half[1][0] for half in halves))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), sums, totals)
+
+    new, metrics = task.update_buffers(model, model, totals, per_example, batch, key)
+    assert metrics["codes_restarted"] > 0
+    counted = new["buffers"]["flow"]["normaliser"]
+    assert counted["count"] == 4
     # Enough examples are counted, so the next batch changes nothing.
-    model, totals = outcomes[0][0]["model"], {"latents": jax.tree.map(jnp.ones_like, state["model"]["buffers"]["flow"])}
-    totals = {"latents": totals["latents"]["normaliser"], "codes": {"counts": jnp.ones((1, 32))}}
-    latents = {"latents": jnp.ones((4, 16, 1, 4))}
-    new, _ = task.update_buffers(model, model, totals, latents, batch, jax.random.key(0))
-    old = model["buffers"]["flow"]["normaliser"]
-    jax.tree.map(np.testing.assert_array_equal, new["buffers"]["flow"]["normaliser"], old)
+    later, _ = task.update_buffers(new, new, totals, per_example, batch, key)
+    jax.tree.map(np.testing.assert_array_equal, later["buffers"]["flow"]["normaliser"], counted)
 
 
 def test_a_run_starts_with_the_weights_of_its_components(folder):
     task = created(folder)
-    frozen, state = task.load_frozen(), task.init(jax.random.key(0))
-    buffers = task.warm_start(state, frozen, [], jax.random.key(0))["model"]["buffers"]
+    buffers = started(task, task.load_frozen())["buffers"]
     encoder, autoencoder = task.component("encoder").weights, task.component("autoencoder").weights
     path = ("stem", "projection", "kernel")
     ours, theirs = buffers["encoder"], encoder["parameters"]
