@@ -130,7 +130,12 @@ def _trained() -> list:
     chosen = {}
     for name in NAMES:
         config = load_config(name)
-        if config.dtype != "float32" and config.task not in ("vocoder", "token_vocoder", "waveform_codec"):
+        if config.dtype != "float32" and config.task not in (
+            "vocoder",
+            "token_vocoder",
+            "waveform_codec",
+            "feature_codec",
+        ):
             if chosen.get(config.task, name).split(":")[0] == name.split(":")[0]:
                 chosen[config.task] = name
     return [name if name in chosen.values() else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]

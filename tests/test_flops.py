@@ -82,6 +82,7 @@ LEAST_SHARE = {
     "mel_autoencoder": 0.8,
     "masked_prediction": 0.7,
     "flow_matching": 0.5,
+    "feature_codec": 0.8,
 }
 WIDER = {
     "mel_tokenizer": {"model.channels": "(64,)"},
@@ -90,6 +91,7 @@ WIDER = {
     "meltok": {"model.channels": "(64, 64)"},
     "mel_autoencoder": {"model.channels": "(64, 64)"},
     "masked_prediction": {"model.stem_channels": 32, "model.dim": 256, "model.intermediate_dim": 1024},
+    "feature_codec": {"model.decoder_dim": 128, "model.encoder.dim": 128, "model.encoder.intermediate_dim": 512},
     "flow_matching": {"model.dim": 256, "model.feed_forward_dim": 1024},
     "token_vocoder": {"model.channels": "(64, 64)", "model.dim": 192, "model.intermediate_dim": 768},
 }

@@ -10,7 +10,7 @@ from bandtok_jax.config.shipped import list_configs, list_variants
 from bandtok_jax.models import registry
 
 ROLES = {
-    **dict.fromkeys(("bandtok", "dac", "meltok", "mucodec", "mel_rvq"), "tokenizer"),
+    **dict.fromkeys(("bandtok", "dac", "meltok", "mucodec", "muencoder_gan", "mel_rvq"), "tokenizer"),
     **dict.fromkeys(("hifigan", "vocos", "token_vocoder"), "vocoder"),
     "mel_vae": "autoencoder",
     "language_model": "language_model",

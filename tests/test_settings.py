@@ -28,6 +28,7 @@ _ALTERNATIVES = {
     "mel_rvq": [{}, {"model.learning_rule": "gradient"}],
     "meltok": [{"loss.perceptual": 1.0}, {"model.learning_rule": "gradient"}],
     "token_vocoder": [_ADVERSARIAL],
+    "muencoder_gan": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }
 ROOT = pathlib.Path(__file__).parents[1]

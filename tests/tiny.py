@@ -16,7 +16,7 @@ from bandtok_jax.pretrained import export_folder
 
 TASKS = (
     "mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder", "mel_autoencoder",
-    "masked_prediction", "flow_matching",
+    "masked_prediction", "flow_matching", "feature_codec",
 )  # fmt: skip
 
 _COMMON = {
@@ -138,7 +138,19 @@ _SPECIAL["flow_matching"] = {
     "model.feed_forward_dim": "32",
     "sampling.steps": "2",
 }
+_SPECIAL["feature_codec"] = {
+    **_SPECIAL["waveform_codec"],
+    **{key: value for key, value in _SPECIAL["flow_matching"].items() if key.startswith("model.encoder.")},
+    "data.clip_samples": "15360",
+    "model.window_columns": "8",
+    "model.context_columns": "2",
+    "model.decoded_columns": "2",
+    "model.strides": "(40, 48)",
+}
+for _key in ("model.encoder_dim", "model.latent_dim"):
+    del _SPECIAL["feature_codec"][_key]
 _NAMES = {
+    "feature_codec": "muencoder_gan:tiny",
     "flow_matching": "mucodec:tiny",
     "mel_autoencoder": "mel_vae:tiny",
     "meltok": "meltok:tiny",
@@ -219,7 +231,7 @@ def shrunk(name: str, folder, **overrides):
     common = {"batch_size": 2, "evaluation_batches": 1, "data.workers": 0, "total_steps": 3, "log_every": 1}
     common |= {"evaluate_every": 3, "checkpoint_every": 1}
     discriminators = {"discriminator.period_channels": (4, 8), "discriminator.stft_channels": 2}
-    if config.task in ("vocoder", "waveform_codec", "token_vocoder"):
+    if config.task in ("vocoder", "waveform_codec", "token_vocoder", "feature_codec"):
         discriminators |= {"discriminator.periods": config.discriminator.periods[:1], "loss.adversarial_start": 0}
         discriminators |= {"discriminator.stft_windows": config.discriminator.stft_windows[-1:]}
         discriminators |= {"loss.mel_scales": config.loss.mel_scales[3:5] or config.loss.mel_scales[:1]}
@@ -271,6 +283,10 @@ def shrunk(name: str, folder, **overrides):
             "codebook.kmeans_batches": 2,
             "data.clip_samples": math.ceil(2048 / math.prod(strides)) * math.prod(strides),
             **discriminators,
+        },
+        "feature_codec": lambda: {
+            **{key: value for key, value in _SPECIAL["feature_codec"].items() if key.startswith(("model.", "data."))},
+            "codebook.kmeans_batches": 2, **discriminators,
         },
         "masked_prediction": lambda: _SPECIAL["masked_prediction"],
         "flow_matching": lambda: {

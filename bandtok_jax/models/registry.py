@@ -34,6 +34,7 @@ _SHIPPED = {
     "meltok": "bandtok_jax.models.meltok:MelTok",
     "mucodec": "bandtok_jax.models.mucodec:MuCodec",
     "muencoder": "bandtok_jax.models.muencoder:MuEncoder",
+    "muencoder_gan": "bandtok_jax.models.muencoder_gan:MuEncoderGAN",
     "patchgan": "bandtok_jax.models.patchgan:MultiScalePatchGAN",
     "token_vocoder": "bandtok_jax.models.token_vocoder:TokenVocoder",
     "vocos": "bandtok_jax.models.vocos:Vocos",

@@ -8,6 +8,7 @@ from bandtok_jax.runtime.registry import Registry
 from bandtok_jax.tasks.task import Task
 
 _SHIPPED = {
+    "feature_codec": "bandtok_jax.tasks.feature_codec:FeatureCodecTask",
     "flow_matching": "bandtok_jax.tasks.flow_matching:FlowMatchingTask",
     "language_model": "bandtok_jax.tasks.language_model:LanguageModelTask",
     "masked_prediction": "bandtok_jax.tasks.masked_prediction:MaskedPredictionTask",

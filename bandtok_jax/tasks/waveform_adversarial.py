@@ -79,7 +79,7 @@ class WaveformAdversarialTask(AdversarialTask, abc.ABC):
             _, outputs = jax.jit(self.evaluate)(state, frozen, batch)
         samples = {}
         for i in range(min(EXAMPLES_SHOWN, len(batch["audio"]))):
-            for name, audio in {"original": batch["audio"], "reconstruction": outputs}.items():
+            for name, audio in {"original": self.target(batch), "reconstruction": outputs}.items():
                 samples[f"{i}/{name}"] = ("audio", audio[i], self.mel.sample_rate_hz)
                 samples[f"{i}/mel/{name}"] = ("image", log_mel(audio[i], self.mel), LOG_MEL_UNIT)
         return samples

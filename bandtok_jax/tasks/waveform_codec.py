@@ -33,7 +33,8 @@ class WaveformCodecTask(WaveformAdversarialTask):
 
     def warm_start(self, state: State, frozen: Tree, batches: Sequence[Batch], key: jax.Array) -> State:
         """Returns the state with the codebooks of all levels at k-means centres of the encoder's first latents."""
-        return {**state, "model": codebooks.warm_start(self.network, state["model"], self.target, batches, key)}
+        model = codebooks.warm_start(self.network, state["model"], lambda batch: batch["audio"], batches, key)
+        return {**state, "model": model}
 
     def forward(
         self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, real: jax.Array, key: jax.Array
@@ -56,10 +57,9 @@ class WaveformCodecTask(WaveformAdversarialTask):
         sums = {"commitment": losses["commitment"], "level_histogram": one_hot.sum((0, 1))}
         return self._pad(audio, batch), sums
 
-    @staticmethod
-    def _pad(audio: jax.Array, batch: Batch) -> jax.Array:
-        """Returns audio of the length of the batch: with `model.parity` and odd strides it ends a little early."""
-        return jnp.pad(audio, ((0, 0), (0, batch["audio"].shape[1] - audio.shape[1])))
+    def _pad(self, audio: jax.Array, batch: Batch) -> jax.Array:
+        """Returns audio of the length of the target: with `model.parity` and odd strides it ends a little early."""
+        return jnp.pad(audio, ((0, 0), (0, self.target(batch).shape[1] - audio.shape[1])))
 
     def aggregate(self, totals: dict, num_batches: int) -> dict:
         """Returns evaluation metrics from sums over batches, with use and perplexity of the codebooks."""
