@@ -116,6 +116,7 @@ def test_the_encoder_is_a_frozen_copy_and_stale_codes_restart(folder):
 
 
 def test_mistakes_are_named(folder):
+    created(folder)  # writes the components, in any order of the tests
     for changes, message in (
         ({"model.encoder.layer": 3}, "model.encoder.layer is 3, and the encoder .* has 2 layers"),
         ({"model.encoder.dim": 32}, r"model.encoder.dim \(16 there, 32 here\)"),
