@@ -39,7 +39,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         {
             "cross_entropy": 1.0,  # weight of the cross-entropy of the codes
             "end_cross_entropy": 1.0,  # weight of the cross-entropy of the ends of tracks
+            "infill_cross_entropy": 1.0,  # weight of the cross-entropy of the codes of regions
             "cfg_dropout": 0.1,  # share of the examples that are trained without their text
+            "infill_fraction": 0.0,  # share of the examples with a region to fill in, for  bandtok edit
         }
     )
     config.lora = ConfigDict(

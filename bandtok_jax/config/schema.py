@@ -114,6 +114,7 @@ SCHEMA: dict[str, Setting] = {
     "*optimizer.gradient_clip_norm": Setting(0, note="; 0 switches it off"),
     "lora.rank": Setting(0, whole=True, note="; 0 trains all weights"),
     "lora.alpha": Setting(1e-3, sys.float_info.max),
+    "loss.infill_fraction": Setting(0, 1, note=" and at most 1"),
     "loss.perceptual_features": Setting(path=True),
     "codebook.kmeans_batches": Setting(0, whole=True, note="; 0 starts without k-means"),
 }

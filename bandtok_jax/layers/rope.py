@@ -33,8 +33,12 @@ def grid_angles(columns: jax.Array, rows: jax.Array, pairs: int) -> jax.Array:
 
 
 def apply_rope(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Returns heads `x` `[B, L, N, H]` rotated by `angles` `[L, H / 2]`, computed in the precision of the angles."""
-    cosine, sine = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    """Returns heads `x` `[B, L, N, H]` rotated by `angles`, computed in the precision of the angles.
+
+    Args:
+      angles: `[L, H / 2]`, or `[B, L, H / 2]` where they differ between examples.
+    """
+    cosine, sine = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     wide = jnp.promote_types(x.dtype, angles.dtype)
     if platform() == "tpu":
         cosines, sines = jnp.concatenate([cosine, cosine], axis=-1), jnp.concatenate([-sine, sine], axis=-1)

@@ -85,7 +85,7 @@ class SelfAttention(Attention):
 
         Args:
           x: `[B, L, D]`.
-          angles: `[L, H / 2]`.
+          angles: `[L, H / 2]` or `[B, L, H / 2]`.
           mask: bool `[B, L]`, the positions to attend to.
         """
         query, key, value = self._project(x, angles)
@@ -176,7 +176,7 @@ class Block(nnx.Module):
 
         Args:
           x: `[B, L, D]`.
-          angles: `[L, H / 2]`.
+          angles: `[L, H / 2]` or `[B, L, H / 2]`.
           mask: bool `[B, L]`, the positions to attend to.
           context, context_mask: `[B, M, D]` and bool `[B, M]`.
           drop: the dropout of each branch, see `dropout`.

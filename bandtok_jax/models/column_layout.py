@@ -33,12 +33,16 @@ class ColumnLayout(Layout):
         self.columns = Linear(rows * row_dim, dim, dtype=dtype, rngs=rngs)
 
     def angles(self, positions: jax.Array, pairs: int) -> jax.Array:
-        """Returns the rotary angles `[L, pairs]` of positions `[L]`, which are the columns."""
+        """Returns the rotary angles `[..., pairs]` of positions `[...]`, which are the columns."""
         return rope_angles(positions, pairs)
 
-    def inputs(self, tables: TokenTables, steps: jax.Array) -> jax.Array:
+    def sequence(self, steps: jax.Array) -> jax.Array:
+        """Returns the steps, see `Layout.sequence`."""
+        return steps
+
+    def inputs(self, tables: TokenTables, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Returns one vector for each step, see `Layout.inputs`."""
-        x = tables.embed(steps, jnp.arange(self.rows))
+        x = tables.embed(tokens, jnp.arange(self.rows))
         return self.columns(x.reshape(*x.shape[:2], -1))
 
     def score(self, tables: TokenTables, outputs: jax.Array) -> jax.Array:

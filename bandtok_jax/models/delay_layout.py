@@ -60,6 +60,6 @@ class DelayLayout(ColumnLayout):
         draw: Draw,
     ) -> tuple[jax.Array, Cache]:
         """Returns the tokens of a step, all drawn together, see `Layout.decode_step`."""
-        hidden, cache = transformer(self.inputs(tables, previous[:, None]), step, cache)
+        hidden, cache = transformer(self.inputs(tables, previous[:, None], step), step, cache)
         logits = self.score(tables, self.norm(jnp.stack(self.row_states(hidden), axis=2)))
         return draw(logits[:, 0], jnp.arange(self.rows)), cache

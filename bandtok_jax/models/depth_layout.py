@@ -101,7 +101,7 @@ class DepthLayout(ColumnLayout):
         draw: Draw,
     ) -> tuple[jax.Array, Cache]:
         """Returns the tokens of a column, after one pass of the large transformer, see `Layout.decode_step`."""
-        hidden, cache = transformer(self.inputs(tables, previous[:, None]), step, cache)
+        hidden, cache = transformer(self.inputs(tables, previous[:, None], step), step, cache)
         state, batch = self.state(hidden), len(previous)
 
         def decode_row(row: jax.Array, loop_state: tuple) -> tuple:

@@ -31,15 +31,18 @@ class FlatLayout(Layout):
         return self.rows
 
     def angles(self, positions: jax.Array, pairs: int) -> jax.Array:
-        """Returns the rotary angles `[L, pairs]` of positions `[L]`."""
+        """Returns the rotary angles `[..., pairs]` of positions `[...]`."""
         if self.rope == "1d":
             return rope_angles(positions, pairs)
         return grid_angles((positions - 1) // self.rows + 1, (positions - 1) % self.rows, pairs)
 
-    def inputs(self, tables: TokenTables, steps: jax.Array) -> jax.Array:
-        """Returns the embeddings of one first token and of all codes, see `Layout.inputs`."""
-        tokens = steps.reshape(steps.shape[0], -1)[:, self.rows - 1 :]
-        return tables.embed(tokens, (jnp.arange(tokens.shape[1]) - 1) % self.rows)
+    def sequence(self, steps: jax.Array) -> jax.Array:
+        """Returns one first token and all codes, `[B, 1 + S * F]`, see `Layout.sequence`."""
+        return steps.reshape(steps.shape[0], -1)[:, self.rows - 1 :]
+
+    def inputs(self, tables: TokenTables, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Returns the embeddings of the tokens, see `Layout.inputs`."""
+        return tables.embed(tokens, (positions - 1) % self.rows)
 
     def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
         """Returns the outputs of the transformer by columns, see `Layout.outputs`."""
@@ -63,7 +66,7 @@ class FlatLayout(Layout):
         def decode_row(row: jax.Array, state: tuple) -> tuple:
             token, tokens, cache = state
             position = step * self.rows + row
-            x = tables.embed(token[:, None], (position - 1) % self.rows)
+            x = self.inputs(tables, token[:, None], position)
             hidden, cache = transformer(x, position, cache)
             token = draw(tables.row_logits(hidden, row), row[None])[:, 0]
             return token, jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], row, axis=1), cache

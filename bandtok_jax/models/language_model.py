@@ -5,8 +5,10 @@ Rows and columns are those of BandTok (Cheng et al. 2026, arXiv 2605.15831); siz
 The grid is `[T, F]`; END follows the last column of a track. The first token is BEGIN where the grid begins a track,
 and MIDDLE before a crop from inside of one. A layout (see `layout`) orders the tokens for the transformer.
 
-Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, MIDDLE = K + 2, and unused ones up to the padded vocabulary. END
-and the codes are the only outputs; all other logits are -inf.
+A model can also fill in a part of a grid from the columns around it, see `infilling`; MASK and FILL are for that.
+
+Token numbers: codes 0..K-1, END = K, BEGIN = K + 1, MIDDLE = K + 2, MASK = K + 3, FILL = K + 4, and unused ones up to
+the padded vocabulary. END and the codes are the only outputs; all other logits are -inf.
 """
 
 from collections.abc import Iterable
@@ -23,6 +25,7 @@ from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.transformer import Block, KeysValues, dropout
+from bandtok_jax.models import infilling
 from bandtok_jax.models.delay_layout import DelayLayout
 from bandtok_jax.models.depth_layout import DepthLayout
 from bandtok_jax.models.flat_layout import FlatLayout
@@ -156,15 +159,16 @@ class LanguageModel(nnx.Module):
         *,
         begins: jax.Array | bool = True,
         columns: jax.Array | None = None,
+        surroundings: infilling.Surroundings | None = None,
         keys: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits `[B, T * F + 1, V]`: for code n at position n, and for the token after the last code.
 
         Args:
-          codes, begins, columns, keys: as for `token_losses`.
+          codes, begins, columns, surroundings, keys: as for `token_losses`.
           context, context_mask: the results of `encode_text`.
         """
-        hidden = self._transform(codes, context, context_mask, begins, columns, keys)
+        hidden = self._transform(codes, context, context_mask, begins, columns, surroundings, keys)
         return self.layout.logits(self._tables, hidden, codes)
 
     def token_losses(
@@ -176,6 +180,7 @@ class LanguageModel(nnx.Module):
         *,
         begins: jax.Array | bool = True,
         columns: jax.Array | None = None,
+        surroundings: infilling.Surroundings | None = None,
         keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns cross-entropies in nats `[B, T + 1, F]`, and the likeliest token of each first row `[B, T + 1]`.
@@ -183,14 +188,16 @@ class LanguageModel(nnx.Module):
         The logits of all columns are never held at once.
 
         Args:
-          codes: `[B, T, F]`.
+          codes: `[B, T, F]`; with surroundings the columns of the part that is filled in, from the first one on.
           targets: `[B, T + 1, F]`, the codes, and the tokens after the last column, of which the first alone counts.
           context, context_mask: the results of `encode_text`.
-          begins: bool or `[B]`, True where the grids begin a track, False where they are from the middle of one.
+          begins: bool or `[B]`, True where the grids begin a track, False where they are from the middle of one. With
+            surroundings these are the grids.
           columns: `[B]`, the columns of each grid that are not padding; all of them by default.
+          surroundings: the columns around those that are predicted; not for layouts with delays.
           keys: random keys `[B]` for dropout; without them nothing is dropped.
         """
-        hidden = self._transform(codes, context, context_mask, begins, columns, keys)
+        hidden = self._transform(codes, context, context_mask, begins, columns, surroundings, keys)
         tables = self._tables
         score = functools.partial(self.layout.score, tables)
         return chunked_cross_entropy(score, self.layout.outputs(tables, hidden, codes), targets)
@@ -202,14 +209,23 @@ class LanguageModel(nnx.Module):
         context_mask: jax.Array | None,
         begins: jax.Array | bool,
         columns: jax.Array | None,
+        surroundings: infilling.Surroundings | None,
         keys: jax.Array | None,
     ) -> jax.Array:
         """Returns the outputs of the transformer for whole grids, `[B, L, D]`; see `token_losses`."""
         first = jnp.broadcast_to(first_token(self.codebook_size, begins), codes.shape[:1])
-        x = self.layout.inputs(self._tables, self._after_first(first, self._steps(codes, columns)))
-        length = x.shape[1]
-        x = jnp.pad(x, ((0, 0), (0, even_padding(self.attention, x)), (0, 0)))
-        angles = self._angles(jnp.arange(x.shape[1]))
+        first_predicted = first
+        if surroundings is not None:
+            first_predicted = jnp.where(surroundings.columns > 0, self.codebook_size + infilling.FILL, first)
+        tokens = self.layout.sequence(self._after_first(first_predicted, self._steps(codes, columns)))
+        positions = jnp.arange(tokens.shape[1])
+        if surroundings is not None:
+            around = self.layout.sequence(self._after_first(first, surroundings.codes))
+            tokens, positions = infilling.join(self.layout, surroundings, around, tokens)
+        x, length = self.layout.inputs(self._tables, tokens, positions), tokens.shape[1]
+        padding = (0, even_padding(self.attention, x))
+        x = jnp.pad(x, ((0, 0), padding, (0, 0)))
+        angles = self._angles(jnp.pad(positions, (*[(0, 0)] * (positions.ndim - 1), padding)))
         has_dropout = keys is not None and self.dropout > 0
 
         def drop(x: jax.Array, number: jax.Array | int) -> jax.Array:
@@ -235,7 +251,8 @@ class LanguageModel(nnx.Module):
             for number, block in enumerate(self._unstacked_blocks):
                 graph, state = nnx.split(block)
                 x, _ = layer(x, (number, state))
-        return self.norm(x[:, :length])
+        hidden = self.norm(x[:, :length])
+        return hidden if surroundings is None else infilling.outputs(self.layout, surroundings, hidden)
 
     def encode_text(
         self,
@@ -288,8 +305,8 @@ class LanguageModel(nnx.Module):
           steps: `[B, S, F]`, the tokens of each step of the layout; those that are not known yet are of no effect on
             the positions before them.
         """
-        x = self.layout.inputs(self._tables, self._after_first(first, steps))[:, :length]
-        angles, new_cache = self._angles(jnp.arange(length)), []
+        tokens, positions = self.layout.sequence(self._after_first(first, steps))[:, :length], jnp.arange(length)
+        x, angles, new_cache = self.layout.inputs(self._tables, tokens, positions), self._angles(positions), []
         for block, layer_cache in zip(self._unstacked_blocks, cache):
             x, keys_values = block(x, angles, causal=True, context=context, context_mask=context_mask)
             new_cache.append(update_kv_cache(layer_cache, *keys_values, 0))
@@ -303,6 +320,8 @@ class LanguageModel(nnx.Module):
         draw: Draw,
         context: tuple[KeysValues, ...] | None = None,
         context_mask: jax.Array | None = None,
+        *,
+        cache_offset: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
         """Returns the tokens `[B, F]` of one step of the layout, and the cache with the step before.
 
@@ -311,13 +330,14 @@ class LanguageModel(nnx.Module):
           step: a scalar; the cache is filled up to the step before the previous one.
           draw: chooses tokens by their logits.
           context: the result of `context_keys_values`.
+          cache_offset: places in the cache before that of position 0, where the cache begins with surroundings.
         """
 
         def transformer(x: jax.Array, position: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
-            angles, new_cache = self._angles(position[None]), []
+            angles, place, new_cache = self._angles(position[None]), position + cache_offset, []
             for number, (block, layer_cache) in enumerate(zip(self._unstacked_blocks, cache)):
                 layer_context = context[number] if context else None
-                x, layer_cache = block.decode_step(x, angles, layer_cache, position, layer_context, context_mask)
+                x, layer_cache = block.decode_step(x, angles, layer_cache, place, layer_context, context_mask)
                 new_cache.append(layer_cache)
             return self.norm(x), tuple(new_cache)
 
@@ -356,7 +376,7 @@ class LanguageModel(nnx.Module):
         return jnp.concatenate([first_step, steps], axis=1)
 
     def _angles(self, positions: jax.Array) -> jax.Array:
-        """Returns the rotary angles `[L, H / 2]` of positions `[L]`."""
+        """Returns the rotary angles `[..., H / 2]` of positions `[...]`."""
         return self.layout.angles(positions, self.head_dim // 2)
 
 

@@ -50,11 +50,20 @@ class Layout(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def angles(self, positions: jax.Array, pairs: int) -> jax.Array:
-        """Returns the rotary angles `[L, pairs]` of positions `[L]` of the transformer."""
+        """Returns the rotary angles `[..., pairs]` of positions `[...]` of the transformer."""
 
     @abc.abstractmethod
-    def inputs(self, tables: TokenTables, steps: jax.Array) -> jax.Array:
-        """Returns the inputs of the transformer `[B, L, D]` for steps `[B, 1 + S, F]`, the first tokens included."""
+    def sequence(self, steps: jax.Array) -> jax.Array:
+        """Returns the tokens of each position, `[B, L]` or `[B, L, F]`, of steps `[B, 1 + S, F]` with the first one."""
+
+    @abc.abstractmethod
+    def inputs(self, tables: TokenTables, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Returns the inputs of the transformer `[B, L, D]`.
+
+        Args:
+          tokens: those of each position, see `sequence`.
+          positions: `[L]` or `[B, L]`.
+        """
 
     @abc.abstractmethod
     def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:

@@ -62,5 +62,5 @@ class TokenTables:
 
 
 def padded_vocabulary(codebook_size: int) -> int:
-    """Returns the number of codes, END, BEGIN and MIDDLE, rounded up."""
-    return -(-(codebook_size + 3) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    """Returns the number of codes and of the five other tokens (see `language_model`), rounded up."""
+    return -(-(codebook_size + 5) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,6 +1,7 @@
 """Training of a language model over grids of tokens: cross-entropy of the next token, with text or without.
 
-Padding counts nowhere, and the end token follows a track that ends inside the crop. Losses are in nats per code.
+Padding counts nowhere, and the end token follows a track that ends inside the crop. Losses are in nats per predicted
+code. `loss.infill_fraction` of the examples have a region that is filled in from both sides, see `infilling`.
 With `lora.rank` the state holds adapters alone, and the weights of the model that they adapt are frozen.
 """
 
@@ -23,11 +24,11 @@ from bandtok_jax.layers import lora
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
-from bandtok_jax.tasks import adapters, optimization
+from bandtok_jax.tasks import adapters, infilling, optimization
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
 
-DROPOUT = 1  # folded into the key of an example for dropout
+DROPOUT, REGION = 1, 2  # folded into the key of an example
 EXAMPLES_SHOWN = 2  # of the samples; our choice
 
 
@@ -40,6 +41,11 @@ class LanguageModelTask(SingleNetworkTask):
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
         self.settings = registry.arguments(config)
+        if self._infill_fraction and config.model.layout == "delay":
+            raise ValueError(
+                f'loss.infill_fraction is {self._infill_fraction} and model.layout "delay", whose steps hold '
+                'codes of several columns, so that none can be filled in alone: set model.layout to "flat" or "depth"'
+            )
 
     @staticmethod
     def resolve_config(config: ConfigDict, read_remote: bool = True) -> ConfigDict:
@@ -64,6 +70,10 @@ class LanguageModelTask(SingleNetworkTask):
         if not self.config.lora.rank:
             return table
         return adapters.sharding(table, lora.adapted(self.network.shapes()[0], self._adapted_kernels))
+
+    @property
+    def _infill_fraction(self) -> float:
+        return self.config.loss.get("infill_fraction", 0.0)
 
     @property
     def _adapted_kernels(self) -> str:
@@ -142,6 +152,11 @@ class LanguageModelTask(SingleNetworkTask):
                 f"model.row_vocabulary is False, and the rows of the tokens in {self._folder} are residual levels, "
                 "each with a codebook of its own: set --config.model.row_vocabulary=True, or leave it out"
             )
+        if self.manifest["row_kind"] == "residual" and self._infill_fraction:
+            raise ValueError(
+                f"loss.infill_fraction is {self._infill_fraction}, and the rows of the tokens in "
+                f"{self._folder} are residual levels, not bands of frequency: set --config.loss.infill_fraction=0"
+            )
         if model.text == "embedding":
             self._embedding_shape()
         _ = self._codec  # so that an error comes before the first step
@@ -209,25 +224,44 @@ class LanguageModelTask(SingleNetworkTask):
     def forward(
         self, parameters: Tree, buffers: Tree, frozen: Tree, batch: Batch, micro_batch: Batch, key: jax.Array
     ) -> tuple[dict[str, jax.Array], tuple[Tree, Tree]]:
-        """Returns the cross-entropies of codes and of ends, per code, see `SingleNetworkTask.forward`."""
-        # Micro-batches hold different numbers of codes, so each divides by its share of the whole batch's codes.
-        codes = jnp.maximum(batch["columns"].sum(), 1) * batch["codes"].shape[2]
-        share = codes / self.config.optimizer.accumulation_steps
+        """Returns the cross-entropies of codes, of ends and of regions, per code, see `SingleNetworkTask.forward`."""
         parameters = self._network_parameters(parameters, frozen)
         # Classifier-free guidance needs a model without text, too: the text of some examples is dropped.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, micro_batch["index"])
+        keys = _example_keys(key, micro_batch)
         drop_text = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
         dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
-        code_losses, end_losses, _ = self._token_losses(parameters, micro_batch, drop_text, dropout_keys)
-        losses = {"cross_entropy": code_losses.sum() / share, "end_cross_entropy": end_losses.sum() / share}
+        examples = self._examples(micro_batch, key)
+        code_losses, end_losses, _ = self._token_losses(parameters, examples, micro_batch, drop_text, dropout_keys)
+        # Micro-batches hold different numbers of codes, so each divides by its share of the whole batch's codes.
+        filled_in, whole = examples.filled_in, self._examples(batch, key)
+        steps, codes = self.config.optimizer.accumulation_steps, whole.counted.sum((1, 2))
+        share = jnp.maximum(jnp.where(whole.filled_in, 0, codes).sum(), 1) / steps
+        by_example = code_losses.sum((1, 2))
+        losses = {
+            "cross_entropy": jnp.where(filled_in, 0, by_example).sum() / share,
+            "end_cross_entropy": end_losses.sum() / share,
+        }
+        if self._infill_fraction:
+            # A region has few codes, so infilling has a mean of its own.
+            infill_share = jnp.maximum(jnp.where(whole.filled_in, codes, 0).sum(), 1) / steps
+            losses["infill_cross_entropy"] = jnp.where(filled_in, by_example, 0).sum() / infill_share
         return losses, ({}, {})
+
+    def _examples(self, batch: Batch, key: jax.Array, fraction: float | None = None) -> infilling.Examples:
+        """Returns the examples of a batch, of which a fraction, by default that of the training, is filled in."""
+        fraction = self._infill_fraction if fraction is None else fraction
+        if not fraction:
+            return infilling.left_to_right(batch)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(_example_keys(key, batch), REGION)
+        return infilling.with_regions(batch, keys, fraction, self.settings["codebook_size"])
 
     def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Returns sums over the batch for `aggregate`, and the token losses `[B, T, F]`."""
         parameters = self._network_parameters(optimization.evaluation_parameters(state["model"]), frozen)
         no_drop = jnp.zeros(batch["codes"].shape[0], bool)
-        code_losses, end_losses, decisions = self._token_losses(parameters, batch, no_drop)
-        rows, valid = jnp.arange(batch["codes"].shape[-1]), _valid_columns(batch)
+        examples = infilling.left_to_right(batch)
+        code_losses, end_losses, decisions = self._token_losses(parameters, examples, batch, no_drop)
+        rows, valid = jnp.arange(batch["codes"].shape[-1]), examples.counted[..., 0]
         unigram_losses = jnp.where(valid[..., None], -frozen["row_unigrams"][rows, batch["codes"]], 0)
         metrics = {
             "row_cross_entropy": code_losses.sum((0, 1)),
@@ -237,10 +271,24 @@ class LanguageModelTask(SingleNetworkTask):
             "ends": batch["ended"].sum().astype(code_losses.dtype),
             "right_decisions": decisions.sum().astype(code_losses.dtype),
         }
+        if self._infill_fraction:
+            # The same regions in each evaluation, and the same codes in both orders.
+            examples = self._examples(batch, jax.random.key(0), fraction=1.0)
+            losses, _, _ = self._token_losses(parameters, examples, batch, no_drop)
+            causal_losses = infilling.shifted(code_losses, examples.offset)
+            counted = examples.counted & examples.filled_in[:, None, None]
+            metrics |= {
+                "infill_cross_entropy": jnp.where(counted, losses, 0).sum(),
+                "infill_left_to_right_cross_entropy": jnp.where(counted, causal_losses, 0).sum(),
+                "infill_codes": counted.sum().astype(code_losses.dtype),
+            }
         return metrics, code_losses
 
     def aggregate(self, totals: dict, num_batches: int) -> dict:
-        """Returns the cross-entropy, that of each row's unigrams, and the accuracy of the decision to end."""
+        """Returns the cross-entropy, that of each row's unigrams, and the accuracy of the decision to end.
+
+        With infilling also the cross-entropy of the codes of regions, filled in and predicted from left to right.
+        """
         by_row, columns = totals["row_cross_entropy"] / totals["columns"], totals["columns"]
         unigram = (totals["row_unigram_cross_entropy"] / columns).mean()
         metrics = {
@@ -250,6 +298,8 @@ class LanguageModelTask(SingleNetworkTask):
             "unigram_gap": by_row.mean() - unigram,
             "end_accuracy": totals["right_decisions"] / (columns + totals["ends"]),
         }
+        for name in ("infill_cross_entropy", "infill_left_to_right_cross_entropy"):
+            metrics |= {name: totals[name] / np.maximum(totals["infill_codes"], 1)} if name in totals else {}
         return metrics | {f"row_cross_entropy/{row:02d}": value for row, value in enumerate(by_row)}
 
     def warnings(self, scores: dict[str, float]) -> list[str]:
@@ -259,11 +309,18 @@ class LanguageModelTask(SingleNetworkTask):
         return ["the language model predicts no better than the frequencies of the codes in each row"]
 
     def _token_losses(
-        self, parameters: Tree, batch: Batch, drop_text: jax.Array, keys: jax.Array | None = None
+        self,
+        parameters: Tree,
+        examples: infilling.Examples,
+        batch: Batch,
+        drop_text: jax.Array,
+        keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns cross-entropies in nats, zero for padding, and the right decisions to end.
+        """Returns cross-entropies in nats, zero for codes that are not counted, and the right decisions to end.
 
         Args:
+          examples: the examples of the batch.
+          batch: holds the text.
           drop_text: bool `[B]`, examples whose text is left out.
           keys: random keys `[B]` for dropout; without them nothing is dropped.
 
@@ -271,25 +328,23 @@ class LanguageModelTask(SingleNetworkTask):
           Losses of the codes `[B, T, F]` and of the ends `[B, T + 1]`; and bool `[B, T + 1]`, True before a column or
           an end where the model predicts which of the two comes.
         """
-        codes, columns = batch["codes"], batch["columns"][:, None]
-        kind, end = self.settings["text"], self.settings["codebook_size"]
-        text = ()
+        kind, end, text = self.settings["text"], self.settings["codebook_size"], ()
         if kind != "none":
             text_input = {"bytes": {"caption": batch["caption"]}, "embedding": {"embedding": batch.get("embedding")}}
             text = self.network.apply(parameters, {}, **text_input[kind], drop=drop_text, method="encode_text")
         # Targets: the codes, and the end token in place of the first row of the column after the last.
-        before_column = jnp.arange(codes.shape[1] + 1)
-        ends = (before_column == columns) & batch["ended"][:, None]
-        targets = jnp.pad(codes, ((0, 0), (0, 1), (0, 0)))
+        before_column = jnp.arange(examples.codes.shape[1] + 1)
+        ends = (before_column == examples.columns[:, None]) & examples.ended[:, None]
+        targets = jnp.pad(examples.codes, ((0, 0), (0, 1), (0, 0)))
         targets = targets.at[:, :, 0].set(jnp.where(ends, end, targets[:, :, 0]))
-        options = dict(begins=batch["start"] == 0, columns=batch["columns"], keys=keys)
         losses, likeliest = self.network.apply(
-            parameters, {}, codes, targets, *text, **options, method="token_losses"
+            parameters, {}, examples.codes, targets, *text, begins=examples.begins, columns=examples.columns,
+            surroundings=examples.surroundings, keys=keys, method="token_losses",
         )  # fmt: skip
-        code_losses = jnp.where(_valid_columns(batch)[..., None], losses[:, :-1], 0)
+        code_losses = jnp.where(examples.counted, losses[:, :-1], 0)
         end_losses = jnp.where(ends, losses[:, :, 0], 0)
         right = (likeliest == end) == ends
-        return code_losses, end_losses, right & (ends | (before_column < columns))
+        return code_losses, end_losses, right & (ends | (before_column < examples.columns[:, None]))
 
     # ---- samples ----------------------------------------------------------------------------------------------------
 
@@ -351,6 +406,6 @@ def _rows_are_levels(folder: str) -> bool:
         return False
 
 
-def _valid_columns(batch: Batch) -> jax.Array:
-    """Returns True for columns that are not padding, `[B, T]`."""
-    return jnp.arange(batch["codes"].shape[1]) < batch["columns"][:, None]
+def _example_keys(key: jax.Array, batch: Batch) -> jax.Array:
+    """Returns a key for each example, which depends on its index alone, `[B]`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])

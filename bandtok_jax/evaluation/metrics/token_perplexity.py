@@ -50,7 +50,7 @@ def evaluate(stage: Component, folder: str, split: str = "validation", progress:
     step, frozen = jax.jit(task.eval_step), task.load_frozen()
     state = {"model": {"parameters": stage.weights["parameters"], "ema": {}}}
     windows = _windows(source, CropTokens(columns), EncodeCaption(config.data.caption_bytes))
-    remaining = int(-(-source.lengths // columns).sum())
+    number, remaining = 0, int(-(-source.lengths // columns).sum())
     with progress_bar(total=remaining, unit="window", desc="predict", show=progress) as bar:
         while remaining > 0:
             examples = list(itertools.islice(windows, BATCH_WINDOWS))
@@ -59,6 +59,8 @@ def evaluate(stage: Component, folder: str, split: str = "validation", progress:
             empty = {**examples[0], "columns": np.int32(0), "ended": np.bool_(False)}
             examples += [empty] * (BATCH_WINDOWS - len(examples))
             batch = {name: np.stack([example[name] for example in examples]) for name in empty}
+            batch["index"] = np.arange(number, number + BATCH_WINDOWS)
+            number += BATCH_WINDOWS
             # In 64 bits: there may be more tokens than 32 can count.
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), step(state, frozen, batch))
             totals = jax.tree.map(np.add, totals, sums) if totals else sums
