@@ -101,12 +101,16 @@ class Generator:
         Raises:
           ValueError: codes outside the codebook, or settings that make no sense; raised by the call itself.
         """
-        self._check(columns, window_columns, temperature, top_k, top_p, guidance, block_columns)
+        if columns < 1 or window_columns < 2:
+            raise ValueError(f"columns is {columns} and window_columns {window_columns}: at least 1 and 2 are needed")
+        if block_columns is not None and block_columns < 1:
+            raise ValueError(f"block_columns is {block_columns}: give at least 1, or None for blocks of any length")
+        self.check_sampling(temperature, top_k, top_p, guidance)
         if prefix is None:
             prefix = np.zeros((batch, 0, self.settings["rows"]), np.int32)
         prefix = self._check_prefix(prefix, batch, columns)
         guided = guidance != 1.0 and (caption is not None or embedding is not None)
-        text = read_text(self.network, self.parameters, self._text(caption, embedding, batch), guided)
+        text = self.read_text(caption, embedding, batch, guided)
         static = dict(top_k=top_k, nucleus=top_p < 1.0, guided=guided)
         numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
         return self._blocks(columns, window_columns, prefix, text, key, begins, report, block_columns, numbers, static)
@@ -136,7 +140,7 @@ class Generator:
         codes[:, :done] = prefix
         tokens = delayed(codes, delays, end)
         window_steps, most = window_columns + lag, block_columns or columns + lag
-        spans = _spans(window_steps * per_step + 1)
+        spans = attention_spans(window_steps * per_step + 1)
         cache = self.network.apply(
             self.parameters, {}, batch * (2 if guided else 1), spans[-1], method="init_kv_cache"
         )  # fmt: skip
@@ -164,7 +168,7 @@ class Generator:
                 previous = window[:, -1] if seen else np.repeat(first[:, None], rows, axis=1)
             span = next(s for s in spans if s >= (seen + 1) * per_step)
             count = min(span // per_step - seen, window_steps - seen, columns + lag - done, most)
-            known = _padded(tokens[:, done : done + count], span // per_step) if lag else None
+            known = padded_known(tokens[:, done : done + count], span // per_step) if lag else None
             new, lengths, cache = decode_steps(
                 self.parameters, cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths), known,
                 text, key, numbers, network=self.network, span=span, **static,
@@ -179,20 +183,8 @@ class Generator:
             if report is not None:
                 report(finished)
 
-    def _check(
-        self,
-        columns: int,
-        window_columns: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
-        guidance: float,
-        block_columns: int | None,
-    ) -> None:
-        if columns < 1 or window_columns < 2:
-            raise ValueError(f"columns is {columns} and window_columns {window_columns}: at least 1 and 2 are needed")
-        if block_columns is not None and block_columns < 1:
-            raise ValueError(f"block_columns is {block_columns}: give at least 1, or None for blocks of any length")
+    def check_sampling(self, temperature: float, top_k: int | None, top_p: float, guidance: float) -> None:
+        """Raises a ValueError for a setting of the sampling outside its limits."""
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature is {temperature}: it must be finite, and at least 0")
         if not 0 < top_p <= 1:
@@ -219,6 +211,10 @@ class Generator:
             raise ValueError(f"the prefix has {prefix.shape[1]} columns and the result {columns}: ask for more columns")
         return prefix
 
+    def read_text(self, caption: np.ndarray | None, embedding: np.ndarray | None, batch: int, guided: bool) -> Tree:
+        """Returns the input of the cross-attention, see `decoding.read_text`; None for a model without text."""
+        return read_text(self.network, self.parameters, self._text(caption, embedding, batch), guided)
+
     def _text(
         self, caption: np.ndarray | None, embedding: np.ndarray | None, batch: int
     ) -> dict[str, jax.Array] | None:
@@ -240,7 +236,8 @@ class Generator:
         return {wanted: jnp.zeros(shape, jnp.uint8 if kind == "bytes" else jnp.float32)}
 
 
-def _spans(longest: int) -> list[int]:
+def attention_spans(longest: int) -> list[int]:
+    """Returns the numbers of positions that attention may have for a cache of `longest`, the last one holds it."""
     spans = [SMALLEST_SPAN]
     while 2 * spans[-1] < longest:
         spans.append(2 * spans[-1])
@@ -254,7 +251,7 @@ def _columns(tokens: np.ndarray, delays: Sequence[int], first: int, stop: int, l
     return codes
 
 
-def _padded(known: np.ndarray, steps: int) -> jax.Array:
+def padded_known(known: np.ndarray, steps: int) -> jax.Array:
     """Returns tokens `[B, S, F]` padded to a number of steps, as `decode_steps` takes them."""
     return jnp.asarray(np.pad(known, ((0, 0), (0, max(1, steps) - known.shape[1]), (0, 0)), constant_values=-1))
 

@@ -44,14 +44,15 @@ def decode_steps(
     top_k: int | None,
     nucleus: bool,
     guided: bool,
+    cache_offset: jax.Array | int = 0,
 ) -> tuple[jax.Array, jax.Array, Tree]:
     """Generates `count` steps of the layout after `previous [B, F]`; without delays a step is a column.
 
     Args:
       place, offset: the number of the first step in the window, and of the window's beginning in the track.
       lengths: `[B]`, columns of each track; those of a track that has not ended are the requested ones.
-      known: `[B, S, F]`, the tokens of the steps from the first one on that are not drawn, and -1; for layouts with
-        delays only.
+      known: `[B, S, F]`, the tokens of the steps from the first one on that are not drawn, and -1; or None.
+      cache_offset: see `LanguageModel.decode_step`.
 
     Returns:
       The tokens `[B, S, F]`, of which the first `count` steps are valid up to the end of each track, the lengths, of
@@ -86,15 +87,16 @@ def decode_steps(
                 logits.reshape(-1, end + 1), step_keys.reshape(-1),
                 temperature=numbers["temperature"], top_p=numbers["top_p"], top_k=top_k, nucleus=nucleus,
             ).reshape(batch, -1)  # fmt: skip
+            if known is not None:
+                fixed = jax.lax.dynamic_index_in_dim(known, number, axis=1, keepdims=False)[:, rows]
+                drawn = jnp.where(fixed >= 0, fixed, drawn)
             return twice(drawn, guided)
 
         previous, cache = network.apply(
-            parameters, {}, twice(previous, guided), now, cache, draw, context, mask, method="decode_step"
-        )
+            parameters, {}, twice(previous, guided), now, cache, draw, context, mask, cache_offset=cache_offset,
+            method="decode_step",
+        )  # fmt: skip
         previous = previous[:batch]
-        if known is not None:
-            fixed = jax.lax.dynamic_index_in_dim(known, number, axis=1, keepdims=False)
-            previous = jnp.where(fixed >= 0, fixed, previous)
         lengths = jnp.where((previous[:, 0] == end) & (now + offset < lengths), now + offset, lengths)
         if lag:
             # The rows of a track end one after the other.

@@ -14,7 +14,7 @@ import numpy as np
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.data_pipelines.transforms import caption_bytes
 from bandtok_jax.formats.bt_file import check_codes
-from bandtok_jax.generation import SAMPLING
+from bandtok_jax.generation import SAMPLING, editing
 from bandtok_jax.generation.autoregressive import Generator
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import registry
@@ -153,6 +153,56 @@ class GridLanguageModel:
             block_columns=block_columns,
         )
         return self._warn_of_ends(blocks, columns, len(prefix), seconds)
+
+    def edit(
+        self,
+        codes: np.ndarray,
+        region: np.ndarray,
+        prompt: str | None = None,
+        seed: int = 0,
+        *,
+        embedding: np.ndarray | None = None,
+        temperature: float = SAMPLING["temperature"],
+        top_k: int | None = SAMPLING["top_k"],
+        top_p: float = SAMPLING["top_p"],
+        guidance: float = SAMPLING["guidance"],
+        report: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Returns the codes of a track with new ones in a region, int32 `[T, F]`.
+
+        Args:
+          codes: `[T, F]`; those outside of the region stay the same.
+          region: bool `[T, F]`, not everywhere True.
+          prompt: a description of the track; None for no description.
+          seed, embedding, temperature, top_k, top_p, guidance: as for `stream`.
+          report: called with the number of finished columns of the region now and then.
+
+        Raises:
+          ValueError: the model was not trained to fill in, or options out of range.
+        """
+        self.check_editable()
+        check_seed(seed)
+        codes = check_codes(codes, self.grid.rows, self.grid.codebook_size)
+        return editing.fill_in(
+            self.generator, codes[None], region, window_columns=self.config.data.columns, key=jax.random.key(seed),
+            caption=self._captions([prompt]),
+            embedding=None if embedding is None else self.check_embedding(embedding)[None],
+            temperature=temperature, top_k=min(top_k, self.grid.codebook_size) if top_k else None, top_p=top_p,
+            guidance=guidance, report=report,
+        )[0]  # fmt: skip
+
+    def check_editable(self) -> None:
+        """Raises a ValueError unless the model was trained to fill in regions."""
+        if self.config.model.layout == "delay":
+            raise ValueError(
+                'this language model has the layout "delay", whose steps hold codes of several columns, so that it '
+                "cannot fill in a region: train one with --config.model.layout=depth --config.loss.infill_fraction=0.5"
+            )
+        if not self.config.loss.get("infill_fraction", 0.0):
+            raise ValueError(
+                "this language model was trained without infilling (loss.infill_fraction is 0), so that it cannot fill "
+                "in a region: train one with --config.loss.infill_fraction=0.5"
+            )
 
     def columns(self, seconds: float) -> int:
         """Returns the number of columns of new audio; ValueError outside (0, MAX_SECONDS] seconds."""
