@@ -29,7 +29,9 @@ from bandtok_jax.formats import bt_file
 from bandtok_jax.generation import prompting
 from bandtok_jax.pretrained import export_folder
 
-VERBS = "prepare train config tokenize encode decode reconstruct generate evaluate export import plan doctor".split()
+VERBS = (
+    "prepare train config tokenize encode decode reconstruct generate edit evaluate export import plan doctor".split()
+)
 RATE = 44100
 
 

@@ -31,6 +31,7 @@ VERBS: dict[str, Verb] = {
         audio.decode,
         audio.reconstruct,
         audio.generate,
+        audio.edit,
         models.export,
         data.doctor,
         training.plan,

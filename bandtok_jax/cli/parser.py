@@ -146,3 +146,9 @@ def steps(text: str) -> range:
     if not 0 < first < last:
         raise ValueError
     return range(first, last)
+
+
+def interval(text: str) -> tuple[float | None, float | None]:
+    """Parses `4:8`, `4:`, `:8` and `:`; argparse turns a ValueError into a usage error."""
+    first, last = (float(part) if part else None for part in text.split(":"))
+    return first, last

@@ -6,7 +6,7 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid, K cod
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import functools
 import math
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.chunked_codec import ChunkedCodec
+from bandtok_jax.codecs.regions import Region, cells
 from bandtok_jax.codecs.streams import BlockStream
 from bandtok_jax.formats import bt_file
 from bandtok_jax.generation.prompting import Grid, GridLanguageModel
@@ -153,6 +154,48 @@ class Codec(ChunkedCodec):
           ValueError: no language model, or options out of range.
         """
         return self.language_model.generate([prompt], seconds, seed, **options)[0]
+
+    def edit(
+        self,
+        codes: np.ndarray,
+        regions: Sequence[Region],
+        prompt: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> np.ndarray:
+        """Regenerates the codes in regions of a track, and keeps all others bit for bit.
+
+        Args:
+          codes: int `[T, F]`, as `encode` returns them.
+          regions: rectangles of time and frequency, see `regions.cells`.
+          prompt: description of the track; None for no description.
+          seed: seed of the sampling.
+          options: see `GridLanguageModel.edit`.
+
+        Returns:
+          Codes, int32 `[T, F]`.
+
+        Raises:
+          ValueError: regions that are empty, overlap or are outside of the track, rows that are residual levels, a
+            language model that is missing or was not trained to fill in, or options out of range.
+        """
+        self.check_editable()
+        region = self.region_cells(regions, len(codes))
+        return self.language_model.edit(codes, region, prompt, seed, **options)
+
+    def check_editable(self) -> None:
+        """Raises a ValueError where `edit` is impossible: by the rows of the grid, or by the language model."""
+        if self.row_edges_hz is None:
+            raise ValueError(
+                "the rows of this model are residual levels, not bands of frequency, so that its grid has no regions "
+                "to edit: use a model with band rows, such as bandtok"
+            )
+        self.language_model.check_editable()
+
+    def region_cells(self, regions: Sequence[Region], columns: int) -> np.ndarray:
+        """Returns bool `[T, F]`, True for the cells of a grid of T columns that `edit` regenerates; errors as there."""
+        assert self.row_edges_hz is not None
+        return cells(regions, columns, self.columns_per_second, self.row_edges_hz)
 
     def generate_stream(
         self,

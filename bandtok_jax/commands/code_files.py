@@ -71,7 +71,19 @@ def decode(
     """
     files.refuse_overwriting(source, target)
     reader = bt_file.Reader(source)
-    header, own = reader.header, codec.header
+    header = reader.header
+    refuse_foreign_codes(codec, header, source)
+    rows = codec.check_levels(levels, header.rows)
+    blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), seed, samples=header.samples)
+    with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
+        for audio in files.progress(blocks, header.samples, codec.sample_rate_hz):
+            writer.write(audio)
+    return header, writer.clipped_samples
+
+
+def refuse_foreign_codes(codec: Codec, header: bt_file.Header, source: str) -> None:
+    """Raises ValueError unless the codec's tokenizer has made the codes of this header."""
+    own = codec.header
     rows = min(header.rows, own.rows) if codec.accepts_fewer_rows else own.rows
     if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(own, rows=rows):
         raise ValueError(
@@ -79,12 +91,6 @@ def decode(
             f"({header.rows} rows of {header.codebook_size} codes), "
             f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
         )
-    rows = codec.check_levels(levels, header.rows)
-    blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), seed, samples=header.samples)
-    with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
-        for audio in files.progress(blocks, header.samples, codec.sample_rate_hz):
-            writer.write(audio)
-    return header, writer.clipped_samples
 
 
 def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[int, int, int]:

@@ -7,10 +7,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bandtok_jax.audio import loudness, wav_stream, waveform
+from bandtok_jax.audio import wav_stream
 from bandtok_jax.codecs.codec import Codec
-from bandtok_jax.commands import files
-from bandtok_jax.formats import bt_file
+from bandtok_jax.commands import files, music_files
 from bandtok_jax.runtime import atomic_file, untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
@@ -60,14 +59,8 @@ def generate(
     """
     if count < 1:
         raise ValueError(f"--count={count}: give at least 1")
-    ending = files.ending(target)
-    if ending not in (".bt", *waveform.SUBTYPES):
-        raise ValueError(
-            f"{target}: cannot write {ending or 'a file without ending'}; use .bt, {', '.join(waveform.SUBTYPES)}"
-        )
+    music_files.check_target(codec, target)
     codec.require("language_model")
-    if ending != ".bt":
-        codec.require_decoder()
     columns = codec.language_model.columns(seconds)
     stem, written_ending = os.path.splitext(target)
     paths = [target] if count == 1 else [f"{stem}-{number + 1}{written_ending}" for number in range(count)]
@@ -88,15 +81,8 @@ def generate(
     samples_of_prefix = len(prefix) * codec.samples_per_column
     wanted = samples_of_prefix + codec.language_model.samples(seconds)
     for path, codes in zip(paths, grids):
-        clipped, samples = 0, min(wanted, len(codes) * codec.samples_per_column)
-        if ending == ".bt":
-            bt_file.write_codes(path, codes, codec.header, samples)
-        else:
-            with waveform.Writer(path, codec.sample_rate_hz, codec.channels) as writer:
-                blocks = codec.decode_stream([codes], seed, samples=samples)
-                for audio in files.progress(blocks, samples, codec.sample_rate_hz):
-                    writer.write(audio / np.float32(gain))
-            clipped = writer.clipped_samples
+        samples = min(wanted, len(codes) * codec.samples_per_column)
+        clipped = music_files.write(codec, path, codes, samples, gain, seed)
         yield NewMusic(path, samples, len(codes), clipped, samples_of_prefix)
 
 
@@ -177,15 +163,9 @@ def _read_beginning(codec: Codec, path: str | None) -> tuple[np.ndarray, float]:
     """Returns the codes `[T, F]` that results begin with, and the gain of the audio from which they were made."""
     if not path:
         return np.zeros((0, codec.rows), np.int32), 1.0
-    with files.naming(path):
-        # The language model was trained at one loudness. The result gets that of the file back.
-        audio = np.concatenate(list(files.codec_input(codec, path)), axis=-1)
-        lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
-        target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
-        gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
-        codes = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
-        # The last columns depend on the end of the file, and would have other codes in a longer one.
-        return codes[: max(1, codec.prefix_columns(audio.shape[-1]))], gain
+    codes, samples, gain = music_files.encode(codec, path)
+    # The last columns depend on the end of the file, and would have other codes in a longer one.
+    return codes[: max(1, codec.prefix_columns(samples))], gain
 
 
 def _open(target: str) -> BinaryIO:

@@ -1,0 +1,90 @@
+"""Regions of a grid whose rows are bands: rectangles in seconds and Hz, and the cells that they hold."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+ROUNDING_SECONDS, ROUNDING_HZ = 1e-6, 1.0  # by which an end may be beyond that of the track
+
+
+class Region(NamedTuple):
+    """A rectangle of time and frequency.
+
+    Attributes:
+      time: start and end in seconds; None for the start or the end of the track.
+      band: lowest and highest frequency in Hz; None for the lowest or the highest of all rows.
+    """
+
+    time: tuple[float | None, float | None] = (None, None)
+    band: tuple[float | None, float | None] = (None, None)
+
+
+def cells(regions: Sequence[Region], columns: int, columns_per_second: float, row_edges_hz: np.ndarray) -> np.ndarray:
+    """Returns bool `[T, F]`, True for the cells of the regions: all columns and all rows that they touch.
+
+    Neighbouring rows overlap a little. A row counts from the middle of its overlap with the row below to the middle of
+    its overlap with the row above.
+
+    Args:
+      row_edges_hz: `[F, 2]`.
+
+    Raises:
+      ValueError: no regions, an empty one, one outside of the track, two that overlap, or all cells.
+    """
+    if not regions:
+        raise ValueError("no regions: give at least one")
+    regions = [Region(*region) for region in regions]
+    seconds, borders = columns / columns_per_second, row_borders_hz(row_edges_hz)
+    times = [_limits(region.time, 0.0, seconds, "time", "s", ROUNDING_SECONDS) for region in regions]
+    bands = [_limits(region.band, borders[0], borders[-1], "band", "Hz", ROUNDING_HZ) for region in regions]
+    result, column_starts = np.zeros((columns, len(row_edges_hz)), bool), np.arange(columns + 1) / columns_per_second
+    for number, (time, band) in enumerate(zip(times, bands)):
+        for other in range(number):
+            if _overlap(time, times[other]) and _overlap(band, bands[other]):
+                raise ValueError(
+                    f"regions {other + 1} and {number + 1} overlap, {_shown(times[other], bands[other])} and "
+                    f"{_shown(time, band)}: give regions apart from each other"
+                )
+        result |= _touched(column_starts, time, ROUNDING_SECONDS)[:, None] & _touched(borders, band, ROUNDING_HZ)
+    if result.all():
+        raise ValueError(
+            "the regions hold the whole track, of which nothing would be kept: give smaller ones, or use  "
+            "bandtok generate"
+        )
+    return result
+
+
+def row_borders_hz(row_edges_hz: np.ndarray) -> np.ndarray:
+    """Returns the frequencies between rows, in the middle of their overlap, and both ends, `[F + 1]`."""
+    inner = (row_edges_hz[:-1, 1] + row_edges_hz[1:, 0]) / 2
+    return np.concatenate([row_edges_hz[:1, 0], inner, row_edges_hz[-1:, 1]])
+
+
+def _limits(
+    limits: tuple[float | None, float | None], lowest: float, highest: float, name: str, unit: str, tolerance: float
+) -> tuple[float, float]:
+    """Returns the limits of a region with numbers for None; ValueError where they are not inside of the track."""
+    first = lowest if limits[0] is None else limits[0]
+    last = highest if limits[1] is None else limits[1]
+    if not first + tolerance < last:
+        raise ValueError(f"the {name} {first:g} to {last:g} {unit} is empty: give an end above the start")
+    if not (lowest - tolerance <= first and last <= highest + tolerance):
+        raise ValueError(
+            f"the {name} {first:g} to {last:g} {unit} is outside of the track, which has {lowest:g} to {highest:g} "
+            f"{unit}: give a {name} inside, or leave out one of its ends"
+        )
+    return first, last
+
+
+def _touched(borders: np.ndarray, limits: tuple[float, float], tolerance: float) -> np.ndarray:
+    """Returns True for each interval between neighbouring borders that the limits touch."""
+    return (borders[:-1] < limits[1] - tolerance) & (borders[1:] > limits[0] + tolerance)
+
+
+def _overlap(limits: tuple[float, float], other: tuple[float, float]) -> bool:
+    return limits[0] < other[1] and other[0] < limits[1]
+
+
+def _shown(time: tuple[float, float], band: tuple[float, float]) -> str:
+    return f"{time[0]:g} to {time[1]:g} s at {band[0]:g} to {band[1]:g} Hz"
