@@ -50,13 +50,15 @@ def main() -> None:
     control = bandtok_jax.load(flags.model, language_model=flags.control) if flags.control else None
     source = TokenSource(flags.tokens, "validation")
     tracks = [source[number]["codes"] for number in range(len(source))]
-    true_mels = [codec.decode_mel(track) for track in tracks]
     for name, (region, first, stop) in _regions(codec).items():
-        windows, places = _windows(tracks, len(region))
+        windows, _ = _windows(tracks, len(region))
         models = {"infill": codec, "causal": codec} | ({"control": control} if control else {})
         for method, model in models.items():
             losses = _losses(model, windows, region, first, stop, infill=method == "infill")
             _emit("nats", "nats per code", losses, region=name, method=method)
+    true_mels = [codec.decode_mel(track) for track in tracks]
+    for name, (region, first, stop) in _regions(codec).items():
+        windows, places = _windows(tracks, len(region))
         edited = {
             "infill": _infill(codec, windows, region),
             "causal": _causal(codec, windows, region, first, stop),
