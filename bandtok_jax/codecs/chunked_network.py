@@ -102,7 +102,9 @@ class ChunkedNetwork:
                 outputs, carry = run(weights, windows[0], valid_ranges[0], carry)
                 return outputs[None], carry
             assert carry is None, "a carry goes from window to window"
-            return jax.vmap(lambda *window: run(weights, *window, None)[0])(windows, valid_ranges), None
+            return jax.vmap(lambda window, valid_range: run(weights, window, valid_range, None)[0])(
+                windows, valid_ranges
+            ), None
 
         return jax.jit(run_all)
 

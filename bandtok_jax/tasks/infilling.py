@@ -62,9 +62,9 @@ def with_regions(batch: Batch, keys: jax.Array, fraction: float, codebook_size: 
     Args:
       keys: random keys `[B]`. A crop of one column is never filled in.
     """
-    examples = left_to_right(batch)
+    examples, (_, length, rows) = left_to_right(batch), batch["codes"].shape
     filled_in, (start, window, first, span), cells = jax.vmap(_draw, (0, 0, None, None))(
-        keys, batch["columns"], batch["codes"].shape[1:], fraction
+        keys, batch["columns"], (length, rows), fraction
     )
     in_window = jax.vmap(lambda x, shift: jnp.roll(x, shift, axis=0))(cells, first)
     around = jnp.where(in_window, codebook_size + MASK, shifted(examples.codes, start))
