@@ -78,7 +78,7 @@ def test_every_step_can_be_repeated_and_every_number_is_wide(name, tmp_path):
     _check(tiny.shrunk(name, tmp_path))
 
 
-@pytest.mark.parametrize("layout", ["depth", "delay"])
+@pytest.mark.parametrize("layout", ["depth", pytest.param("delay", marks=pytest.mark.slow)])
 def test_every_layout_has_such_a_step_and_resumes(layout, tmp_path, monkeypatch):
     config = tiny.shrunk("language_model:base", tmp_path, **{"model.layout": layout, "model.row_dim": 16})
     _check(config)
@@ -122,7 +122,7 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
 
 
 def _trained() -> list:
-    """All names; the fast ones are one variant in 16 bits of each task without discriminators of audio.
+    """All names; the fast ones are one variant in 16 bits of each task that compiles in seconds.
 
     It is the last variant, which has the most, such as rematerialised and scanned layers, of the first configuration.
     The steps of all are checked on abstract values.
@@ -135,6 +135,8 @@ def _trained() -> list:
             "token_vocoder",
             "waveform_codec",
             "feature_codec",
+            "mel_autoencoder",
+            "flow_matching",
         ):
             if chosen.get(config.task, name).split(":")[0] == name.split(":")[0]:
                 chosen[config.task] = name
