@@ -29,7 +29,7 @@ from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.data_pipelines.token_source import TokenSource
 from bandtok_jax.generation import editing
 from bandtok_jax.generation.autoregressive import Generator, attention_spans, padded_known
-from bandtok_jax.generation.decoding import decode_steps, prefill_cache
+from bandtok_jax.generation.decoding import decode_steps
 from bandtok_jax.models.infilling import MASK, Surroundings
 from bandtok_jax.models.language_model import first_token
 
@@ -147,13 +147,9 @@ def _causal(codec: Codec, windows: np.ndarray, region: np.ndarray, first: int, s
     network, parameters, batch = generator.network, generator.parameters, len(windows)
     per_step = network.attribute("layout").positions_per_step
     spans = attention_spans(windows.shape[1] * per_step + 1)
-    cache = network.apply(parameters, {}, batch, spans[-1], method="init_kv_cache")
+    cache = generator.init_cache(batch, spans[-1], guided=False)
     text, begin = generator.read_text(None, None, batch, False), np.full(batch, first_token(end, False), np.int32)
-    padding = -(-(spans[-1] - 1) // per_step) - first
-    prefix = np.pad(windows[:, :first], ((0, 0), (0, padding), (0, 0)))
-    cache = prefill_cache(
-        network, parameters, cache, jnp.asarray(begin), jnp.asarray(prefix), text, span=spans[-1]
-    )  # fmt: skip
+    cache = generator.prefill(cache, begin, windows[:, :first], text, spans, guided=False)
     previous = windows[:, first - 1] if first else np.repeat(begin[:, None], codec.rows, axis=1)
     known = np.where(region[first:stop], -1, windows[:, first:stop])
     numbers = dict(temperature=SAMPLING["temperature"], top_p=1.0, guidance=1.0, may_end=False)

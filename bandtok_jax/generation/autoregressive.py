@@ -109,10 +109,9 @@ class Generator:
         if prefix is None:
             prefix = np.zeros((batch, 0, self.settings["rows"]), np.int32)
         prefix = self._check_prefix(prefix, batch, columns)
-        guided = guidance != 1.0 and (caption is not None or embedding is not None)
-        text = self.read_text(caption, embedding, batch, guided)
-        static = dict(top_k=top_k, nucleus=top_p < 1.0, guided=guided)
-        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
+        text, numbers, static = self.decoding_arguments(
+            caption, embedding, batch, temperature, top_k, top_p, guidance, may_end
+        )  # fmt: skip
         return self._blocks(columns, window_columns, prefix, text, key, begins, report, block_columns, numbers, static)
 
     def _blocks(
@@ -141,9 +140,7 @@ class Generator:
         tokens = delayed(codes, delays, end)
         window_steps, most = window_columns + lag, block_columns or columns + lag
         spans = attention_spans(window_steps * per_step + 1)
-        cache = self.network.apply(
-            self.parameters, {}, batch * (2 if guided else 1), spans[-1], method="init_kv_cache"
-        )  # fmt: skip
+        cache = self.init_cache(batch, spans[-1], guided)
         lengths = np.full(batch, columns, np.int32)
         for start in range(0, done, most):
             yield codes[:, start : min(start + most, done)], lengths
@@ -158,13 +155,7 @@ class Generator:
                     window = np.where(np.arange(seen)[:, None] < np.array(delays), end, window)
                 first = np.full(batch, first_token(end, begins and done == seen), np.int32)
                 if seen:
-                    span = next(s for s in spans if s > seen * per_step)
-                    padding = -(-(span - 1) // per_step) - seen
-                    padded = np.pad(window, ((0, 0), (0, padding), (0, 0)))
-                    cache = prefill_cache(
-                        self.network, self.parameters, cache, twice(first, guided), twice(padded, guided), text,
-                        span=span,
-                    )  # fmt: skip
+                    cache = self.prefill(cache, first, window, text, spans, guided)
                 previous = window[:, -1] if seen else np.repeat(first[:, None], rows, axis=1)
             span = next(s for s in spans if s >= (seen + 1) * per_step)
             count = min(span // per_step - seen, window_steps - seen, columns + lag - done, most)
@@ -195,6 +186,45 @@ class Generator:
             raise ValueError(
                 f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
             )
+
+    def decoding_arguments(
+        self,
+        caption: np.ndarray | None,
+        embedding: np.ndarray | None,
+        batch: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+        guidance: float,
+        may_end: bool,
+    ) -> tuple[Tree, dict[str, Any], dict[str, Any]]:
+        """Returns `text`, `numbers` and the static arguments of `decode_steps`; for the arguments see `stream`."""
+        guided = guidance != 1.0 and (caption is not None or embedding is not None)
+        numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
+        static = dict(top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+        return self.read_text(caption, embedding, batch, guided), numbers, static
+
+    def init_cache(self, batch: int, length: int, guided: bool) -> Tree:
+        """Returns an empty KV cache of `length` positions, of twice the batch where `guided`."""
+        return self.network.apply(self.parameters, {}, batch * (2 if guided else 1), length, method="init_kv_cache")
+
+    def prefill(
+        self, cache: Tree, first: np.ndarray, window: np.ndarray, text: Tree, spans: Sequence[int], guided: bool
+    ) -> Tree:
+        """Returns the cache with the keys and values of a window, by the program of the smallest span that holds it.
+
+        Args:
+          first: first tokens `[B]`.
+          window: the tokens of its steps, `[B, S, F]`.
+          spans: the result of `attention_spans`.
+        """
+        steps, per_step = window.shape[1], self.network.attribute("layout").positions_per_step
+        span = next(s for s in spans if s > steps * per_step)
+        padded = jnp.asarray(np.pad(window, ((0, 0), (0, -(-(span - 1) // per_step) - steps), (0, 0))))
+        return prefill_cache(
+            self.network, self.parameters, cache, twice(jnp.asarray(first), guided), twice(padded, guided), text,
+            span=span,
+        )  # fmt: skip
 
     def _check_prefix(self, prefix: np.ndarray, batch: int, columns: int) -> np.ndarray:
         """Returns the prefix `[B, T0, F]`; ValueError where it does not fit."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax.generation.autoregressive import Generator, attention_spans, padded_known
-from bandtok_jax.generation.decoding import decode_steps, prefill_cache, twice
+from bandtok_jax.generation.decoding import decode_steps
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models.infilling import FILL, MASK
 from bandtok_jax.models.language_model import first_token
@@ -59,10 +59,9 @@ def fill_in(
       ValueError: settings out of range.
     """
     generator.check_sampling(temperature, top_k, top_p, guidance)
-    guided = guidance != 1.0 and (caption is not None or embedding is not None)
-    text = generator.read_text(caption, embedding, len(codes), guided)
-    numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=False)
-    static = dict(top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+    text, numbers, static = generator.decoding_arguments(
+        caption, embedding, len(codes), temperature, top_k, top_p, guidance, may_end=False
+    )  # fmt: skip
     result, hidden, cache = np.array(codes, np.int32), region.copy(), None
     for part in plan(region.any(axis=1), window_columns):
         begins_part = begins and part.window_first == 0
@@ -135,20 +134,12 @@ def _fill_part(
     around = np.where(hidden[window], end + MASK, codes[:, window])
     spans = attention_spans(window_columns * per_step + 1)
     if cache is None:
-        cache = network.apply(parameters, {}, batch * (2 if guided else 1), spans[-1], method="init_kv_cache")
-
-    before_fill = 1 + around.shape[1] * per_step
-    span = next(s for s in spans if s >= before_fill)
-    padding = -(-(span - 1) // per_step) - around.shape[1]
-    padded = jnp.asarray(np.pad(around, ((0, 0), (0, padding), (0, 0))))
-    first = jnp.full(batch, first_token(end, begins), jnp.int32)
-    cache = prefill_cache(
-        network, parameters, cache, twice(first, guided), twice(padded, guided), text, span=span
-    )  # fmt: skip
+        cache = generator.init_cache(batch, spans[-1], guided)
+    cache = generator.prefill(cache, np.full(batch, first_token(end, begins), np.int32), around, text, spans, guided)
 
     # Cells outside of the region are read, not drawn.
     known = np.where(hidden[part.first : part.stop], -1, codes[:, part.first : part.stop])
-    place = part.first - part.window_first
+    place, before_fill = part.first - part.window_first, 1 + around.shape[1] * per_step
     span = next(s for s in spans if s >= before_fill + columns * per_step)
     new, _, cache = decode_steps(
         parameters, cache, jnp.full((batch, rows), end + FILL, jnp.int32), place, part.window_first, columns,
