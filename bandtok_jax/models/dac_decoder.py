@@ -5,6 +5,7 @@ A subclass adds the encoder: DAC's own, see `dac`, or a frozen one, see `muencod
 Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width.
 """
 
+import abc
 from collections.abc import Sequence
 import math
 from typing import Any
@@ -32,7 +33,7 @@ DILATIONS = (1, 3, 9)
 UNITS_RADIUS = sum(KERNEL_SIZE // 2 * dilation for dilation in DILATIONS)
 
 
-class DACDecoder(nnx.Module):
+class DACDecoder(nnx.Module, abc.ABC):
     """Residual quantizer and decoder; `latents`, the encoder, is that of a subclass.
 
     Args:
@@ -111,13 +112,13 @@ class DACDecoder(nnx.Module):
             last = (last + UNITS_RADIUS + overlap(stride)) // stride
         return max(-first, last) + KERNEL_SIZE // 2
 
+    @abc.abstractmethod
     def latents(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns the latents for the quantizer; `[B, S] -> [B, ceil(S / samples_per_column), D]`.
 
         Args:
           valid_range: the columns of the array in which the file lies; by default the array is the file.
         """
-        raise NotImplementedError
 
     def decode_latents(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns the audio of quantized latents, in [-1, 1]; `[B, T, D] -> [B, T * samples_per_column]`.

@@ -24,7 +24,7 @@ from bandtok_jax.models.mucodec_flow import CONTEXT, PADDING, PREDICTED, latent_
 from bandtok_jax.tasks import codebooks, frozen_networks, mel_samples, optimization
 from bandtok_jax.tasks.optimization import ModelState
 from bandtok_jax.tasks.single_network import SingleNetworkTask
-from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
+from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries, example_keys
 
 # Purposes of the random numbers of an example.
 POSTERIOR, TIME, NOISE, CONTINUATION, PREFIX, DROP = range(6)
@@ -170,7 +170,7 @@ class FlowMatchingTask(SingleNetworkTask):
         `loss.context_frames`, are then given, but never more than half of the frames that are no padding.
         """
         present, (first, last) = self._present(batch), self.config.loss.context_frames
-        keys = _example_keys(key, batch)
+        keys = example_keys(key, batch)
 
         def draw(key: jax.Array) -> jax.Array:
             frames = jax.random.randint(jax.random.fold_in(key, PREFIX), (), first, last + 1)
@@ -192,7 +192,7 @@ class FlowMatchingTask(SingleNetworkTask):
     ) -> tuple[dict[str, jax.Array], tuple[Tree, Tree]]:
         """Returns the losses of the flow and of the quantizer, and statistics, see `SingleNetworkTask.forward`."""
         apply = functools.partial(self.network.apply, parameters, buffers)
-        keys, settings = _example_keys(key, micro_batch), self.config.loss
+        keys, settings = example_keys(key, micro_batch), self.config.loss
 
         def of_purpose(purpose: int) -> jax.Array:
             return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
@@ -273,7 +273,7 @@ class FlowMatchingTask(SingleNetworkTask):
         def draw_noise(key: jax.Array) -> jax.Array:
             return flow_sampling.frame_noise(key, 0, data.shape[1], data.shape[2:])
 
-        noise = jax.vmap(draw_noise)(_example_keys(jax.random.key(0), batch))
+        noise = jax.vmap(draw_noise)(example_keys(jax.random.key(0), batch))
         time = jnp.full(len(data), EVALUATION_TIME)
         prediction = apply(path.mix(time, noise, data), data, condition, mask, time, method="predict")
         errors = self._squared_errors(prediction, path.target(time, noise, data), mask)
@@ -327,8 +327,3 @@ class FlowMatchingTask(SingleNetworkTask):
             return self.target({"audio": originals}), audio.reshape(*decoded.shape[:2], -1)
 
         return jax.jit(samples)
-
-
-def _example_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """Returns the random key of each example, `[B]`, by its global index."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])

@@ -26,7 +26,7 @@ from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
 from bandtok_jax.tasks import adapters, infilling, optimization
 from bandtok_jax.tasks.single_network import SingleNetworkTask
-from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries
+from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries, example_keys
 
 DROPOUT, REGION = 1, 2  # folded into the key of an example
 EXAMPLES_SHOWN = 2  # of the samples; our choice
@@ -227,7 +227,7 @@ class LanguageModelTask(SingleNetworkTask):
         """Returns the cross-entropies of codes, of ends and of regions, per code, see `SingleNetworkTask.forward`."""
         parameters = self._network_parameters(parameters, frozen)
         # Classifier-free guidance needs a model without text, too: the text of some examples is dropped.
-        keys = _example_keys(key, micro_batch)
+        keys = example_keys(key, micro_batch)
         drop_text = jax.vmap(lambda k: jax.random.bernoulli(k, self.config.loss.cfg_dropout))(keys)
         dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT)
         examples = self._examples(micro_batch, key)
@@ -252,7 +252,7 @@ class LanguageModelTask(SingleNetworkTask):
         fraction = self._infill_fraction if fraction is None else fraction
         if not fraction:
             return infilling.left_to_right(batch)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(_example_keys(key, batch), REGION)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys(key, batch), REGION)
         return infilling.with_regions(batch, keys, fraction, self.settings["codebook_size"])
 
     def evaluate(self, state: State, frozen: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
@@ -404,8 +404,3 @@ def _rows_are_levels(folder: str) -> bool:
         return bool(folder) and token_manifest.read_token_manifest(folder)["row_kind"] == "residual"
     except FileNotFoundError:
         return False
-
-
-def _example_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """Returns a key for each example, which depends on its index alone, `[B]`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])

@@ -211,3 +211,8 @@ class Task:
             "vocoder": self.config.vocoder or "VOCODER_RUN",
         }
         return self.NEXT_COMMAND.format(**{name: shlex.quote(value) for name, value in names.items()})
+
+
+def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the random key of each example, `[B]`, by its global index."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])

@@ -5,13 +5,13 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition, log_mel
 from bandtok_jax.layers.network import Network, Tree
 from bandtok_jax.losses import spectral
 from bandtok_jax.models import registry
+from bandtok_jax.tasks import frozen_networks
 from bandtok_jax.tasks.task import Batch, Metrics, State
 from bandtok_jax.tasks.waveform_adversarial import WaveformAdversarialTask
 
@@ -86,13 +86,11 @@ class TokenVocoderTask(WaveformAdversarialTask):
         weights, model = frozen["tokenizer"], dict(state["model"])
         vectors = (weights["buffers"].get("quantizer") or weights["parameters"]["quantizer"])["vectors"]
 
-        def like(old: Tree, new: Tree) -> Tree:
-            return jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), old, new)
-
-        model["buffers"] = {**model["buffers"], "codebook": like(model["buffers"]["codebook"], vectors)}
+        codebook = frozen_networks.in_dtypes_of(model["buffers"]["codebook"], vectors)
+        model["buffers"] = {**model["buffers"], "codebook": codebook}
         for name in ("parameters", "ema"):
             if model.get(name):
-                decoder = like(model[name]["decoder"], weights["parameters"]["decoder"])
+                decoder = frozen_networks.in_dtypes_of(model[name]["decoder"], weights["parameters"]["decoder"])
                 model[name] = {**model[name], "decoder": decoder}
         return {**state, "model": model}
 
