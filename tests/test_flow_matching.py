@@ -15,7 +15,10 @@ FRAME_SAMPLES = 3840
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("components")
+    """The components that a configuration needs, written before the first test, whichever it is."""
+    folder = tmp_path_factory.mktemp("components")
+    tiny.config("flow_matching", folder)
+    return folder
 
 
 def created(folder, **changes):

@@ -22,7 +22,10 @@ WINDOW, CONTEXT, DECODED = 8, 2, 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("components")
+    """The components that a configuration needs, written before the first test, whichever it is."""
+    folder = tmp_path_factory.mktemp("components")
+    tiny.config("feature_codec", folder)
+    return folder
 
 
 def random_weights(network):
@@ -116,7 +119,6 @@ def test_the_encoder_is_a_frozen_copy_and_stale_codes_restart(folder):
 
 
 def test_mistakes_are_named(folder):
-    created(folder)  # writes the components, in any order of the tests
     for changes, message in (
         ({"model.encoder.layer": 3}, "model.encoder.layer is 3, and the encoder .* has 2 layers"),
         ({"model.encoder.dim": 32}, r"model.encoder.dim \(16 there, 32 here\)"),
