@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 # Our choices. Few logits are kept: to compute them again would cost up to a third of their products.
-CHUNK_BYTES, MOST_CHUNKS = 1 << 26, 32
+CHUNK_BYTES, MOST_CHUNKS = 1 << 28, 32
 
 # `with kept_logits(True): ...` traces programs that compute no logits again, so that their arithmetic can be counted.
 kept_logits = jax.make_user_context(False)
