@@ -19,10 +19,10 @@ import numpy as np
 from bandtok_jax.layers.attention import attention as attend
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.linear import STANDARD_DEVIATION, FusedLinear, Linear
+from bandtok_jax.layers.norm import standardize
 
 TIME_FEATURES, TIME_SCALE = 512, 1000.0  # MuCodec's code: cosines and sines of 1000 t
 PERIOD = 1e4  # longest period of cosines and sines, over 2 pi
-EPSILON = 1e-6  # of the layer norms
 # Both axes of the published positions span 0 to 32. Its chunk of 256 patches gives the step of "fixed_step".
 POSITION_SPAN, PUBLISHED_PATCHES = 32.0, 256
 POSITIONS = ("fixed_step", "scaled")
@@ -191,9 +191,7 @@ def _run(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, modulation: j
 
 def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """Returns the layer norm of tokens, scaled and shifted; `[B, L, D]`."""
-    mean = x.mean(-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + EPSILON) * (1 + scale) + shift
+    return standardize(x) * (1 + scale) + shift
 
 
 def _to_patches(x: jax.Array, patch: int) -> jax.Array:
