@@ -1,10 +1,14 @@
 """Trainings in processes of their own, with the number of processes and devices that a test needs."""
 
+import contextlib
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+
+import jax.numpy as jnp
+import pytest
 
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runs.weights import load_part
@@ -51,3 +55,15 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def no_array_is_iterated():
+    """Lets the iteration over an array fail, as it does with several processes, each of which has a part of it."""
+
+    def refuse(array):
+        raise AssertionError(f"an array of shape {array.shape} is iterated")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(jnp.zeros(1)), "__iter__", refuse)
+        yield

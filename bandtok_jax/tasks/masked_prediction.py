@@ -265,9 +265,9 @@ class MaskedPredictionTask(SingleNetworkTask):
         """Returns the log-mels of the first examples, original and masked."""
         outputs = jax.jit(self.evaluate)(state, frozen, batch)[1] if outputs is None else outputs
         originals, samples = self.log_mel(batch["audio"][:EXAMPLES_SHOWN]), {}
-        for i, (original, masked) in enumerate(zip(originals, outputs)):
-            samples[f"{i}/mel/original"] = ("image", original, LOG_MEL_UNIT)
-            samples[f"{i}/mel/masked"] = ("image", masked, LOG_MEL_UNIT)
+        for i in range(len(originals)):  # with several processes an array is indexed only, since none has all of it
+            samples[f"{i}/mel/original"] = ("image", originals[i], LOG_MEL_UNIT)
+            samples[f"{i}/mel/masked"] = ("image", outputs[i], LOG_MEL_UNIT)
         return samples
 
 
