@@ -91,7 +91,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.model = ConfigDict(
         {
             "kind": "meltok",  # network class, see bandtok_jax/models/registry.py
-            "mels": 96,  # M, mel bins of the spectrogram
+            "mels": 96,  # mel bins of the spectrogram
+            "side_mels": 0,  # above 0: stereo, with as many of the lowest bins of the side; needs data.channels=2
             **defaults.choose(VARIANTS, "meltok", variant),
             "learning_rule": "gradient" if published else "ema",  # of the codebook
             "activation": "tanh",  # as published; "silu" in the layout that the published code started from

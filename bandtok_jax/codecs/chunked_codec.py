@@ -6,7 +6,7 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 """
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import math
 from typing import Any
 
@@ -177,7 +177,7 @@ class ChunkedCodec(abc.ABC):
         """
 
     def _chunked_decoder(
-        self, outputs_per_column: int, chunk: int, role: str = "tokenizer", method: str = "decode"
+        self, outputs_per_column: int, chunk: int, role: str = "tokenizer", method: str | Callable[..., Any] = "decode"
     ) -> ChunkedNetwork:
         """Returns a method of a component, by default the tokenizer's decoder, over a stream of codes."""
         component = self.components[role]

@@ -1,6 +1,7 @@
 """The codec of log-mel spectrograms: a tokenizer, whose rows are bands or residual levels, and a vocoder.
 
-The vocoder consumes the log-mel that the tokenizer decodes to, or the codes themselves.
+The vocoder consumes the log-mel that the tokenizer decodes to, or the codes themselves. A stereo tokenizer codes mid
+and side as rows of one grid, and the vocoder makes the audio of each.
 
 Both ends of a file are treated as both ends of a training clip: the front end mirrors the audio there, and beyond the
 first and the last column every convolution sees zeros. A file coded in chunks therefore has the codes and the audio
@@ -12,16 +13,18 @@ Letters: S samples, T columns of the grid (or mel frames), F rows, M mel bins.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bandtok_jax.audio import spectral
+from bandtok_jax.audio import mid_side, spectral
 from bandtok_jax.audio.windows import MIRROR
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
-from bandtok_jax.codecs.streams import Stage
+from bandtok_jax.codecs.streams import EachChannel, Stage
 
 CHUNK_COLUMNS = 64  # our choice: little of a window is context then, and a chunk of audio is still below 6 seconds
 
@@ -52,6 +55,14 @@ class MelCodec(Codec):
                 f"the vocoder takes {vocoder.mel}, the tokenizer decodes to {tokenizer.mel}: "
                 "train the vocoder on the tokenizer's mel definition"
             )
+        if (
+            vocoder
+            and vocoder.network_class.consumes == "codes"
+            and tokenizer.network.attribute("audio_channels", 1) > 1
+        ):
+            raise ValueError(
+                "the vocoder consumes codes of mono audio, the tokenizer is stereo: give one that takes mels"
+            )
         self.row_kind = tokenizer.network.attribute("row_kind")
         self._frames_per_column: int = tokenizer.network.attribute("frames_per_column")
         super().__init__(
@@ -66,11 +77,13 @@ class MelCodec(Codec):
     def row_edges_hz(self) -> np.ndarray | None:
         """Lowest and highest frequency of each row's band, `[F, 2]`; neighbours overlap as mel filters do.
 
-        None where rows are residual levels.
+        The rows of the side follow those of the mid. None where rows are residual levels.
         """
         if self.row_kind != "band":
             return None
-        edges = spectral.band_edges_hz(self.mel).reshape(self.rows, -1, 2)
+        bins = spectral.band_edges_hz(self.mel)
+        bins = np.concatenate([bins, bins])[: self.components["tokenizer"].network.attribute("mels")]
+        edges = bins.reshape(self.rows, -1, 2)
         return np.stack([edges[:, 0, 0], edges[:, -1, 1]], axis=-1)
 
     def require_decoder(self) -> None:
@@ -78,9 +91,13 @@ class MelCodec(Codec):
         self.require("vocoder")
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
-        """Decodes codes `[T, F]` to natural-log mel frames, the input of the vocoder, float32 `[T * frames, M]`."""
+        """Decodes codes `[T, F]` to natural-log mel frames, the input of the vocoder, float32 `[T * frames, M]`.
+
+        In stereo it is the log-mel of the mid, the mean of the channels.
+        """
         network = self._decoder_networks(self._chunk_columns)["tokenizer"]
-        return np.concatenate(list(network(self._weights["tokenizer"], [self._whole_grid(codes)])))
+        log_mel = np.concatenate(list(network(self._weights["tokenizer"], [self._whole_grid(codes)])))
+        return log_mel if self.channels == 1 else log_mel[:, 0]
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
@@ -101,17 +118,23 @@ class MelCodec(Codec):
 
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool) -> list[Stage]:
         stages = super()._decoder_stages(seed, chunk, prompt)
+        if self.channels == 2:
+            network = self._decoder_networks(chunk)["vocoder"]
+            vocoders = [stages[1], network.stream(self._weights["vocoder"], prompt=prompt)]
+            return [stages[0], EachChannel(vocoders, _left_right)]
         return stages if self.vocodes_mels else stages[1:]
 
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
-        network, mel = self.components["tokenizer"].network, self.mel
+        network, mel, stereo = self.components["tokenizer"].network, self.mel, self.channels == 2
         unpadded = dataclasses.replace(mel, padding="none")
         # Samples by which the window of a frame begins before its hop, as in the framing of training.
         lead = {"same": (mel.fft_samples - mel.hop_samples) // 2, "center": mel.fft_samples // 2, "none": 0}
         before = lead[mel.padding]
 
         def log_mel(audio: jax.Array) -> jax.Array:
-            return spectral.log_mel(audio, unpadded)
+            if not stereo:
+                return spectral.log_mel(audio, unpadded)
+            return mid_side.stereo_log_mel(audio.T, unpadded, network.attribute("mels") - mel.mels)
 
         return ChunkedNetwork(
             self.components["tokenizer"],
@@ -126,7 +149,8 @@ class MelCodec(Codec):
         )
 
     def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
-        networks = {"tokenizer": self._chunked_decoder(self._frames_per_column, chunk)}
+        method = functools.partial(_decode_channels, mel=self.mel) if self.channels == 2 else "decode"
+        networks = {"tokenizer": self._chunked_decoder(self._frames_per_column, chunk, method=method)}
         if self.vocodes_mels:
             networks["vocoder"] = ChunkedNetwork(
                 self.components["vocoder"],
@@ -138,3 +162,15 @@ class MelCodec(Codec):
         elif "vocoder" in self.components:
             networks["vocoder"] = self._chunked_decoder(self.samples_per_column, chunk, "vocoder", "__call__")
         return networks
+
+
+def _decode_channels(
+    tokenizer: Any, codes: jax.Array, valid_range: jax.Array, *, mel: spectral.MelDefinition
+) -> jax.Array:
+    """Returns the log-mels of mid and side of codes, int32 `[1, T, F] -> [1, T', 2, M]`."""
+    return jnp.moveaxis(mid_side.split_log_mel(tokenizer.decode(codes, valid_range), mel), 1, 2)
+
+
+def _left_right(mid: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Returns the audio `[S, 2]` of mid and side, `[S]` each."""
+    return np.stack([mid + side, mid - side], axis=-1)

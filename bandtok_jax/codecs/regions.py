@@ -24,7 +24,7 @@ def cells(regions: Sequence[Region], columns: int, columns_per_second: float, ro
     """Returns bool `[T, F]`, True for the cells of the regions: all columns and all rows that they touch.
 
     Neighbouring rows overlap a little. A row counts from the middle of its overlap with the row below to the middle of
-    its overlap with the row above.
+    its overlap with the row above. In stereo a band has rows of the mid and of the side.
 
     Args:
       row_edges_hz: `[F, 2]`.
@@ -35,7 +35,8 @@ def cells(regions: Sequence[Region], columns: int, columns_per_second: float, ro
     if not regions:
         raise ValueError("no regions: give at least one")
     regions = [Region(*region) for region in regions]
-    seconds, borders = columns / columns_per_second, row_borders_hz(row_edges_hz)
+    seconds, channels = columns / columns_per_second, [row_borders_hz(edges) for edges in _channels(row_edges_hz)]
+    borders = channels[0]
     times = [_limits(region.time, 0.0, seconds, "time", "s", ROUNDING_SECONDS) for region in regions]
     bands = [_limits(region.band, borders[0], borders[-1], "band", "Hz", ROUNDING_HZ) for region in regions]
     result, column_starts = np.zeros((columns, len(row_edges_hz)), bool), np.arange(columns + 1) / columns_per_second
@@ -46,7 +47,8 @@ def cells(regions: Sequence[Region], columns: int, columns_per_second: float, ro
                     f"regions {other + 1} and {number + 1} overlap, {_shown(times[other], bands[other])} and "
                     f"{_shown(time, band)}: give regions apart from each other"
                 )
-        result |= _touched(column_starts, time, ROUNDING_SECONDS)[:, None] & _touched(borders, band, ROUNDING_HZ)
+        rows = np.concatenate([_touched(borders, band, ROUNDING_HZ) for borders in channels])
+        result |= _touched(column_starts, time, ROUNDING_SECONDS)[:, None] & rows
     if result.all():
         raise ValueError(
             "the regions hold the whole track, of which nothing would be kept: give smaller ones, or use  "
@@ -59,6 +61,11 @@ def row_borders_hz(row_edges_hz: np.ndarray) -> np.ndarray:
     """Returns the frequencies between rows, in the middle of their overlap, and both ends, `[F + 1]`."""
     inner = (row_edges_hz[:-1, 1] + row_edges_hz[1:, 0]) / 2
     return np.concatenate([row_edges_hz[:1, 0], inner, row_edges_hz[-1:, 1]])
+
+
+def _channels(row_edges_hz: np.ndarray) -> list[np.ndarray]:
+    """Returns the rows of mid and side, or all of a mono codec; each begins at the lowest frequency."""
+    return np.split(row_edges_hz, 1 + np.flatnonzero(np.diff(row_edges_hz[:, 0]) < 0))
 
 
 def _limits(

@@ -6,7 +6,7 @@ commands on files do, and `BlockStream` over blocks that a program pushes as the
 Letters: S samples, C channels, T columns of the grid, F rows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import math
 from typing import Protocol
 import warnings
@@ -90,10 +90,16 @@ class Chain:
 
 
 class EachChannel:
-    """A stage for every channel: blocks `[T, C, ...]` to blocks `[S, C]`."""
+    """A stage for every channel: blocks `[T, C, ...]` to blocks `[S, C]`.
 
-    def __init__(self, stages: Sequence[Stage]):
+    Args:
+      stages: those of the channels.
+      join: makes a block of the outputs `[S]` of the stages; by default they are the channels.
+    """
+
+    def __init__(self, stages: Sequence[Stage], join: Callable[..., np.ndarray] | None = None):
         self._stages = stages
+        self._join = join or (lambda *parts: np.stack(parts, axis=-1))
         self.burst = stages[0].burst
 
     def push(self, block: np.ndarray) -> Iterator[np.ndarray]:
@@ -109,7 +115,7 @@ class EachChannel:
         return self._stages[0].received_for(outputs)
 
     def _joined(self, channels: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
-        return (np.stack(parts, axis=-1) for parts in zip(*channels, strict=True))
+        return (self._join(*parts) for parts in zip(*channels, strict=True))
 
 
 class AudioInput:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from bandtok_jax.audio.mid_side import channels_and_mels
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
 from bandtok_jax.layers.convolution_2d import (
@@ -45,7 +46,9 @@ class BandTok(nnx.Module):
     """Encoder, quantizer and decoder.
 
     Args:
-      mels: M, mel bins of the spectrogram.
+      mels: mel bins of the spectrogram.
+      side_mels: above 0, the tokenizer codes stereo. M is then `mels + side_mels`, the bins of the mid and the lowest
+        ones of the side, see `bandtok_jax.audio.mid_side`, and the rows of the side follow those of the mid.
       patch: side of the square patches that become the first channels.
       channels: channels of each resolution, from fine to coarse; every further entry halves both axes.
       num_res_blocks: residual blocks at each resolution.
@@ -74,6 +77,7 @@ class BandTok(nnx.Module):
         self,
         *,
         mels: int = 128,
+        side_mels: int = 0,
         patch: int = 2,
         channels: Sequence[int] = (128, 256, 512),
         num_res_blocks: int = 2,
@@ -91,10 +95,7 @@ class BandTok(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.frames_per_column = patch * 2 ** (len(channels) - 1)
-        if mels % self.frames_per_column:
-            raise ValueError(
-                f"mels is {mels}: set it to a multiple of {self.frames_per_column}, the mel bins and frames of a code"
-            )
+        self.audio_channels, mels = channels_and_mels(mels, side_mels, self.frames_per_column)
         if residual_levels < 0:
             raise ValueError(f"residual_levels is {residual_levels}: set it to 0 for bands, or to a number of levels")
         if residual_levels and normalise_codes:

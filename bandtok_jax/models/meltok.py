@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from bandtok_jax.audio.mel_bands import MELTOK, MelDefinition
+from bandtok_jax.audio.mid_side import channels_and_mels
 from bandtok_jax.layers.convolution import ValidRange
 from bandtok_jax.layers.grid_windows import GridWindows
 from bandtok_jax.layers.network import Tree
@@ -31,7 +32,7 @@ class MelTok(nnx.Module):
     """Encoder, quantizer and decoder.
 
     Args:
-      mels: M, mel bins of the spectrogram.
+      mels, side_mels: mel bins of the spectrogram, and of the side of stereo, see `BandTok`; M is their sum.
       haar_levels: levels of the Haar wavelet packet that becomes the first channels; 1 is published.
       channels: channels of each resolution, from fine to coarse; the first convolution has half of the finest.
       num_res_blocks: residual blocks at each resolution; the decoder has one more.
@@ -57,6 +58,7 @@ class MelTok(nnx.Module):
         self,
         *,
         mels: int = 96,
+        side_mels: int = 0,
         haar_levels: int = 1,
         channels: Sequence[int] = (256, 512, 512),
         num_res_blocks: int = 2,
@@ -87,8 +89,7 @@ class MelTok(nnx.Module):
             windows=GridWindows(window_columns, context_columns, parity),
         )
         options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-        if mels % compression:
-            raise ValueError(f"mels is {mels}: set it to a multiple of compression, {compression}")
+        self.audio_channels, mels = channels_and_mels(mels, side_mels, compression)
         self.mels, self.rows, self.codebook_size = mels, mels // compression, codebook_size
         self.frames_per_column = compression
         self.encoder = MelTokEncoder(self.layout, num_res_blocks, **options)

@@ -7,6 +7,7 @@ import functools
 import jax
 from ml_collections import ConfigDict
 
+from bandtok_jax.audio.mid_side import left_right, split_log_mel, stereo_log_mel
 from bandtok_jax.audio.spectral import LOG_MEL_UNIT, MelDefinition, log_mel
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.losses import spectral
@@ -20,11 +21,18 @@ EXAMPLES_SHOWN = 2  # of the samples; our choice
 class MelAdversarialTask(AdversarialTask, abc.ABC):
     """An adversarial task of a network from log-mels `[B, T, M]` to log-mels."""
 
+    audio_channels = (1, 2)
     requires = ("vocoder",)
 
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
         self.mel = MelDefinition(**config.mel)
+        if (channels := self.network.attribute("audio_channels", 1)) != config.data.channels:
+            cure = " (model.side_mels above 0 makes it stereo)" if "side_mels" in config.model else ""
+            raise ValueError(
+                f"config.data.channels is {config.data.channels}, and the network takes {channels}{cure}: "
+                f"set config.data.channels to {channels}"
+            )
         column_samples = self.mel.hop_samples * self.network.attribute("frames_per_column")
         if config.data.clip_samples % column_samples:
             raise ValueError(
@@ -35,7 +43,14 @@ class MelAdversarialTask(AdversarialTask, abc.ABC):
     def target(self, batch: Batch) -> jax.Array:
         """Returns the log-mel of whole columns, `[B, T, M]`, without the extra frame of padding "center"."""
         audio = batch["audio"]
-        return log_mel(audio, self.mel)[:, : audio.shape[1] // self.mel.hop_samples]
+        mels = (
+            stereo_log_mel(audio, self.mel, self.config.model.side_mels) if self._stereo else log_mel(audio, self.mel)
+        )
+        return mels[:, : audio.shape[-1] // self.mel.hop_samples]
+
+    @property
+    def _stereo(self) -> bool:
+        return self.config.data.channels == 2
 
     def reconstruction_losses(self, frozen: Tree) -> LossFunctions:
         """Returns distances between log-mels `[B, T, M]`."""
@@ -72,10 +87,15 @@ class MelAdversarialTask(AdversarialTask, abc.ABC):
 
     @functools.cached_property
     def _samples(self) -> Callable[[Tree, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        """The log-mel `[B, T, M]` of audio `[B, S]`, and the audio of reconstructed log-mels, as one program."""
+        """The log-mel `[B, T, M]` of audio, and the audio of reconstructed log-mels, as one program.
+
+        Audio is `[B, S]`, in stereo `[B, 2, S]`.
+        """
 
         def samples(frozen: Tree, originals: jax.Array, reconstructions: jax.Array) -> tuple[jax.Array, jax.Array]:
-            audio = mel_samples.audio_of(self, self.mel, frozen, reconstructions)
-            return self.target({"audio": originals}), audio
+            mels = split_log_mel(reconstructions, self.mel) if self._stereo else reconstructions[:, None]
+            audio = mel_samples.audio_of(self, self.mel, frozen, mels.reshape(-1, *mels.shape[2:]))
+            audio = audio.reshape(*mels.shape[:2], -1)
+            return self.target({"audio": originals}), left_right(audio) if self._stereo else audio[:, 0]
 
         return jax.jit(samples)
