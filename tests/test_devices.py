@@ -26,6 +26,7 @@ SPECIAL = {
     "meltok": {"codebook.restart_fraction": 0, "model.channels": "(16, 16)", "model.latent_channels": 16},
     "token_vocoder": {"loss.adversarial_start": 10, "model.channels": "(16, 16)", "model.latent_channels": 16},
     "waveform_codec": {"loss.adversarial_start": 10, "model.encoder_dim": 8, "model.decoder_dim": 16},
+    "mel_autoencoder": {"discriminator.channels": 8},
 }
 # In float32 the learning rate warms up as in all shipped configurations. Adam's first steps at the full rate would turn
 # the rounding of vanishing gradients, such as those of the vocoder's biases, into whole steps. The vocoder's STFT loss
