@@ -29,9 +29,10 @@ def load(
     """Loads a trained codec, see `bandtok_jax.codecs.codec.Codec`.
 
     Args:
-      path: run folder of a tokenizer (`bandtok train`), or an export folder (`bandtok export`).
-      vocoder: run or export folder; in place of the vocoder in `path`, if that has one.
-      language_model: run or export folder; in place of the one in `path`, if that has one.
+      path: run folder of a tokenizer (`bandtok train`), an export folder (`bandtok export`), or a repository of the
+        Hugging Face hub, `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`.
+      vocoder: run or export; in place of the vocoder in `path`, if that has one.
+      language_model: run or export; in place of the one in `path`, if that has one.
       dtype: that vocoder and language model compute in, such as "bfloat16"; by default that of their training, but
         float32 on a CPU. The tokenizer always computes in float32, so that its codes do not depend on the device.
       adapter: adapters.safetensors of a fine-tuned language model (`bandtok export RUN --adapter`), to be added to the
@@ -40,6 +41,7 @@ def load(
     Raises:
       ValueError, FileNotFoundError: a folder or file is missing, holds another model or size, or the components do
         not belong together.
+      ImportError: a path begins with hf://, and huggingface_hub is not installed.
     """
     # Imported here, so that `import bandtok_jax` is quick and leaves jax alone.
     from bandtok_jax.pretrained import model_folder

@@ -108,13 +108,15 @@ def tokenize(flags: argparse.Namespace) -> None:
     import jax
 
     from bandtok_jax.commands import tokenize_corpus
+    from bandtok_jax.pretrained import hub
     from bandtok_jax.training import distributed
 
     distributed.start()
     codec = models.load_codec(flags, only=("tokenizer",))
+    source = codec.components["tokenizer"].source_path if hub.is_hub(flags.model) else flags.model
     manifest = tokenize_corpus.tokenize(
         codec, flags.data, flags.output, offsets=flags.offsets, synthetic_tracks=flags.synthetic_tracks,
-        tokenizer=flags.model, embeddings=flags.embeddings, skip_damaged=flags.skip_damaged,
+        tokenizer=source, embeddings=flags.embeddings, skip_damaged=flags.skip_damaged,
     )  # fmt: skip
     if jax.process_index() > 0:
         return  # process 0 prints for all

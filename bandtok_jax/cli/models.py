@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 OPTIONS = sorted({option for entry in importers.FORMATS.values() for option in entry.options})  # of all formats
 MODEL = flag(
-    "--model", required=True, metavar="RUN_OR_EXPORT", help="the tokenizer's run, or an export folder"
+    "--model", required=True, metavar="RUN_OR_EXPORT", help="the tokenizer's run, an export, or hf://OWNER/NAME"
 )  # fmt: skip
 DECODING = (
-    flag("--vocoder", metavar="RUN", help="run or export folder, where --model holds no vocoder"),
+    flag("--vocoder", metavar="RUN", help="run or export, where --model holds no vocoder"),
     flag(
         "--dtype", choices=("float32", "bfloat16"),
         help="of the computation of vocoder and language model (default: as in training, but float32 on a CPU)",
@@ -66,17 +66,25 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     flag("--language-model", metavar="RUN"),
     flag("--adapter", action="store_true", help="write the adapters of a fine-tuned RUN alone, adapters.safetensors"),
     flag("--half", action="store_true", help="round the weights to float16, which halves the file"),
+    flag("--licence", default="", metavar="NAME", help="licence of the weights by its identifier, such as cc-by-4.0"),
+    flag("--push", metavar="OWNER/NAME", help="upload the export to the Hugging Face hub, too (needs --licence)"),
+    flag("--private", action="store_true", help="--push into a private repository"),
     flag("--output", "-o", required=True, metavar="DIR"),
 )
 def export(flags: argparse.Namespace) -> None:
     """Runs `bandtok export`."""
-    from bandtok_jax.pretrained import adapter_file, model_folder
+    from bandtok_jax.pretrained import adapter_file, export_folder, hub, model_folder
 
     if flags.adapter:
-        if flags.vocoder or flags.language_model or flags.half:
+        others = (flags.vocoder, flags.language_model, flags.half, flags.licence, flags.push, flags.private)
+        if any(others):
             raise ValueError("--adapter writes the adapters of RUN alone: leave out the other flags")
         show(adapter_file.save_adapters(flags.run_folder, flags.output))
         return
+    if flags.push:
+        hub.require_login(flags.push)
+    elif flags.private:
+        raise ValueError("--private has no meaning without --push=OWNER/NAME: leave it out")
 
     codec = model_folder.export(
         flags.run_folder,
@@ -84,8 +92,12 @@ def export(flags: argparse.Namespace) -> None:
         language_model=flags.language_model,
         output=flags.output,
         half=flags.half,
+        licence=flags.licence,
     )
     show(f"{flags.output}: {', '.join(codec.components)}; weight hash {codec.weight_hash[:12]}")
+    if flags.push:
+        for line in export_folder.publish(flags.output, flags.push, flags.private):
+            show(f"{flags.output}: {line}")
 
 
 def _describe_option(option: str) -> str:

@@ -2,9 +2,11 @@
 
 EXPORT  config.json  model.safetensors  README.md    a tokenizer, perhaps a vocoder and a language model; or a vocoder
                                                      alone
+
+It is a model repository of the Hugging Face hub as it is; see `hub`.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import dataclasses
 import json
 import os
@@ -19,7 +21,7 @@ from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.stored import from_json
 from bandtok_jax.formats import safetensors
 from bandtok_jax.models import registry
-from bandtok_jax.pretrained import model_card
+from bandtok_jax.pretrained import front_matter, hub, model_card
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runtime import expect, untrusted
 
@@ -28,6 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 _CARD = {
     "scores": expect.mapping(expect.optional(expect.number()), most=1000, keys=expect.text(100)),
     "data": expect.listing(expect.text(2000), most=1000),
+    "licence?": expect.text(100),
 }
 _COMPONENT = {
     "config": expect.mapping(expect.anything),
@@ -47,17 +50,18 @@ _EXPORT = expect.record(
 )
 
 
-def save_codec(codec: Codec, output: str | os.PathLike, half: bool = False) -> None:
+def save_codec(codec: Codec, output: str | os.PathLike, half: bool = False, licence: str = "") -> None:
     """Writes a codec as an export folder.
 
     Args:
       output: a folder that does not exist yet, is empty, or holds an earlier export.
       half: store the weights in float16 that it represents exactly, see `half_precision`.
+      licence: see `model_folder.export`.
 
     Raises:
-      ValueError: the folder holds something else.
+      ValueError: the folder holds something else, or a component has another licence.
     """
-    _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output, half)
+    _write_export(codec.components, lambda cards: model_card.codec_card(codec, cards), output, half, licence)
 
 
 def half_precision(component: Component) -> Component:
@@ -83,6 +87,7 @@ def _write_export(
     write_card: Callable[[Mapping[str, Any]], str],
     output: str | os.PathLike,
     half: bool = False,
+    licence: str = "",
 ) -> None:
     if os.path.isdir(output) and os.listdir(output) and not is_export(output):
         raise ValueError(f"{output} is not empty and holds no export of bandtok: choose a new folder")
@@ -91,6 +96,9 @@ def _write_export(
         role: dict(part.card) or {"scores": _last_scores(part), "data": model_card.describe_data(part.config)}
         for role, part in components.items()
     }
+    for role, card in cards.items() if licence else ():
+        front_matter.require_licence(role, card, licence)
+        card["licence"] = licence
     weights = {role: _arrays(part) for role, part in components.items()}
     hashes = {role: safetensors.weight_hash(tree) for role, tree in weights.items()}
     # The hash of the tokenizer, which comes first, names the codes; a vocoder alone has its own.
@@ -147,6 +155,8 @@ def _portable(config: ConfigDict) -> dict[str, Any]:
 
 
 def _last_name(path: str) -> str:
+    if hub.is_hub(path):
+        return path  # the same on every machine
     return os.path.basename(os.path.normpath(path)) if path else ""
 
 
@@ -169,6 +179,26 @@ def is_export(path: str | os.PathLike) -> bool:
     except ValueError:
         return False
     return True
+
+
+def publish(folder: str | os.PathLike, name: str, private: bool = False) -> Iterator[str]:
+    """Uploads an export to the hub, and yields lines about its licence, its data and its place there.
+
+    Args:
+      folder: an export.
+      name: "OWNER/NAME" of the repository.
+      private: see `hub.push`.
+
+    Raises:
+      ImportError, ValueError: as `hub.push`, or its licence does not allow it.
+    """
+    content = untrusted.read_json(os.path.join(folder, "config.json"), _EXPORT)
+    cards = {role: entry["card"] for role, entry in content["components"].items()}
+    yield f"licence of the weights: {front_matter.require_publishable(cards)}"
+    for role, card in cards.items():
+        yield from (f"data of the {role.replace('_', ' ')}: {line}" for line in card["data"] or ["not recorded"])
+    repository = hub.push(folder, name, private)
+    yield f"published{' for you alone' if private else ''}: --model={repository}"
 
 
 def read_export(

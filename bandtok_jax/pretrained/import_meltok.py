@@ -22,7 +22,7 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import import_vocos, meltok_names
+from bandtok_jax.pretrained import front_matter, import_vocos, meltok_names
 from bandtok_jax.runtime import untrusted
 
 _CURE = "give the whole files of MelTok, stage 1 before stage 2"
@@ -206,6 +206,7 @@ def _component(
         config.model.update(model)
     card = {
         "scores": {},
+        "licence": front_matter.UNKNOWN,
         "data": [
             f"weights imported from {os.path.basename(path)}; the repository of MelTok states no licence for them"
         ],

@@ -144,6 +144,7 @@ def _component(
         config.model.update(settings)
     card = {
         "scores": {},
+        "licence": "cc-by-nc-4.0",
         "data": [f"weights imported from {os.path.basename(path)}; licence {FORMATS['mucodec'].licence}"],
     }
     return Component(config, weights, source_path=path, card=card)

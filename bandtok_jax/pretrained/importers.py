@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from bandtok_jax.pretrained import hub
 from bandtok_jax.runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ class Format:
       files: a description of each path; all but the first may be left out.
       options: a description of each keyword argument of the reader, a switch that is off by default.
       licence: the licence of all weights of this format; "" where it differs.
+      hub_files: files that are read of a repository of the Hugging Face hub; empty where the paths are files.
     """
 
     reader: str
     files: tuple[str, ...]
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     licence: str = ""
+    hub_files: tuple[str, ...] = ()
 
 
 _PARITY_OF_DAC = "audio at 24 and 16 kHz ends 8 samples early"
@@ -37,8 +40,9 @@ FORMATS = {
     ),
     "dac-hf": Format(
         "bandtok_jax.pretrained.import_dac:read_transformers",
-        ("DacModel of transformers, a folder with config.json",),
+        ("DacModel of transformers, a folder with config.json, or hf://OWNER/NAME",),
         {"parity": _PARITY_OF_DAC},
+        hub_files=("config.json", "model.safetensors"),
     ),
     "meltok": Format(
         "bandtok_jax.pretrained.import_meltok:read_meltok",
@@ -59,7 +63,8 @@ FORMATS = {
     ),
     "vocos": Format(
         "bandtok_jax.pretrained.import_vocos:read_vocos",
-        ("vocoder of the package vocos, a folder with config.yaml",),
+        ("vocoder of the package vocos, a folder with config.yaml, or hf://OWNER/NAME",),
+        hub_files=("config.yaml", "pytorch_model.bin", "model.safetensors"),
     ),
 }
 READERS: Registry[Any] = Registry({name: entry.reader for name, entry in FORMATS.items()})
@@ -70,10 +75,11 @@ def read(name: str, paths: Sequence[str], **options: bool) -> dict[str, "Compone
 
     Args:
       name: a key of `FORMATS`.
-      paths: files or folders, in the order of `Format.files`.
+      paths: files, folders or repositories, in the order of `Format.files`.
       options: options of the format; False is the same as no option.
 
     Raises:
+      ImportError: a path begins with hf://, and huggingface_hub is not installed.
       ValueError, FileNotFoundError: an option or a number of paths that the format does not have, or an error of its
         reader.
     """
@@ -86,5 +92,26 @@ def read(name: str, paths: Sequence[str], **options: bool) -> dict[str, "Compone
     for option in options:
         if option not in entry.options:
             raise ValueError(f"--{option} has no meaning for --from={name}: leave it out")
-    components = READERS.find(name, f"--from={name} is unknown; known are")(*paths, **options)
+    reader = READERS.find(name, f"--from={name} is unknown; known are")
+    if hub.is_hub(paths[0]):
+        return _read_repository(name, paths[0], options)
+    return _by_role(reader(*paths, **options))
+
+
+def _read_repository(name: str, path: str, options: Mapping[str, bool]) -> dict[str, "Component"]:
+    """Returns the components in a repository, whose card names its commit and the licence that it states."""
+    entry = FORMATS[name]
+    if not entry.hub_files:
+        raise ValueError(f"{path}: --from={name} reads files: download {entry.files[0]}, and give its path")
+    folder, repository = hub.download(path, (*entry.hub_files, "README.md"))
+    components = _by_role(READERS.find(name, "")(folder, **options))
+    for component in components.values():
+        component.source_path = str(repository)
+        licence = hub.card_licence(folder)
+        card = {"scores": {}, "data": [f"weights imported from {repository}, whose licence holds"]}
+        component.card = card | ({"licence": licence} if licence else {})
+    return components
+
+
+def _by_role(components: Any) -> dict[str, "Component"]:
     return components if isinstance(components, dict) else {components.role: components}

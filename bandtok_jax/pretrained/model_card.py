@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from bandtok_jax.pretrained import front_matter
 from bandtok_jax.version import VERSION
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def codec_card(codec: "Codec", cards: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the card of a codec in Markdown.
 
     Args:
-      cards: `scores` and `data` of every component by its role.
+      cards: `scores`, `data` and perhaps `licence` of every component by its role.
     """
     systems = ", ".join(name.replace("_", " ") for name in codec.components)
     table = {
@@ -72,15 +73,16 @@ def _card(
     python: list[str],
     shell: list[str],
 ) -> str:
-    lines = ["---", "library_name: bandtok-jax", "tags: [audio, music, tokenizer, jax]", "---", f"# {title}", ""]
+    lines = [*front_matter.lines(components, cards), f"# {title}", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in table.items())]
     lines += [f"| exported with | bandtok-jax {VERSION} |", "", "## Components", ""]
-    lines += ["| component | weights | training steps | last evaluation |", "|---|---|---|---|"]
+    lines += ["| component | weights | licence | training steps | last evaluation |", "|---|---|---|---|---|"]
     for name, component in components.items():
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(component.weights["parameters"]))
         scores = {k: v for k, v in cards[name]["scores"].items() if v is not None and "/" not in k}
         recorded = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
-        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {component.step} | {recorded} |")
+        licence = cards[name].get("licence", "not stated")
+        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {licence} | {component.step} | {recorded} |")
     lines += ["", "## Data", ""]
     for name in components:
         lines += [f"- {name.replace('_', ' ')}: {line}" for line in cards[name]["data"] or ["not recorded"]]

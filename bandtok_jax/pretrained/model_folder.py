@@ -4,6 +4,7 @@ RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...    one component: RUN
                                                               RUN/checkpoints/STEP means that one; with adapters,
                                                               also the other components of their base
 EXPORT  see `bandtok_jax.pretrained.export_folder`
+hf://OWNER/NAME    an export on the Hugging Face hub, see `bandtok_jax.pretrained.hub`
 """
 
 from collections.abc import Collection, Iterable
@@ -19,8 +20,8 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.config.schema import DTYPES
 from bandtok_jax.config.stored import read_config
 from bandtok_jax.config.validate import check_seed
-from bandtok_jax.pretrained import adapter_file
-from bandtok_jax.pretrained.export_folder import half_precision, read_export, save_codec, split_step
+from bandtok_jax.pretrained import adapter_file, hub
+from bandtok_jax.pretrained.export_folder import half_precision, is_export, read_export, save_codec, split_step
 from bandtok_jax.runtime import expect, untrusted
 
 _CURE = "copy it again from its run or export, or upgrade bandtok-jax"
@@ -38,15 +39,16 @@ def load(
     """Loads a trained codec.
 
     Args:
-      path: run folder of a tokenizer, or an export folder.
-      vocoder: run or export folder; in place of the one in `path`, if that has one.
-      language_model: run or export folder; in place of the one in `path`, if that has one.
+      path: run folder of a tokenizer, an export folder, or `hf://OWNER/NAME@REVISION`.
+      vocoder: run or export; in place of the one in `path`, if that has one.
+      language_model: run or export; in place of the one in `path`, if that has one.
       dtype: dtype of vocoder and language model; see `Component.compute_dtype`.
       adapter: file of adapters that are added to the language model.
       only: roles of the components to load from `path`, such as ("tokenizer",) for encoding; all by default.
 
     Raises:
       ValueError: a folder or file is missing, holds another model or size, or the components do not belong together.
+      ImportError: a path begins with hf://, and huggingface_hub is not installed.
     """
     if dtype not in ("", *DTYPES):
         raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
@@ -113,6 +115,7 @@ def export(
     language_model: str | os.PathLike | None = None,
     output: str | os.PathLike,
     half: bool = False,
+    licence: str = "",
 ) -> Codec:
     """Writes the components of a codec to one folder that `load` reads, with a model card; returns the codec.
 
@@ -120,9 +123,11 @@ def export(
       run, vocoder, language_model: as for `load`.
       output: a folder that does not exist yet, is empty, or holds an earlier export.
       half: round the weights to float16, which halves the file. The tokenizer then has another weight hash.
+      licence: licence of the components without one, as the hub writes it, such as "cc-by-4.0".
 
     Raises:
-      ValueError: as `load`, or a component was trained on the tokenizer before its weights were rounded.
+      ValueError: as `load`, a component was trained on the tokenizer before its weights were rounded, or it has another
+        licence.
     """
     codec = load(run, vocoder, language_model)
     if half:
@@ -134,21 +139,24 @@ def export(
                     f"is {codec.weight_hash[:12]} in half precision: export the tokenizer alone with --half first, and "
                     "make the tokens by that export"
                 )
-    save_codec(codec, output, half)
+    save_codec(codec, output, half, licence)
     return codec
 
 
 def read_components(
     path: str | os.PathLike, dtype: str = "", only: Collection[str] | None = None
 ) -> dict[str, Component]:
-    """Reads the components in a run or export folder, by their roles, each checked against its configuration.
+    """Reads the components in a run or export, by their roles, each checked against its configuration.
 
     Args:
+      path: a folder, or a repository whose files are downloaded.
       dtype, only: as for `load`.
 
     Raises:
       ValueError: a folder or file is missing, damaged, or holds another model or size.
     """
+    if hub.is_hub(path):
+        return _read_repository(path, dtype, only)
     path, step = split_step(path)
     config_file = os.path.join(path, "config.json")
     if not os.path.isdir(path):
@@ -156,8 +164,7 @@ def read_components(
     if not os.path.isfile(config_file):
         raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
     content = untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
-    is_export = "components" in content
-    run = None if is_export else _read_run(path, step, dtype)  # its errors name the files of the run
+    run = None if "components" in content else _read_run(path, step, dtype)  # its errors name the files of the run
     others = {}
     if run and run.config.get("base"):
         others = read_components(run.config.base, dtype)
@@ -165,6 +172,20 @@ def read_components(
     with untrusted.reading(config_file, _CURE):
         components = read_export(path, content, dtype, only) if run is None else [run.check()]
     return others | {component.role: component for component in components}
+
+
+def _read_repository(path: str | os.PathLike, dtype: str, only: Collection[str] | None) -> dict[str, Component]:
+    """Returns the components of an export on the hub; their source is the repository at its commit."""
+    folder, repository = hub.download(path)
+    if not is_export(folder):
+        raise ValueError(
+            f"{repository} holds no export of bandtok: give a repository that  bandtok export --push  made; weights of "
+            "other programs are read by  bandtok import"
+        )
+    components = read_components(folder, dtype, only)
+    for component in components.values():
+        component.source_path = str(repository)
+    return components
 
 
 def _read_run(path: str, step: int | None, dtype: str) -> Component:

@@ -1,6 +1,6 @@
 """A run before its first step: the configuration is resolved, compared with that of the folder, and completed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
 import pathlib
@@ -13,7 +13,8 @@ from bandtok_jax.config.load import reset_written
 from bandtok_jax.config.schema import flatten, setting
 from bandtok_jax.config.stored import read_config, read_content, to_json
 from bandtok_jax.data_pipelines import sources
-from bandtok_jax.pretrained import model_folder
+from bandtok_jax.models import registry
+from bandtok_jax.pretrained import hub, model_folder
 from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.runtime import startup
 from bandtok_jax.tasks import optimization
@@ -31,7 +32,8 @@ class Run:
       folder: the run folder.
       task: built from the configuration.
       dependencies: weight hash of each earlier component that the configuration names, by NAME of `config.NAME`.
-      init_from: run or export whose weights a new run starts from; None for adapters, see `config.base`.
+      init_from: run or export whose weights a new run starts from; None for adapters, see `config.base`. A repository
+        of the hub comes with its commit.
     """
 
     config: ConfigDict
@@ -73,7 +75,7 @@ def resolve(
     config.initialized_from_export = init_from is not None and not is_run(init_from)
     config.data_hash = sources.fingerprint(config.data)
     config.versions = startup.versions()
-    previous = {}
+    previous: Mapping[str, Any] = {}
     if resumed:
         previous = read_config(folder)
         _check_same_run(previous, config, folder)
@@ -85,9 +87,15 @@ def resolve(
                 "the next examples would be others; give the same data, or --accept-changed-data"
             )
         config.initialized_from_export = previous.initialized_from_export
-    if "lora" in config and config.lora.rank:
+    _pin_components(config, previous, log)
+    adapts = "lora" in config and config.lora.rank > 0
+    if hub.is_hub(init_from) and (adapts or not resumed):
+        init_from = hub.pin(init_from, previous.get("base", ""))
+        log(f"starting from {init_from}")
+    if adapts:
         # Adapters do not replace the weights that they start from, and read them again at every start.
-        config.base, init_from = os.path.abspath(init_from) if init_from else previous.get("base", ""), None
+        start = init_from if not init_from or hub.is_hub(init_from) else os.path.abspath(init_from)
+        config.base, init_from = start or previous.get("base", ""), None
         if not config.base:
             raise ValueError(
                 f"config.lora.rank is {config.lora.rank}, and there is no model to adapt: give its run or export as "
@@ -112,6 +120,16 @@ def resolve(
 def is_run(path: str | os.PathLike) -> bool:
     """Returns whether a path is a run or one of its checkpoints; an export holds no discriminator and no optimizer."""
     return bool(saved_steps(model_folder.split_step(path)[0]))
+
+
+def _pin_components(config: ConfigDict, previous: Mapping[str, Any], log: Callable[[str], Any]) -> None:
+    """Gives each component on the hub the commit that it is read at, of a resumed run the recorded one."""
+    for role in registry.ROLES:
+        if hub.is_hub(config.get(role)):
+            pinned = hub.pin(config[role], previous.get(role, ""))
+            if pinned != config[role]:
+                log(f"the {role.replace('_', ' ')} is {pinned}")
+            config[role] = pinned
 
 
 def _effective(config: ConfigDict) -> ConfigDict:
