@@ -30,19 +30,19 @@ from bandtok_jax.layers.convolution_2d import (
     square_convolution,
     unpatchify,
 )
-from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.norm import RMSNorm
-from bandtok_jax.layers.precision import compute_dtype, exact
+from bandtok_jax.layers.precision import compute_dtype
 from bandtok_jax.layers.raise_to_floor import raise_to_floor
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
 from bandtok_jax.layers.steps import Step, Steps, activation, linear
 from bandtok_jax.layers.vector_quantization import VectorQuantizer
+from bandtok_jax.models.mel_tokenizer import MelTokenizer
 
 # Log-mel values of music lie between ln 1e-5 = -11.5 and about 2.5: this maps them to about [-2, 2.5] (our choice).
 LOG_MEL_CENTRE, LOG_MEL_SCALE = -5.0, 3.0
 
 
-class BandTok(nnx.Module):
+class BandTok(MelTokenizer):
     """Encoder, quantizer and decoder.
 
     Args:
@@ -64,7 +64,6 @@ class BandTok(nnx.Module):
       mel: definition of the log-mel; decoded values are not below its floor.
     """
 
-    role, produces = "tokenizer", "mel"
     LAYER_COUNTS = ("num_res_blocks", "mid_blocks", "residual_levels")
     SHARDING = (
         (r"coder_blocks/\d+/.*conv.*/kernel", P(None, None, "fsdp", "tensor")),
@@ -192,10 +191,6 @@ class BandTok(nnx.Module):
         latents = self.encoder_out(self.encoder_norm(x))
         return latents if self.row_kind == "band" else self.column_in(latents.reshape(*latents.shape[:2], -1))
 
-    def dequantize(self, codes: jax.Array) -> jax.Array:
-        """Returns the quantized latents of codes, int32 `[B, T, F]`, see `decode_latents`."""
-        return self.quantizer.decode(codes)
-
     def decode_latents(
         self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
     ) -> jax.Array:
@@ -241,34 +236,12 @@ class BandTok(nnx.Module):
     def _unpatch(self, cells: jax.Array) -> jax.Array:
         return unpatchify(cells, self._patch)[..., 0] * LOG_MEL_SCALE + LOG_MEL_CENTRE
 
-    @exact
-    def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the codes of a log-mel; `[B, T, M] -> int32 [B, T/8, F]`, see `latents`."""
-        return self.quantizer.encode(self.latents(log_mel, valid_range))
-
-    @exact
-    def row_latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the vectors that the look-up of each row compares, `[B, T/8, F, D]`, see `latents`."""
-        return self.quantizer.residuals(self.latents(log_mel, valid_range))
-
-    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the log-mel of codes; int32 `[B, T, F] -> [B, 8T, M]`, see `decode_latents`.
-
-        Fewer residual levels, the first ones, are accepted; the decoder was trained with all of them.
-        """
-        return self.decode_latents(self.dequantize(codes), valid_range)
-
-    @exact
-    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
-        """Returns the quantizer's buffers of k-means centres, see `VectorQuantizer.init_codebook`."""
-        return self.quantizer.init_codebook(latents, key, num_batches)
-
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict, dict]:
         """Returns the reconstruction `[B, T, M]`, codes `[B, T/8, F]`, losses and statistics of the quantizer.
 
         Losses of residual levels are means over the levels, so that a weight means the same for any number of them.
         """
-        quantized, codes, losses, statistics = self.quantizer(self.latents(log_mel))
+        reconstruction, codes, losses, statistics = super().__call__(log_mel)
         if self.row_kind == "residual":
             losses = {name: loss / self.rows for name, loss in losses.items()}
-        return self.decode_latents(quantized), codes, losses, statistics
+        return reconstruction, codes, losses, statistics

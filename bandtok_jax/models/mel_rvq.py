@@ -16,14 +16,13 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.audio.mel_bands import MUENCODER, MelDefinition
 from bandtok_jax.layers.convolution import ValidRange
-from bandtok_jax.layers.network import Tree
-from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.raise_to_floor import raise_to_floor
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
 from bandtok_jax.models import muencoder_mel
+from bandtok_jax.models.mel_tokenizer import MelTokenizer
 
 
-class MelRVQ(nnx.Module):
+class MelRVQ(MelTokenizer):
     """Residual levels of codes of the frames of a column.
 
     Args:
@@ -37,7 +36,7 @@ class MelRVQ(nnx.Module):
       dtype: dtype of the computation, but at least float32.
     """
 
-    role, produces, row_kind = "tokenizer", "mel", "residual"
+    row_kind = "residual"
     LAYER_COUNTS = ("rows",)
     SHARDING = ((r"quantizer/", P()),)
     frames_per_column = muencoder_mel.FRAMES_PER_COLUMN
@@ -75,40 +74,12 @@ class MelRVQ(nnx.Module):
         """Returns the latents for the quantizer, the normalised frames of each column; `[B, 4 * T, M] -> [B, T, D]`."""
         return muencoder_mel.stack(log_mel, self.mels, self._power)
 
-    def dequantize(self, codes: jax.Array) -> jax.Array:
-        """Returns the quantized latents of the codes of the first f levels; int32 `[B, T, f] -> [B, T, D]`."""
-        return self.quantizer.decode(codes)
-
     def decode_latents(
         self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
     ) -> jax.Array:
         """Returns the log-mel of quantized latents, not below its floor unless `floor` is False; `-> [B, 4 * T, M]`."""
         log_mel = muencoder_mel.unstack(quantized, self.mels, self._power)
         return raise_to_floor(log_mel, math.log(self._floor)) if floor else log_mel
-
-    @exact
-    def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the codes of a log-mel; `[B, 4 * T, M] -> int32 [B, T, F]`."""
-        return self.quantizer.encode(self.latents(log_mel))
-
-    @exact
-    def row_latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the vectors that the look-up of each level compares, `[B, T, F, codebook_dim]`."""
-        return self.quantizer.residuals(self.latents(log_mel))
-
-    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the log-mel of the codes of the first f levels; int32 `[B, T, f] -> [B, 4 * T, M]`."""
-        return self.decode_latents(self.dequantize(codes))
-
-    @exact
-    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
-        """Returns the quantizer's buffers of k-means centres, see `ResidualVectorQuantizer.init_codebook`."""
-        return self.quantizer.init_codebook(latents, key, num_batches)
-
-    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict, dict]:
-        """Returns the reconstruction `[B, 4 * T, M]`, codes `[B, T, F]`, losses and statistics of the quantizer."""
-        quantized, codes, losses, statistics = self.quantizer(self.latents(log_mel))
-        return self.decode_latents(quantized), codes, losses, statistics
 
 
 def target_quantizer(

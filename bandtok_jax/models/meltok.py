@@ -21,14 +21,13 @@ from bandtok_jax.audio.mel_bands import MELTOK, MelDefinition
 from bandtok_jax.audio.mid_side import channels_and_mels
 from bandtok_jax.layers.convolution import ValidRange
 from bandtok_jax.layers.grid_windows import GridWindows
-from bandtok_jax.layers.network import Tree
-from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.steps import Steps
 from bandtok_jax.layers.vector_quantization import VectorQuantizer
+from bandtok_jax.models.mel_tokenizer import MelTokenizer
 from bandtok_jax.models.meltok_coders import SHARDING, Layout, MelTokDecoder, MelTokEncoder
 
 
-class MelTok(nnx.Module):
+class MelTok(MelTokenizer):
     """Encoder, quantizer and decoder.
 
     Args:
@@ -50,7 +49,7 @@ class MelTok(nnx.Module):
       mel: definition of the log-mel; decoded values are not below its floor.
     """
 
-    role, produces, row_kind = "tokenizer", "mel", "band"
+    row_kind = "band"
     LAYER_COUNTS = ("num_res_blocks", "haar_levels")
     SHARDING = (*SHARDING, (r"quantizer/(vectors|sums|counts)", P()))
 
@@ -135,10 +134,6 @@ class MelTok(nnx.Module):
             )
         return self.pre_quantization(self.encoder(log_mel, valid_range))
 
-    def dequantize(self, codes: jax.Array) -> jax.Array:
-        """Returns the quantized latents of codes; int32 `[B, T, F] -> [B, T, F, D]`."""
-        return self.quantizer.decode(codes)
-
     def decode_latents(
         self, quantized: jax.Array, valid_range: ValidRange | None = None, *, floor: bool = True
     ) -> jax.Array:
@@ -148,27 +143,3 @@ class MelTok(nnx.Module):
     def decoder_steps(self) -> Steps:
         """Returns the layers of `decode_latents`, see `bandtok_jax.layers.steps`."""
         return self.decoder.steps()
-
-    @exact
-    def encode(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the codes of a log-mel; `[B, T, M] -> int32 [B, T / compression, F]`, see `latents`."""
-        return self.quantizer.encode(self.latents(log_mel, valid_range))
-
-    @exact
-    def row_latents(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the vectors that the look-up of each row compares, `[B, T / compression, F, D]`, see `latents`."""
-        return self.quantizer.residuals(self.latents(log_mel, valid_range))
-
-    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the log-mel of codes; int32 `[B, T, F] -> [B, T * compression, M]`."""
-        return self.decode_latents(self.dequantize(codes), valid_range)
-
-    @exact
-    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
-        """Returns the quantizer's buffers of k-means centres, see `VectorQuantizer.init_codebook`."""
-        return self.quantizer.init_codebook(latents, key, num_batches)
-
-    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, jax.Array, dict, dict]:
-        """Returns the reconstruction `[B, T, M]`, codes `[B, T', F]`, losses and statistics of the quantizer."""
-        quantized, codes, losses, statistics = self.quantizer(self.latents(log_mel))
-        return self.decode_latents(quantized), codes, losses, statistics
