@@ -69,8 +69,12 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     flag("--licence", default="", metavar="NAME", help="licence of the weights by its identifier, such as cc-by-4.0"),
     flag("--push", metavar="OWNER/NAME", help="upload the export to the Hugging Face hub, too (needs --licence)"),
     flag("--private", action="store_true", help="--push into a private repository"),
+    flag(
+        "--format", choices=("safetensors", "stablehlo"), default="safetensors",
+        help="stablehlo: programs of fixed shapes for other runtimes, in place of an export",
+    ),
     flag("--output", "-o", required=True, metavar="DIR"),
-)
+)  # fmt: skip
 def export(flags: argparse.Namespace) -> None:
     """Runs `bandtok export`."""
     from bandtok_jax.pretrained import adapter_file, export_folder, hub, model_folder
@@ -80,6 +84,14 @@ def export(flags: argparse.Namespace) -> None:
         if any(others):
             raise ValueError("--adapter writes the adapters of RUN alone: leave out the other flags")
         show(adapter_file.save_adapters(flags.run_folder, flags.output))
+        return
+    if flags.format == "stablehlo":
+        from bandtok_jax.pretrained import stablehlo
+
+        if flags.language_model or flags.half or flags.licence or flags.push or flags.private:
+            raise ValueError("--format=stablehlo takes --vocoder and --output alone: leave out the other flags")
+        for line in stablehlo.save_programs(model_folder.load(flags.run_folder, flags.vocoder), flags.output):
+            show(f"{flags.output}: {line}")
         return
     if flags.push:
         hub.require_login(flags.push)

@@ -195,6 +195,20 @@ class ChunkedCodec(abc.ABC):
             self._decoders[chunk] = self._chunked_decoders(chunk)
         return self._decoders[chunk]
 
+    def networks(self) -> dict[str, tuple[str, ChunkedNetwork]]:
+        """Returns the networks of `encode` and `decode` with the roles of their components, by the names of programs.
+
+        Raises:
+          ValueError: the codec is stereo; its networks work together in other ways.
+        """
+        if self.channels > 1:
+            raise ValueError("this codec is stereo, and only those of mono audio are programs of one input and output")
+        decoders = {
+            "decoder" if role == "tokenizer" else role: (role, network)
+            for role, network in self._decoder_networks(self._chunk_columns).items()
+        }
+        return {"encoder": ("tokenizer", self._encoder("encode"))} | decoders
+
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool) -> list[Stage]:
         """Returns stages from blocks of checked codes to blocks of samples `[S]` or `[S, 2]`, whole columns in all.
 

@@ -87,26 +87,36 @@ class ChunkedNetwork:
         It maps `(weights, windows [N, window_items, ...], valid_ranges int32 [N, 2], carry)` to the outputs of the
         chunks, `[N, chunk * outputs_per_column, ...]`, and the next carry.
         """
-        network, method, front_end = self._component.network, self._method, self._front_end or (lambda window: window)
-        before, outputs_per_column = self.context_columns[0], self.outputs_per_column
-        inner = slice(before * outputs_per_column, (before + self.chunk) * outputs_per_column)
-
-        def run(weights: Tree, window: jax.Array, valid_range: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
-            arguments = (front_end(window)[None], valid_range) + (() if carry is None else (carry,))
-            result = network.apply(weights["parameters"], weights["buffers"], *arguments, method=method)
-            outputs, carry = (result, None) if carry is None else result
-            return outputs[0, inner], carry
 
         def run_all(weights: Tree, windows: jax.Array, valid_ranges: jax.Array, carry: Tree) -> tuple[jax.Array, Tree]:
             if self.windows == 1:
-                outputs, carry = run(weights, windows[0], valid_ranges[0], carry)
+                outputs, carry = self.run_window(weights, windows[0], valid_ranges[0], carry)
                 return outputs[None], carry
             assert carry is None, "a carry goes from window to window"
-            return jax.vmap(lambda window, valid_range: run(weights, window, valid_range, None)[0])(
+            return jax.vmap(lambda window, valid_range: self.run_window(weights, window, valid_range)[0])(
                 windows, valid_ranges
             ), None
 
         return jax.jit(run_all)
+
+    def run_window(
+        self, weights: Tree, window: jax.Array, valid_range: jax.Array, carry: Tree = None
+    ) -> tuple[jax.Array, Tree]:
+        """Returns the outputs of one chunk, `[chunk * outputs_per_column, ...]`, and the next carry.
+
+        Args:
+          weights, carry: as for `stream`.
+          window: `[window_items, ...]`.
+          valid_range: int32 `[2]`.
+        """
+        first = self.context_columns[0] * self.outputs_per_column
+        inputs = window if self._front_end is None else self._front_end(window)
+        arguments = (inputs[None], valid_range) + (() if carry is None else (carry,))
+        result = self._component.network.apply(
+            weights["parameters"], weights["buffers"], *arguments, method=self._method
+        )
+        outputs, carry = (result, None) if carry is None else result
+        return outputs[0, first : first + self.chunk * self.outputs_per_column], carry
 
     def stream(
         self, weights: Any, carry: Tree = None, *, step: int | None = None, prompt: bool = False
