@@ -20,7 +20,7 @@ import sys
 from tests.import_graph import PACKAGE, ROOT, files, room
 
 LIMITS = ROOT / "tests" / "types.json"
-OPTIONAL = ("apache_beam", "sentencepiece", "visqol", "visqol_python", "wandb")  # packages of extras
+OPTIONAL = ("apache_beam", "huggingface_hub", "sentencepiece", "visqol", "visqol_python", "wandb")  # packages of extras
 _PACKAGES = ("flax", "jax", "numpy", "optax")
 
 

@@ -82,7 +82,7 @@ def _example(name: str, codec: "Codec") -> np.ndarray:
     return random.normal(size=(network.window_items, codec.mel.mels)).astype(np.float32)
 
 
-def _export(network: ChunkedNetwork, weights: Any, window: np.ndarray, name: str) -> tuple[bytes, dict[str, float]]:
+def _export(network: ChunkedNetwork, weights: Any, window: np.ndarray, name: str) -> tuple[bytearray, dict[str, float]]:
     """Returns an artifact, and its difference from the network on a window in the middle of a stream."""
 
     def run(window: jax.Array, valid_range: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ def _export(network: ChunkedNetwork, weights: Any, window: np.ndarray, name: str
 
     valid_range = np.array([FIRST_OUTSIDE, network.chunk + sum(network.context_columns)], np.int32)
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (window, valid_range)]
-    artifact = bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*shapes).serialize())
+    artifact = export.export(jax.jit(run), platforms=PLATFORMS)(*shapes).serialize()
     outputs = np.asarray(jax.jit(export.deserialize(artifact).call)(window, valid_range))
     expected = np.asarray(jax.jit(network.run_window)(weights, window, valid_range)[0])
     if expected.dtype == np.int32:

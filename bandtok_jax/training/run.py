@@ -1,6 +1,6 @@
 """A run before its first step: the configuration is resolved, compared with that of the folder, and completed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
@@ -75,7 +75,7 @@ def resolve(
     config.initialized_from_export = init_from is not None and not is_run(init_from)
     config.data_hash = sources.fingerprint(config.data)
     config.versions = startup.versions()
-    previous: Mapping[str, Any] = {}
+    previous = {}
     if resumed:
         previous = read_config(folder)
         _check_same_run(previous, config, folder)
@@ -89,7 +89,7 @@ def resolve(
         config.initialized_from_export = previous.initialized_from_export
     _pin_components(config, previous, log)
     adapts = "lora" in config and config.lora.rank > 0
-    if hub.is_hub(init_from) and (adapts or not resumed):
+    if init_from and hub.is_hub(init_from) and (adapts or not resumed):
         init_from = hub.pin(init_from, previous.get("base", ""))
         log(f"starting from {init_from}")
     if adapts:
@@ -122,7 +122,7 @@ def is_run(path: str | os.PathLike) -> bool:
     return bool(saved_steps(model_folder.split_step(path)[0]))
 
 
-def _pin_components(config: ConfigDict, previous: Mapping[str, Any], log: Callable[[str], Any]) -> None:
+def _pin_components(config: ConfigDict, previous: ConfigDict | dict[str, Any], log: Callable[[str], Any]) -> None:
     """Gives each component on the hub the commit that it is read at, of a resumed run the recorded one."""
     for role in registry.ROLES:
         if hub.is_hub(config.get(role)):
