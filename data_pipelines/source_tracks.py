@@ -6,15 +6,12 @@ from dataclasses import dataclass, field
 import hashlib
 import os
 
-import soundfile
-
 from bandtok_jax.audio import ffmpeg
+from bandtok_jax.audio.audio_file import ENDINGS
 from bandtok_jax.audio.signatures import FFMPEG_ENDINGS
 from bandtok_jax.data_pipelines import tfds_sources
-from bandtok_jax.runtime import storage
+from bandtok_jax.runtime import file_tree, storage
 
-_MORE_ENDINGS = {".aif", ".aifc", ".bwf", ".mp2", ".mp3", ".mpga", ".oga", ".opus", ".snd", ".wave"}
-ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | _MORE_ENDINGS
 SYNTHETIC = "synthetic"
 DEFAULT_DOMAIN = "music"
 # 20 minutes: enough for the smallest models, made in half a minute on two cores.
@@ -67,26 +64,6 @@ def _synthetic_tracks(count: str, validation_share: float) -> Iterator[SourceTra
             )
 
 
-def _walk(source: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last."""
-    pending, visited = [source], set()
-    while pending:
-        for folder, below, names in os.walk(pending.pop(0)):
-            real = os.path.realpath(folder)
-            if real in visited:
-                below.clear()
-                continue
-            visited.add(real)
-            below.sort()
-            pending += [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
-            yield folder, names
-
-
-def _printable(name: str) -> str:
-    r"""Returns a file's name with the bytes that are no UTF-8 as `\xNN`."""
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
 def _is_music(ending: str) -> bool:
     """Returns whether the installed programs read files of this ending."""
     return ending in ENDINGS or ending in FFMPEG_ENDINGS and ffmpeg.installed()
@@ -120,14 +97,14 @@ def _local_files(source: str, others: Counter[str]) -> list[tuple[str, str]]:
             f"no music at {source}: there is no such file or folder; give a folder, a file, tfds:NAME or synthetic"
         )
     files = []
-    for folder, names in _walk(source):
+    for folder, names in file_tree.walk(source):
         for name in names:
             ending = os.path.splitext(name)[1].lower()
             if _is_music(ending):
                 path = os.path.join(folder, name)
                 files.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
             else:
-                others[_printable(ending) or "no ending"] += 1
+                others[file_tree.printable(ending) or "no ending"] += 1
     return sorted(files)
 
 
@@ -153,7 +130,7 @@ def source_tracks(
                 os.path.abspath(path).encode()
                 status = os.stat(path)
             except UnicodeEncodeError:
-                left_out.append({"track": _printable(name), "reason": "its path is not UTF-8; rename it"})
+                left_out.append({"track": file_tree.printable(name), "reason": "its path is not UTF-8; rename it"})
                 continue
             except OSError as error:
                 reason = "a link to nothing" if os.path.islink(path) else f"cannot be read ({error.strerror})"

@@ -20,6 +20,9 @@ MAX_DIFFERENCE_SECONDS = 0.1  # of two lengths of the same audio; our choice
 _MAX_SAMPLES_PER_BYTE = 8192
 _COUNT_BLOCK_SAMPLES = 1 << 16
 _MPEG_SPARE_FRAMES = 3  # of delay and padding, which encoders note beside the count of frames
+# The names of files that libsndfile reads; for further ones see `signatures.FFMPEG_ENDINGS`.
+_MORE_ENDINGS = {".aif", ".aifc", ".bwf", ".mp2", ".mp3", ".mpga", ".oga", ".opus", ".snd", ".wave"}
+ENDINGS = {"." + name.lower() for name in soundfile.available_formats()} - {".raw"} | _MORE_ENDINGS
 _MPEG_ENDINGS = (".mp3", ".mp2", ".mpga")
 CURE = "give a whole wav, flac, ogg or mp3 file"
 
