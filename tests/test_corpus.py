@@ -111,11 +111,11 @@ def test_finished_shards_are_not_tokenized_again(data, tmp_path, monkeypatch):
     whole = tokenize_corpus.tokenize(codec(), data, tmp_path / "whole")
     coded, encode_stream = [], MelCodec.encode_stream
 
-    def interrupted(self, blocks, device):
+    def interrupted(self, blocks):
         coded.append(1)
         if len(coded) == 3:
             raise KeyboardInterrupt
-        return encode_stream(self, blocks, device)
+        return encode_stream(self, blocks)
 
     monkeypatch.setattr(MelCodec, "encode_stream", interrupted)
     with pytest.raises(KeyboardInterrupt):

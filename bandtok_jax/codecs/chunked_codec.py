@@ -7,8 +7,9 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 
 import abc
 from collections.abc import Callable, Iterable, Iterator
+import copy
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -59,7 +60,6 @@ class ChunkedCodec(abc.ABC):
         self._chunk_columns = -(-chunk_columns // self._step_columns) * self._step_columns
         # On the device once; every call passes them as arguments, so that no program holds them as constants.
         self._weights = {role: jax.device_put(part.weights) for role, part in self.components.items()}
-        self._copies: dict[jax.Device, Any] = {}  # of the tokenizer's weights, for streams on other devices
         self._encoders: dict[str, ChunkedNetwork] = {}
         self._decoders: dict[int, dict[str, ChunkedNetwork]] = {}
 
@@ -87,6 +87,14 @@ class ChunkedCodec(abc.ABC):
             return False
         return True
 
+    def on(self, device: jax.Device) -> Self:
+        """Returns this codec with weights on a device, which then encodes and decodes; without the language model."""
+        copied = copy.copy(self)  # shares the programs
+        vars(copied).pop("language_model", None)
+        copied.components = {role: part for role, part in self.components.items() if role != "language_model"}
+        copied._weights = {role: jax.device_put(self._weights[role], device) for role in copied.components}
+        return copied
+
     def require_decoder(self) -> None:
         """Raises ValueError with the cure unless codes can be decoded to audio."""
 
@@ -106,12 +114,9 @@ class ChunkedCodec(abc.ABC):
         if not stage.samples:
             raise ValueError("the sound has 0 samples: give a recording")
 
-    def encode_stream(self, blocks: Iterable[np.ndarray], device: jax.Device | None = None) -> Iterator[np.ndarray]:
-        """Encodes blocks of audio in the codec's format to blocks of codes, int32 `[<= chunk, F]`, in bounded memory.
-
-        device: where to compute, by default jax's default device; one such stream on each device uses them all.
-        """
-        stage = self._encoder("encode").stream(self._tokenizer_weights(device))
+    def encode_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Encodes blocks of the codec's format to blocks of codes, int32 `[<= chunk, F]`, in bounded memory."""
+        stage = self._encoder("encode").stream(self._weights["tokenizer"])
         return through(stage, (block.T for block in blocks))
 
     def decode_stream(
@@ -240,13 +245,6 @@ class ChunkedCodec(abc.ABC):
         if method not in self._encoders:
             self._encoders[method] = self._chunked_encoder(method)
         return self._encoders[method]
-
-    def _tokenizer_weights(self, device: jax.Device | None) -> Any:
-        if device is None:
-            return self._weights["tokenizer"]
-        if device not in self._copies:
-            self._copies[device] = jax.device_put(self._weights["tokenizer"], device)
-        return self._copies[device]
 
     def _cut(
         self, chain: Chain, codes: CodeInput, blocks: Iterable[np.ndarray], samples: int | None

@@ -5,14 +5,12 @@ and so on. Each of its devices encodes one track at a time, by the program of a 
 the files byte by byte, are the same on any number of hosts and devices.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import dataclasses
 import hashlib
 import math
 import os
-import queue
 import time
 from typing import Any
 import warnings
@@ -21,6 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from bandtok_jax.codecs import devices
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.data_pipelines import sources
 from bandtok_jax.data_pipelines.full_tracks import FullTrack, open_tracks
@@ -146,54 +145,31 @@ def _write(
     progress: bool,
 ) -> None:
     """Writes the missing shards in their order, with all devices of this process."""
-    devices: queue.SimpleQueue = queue.SimpleQueue()
-    for device in jax.local_devices():
-        devices.put(device)
 
-    def encode(task: tuple[_Shard, FullTrack]) -> list[dict[str, Any]] | DamagedShard:
+    def encode(codec: Codec, task: tuple[_Shard, FullTrack]) -> list[dict[str, Any]] | DamagedShard:
         shard, track = task
-        device = devices.get()
         try:
-            return list(_track_records(codec, track, shard.copies, texts, device))
+            return list(_track_records(codec, track, shard.copies, texts))
         except DamagedShard as error:
             if not skip_damaged:
                 raise
             return error
-        finally:
-            devices.put(device)
 
     seconds = {id(shard): shard.copies * sum(track.seconds for track in shard.tracks) for shard in shards}
     unwritten = set(writer.missing([(shard.split, shard.number) for shard in shards]))
     missing = [shard for shard in shards if (shard.split, shard.number) in unwritten]
     total = round(sum(seconds.values()), 1)
+    tasks = ((shard, track) for shard in missing for track in shard.tracks)
     with (
         progress_bar(total=total, unit="s", unit_scale=True, desc="tokenize", show=progress) as bar,
-        ThreadPoolExecutor(devices.qsize()) as pool,
+        contextlib.closing(devices.spread(codec, encode, tasks)) as done,
     ):
         bar.update(total - sum(seconds[id(shard)] for shard in missing))
-        tasks = ((shard, track) for shard in missing for track in shard.tracks)
-        done = _in_order(pool, encode, tasks, ahead=2 * devices.qsize())
         named: set[str] = set()
         for shard in missing:
             left_out: list[dict[str, str]] = []
             records = _records(zip(shard.tracks, done), left_out, named, bar, codec.sample_rate_hz)
             writer.write(shard.split, shard.number, records, left_out)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
-) -> Iterator[Any]:
-    """Yields `function` of each task in order, computed in the pool with at most `ahead` results waiting."""
-    waiting: deque = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(function, task))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _records(
@@ -247,14 +223,14 @@ def codec_input(codec: Codec, track: FullTrack) -> Iterator[np.ndarray]:
 
 
 def _track_records(
-    codec: Codec, track: FullTrack, copies: int, texts: dict[str, np.ndarray], device: jax.Device
+    codec: Codec, track: FullTrack, copies: int, texts: dict[str, np.ndarray]
 ) -> Iterator[dict[str, Any]]:
     """Yields the token records of a track, copy by copy."""
     track = track.loaded()
     samples = math.ceil(track.samples * codec.sample_rate_hz / track.sample_rate_hz)
     for copy in range(copies):
         offset = copy * codec.samples_per_column // copies
-        codes = list(codec.encode_stream(_cut(codec_input(codec, track), offset), device))
+        codes = list(codec.encode_stream(_cut(codec_input(codec, track), offset)))
         if codes:
             yield {
                 "codes": np.concatenate(codes),
