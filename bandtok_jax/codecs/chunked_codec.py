@@ -8,12 +8,16 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 import abc
 from collections.abc import Callable, Iterable, Iterator
 import copy
+import dataclasses
+import functools
 import math
+import os
 from typing import Any, Self
 
 import jax
 import numpy as np
 
+from bandtok_jax.audio import waveform
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.component import Component
@@ -87,6 +91,34 @@ class ChunkedCodec(abc.ABC):
             return False
         return True
 
+    @functools.cached_property
+    def weight_hash(self) -> str:
+        """SHA-256 of the tokenizer's weights; codes of codecs with equal hashes are interchangeable."""
+        return self.components["tokenizer"].weight_hash
+
+    @property
+    def header(self) -> bt_file.Header:
+        """Header of this codec's `.bt` files, without counts."""
+        return bt_file.Header(
+            rows=self.rows,
+            codebook_size=self.codebook_size,
+            row_kind=self.row_kind,
+            sample_rate_hz=self.sample_rate_hz,
+            samples_per_column=self.samples_per_column,
+            weight_hash=self.weight_hash[: bt_file.HASH_DIGITS],
+        )
+
+    def check_header(self, header: bt_file.Header, source: str | os.PathLike) -> None:
+        """Raises ValueError unless this tokenizer has made the codes of a `.bt` file, whose name is `source`."""
+        own = self.header
+        rows = min(header.rows, own.rows) if self.accepts_fewer_rows else own.rows
+        if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(own, rows=rows):
+            raise ValueError(
+                f"{source} was made by the model {header.weight_hash[:12]} "
+                f"({header.rows} rows of {header.codebook_size} codes), "
+                f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
+            )
+
     def on(self, device: jax.Device) -> Self:
         """Returns this codec with weights on a device, which then encodes and decodes; without the language model."""
         copied = copy.copy(self)  # shares the programs
@@ -113,6 +145,12 @@ class ChunkedCodec(abc.ABC):
             yield block.T
         if not stage.samples:
             raise ValueError("the sound has 0 samples: give a recording")
+
+    def blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
+        """Returns audio `[S]` or `[C, S]` as a stream of blocks of the codec's format."""
+        audio = waveform.check(audio, sample_rate_hz)
+        starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
+        return self.resample_stream(np.split(audio, starts, axis=1), sample_rate_hz)
 
     def encode_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Encodes blocks of the codec's format to blocks of codes, int32 `[<= chunk, F]`, in bounded memory."""

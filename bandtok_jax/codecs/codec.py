@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.chunked_codec import ChunkedCodec
 from bandtok_jax.codecs.regions import Region, cells
 from bandtok_jax.codecs.streams import BlockStream
-from bandtok_jax.formats import bt_file
 from bandtok_jax.generation.prompting import Grid, GridLanguageModel
 
 
@@ -53,23 +51,6 @@ class Codec(ChunkedCodec):
         """Bit rate of the packed codes; every code takes ceil(log2 K) bits."""
         return self.columns_per_second * self.rows * (self.codebook_size - 1).bit_length()
 
-    @functools.cached_property
-    def weight_hash(self) -> str:
-        """SHA-256 of the tokenizer's weights; codes of codecs with equal hashes are interchangeable."""
-        return self.components["tokenizer"].weight_hash
-
-    @property
-    def header(self) -> bt_file.Header:
-        """Header of this codec's `.bt` files, without counts."""
-        return bt_file.Header(
-            rows=self.rows,
-            codebook_size=self.codebook_size,
-            row_kind=self.row_kind,
-            sample_rate_hz=self.sample_rate_hz,
-            samples_per_column=self.samples_per_column,
-            weight_hash=self.weight_hash[: bt_file.HASH_DIGITS],
-        )
-
     def check_levels(self, levels: int | None, limit: int | None = None) -> int:
         """Returns the number of rows to use where the first `levels` are asked for, all of them for None.
 
@@ -103,7 +84,7 @@ class Codec(ChunkedCodec):
         Raises:
           ValueError: the audio cannot be encoded; the message names the cure.
         """
-        return np.concatenate(list(self.encode_stream(self._blocks(audio, sample_rate_hz))))
+        return np.concatenate(list(self.encode_stream(self.blocks(audio, sample_rate_hz))))
 
     def latents(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Returns the input of the quantizer for each row, float32 `[T, F, D]`; arguments and errors as for `encode`.
@@ -111,7 +92,7 @@ class Codec(ChunkedCodec):
         For a band it is the encoder's latent, for a residual level the residual of the levels before it, both in the
         space in which codes are compared.
         """
-        blocks = (block.T for block in self._blocks(audio, sample_rate_hz))
+        blocks = (block.T for block in self.blocks(audio, sample_rate_hz))
         return np.concatenate(list(self._encoder("row_latents")(self._weights["tokenizer"], blocks)))
 
     def decode(self, codes: np.ndarray, seed: int = 0, *, samples: int | None = None, **options: Any) -> np.ndarray:
@@ -249,9 +230,3 @@ class Codec(ChunkedCodec):
                 yield audio
         if (audio := decoder.finish()).size:
             yield audio
-
-    def _blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
-        """Returns audio `[S]` or `[C, S]` as a stream of blocks of the codec's format."""
-        audio = waveform.check(audio, sample_rate_hz)
-        starts = range(waveform.READ_BLOCK_SAMPLES, audio.shape[1], waveform.READ_BLOCK_SAMPLES)
-        return self.resample_stream(np.split(audio, starts, axis=1), sample_rate_hz)

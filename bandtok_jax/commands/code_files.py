@@ -15,7 +15,7 @@ from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.commands import files
 from bandtok_jax.formats import bt_file
-from bandtok_jax.runtime import atomic_file
+from bandtok_jax.runtime import atomic_file, untrusted
 
 COMPARISON_SAMPLES = 1 << 17
 
@@ -47,7 +47,7 @@ def encode(codec: Codec, source: str, target: str, levels: int | None = None) ->
     if files.ending(target) != ".bt":
         raise ValueError(f"{target}: codes are written as .bt, and those of a DAC also as .dac: choose such an ending")
     rows = codec.check_levels(levels)
-    with files.naming(source), bt_file.Writer(target, dataclasses.replace(codec.header, rows=rows)) as writer:
+    with untrusted.naming(source), bt_file.Writer(target, dataclasses.replace(codec.header, rows=rows)) as writer:
         audio = _Counted(files.codec_input(codec, source))
         for codes in codec.encode_stream(audio):
             writer.write(codes[:, :rows])
@@ -72,25 +72,13 @@ def decode(
     files.refuse_overwriting(source, target)
     reader = bt_file.Reader(source)
     header = reader.header
-    refuse_foreign_codes(codec, header, source)
+    codec.check_header(header, source)
     rows = codec.check_levels(levels, header.rows)
     blocks = codec.decode_stream((block[:, :rows] for block in reader.blocks()), seed, samples=header.samples)
     with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         for audio in files.progress(blocks, header.samples, codec.sample_rate_hz):
             writer.write(audio)
     return header, writer.clipped_samples
-
-
-def refuse_foreign_codes(codec: Codec, header: bt_file.Header, source: str) -> None:
-    """Raises ValueError unless the codec's tokenizer has made the codes of this header."""
-    own = codec.header
-    rows = min(header.rows, own.rows) if codec.accepts_fewer_rows else own.rows
-    if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(own, rows=rows):
-        raise ValueError(
-            f"{source} was made by the model {header.weight_hash[:12]} "
-            f"({header.rows} rows of {header.codebook_size} codes), "
-            f"this one is {own.weight_hash[:12]} ({own.rows} of {own.codebook_size}): decode it with its own model"
-        )
 
 
 def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None) -> tuple[int, int, int]:
@@ -106,7 +94,7 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
         raise ValueError(f"{source} is a .dac file, and this model encodes mel spectrograms: give an imported DAC")
     files.refuse_overwriting(source, target)
     atomic_file.check(target)
-    with files.naming(source):
+    with untrusted.naming(source):
         file = dac_file.read_dac(source)
         if files.ending(target) != ".bt":
             clipped = waveform.write(target, dac_file.decode(codec, file, levels), file.sample_rate_hz)
@@ -130,7 +118,7 @@ def encode_dac(
         raise ValueError(f"{target} would be a .dac file, and this model encodes mel spectrograms: write a .bt file")
     files.refuse_overwriting(source, target)
     atomic_file.check(target)
-    with files.naming(source):
+    with untrusted.naming(source):
         audio, sample_rate_hz = waveform.read(source)
         file = dac_file.encode(codec, audio, sample_rate_hz, levels=levels, window_seconds=window_seconds)
     dac_file.write_dac(target, file)
@@ -148,7 +136,7 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
     unpadded = dataclasses.replace(codec.mel, padding="none")
     log_mel = jax.jit(functools.partial(spectral.log_mel, definition=unpadded))
     squares, distance, frames, samples = np.zeros(2), 0.0, 0, 0
-    with files.naming(source), waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
+    with untrusted.naming(source), waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         encoded, compared = itertools.tee(files.codec_input(codec, source))
         decoded = codec.decode_stream((codes[:, :rows] for codes in codec.encode_stream(encoded)), seed)
         originals, copies = (windows((block.T for block in x), size, 0, 0, 0.0) for x in (compared, decoded))

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.regions import Region
-from bandtok_jax.commands import code_files, files, music_files
+from bandtok_jax.commands import files, music_files
 from bandtok_jax.formats import bt_file
-from bandtok_jax.runtime import atomic_file
+from bandtok_jax.runtime import atomic_file, untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
 
@@ -54,11 +54,11 @@ def edit(
     codec.check_editable()
     if files.ending(source) == ".bt":
         codes, header = bt_file.read_codes(source)
-        code_files.refuse_foreign_codes(codec, header, source)
+        codec.check_header(header, source)
         samples, gain = header.samples, 1.0
     else:
         codes, samples, gain = music_files.encode(codec, source)
-    with files.naming(source):
+    with untrusted.naming(source):
         cells = codec.region_cells(regions, len(codes))
     new_columns = int(cells.any(axis=1).sum())
     with progress_bar(total=new_columns, unit="column", leave=False) as bar:

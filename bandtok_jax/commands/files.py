@@ -1,7 +1,6 @@
-"""Access of commands to files: audio in the format of a codec, progress, and errors that name the file."""
+"""Access of commands to files: audio in the format of a codec, and progress."""
 
 from collections.abc import Iterable, Iterator
-import contextlib
 import math
 import os
 
@@ -41,12 +40,3 @@ def refuse_overwriting(source: str | None, target: str) -> None:
     """Raises ValueError where both names are of one file."""
     if source and os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise ValueError(f"{target} is the original itself, which would be lost: write to another file")
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Puts the name of the file into a ValueError that lacks it."""
-    try:
-        yield
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error

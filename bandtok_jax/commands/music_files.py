@@ -6,11 +6,12 @@ from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.commands import files
 from bandtok_jax.formats import bt_file
+from bandtok_jax.runtime import untrusted
 
 
 def encode(codec: Codec, path: str) -> tuple[np.ndarray, int, float]:
     """Returns the codes `[T, F]` of an audio file at the loudness of the training, its samples, and the gain."""
-    with files.naming(path):
+    with untrusted.naming(path):
         audio = np.concatenate(list(files.codec_input(codec, path)), axis=-1)
         lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
         target_lufs = codec.components["tokenizer"].config.data.loudness_lufs

@@ -155,7 +155,7 @@ def read_embedding(codec: Codec, path: str) -> np.ndarray:
         if not isinstance(embedding, np.ndarray):
             embedding.close()
             raise ValueError("it holds arrays of many names")
-    with files.naming(path):
+    with untrusted.naming(path):
         return codec.language_model.check_embedding(embedding)
 
 

@@ -75,6 +75,15 @@ def shown(value: object) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Puts the name of a file into a ValueError that lacks it."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
 def reading(path: str | os.PathLike, cure: str = "copy it again") -> Iterator[None]:
     """Turns every error inside into a `Refused` that names `path`, save those of the system.
 
