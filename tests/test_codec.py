@@ -1,4 +1,4 @@
-"""The codec: codes that do not depend on chunks, blocks or length, refusal of bad input, and coding of folders."""
+"""The codec: codes that do not depend on chunks, blocks or length, batches, and refusal of bad input."""
 
 import dataclasses
 import doctest
@@ -17,7 +17,7 @@ from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import code_files, new_music
 from bandtok_jax.config.load import load_config
-from bandtok_jax.formats import safetensors
+from bandtok_jax.formats import bt_file, safetensors
 
 RATE = 44100
 
@@ -150,6 +150,48 @@ def test_decode_lengths():
         codec.decode(codes, samples=-5)
 
 
+def test_a_batch_has_the_codes_and_the_audio_of_its_examples():
+    codec, audio = create(), music()[: 6 * 9_000].reshape(6, 1, 9_000)
+    codes = codec.encode(audio[:2], RATE)
+    assert codes.shape == (2, 3, 16) and codec.decode(codes).shape == (2, 3 * 4096)
+    decoded = codec.decode(codes, samples=9_000)
+    for example, grid, samples in zip(audio, codes, decoded):
+        np.testing.assert_array_equal(codec.encode(example, RATE), grid)
+        np.testing.assert_array_equal(codec.decode(grid, samples=9_000), samples)
+    for empty in (lambda: codec.encode(audio[:0], RATE), lambda: codec.decode(codes[:0])):
+        with pytest.raises(ValueError, match="a batch of 0 examples: give at least 1"):
+            empty()
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_many_files_and_arrays_in_order_on_all_devices(devices, tmp_path, monkeypatch):
+    codec, audio = create(), music()
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
+    parts = [audio[start : start + 5_000 + start // 8] for start in range(0, 64_000, 8_000)]
+    waveform.write(tmp_path / "a.wav", parts[1], RATE)
+    (tmp_path / "bad.wav").write_text("no audio")
+    items = [parts[0], tmp_path / "a.wav", *parts[2:]]
+    coded = codec.encode_many(iter(items), RATE)
+    assert not isinstance(coded, list)
+    codes = [next(coded), *coded]
+    assert [len(grid) for grid in codes] == [math.ceil(len(part) / 4096) for part in parts]
+    np.testing.assert_array_equal(codes[7], codec.encode(parts[7], RATE))
+    np.testing.assert_array_equal(codes[1], codec.encode(*waveform.read(tmp_path / "a.wav")))
+    bt_file.write_codes(tmp_path / "a.bt", codes[1], codec.header, len(parts[1]))
+    decoded = list(codec.decode_many([codes[0], str(tmp_path / "a.bt")]))
+    np.testing.assert_array_equal(decoded[0], codec.decode(codes[0]))
+    np.testing.assert_array_equal(decoded[1], codec.decode(codes[1], samples=len(parts[1])))
+    with pytest.raises(ValueError, match="bad.wav: cannot be read as audio"):
+        list(codec.encode_many([tmp_path / "a.wav", tmp_path / "bad.wav"]))
+    with pytest.raises(ValueError, match=r"without a sample rate: .* encode_many\(arrays, 44100\)"):
+        list(codec.encode_many(parts))
+    bt_file.write_codes(tmp_path / "b.bt", codes[1], dataclasses.replace(codec.header, weight_hash="0" * 32), 6000)
+    with pytest.raises(ValueError, match="b.bt was made by the model 000000000000"):
+        list(codec.decode_many([tmp_path / "b.bt"]))
+    with pytest.raises(TypeError, match="pass a list of paths"):
+        codec.encode_many("song.wav")
+
+
 @pytest.mark.parametrize("rate", [8000, 48000, 192_000])
 def test_other_rates_channels_and_types(rate):
     codec = create()
@@ -218,6 +260,14 @@ def test_generate():
     codes = codec.generate("slow piano", seconds=1.1, seed=3)  # longer than the model's window
     assert codes.shape == (12, 16)
     np.testing.assert_array_equal(codec.generate("slow piano", seconds=1.1, seed=3), codes)
+    tracks = codec.generate(["slow piano", None], seconds=1.1, seed=3)
+    assert isinstance(tracks, list) and [track.shape for track in tracks] == [(12, 16)] * 2
+    np.testing.assert_array_equal(tracks[0], codes)
+    for mistake in (5.0, ["slow piano", 5], b"slow piano"):
+        with pytest.raises(TypeError):
+            codec.generate(mistake)
+    with pytest.raises(TypeError, match="one text, 'slow piano': pass a list"):
+        codec.language_model.generate("slow piano")
     prefix = create().encode(music()[:20_000], RATE)
     longer = codec.generate("slow piano", seconds=0.3, prefix=prefix, temperature=0.9)
     np.testing.assert_array_equal(longer[: len(prefix)], prefix)

@@ -2,17 +2,19 @@
 
 This module holds the parts that all codecs share. `MelCodec` and `WaveformCodec` wire their networks.
 
-Letters: S samples, C channels, T columns of the grid, F rows of the grid, K codes, D width of a latent.
+Letters: B batch, S samples, C channels, T columns of the grid, F rows of the grid, K codes, D width of a latent.
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import functools
 import math
-from typing import Any
+import os
+from typing import Any, overload
 
 import numpy as np
 
+from bandtok_jax.codecs import many
 from bandtok_jax.codecs.chunked_codec import ChunkedCodec
 from bandtok_jax.codecs.regions import Region, cells
 from bandtok_jax.codecs.streams import BlockStream
@@ -73,18 +75,41 @@ class Codec(ChunkedCodec):
         """Encodes audio to codes.
 
         Args:
-          audio: float `[S]` or `[C, S]`, full scale at 1.0, or int16. Other channels than the codec's are mixed down; a
-            stereo codec gets the mean twice.
+          audio: float `[S]`, `[C, S]` or a batch `[B, C, S]`, full scale at 1.0, or int16. Other channels than the
+            codec's are mixed down; a stereo codec gets the mean twice.
           sample_rate_hz: 8000 to 192000; resampled to the codec's rate.
 
         Returns:
-          Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column). The last column is filled with
-          the mirrored end of the audio where the tokenizer works on a mel, with zeros elsewhere.
+          Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column), or `[B, T, F]`, where each
+          example has the codes that it has by itself. The last column is filled with the mirrored end of the audio
+          where the tokenizer works on a mel, with zeros elsewhere.
 
         Raises:
           ValueError: the audio cannot be encoded; the message names the cure.
         """
+        if np.ndim(audio) == 3:
+            return many.stack(self.encode_many(audio, sample_rate_hz))
         return np.concatenate(list(self.encode_stream(self.blocks(audio, sample_rate_hz))))
+
+    def encode_many(
+        self, audio: Iterable[str | os.PathLike | np.ndarray], sample_rate_hz: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Encodes many files or arrays of any lengths, on all devices.
+
+        The result is an iterator and not a list, so that the first codes come at once and a collection may be larger
+        than the memory. `list(codec.encode_many(paths))` makes a list.
+
+        Args:
+          audio: paths of audio files, and arrays as for `encode`, without a batch.
+          sample_rate_hz: that of the arrays; files have their own.
+
+        Returns:
+          An iterator over codes, int32 `[T, F]`, in the order of the items.
+
+        Raises:
+          ValueError: an item cannot be encoded; the message names a file.
+        """
+        return many.encode(self, audio, sample_rate_hz)
 
     def latents(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Returns the input of the quantizer for each row, float32 `[T, F, D]`; arguments and errors as for `encode`.
@@ -99,18 +124,37 @@ class Codec(ChunkedCodec):
         """Decodes codes to audio.
 
         Args:
-          codes: integers `[T, F]`; the first rows are enough where rows are residual levels.
-          seed: for decoders that draw noise, see `FlowCodec`.
+          codes: integers `[T, F]` or a batch `[B, T, F]`; the first rows are enough where rows are residual levels.
+          seed: for decoders that draw noise, see `FlowCodec`; the same for each example of a batch.
           samples: length to cut the audio to; by default T whole columns.
           options: settings of a decoder that samples, see `FlowCodec`; the others have none.
 
         Returns:
-          float32 `[S]` at the codec's rate, `[2, S]` of a stereo codec.
+          float32 `[S]` at the codec's rate, `[2, S]` of a stereo codec, and `[B, S]` or `[B, 2, S]` of a batch.
 
         Raises:
           ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
         """
+        if np.ndim(codes) == 3:
+            return many.stack(self.decode_many(codes, seed, samples=samples, **options))
         return np.concatenate(list(self.decode_stream([codes], seed, samples=samples, **options)), axis=-1)
+
+    def decode_many(
+        self, codes: Iterable[str | os.PathLike | np.ndarray], seed: int = 0, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """Decodes many `.bt` files or arrays of any lengths, on all devices; an iterator as for `encode_many`.
+
+        Args:
+          codes: paths of `.bt` files, which are decoded to the length that they state, and arrays `[T, F]`.
+          seed, options: as for `decode`, the same for every item.
+
+        Returns:
+          An iterator over audio, float32 `[S]` or `[2, S]`, in the order of the items.
+
+        Raises:
+          ValueError: no vocoder, raised by the call itself, or an item cannot be decoded; the message names a file.
+        """
+        return many.decode(self, codes, seed, options)
 
     @abc.abstractmethod
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
@@ -128,13 +172,32 @@ class Codec(ChunkedCodec):
         grid = Grid(self.rows, self.codebook_size, self.sample_rate_hz, self.samples_per_column)
         return GridLanguageModel(component.resolved_config, self._weights["language_model"]["parameters"], grid)
 
-    def generate(self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options: Any) -> np.ndarray:
-        """Generates one track as codes, int32 `[T, F]`; for the options see `GridLanguageModel.stream`.
+    @overload
+    def generate(
+        self, prompt: str | None = None, seconds: float = 10.0, seed: int = 0, **options: Any
+    ) -> np.ndarray: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str | None], seconds: float = 10.0, seed: int = 0, **options: Any
+    ) -> list[np.ndarray]: ...
+    def generate(
+        self, prompt: str | None | Sequence[str | None] = None, seconds: float = 10.0, seed: int = 0, **options: Any
+    ) -> np.ndarray | list[np.ndarray]:
+        """Generates one track, or one for each prompt of a list, all in one batch.
+
+        Args:
+          prompt: a description of the track, None for no description, or a list of both.
+          seconds, seed, options: see `GridLanguageModel.stream`.
+
+        Returns:
+          Codes, int32 `[T, F]`, or a list of them for a list of prompts.
 
         Raises:
-          ValueError: no language model, or options out of range.
+          ValueError: no language model, an empty list, or options out of range.
         """
-        return self.language_model.generate([prompt], seconds, seed, **options)[0]
+        if prompt is None or isinstance(prompt, str):
+            return self.language_model.generate([prompt], seconds, seed, **options)[0]
+        return self.language_model.generate(prompt, seconds, seed, **options)
 
     def edit(
         self,

@@ -120,12 +120,11 @@ class GridLanguageModel:
           ValueError: options out of range; raised by the call itself.
           TypeError: prompts that are no texts.
         """
+        if isinstance(prompts, str):
+            raise TypeError(f"the prompts are one text, {prompts!r}: pass a list, as [{prompts!r}]")
         for prompt in prompts:
             if not (prompt is None or isinstance(prompt, str)):
-                raise TypeError(
-                    f"a prompt is {prompt!r}: pass one text to codec.generate and call it once a track, or pass a list "
-                    "of texts to codec.language_model.generate"
-                )
+                raise TypeError(f"a prompt is {prompt!r}: pass a text, or None for no description")
         if not prompts:
             raise ValueError("no prompts: pass one for each track, None for a track without a description")
         check_seed(seed)
