@@ -1,18 +1,14 @@
-"""The verbs that use a codec on files: encode, decode, reconstruct, generate, edit."""
+"""The verbs that make music with a language model: generate, edit."""
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 
 from bandtok_jax.cli import models
 from bandtok_jax.cli.messages import clipped, show
-from bandtok_jax.cli.parser import Flag, flag, interval, verb
+from bandtok_jax.cli.parser import flag, interval, verb
 from bandtok_jax.generation import SAMPLING
-
-_AUDIO = flag("audio", metavar="AUDIO", help="wav, flac, ogg, mp3 ...")
-_SEED = flag("--seed", type=int, default=0, metavar="N", help="for a decoder that draws random numbers (default 0)")
 
 _LANGUAGE_MODEL = (
     flag("--language-model", metavar="RUN", help="run or export folder, where --model holds none"),
@@ -39,111 +35,6 @@ _SAMPLING = (
         help="weight of classifier-free guidance by the prompt; 1: none (default %(default)g)",
     ),
 )  # fmt: skip
-
-
-def _levels(use: str) -> Flag:
-    return flag(
-        "--levels", type=int, metavar="N", help=f"{use} only the first N rows of a residual codec: a lower bitrate"
-    )
-
-
-@verb(
-    "encode",
-    "turn an audio file into codes",
-    "bandtok encode song.flac --model=runs/tokenizer -o song.bt",
-    _AUDIO,
-    models.MODEL,
-    _levels("keep"),
-    flag(
-        "--window", type=float, metavar="SECONDS",
-        help="for a .dac file: encode longer audio in chunks of this length, as descript-audio-codec does (5 there); "
-        "the codes then depend on their position",
-    ),
-    flag(
-        "--output", "-o", metavar="FILE",
-        help="default: the name of the audio file with .bt; .dac writes the format of descript-audio-codec",
-    ),
-)  # fmt: skip
-def encode(flags: argparse.Namespace) -> None:
-    """Runs `bandtok encode`."""
-    from bandtok_jax.runtime import atomic_file
-
-    target = flags.output or atomic_file.derived(os.path.splitext(flags.audio)[0] + ".bt")
-    as_dac = os.path.splitext(target)[1].lower() == ".dac"
-    if flags.window is not None and not (as_dac and flags.window > 0):
-        raise ValueError("--window is for .dac files, and above 0: a .bt file holds the codes of the whole file")
-    with models.quick_start():
-        from bandtok_jax.commands import code_files
-
-        codec = models.load_codec(flags, only=("tokenizer",))
-    if as_dac:
-        file = code_files.encode_dac(codec, flags.audio, target, flags.levels, flags.window)
-        channels, columns, rows = file.codes.shape
-        show(
-            f"{target}: {channels} channel{'s' * (channels > 1)} of {columns} columns x {rows} rows, "
-            f"{file.samples / file.sample_rate_hz:.2f} s, {os.path.getsize(target)} bytes"
-        )
-        return
-    header = code_files.encode(codec, flags.audio, target, flags.levels)
-    bits_per_second = codec.bits_per_second * header.rows / codec.rows
-    seconds = header.samples / header.sample_rate_hz
-    show(
-        f"{target}: {header.columns} columns x {header.rows} rows, {seconds:.2f} s, {os.path.getsize(target)} bytes, "
-        f"{bits_per_second / 1000:.2f} kbit/s"
-    )
-
-
-@verb(
-    "decode",
-    "turn codes into an audio file",
-    "bandtok decode song.bt --model=models/mine -o song.wav",
-    flag("codes", metavar="CODES", help="a .bt file, or a .dac file of descript-audio-codec"),
-    models.MODEL,
-    *models.DECODING,
-    _levels("use"),
-    _SEED,
-    flag("--output", "-o", metavar="FILE", help="default: the name of the codes with .wav"),
-)
-def decode(flags: argparse.Namespace) -> None:
-    """Runs `bandtok decode`."""
-    from bandtok_jax.runtime import atomic_file
-
-    target = flags.output or atomic_file.derived(os.path.splitext(flags.codes)[0] + ".wav")
-    with models.quick_start():
-        from bandtok_jax.commands import code_files
-
-        codec = models.load_codec(flags)
-    if code_files.dac_file.is_dac(flags.codes):
-        samples, sample_rate_hz, clipped_samples = code_files.decode_dac(codec, flags.codes, target, flags.levels)
-    else:
-        header, clipped_samples = code_files.decode(codec, flags.codes, target, flags.levels, flags.seed)
-        samples, sample_rate_hz = header.samples, header.sample_rate_hz
-    show(f"{target}: {samples / sample_rate_hz:.2f} s at {sample_rate_hz} Hz{clipped(clipped_samples)}")
-
-
-@verb(
-    "reconstruct",
-    "turn an audio file into codes and back, and print the distance between both",
-    "bandtok reconstruct song.flac --model=models/mine -o copy.wav",
-    _AUDIO,
-    models.MODEL,
-    *models.DECODING,
-    _levels("use"),
-    _SEED,
-    flag("--output", "-o", required=True, metavar="FILE"),
-)
-def reconstruct(flags: argparse.Namespace) -> None:
-    """Runs `bandtok reconstruct`."""
-    with models.quick_start():
-        from bandtok_jax.commands import code_files
-
-        codec = models.load_codec(flags)
-    result = code_files.reconstruct(codec, flags.audio, flags.output, flags.levels, flags.seed)
-    show(
-        f"{flags.output}: {result.samples / codec.sample_rate_hz:.2f} s; level {result.original_level_db:.1f} dB -> "
-        f"{result.reconstruction_level_db:.1f} dB; log-mel distance {result.mel_distance:.3f} nats"
-        f"{clipped(result.clipped_samples)}"
-    )
 
 
 @verb(

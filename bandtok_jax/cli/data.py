@@ -112,7 +112,7 @@ def tokenize(flags: argparse.Namespace) -> None:
     from bandtok_jax.training import distributed
 
     distributed.start()
-    codec = models.load_codec(flags, only=("tokenizer",))
+    codec = models.load_codec(flags, only=("tokenizer",), spread="one track on each device")
     source = codec.components["tokenizer"].source_path if hub.is_hub(flags.model) else flags.model
     manifest = tokenize_corpus.tokenize(
         codec, flags.data, flags.output, offsets=flags.offsets, synthetic_tracks=flags.synthetic_tracks,

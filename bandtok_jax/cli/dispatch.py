@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 
-from bandtok_jax.cli import audio, data, evaluate, messages, models, training
+from bandtok_jax.cli import audio, coding, data, evaluate, messages, models, training
 from bandtok_jax.cli.parser import Parser, Verb, create_parser, expand_home
 from bandtok_jax.runtime import compile_cache, foreign_errors
 
@@ -27,9 +27,9 @@ VERBS: dict[str, Verb] = {
         training.train,
         training.config,
         data.tokenize,
-        audio.encode,
-        audio.decode,
-        audio.reconstruct,
+        coding.encode,
+        coding.decode,
+        coding.reconstruct,
         audio.generate,
         audio.edit,
         models.export,

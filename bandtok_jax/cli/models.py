@@ -40,12 +40,13 @@ def quick_start() -> Iterator[None]:
         gc.enable()
 
 
-def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -> "Codec":
+def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None, spread: str = "one device") -> "Codec":
     """Returns the codec that the flags name, and prints the line about the devices.
 
     Args:
       flags: parsed flags, with `model` and perhaps `vocoder`, `language_model`, `dtype` and `adapter`.
       only: names of the components that the verb needs; all by default.
+      spread: the devices that compute, for the line.
     """
     from bandtok_jax.pretrained import model_folder
     from bandtok_jax.runtime import startup
@@ -53,7 +54,7 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None) -
     names = ("vocoder", "language_model", "dtype", "adapter")
     codec = model_folder.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names}, only=only)
     dtypes = (stage.compute_dtype for stage in codec.components.values())
-    startup.announce(*dtypes, spread="one track on each device" if flags.verb == "tokenize" else "one device")
+    startup.announce(*dtypes, spread=spread)
     return codec
 
 

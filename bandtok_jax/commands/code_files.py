@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import itertools
+import os
 
 import jax
 import numpy as np
@@ -52,6 +53,27 @@ def encode(codec: Codec, source: str, target: str, levels: int | None = None) ->
         for codes in codec.encode_stream(audio):
             writer.write(codes[:, :rows])
         return writer.finish(audio.samples)
+
+
+def is_encoded(codec: Codec, path: str, levels: int | None = None) -> bool:
+    """Returns whether a `.bt` file is there and whole.
+
+    Raises:
+      ValueError: it holds codes that `encode` would not write there.
+    """
+    rows = codec.check_levels(levels)
+    if not os.path.exists(path):
+        return False
+    try:
+        header = bt_file.Reader(path).header
+    except ValueError:  # damaged
+        return False
+    if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(codec.header, rows=rows):
+        raise ValueError(
+            f"{path} holds {header.rows} rows of the model {header.weight_hash[:12]}, and {rows} of "
+            f"{codec.weight_hash[:12]} would take its place: name another folder, or --overwrite"
+        )
+    return True
 
 
 def decode(

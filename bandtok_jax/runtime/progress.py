@@ -1,6 +1,7 @@
 """The progress of long work: a bar on a terminal, and in a log one line a minute."""
 
 from collections.abc import Iterable
+import contextlib
 import sys
 from typing import Any
 
@@ -23,6 +24,11 @@ def progress_bar(iterable: Iterable | None = None, *, show: bool = True, **optio
         options |= {"file": _Lines(), "ncols": 0, "delay": LINE_SECONDS}
         options |= {"mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS}
     return tqdm(iterable, disable=not show, **options)
+
+
+def printing() -> contextlib.AbstractContextManager:
+    """Returns a context in which lines are printed while bars are shown."""
+    return tqdm.external_write_mode()
 
 
 class _Lines:
