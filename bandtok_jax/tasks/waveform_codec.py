@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.layers.network import Tree
@@ -65,7 +66,7 @@ class WaveformCodecTask(WaveformAdversarialTask):
         """Returns evaluation metrics from sums over batches, with use and perplexity of the codebooks."""
         histogram = totals.pop("level_histogram")
         metrics = super().aggregate(totals, num_batches)
-        level_perplexity = perplexity(histogram)
+        level_perplexity = np.asarray(perplexity(histogram))
         metrics["codebook_use"] = (histogram > 0).mean()
         metrics["codebook_perplexity"] = level_perplexity.mean()
         return metrics | {f"level_perplexity/{level:02d}": value for level, value in enumerate(level_perplexity)}
