@@ -225,6 +225,23 @@ def test_refused_uploads_leave_the_hub_as_it_was(
     assert server.commit("lab/public") == before
 
 
+@pytest.mark.parametrize(
+    "card, licence",
+    [
+        ("---\ntags: [a]\nlicense: mit\n---\n# A", "mit"),
+        ("--- \r\nlicense: 'cc-by-4.0'  # ours\r\n---\r\n", "cc-by-4.0"),
+        ("---\ntags: [a]\n---\nlicense: mit", ""),
+        ("license: mit", ""),
+        ("---\nlicense: my own: one\n---\n", "other"),
+        ("---" + "\n" * 1_000_000, ""),
+        ("---\nlicense: mit\ntags: " + "[" * 1_000_000, "mit"),
+    ],
+)
+def test_the_licence_of_a_card_is_an_identifier(card, licence, tmp_path):
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert hub.card_licence(tmp_path) == licence
+
+
 def test_weights_of_other_programs_are_imported_by_their_name(server, tmp_path, capsys):
     files = {name: (VOCOS / name).read_bytes() for name in os.listdir(VOCOS)}
     commit = server.put("lab/vocos", {**files, "README.md": b"---\nlicense: mit\n---\n# Vocos\n", "song.wav": b"large"})

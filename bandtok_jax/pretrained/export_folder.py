@@ -30,7 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 _CARD = {
     "scores": expect.mapping(expect.optional(expect.number()), most=1000, keys=expect.text(100)),
     "data": expect.listing(expect.text(2000), most=1000),
-    "licence?": expect.text(100),
+    "licence?": expect.text(61, hub.LICENCE),
 }
 _COMPONENT = {
     "config": expect.mapping(expect.anything),

@@ -42,7 +42,7 @@ def lines(components: Mapping[str, "Component"], cards: Cards) -> list[str]:
 
 def require_licence(role: str, card: Mapping[str, Any], licence: str) -> None:
     """Raises a ValueError unless a component may be given this licence."""
-    if not re.fullmatch("[a-z][a-z0-9.-]{1,60}", licence) or licence in _NOT_PUBLISHED:
+    if not re.fullmatch(hub.LICENCE, licence) or licence in _NOT_PUBLISHED:
         raise ValueError(f"--licence={licence}: give an identifier of {_LICENCES}, such as cc-by-4.0")
     if card.get("licence", licence) != licence:
         raise ValueError(

@@ -23,6 +23,8 @@ _REVISION = r"refs/pr/\d+|[^/@\s]{1,200}"
 _NAME = re.compile(f"{_PART}/{_PART}")
 _PATH = re.compile(f"{PREFIX}({_PART}/{_PART})(?:@({_REVISION}))?/?")
 _COMMIT = re.compile("[0-9a-f]{40}")
+LICENCE = "[a-z][a-z0-9.-]{1,60}"  # an identifier of https://huggingface.co/docs/hub/repositories-licenses
+_CARD_LETTERS = 1 << 16  # of a model card that are read, far more than its metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,16 +153,20 @@ def push(folder: str | os.PathLike, name: str, private: bool = False) -> Reposit
 
 
 def card_licence(folder: str | os.PathLike) -> str:
-    """Returns the licence that the card of a downloaded repository states, "" for none."""
-    import yaml
+    """Returns the licence that the card of a downloaded repository states, "" for none.
 
+    It is "other" where the card states something else than an identifier of the hub.
+    """
     try:
         with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
-            match = re.match(r"---\s*\n(.*?)\n---", file.read(untrusted.MAX_BYTES), re.DOTALL)
-        stated = yaml.safe_load(match[1])["license"] if match else ""
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            start = file.read(_CARD_LETTERS)
+    except (OSError, ValueError):
         return ""
-    return stated if isinstance(stated, str) and len(stated) <= 100 else ""
+    # One line is searched: a card of a stranger can make a parser of YAML take hours, or all memory.
+    metadata = start.partition("\n---")[0] if re.match(r"---[ \t]*\n", start) else ""
+    match = re.search("^license:(.*)", metadata, re.MULTILINE)
+    stated = match[1].partition(" #")[0].strip().strip("'\"") if match else ""
+    return stated if re.fullmatch(LICENCE, stated) or not stated else "other"
 
 
 def _library(path: str | os.PathLike) -> ModuleType:
