@@ -68,5 +68,6 @@ def test_other_folders_and_flags_are_refused(codec, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no programs.json"):
         list(stablehlo.save_programs(codec, tmp_path))
-    arguments = ["export", "model", "--format=stablehlo", "--half", "-o", str(tmp_path / "out")]
-    assert cli.main(arguments) == 1 and "leave out the other flags" in capsys.readouterr().err
+    for flag in ("--half", "--adapter"):
+        arguments = ["export", "model", "--format=stablehlo", flag, "-o", str(tmp_path / "out")]
+        assert cli.main(arguments) == 1 and "leave out the other flags" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def export(flags: argparse.Namespace) -> None:
 
     if flags.adapter:
         others = (flags.vocoder, flags.language_model, flags.half, flags.licence, flags.push, flags.private)
-        if any(others):
+        if any(others) or flags.format != "safetensors":
             raise ValueError("--adapter writes the adapters of RUN alone: leave out the other flags")
         show(adapter_file.save_adapters(flags.run_folder, flags.output))
         return
