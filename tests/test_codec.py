@@ -181,6 +181,8 @@ def test_many_files_and_arrays_in_order_on_all_devices(devices, tmp_path, monkey
     decoded = list(codec.decode_many([codes[0], str(tmp_path / "a.bt")]))
     np.testing.assert_array_equal(decoded[0], codec.decode(codes[0]))
     np.testing.assert_array_equal(decoded[1], codec.decode(codes[1], samples=len(parts[1])))
+    cut = codec.decode_many([codes[0], tmp_path / "a.bt"], samples=700)  # files have lengths of their own
+    assert [len(part) for part in cut] == [700, len(parts[1])]
     with pytest.raises(ValueError, match="bad.wav: cannot be read as audio"):
         list(codec.encode_many([tmp_path / "a.wav", tmp_path / "bad.wav"]))
     with pytest.raises(ValueError, match=r"without a sample rate: .* encode_many\(arrays, 44100\)"):

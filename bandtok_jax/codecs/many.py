@@ -45,7 +45,7 @@ def decode(
         if isinstance(item, Path):
             reader = bt_file.Reader(item)
             codec.check_header(reader.header, item)
-            audio = codec.decode_stream(reader.blocks(), seed, samples=reader.header.samples, **options)
+            audio = codec.decode_stream(reader.blocks(), seed, **{**options, "samples": reader.header.samples})
         else:
             audio = codec.decode_stream([item], seed, **options)
         return np.concatenate(list(audio), axis=-1)
