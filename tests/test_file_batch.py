@@ -1,5 +1,7 @@
 """Verbs on folders: the tree, resuming, files that cannot be read, and refusals before the work."""
 
+import errno
+import os
 import pathlib
 
 import numpy as np
@@ -9,9 +11,10 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.commands import code_files
+from bandtok_jax.commands import code_files, file_batch
 from bandtok_jax.formats import bt_file
 from bandtok_jax.pretrained import export_folder
+from bandtok_jax.runtime import file_tree
 from tests.test_cli import failure
 
 RATE = 44_100
@@ -131,3 +134,31 @@ def test_mistakes_are_refused_before_the_work(music, tmp_path, capsys, monkeypat
     assert "--overwrite is for -o DIR" in refused("decode", "a.bt", "--overwrite")
     monkeypatch.setattr(code_files, "encode", None)
     assert "no such folder" in refused("encode", music, "-o", out) and not out.exists()
+
+
+def test_one_bad_disk_or_name_leaves_out_one_file_and_one_line(tmp_path):
+    def work(codec, source, target):
+        if source == "output":
+            raise OSError(f"{target}: cannot be written; the disk may be full")
+        if source == "disk":
+            raise OSError(errno.EIO, "Input/output error")
+        raise ValueError(f"{source}: no audio")
+
+    def lines(*sources):
+        jobs = [file_batch.Job(source, str(tmp_path / "out" / "a.wav")) for source in sources]
+        return file_batch.run(None, jobs, work, lambda path: False)
+
+    printed = lines("disk", "a\nbandtok: error: b.wav")
+    assert next(printed).startswith("left out: disk: input/output error; ")
+    assert next(printed) == r"left out: a\nbandtok: error: b.wav: no audio"
+    with pytest.raises(ValueError, match="2 of 2 files were left out"):
+        next(printed)
+    with pytest.raises(OSError, match="disk may be full"):
+        next(lines("output"))
+
+
+def test_each_folder_is_walked_once_and_those_that_cannot_be_read_are_named(music):
+    (music / "live" / "loop").symlink_to(music)
+    assert [os.path.basename(folder) for folder, _ in file_tree.walk(str(music))] == ["music", "live"]
+    with pytest.warns(UserWarning, match="absent: no such file or directory; the files below it are left out"):
+        assert not list(file_tree.walk(str(music / "absent")))

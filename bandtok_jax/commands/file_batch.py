@@ -11,7 +11,7 @@ from bandtok_jax.audio.signatures import FFMPEG_ENDINGS
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.devices import spread
 from bandtok_jax.commands import files
-from bandtok_jax.runtime import file_tree
+from bandtok_jax.runtime import file_tree, untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
 # Files of the second kind are named as not readable where ffmpeg is not installed.
@@ -129,7 +129,8 @@ def run(
         except ValueError as error:
             return "", str(error)
         except OSError as error:
-            if error.filename != job.source:
+            # Errors of writing name the output, or have no number; those of a disk that is read may lack a name.
+            if error.errno is None or error.filename not in (None, job.source):
                 raise
             return "", f"{job.source}: {str(error.strerror).lower()}; check the path and its permissions"
 
@@ -140,7 +141,7 @@ def run(
         for line, problem in results:
             if problem:
                 left_out.append(problem)
-            yield line or f"left out: {problem}"
+            yield untrusted.printable(line or f"left out: {problem}")  # names may hold ends of lines
             bar.update()
     if left_out:
         raise ValueError(

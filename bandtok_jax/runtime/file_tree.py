@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 import os
+import warnings
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last."""
+    """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last.
+
+    A folder that cannot be read is left out with a warning.
+    """
     pending, visited = [root], set()
     while pending:
-        for folder, below, names in os.walk(pending.pop(0)):
+        for folder, below, names in os.walk(pending.pop(0), onerror=_warn):
             real = os.path.realpath(folder)
             if real in visited:
                 below.clear()
@@ -17,6 +21,11 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
             below.sort()
             pending += [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
             yield folder, names
+
+
+def _warn(error: OSError) -> None:
+    reason = str(error.strerror).lower()
+    warnings.warn(f"{error.filename}: {reason}; the files below it are left out", stacklevel=3)
 
 
 def printable(name: str) -> str:
