@@ -12,6 +12,7 @@ from bandtok_jax.codecs import regions
 from bandtok_jax.codecs.component import init_random
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
+from bandtok_jax.evaluation.metrics.latent_path import LatentPath
 from tests import tiny
 
 MEL = mel_bands.MelDefinition()
@@ -89,3 +90,16 @@ def test_a_region_holds_rows_of_both_channels():
 def test_wrong_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         tasks.create(load_config("bandtok:tiny_stereo", changes))
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("vocos:tiny", "set --config.input_mel=ground_truth"), ("token_vocoder:tiny", "give a mono tokenizer")],
+)
+def test_parts_for_mono_audio_refuse_a_stereo_tokenizer(name, words, codec):
+    changes = {"tokenizer": "stereo"} | ({"input_mel": "mixed"} if name == "vocos:tiny" else {})
+    task = tasks.create(load_config(name, changes), lambda path: codec.components)
+    with pytest.raises(ValueError, match=f"stereo is stereo, .*{words}"):
+        task.load_frozen()
+    with pytest.raises(ValueError, match="it codes 2 channels"):
+        LatentPath(codec)

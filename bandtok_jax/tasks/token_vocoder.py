@@ -66,6 +66,11 @@ class TokenVocoderTask(WaveformAdversarialTask):
         """
         self.require_inputs()
         tokenizer = self.component("tokenizer")
+        if tokenizer.network.attribute("audio_channels", 1) > 1:
+            raise ValueError(
+                f"the tokenizer {self.config.tokenizer} is stereo, and a token vocoder makes mono audio: give a mono "
+                "tokenizer, or train a vocoder of mels, vocos"
+            )
         settings = {name: self.config.model[name] for name in self._own_arguments}
         if differing := tokenizer.differences(settings, self.mel):
             raise ValueError(

@@ -47,6 +47,8 @@ class LatentPath:
         missing = [name for name in TOKENIZER_METHODS if not hasattr(tokenizer.network_class, name)]
         if missing:
             raise ValueError(f"its tokenizer has no {' and no '.join(missing)}: a bound needs them")
+        if codec.channels > 1:
+            raise ValueError(f"it codes {codec.channels} channels: a bound needs a codec of mono audio")
         codec.require_decoder()
         self._tokenizer, vocoder = tokenizer.network, dataclasses.replace(components["vocoder"], dtype="float32")
         self._vocoder, self._reads_codes = vocoder.network, vocoder.network_class.consumes == "codes"
