@@ -11,7 +11,7 @@ residual levels, each with a codebook of its own, in place of 16 bands that shar
   small  one GPU, a day: K = 4096, a quarter of base
   base   the paper's scale: K = 8192, about 47 M parameters
 
-  tiny_stereo  tiny with 12 more rows, those of the side up to 7 kHz, at 3.01 kbit/s
+  tiny_stereo  tiny with 12 more rows, those of the side up to 7.9 kHz, at 3.01 kbit/s
   tiny_24khz   tiny on the mel of the published 24 kHz Vocos, which can then be its vocoder: 25 rows, cells of 4 x 4
 """
 

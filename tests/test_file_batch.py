@@ -162,3 +162,12 @@ def test_each_folder_is_walked_once_and_those_that_cannot_be_read_are_named(musi
     assert [os.path.basename(folder) for folder, _ in file_tree.walk(str(music))] == ["music", "live"]
     with pytest.warns(UserWarning, match="absent: no such file or directory; the files below it are left out"):
         assert not list(file_tree.walk(str(music / "absent")))
+
+
+def test_codes_never_overwrite_an_audio_file_beside_them(music):
+    jobs, _ = file_batch.plan([str(music)], str(music), file_batch.AUDIO_ENDINGS, ".bt")
+    (back,) = [file_batch.Job(job.target, job.source) for job in jobs if job.source.endswith("b.wav")]
+    with pytest.raises(ValueError, match="b.wav may be the original of .*b.bt: name another folder"):
+        next(file_batch.run(None, [back], None, None, overwrite=True))
+    elsewhere = back._replace(source=str(music / "b.bt"))
+    assert list(file_batch.run(None, [elsewhere], lambda *_: "done", None, overwrite=True)) == ["done"]

@@ -144,7 +144,7 @@ class ChunkedCodec(abc.ABC):
         for block in through(stage, blocks):
             yield block.T
         if not stage.samples:
-            raise ValueError("the sound has 0 samples: give a recording")
+            raise ValueError("the audio has 0 samples: give a recording")
 
     def blocks(self, audio: np.ndarray, sample_rate_hz: int) -> Iterator[np.ndarray]:
         """Returns audio `[S]` or `[C, S]` as a stream of blocks of the codec's format."""

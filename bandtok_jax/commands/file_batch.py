@@ -114,9 +114,14 @@ def run(
       overwrite: make them again.
 
     Raises:
-      ValueError: at the end, where inputs were left out.
+      ValueError: at the end, where inputs were left out; or at once, where the original of codes could be overwritten.
       OSError: at once, where an output cannot be written.
     """
+    for source, target in jobs if overwrite else ():
+        # In one folder song.wav can be the original of song.bt.
+        beside = os.path.realpath(os.path.dirname(source)) == os.path.realpath(os.path.dirname(target))
+        if beside and files.ending(target) in AUDIO_ENDINGS and os.path.exists(target):
+            raise ValueError(f"{target} may be the original of {source}: name another folder with -o DIR")
     remaining = [job for job in jobs if overwrite or not is_complete(job.target)]
     skipped, left_out = len(jobs) - len(remaining), []
     if skipped:
