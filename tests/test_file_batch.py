@@ -128,7 +128,7 @@ def test_mistakes_are_refused_before_the_work(music, tmp_path, capsys, monkeypat
     assert "a.wav is an input itself" in refused("reconstruct", music, "-o", music)
     assert "with -o DIR" in refused("encode", music)
     assert "is a file" in refused("encode", music, "-o", music / "a.wav")
-    assert "no files to read in" in (error := refused("decode", music, "-o", out)) and "2 .wav" not in error
+    assert "no files to read in" in (error := refused("decode", music, "-o", out))
     assert "3 .wav, 1 .txt" in error and ".bt, .dac" in error
     assert "--window is for one .dac file" in refused("encode", music, "--window=5", "-o", out)
     assert "--overwrite is for -o DIR" in refused("decode", "a.bt", "--overwrite")

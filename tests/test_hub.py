@@ -254,3 +254,8 @@ def test_weights_of_other_programs_are_imported_by_their_name(server, tmp_path, 
     assert "--from=dac reads files: download" in _fails(
         ["import", "hf://lab/vocos", "--from=dac", "-o", tmp_path / "dac"], capsys
     )
+
+
+def test_a_branch_may_have_a_slash():
+    assert hub.parse("hf://lab/two@feature/x") == hub.Repository("lab/two", "feature/x")
+    assert hub.parse("hf://lab/two/") == hub.Repository("lab/two")

@@ -42,13 +42,13 @@ def spread(
             idle.put(own)
 
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(len(devices)) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(run, item))
-                if len(waiting) > 2 * len(devices):
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(len(devices))  # without `with`, which would wait for the running items after an error
+    try:
+        for item in items:
+            waiting.append(pool.submit(run, item))
+            if len(waiting) > 2 * len(devices):
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

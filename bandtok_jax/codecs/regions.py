@@ -65,7 +65,7 @@ def row_borders_hz(row_edges_hz: np.ndarray) -> np.ndarray:
 
 def _channels(row_edges_hz: np.ndarray) -> list[np.ndarray]:
     """Returns the rows of mid and side, or all of a mono codec; each begins at the lowest frequency."""
-    return np.split(row_edges_hz, 1 + np.flatnonzero(np.diff(row_edges_hz[:, 0]) < 0))
+    return np.split(row_edges_hz, 1 + np.flatnonzero(np.diff(row_edges_hz[:, 0]) <= 0))
 
 
 def _limits(

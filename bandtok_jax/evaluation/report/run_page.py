@@ -73,6 +73,8 @@ def write_report(
     """
     runs, output = pathlib.Path(runs), pathlib.Path(output)
     codec = model_folder.load(str(runs / "model"))
+    if codec.channels > 1:
+        raise ValueError(f"{runs / 'model'} is stereo, and the page is for mono codecs: use  bandtok evaluate")
     assert isinstance(codec, MelCodec), f"{runs / 'model'} is no mel codec"
     metrics = {name: read_metrics(runs / name) for name in COMPONENTS}
     generated_audio = {path.name: waveform.read(path) for path in map(pathlib.Path, generated)}
