@@ -8,6 +8,8 @@ import jax
 from jax.sharding import PartitionSpec as P
 import pytest
 
+from bandtok_jax.layers.attention import attention
+from bandtok_jax.layers.precision import exact
 from bandtok_jax.training import sharding
 
 
@@ -127,6 +129,14 @@ for axes, causal, shape in zip(axes, (True, False), ((4, 200, 8, 64), (4, 256, 8
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert run.stdout.split() == ["3", "3"], run.stderr[-2000:]  # forward, and backward for queries and for keys
+
+
+@pytest.mark.parametrize("dtype, highest", [("bfloat16", False), ("float32", True)])
+def test_the_tpu_kernel_of_attention_has_no_higher_precision_in_16_bits(dtype, highest):
+    """Its compiler refuses such products, and the encoder of a codec is traced with the highest precision."""
+    x = jax.ShapeDtypeStruct((1, 128, 2, 64), dtype)
+    traced = jax.make_jaxpr(exact(lambda x: attention(x, x, x, implementation="splash")))(x)
+    assert ("HIGHEST" in str(traced)) == highest
 
 
 def test_a_discriminators_gradients_are_right_on_a_mesh():

@@ -3,6 +3,7 @@
 Softmax and its sums are at least float32 in all kernels.
 """
 
+import contextlib
 import importlib.util
 
 import jax
@@ -160,7 +161,10 @@ def _splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, causal
         kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
         query = query * jnp.asarray(head_dim**-0.5, query.dtype)  # the kernel does not scale
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-        attended = jax.vmap(kernel)(*heads_first)
+        # Mosaic has no products of 16 bits at a higher precision, such as that of `exact`, and they need none.
+        narrow = query.dtype.itemsize == 2
+        with jax.default_matmul_precision("default") if narrow else contextlib.nullcontext():
+            attended = jax.vmap(kernel)(*heads_first)
         assert isinstance(attended, jax.Array)  # residuals are returned on request only
         return jnp.swapaxes(attended, 1, 2)
 
