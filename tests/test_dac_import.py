@@ -130,17 +130,13 @@ def test_dac_files_are_written_on_the_command_line(tmp_path, capsys, monkeypatch
     assert "2 channels of 664 columns x 2 rows, 0.50 s" in capsys.readouterr().out
     assert cli.main(["decode", codes, f"--model={export}", "-o", str(tmp_path / "b.wav")]) == 0
     assert waveform.probe(tmp_path / "b.wav") == (8000, 2, 4001)
-    (tmp_path / "folder.dac").mkdir()
     with monkeypatch.context() as patched:
         patched.setattr(dac_file, "encode", None)  # an output that cannot be written is refused before the work
         patched.setattr(dac_file, "decode", None)
-        assert cli.main(["encode", audio, f"--model={export}", "-o", f"{tmp_path}/folder.dac"]) == 1
+        assert cli.main(["encode", audio, f"--model={export}", "-o", f"{tmp_path}/none/a.dac"]) == 1
         assert cli.main(["decode", codes, f"--model={export}", "-o", f"{tmp_path}/none/a.wav"]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bandtok: error")]
-    assert [line.split("; ")[1] for line in errors] == [
-        "give a file, not a folder",
-        "check the path",
-    ]
+    assert [line.split("; ")[1] for line in errors] == ["check the path", "check the path"]
     assert cli.main(["encode", audio, f"--model={export}", "--window=0.2"]) == 1
     assert "--window is for .dac files" in capsys.readouterr().err
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from bandtok_jax.pretrained import hub
 from bandtok_jax.runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ def read(name: str, paths: Sequence[str], **options: bool) -> dict[str, "Compone
       ValueError, FileNotFoundError: an option or a number of paths that the format does not have, or an error of its
         reader.
     """
+    from bandtok_jax.pretrained import hub  # imports NumPy, and the help of the program lists these formats
+
     entry = FORMATS[name]
     if len(paths) > len(entry.files):
         raise ValueError(
@@ -100,6 +101,8 @@ def read(name: str, paths: Sequence[str], **options: bool) -> dict[str, "Compone
 
 def _read_repository(name: str, path: str, options: Mapping[str, bool]) -> dict[str, "Component"]:
     """Returns the components in a repository, whose card names its commit and the licence that it states."""
+    from bandtok_jax.pretrained import hub
+
     entry = FORMATS[name]
     if not entry.hub_files:
         raise ValueError(f"{path}: --from={name} reads files: download {entry.files[0]}, and give its path")
