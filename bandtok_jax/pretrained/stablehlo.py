@@ -52,7 +52,7 @@ def save_programs(codec: "Codec", output: str | os.PathLike) -> Iterator[str]:
     os.makedirs(output, exist_ok=True)
     programs = {}
     for name, (role, network) in networks.items():
-        window = _example(name, codec)
+        window = _example(name, network, codec)
         artifact, error = _export(network, codec.parameters[role], window, name)
         with open(os.path.join(output, f"{name}.stablehlo"), "wb") as file:
             file.write(artifact)
@@ -72,9 +72,9 @@ def save_programs(codec: "Codec", output: str | os.PathLike) -> Iterator[str]:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
-def _example(name: str, codec: "Codec") -> np.ndarray:
+def _example(name: str, network: ChunkedNetwork, codec: "Codec") -> np.ndarray:
     """Returns a random window of a program, with the shape and dtype of its input."""
-    random, (_, network) = np.random.default_rng(0), codec.networks()[name]
+    random = np.random.default_rng(0)
     if name == "encoder":
         return 0.1 * random.normal(size=network.window_items).astype(np.float32)
     if name == "decoder" or codec.components[name].network_class.consumes == "codes":
