@@ -41,7 +41,7 @@ def load(
     Raises:
       ValueError, FileNotFoundError: a folder or file is missing, holds another model or size, or the components do
         not belong together.
-      ImportError: a path begins with hf://, and huggingface_hub is not installed.
+      ImportError: a path begins with hf://, and huggingface_hub is not installed; or it is a run, and orbax is not.
     """
     # Imported here, so that `import bandtok_jax` is quick and leaves jax alone.
     from bandtok_jax.pretrained import model_folder

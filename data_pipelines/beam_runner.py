@@ -12,7 +12,7 @@ from typing import Any
 
 from bandtok_jax.data_pipelines import prepare_shards
 from bandtok_jax.data_pipelines.source_tracks import SourceTrack
-from bandtok_jax.runtime import storage
+from bandtok_jax.runtime import extras, storage
 
 PLAN = "plan.jsonl"  # one line for each task that Beam has to do
 
@@ -31,11 +31,10 @@ def run_tasks(tasks: list[Task], options: Sequence[str]) -> None:
     """
     if not tasks:
         return
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise ImportError(f"--runner=beam needs Apache Beam ({error}): pip install 'bandtok-jax[beam]'") from None
+    extras.require("apache_beam", "--runner=beam")
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     plan = os.path.join(tasks[0][3], PLAN)
     lines = [
         json.dumps([number, [asdict(track) for track in tracks], settings, folder]) + "\n"

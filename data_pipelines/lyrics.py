@@ -16,7 +16,7 @@ import unicodedata
 
 import numpy as np
 
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import extras, untrusted
 
 LONGEST_LINE_SECONDS = 10.0  # a time stamp after an interlude is not the end of the line before it; our choice
 BYTE_VOCABULARY = 256  # 0 is padding, and the blank of CTC and transducer; no text holds a byte 0
@@ -148,13 +148,8 @@ def to_text(tokens: Iterable[int], model: str = "") -> str:
 
 @functools.cache
 def _sentence_pieces(model: str) -> Any:
-    try:
-        sentencepiece = importlib.import_module("sentencepiece")
-    except ImportError:
-        raise ValueError(
-            f"data.lyrics_model is {model}, and SentencePiece is not installed: pip install 'bandtok-jax[lyrics]', or "
-            "leave the key empty for bytes"
-        ) from None
+    extras.require("sentencepiece", f"data.lyrics_model={model}", otherwise="leave the key empty for bytes")
+    sentencepiece = importlib.import_module("sentencepiece")
     try:
         return sentencepiece.SentencePieceProcessor(model_file=model)
     except (OSError, RuntimeError):

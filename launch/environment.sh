@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Creates an environment in the source tree and installs the package into it. Source this file.
-#   source launch/environment.sh EXTRAS      such as "test,eval", or "accelerator" for that of this machine
+#   source launch/environment.sh EXTRAS      such as "test" or "train,accelerator"
+# "accelerator", the last one, stands for the extra that the accelerator of this machine needs, if it needs one.
 # PYTHON=3.11 (or the path of a Python) selects the Python for an environment of its own, .venv-3.11. Without it, the
 # environment is .venv with the newest Python of this machine.
 # Installs only if setup.cfg, pyproject.toml or EXTRAS have changed, so a second call needs no network.
@@ -43,8 +44,9 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 extras="$1"
-if [ "$extras" = accelerator ]; then
-  extras="$(bash "$root/launch/accelerator.sh")"
+if [[ ",$extras" = *,accelerator ]]; then
+  extras="${extras%accelerator}$(bash "$root/launch/accelerator.sh")"
+  extras="${extras%,}"
 fi
 stamp="$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum) extras=$extras"
 if ! grep -qxF "$stamp" "$venv/installed" 2>/dev/null; then

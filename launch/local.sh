@@ -61,7 +61,7 @@ stage() { number=$((number + 1)); step "$number/$stages $*"; }
 if [ -n "$dry" ]; then
   step "environment for: $(bash launch/accelerator.sh | grep . || echo cpu)"
 else
-  source launch/environment.sh accelerator
+  source launch/environment.sh train,eval,accelerator
 fi
 run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 

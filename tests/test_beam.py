@@ -70,7 +70,7 @@ IN_MEMORY = ("--direct_running_mode=in_memory",)  # in this process, where the t
 
 def test_beam_that_is_missing_is_an_error_of_one_line(music, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(ImportError, match=r"--runner=beam needs Apache Beam .*pip install 'bandtok-jax\[beam\]'"):
+    with pytest.raises(ImportError, match=r"--runner=beam needs apache_beam: pip install 'bandtok-jax\[beam\]'"):
         run(music, output=tmp_path / "out", runner="beam")
     with pytest.raises(ValueError, match="give options to the runner 'beam'"):
         run(music, output=tmp_path / "out", runner_options=["--runner=DataflowRunner"])

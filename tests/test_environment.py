@@ -145,19 +145,22 @@ def test_a_gpu_installs_its_extra(tree):
     _program(tree.parent / "bin" / "nvidia-smi", "#!/bin/bash\necho 580.159.03, 9.0\n")
     for _ in range(2):
         assert _install(tree, "accelerator").returncode == 0
-    assert _pip_log(tree) == [f"3.13 {tree}", f"3.13 {tree}[cuda13]"]
+    _install(tree, "train,eval,accelerator")
+    _install(tree, "train,eval,accelerator", JAX_PLATFORMS="cpu")
+    extras = ("", "[cuda13]", "[train,eval,cuda13]", "[train,eval]")
+    assert _pip_log(tree) == [f"3.13 {tree}{extra}" for extra in extras]
 
 
 def test_all_stages_install_for_the_accelerator(tmp_path):
     _program(tmp_path / "bin" / "nvidia-smi", "#!/bin/bash\necho 535.1.2, 9.0\n")
     run = _bash(ROOT / "launch" / "local.sh", "--music", "synthetic", "--dry-run", env=_environment(tmp_path))
     assert "== environment for: cuda12" in run.stdout, run.stderr
-    assert "source launch/environment.sh accelerator" in (ROOT / "launch" / "local.sh").read_text()
+    assert "source launch/environment.sh train,eval,accelerator" in (ROOT / "launch" / "local.sh").read_text()
 
 
 def test_the_extras_and_the_pythons_are_those_of_the_package():
     settings = (ROOT / "setup.cfg").read_text()
-    for extra in ("cuda12", "cuda13", "tpu", "gpu", "test"):
+    for extra in ("cuda12", "cuda13", "eval", "gpu", "test", "tpu", "train"):
         assert re.search(rf"^{extra} =", settings, re.M)
     named = re.findall(r"Programming Language :: Python :: (3\.\d+)", settings)
     least, beyond = re.search(r"python_requires = >=3\.(\d+),<3\.(\d+)", settings).groups()

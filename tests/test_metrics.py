@@ -22,6 +22,7 @@ from bandtok_jax.evaluation.metrics import (
 from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 from bandtok_jax.evaluation.report import aggregate
 from bandtok_jax.losses import spectral as spectral_losses
+from bandtok_jax.runtime import extras
 
 RATE = 44_100
 
@@ -346,7 +347,7 @@ def test_auraloss_multi_resolution_stft_by_librosa():
 
 @pytest.mark.eval
 @pytest.mark.slow
-@pytest.mark.skipif(not catalogue.installed("visqol"), reason="visqol-python is not installed")
+@pytest.mark.skipif(not extras.installed("visqol"), reason="visqol-python is not installed")
 def test_visqol_falls_with_noise():
     audio, _ = tone_and_copy(3.0)
     noise = np.random.default_rng(0).standard_normal(len(audio))

@@ -1,5 +1,7 @@
 """The wheel holds all files that run time needs, and only the package is at the top of site-packages."""
 
+import configparser
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -8,10 +10,13 @@ import tarfile
 import venv
 import zipfile
 
+from packaging.requirements import Requirement
 import pytest
 
 from bandtok_jax.config.shipped import list_configs
+from tests.installed_packages import ROOT, requirements
 
+MAX_BYTES = 18_000_000  # a model of 16 MB and 2 MB of source, our choice
 LINKS = ("configs", "data_pipelines", "launch")  # in the package's folder, to the folders beside it
 
 
@@ -56,6 +61,31 @@ def test_all_files_of_run_time_are_in_the_wheel(request, wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert expected | {"bandtok_jax/py.typed", "bandtok_jax/runtime/accelerators.yaml"} <= names
+
+
+def test_the_wheel_holds_modules_and_listed_files_alone_and_is_small(wheel):
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    listed = [
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, patterns in settings["options.package_data"].items()
+        for pattern in patterns.split()
+    ]
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    others = [name for name in names if not name.endswith(".py")]
+    assert not [name for name in others if not any(fnmatch.fnmatch(name, pattern) for pattern in listed)]
+    assert not [pattern for pattern in listed if not fnmatch.filter(others, pattern)]
+    assert wheel.stat().st_size < MAX_BYTES
+
+
+def test_the_wheel_asks_for_what_setup_cfg_lists(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().partition("\n\n")[0].splitlines()
+    asked = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    core = {Requirement(line).name for line in asked if "extra ==" not in line}
+    assert core == {line.name for line in requirements()[""]}
 
 
 def test_the_source_archive_holds_every_file_once(source, tmp_path):

@@ -390,7 +390,7 @@ def test_mistakes_are_one_line_with_a_cure(flags, message, capsys):
 
 
 def test_a_missing_libtpu_is_an_error_with_its_package(monkeypatch, capsys):
-    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "libtpu", None)
     assert cli.main(["plan", "--config=bandtok:tiny", "--topology=v5e:2x2"]) == 1
     assert "pip install 'bandtok-jax[tpu]'" in capsys.readouterr().err
 

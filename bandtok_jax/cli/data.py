@@ -5,6 +5,7 @@ import argparse
 from bandtok_jax.cli import models
 from bandtok_jax.cli.messages import show
 from bandtok_jax.cli.parser import flag, verb
+from bandtok_jax.runtime import extras
 
 
 @verb(
@@ -37,9 +38,11 @@ from bandtok_jax.cli.parser import flag, verb
         "--runner-option", action="append", default=[], metavar="OPTION",
         help="of Beam, such as --runner-option=--runner=DataflowRunner; may be repeated",
     ),
+    extra="data",
 )  # fmt: skip
 def prepare(flags: argparse.Namespace) -> None:
     """Runs `bandtok prepare`."""
+    extras.require_all("data", "bandtok prepare")
     from bandtok_jax.data_pipelines import prepare
 
     manifest = prepare.prepare(
@@ -71,6 +74,7 @@ def prepare(flags: argparse.Namespace) -> None:
         "--columns", type=int, default=108, metavar="N",
         help="length of a crop of tokens, as data.columns (default 108)",
     ),
+    extra="data",
 )  # fmt: skip
 def doctor(flags: argparse.Namespace) -> None:
     """Runs `bandtok doctor`."""
@@ -102,6 +106,7 @@ def doctor(flags: argparse.Namespace) -> None:
         help="number of synthetic tracks (default 256)",
     ),
     flag("--skip-damaged", action="store_true", help="leave out tracks with a record that cannot be read"),
+    extra="train",
 )
 def tokenize(flags: argparse.Namespace) -> None:
     """Runs `bandtok tokenize`."""

@@ -17,7 +17,7 @@ import warnings
 
 from bandtok_jax.cli import audio, coding, data, evaluate, messages, models, training
 from bandtok_jax.cli.parser import Parser, Verb, create_parser, expand_home
-from bandtok_jax.runtime import compile_cache, foreign_errors
+from bandtok_jax.runtime import compile_cache, extras, foreign_errors
 
 # In the order of `bandtok --help`.
 VERBS: dict[str, Verb] = {
@@ -80,6 +80,7 @@ def _run(flags: argparse.Namespace, is_program: bool) -> int:
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         if os.environ.get("BANDTOK_DEBUG"):
             raise
+        error = extras.explain(error, f"bandtok {flags.verb}", VERBS[flags.verb].extra)
         messages.show(f"bandtok: error: {messages.one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:

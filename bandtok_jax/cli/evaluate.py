@@ -6,6 +6,7 @@ import pkgutil
 
 from bandtok_jax.cli.messages import show
 from bandtok_jax.cli.parser import flag, integers, verb
+from bandtok_jax.runtime import extras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +116,12 @@ SUBJECTS = {
         help="also write listening.html, a blind test (MUSHRA) of N segments; best with --piece-seconds=10",
     ),
     flag("--workers", type=int, metavar="N", help="processes that compute metrics (default: one for each core)"),
+    extra="eval",
 )  # fmt: skip
 def evaluate(flags: argparse.Namespace) -> None:
     """Runs `bandtok evaluate`."""
     _refuse_flags_of_others(flags)
+    extras.require_all("eval", "bandtok evaluate")
     for line in pkgutil.resolve_name(SUBJECTS[flags.what].function)(flags):
         show(line)
 

@@ -8,6 +8,7 @@ import os
 import re
 from typing import Any, NoReturn
 
+from bandtok_jax.runtime import extras
 from bandtok_jax.version import VERSION
 
 Handler = Callable[[argparse.Namespace], int | None]
@@ -32,6 +33,7 @@ class Verb:
     run: Handler
     takes_config: bool = False
     usage: str | None = None
+    extra: str = ""
 
 
 def flag(*names: str, **options: Any) -> Flag:
@@ -40,7 +42,13 @@ def flag(*names: str, **options: Any) -> Flag:
 
 
 def verb(
-    name: str, summary: str, example: str, *flags: Flag, takes_config: bool = False, usage: str | None = None
+    name: str,
+    summary: str,
+    example: str,
+    *flags: Flag,
+    takes_config: bool = False,
+    usage: str | None = None,
+    extra: str = "",
 ) -> Callable[[Handler], Verb]:
     """Returns a decorator that makes a verb of the function that runs it.
 
@@ -51,8 +59,9 @@ def verb(
       flags: in the order of the help text.
       takes_config: accepts `--config.KEY=VALUE`, which `flags.rest` holds; see `config_overrides`.
       usage: replaces the usage line of argparse, which knows no `--config.KEY`.
+      extra: the extra of the package that brings the modules of the verb, see `runtime.extras`.
     """
-    return lambda run: Verb(name, summary, example, flags, run, takes_config, usage)
+    return lambda run: Verb(name, summary, example, flags, run, takes_config, usage, extra)
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,11 +102,12 @@ def create_parser(verbs: Iterable[Verb]) -> Parser:
     parser.add_argument("--version", action="version", version=f"bandtok-jax {VERSION}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in verbs:
+        needs = f"\n\nneeds:\n  {extras.command(verb.extra)}" if verb.extra else ""
         added = subparsers.add_parser(
             verb.name,
             help=verb.summary,
             description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
-            epilog=f"example:\n  {verb.example}",
+            epilog=f"example:\n  {verb.example}{needs}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             usage=verb.usage,

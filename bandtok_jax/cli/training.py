@@ -8,6 +8,7 @@ import sys
 
 from bandtok_jax.cli.messages import show
 from bandtok_jax.cli.parser import config_overrides, flag, steps, verb
+from bandtok_jax.runtime import extras
 
 
 @verb(
@@ -26,10 +27,12 @@ from bandtok_jax.cli.parser import config_overrides, flag, steps, verb
     takes_config=True,
     usage="bandtok train --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...] [--init-from=RUN] "
     "[--overfit-one-batch] [--accept-changed-data] [--profile-steps=A:B] [--verbose] [--start-timeout=S]",
+    extra="train",
 )
 def train(flags: argparse.Namespace) -> int | None:
     """Runs `bandtok train`; returns an exit code where the run ends early."""
     overrides = config_overrides(flags.rest, flags.parser)
+    extras.require_all("train", "bandtok train")
     from bandtok_jax.config.load import load_config
     from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
     from bandtok_jax.training import distributed, loop
@@ -85,6 +88,7 @@ def config(flags: argparse.Namespace) -> None:
     takes_config=True,
     usage="bandtok plan --config=NAME:VARIANT --topology=TYPE:SHAPE [--config.KEY=VALUE ...] [--weak-scaling] "
     "[--quick] [--json]",
+    extra="train",
 )
 def plan(flags: argparse.Namespace) -> int:
     """Runs `bandtok plan`; returns 0 where the training fits into memory, else 1."""

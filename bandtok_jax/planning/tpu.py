@@ -1,6 +1,5 @@
 """Cost of a training step on TPUs, from the program that libtpu compiles for them on a machine without a TPU."""
 
-import importlib.util
 import os
 import re
 
@@ -12,6 +11,7 @@ from bandtok_jax.planning import program_cost
 from bandtok_jax.planning.collectives import Torus
 from bandtok_jax.planning.hlo import HloProgram
 from bandtok_jax.planning.plan import GIB, Plan
+from bandtok_jax.runtime import extras
 from bandtok_jax.runtime.accelerators import Accelerators
 from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import sharding
@@ -25,10 +25,10 @@ def create_mesh(settings: ConfigDict, machines: Accelerators) -> Mesh:
     """Returns the mesh of a slice that is not attached.
 
     Raises:
-      ValueError: libtpu is not installed, or it knows no such slice.
+      ImportError: libtpu is not installed.
+      ValueError: it knows no such slice.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("no compiler for TPUs is installed: pip install 'bandtok-jax[tpu]'  (on any x86 machine)")
+    extras.require("libtpu", "a plan for TPUs", otherwise="plan on an x86 machine, the only ones with that package")
     # Otherwise libtpu queries the cloud's metadata server for its machine, and allows one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")

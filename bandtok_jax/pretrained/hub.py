@@ -12,7 +12,7 @@ import os
 import re
 from types import ModuleType
 
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import extras, untrusted
 from bandtok_jax.version import VERSION
 
 PREFIX = "hf://"
@@ -170,15 +170,11 @@ def card_licence(folder: str | os.PathLike) -> str:
 
 
 def _library(path: str | os.PathLike) -> ModuleType:
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError:
-        raise ImportError(
-            f"{path}: huggingface_hub is not installed: pip install 'bandtok-jax[hub]', or download the files and give "
-            "their folder"
-        ) from None
+    extras.require("huggingface_hub", os.fspath(path), otherwise="download the files and give their folder")
+    import huggingface_hub
+    import huggingface_hub.constants
+    import huggingface_hub.errors
+
     return huggingface_hub
 
 

@@ -22,7 +22,7 @@ from bandtok_jax.config.stored import read_config
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.pretrained import adapter_file, hub
 from bandtok_jax.pretrained.export_folder import half_precision, is_export, read_export, save_codec, split_step
-from bandtok_jax.runtime import expect, untrusted
+from bandtok_jax.runtime import expect, extras, untrusted
 
 _CURE = "copy it again from its run or export, or upgrade bandtok-jax"
 
@@ -48,7 +48,7 @@ def load(
 
     Raises:
       ValueError: a folder or file is missing, holds another model or size, or the components do not belong together.
-      ImportError: a path begins with hf://, and huggingface_hub is not installed.
+      ImportError: a path begins with hf://, and huggingface_hub is not installed; or it is a run, and orbax is not.
     """
     if dtype not in ("", *DTYPES):
         raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
@@ -190,6 +190,7 @@ def _read_repository(path: str | os.PathLike, dtype: str, only: Collection[str] 
 
 def _read_run(path: str, step: int | None, dtype: str) -> Component:
     """Returns the component of a run; its weights are those of adapters where it trained them."""
+    extras.require("orbax", f"{path}: the checkpoint of a run", otherwise="give an export")
     from bandtok_jax.runs.weights import load_weights
 
     config = read_config(path)

@@ -8,7 +8,6 @@ windows. https://docs.jax.dev/en/latest/export/export.html states the compatibil
 """
 
 from collections.abc import Iterator
-import importlib.util
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from bandtok_jax.audio.windows import FIRST_OUTSIDE
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
+from bandtok_jax.runtime import extras
 from bandtok_jax.version import VERSION
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def save_programs(codec: "Codec", output: str | os.PathLike) -> Iterator[str]:
     """
     if os.path.isdir(output) and os.listdir(output) and not os.path.isfile(os.path.join(output, FILE)):
         raise ValueError(f"{output} is not empty and holds no {FILE}: choose a new folder")
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise ImportError(
-            "StableHLO is written with flatbuffers, which is missing: pip install 'bandtok-jax[stablehlo]'"
-        )
+    extras.require("flatbuffers", "the format StableHLO")
     networks = codec.networks()
     os.makedirs(output, exist_ok=True)
     programs = {}

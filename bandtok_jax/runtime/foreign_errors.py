@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import os
 import re
 
+from bandtok_jax.runtime import extras
+
 # The cure for too little memory, by verb.
 _LESS_MEMORY = {
     "train": "lower --config.batch_size, raise --config.optimizer.accumulation_steps, or set --config.dtype=bfloat16; "
@@ -31,8 +33,8 @@ def explain(error: BaseException, verb: str = "") -> str | None:
         return f"out of memory{size}: {_LESS_MEMORY.get(verb, 'give shorter or smaller input')}; {_ELSEWHERE}"
     if _failed_to_start(error, text):
         chosen = os.environ.get("JAX_PLATFORMS", "")
-        extras = dict.fromkeys(_PACKAGES[name] for name in chosen.lower().split(",") if name in _PACKAGES)
-        cures = [f"pip install 'bandtok-jax[{extra}]' brings jax for it" for extra in extras]
+        brought_by = dict.fromkeys(_PACKAGES[name] for name in chosen.lower().split(",") if name in _PACKAGES)
+        cures = [f"{extras.command(extra)} brings jax for it" for extra in brought_by]
         return (
             f"jax finds no accelerator for JAX_PLATFORMS={chosen!r}: see that it is there and has a driver; "
             f"{'; '.join([*cures, 'JAX_PLATFORMS=cpu computes on the CPU'])}"

@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from bandtok_jax.runtime import compile_cache
+from bandtok_jax.runtime import compile_cache, extras
 from bandtok_jax.version import VERSION
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -66,7 +66,7 @@ def unused_gpu() -> str:
         return ""
     if any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         return "hint: there is an NVIDIA GPU and jax computes on the CPU: its CUDA plugin found no driver that works"
-    return "hint: there is an NVIDIA GPU and jax computes on the CPU: pip install 'bandtok-jax[gpu]'"
+    return f"hint: there is an NVIDIA GPU and jax computes on the CPU: {extras.command('gpu')}"
 
 
 def hints(dtype: str, parameters: int, examples: float) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from bandtok_jax.runtime import atomic_file
+from bandtok_jax.runtime import atomic_file, extras
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -42,7 +42,7 @@ def _open(path: Path) -> "tuple[AbstractFileSystem, str]":
         # Listings are not kept: other processes write into the same folders.
         return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
     except ImportError as error:
-        raise ImportError(f"{path}: {error}; gs:// needs  pip install 'bandtok-jax[gcs]'") from None
+        raise ImportError(f"{path}: {error}; gs:// needs  {extras.command('gcs')}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; give a folder, or gs://BUCKET/FOLDER") from None
 

@@ -17,7 +17,7 @@ import numpy as np
 from bandtok_jax.audio import waveform
 from bandtok_jax.plotting import plots
 from bandtok_jax.runs.metrics import NAME, rewrite_metrics
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime import extras, untrusted
 from bandtok_jax.runtime.progress import progress_bar
 
 _EVALUATION = "evaluation/"
@@ -167,13 +167,10 @@ def _pixels(path: pathlib.Path) -> np.ndarray:
 
 
 def _wandb() -> Any:
-    """Returns the module wandb. Raises a ValueError where it is not installed."""
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "config.wandb_project is set but wandb is not installed: pip install 'bandtok-jax[wandb]'"
-        ) from None
+    """Returns the module wandb; raises ImportError where it is not installed."""
+    extras.require("wandb", "config.wandb_project", otherwise="leave the key empty")
+    import wandb
+
     return wandb
 
 

@@ -6,12 +6,12 @@ treated alike; those with `stereo` compare the stereo image.
 
 from collections.abc import Callable, Collection
 import dataclasses
-import importlib.util
 
 import numpy as np
 
 from bandtok_jax.evaluation.metrics import frechet, spectral_metrics, visqol, waveform_metrics
 from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
+from bandtok_jax.runtime import extras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +131,7 @@ def selected(without: Collection[str] = ()) -> dict[str, Metric]:
 
 def unavailable() -> list[str]:
     """Returns the names of metrics whose optional package is not installed."""
-    return [name for name, metric in METRICS.items() if metric.package and not installed(metric.package)]
-
-
-def installed(package: str) -> bool:
-    """Returns True if an optional package can be imported."""
-    return importlib.util.find_spec(package) is not None
+    return [name for name, metric in METRICS.items() if metric.package and not extras.installed(metric.package)]
 
 
 def definitions(without: Collection[str] = ()) -> dict[str, str]:

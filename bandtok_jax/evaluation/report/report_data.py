@@ -22,6 +22,7 @@ from bandtok_jax.evaluation.metrics.catalogue import METADATA, METRICS, Column
 from bandtok_jax.evaluation.report import aggregate
 from bandtok_jax.evaluation.report.excerpt import Excerpt, loudest_excerpt, typical_segment
 from bandtok_jax.formats import bt_file
+from bandtok_jax.runtime import extras
 
 SORT_BY = "dac_mel_distance"
 
@@ -232,5 +233,5 @@ def _notes(
         notes.append(f"Delays from {min(delays):.2f} to {max(delays):.2f} ms, {treatment}.")
     missing = [METRICS[name].label for name in catalogue.unavailable() if not METRICS[name].part_of]
     if missing:
-        notes.append(f"{', '.join(missing)} was left out: not installed (pip install 'bandtok-jax[eval]').")
+        notes.append(f"{', '.join(missing)} was left out: not installed ({extras.command('eval')}).")
     return notes
