@@ -54,13 +54,13 @@ def test_data_needs_no_jax():
     assert _imported(program) <= {"numpy", "soundfile"}
 
 
-# All packages that encoding may import, but for those of Python itself; flax imports optax, rich and treescope, and jax
-# filelock and flatbuffers, where they are installed.
+# All packages that encoding may import, but for those of Python itself; flax imports optax, rich and treescope,
+# treescope IPython, and jax filelock and flatbuffers, where they are installed.
 OF_ENCODE = {
     "absl", "etils", "flax", "jax", "jaxlib", "ml_collections", "ml_dtypes", "msgpack", "numpy", "opt_einsum", "optax",
     "pygments", "rich", "safetensors", "scipy", "soundfile", "soxr", "tqdm", "treescope", "yaml",
-    "_cffi_backend", "_cyutility", "_soundfile", "_soundfile_data", "cloudpickle", "filelock", "flatbuffers",
-    "typing_extensions",
+    "IPython", "_cffi_backend", "_cyutility", "_soundfile", "_soundfile_data", "cloudpickle", "filelock", "flatbuffers",
+    "traitlets", "typing_extensions",
 }  # fmt: skip
 NOT_OF_ENCODE = {"commands.evaluate", "evaluation", "losses", "planning", "plotting", "tasks", "training"}
 
