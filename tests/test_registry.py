@@ -43,7 +43,7 @@ def test_a_network_gets_its_group_the_dtype_and_the_mel():
 def test_an_unknown_kind_imports_nothing(kind):
     before = set(sys.modules)
     with pytest.raises(
-        ValueError, match="kind is .*bandtok, dac, .*language_model.*import the module that registers it"
+        ValueError, match="kind is .*bandtok, bigvgan, dac, .*language_model.*import the module that registers it"
     ):
         registry.constructor(kind)
     assert set(sys.modules) == before

@@ -99,13 +99,7 @@ class HiFiGAN(nnx.Module):
     def receptive_field_frames(self) -> int:
         """Frames per side that the samples of one frame depend on."""
         block = max(self.block_kernel_sizes) // 2 * (sum(self.dilations) + len(self.dilations))
-        radius = END_KERNEL_SIZE // 2
-        for rate in reversed(self.rates):
-            radius, cut = radius + block, rate // 2
-            # Output o depends on the inputs floor((o + cut) / rate) and the one before it; the first and the last
-            # output of an input reach furthest.
-            radius = max(1 + math.ceil((radius - cut) / rate), (rate - 1 + radius + cut) // rate)
-        return radius + END_KERNEL_SIZE // 2
+        return receptive_frames(self.rates, block, END_KERNEL_SIZE // 2)
 
     def __call__(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns audio; `[B, T, M] -> [B, T * hop_samples]`.
@@ -124,6 +118,23 @@ class HiFiGAN(nnx.Module):
             x = functools.reduce(operator.add, (block(x, valid_range) for block in blocks)) / len(blocks)
         x = self.conv_out(mask_outside(jax.nn.leaky_relu(x, LAST_LEAK), valid_range))
         return jnp.tanh(x)[..., 0]
+
+
+def receptive_frames(rates: Sequence[int], block: int, last: int) -> int:
+    """Returns the frames per side that the samples of one frame depend on.
+
+    Args:
+      rates: factor of each stage.
+      block: radius of the residual blocks after each stage.
+      last: radius of the layers after the last stage.
+    """
+    radius = last
+    for rate in reversed(rates):
+        radius, cut = radius + block, rate // 2
+        # Output o depends on the inputs floor((o + cut) / rate) and the one before it; the first and the last output
+        # of an input reach furthest.
+        radius = max(1 + math.ceil((radius - cut) / rate), (rate - 1 + radius + cut) // rate)
+    return radius + END_KERNEL_SIZE // 2
 
 
 class HiFiGANBlock(nnx.Module):

@@ -26,6 +26,7 @@ ROLES = ("tokenizer", "vocoder", "language_model", "encoder", "autoencoder")
 # The file of a foreign model names a kind, not a module.
 _SHIPPED = {
     "bandtok": "bandtok_jax.models.bandtok:BandTok",
+    "bigvgan": "bandtok_jax.models.bigvgan:BigVGAN",
     "dac": "bandtok_jax.models.dac:DAC",
     "hifigan": "bandtok_jax.models.hifigan:HiFiGAN",
     "language_model": "bandtok_jax.models.language_model:LanguageModel",

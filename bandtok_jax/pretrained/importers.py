@@ -32,6 +32,11 @@ class Format:
 
 _PARITY_OF_DAC = "audio at 24 and 16 kHz ends 8 samples early"
 FORMATS = {
+    "bigvgan": Format(
+        "bandtok_jax.pretrained.import_bigvgan:read_bigvgan",
+        ("generator of BigVGAN, a folder with config.json and bigvgan_generator.pt, or hf://OWNER/NAME",),
+        hub_files=("config.json", "bigvgan_generator.pt"),
+    ),
     "dac": Format(
         "bandtok_jax.pretrained.import_dac:read_official",
         ("weights.pth of descript-audio-codec",),
