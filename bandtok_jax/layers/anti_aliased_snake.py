@@ -1,7 +1,7 @@
 """The anti-aliased activation of BigVGAN (Lee et al. 2023, arXiv 2206.04658): Snake at twice the sample rate.
 
-Snake makes frequencies above half the sample rate, which fold back as aliases. Here a filter doubles the rate before it,
-and the same filter halves the rate after it.
+Snake makes frequencies above half the sample rate, which fold back as aliases. Here a filter doubles the rate before
+it, and the same filter halves the rate after it.
 """
 
 import math
@@ -20,7 +20,7 @@ _EVEN, _ODD = slice(1, TAPS, 2), slice(0, TAPS, 2)
 
 
 def low_pass_filter() -> np.ndarray:
-    """Returns the published filter `[12]`: a sinc cut at half of the lower rate, under a Kaiser window; its sum is 1."""
+    """Returns the published filter `[12]`, a sinc under a Kaiser window with a sum of 1."""
     half_width, cutoff = 0.3, 0.25  # in samples of the doubled rate
     attenuation_db = 2.285 * (TAPS // 2 - 1) * math.pi * 4 * half_width + 7.95
     beta = 0.1102 * (attenuation_db - 8.7)  # Kaiser's rule above 50 dB
@@ -69,7 +69,7 @@ class AntiAliasedSnake(nnx.Module):
 
 
 def _hold(x: jax.Array, before: jax.Array, after: jax.Array, side: int, valid_range: ValidRange | None) -> jax.Array:
-    """Returns `x` with `side` frames more at both ends, and edge values in place of what lies outside of the file.
+    """Returns `x` with `side` frames more at both ends, and edge values outside of the file.
 
     Args:
       before, after: arrays whose first and last frame in the file are those values.
