@@ -77,20 +77,24 @@ def _distributions(extras: set[str]) -> set[str]:
 
 
 class _Without:
-    """A finder of modules that does not find some packages."""
+    """A finder of modules and of metadata that does not find some packages."""
 
-    def __init__(self, finder, hidden: set[str]):
-        self._finder, self._hidden = finder, hidden
+    def __init__(self, finder, hidden: set[str], available: set[str]):
+        self._finder, self._hidden, self._available = finder, hidden, available
 
     def find_spec(self, name, path=None, target=None):
         return None if name.partition(".")[0] in self._hidden else self._finder.find_spec(name, path, target)
+
+    def find_distributions(self, *arguments):
+        every = self._finder.find_distributions(*arguments) if hasattr(self._finder, "find_distributions") else ()
+        return (distribution for distribution in every if canonicalize_name(distribution.name) in self._available)
 
 
 def _hide(extras: set[str]) -> None:
     installed = importlib.metadata.packages_distributions()
     available = _distributions(extras)
     hidden = {top for top, names in installed.items() if not available & set(map(canonicalize_name, names))}
-    sys.meta_path[:] = [_Without(finder, hidden) for finder in sys.meta_path]
+    sys.meta_path[:] = [_Without(finder, hidden, available) for finder in sys.meta_path]
     undeclared = {name for names in table.MODULES.values() for name in names} - modules(extras)
     plain_import = builtins.__import__
 
