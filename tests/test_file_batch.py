@@ -36,6 +36,7 @@ def music(tmp_path):
         noise = 0.1 * np.random.default_rng(seed).standard_normal(9_000 + 1_000 * seed)
         soundfile.write(folder / name, noise, RATE)
     (folder / "live" / "notes.txt").write_text("no audio")
+    (folder / "live" / "._b.wav").write_bytes(b"\0\5\x16\7")  # metadata of macOS
     return folder
 
 
@@ -167,6 +168,8 @@ def test_each_folder_is_walked_once_and_those_that_cannot_be_read_are_named(musi
 def test_codes_never_overwrite_an_audio_file_beside_them(music):
     jobs, _ = file_batch.plan([str(music)], str(music), file_batch.AUDIO_ENDINGS, ".bt")
     (back,) = [file_batch.Job(job.target, job.source) for job in jobs if job.source.endswith("b.wav")]
+    line = next(file_batch.run(None, [back], None, lambda path: True))
+    assert line.startswith("1 of 1 results are skipped: files of their names are there, which may be the originals")
     with pytest.raises(ValueError, match="b.wav may be the original of .*b.bt: name another folder"):
         next(file_batch.run(None, [back], None, None, overwrite=True))
     elsewhere = back._replace(source=str(music / "b.bt"))

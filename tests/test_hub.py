@@ -3,6 +3,7 @@
 The package huggingface_hub talks to a stand-in on loopback, `hub_server`.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -254,6 +255,13 @@ def test_weights_of_other_programs_are_imported_by_their_name(server, tmp_path, 
     assert "--from=dac reads files: download" in _fails(
         ["import", "hf://lab/vocos", "--from=dac", "-o", tmp_path / "dac"], capsys
     )
+
+
+def test_a_full_disk_is_named_as_such():
+    library = hub._library("hf://OWNER/NAME")
+    with pytest.raises(ValueError, match="the disk of the cache is full: free some space, or set HF_HOME"):
+        with hub._one_line_errors("hf://OWNER/NAME", library):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_branch_may_have_a_slash():

@@ -89,6 +89,12 @@ def _below(folder: str, output: str, endings: Collection[str], others: Counter[s
     return sorted(names)
 
 
+def _may_be_original(job: Job) -> bool:
+    """Returns whether a result is there that may be the original of its codes, as song.wav beside song.bt."""
+    beside = os.path.realpath(os.path.dirname(job.source)) == os.path.realpath(os.path.dirname(job.target))
+    return beside and files.ending(job.target) in AUDIO_ENDINGS and os.path.exists(job.target)
+
+
 def is_audio(path: str) -> bool:
     """Returns whether an audio file is there, as far as its header shows."""
     try:
@@ -117,14 +123,18 @@ def run(
       ValueError: at the end, where inputs were left out; or at once, where the original of codes could be overwritten.
       OSError: at once, where an output cannot be written.
     """
-    for source, target in jobs if overwrite else ():
-        # In one folder song.wav can be the original of song.bt.
-        beside = os.path.realpath(os.path.dirname(source)) == os.path.realpath(os.path.dirname(target))
-        if beside and files.ending(target) in AUDIO_ENDINGS and os.path.exists(target):
-            raise ValueError(f"{target} may be the original of {source}: name another folder with -o DIR")
+    originals = [job for job in jobs if _may_be_original(job)]
+    if originals and overwrite:
+        source, target = originals[0]
+        raise ValueError(f"{target} may be the original of {source}: name another folder with -o DIR")
     remaining = [job for job in jobs if overwrite or not is_complete(job.target)]
     skipped, left_out = len(jobs) - len(remaining), []
-    if skipped:
+    if skipped and originals:
+        yield (
+            f"{skipped} of {len(jobs)} results are skipped: files of their names are there, which may be the originals; "
+            "name another folder with -o DIR"
+        )
+    elif skipped:
         yield f"{skipped} of {len(jobs)} results are there already and are skipped; --overwrite makes them again"
 
     def attempt(codec: Codec, job: Job) -> tuple[str, str]:

@@ -7,6 +7,7 @@ HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE.
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -215,5 +216,7 @@ def _explain(error: BaseException, library: ModuleType) -> str:
             f"the hub cannot be read ({reason}) and the cache has no complete copy: connect to the network, or give a "
             "folder"
         )
+    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        return "the disk of the cache is full: free some space, or set HF_HOME to another folder"
     text = untrusted.one_line(str(cause).strip().partition("\n")[0] or type(cause).__name__)
-    return f"{text}; check the network and the name, and try again"
+    return f"{text}; check the network, the name and the token, and try again"

@@ -8,7 +8,7 @@ import warnings
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last.
 
-    A folder that cannot be read is left out with a warning.
+    The files `._NAME`, in which macOS keeps the metadata of NAME on other file systems, are left out. A folder that cannot be read is left out with a warning.
     """
     pending, visited = [root], set()
     while pending:
@@ -20,7 +20,7 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
             visited.add(real)
             below.sort()
             pending += [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
-            yield folder, names
+            yield folder, [name for name in names if not name.startswith("._")]
 
 
 def _warn(error: OSError) -> None:
