@@ -1,6 +1,9 @@
-"""Stereo by two mono log-mels: mid and side, or left and right, through a mono vocoder and without a tokenizer.
+"""Stereo by two mono log-mels: mid and side, or left and right, through a mono vocoder, without and with a tokenizer.
 
     python benchmarks/stereo.py --vocoder=runs/vocoder --data=data/music [--seconds 8]
+        [--stereo=runs/tokenizer_stereo] [--mono=runs/tokenizer]
+
+With --stereo the tokenizer of that run codes both channels, with --mono that of the other run each by itself.
 
 For the stereo tracks of the validation split, each row has the mean over tracks: the error of the width (side-to-mid
 ratio, dB), of the level difference between the channels in the mel bins within 60 dB of the loudest (dB), of the
@@ -9,12 +12,15 @@ correlation between the channels in each frequency (weighted by power), and of t
 
 import argparse
 from collections.abc import Callable
+import functools
 
 import jax
 import numpy as np
 from timing import emit
 
+import bandtok_jax
 from bandtok_jax.audio import mid_side, spectral
+from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.data_pipelines.full_tracks import open_tracks
 from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 from bandtok_jax.evaluation.metrics.waveform_metrics import stereo_width_error
@@ -27,6 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocoder", required=True)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--stereo", metavar="RUN", help="stereo tokenizer")
+    parser.add_argument("--mono", metavar="RUN", help="mono tokenizer, for each channel")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of the excerpts")
     flags = parser.parse_args()
     vocoder = model_folder.read_components(flags.vocoder)["vocoder"]
@@ -38,10 +46,16 @@ def main() -> None:
         log_mels = spectral.log_mel(audio, mel)[:, : audio.shape[1] // mel.hop_samples]
         return vocoder.network.apply(vocoder.weights["parameters"], vocoder.weights["buffers"], log_mels)
 
-    systems: dict[str, Callable[[np.ndarray], jax.Array]] = {
+    systems: dict[str, Callable[[np.ndarray], jax.Array | np.ndarray]] = {
         "mid_side": lambda audio: mid_side.left_right(vocode(mid_side.mid_side(audio))),
         "left_right": lambda audio: vocode(audio),
     }
+    for name, run in (("stereo_tokenizer", flags.stereo), ("two_mono_streams", flags.mono)):
+        if run:
+            codec = bandtok_jax.load(run, vocoder=flags.vocoder)
+            systems[name] = functools.partial(_through, codec)
+            streams = 2 // codec.channels
+            emit(f"stereo_{name}_rate", "kbit/s", *[streams * codec.bits_per_second / 1000] * 3)
     errors: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
     samples = int(flags.seconds * mel.sample_rate_hz) // mel.hop_samples * mel.hop_samples
     for track in open_tracks(flags.data, mel.sample_rate_hz)["validation"]:
@@ -56,6 +70,13 @@ def main() -> None:
             values = [row[error] for row in rows]
             mean, low, high = (round(float(f(values)), 3) for f in (np.mean, np.min, np.max))
             emit(f"stereo_{name}_{error}", "mean of tracks", value=mean, low=low, high=high, tracks=len(values))
+
+
+def _through(codec: Codec, audio: np.ndarray) -> np.ndarray:
+    """Returns audio `[2, S]` through a codec, a mono one for each channel."""
+    streams = [audio] if codec.channels == 2 else list(audio)
+    decoded = [codec.decode(codec.encode(part, codec.sample_rate_hz), samples=audio.shape[1]) for part in streams]
+    return decoded[0] if codec.channels == 2 else np.stack(decoded)
 
 
 def _errors(reference: np.ndarray, decoded: np.ndarray, mel: spectral.MelDefinition) -> dict[str, float]:
