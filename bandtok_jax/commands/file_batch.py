@@ -131,8 +131,8 @@ def run(
     skipped, left_out = len(jobs) - len(remaining), []
     if skipped and originals:
         yield (
-            f"{skipped} of {len(jobs)} results are skipped: files of their names are there, which may be the originals; "
-            "name another folder with -o DIR"
+            f"{skipped} of {len(jobs)} results are skipped: files of their names are there, which may be the "
+            "originals; name another folder with -o DIR"
         )
     elif skipped:
         yield f"{skipped} of {len(jobs)} results are there already and are skipped; --overwrite makes them again"

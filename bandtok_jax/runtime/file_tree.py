@@ -8,7 +8,8 @@ import warnings
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yields (folder, names of its files) of a folder and all below it, each once, those behind links last.
 
-    The files `._NAME`, in which macOS keeps the metadata of NAME on other file systems, are left out. A folder that cannot be read is left out with a warning.
+    The files `._NAME`, in which macOS keeps the metadata of NAME on other file systems, are left out. A folder that
+    cannot be read is left out with a warning.
     """
     pending, visited = [root], set()
     while pending:
