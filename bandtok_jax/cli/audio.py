@@ -10,9 +10,11 @@ from bandtok_jax.cli.messages import clipped, show
 from bandtok_jax.cli.parser import flag, interval, verb
 from bandtok_jax.generation import SAMPLING
 
-_LANGUAGE_MODEL = (
+LANGUAGE_MODEL = (
     flag("--language-model", metavar="RUN", help="run or export folder, where --model holds none"),
     flag("--adapter", metavar="FILE", help="adapters.safetensors of a fine-tuned language model"),
+)
+_DESCRIPTION = (
     flag("--prompt", help="description of the music"),
     flag("--embedding", metavar="NPY", help="in place of --prompt, for a model that was trained on embeddings"),
 )
@@ -43,7 +45,8 @@ _SAMPLING = (
     'bandtok generate --model=models/mine --prompt "slow dark piano" --seconds 10 -o out.wav',
     models.MODEL,
     *models.DECODING,
-    *_LANGUAGE_MODEL,
+    *LANGUAGE_MODEL,
+    *_DESCRIPTION,
     flag("--seconds", type=float, default=10.0, help="length of the new music (default 10, at most 3600)"),
     flag("--may-end", action="store_true", help="let the model end the music before that length"),
     *_SAMPLING,
@@ -99,7 +102,8 @@ def _generate(flags: argparse.Namespace) -> None:
         "--band", action="append", default=[], type=interval, metavar="A:B",
         help="frequencies of a region in Hz, as --time; the first --band goes with the first --time, and so on",
     ),
-    *_LANGUAGE_MODEL,
+    *LANGUAGE_MODEL,
+    *_DESCRIPTION,
     *_SAMPLING,
     flag("--output", "-o", required=True, metavar="FILE", help=".wav, .flac, .ogg, .mp3, or .bt for the codes"),
 )  # fmt: skip

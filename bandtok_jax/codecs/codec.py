@@ -266,13 +266,19 @@ class Codec(ChunkedCodec):
           ValueError: no language model or vocoder, options out of range, or a decoder that needs the whole file; raised
             by the call itself.
         """
+        self.check_streamable()
+        columns = math.ceil(self.columns_per_second / 2) if chunk_columns is None else chunk_columns
+        language_model, decoder = self.language_model, self.decoder_stream(seed, chunk_columns=columns)
+        return self._decoded(language_model.stream([prompt], seconds, seed, block_columns=columns, **options), decoder)
+
+    def check_streamable(self) -> None:
+        """Raises a ValueError where `generate_stream` is impossible: no language model or vocoder, or no chunks."""
         if any(component.network.attribute("single_chunk", False) for component in self.components.values()):
             raise ValueError(
                 "this model decodes a whole file at once: generate without a stream, or use the model without parity"
             )
-        columns = math.ceil(self.columns_per_second / 2) if chunk_columns is None else chunk_columns
-        language_model, decoder = self.language_model, self.decoder_stream(seed, chunk_columns=columns)
-        return self._decoded(language_model.stream([prompt], seconds, seed, block_columns=columns, **options), decoder)
+        self.require("language_model")
+        self.require_decoder()
 
     def settled_columns(self, samples: int) -> int:
         """Returns how many columns of audio of `samples` stay the same when more audio follows.

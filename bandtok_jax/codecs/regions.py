@@ -35,7 +35,7 @@ def cells(regions: Sequence[Region], columns: int, columns_per_second: float, ro
     if not regions:
         raise ValueError("no regions: give at least one")
     regions = [Region(*region) for region in regions]
-    seconds, channels = columns / columns_per_second, [row_borders_hz(edges) for edges in _channels(row_edges_hz)]
+    seconds, channels = columns / columns_per_second, [row_borders_hz(edges) for edges in split_channels(row_edges_hz)]
     borders = channels[0]
     times = [_limits(region.time, 0.0, seconds, "time", "s", ROUNDING_SECONDS) for region in regions]
     bands = [_limits(region.band, borders[0], borders[-1], "band", "Hz", ROUNDING_HZ) for region in regions]
@@ -63,7 +63,7 @@ def row_borders_hz(row_edges_hz: np.ndarray) -> np.ndarray:
     return np.concatenate([row_edges_hz[:1, 0], inner, row_edges_hz[-1:, 1]])
 
 
-def _channels(row_edges_hz: np.ndarray) -> list[np.ndarray]:
+def split_channels(row_edges_hz: np.ndarray) -> list[np.ndarray]:
     """Returns the rows of mid and side, or all of a mono codec; each begins at the lowest frequency."""
     return np.split(row_edges_hz, 1 + np.flatnonzero(np.diff(row_edges_hz[:, 0]) <= 0))
 

@@ -13,11 +13,16 @@ def encode(codec: Codec, path: str) -> tuple[np.ndarray, int, float]:
     """Returns the codes `[T, F]` of an audio file at the loudness of the training, its samples, and the gain."""
     with untrusted.naming(path):
         audio = np.concatenate(list(files.codec_input(codec, path)), axis=-1)
-        lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
-        target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
-        gain = loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
+        gain = training_gain(codec, audio)
         codes = np.concatenate(list(codec.encode_stream([audio * np.float32(gain)])))
         return codes, audio.shape[-1], gain
+
+
+def training_gain(codec: Codec, audio: np.ndarray) -> float:
+    """Returns the factor that brings audio, `[S]` or `[C, S]`, to the loudness of the training."""
+    lufs = loudness.integrated_lufs(waveform.mono(np.atleast_2d(audio))[None], codec.sample_rate_hz)
+    target_lufs = codec.components["tokenizer"].config.data.loudness_lufs
+    return loudness.gain_to(target_lufs, lufs, float(np.abs(audio).max()))
 
 
 def check_target(codec: Codec, target: str) -> None:

@@ -203,6 +203,11 @@ class GridLanguageModel:
                 "in a region: train one with --config.loss.infill_fraction=0.5"
             )
 
+    @property
+    def takes_prompts(self) -> bool:
+        """True where a description changes the track: the model was trained with captions, as texts."""
+        return self.config.model.text == "bytes" and self.config.caption_fraction != 0
+
     def columns(self, seconds: float) -> int:
         """Returns the number of columns of new audio; ValueError outside (0, MAX_SECONDS] seconds."""
         if not 0 < seconds <= MAX_SECONDS:
