@@ -16,6 +16,7 @@ LOOSE = ("__init__", "__main__", "version")
 FLOORS = (
     ("launch",),
     ("cli",),
+    ("demo",),
     ("commands",),
     ("planning",),
     ("training",),
@@ -39,6 +40,7 @@ FLOORS = (
 PURPOSES = {
     "launch": "machines and jobs",
     "cli": "verbs, flags, messages",
+    "demo": "a page in the browser on this machine",
     "commands": "the work of each verb, from Python",
     "planning": "memory and time of a step on absent devices",
     "training": "loop, checkpoints, reporting, processes",

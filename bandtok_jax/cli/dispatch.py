@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 
-from bandtok_jax.cli import audio, coding, data, evaluate, messages, models, training
+from bandtok_jax.cli import audio, coding, data, demo, evaluate, messages, models, training
 from bandtok_jax.cli.parser import Parser, Verb, create_parser, expand_home
 from bandtok_jax.runtime import compile_cache, extras, foreign_errors
 
@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
         coding.reconstruct,
         audio.generate,
         audio.edit,
+        demo.demo,
         models.export,
         data.doctor,
         training.plan,
