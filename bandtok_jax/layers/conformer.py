@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.layers.batch_norm import BatchNorm
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
-from bandtok_jax.layers.convolution import DepthwiseConvolution, ValidRange, mask_outside
+from bandtok_jax.layers.convolution import DepthwiseConvolution, ValidRange, frames_inside, mask_outside
 from bandtok_jax.layers.linear import FusedLinear, Linear
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.rope import apply_rope
@@ -126,8 +126,8 @@ class RotatedStateAttention(nnx.Module):
         query, key, value = map(self._split_heads, (*self.query_key(rotated), self.value(x)))
         mask = None
         if valid_range is not None:
-            present = mask_outside(jnp.ones(x.shape[:2], bool), valid_range)
-            mask = present | ~present.any(axis=1, keepdims=True)  # a row without any key would give NaN
+            present = frames_inside(x.shape[1], valid_range)
+            mask = jnp.broadcast_to(present | ~present.any(), x.shape[:2])  # a row without any key would give NaN
         heads = attention(query, key, value, mask=mask, implementation=self.implementation)
         return self.out(heads.reshape(x.shape))
 

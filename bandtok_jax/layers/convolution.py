@@ -227,8 +227,14 @@ def mask_outside(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
     """Returns `[B, T, ...]` with zeros outside of the file; by default the array is the file."""
     if valid_range is None:
         return x
-    frame = jnp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
-    return jnp.where((frame >= valid_range[0]) & (frame < valid_range[1]), x, jnp.zeros((), x.dtype))
+    inside = frames_inside(x.shape[1], valid_range).reshape(-1, *[1] * (x.ndim - 2))
+    return jnp.where(inside, x, jnp.zeros((), x.dtype))
+
+
+def frames_inside(frames: int, valid_range: ValidRange) -> jax.Array:
+    """Returns the frames in which the file lies, bool `[T]`."""
+    frame = jnp.arange(frames)
+    return (frame >= valid_range[0]) & (frame < valid_range[1])
 
 
 def scale_range(valid_range: ValidRange | None, rate: int) -> ValidRange | None:

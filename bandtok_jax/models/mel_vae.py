@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from bandtok_jax.layers import spatial_coders
-from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
+from bandtok_jax.layers.convolution import ValidRange, frames_inside, scale_range
 from bandtok_jax.layers.convolution_2d import patchify, unpatchify
 from bandtok_jax.layers.network import Buffer
 from bandtok_jax.layers.precision import compute_dtype
@@ -213,4 +213,4 @@ def _present(frames: int, valid_range: ValidRange | None, rate: int = 1) -> jax.
     """Returns the frames in which the file lies, bool `[1, T]`, for a range counted in `rate` frames."""
     if valid_range is None:
         return None
-    return mask_outside(jnp.ones((1, frames), bool), scale_range(valid_range, rate))
+    return frames_inside(frames, scale_range(valid_range, rate))[None]

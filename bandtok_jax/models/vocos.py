@@ -16,7 +16,14 @@ from jax.typing import DTypeLike
 import numpy as np
 
 from bandtok_jax.audio.spectral import MelDefinition, istft, istft_norm, mel_filterbank
-from bandtok_jax.layers.convolution import TRUNCATED_NORMAL, Convolution, DepthwiseConvolution, ValidRange, mask_outside
+from bandtok_jax.layers.convolution import (
+    TRUNCATED_NORMAL,
+    Convolution,
+    DepthwiseConvolution,
+    ValidRange,
+    frames_inside,
+    mask_outside,
+)
 from bandtok_jax.layers.steps import ACTIVATION_CONSTANTS, Residual, Step, Steps, linear
 
 NORM_EPSILON = 1e-6  # Vocos, models.py
@@ -108,9 +115,7 @@ class Vocos(nnx.Module):
             x = block(x, valid_range)
         x = self.head(self.norm(x))
         x = x + self._envelope(log_mel) if self.envelope else x
-        present = (
-            None if valid_range is None else mask_outside(jnp.ones((1, x.shape[1], 1), bool), valid_range)[0, :, 0]
-        )
+        present = None if valid_range is None else frames_inside(x.shape[1], valid_range)
         return self._invert(self._spectrum(x), present)
 
     def vocoder_steps(self) -> Steps:
