@@ -60,10 +60,8 @@ def test_all_files_of_run_time_are_in_the_wheel(request, wheel):
         expected.add(name if name.startswith("bandtok_jax/") else f"bandtok_jax/{name}")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert (
-        expected | {"bandtok_jax/py.typed", "bandtok_jax/runtime/accelerators.yaml", "bandtok_jax/demo/page.html"}
-        <= names
-    )
+    data = {"py.typed", "runtime/accelerators.yaml", "demo/page.html", "pretrained/browser/index.html"}
+    assert expected | {f"bandtok_jax/{name}" for name in data} <= names
 
 
 def test_the_wheel_holds_modules_and_listed_files_alone_and_is_small(wheel):

@@ -298,8 +298,8 @@ def _overlap_add(frames: jax.Array, hop_samples: int) -> jax.Array:
 def _use_matmul(method: str | None) -> bool:
     if method not in (None, "fft", "matmul"):
         raise ValueError(f"method {method!r}; use 'fft', 'matmul' or None")
-    # A TPU has no FFT unit, but a matrix unit.
-    return (method or ("matmul" if platform() == "tpu" else "fft")) == "matmul"
+    # A TPU has no FFT unit, but a matrix unit. ONNX programs run where complex numbers are missing.
+    return (method or ("matmul" if platform() in ("tpu", "onnx") else "fft")) == "matmul"
 
 
 def _cosines(fft_samples: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:

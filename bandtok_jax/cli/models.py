@@ -71,8 +71,8 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None, s
     flag("--push", metavar="OWNER/NAME", help="upload the export to the Hugging Face hub, too (needs --licence)"),
     flag("--private", action="store_true", help="--push into a private repository"),
     flag(
-        "--format", choices=("safetensors", "stablehlo"), default="safetensors",
-        help="stablehlo: programs of fixed shapes for other runtimes, in place of an export",
+        "--format", choices=("safetensors", "stablehlo", "onnx"), default="safetensors",
+        help="stablehlo, onnx: programs of fixed shapes for other runtimes, in place of an export",
     ),
     flag("--output", "-o", required=True, metavar="DIR"),
 )  # fmt: skip
@@ -86,12 +86,13 @@ def export(flags: argparse.Namespace) -> None:
             raise ValueError("--adapter writes the adapters of RUN alone: leave out the other flags")
         show(adapter_file.save_adapters(flags.run_folder, flags.output))
         return
-    if flags.format == "stablehlo":
-        from bandtok_jax.pretrained import stablehlo
+    if flags.format != "safetensors":
+        from bandtok_jax.pretrained import programs
 
         if flags.language_model or flags.half or flags.licence or flags.push or flags.private:
-            raise ValueError("--format=stablehlo takes --vocoder and --output alone: leave out the other flags")
-        for line in stablehlo.save_programs(model_folder.load(flags.run_folder, flags.vocoder), flags.output):
+            raise ValueError(f"--format={flags.format} takes --vocoder and --output alone: leave out the other flags")
+        codec = model_folder.load(flags.run_folder, flags.vocoder, dtype="float32")
+        for line in programs.save_programs(codec, flags.output, flags.format):
             show(f"{flags.output}: {line}")
         return
     if flags.push:

@@ -125,10 +125,13 @@ class ResidualVectorQuantizer(nnx.Module):
         """Returns codes `[B, T, F]` and the vectors that were compared, `[B, T, F, codebook_dim]`."""
         residual, all_codes, all_projected = widen(latents), [], []
         for level in self.levels:
-            all_projected.append(level.residuals(residual))
-            all_codes.append(level.assign(all_projected[-1]))
-            residual = residual - level.decode(all_codes[-1])
-        return jnp.stack(all_codes, axis=-1), jnp.stack(all_projected, axis=-2)
+            projected = level.residuals(residual)
+            codes = level.assign(projected)
+            residual = residual - level.decode(codes)
+            all_codes.append(codes[..., None])
+            all_projected.append(projected[..., None, :])
+        # jnp.stack is a primitive of JAX that converters to other formats lack.
+        return jnp.concatenate(all_codes, axis=-1), jnp.concatenate(all_projected, axis=-2)
 
 
 def update_codebooks(

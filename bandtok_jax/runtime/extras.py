@@ -17,6 +17,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "gcs": ("gcsfs",),
     "hub": ("huggingface_hub",),
     "lyrics": ("sentencepiece",),
+    "onnx": ("jax2onnx", "onnxruntime"),
     "stablehlo": ("flatbuffers",),
     "tpu": ("libtpu",),
     "wandb": ("wandb",),

@@ -1,4 +1,4 @@
-"""The platform that a program is traced for: that of this machine, unless a plan is made for another."""
+"""The platform that a program is traced for: that of this machine, unless a plan or an export is made for another."""
 
 from collections.abc import Callable
 import os
@@ -12,7 +12,7 @@ made_for = jax.make_user_context(None)
 
 
 def platform() -> str:
-    """Returns "cpu", "gpu" or "tpu"."""
+    """Returns "cpu", "gpu", "tpu", or "onnx" for a program that becomes one in ONNX."""
     return made_for.value or jax.default_backend()
 
 

@@ -1,0 +1,88 @@
+"""Programs in ONNX, which hold their weights: converted by jax2onnx, run by ONNX Runtime.
+
+The programs compute Fourier transforms as matrix products, because ONNX has no complex numbers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import importlib.metadata
+import logging
+from typing import Any
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+
+from bandtok_jax.runtime import extras
+from bandtok_jax.runtime.target_platform import made_for
+
+Program = Callable[[Any, Any], Any]
+PAGE = "browser/index.html"  # encodes and decodes a file by the programs beside it
+INPUTS, OUTPUT = ("window", "valid_range"), "outputs"
+OPSET = 23  # the version of the operators: the default of jax2onnx 0.13
+ONLY_ERRORS = 3  # severity of a message, of ONNX Runtime
+
+
+def check_packages() -> None:
+    """Raises ImportError where jax2onnx or ONNX Runtime is not installed."""
+    for module in ("jax2onnx", "onnxruntime"):
+        extras.require(module, "the format ONNX")
+
+
+def metadata() -> dict[str, Any]:
+    """Returns the entries of programs.json that only this format has."""
+    return {"opset": OPSET, "inputs": INPUTS, "output": OUTPUT, "writer": _versions()}
+
+
+def write(run: Program, inputs: Sequence[jax.ShapeDtypeStruct]) -> bytes:
+    """Returns the content of the file of a function, for inputs of these shapes.
+
+    Raises:
+      ValueError: jax2onnx cannot convert the function with this version of JAX.
+    """
+    with _without_warnings(), made_for("onnx"):
+        import jax2onnx
+
+        # A program that is traced already: while jax2onnx traces one, it replaces functions of JAX by its own.
+        traced = jaxpr_as_fun(jax.make_jaxpr(run)(*inputs))
+        try:
+            model = jax2onnx.to_onnx(
+                lambda *arrays: traced(*arrays)[0], inputs, opset=OPSET, input_names=INPUTS, output_names=(OUTPUT,)
+            )
+        except Exception as error:  # of any type, because jax2onnx uses internals of JAX
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(
+                f"{_versions()} cannot convert the program ({message}): {extras.command('onnx')}"
+            ) from error
+        # Runtimes infer the shapes of intermediate arrays. Some of those that jax2onnx 0.13 states are wrong.
+        del model.graph.value_info[:]
+        return model.SerializeToString()
+
+
+def read(artifact: bytes) -> Program:
+    """Returns the program of a file, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ONLY_ERRORS
+    # ONNX Runtime in browsers refuses a file whose shapes contradict each other. By default this one only warns.
+    options.add_session_config_entry("session.strict_shape_type_inference", "1")
+    session = onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
+    return lambda *arrays: session.run([OUTPUT], dict(zip(INPUTS, arrays)))[0]
+
+
+def _versions() -> str:
+    return f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hides warnings of the converter about its plug-ins for other libraries and about shapes that it does not know."""
+    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

@@ -1,0 +1,133 @@
+"""Encoder, decoder and vocoder of a codec as programs of fixed shapes, for other runtimes.
+
+OUTPUT  programs.json  encoder.FORMAT  decoder.FORMAT  vocoder.FORMAT  index.html (onnx)
+
+Each program maps a window of a stream and the interval of columns in which the stream lies to the outputs of the
+window's chunk. programs.json holds the geometry of the windows, which is the same in each format. A format is a module
+that writes and reads a program.
+"""
+
+from collections.abc import Iterator
+import json
+import os
+import shutil
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from bandtok_jax.audio.windows import FIRST_OUTSIDE
+from bandtok_jax.codecs.chunked_network import ChunkedNetwork
+from bandtok_jax.pretrained import onnx, stablehlo
+from bandtok_jax.version import VERSION
+
+if TYPE_CHECKING:
+    from bandtok_jax.codecs.codec import Codec
+
+FILE = "programs.json"
+FORMATS: dict[str, ModuleType] = {"onnx": onnx, "stablehlo": stablehlo}
+# Our choices. Compilers round constants otherwise than arguments, which may turn a code at the border of two cells.
+MAX_RELATIVE_ERROR = 1e-4
+MIN_EQUAL_CODES = 0.99
+
+
+def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str) -> Iterator[str]:
+    """Writes the programs of a codec, checks each against the codec, and yields a line about it.
+
+    Args:
+      codec: a codec of mono audio.
+      output: a folder that does not exist yet, is empty, or holds earlier programs of this format.
+      program_format: one of `FORMATS`.
+
+    Raises:
+      ImportError: a package that the format needs is not installed.
+      ValueError: the codec is stereo, the folder holds something else, or a program computes other outputs.
+    """
+    _check_folder(output, program_format)
+    writer = FORMATS[program_format]
+    writer.check_packages()
+    networks = codec.networks()
+    os.makedirs(output, exist_ok=True)
+    programs = {}
+    for name, (role, network) in networks.items():
+        file_name, window = f"{name}.{program_format}", _example(name, network, codec)
+        artifact, error = _export(writer, network, codec.parameters[role], window, name)
+        with open(os.path.join(output, file_name), "wb") as file:
+            file.write(artifact)
+        programs[name] = {"file": file_name} | _geometry(network, window) | error
+        yield f"{file_name}: {len(artifact) / 1e6:.1f} MB, {next(iter(error))} {next(iter(error.values())):.3g}"
+    content = {
+        "format": program_format,
+        "sample_rate_hz": codec.sample_rate_hz,
+        "rows": codec.rows,
+        "codebook_size": codec.codebook_size,
+        "samples_per_column": codec.samples_per_column,
+        "weight_hash": codec.weight_hash,
+        "bandtok_jax": VERSION,
+        **writer.metadata(),
+        "programs": programs,
+    }
+    with open(os.path.join(output, FILE), "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+    if writer.PAGE:
+        page = os.path.join(os.path.dirname(__file__), writer.PAGE)
+        shutil.copyfile(page, os.path.join(output, os.path.basename(page)))
+
+
+def _check_folder(output: str | os.PathLike, program_format: str) -> None:
+    """Raises ValueError for a folder that holds anything but programs of this format."""
+    if not os.path.isdir(output) or not os.listdir(output):
+        return
+    path = os.path.join(output, FILE)
+    if not os.path.isfile(path):
+        raise ValueError(f"{output} is not empty and holds no {FILE}: choose a new folder")
+    with open(path, encoding="utf-8") as file:
+        if f'"format": "{program_format}"' not in file.read():
+            raise ValueError(f"{output} holds programs of another format than {program_format}: choose a new folder")
+
+
+def _example(name: str, network: ChunkedNetwork, codec: "Codec") -> np.ndarray:
+    """Returns a random window of a program, with the shape and dtype of its input."""
+    random = np.random.default_rng(0)
+    if name == "encoder":
+        return 0.1 * random.normal(size=network.window_items).astype(np.float32)
+    if name == "decoder" or codec.components[name].network_class.consumes == "codes":
+        return random.integers(0, codec.codebook_size, (network.window_items, codec.rows), np.int32)
+    return random.normal(size=(network.window_items, codec.mel.mels)).astype(np.float32)
+
+
+def _export(
+    writer: ModuleType, network: ChunkedNetwork, weights: Any, window: np.ndarray, name: str
+) -> tuple[bytes, dict[str, float]]:
+    """Returns an artifact, and its difference from the network on a window in the middle of a stream."""
+
+    def run(window: jax.Array, valid_range: jax.Array) -> jax.Array:
+        return network.run_window(weights, window, valid_range)[0]
+
+    inputs = (window, np.array([FIRST_OUTSIDE, network.chunk + sum(network.context_columns)], np.int32))
+    artifact = writer.write(run, [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in inputs])
+    outputs = np.asarray(writer.read(artifact)(*inputs))
+    expected = np.asarray(jax.jit(network.run_window)(weights, *inputs)[0])
+    cure = f"report it with the versions, {writer.metadata()['writer']}"
+    if expected.dtype == np.int32:
+        equal = float(np.mean(outputs == expected))
+        if equal < MIN_EQUAL_CODES:
+            raise ValueError(f"{name}: {equal:.1%} of the codes of the program are those of the codec: {cure}")
+        return artifact, {"equal_codes": equal}
+    error = float(np.max(np.abs(outputs - expected)) / np.max(np.abs(expected)))
+    if not error <= MAX_RELATIVE_ERROR:
+        raise ValueError(f"{name}: the program differs from the codec by {error:.2g} of its maximum: {cure}")
+    return artifact, {"relative_error": error}
+
+
+def _geometry(network: ChunkedNetwork, window: np.ndarray) -> dict[str, Any]:
+    return {
+        "input": {"shape": window.shape, "dtype": window.dtype.name},
+        "chunk_columns": network.chunk,
+        "context_columns": network.context_columns,
+        "context_items": network.context_items,
+        "items_per_column": network.items_per_column,
+        "outputs_per_column": network.outputs_per_column,
+        "outside": "repeat" if network.outside is None else network.outside,
+    }

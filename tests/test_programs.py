@@ -1,0 +1,104 @@
+"""Programs for other runtimes: a reader with the geometry alone codes a file as the codec does."""
+
+import importlib.util
+import json
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from bandtok_jax import cli
+from bandtok_jax.audio.windows import Windows
+from bandtok_jax.codecs import component
+from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.pretrained import onnx, programs
+from tests import tiny
+
+PACKAGES = {"onnx": "jax2onnx", "stablehlo": "flatbuffers"}
+FORMATS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(package) is None, reason=f"needs  pip install 'bandtok-jax[{name}]'"
+        ),
+    )
+    for name, package in PACKAGES.items()
+]
+in_each_format = pytest.mark.parametrize("program_format", FORMATS)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    configs = [tiny.config(task, folder) for task in ("mel_tokenizer", "vocoder")]
+    return MelCodec(*(component.init_random(config, jax.random.key(0)) for config in configs), chunk_columns=8)
+
+
+def _run(folder, name, stream):
+    """Runs a program over a stream by its metadata, as a program without this package would."""
+    content = json.loads((folder / "programs.json").read_text())
+    geometry = content["programs"][name]
+    program = programs.FORMATS[content["format"]].read((folder / geometry["file"]).read_bytes())
+    chunk, items, (before, _) = (geometry[key] for key in ("chunk_columns", "items_per_column", "context_columns"))
+    width, outputs = chunk + sum(geometry["context_columns"]), []
+    columns = math.ceil(len(stream) / items)
+    cut = Windows(chunk * items, *geometry["context_items"], geometry["outside"])
+    for window in [*cut.push(stream), *cut.finish()]:
+        first = window.number * chunk - before  # of the window, in the stream
+        valid_range = np.array([max(-1, -first), min(width, columns - first)], np.int32)
+        outputs.append(np.asarray(program(window.items, valid_range)))
+    return np.concatenate(outputs)[: columns * geometry["outputs_per_column"]]
+
+
+@in_each_format
+def test_programs_code_a_file_as_the_codec_does(codec, tmp_path, program_format):
+    lines = list(programs.save_programs(codec, tmp_path, program_format))
+    files = [f"{name}.{program_format}" for name in ("encoder", "decoder", "vocoder")]
+    assert [line.partition(":")[0] for line in lines] == files
+    samples = 2 * 8 * codec.samples_per_column + 5_000  # three chunks, the last one not full
+    audio = 0.1 * np.random.default_rng(1).normal(size=samples).astype(np.float32)
+    codes = codec.encode(audio, codec.sample_rate_hz)
+    assert np.mean(_run(tmp_path, "encoder", audio) == codes) > 0.99
+    decoded = _run(tmp_path, "vocoder", _run(tmp_path, "decoder", codes))
+    expected = codec.decode(codes)
+    np.testing.assert_allclose(decoded, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_program_that_computes_something_else_is_refused(codec, tmp_path, monkeypatch):
+    real = programs.FORMATS["stablehlo"].read
+    monkeypatch.setattr(programs.FORMATS["stablehlo"], "read", lambda artifact: lambda *x: 1 - real(artifact)(*x))
+    with pytest.raises(ValueError, match="encoder: [0-9.]+% of the codes of the program"):
+        list(programs.save_programs(codec, tmp_path / "programs", "stablehlo"))
+
+
+def test_other_folders_and_flags_are_refused(codec, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and holds no programs.json"):
+        list(programs.save_programs(codec, tmp_path, "stablehlo"))
+    (tmp_path / "programs.json").write_text(json.dumps({"format": "onnx"}))
+    with pytest.raises(ValueError, match="holds programs of another format than stablehlo"):
+        list(programs.save_programs(codec, tmp_path, "stablehlo"))
+    for flag in ("--half", "--adapter"):
+        arguments = ["export", "model", "--format=onnx", flag, "-o", str(tmp_path / "out")]
+        assert cli.main(arguments) == 1 and "leave out the other flags" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program_format", PACKAGES)
+def test_missing_packages_are_named_with_their_extra(codec, tmp_path, monkeypatch, program_format):
+    monkeypatch.setitem(sys.modules, PACKAGES[program_format], None)
+    with pytest.raises(ImportError, match=rf"needs \w+: pip install 'bandtok-jax\[{program_format}\]'$"):
+        list(programs.save_programs(codec, tmp_path / "programs", program_format))
+    assert not (tmp_path / "programs").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs  pip install 'bandtok-jax[onnx]'")
+def test_a_function_that_cannot_be_converted_is_named_with_the_versions():
+    shape = jax.ShapeDtypeStruct((2,), np.float32)
+
+    def call_python(window, valid_range):
+        return jax.pure_callback(np.sin, shape, window)
+
+    with pytest.raises(ValueError, match=r"jax2onnx [0-9.]+ with jax [0-9.]+ cannot convert the program \(.*\): pip"):
+        onnx.write(call_python, [shape, shape])
