@@ -20,7 +20,9 @@ import sys
 from tests.import_graph import PACKAGE, ROOT, files, room
 
 LIMITS = ROOT / "tests" / "types.json"
-OPTIONAL = ("apache_beam", "huggingface_hub", "sentencepiece", "visqol", "visqol_python", "wandb")  # packages of extras
+OPTIONAL = (  # packages of extras
+    "apache_beam", "huggingface_hub", "jax2onnx", "onnxruntime", "sentencepiece", "visqol", "visqol_python", "wandb",
+)  # fmt: skip
 _PACKAGES = ("flax", "jax", "numpy", "optax")
 
 
