@@ -149,7 +149,7 @@ def test_an_unknown_kind_of_network_is_named(export, tmp_path):
     content = json.loads((tmp_path / "other" / "config.json").read_text())
     content["components"]["tokenizer"]["config"]["model"]["kind"] = "singer"
     (tmp_path / "other" / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="other: .*model.kind is 'singer'; it must be one of bandtok, dac"):
+    with pytest.raises(ValueError, match="other: .*model.kind is 'singer'; it must be one of bandtok, bigvgan, dac"):
         bandtok_jax.load(tmp_path / "other")
 
 

@@ -1,7 +1,7 @@
 """WAV whose length is not known when it begins, for pipes: programs read it to its end as they do that of ffmpeg."""
 
 import struct
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 
@@ -9,6 +9,16 @@ from bandtok_jax.audio import waveform
 
 UNKNOWN_BYTES = 0xFFFFFFFF
 _PCM, _SAMPLE_BYTES = 1, 2
+
+
+class BinaryFile(Protocol):
+    """A file that takes bytes."""
+
+    def write(self, data: bytes, /) -> object:
+        """Writes bytes."""
+
+    def flush(self) -> object:
+        """Hands on what was written."""
 
 
 class WavStream:
@@ -22,7 +32,7 @@ class WavStream:
     Samples beyond full scale are clipped and counted in `clipped_samples`.
     """
 
-    def __init__(self, file: BinaryIO, sample_rate_hz: int, channels: int):
+    def __init__(self, file: BinaryFile, sample_rate_hz: int, channels: int):
         self.clipped_samples = 0
         self._file, self._channels = file, channels
         frame_bytes = channels * _SAMPLE_BYTES

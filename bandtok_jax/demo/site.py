@@ -30,7 +30,7 @@ class Site:
     def __init__(self, codec: Codec, title: str, folder: str):
         self.title, self.port = title, 0
         self.studio, self.sessions = Studio(codec), Sessions(folder)
-        self.page = importlib.resources.files(__package__).joinpath(PAGE).read_bytes()
+        self.page = importlib.resources.files("bandtok_jax.demo").joinpath(PAGE).read_bytes()
         self.policy = content_security_policy(self.page.decode())
 
     @property

@@ -3,7 +3,7 @@
 Letters: S samples, C channels, T columns of the grid, F rows, M mel bins.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 import contextlib
 import hashlib
 import math
@@ -166,7 +166,7 @@ class Studio:
             elif len(track.versions) > 1:
                 track.versions.pop()
 
-    def generate(self, prompt: str | None, seconds: float, seed: int) -> Iterator[np.ndarray]:
+    def generate(self, prompt: str | None, seconds: float, seed: int) -> Generator[np.ndarray, None, None]:
         """Returns the blocks of new music one by one, float32 `[S]` or `[2, S]`, cut to the length in seconds.
 
         Raises:
@@ -185,7 +185,7 @@ class Studio:
         self._stopped = True
         self._lock.acquire()
 
-    def _cut(self, blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+    def _cut(self, blocks: Iterator[np.ndarray], samples: int) -> Generator[np.ndarray, None, None]:
         for block in blocks:
             yield block[..., :samples]
             samples = max(0, samples - block.shape[-1])

@@ -4,7 +4,9 @@ Snake makes frequencies above half the sample rate, which fold back as aliases. 
 it, and the same filter halves the rate after it.
 """
 
+import functools
 import math
+import operator
 
 from flax import nnx
 import jax
@@ -50,7 +52,8 @@ class AntiAliasedSnake(nnx.Module):
         def filtered(x: jax.Array, taps: np.ndarray, first: int) -> jax.Array:
             """Returns the sum of `taps[i] * x[t + first + i]`, of an array with `side` frames more at both ends."""
             start = side + first
-            return sum(tap * x[:, start + i : start + i + frames] for i, tap in enumerate(taps))
+            shifted = (tap * x[:, start + i : start + i + frames] for i, tap in enumerate(taps))
+            return functools.reduce(operator.add, shifted)
 
         # y[t] = sum_d f[2 d + 5] x[t - d] for even samples, f[2 d + 6] for odd ones; both times 2, the ratio of rates.
         padded = _hold(x, x, x, side, valid_range)

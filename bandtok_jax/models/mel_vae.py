@@ -211,6 +211,5 @@ class MelVAEDecoder(SpatialDecoder):
 
 def _present(frames: int, valid_range: ValidRange | None, rate: int = 1) -> jax.Array | None:
     """Returns the frames in which the file lies, bool `[1, T]`, for a range counted in `rate` frames."""
-    if valid_range is None:
-        return None
-    return frames_inside(frames, scale_range(valid_range, rate))[None]
+    scaled = scale_range(valid_range, rate)
+    return None if scaled is None else frames_inside(frames, scaled)[None]
