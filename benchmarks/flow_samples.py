@@ -44,8 +44,8 @@ def main() -> None:
     for number, audio in enumerate(originals):
         codes = codec.encode(audio, rate)
         decoded = [codec.decode(codes, seed, samples=samples) for seed in range(flags.seeds)]
-        pitches, original = [chroma(sound) for sound in decoded], chroma(audio)
-        mels = [np.asarray(spectral.log_mel(sound.mean(0), codec.mel)) for sound in decoded]
+        pitches, original = [chroma(copy) for copy in decoded], chroma(audio)
+        mels = [np.asarray(spectral.log_mel(copy.mean(0), codec.mel)) for copy in decoded]
         pairs = list(itertools.combinations(range(flags.seeds), 2))
         values["seeds_log_mel"].append(np.mean([np.abs(mels[a] - mels[b]).mean() for a, b in pairs]))
         values["seeds_chroma"].append(np.mean([_correlation(pitches[a], pitches[b]) for a, b in pairs]))

@@ -18,7 +18,7 @@ class BinaryFile(Protocol):
         """Writes bytes."""
 
     def flush(self) -> object:
-        """Hands on what was written."""
+        """Passes all written bytes on."""
 
 
 class WavStream:
