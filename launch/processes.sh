@@ -7,5 +7,5 @@ set -euo pipefail
 [ $# -ge 4 ] && [ "$3" = -- ] || { sed -n '4s/^# *//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 processes="$1" devices="$2"
 shift 3
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" train
 exec python -m bandtok_jax.launch.processes --processes="$processes" --devices-per-process="$devices" -- "$@"

@@ -158,6 +158,14 @@ def test_all_stages_install_for_the_accelerator(tmp_path):
     assert "source launch/environment.sh train,eval,accelerator" in (ROOT / "launch" / "local.sh").read_text()
 
 
+def test_processes_install_what_training_needs(tree):
+    _python(tree, "bin/python3.13", "3.13")
+    shutil.copy(ROOT / "launch" / "processes.sh", tree / "launch")
+    command = (tree / "launch" / "processes.sh", "2", "2", "--", "--config=bandtok:tiny")
+    assert _bash(*command, env=_environment(tree.parent)).returncode == 0
+    assert _pip_log(tree) == [f"3.13 {tree}[train]"]
+
+
 def test_the_extras_and_the_pythons_are_those_of_the_package():
     settings = (ROOT / "setup.cfg").read_text()
     for extra in ("cuda12", "cuda13", "eval", "gpu", "test", "tpu", "train"):
