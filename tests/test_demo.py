@@ -240,6 +240,11 @@ def test_requests_from_elsewhere_are_refused(running):
     assert tab.send("GET", "/", headers={"Host": running.hosts[1]})[0] == 200
 
 
+def test_browsers_leave_out_port_80(running, monkeypatch):
+    monkeypatch.setattr(running, "port", 80)
+    assert running.hosts == ("127.0.0.1", "localhost") and running.address == "http://127.0.0.1/"
+
+
 def test_uploads_beyond_the_limits_and_broken_files(running):
     tab = Client(running)
     status, line = tab.error("POST", "/upload", b"", {"Content-Length": "200000001"}, name="long.wav")

@@ -35,8 +35,9 @@ class Site:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The hosts, with the port, by which a browser on this machine can name the server."""
-        return tuple(f"{name}:{self.port}" for name in (HOST, "localhost"))
+        """The hosts, with the port unless it is 80, by which a browser on this machine can name the server."""
+        port = "" if self.port == 80 else f":{self.port}"
+        return tuple(f"{name}{port}" for name in (HOST, "localhost"))
 
     @property
     def address(self) -> str:
