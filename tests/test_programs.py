@@ -66,11 +66,28 @@ def test_programs_code_a_file_as_the_codec_does(codec, tmp_path, program_format)
     np.testing.assert_allclose(decoded, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_program_that_computes_something_else_is_refused(codec, tmp_path, monkeypatch):
-    real = programs.FORMATS["stablehlo"].read
-    monkeypatch.setattr(programs.FORMATS["stablehlo"], "read", lambda artifact: lambda *x: 1 - real(artifact)(*x))
+@pytest.mark.parametrize("program_format", FORMATS[1:])
+def test_a_program_that_computes_something_else_is_refused(codec, tmp_path, monkeypatch, program_format):
+    real = programs.FORMATS[program_format].read
+    monkeypatch.setattr(programs.FORMATS[program_format], "read", lambda artifact: lambda *x: 1 - real(artifact)(*x))
     with pytest.raises(ValueError, match="encoder: [0-9.]+% of the codes of the program"):
-        list(programs.save_programs(codec, tmp_path / "programs", "stablehlo"))
+        list(programs.save_programs(codec, tmp_path / "programs", program_format))
+
+
+def test_a_refused_program_leaves_the_folder_as_it_is(codec, tmp_path, monkeypatch):
+    def export(writer, network, weights, window, name):
+        if name == "vocoder":
+            raise ValueError("vocoder: refused")
+        return b"new", {"relative_error": 0.0}
+
+    monkeypatch.setattr(programs, "_export", export)
+    monkeypatch.setattr(programs.FORMATS["stablehlo"], "check_packages", lambda: None)
+    earlier = {"programs.json": '{"format": "stablehlo"}', "encoder.stablehlo": "earlier"}
+    for name, text in earlier.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="vocoder: refused"):
+        list(programs.save_programs(codec, tmp_path, "stablehlo"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == earlier
 
 
 def test_other_folders_and_flags_are_refused(codec, tmp_path, capsys):

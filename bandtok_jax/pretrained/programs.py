@@ -49,14 +49,17 @@ def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str
     writer.check_packages()
     networks = codec.networks()
     os.makedirs(output, exist_ok=True)
-    programs = {}
+    programs, artifacts = {}, {}
     for name, (role, network) in networks.items():
         file_name, window = f"{name}.{program_format}", _example(name, network, codec)
         artifact, error = _export(writer, network, codec.parameters[role], window, name)
-        with open(os.path.join(output, file_name), "wb") as file:
-            file.write(artifact)
+        artifacts[file_name] = artifact
         programs[name] = {"file": file_name} | _geometry(network, window) | error
         yield f"{file_name}: {len(artifact) / 1e6:.1f} MB, {next(iter(error))} {next(iter(error.values())):.3g}"
+    # Only now, so that earlier programs stay complete where one of these is refused.
+    for file_name, artifact in artifacts.items():
+        with open(os.path.join(output, file_name), "wb") as file:
+            file.write(artifact)
     content = {
         "format": program_format,
         "sample_rate_hz": codec.sample_rate_hz,
