@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the excerpts")
     parser.add_argument("--tracks", type=int, default=8, help="number of tracks")
     flags = parser.parse_args()
+    if flags.seeds < 2:
+        parser.error("--seeds must be at least 2")
     codec = bandtok_jax.load(flags.model)
     rate = codec.sample_rate_hz
     samples = int(flags.seconds * rate)
@@ -45,7 +47,7 @@ def main() -> None:
         codes = codec.encode(audio, rate)
         decoded = [codec.decode(codes, seed, samples=samples) for seed in range(flags.seeds)]
         pitches, original = [chroma(copy) for copy in decoded], chroma(audio)
-        mels = [np.asarray(spectral.log_mel(copy.mean(0), codec.mel)) for copy in decoded]
+        mels = [np.asarray(spectral.log_mel(np.atleast_2d(copy).mean(0), codec.mel)) for copy in decoded]
         pairs = list(itertools.combinations(range(flags.seeds), 2))
         values["seeds_log_mel"].append(np.mean([np.abs(mels[a] - mels[b]).mean() for a, b in pairs]))
         values["seeds_chroma"].append(np.mean([_correlation(pitches[a], pitches[b]) for a, b in pairs]))

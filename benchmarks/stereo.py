@@ -65,6 +65,8 @@ def main() -> None:
         if len(audio) == 2 and audio.shape[1] == samples and np.abs(audio[0] - audio[1]).max() > 1e-3:
             for name, system in systems.items():
                 errors[name].append(_errors(audio, np.asarray(system(audio)), mel))
+    if not errors["mid_side"]:
+        raise SystemExit(f"{flags.data} holds no stereo track of {flags.seconds:g} s in its validation split")
     for name, rows in errors.items():
         for error in rows[0]:
             values = [row[error] for row in rows]

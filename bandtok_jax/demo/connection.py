@@ -5,6 +5,7 @@ import contextlib
 from http import HTTPStatus, server
 import json
 import re
+import sys
 import traceback
 from typing import Any
 from urllib import parse
@@ -81,6 +82,7 @@ class Connection(server.BaseHTTPRequestHandler):
 
     def _send_error(self, status: HTTPStatus, message: object) -> None:
         if self._has_begun:
+            print(f"bandtok: error: {untrusted.one_line(message)}", file=sys.stderr)
             self.close_connection = True
             return
         with contextlib.suppress(ConnectionError, TimeoutError):
