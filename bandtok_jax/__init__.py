@@ -20,7 +20,7 @@ __all__ = ["__version__", "create", "load"]
 
 
 def load(
-    path: "str | os.PathLike",
+    path: "str | os.PathLike" = "default",
     vocoder: "str | os.PathLike | None" = None,
     language_model: "str | os.PathLike | None" = None,
     dtype: str = "",
@@ -30,7 +30,8 @@ def load(
 
     Args:
       path: run folder of a tokenizer (`bandtok train`), an export folder (`bandtok export`), or a repository of the
-        Hugging Face hub, `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`.
+        Hugging Face hub, `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`. The default is a small model that comes with
+        the package: 44.1 kHz, mono, trained on music in the public domain.
       vocoder: run or export; in place of the vocoder in `path`, if that has one.
       language_model: run or export; in place of the one in `path`, if that has one.
       dtype: that vocoder and language model compute in, such as "bfloat16"; by default that of their training, but

@@ -71,6 +71,13 @@ train() { # FOLDER CONFIG [FLAG ...]
   run bandtok train --config="$config" --workdir="$output/$folder" "$@"
 }
 
+round_tokenizer() { # the next stages are trained on the codes of the rounded weights
+  tokenizer_run="$output/tokenizer"
+  [ -n "$half" ] || return 0
+  tokenizer_run="$output/tokenizer_half"
+  run bandtok export "$output/tokenizer" --half -o "$tokenizer_run"
+}
+
 data="--config.data.sources=$output/data"
 stage "records: $music"
 records=()
@@ -83,6 +90,7 @@ run bandtok prepare "$music" --output "$output/data" ${records[@]+"${records[@]}
 if [ "$system" = bandtok ]; then
   stage "tokenizer: audio to a grid of codes"
   train tokenizer "bandtok:$size" "$data" ${tokenizer[@]+"${tokenizer[@]}"}
+  round_tokenizer
   stage "vocoder: mel spectrograms to audio"
   train vocoder "vocos:$size" "$data" ${vocoder[@]+"${vocoder[@]}"}
 else
@@ -98,11 +106,7 @@ else
   stage "tokenizer: features to codes, and codes to latents"
   train tokenizer "mucodec:$size" "$data" --config.encoder="$output/encoder" --config.autoencoder="$output/autoencoder" \
     --config.vocoder="$output/vocoder" ${tokenizer[@]+"${tokenizer[@]}"}
-fi
-tokenizer_run="$output/tokenizer"
-if [ -n "$half" ]; then # the tokens are those of the rounded weights
-  tokenizer_run="$output/tokenizer_half"
-  run bandtok export "$output/tokenizer" --half -o "$tokenizer_run"
+  round_tokenizer
 fi
 stage "tokens of the whole corpus"
 run bandtok tokenize --model="$tokenizer_run" --data="$output/data" --output="$output/tokens" --offsets="$offsets"

@@ -23,9 +23,9 @@ def _flags(stage: str, task: str, **changes) -> list[str]:
     return [f"--{stage}.{key}={value}" for key, value in tiny.settings(task, total_steps=2, **changes).items()]
 
 
-def _dry_run(home, *flags) -> list[list[str]]:
+def _dry_run(home, *flags, script="local.sh") -> list[list[str]]:
     """The commands that it would run, each as its words."""
-    command = ["bash", str(ROOT / "launch" / "local.sh"), "--music", "synthetic:6", "--dry-run", *flags]
+    command = ["bash", str(ROOT / "launch" / script), "--music", "synthetic:6", "--dry-run", *flags]
     environment = {**os.environ, "HOME": str(home)}
     run = subprocess.run(command, cwd=home, env=environment, check=True, capture_output=True, text=True)
     return [shlex.split(line) for line in run.stdout.splitlines() if line and not line.startswith("==")]
@@ -72,6 +72,17 @@ def test_tokens_are_those_of_the_rounded_tokenizer(tmp_path):
     assert parsed["prepare"].licence == ["CC0-1.0", "CC BY 4.0"]
     assert parsed["tokenize"].model == parsed["language_model"].tokenizer == parsed["export"].run_folder == half
     assert parsed["export"].half
+
+
+def test_the_default_model_is_made_of_its_own_stages(tmp_path):
+    *commands, last = _dry_run(tmp_path, "--output=a b", script="default_model.sh")
+    parsed, output = _parsed(words for words in commands if words[0] == "bandtok"), tmp_path / "a b"
+    finish = dispatch.parser().parse_args(last[1:])
+    assert (finish.run_folder, finish.output) == (str(output / "model"), "bandtok_jax/pretrained/default")
+    assert finish.half and finish.licence == "cc0-1.0" and parsed["prepare"].licence == ["CC0-1.0"]
+    tokenizer, language_model = parsed["mel_tokenizer"].model, parsed["language_model"].model
+    assert tokenizer.codebook_size == language_model.codebook_size and language_model.layout == "depth"
+    assert parsed["language_model"].loss.infill_fraction > 0  # for  bandtok edit
 
 
 @pytest.mark.parametrize("size", ["tiny", "base"])

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Collection, Iterator
 import contextlib
 import gc
+import sys
 from typing import TYPE_CHECKING
 
 from bandtok_jax.cli.messages import show
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 OPTIONS = sorted({option for entry in importers.FORMATS.values() for option in entry.options})  # of all formats
 MODEL = flag(
-    "--model", required=True, metavar="RUN_OR_EXPORT", help="the tokenizer's run, an export, or hf://OWNER/NAME"
+    "--model", default="default", metavar="RUN_OR_EXPORT",
+    help="the tokenizer's run, an export, or hf://OWNER/NAME (default: the model that comes with the package)",
 )  # fmt: skip
 DECODING = (
     flag("--vocoder", metavar="RUN", help="run or export, where --model holds no vocoder"),
@@ -41,7 +43,7 @@ def quick_start() -> Iterator[None]:
 
 
 def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None, spread: str = "one device") -> "Codec":
-    """Returns the codec that the flags name, and prints the line about the devices.
+    """Returns the codec that the flags name, and prints the lines about the devices and the default model.
 
     Args:
       flags: parsed flags, with `model` and perhaps `vocoder`, `language_model`, `dtype` and `adapter`.
@@ -55,6 +57,12 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None, s
     codec = model_folder.load(flags.model, **{name: getattr(flags, name, None) or "" for name in names}, only=only)
     dtypes = (stage.compute_dtype for stage in codec.components.values())
     startup.announce(*dtypes, spread=spread)
+    if flags.model == model_folder.DEFAULT:
+        show(
+            f"the default model: {codec.rows} x {codec.columns_per_second:.2f} codes per second, "
+            f"{codec.bits_per_second / 1000:.2f} kbit/s, weight hash {codec.weight_hash[:12]}",
+            file=sys.stderr,
+        )
     return codec
 
 

@@ -76,13 +76,18 @@ def _card(
     lines = [*front_matter.lines(components, cards), f"# {title}", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in table.items())]
     lines += [f"| exported with | bandtok-jax {VERSION} |", "", "## Components", ""]
-    lines += ["| component | weights | licence | training steps | last evaluation |", "|---|---|---|---|---|"]
+    lines += ["| component | weights | licence | training steps | seed, data hash | last evaluation |"]
+    lines += ["|---|---|---|---|---|---|"]
     for name, component in components.items():
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(component.weights["parameters"]))
         scores = {k: v for k, v in cards[name]["scores"].items() if v is not None and "/" not in k}
         recorded = ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) or "not recorded"
         licence = cards[name].get("licence", "not stated")
-        lines.append(f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {licence} | {component.step} | {recorded} |")
+        data_hash = component.config.get("data_hash", "")
+        origin = f"{component.config.seed}, `{data_hash[:16]}`" if data_hash else "not recorded"
+        lines.append(
+            f"| {name.replace('_', ' ')} | {size / 1e6:.2f} M | {licence} | {component.step} | {origin} | {recorded} |"
+        )
     lines += ["", "## Data", ""]
     for name in components:
         lines += [f"- {name.replace('_', ' ')}: {line}" for line in cards[name]["data"] or ["not recorded"]]

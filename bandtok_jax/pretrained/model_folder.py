@@ -5,6 +5,7 @@ RUN     config.json  checkpoints/STEP/  metrics.jsonl  ...    one component: RUN
                                                               also the other components of their base
 EXPORT  see `bandtok_jax.pretrained.export_folder`
 hf://OWNER/NAME    an export on the Hugging Face hub, see `bandtok_jax.pretrained.hub`
+default    the export that is installed with the package (a folder of that name is written  ./default)
 """
 
 from collections.abc import Collection, Iterable
@@ -24,6 +25,8 @@ from bandtok_jax.pretrained import adapter_file, hub
 from bandtok_jax.pretrained.export_folder import half_precision, is_export, read_export, save_codec, split_step
 from bandtok_jax.runtime import expect, extras, untrusted
 
+DEFAULT = "default"
+DEFAULT_FOLDER = os.path.join(os.path.dirname(__file__), "default")
 _CURE = "copy it again from its run or export, or upgrade bandtok-jax"
 
 
@@ -39,7 +42,7 @@ def load(
     """Loads a trained codec.
 
     Args:
-      path: run folder of a tokenizer, an export folder, or `hf://OWNER/NAME@REVISION`.
+      path: run folder of a tokenizer, an export folder, `hf://OWNER/NAME@REVISION`, or "default".
       vocoder: run or export; in place of the one in `path`, if that has one.
       language_model: run or export; in place of the one in `path`, if that has one.
       dtype: dtype of vocoder and language model; see `Component.compute_dtype`.
@@ -157,6 +160,8 @@ def read_components(
     """
     if hub.is_hub(path):
         return _read_repository(path, dtype, only)
+    if path == DEFAULT:
+        return _read_export_as(DEFAULT, DEFAULT_FOLDER, dtype, only)
     path, step = split_step(path)
     config_file = os.path.join(path, "config.json")
     if not os.path.isdir(path):
@@ -182,9 +187,14 @@ def _read_repository(path: str | os.PathLike, dtype: str, only: Collection[str] 
             f"{repository} holds no export of bandtok: give a repository that  bandtok export --push  made; weights of "
             "other programs are read by  bandtok import"
         )
+    return _read_export_as(str(repository), folder, dtype, only)
+
+
+def _read_export_as(name: str, folder: str, dtype: str, only: Collection[str] | None) -> dict[str, Component]:
+    """Returns the components of an export that is known by a name, which becomes their source."""
     components = read_components(folder, dtype, only)
     for component in components.values():
-        component.source_path = str(repository)
+        component.source_path = name
     return components
 
 

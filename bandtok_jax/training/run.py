@@ -94,7 +94,8 @@ def resolve(
         log(f"starting from {init_from}")
     if adapts:
         # Adapters do not replace the weights that they start from, and read them again at every start.
-        start = init_from if not init_from or hub.is_hub(init_from) else os.path.abspath(init_from)
+        is_folder = init_from and init_from != model_folder.DEFAULT and not hub.is_hub(init_from)
+        start = os.path.abspath(init_from) if is_folder else init_from
         config.base, init_from = start or previous.get("base", ""), None
         if not config.base:
             raise ValueError(
@@ -119,7 +120,7 @@ def resolve(
 
 def is_run(path: str | os.PathLike) -> bool:
     """Returns whether a path is a run or one of its checkpoints; an export holds no discriminator and no optimizer."""
-    return bool(saved_steps(model_folder.split_step(path)[0]))
+    return path != model_folder.DEFAULT and bool(saved_steps(model_folder.split_step(path)[0]))
 
 
 def _pin_components(config: ConfigDict, previous: ConfigDict | dict[str, Any], log: Callable[[str], Any]) -> None:
