@@ -30,7 +30,8 @@ def _pages(entries) -> list[str]:
 
 def test_every_page_is_in_the_navigation_once():
     navigation = _pages(yaml.load((ROOT / "mkdocs.yml").read_text(), _Loader)["nav"])
-    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    sources = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix(".md")) for path in sources}
     assert sorted(navigation) == sorted(pages | {"index.md", "CONTRIBUTING.md", "CHANGELOG.md"})
 
 
@@ -52,7 +53,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0 and "WARNING" not in run.stderr, run.stderr[-3000:]
     start, reference = ((tmp_path / "site" / page).read_text() for page in ("index.html", "api/index.html"))
-    assert 'href="data/"' in start and "Three commands" in start
+    assert 'href="data/"' in start and "three commands" in start
     assert "float32 <code>[S]</code>" in reference or "sample_rate_hz" in reference
     # A page asks no other server.
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!bandtok)', start)
