@@ -94,8 +94,9 @@ def resolve(
         log(f"starting from {init_from}")
     if adapts:
         # Adapters do not replace the weights that they start from, and read them again at every start.
-        is_folder = init_from and init_from != model_folder.DEFAULT and not hub.is_hub(init_from)
-        start = os.path.abspath(init_from) if is_folder else init_from
+        start = init_from
+        if init_from and init_from != model_folder.DEFAULT and not hub.is_hub(init_from):
+            start = os.path.abspath(init_from)
         config.base, init_from = start or previous.get("base", ""), None
         if not config.base:
             raise ValueError(
