@@ -38,10 +38,10 @@ def errors() -> list[dict]:
     num_files, num_analysed = len(files()), report["summary"]["filesAnalyzed"]
     if num_analysed != num_files:
         raise ValueError(f"{num_analysed} of {num_files} files were analysed: see `include` in pyproject.toml")
-    found = [diagnostic for diagnostic in report["generalDiagnostics"] if diagnostic["severity"] == "error"]
+    every = [diagnostic for diagnostic in report["generalDiagnostics"] if diagnostic["severity"] == "error"]
     return [
         error
-        for error in found
+        for error in every
         if not _is_import(error) or not any(f'"{name}' in error["message"] for name in OPTIONAL)
     ]
 
