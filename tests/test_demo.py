@@ -227,6 +227,22 @@ def test_tabs_do_not_disturb_each_other_and_the_oldest_ends(running):
     assert status == 404 and "reload the page" in line and not os.path.exists(folder)
 
 
+def test_a_session_that_works_keeps_its_files_when_it_is_dropped(tmp_path):
+    every = sessions.Sessions(str(tmp_path))
+    busy, idle = every.open(), every.open()
+    with busy.lock:
+        for _ in range(sessions.MOST_SESSIONS):
+            every.open()
+    assert os.path.exists(busy.folder) and not os.path.exists(idle.folder)
+
+
+def test_silence_is_dark(running):
+    tab = Client(running)
+    tab.upload(wav(np.zeros_like(music())))
+    mels = running.sessions.find(tab.session).mels
+    assert mels and not any(mel.any() for mel in mels.values())
+
+
 def test_requests_from_elsewhere_are_refused(running):
     tab = Client(running)
     for headers in ({"Host": "evil.example"}, {"Host": f"evil.example:{running.port}"}, {"Host": "127.0.0.1"},
@@ -320,7 +336,12 @@ def test_the_band_pass_keeps_its_band_over_blocks():
 
 def test_ctrl_c_ends_the_program_and_removes_its_files(tmp_path):
     export_folder.save_codec(test_codec.create(), tmp_path / "model")
-    command = [sys.executable, "-m", "bandtok_jax.cli", "demo", f"--model={tmp_path / 'model'}", "--no-open"]
+    # The children of a program that was started in the background ignore the signal.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bandtok_jax import cli; sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", program, "demo", f"--model={tmp_path / 'model'}", "--no-open"]
     (tmp_path / "files").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "files")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

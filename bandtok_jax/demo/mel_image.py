@@ -12,6 +12,7 @@ import numpy as np
 from bandtok_jax.audio import spectral
 
 RANGE_DECIBELS = 80.0  # of an image, below its top; our choice
+LOWEST_TOP_DECIBELS = -20.0  # so that silence is dark; our choice
 BLOCK_FRAMES = 1024  # that are computed at a time; our choice
 
 

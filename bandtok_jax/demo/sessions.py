@@ -117,7 +117,9 @@ class Sessions:
             self._sessions[identity] = session
             oldest = [self._sessions.popitem(last=False)[1] for _ in range(len(self._sessions) - MOST_SESSIONS)]
         for dropped in oldest:
-            shutil.rmtree(dropped.folder, ignore_errors=True)
+            if dropped.lock.acquire(blocking=False):  # else it still works, and its files go with the server's
+                shutil.rmtree(dropped.folder, ignore_errors=True)
+                dropped.lock.release()
         return session
 
     def find(self, identity: str) -> Session:

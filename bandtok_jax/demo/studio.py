@@ -69,7 +69,7 @@ class Studio:
             blocks = self.codec.encode_stream([audio * np.float32(gain)])
             codes = np.concatenate(list(self._steps(session, "encoding", blocks, columns, len)))
             levels = self._mel(session, audio)
-            top = float(levels.max())
+            top = max(float(levels.max()), mel_image.LOWEST_TOP_DECIBELS)
             session.mels[original] = mel_image.image(levels, top)
             session.track = Track(name, samples, gain, [codes], original, top)
             return session.track

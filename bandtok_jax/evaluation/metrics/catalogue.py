@@ -11,7 +11,7 @@ import numpy as np
 
 from bandtok_jax.evaluation.metrics import frechet, spectral_metrics, visqol, waveform_metrics
 from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
-from bandtok_jax.runtime import extras
+from bandtok_jax.runtime.extras import installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def selected(without: Collection[str] = ()) -> dict[str, Metric]:
 
 def unavailable() -> list[str]:
     """Returns the names of metrics whose optional package is not installed."""
-    return [name for name, metric in METRICS.items() if metric.package and not extras.installed(metric.package)]
+    return [name for name, metric in METRICS.items() if metric.package and not installed(metric.package)]
 
 
 def definitions(without: Collection[str] = ()) -> dict[str, str]:
