@@ -90,6 +90,17 @@ def test_a_refused_program_leaves_the_folder_as_it_is(codec, tmp_path, monkeypat
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == earlier
 
 
+def test_programs_that_the_codec_does_not_have_are_removed(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_export", lambda *_: (b"new", {"relative_error": 0.0}))
+    monkeypatch.setattr(programs.FORMATS["stablehlo"], "check_packages", lambda: None)
+    list(programs.save_programs(codec, tmp_path, "stablehlo"))
+    names = {"encoder.stablehlo", "decoder.stablehlo", "vocoder.stablehlo", "programs.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    without_vocoder = MelCodec(codec.components["tokenizer"], chunk_columns=8)
+    list(programs.save_programs(without_vocoder, tmp_path, "stablehlo"))
+    assert {path.name for path in tmp_path.iterdir()} == names - {"vocoder.stablehlo"}
+
+
 def test_other_folders_and_flags_are_refused(codec, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no programs.json"):

@@ -20,6 +20,7 @@ import numpy as np
 from bandtok_jax.audio.windows import FIRST_OUTSIDE
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.pretrained import onnx, stablehlo
+from bandtok_jax.runtime import atomic_file
 from bandtok_jax.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str
         programs[name] = {"file": file_name} | _geometry(network, window) | error
         yield f"{file_name}: {len(artifact) / 1e6:.1f} MB, {next(iter(error))} {next(iter(error.values())):.3g}"
     # Only now, so that earlier programs stay complete where one of these is refused.
+    for file_name in os.listdir(output):
+        if file_name.endswith(f".{program_format}") and file_name not in artifacts:
+            os.remove(os.path.join(output, file_name))  # of an earlier codec with more programs
     for file_name, artifact in artifacts.items():
-        with open(os.path.join(output, file_name), "wb") as file:
-            file.write(artifact)
+        _write(os.path.join(output, file_name), artifact)
     content = {
         "format": program_format,
         "sample_rate_hz": codec.sample_rate_hz,
@@ -71,11 +74,15 @@ def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str
         **writer.metadata(),
         "programs": programs,
     }
-    with open(os.path.join(output, FILE), "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+    _write(os.path.join(output, FILE), (json.dumps(content, indent=2) + "\n").encode())
     if writer.PAGE:
         page = os.path.join(os.path.dirname(__file__), writer.PAGE)
         shutil.copyfile(page, os.path.join(output, os.path.basename(page)))
+
+
+def _write(path: str, content: bytes) -> None:
+    with atomic_file.atomic_write(path) as partial, open(partial, "wb") as file:
+        file.write(content)
 
 
 def _check_folder(output: str | os.PathLike, program_format: str) -> None:
