@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax.layers.convolution import ValidRange
-from bandtok_jax.layers.snake import EPSILON, squared_sine
+from bandtok_jax.layers.snake import snake
 
 TAPS = 12  # of the filter, as published (github.com/NVIDIA/BigVGAN, alias_free_activation)
 # Taps between which the even and the odd samples of the doubled rate divide the filter.
@@ -66,9 +66,7 @@ class AntiAliasedSnake(nnx.Module):
         )
 
     def _snake(self, x: jax.Array) -> jax.Array:
-        alpha, beta = jnp.exp(self.log_alpha[...]), jnp.exp(self.log_beta[...])
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 16 bits lose the phase of a large product
-        return (wide + squared_sine(alpha * wide) / (beta + EPSILON)).astype(x.dtype)
+        return snake(x, jnp.exp(self.log_alpha[...]), jnp.exp(self.log_beta[...]))
 
 
 def _hold(x: jax.Array, before: jax.Array, after: jax.Array, side: int, valid_range: ValidRange | None) -> jax.Array:

@@ -23,8 +23,13 @@ class Snake(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         alpha = self.alpha[...]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 16 bits lose the phase of a large product
-        return (wide + squared_sine(alpha * wide) / (alpha + EPSILON)).astype(x.dtype)
+        return snake(x, alpha, alpha)
+
+
+def snake(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
+    """Returns `x + sin(alpha x)^2 / beta` of the dtype of `x`; `[..., C]`, with parameters `[C]`."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 16 bits lose the phase of a large product
+    return (wide + squared_sine(alpha * wide) / (beta + EPSILON)).astype(x.dtype)
 
 
 def squared_sine(x: jax.Array) -> jax.Array:

@@ -37,6 +37,24 @@ LEAK, LAST_LEAK = (
 INITIAL_LOG_MEL = -5.0  # our choice: the level of music that an untrained network takes for zero
 
 
+class HiFiGANBlock(nnx.Module):
+    """Residual pairs of a dilated and a plain convolution, `[B, T, C]`, each after a leaky ReLU."""
+
+    ACTIVATION_RADIUS = 0  # samples per side in the receptive field of an activation
+
+    def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int], **layer: Any):
+        self.dilated = nnx.List(
+            [Convolution(channels, channels, (kernel_size,), dilation=(dilation,), **layer) for dilation in dilations]
+        )
+        self.plain = nnx.List([Convolution(channels, channels, (kernel_size,), **layer) for _ in dilations])
+
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        for dilated, plain in zip(self.dilated, self.plain):
+            y = dilated(mask_outside(jax.nn.leaky_relu(x, LEAK), valid_range))
+            x = x + plain(mask_outside(jax.nn.leaky_relu(y, LEAK), valid_range))
+        return x
+
+
 class HiFiGAN(nnx.Module):
     """A vocoder, `[B, T, M]` natural-log mel to audio, `[B, T * hop_samples]`.
 
@@ -52,6 +70,7 @@ class HiFiGAN(nnx.Module):
     """
 
     role, consumes = "vocoder", "mel"
+    BLOCK: Any = HiFiGANBlock
     SHARDING = (
         (r"(stages/\d+|blocks/\d+/\d+/(dilated|plain)/\d+)/kernel", P(None, "fsdp", "tensor")),
         (r"conv_in/kernel", P(None, None, "fsdp")),
@@ -90,7 +109,7 @@ class HiFiGAN(nnx.Module):
             self.stages.append(TransposedConvolution(channels, channels // 2, rate, cut=False, **layer))
             channels //= 2
             self.blocks.append(
-                nnx.List([HiFiGANBlock(channels, size, self.dilations, **layer) for size in block_kernel_sizes])
+                nnx.List([self.BLOCK(channels, size, self.dilations, **layer) for size in block_kernel_sizes])
             )
         wide = jnp.promote_types(dtype, jnp.float32)
         self.conv_out = Convolution(channels, 1, (END_KERNEL_SIZE,), dtype=wide, **options)
@@ -98,8 +117,15 @@ class HiFiGAN(nnx.Module):
     @property
     def receptive_field_frames(self) -> int:
         """Frames per side that the samples of one frame depend on."""
-        block = max(self.block_kernel_sizes) // 2 * (sum(self.dilations) + len(self.dilations))
-        return receptive_frames(self.rates, block, END_KERNEL_SIZE // 2)
+        pairs, activation = len(self.dilations), self.BLOCK.ACTIVATION_RADIUS
+        block = max(self.block_kernel_sizes) // 2 * (sum(self.dilations) + pairs) + 2 * pairs * activation
+        radius = END_KERNEL_SIZE // 2 + activation
+        for rate in reversed(self.rates):
+            radius, cut = radius + block, rate // 2
+            # Output o depends on the inputs floor((o + cut) / rate) and the one before it; the first and the last
+            # output of an input reach furthest.
+            radius = max(1 + math.ceil((radius - cut) / rate), (rate - 1 + radius + cut) // rate)
+        return radius + END_KERNEL_SIZE // 2
 
     def __call__(self, log_mel: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         """Returns audio; `[B, T, M] -> [B, T * hop_samples]`.
@@ -111,43 +137,22 @@ class HiFiGAN(nnx.Module):
         x = self.conv_in(mask_outside(log_mel, valid_range))
         for rate, stage, blocks in zip(self.rates, self.stages, self.blocks):
             frames, cut = x.shape[1], rate // 2
-            x = stage(mask_outside(jax.nn.leaky_relu(x, LEAK), valid_range))
+            x = stage(mask_outside(self._activate_for_stage(x), valid_range))
             # PyTorch's padding, floor(rate / 2) at both ends, leaves one more output of an odd rate.
             x = x[:, cut : cut + frames * rate + (rate % 2 if self.parity else 0)]
             valid_range = scale_range(valid_range, rate)
             x = functools.reduce(operator.add, (block(x, valid_range) for block in blocks)) / len(blocks)
-        x = self.conv_out(mask_outside(jax.nn.leaky_relu(x, LAST_LEAK), valid_range))
-        return jnp.tanh(x)[..., 0]
+        return self._limit(self.conv_out(mask_outside(self._activate_last(x, valid_range), valid_range))[..., 0])
 
+    def _activate_for_stage(self, x: jax.Array) -> jax.Array:
+        """Returns the input of a transposed convolution."""
+        return jax.nn.leaky_relu(x, LEAK)
 
-def receptive_frames(rates: Sequence[int], block: int, last: int) -> int:
-    """Returns the frames per side that the samples of one frame depend on.
+    def _activate_last(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        """Returns the input of the last convolution."""
+        del valid_range
+        return jax.nn.leaky_relu(x, LAST_LEAK)
 
-    Args:
-      rates: factor of each stage.
-      block: radius of the residual blocks after each stage.
-      last: radius of the layers after the last stage.
-    """
-    radius = last
-    for rate in reversed(rates):
-        radius, cut = radius + block, rate // 2
-        # Output o depends on the inputs floor((o + cut) / rate) and the one before it; the first and the last output
-        # of an input reach furthest.
-        radius = max(1 + math.ceil((radius - cut) / rate), (rate - 1 + radius + cut) // rate)
-    return radius + END_KERNEL_SIZE // 2
-
-
-class HiFiGANBlock(nnx.Module):
-    """Residual pairs of a dilated and a plain convolution, `[B, T, C]`, each after a leaky ReLU."""
-
-    def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int], **layer: Any):
-        self.dilated = nnx.List(
-            [Convolution(channels, channels, (kernel_size,), dilation=(dilation,), **layer) for dilation in dilations]
-        )
-        self.plain = nnx.List([Convolution(channels, channels, (kernel_size,), **layer) for _ in dilations])
-
-    def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        for dilated, plain in zip(self.dilated, self.plain):
-            y = dilated(mask_outside(jax.nn.leaky_relu(x, LEAK), valid_range))
-            x = x + plain(mask_outside(jax.nn.leaky_relu(y, LEAK), valid_range))
-        return x
+    def _limit(self, audio: jax.Array) -> jax.Array:
+        """Returns audio within [-1, 1]."""
+        return jnp.tanh(audio)
