@@ -17,6 +17,7 @@ from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
 from bandtok_jax.layers.anti_aliased_snake import low_pass_filter
+from bandtok_jax.pretrained import importers
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "bigvgan_generator.pt"
@@ -70,9 +71,8 @@ def read_bigvgan(path: str) -> Component:
             if not np.isfinite(leaf).all():
                 raise ValueError(f"{name} holds NaN or infinity")
         origin = os.path.basename(os.path.abspath(path))
-        card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
         weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-        return Component(config, weights, source_path=path, card=card).check()
+        return Component(config, weights, source_path=path, card=importers.card(origin)).check()
 
 
 def _config(settings: Mapping[str, Any]) -> ConfigDict:
@@ -140,7 +140,7 @@ def _arrays(remaining: dict[str, np.ndarray], settings: Mapping[str, Any]) -> It
         for name in ("upsample.filter", "downsample.lowpass.filter"):
             if f"{theirs}.{name}" in remaining:
                 stored = take(f"{theirs}.{name}", 3).reshape(-1)
-                if stored.shape != (len(low_pass_filter()),) or not np.allclose(stored, low_pass_filter(), atol=1e-4):
+                if stored.shape != published_filter.shape or not np.allclose(stored, published_filter, atol=1e-4):
                     raise ValueError(f"{theirs}.{name} is not the filter of BigVGAN")
         alpha = take(f"{theirs}.act.alpha", 1)
         beta = take(f"{theirs}.act.beta", 1) if settings["activation"] == "snakebeta" else alpha
@@ -151,6 +151,7 @@ def _arrays(remaining: dict[str, np.ndarray], settings: Mapping[str, Any]) -> It
         yield f"{ours}.log_alpha", alpha
         yield f"{ours}.log_beta", beta
 
+    published_filter = low_pass_filter()
     sizes, pairs = len(settings["resblock_kernel_sizes"]), len(settings["resblock_dilation_sizes"][0])
     yield from layer("conv_in", "conv_pre")
     for stage in range(len(settings["upsample_rates"])):

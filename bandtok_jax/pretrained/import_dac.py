@@ -14,6 +14,7 @@ import numpy as np
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
+from bandtok_jax.pretrained import importers
 from bandtok_jax.runtime import expect, untrusted
 
 _CURE = "give the whole files of a DAC release"
@@ -107,9 +108,8 @@ def _component(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: in
         if not np.isfinite(leaf).all():
             raise ValueError(f"{name} holds NaN or infinity")
     origin = os.path.basename(os.path.normpath(path))
-    card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
     weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-    return Component(config, weights, source_path=path, card=card).check()
+    return Component(config, weights, source_path=path, card=importers.card(origin)).check()
 
 
 def _leaves(remaining: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -18,6 +18,7 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
+from bandtok_jax.pretrained import importers
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE = "config.yaml"
@@ -92,10 +93,9 @@ def read_vocos(path: str) -> Component:
         if remaining:
             raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which no Vocos of mels has")
         origin = os.path.basename(os.path.abspath(path))
-        card = {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
         weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
         with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
-            vocoder = Component(config, weights, source_path=path, card=card).check()
+            vocoder = Component(config, weights, source_path=path, card=importers.card(origin)).check()
         for name, array in constants.items():
             require_constant(name, array, mel)
     return vocoder

@@ -116,9 +116,13 @@ def _read_repository(name: str, path: str, options: Mapping[str, bool]) -> dict[
     for component in components.values():
         component.source_path = str(repository)
         licence = hub.card_licence(folder)
-        card = {"scores": {}, "data": [f"weights imported from {repository}, whose licence holds"]}
-        component.card = card | ({"licence": licence} if licence else {})
+        component.card = card(repository) | ({"licence": licence} if licence else {})
     return components
+
+
+def card(origin: object) -> dict[str, Any]:
+    """Returns the entries of a model card for weights from a file, a folder or a repository of others."""
+    return {"scores": {}, "data": [f"weights imported from {origin}, whose licence holds"]}
 
 
 def _by_role(components: Any) -> dict[str, "Component"]:
