@@ -24,5 +24,5 @@ def demo(flags: argparse.Namespace) -> None:
         from bandtok_jax.demo import server
 
         codec = models.load_codec(flags)
-    server.serve(codec, str(flags.model or ""), flags.port, open_page=not flags.no_open)
+    server.serve(codec, flags.model, flags.port, open_page=not flags.no_open)
     show("ended")

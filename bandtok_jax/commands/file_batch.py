@@ -123,13 +123,11 @@ def run(
       ValueError: at the end, where inputs were left out; or at once, where the original of codes could be overwritten.
       OSError: at once, where an output cannot be written.
     """
-    originals = [job for job in jobs if _may_be_original(job)]
-    if originals and overwrite:
-        source, target = originals[0]
-        raise ValueError(f"{target} may be the original of {source}: name another folder with -o DIR")
+    for job in filter(_may_be_original, jobs if overwrite else ()):
+        raise ValueError(f"{job.target} may be the original of {job.source}: name another folder with -o DIR")
     remaining = [job for job in jobs if overwrite or not is_complete(job.target)]
     skipped, left_out = len(jobs) - len(remaining), []
-    if skipped and originals:
+    if skipped and any(map(_may_be_original, jobs)):
         yield (
             f"{skipped} of {len(jobs)} results are skipped: files of their names are there, which may be the "
             "originals; name another folder with -o DIR"
