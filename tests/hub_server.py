@@ -10,10 +10,11 @@ import hashlib
 from http import server
 import json
 import re
-import threading
 from urllib import parse
 
 import yaml
+
+from tests import loopback
 
 LFS = ".safetensors"
 LICENCES = ("mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "unknown", "other")
@@ -64,14 +65,8 @@ def serve():
     hub = Hub()
     http = server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with loopback.serving(http):
         yield hub
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 class _Handler(server.BaseHTTPRequestHandler):

@@ -9,7 +9,6 @@ import queue
 import shutil
 import subprocess
 import tarfile
-import threading
 
 import jax
 import numpy as np
@@ -19,9 +18,9 @@ import soundfile
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.pretrained import programs
-from tests import tiny
+from tests import loopback, tiny
+from tests.browser import CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 # Chooses the file as a person does, and sends the results of the page to the server.
 DRIVER = """
@@ -97,8 +96,9 @@ def test_a_browser_codes_a_file_as_python_does(runtime, tmp_path):
     (folder / "driven.html").write_text(page.replace("</body>", DRIVER + "</body>"))
 
     handler = type("Handler", (Server,), {"received": queue.Queue()})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with loopback.serving(
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
+    ) as server:
         address = f"http://127.0.0.1:{server.server_port}/driven.html"
         browser = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", address],
@@ -113,7 +113,6 @@ def test_a_browser_codes_a_file_as_python_does(runtime, tmp_path):
         finally:
             browser.terminate()
             browser.wait()
-            server.shutdown()
     codes = codec.encode(audio.T, codec.sample_rate_hz)
     np.testing.assert_array_equal(np.shape(json.loads(received["/codes"])), codes.shape)
     assert np.mean(np.array(json.loads(received["/codes"])) == codes) > 0.99

@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -18,7 +17,6 @@ from bandtok_jax import cli
 from bandtok_jax.audio import loudness, waveform
 from bandtok_jax.cli import dispatch, evaluate
 from bandtok_jax.cli.parser import config_overrides, expand_home
-from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import describe_config, new_music
 from bandtok_jax.config.load import load_config
@@ -28,6 +26,7 @@ from bandtok_jax.data_pipelines import full_tracks
 from bandtok_jax.formats import bt_file
 from bandtok_jax.generation import prompting
 from bandtok_jax.pretrained import export_folder
+from tests import tiny
 
 VERBS = (
     "prepare train config tokenize encode decode reconstruct generate edit evaluate export import plan doctor".split()
@@ -50,12 +49,8 @@ def model(codec, tmp_path_factory):
 @pytest.fixture(scope="module")
 def composer(codec, tmp_path_factory):
     """Returns the folder of an export with a language model."""
-    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
-    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
-    config = load_config("language_model:tiny", changes)
-    stages = codec.components | {"language_model": component.init_random(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "composer"
-    export_folder.save_codec(MelCodec(**stages), folder)
+    export_folder.save_codec(tiny.with_language_model(codec), folder)
     return str(folder)
 
 

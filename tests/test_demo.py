@@ -24,7 +24,7 @@ from bandtok_jax.commands import music_files
 from bandtok_jax.demo import connection, mel_image, server, sessions, site
 from bandtok_jax.demo.band_pass import BandPass
 from bandtok_jax.pretrained import export_folder
-from tests import browser, test_codec, toy_tokenizer
+from tests import browser, loopback, test_codec, toy_tokenizer
 from tests.test_editing import editor
 
 RATE = 44_100
@@ -36,14 +36,8 @@ def served(codec, folder):
     content = site.Site(codec, "small model", str(folder))
     running = server.Server(content)
     assert running.server_address[0] == "127.0.0.1"
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with loopback.serving(running):
         yield content
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join()
 
 
 class Client:

@@ -3,18 +3,14 @@
 import ast
 import sys
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
 import bandtok_jax
-from bandtok_jax.codecs import component
-from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.config.load import load_config
 from bandtok_jax.pretrained import export_folder
 from bandtok_jax.runtime import extras
-from tests import import_graph, installed_packages
+from tests import import_graph, installed_packages, tiny
 
 WITHOUT_MODULES = {"", "cuda12", "cuda13", "docs", "gpu", "test"}  # extras whose modules this package does not import
 NARROWED = {("onnx", "jax")}  # extras that bound the version of a package which every installation has
@@ -23,13 +19,8 @@ NARROWED = {("onnx", "jax")}  # extras that bound the version of a package which
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Returns the folder of an export with a language model."""
-    codec = bandtok_jax.create("bandtok:tiny", seed=0)
-    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
-    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
-    config = load_config("language_model:tiny", changes)
-    stages = codec.components | {"language_model": component.init_random(config, jax.random.key(0))}
     folder = tmp_path_factory.mktemp("models") / "mine"
-    export_folder.save_codec(MelCodec(**stages), folder)
+    export_folder.save_codec(tiny.with_language_model(bandtok_jax.create("bandtok:tiny", seed=0)), folder)
     return folder
 
 

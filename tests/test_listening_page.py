@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -11,8 +10,8 @@ import soundfile
 
 from bandtok_jax.evaluation.report import listening_page
 from tests import evaluations, music_files
+from tests.browser import CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Listens to every version, rates it by its place, and shows the saved file as the text of the page.
 DRIVER = """
 <script>

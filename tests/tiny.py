@@ -306,6 +306,14 @@ def shrunk(name: str, folder, **overrides):
     return load_config(name, changes)
 
 
+def with_language_model(codec: MelCodec) -> MelCodec:
+    """The codec of `bandtok:tiny` with a narrow language model of random weights."""
+    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
+    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
+    language_model = component.init_random(load_config("language_model:tiny", changes), jax.random.key(0))
+    return MelCodec(**codec.components | {"language_model": language_model})
+
+
 def token_records(folder: pathlib.Path) -> pathlib.Path:
     """Tracks in which every code follows from the one a column earlier, but for some noise."""
     if not folder.exists():
