@@ -1,7 +1,6 @@
 """The codec: codes that do not depend on chunks, blocks or length, batches, and refusal of bad input."""
 
 import dataclasses
-import doctest
 import functools
 import itertools
 import math
@@ -47,10 +46,6 @@ def test_attributes():
     np.testing.assert_allclose(codec.row_edges_hz[[0, 1, 15]], [[0, 279], [248, 527], [16536, 22050]], atol=0.6)
     assert set(codec.parameters) == {"tokenizer", "vocoder"}
     assert codec.parameters["tokenizer"]["buffers"]["quantizer"]["vectors"].shape[0] == 1024
-
-
-def test_the_documented_example():
-    assert doctest.testmod(bandtok_jax) == (0, 4)
 
 
 def test_equal_seeds_make_equal_weights():

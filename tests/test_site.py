@@ -1,5 +1,7 @@
 """The site of the documentation: its navigation, its Python reference, and a strict build."""
 
+import doctest
+import inspect
 import os
 import pathlib
 import pydoc
@@ -43,6 +45,12 @@ def test_the_python_reference_names_what_exists():
     members = re.search(r"members: \[(encode[^\]]*)\]", (ROOT / "docs" / "api.md").read_text())[1]
     for member in re.split(r",\s*", members):
         assert pydoc.locate(f"bandtok_jax.codecs.codec.Codec.{member}"), member
+
+
+def test_the_examples_of_the_python_reference_run():
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    results = [doctest.testmod(module) for module in {inspect.getmodule(pydoc.locate(name)) for name in names}]
+    assert sum(result.failed for result in results) == 0 and sum(result.attempted for result in results) == 9
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -24,6 +24,10 @@ from bandtok_jax.generation.prompting import Grid, GridLanguageModel
 class Codec(ChunkedCodec):
     """A tokenizer, a decoder of its codes to audio and, perhaps, a language model over the codes.
 
+    >>> import bandtok_jax
+    >>> bandtok_jax.create("dac:tiny")
+    WaveformCodec(44100 Hz, 9 residual rows x 1024 codes, 86.13 columns/s, 7.75 kbit/s, tokenizer)
+
     Args:
       tokenizer: component that makes the codes.
       vocoder: component that turns the output of the tokenizer's decoder into audio, unless that is audio.

@@ -11,6 +11,9 @@ ROUNDING_SECONDS, ROUNDING_HZ = 1e-6, 1.0  # by which an end may be beyond that 
 class Region(NamedTuple):
     """A rectangle of time and frequency.
 
+    >>> Region(time=(4.0, 8.0), band=(2000.0, None))  # four seconds of everything above 2 kHz
+    Region(time=(4.0, 8.0), band=(2000.0, None))
+
     Attributes:
       time: start and end in seconds; None for the start or the end of the track.
       band: lowest and highest frequency in Hz; None for the lowest or the highest of all rows.

@@ -21,6 +21,10 @@ from bandtok_jax.runtime import untrusted
 def load_config(name: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     """Returns the locked configuration of a name.
 
+    >>> config = load_config("bandtok:tiny", {"optimizer.learning_rate": "1e-4"})
+    >>> config.task, config.optimizer.learning_rate
+    ('mel_tokenizer', 0.0001)
+
     Args:
       name: NAME:VARIANT, path/to/config.py:VARIANT, or a run's folder. A folder with the name of a shipped
         configuration is "./dac", so that names do not depend on the current directory.
