@@ -21,7 +21,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_CO
 if [ $# -eq 0 ]; then
   python -m ruff check .
   python -m ruff format --check .
-  python -m tests.check_types
+  python -m tests.check_types & types=$! # one core for a minute, beside the tests
 fi
 # One process a core. A process takes tests from another one at the end, so fixtures of a file are mostly set up once.
-exec python -m pytest --numprocesses=auto --dist=worksteal --durations=15 "$@"
+status=0
+python -m pytest --numprocesses=auto --dist=worksteal --durations=15 "$@" || status=$?
+[ -z "${types:-}" ] || wait "$types" || { echo "the types have new errors, see above" >&2; status=1; }
+exit "$status"
