@@ -6,7 +6,7 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 """
 
 import abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import copy
 import dataclasses
 import functools
@@ -78,6 +78,13 @@ class ChunkedCodec(abc.ABC):
         return self.row_kind == "residual"
 
     @property
+    def row_counts(self) -> Sequence[int]:
+        """Numbers of rows that `decode` accepts, from few to all: those of the first levels where rows are residual."""
+        if not self.accepts_fewer_rows:
+            return (self.rows,)
+        return self.components["tokenizer"].network.attribute("row_counts", range(1, self.rows + 1))
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Every learned weight and codebook: `{role: {"parameters": tree, "buffers": tree}}`."""
         return self._weights
@@ -111,7 +118,7 @@ class ChunkedCodec(abc.ABC):
     def check_header(self, header: bt_file.Header, source: str | os.PathLike) -> None:
         """Raises ValueError unless this tokenizer has made the codes of a `.bt` file, whose name is `source`."""
         own = self.header
-        rows = min(header.rows, own.rows) if self.accepts_fewer_rows else own.rows
+        rows = header.rows if header.rows in self.row_counts else own.rows
         if dataclasses.replace(header, samples=0, columns=0) != dataclasses.replace(own, rows=rows):
             raise ValueError(
                 f"{source} was made by the model {header.weight_hash[:12]} "
@@ -271,13 +278,13 @@ class ChunkedCodec(abc.ABC):
 
     def _whole_grid(self, codes: np.ndarray) -> np.ndarray:
         """Returns the codes of a file as int32 `[T, f]`; f may be below F for residual rows. ValueError without any."""
-        codes = bt_file.check_codes(codes, self.rows, self.codebook_size, fewer_rows=self.accepts_fewer_rows)
+        codes = bt_file.check_codes(codes, self.rows, self.codebook_size, fewer_rows=self.row_counts)
         if not len(codes):
             raise ValueError(NO_CODES)
         return codes
 
     def _code_input(self) -> CodeInput:
-        return CodeInput(self.rows, self.codebook_size, self.accepts_fewer_rows)
+        return CodeInput(self.rows, self.codebook_size, self.row_counts)
 
     def _encoder(self, method: str) -> ChunkedNetwork:
         if method not in self._encoders:

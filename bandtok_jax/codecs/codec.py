@@ -39,7 +39,8 @@ class Codec(ChunkedCodec):
       sample_rate_hz, channels: format of the audio. Blocks of streams are `[S]`, those of a stereo codec `[2, S]`.
       rows, codebook_size: F and K of the grid.
       row_kind: "band" (rows are bands of frequency that share one codebook) or "residual" (rows are levels, each with a
-        codebook of its own, which refine those before).
+        codebook of its own, which refine those before; a level may have several rows, its codes in order of time).
+      row_counts: numbers of first rows that can be decoded.
       row_edges_hz: lowest and highest frequency of each row, `[F, 2]`; None unless rows are bands.
       mel: mel definition by which `reconstruct` compares audio.
       components: the components by their roles.
@@ -64,7 +65,7 @@ class Codec(ChunkedCodec):
           limit: rows that there are; by default those of the codec.
 
         Raises:
-          ValueError: there are fewer rows, or the rows are bands.
+          ValueError: there are fewer rows, they end within a level, or the rows are bands.
         """
         limit = limit or self.rows
         if levels is None:
@@ -73,6 +74,9 @@ class Codec(ChunkedCodec):
             raise ValueError(f"{levels} levels asked for: the rows of this model are bands, and all are needed")
         if not 1 <= levels <= limit:
             raise ValueError(f"{levels} levels asked for: there are 1 to {limit}")
+        if levels not in self.row_counts:
+            counts = ", ".join(str(count) for count in self.row_counts if count <= limit)
+            raise ValueError(f"{levels} rows asked for, which end within a level of this model: give one of {counts}")
         return levels
 
     def encode(self, audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:

@@ -238,7 +238,7 @@ def _encode_chunks(codec: WaveformCodec, audio: np.ndarray, window_seconds: floa
 
 def _decode_chunks(codec: WaveformCodec, codes: np.ndarray, chunk_columns: int) -> np.ndarray:
     """Decodes codes `[T, F]` of whole chunks to audio `[S]`, each chunk alone and without padding."""
-    codes = bt_file.check_codes(codes, codec.rows, codec.codebook_size, fewer_rows=True)
+    codes = bt_file.check_codes(codes, codec.rows, codec.codebook_size, fewer_rows=codec.row_counts)
     decode = _unpadded(codec, "decode")
     weights = codec.parameters["tokenizer"]
     chunks = np.split(codes, len(codes) // chunk_columns)

@@ -6,7 +6,7 @@ commands on files do, and `BlockStream` over blocks that a program pushes as the
 Letters: S samples, C channels, T columns of the grid, F rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import math
 from typing import Protocol
 import warnings
@@ -167,7 +167,7 @@ class CodeInput:
 
     Args:
       rows, codebook_size: F and K of the codec.
-      fewer_rows: f may be below F.
+      fewer_rows: further numbers of rows that f may be.
 
     Attributes:
       columns: number of columns so far.
@@ -175,7 +175,7 @@ class CodeInput:
 
     burst = 1
 
-    def __init__(self, rows: int, codebook_size: int, fewer_rows: bool):
+    def __init__(self, rows: int, codebook_size: int, fewer_rows: Collection[int] = ()):
         self._rows, self._codebook_size, self._fewer_rows = rows, codebook_size, fewer_rows
         self.columns = 0
 
@@ -183,7 +183,7 @@ class CodeInput:
         """Yields the block as int32; ValueError where it cannot be codes."""
         block = bt_file.check_codes(block, self._rows, self._codebook_size, fewer_rows=self._fewer_rows)
         if len(block):
-            self._rows, self._fewer_rows = block.shape[1], False
+            self._rows, self._fewer_rows = block.shape[1], ()
             self.columns += len(block)
             yield block
 

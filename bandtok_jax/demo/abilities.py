@@ -71,6 +71,7 @@ class Abilities:
             "channels": codec.channels,
             "rows": codec.rows,
             "row_kind": codec.row_kind,
+            "row_counts": list(codec.row_counts),
             "row_hz": np.round(row_hz, 2).tolist() or None,
             "channel_rows": [len(borders) - 1 for borders in self._channel_borders_hz] or [codec.rows],
             "codebook_size": codec.codebook_size,

@@ -10,7 +10,7 @@ The payload holds the codes column by column, lowest row first, each in ceil(log
 the last byte is filled up with zeros. A reader checks both sums before it hands out the first code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import contextlib
 import dataclasses
 import os
@@ -181,13 +181,18 @@ def read_codes(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
     return np.concatenate([empty, *reader.blocks()]), reader.header
 
 
-def check_codes(codes: np.ndarray, rows: int, codebook_size: int, *, fewer_rows: bool = False) -> np.ndarray:
-    """Returns `codes` as int32 [T, F]; ValueError with the cure where they cannot be codes."""
+def check_codes(codes: np.ndarray, rows: int, codebook_size: int, *, fewer_rows: Collection[int] = ()) -> np.ndarray:
+    """Returns `codes` as int32 [T, F]; ValueError with the cure where they cannot be codes.
+
+    Args:
+      fewer_rows: further numbers of rows that are accepted.
+    """
     codes = np.asarray(codes)
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes are {codes.dtype}, not integers: pass what encode returned")
-    if codes.ndim != 2 or codes.shape[1] != rows and not (fewer_rows and 1 <= codes.shape[1] < rows):
-        allowed = f"1..{rows}" if fewer_rows else str(rows)
+    counts = sorted({*fewer_rows, rows})
+    if codes.ndim != 2 or codes.shape[1] not in counts:
+        allowed = f"1..{rows}" if len(counts) == rows > 1 else " or ".join(map(str, counts))
         raise ValueError(
             f"codes have the shape {list(codes.shape)}, not [columns, {allowed}]: pass one grid, time first"
         )

@@ -70,10 +70,11 @@ class CodecSystem:
           rows: number of residual rows to decode, by default all.
           family: name that the codec shares with itself at other numbers of rows, for figures; by default `name`.
         """
-        if rows is not None and (codec.row_kind != "residual" or not 1 <= rows <= codec.rows):
+        every = range(1, codec.rows + 1) if codec.row_kind == "residual" else ()
+        if rows is not None and rows not in (counts := getattr(codec, "row_counts", every)):
             raise ValueError(
                 f"{name} has {codec.rows} {codec.row_kind} rows, and {rows} cannot be decoded alone: "
-                "leave --rows out, or for residual rows give numbers from 1 to that"
+                f"leave --rows out, or give one of {', '.join(map(str, counts))}"
             )
         self.name, self.codec, self.rows, self.family = name, codec, rows or codec.rows, family or name
         weights = safetensors.weight_hash(codec.parameters)
