@@ -184,6 +184,42 @@ def test_each_level_codes_the_residual():
     np.testing.assert_allclose(losses["commitment"], 3 * np.mean(remaining**2), rtol=1e-5)
 
 
+def test_levels_with_strides_code_the_means_of_residuals():
+    network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, strides=(4, 2, 1), rngs=rngs))
+    parameters, buffers = network.init(jax.random.key(0))
+    latents, vectors = _latents((2, 12, 4)), _vectors(buffers)
+    residual, codes, compared = np.asarray(latents), [], []
+    for level, stride in zip(vectors, (4, 2, 1)):
+        means = residual.reshape(2, -1, stride, 4).mean(axis=2)
+        chosen = np.linalg.norm(means[..., None, :] - level, axis=-1).argmin(-1)
+        residual = residual - np.repeat(level[chosen], stride, axis=1)
+        codes.append(chosen.reshape(2, 3, -1))
+        compared.append(means.reshape(2, 3, -1, 4))
+
+    def apply(*arguments, **options):
+        return network.apply(parameters, buffers, *arguments, **options)
+
+    quantized, grid, losses, training = apply(latents)
+    np.testing.assert_array_equal(grid, np.concatenate(codes, axis=-1))
+    np.testing.assert_array_equal(apply(latents, method="encode"), grid)
+    np.testing.assert_allclose(training["latents"], np.concatenate(compared, axis=-2), atol=1e-5)
+    np.testing.assert_array_equal(training["counts"], [np.bincount(level.ravel(), minlength=16) for level in codes])
+    np.testing.assert_allclose(quantized, latents - residual, atol=1e-5)
+    np.testing.assert_allclose(apply(grid, method="decode"), latents - residual, atol=1e-5)
+    first = apply(grid[..., :3], method="decode")
+    expected = [np.repeat(vectors[n][codes[n].reshape(2, -1)], stride, axis=1) for n, stride in ((0, 4), (1, 2))]
+    np.testing.assert_allclose(first, sum(expected), atol=1e-6)
+    assert losses["commitment"] > 0
+    with pytest.raises(ValueError, match="2 rows are no whole levels"):
+        apply(grid[..., :2], method="decode")
+
+
+@pytest.mark.parametrize("strides", [(4, 2), (4, 3, 1), (2, 4, 1), (2, 1, 0)])
+def test_strides_that_are_no_multiples_are_refused(strides):
+    with pytest.raises(ValueError, match="a multiple of the next"):
+        ResidualVectorQuantizer(4, 3, 16, strides=strides, rngs=nnx.Rngs(0))
+
+
 def test_the_gradient_of_all_levels_passes_once():
     network = Network(lambda rngs: ResidualVectorQuantizer(4, 3, 16, rngs=rngs))
     parameters, buffers = network.init(jax.random.key(0))

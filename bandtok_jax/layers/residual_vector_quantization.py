@@ -2,10 +2,12 @@
 
 With a `codebook_dim` it is the quantizer of DAC (Kumar et al. 2023, arXiv 2306.06546; sizes as in descript-audio-codec,
 nn/quantize.py): factorised codes, cosine look-up, quantizer dropout. Without, it is that of SoundStream (Zeghidour et
-al. 2021, arXiv 2107.03312).
+al. 2021, arXiv 2107.03312). With `strides` its coarse levels have fewer codes than latents, as in SNAC (Siuzdak et al.
+2024, arXiv 2410.14411).
 """
 
 from collections.abc import Sequence
+import itertools
 from typing import Any
 
 from flax import nnx
@@ -23,7 +25,10 @@ class ResidualVectorQuantizer(nnx.Module):
 
     Args:
       dim: D, width of the latents.
-      num_levels: F.
+      num_levels: number of levels; F, unless there are strides.
+      strides: latents of which the mean has one code, for each level; by default 1. Each is a multiple of the next. The
+        codes of a column are then those of `strides[0]` latents, level by level and in order of time, so that F is the
+        sum of `strides[0] // stride` over the levels.
       codebook_size, codebook_dim, learning_rule, lookup, gradient, stale_steps: arguments of each `VectorQuantizer`.
       dtype: dtype of the computation, but at least float32, since a code must not depend on a rounding.
     """
@@ -35,6 +40,7 @@ class ResidualVectorQuantizer(nnx.Module):
         codebook_size: int,
         codebook_dim: int | None = None,
         *,
+        strides: Sequence[int] | None = None,
         learning_rule: str = "ema",
         lookup: str = "euclidean",
         gradient: str = "straight_through",
@@ -42,6 +48,12 @@ class ResidualVectorQuantizer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        self.strides = tuple(strides or (1,) * num_levels)
+        pairs = itertools.pairwise(self.strides)
+        if len(self.strides) != num_levels or min(self.strides) < 1 or any(coarse % fine for coarse, fine in pairs):
+            raise ValueError(
+                f"strides are {self.strides} for {num_levels} levels: give one for each level, a multiple of the next"
+            )
         self.gradient, self.factorised = gradient, codebook_dim is not None
         dtype = jnp.promote_types(dtype, jnp.float32)
         settings: dict[str, Any] = dict(
@@ -54,36 +66,53 @@ class ResidualVectorQuantizer(nnx.Module):
         )
         self.levels = nnx.List(VectorQuantizer(dim, codebook_size, codebook_dim, **settings) for _ in range(num_levels))
 
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        """Numbers of rows of the first levels, for one level, two levels, and so on."""
+        return tuple(itertools.accumulate(self.strides[0] // stride for stride in self.strides))
+
     def encode(self, latents: jax.Array) -> jax.Array:
-        """Returns the codes of all levels; `[B, T, D] -> int32 [B, T, F]`."""
+        """Returns the codes of all levels; `[B, T * strides[0], D] -> int32 [B, T, F]`."""
         return self._assign_levels(latents)[0]
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """Returns the sum of the first f levels, f <= F; int32 `[B, T, f] -> [B, T, D]`."""
-        levels = zip(range(codes.shape[-1]), self.levels)
-        return jnp.asarray(sum(level.decode(codes[..., number]) for number, level in levels))
+        """Returns the sum of the levels in the first f rows; int32 `[B, T, f] -> [B, T * strides[0], D]`.
+
+        Raises:
+          ValueError: f is none of `row_counts`.
+        """
+        if (rows := codes.shape[-1]) not in self.row_counts:
+            raise ValueError(f"{rows} rows are no whole levels: give one of {self.row_counts}")
+        ends = itertools.pairwise((0, *self.row_counts))
+        parts = [
+            _repeat(level.decode(codes[..., first:stop].reshape(len(codes), -1)), stride)
+            for level, stride, (first, stop) in zip(self.levels, self.strides, ends)
+            if stop <= rows
+        ]
+        return jnp.asarray(sum(parts))
 
     def residuals(self, latents: jax.Array) -> jax.Array:
-        """Returns the vectors that the look-up of each level compares; `[B, T, D] -> [B, T, F, codebook_dim]`."""
+        """Returns the vectors that look-ups compare; `[B, T * strides[0], D] -> [B, T, F, codebook_dim]`."""
         return self._assign_levels(latents)[1]
 
     def __call__(
         self, latents: jax.Array, num_levels: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, dict, dict]:
-        """Quantizes latents `[B, T, D]` for training.
+        """Quantizes latents `[B, T * strides[0], D]` for training.
 
         Args:
           num_levels: int `[B]`, the number of levels that each example uses, see `sample_num_levels`; by default all.
 
         Returns:
-          The sum of the used levels `[B, T, D]`, the codes of all levels, int32 `[B, T, F]`, losses and statistics. The
-          losses are those of `VectorQuantizer`, sums over the used levels and means over the examples. The statistics
-          have an axis of levels: `latents` `[B, T, F, codebook_dim]`, `counts` `[F, K]`, `sums` `[F, K, codebook_dim]`.
+          The sum of the used levels, of the shape of the latents, all codes, int32 `[B, T, F]`, losses and statistics.
+          The losses are those of `VectorQuantizer`, sums over the used levels and means over the examples. The
+          statistics are `latents` `[B, T, F, codebook_dim]`, and for all levels `counts` `[levels, K]` and `sums`
+          `[levels, K, codebook_dim]`.
         """
         latents = widen(latents)
         residual, total, all_codes, all_statistics, losses = latents, jnp.zeros_like(latents), [], [], {}
-        for number, level in enumerate(self.levels):
-            projected = level.residuals(residual)
+        for number, (level, stride) in enumerate(zip(self.levels, self.strides)):
+            projected = level.residuals(_mean(residual, stride))
             codes = jax.lax.stop_gradient(level.assign(projected))
             vectors = level.vectors[...][codes].astype(projected.dtype)
             if self.factorised:
@@ -92,46 +121,67 @@ class ResidualVectorQuantizer(nnx.Module):
             else:
                 # The gradient passes all levels at once, below.
                 quantized = jax.lax.stop_gradient(vectors)
+            quantized = _repeat(quantized, stride)
             used = jnp.ones(len(projected)) if num_levels is None else number < num_levels
             total = total + jnp.where(used[:, None, None], quantized, 0)
             for name, errors in level.squared_errors(projected, vectors).items():
                 losses[name] = losses.get(name, 0.0) + jnp.mean(used * jnp.mean(errors, axis=(1, 2)))
             residual = residual - quantized
-            all_codes.append(codes)
-            all_statistics.append(level.statistics(projected, codes))
+            per_column, level_statistics = self.strides[0] // stride, level.statistics(projected, codes)
+            all_codes.append(_in_columns(codes, per_column))
+            all_statistics.append(level_statistics | {"latents": _in_columns(level_statistics["latents"], per_column)})
         if not self.factorised:
             total = vector_quantization.pass_gradient(latents, total, self.gradient)
-        statistics = {
-            name: jnp.stack([level[name] for level in all_statistics], axis=-2 if name == "latents" else 0)
-            for name in all_statistics[0]
-        }
-        return total, jnp.stack(all_codes, axis=-1), losses, statistics
+        statistics = {}
+        for name in all_statistics[0]:
+            arrays = [level[name] for level in all_statistics]
+            statistics[name] = jnp.concatenate(arrays, axis=-2) if name == "latents" else jnp.stack(arrays)
+        return total, jnp.concatenate(all_codes, axis=-1), losses, statistics
 
     def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
         """Returns the buffers of codebooks of k-means centres, each of the residuals of the levels before it.
 
         Args:
-          latents: `[B, T, D]`, of `num_batches` batches.
+          latents: `[B, T * strides[0], D]`, of `num_batches` batches.
         """
         residual, buffers = widen(latents), {}
-        for number, level in enumerate(self.levels):
-            codebook = level.init_codebook(residual, jax.random.fold_in(key, number), num_batches)
-            codes = level.assign(level.residuals(residual), codebook["vectors"])
-            residual = residual - level.leave_space(codebook["vectors"][codes])
+        for number, (level, stride) in enumerate(zip(self.levels, self.strides)):
+            means = _mean(residual, stride)
+            codebook = level.init_codebook(means, jax.random.fold_in(key, number), num_batches)
+            codes = level.assign(level.residuals(means), codebook["vectors"])
+            residual = residual - _repeat(level.leave_space(codebook["vectors"][codes]), stride)
             buffers[str(number)] = codebook
         return {"levels": buffers}
 
     def _assign_levels(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns codes `[B, T, F]` and the vectors that were compared, `[B, T, F, codebook_dim]`."""
         residual, all_codes, all_projected = widen(latents), [], []
-        for level in self.levels:
-            projected = level.residuals(residual)
+        for level, stride in zip(self.levels, self.strides):
+            projected = level.residuals(_mean(residual, stride))
             codes = level.assign(projected)
-            residual = residual - level.decode(codes)
-            all_codes.append(codes[..., None])
-            all_projected.append(projected[..., None, :])
+            residual = residual - _repeat(level.decode(codes), stride)
+            all_codes.append(_in_columns(codes, self.strides[0] // stride))
+            all_projected.append(_in_columns(projected, self.strides[0] // stride))
         # jnp.stack is a primitive of JAX that converters to other formats lack.
         return jnp.concatenate(all_codes, axis=-1), jnp.concatenate(all_projected, axis=-2)
+
+
+def _mean(latents: jax.Array, stride: int) -> jax.Array:
+    """Returns the means of `stride` latents each; `[B, T * stride, D] -> [B, T, D]`."""
+    return latents if stride == 1 else _in_columns(latents, stride).mean(axis=2)
+
+
+def _repeat(vectors: jax.Array, stride: int) -> jax.Array:
+    """Returns every vector `stride` times in a row; `[B, T, D] -> [B, T * stride, D]`."""
+    if stride == 1:
+        return vectors
+    batch, columns, dim = vectors.shape
+    return jnp.broadcast_to(vectors[:, :, None], (batch, columns, stride, dim)).reshape(batch, -1, dim)
+
+
+def _in_columns(x: jax.Array, per_column: int) -> jax.Array:
+    """Returns an array whose consecutive items are columns; `[B, T * n, ...] -> [B, T, n, ...]`."""
+    return x.reshape(x.shape[0], x.shape[1] // per_column, per_column, *x.shape[2:])
 
 
 def update_codebooks(
