@@ -8,6 +8,7 @@ each layer are zero outside, and elsewhere a column does not depend on where the
 Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width.
 """
 
+import abc
 from collections.abc import Sequence
 import math
 from typing import Any
@@ -31,7 +32,40 @@ from bandtok_jax.models.dac_decoder import (
 )
 
 
-class DAC(DACDecoder):
+class ConvolutionalCodec(DACDecoder):
+    """Blocks of strided convolutions, then layers of a subclass, over `DACDecoder`."""
+
+    def _build_encoder(self, width: int, strides: Sequence[int], depthwise: bool = False, **settings: Any) -> int:
+        """Adds the layers up to the last block, for `width` channels at the full rate; returns those at its end."""
+        self.encoder_in = convolution(1, width, KERNEL_SIZE, **settings)
+        self.encoder_blocks = nnx.List()
+        for stride in strides:
+            self.encoder_blocks.append(EncoderBlock(width, stride, depthwise=depthwise, **settings))
+            width *= 2
+        return width
+
+    def latents(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
+        """Returns the latents for the quantizer; zeros fill the last column. See `DACDecoder.latents`."""
+        rate = self.samples_per_column
+        x = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % rate if self.padded else 0)))[..., None]
+        x = self.encoder_in(mask_outside(x, scale_range(valid_range, rate)))
+        for stride, block in zip(self.strides, self.encoder_blocks):
+            x, rate = block(x, scale_range(valid_range, rate)), rate // stride
+        return self._after_blocks(x, scale_range(valid_range, rate))
+
+    @abc.abstractmethod
+    def _after_blocks(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        """Returns the latents of the output of the last block, with the valid range counted in frames."""
+
+    def _samples_before(self, first: int, last: int) -> tuple[int, int]:
+        """Returns the first and the last sample on which the frames `first` to `last` after the blocks depend."""
+        for stride in reversed(self.strides):
+            first = first * stride - overlap(stride) - UNITS_RADIUS
+            last = last * stride - overlap(stride) + 2 * stride - 1 + UNITS_RADIUS
+        return first - KERNEL_SIZE // 2, last + KERNEL_SIZE // 2
+
+
+class DAC(ConvolutionalCodec):
     """Encoder, residual quantizer and decoder.
 
     Args:
@@ -67,12 +101,7 @@ class DAC(DACDecoder):
     ):
         check_sizes(strides, decoder_dim, rows)
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
-        width = encoder_dim
-        self.encoder_in = convolution(1, width, KERNEL_SIZE, **settings)
-        self.encoder_blocks = nnx.List()
-        for stride in strides:
-            self.encoder_blocks.append(EncoderBlock(width, stride, **settings))
-            width *= 2
+        width = self._build_encoder(encoder_dim, strides, **settings)
         latent_dim = latent_dim or width
         self.encoder_snake = Snake(width, rngs=rngs)
         self.encoder_out = convolution(width, latent_dim, 3, **settings)
@@ -91,35 +120,20 @@ class DAC(DACDecoder):
     @property
     def encoder_context_columns(self) -> int:
         """Columns of audio per side, beyond its own, that one column of codes depends on."""
-        first, last = -1, 1  # of the convolution over three
-        for stride in reversed(self.strides):
-            first = first * stride - overlap(stride) - UNITS_RADIUS
-            last = last * stride - overlap(stride) + 2 * stride - 1 + UNITS_RADIUS
-        first, last = first - KERNEL_SIZE // 2, last + KERNEL_SIZE // 2
+        first, last = self._samples_before(-1, 1)  # of the convolution over three
         hop = self.samples_per_column
         return max(math.ceil(-first / hop), math.ceil((last + 1) / hop) - 1)
 
-    def latents(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the latents for the quantizer; `[B, S] -> [B, ceil(S / samples_per_column), D]`, zeros at the end.
-
-        Args:
-          valid_range: the columns of the array in which the file lies; by default the array is the file.
-        """
-        hop = self.samples_per_column
-        x = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % hop if self.padded else 0)))[..., None]
-        rate = hop
-        x = self.encoder_in(mask_outside(x, scale_range(valid_range, rate)))
-        for stride, block in zip(self.strides, self.encoder_blocks):
-            x, rate = block(x, scale_range(valid_range, rate)), rate // stride
-        return self.encoder_out(mask_outside(self.encoder_snake(x), scale_range(valid_range, rate)))
+    def _after_blocks(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        return self.encoder_out(mask_outside(self.encoder_snake(x), valid_range))
 
 
 class EncoderBlock(nnx.Module):
     """Three residual units, then `stride` times fewer frames of twice the width."""
 
-    def __init__(self, width: int, stride: int, *, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, stride: int, *, depthwise: bool, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
-        self.units = nnx.List(ResidualUnit(width, dilation, **settings) for dilation in DILATIONS)
+        self.units = nnx.List(ResidualUnit(width, dilation, depthwise=depthwise, **settings) for dilation in DILATIONS)
         self.snake = Snake(width, rngs=rngs)
         self.down = convolution(width, 2 * width, 2 * stride, stride=stride, **settings)
 

@@ -1,12 +1,14 @@
 """DAC's residual quantizer and decoder, from latents to audio (Kumar et al. 2023, arXiv 2306.06546).
 
-A subclass adds the encoder: DAC's own, see `dac`, or a frozen one, see `muencoder_gan`.
+A subclass adds the encoder: DAC's own, see `dac`, or a frozen one, see `muencoder_gan`. Three settings belong to SNAC,
+see `snac`: levels with strides, depthwise convolutions, and noise.
 
 Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width.
 """
 
 import abc
 from collections.abc import Sequence
+import itertools
 import math
 from typing import Any
 
@@ -22,6 +24,7 @@ from bandtok_jax.layers.convolution import (
     ValidRange,
     fan_in_uniform,
     mask_outside,
+    scale_range,
 )
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.precision import exact
@@ -40,11 +43,14 @@ class DACDecoder(nnx.Module, abc.ABC):
       latent_dim: D, of the quantized latents.
       decoder_dim: channels at the rate of the columns; every stride halves them.
       strides: strides of an encoder, from fine to coarse; the decoder's are these in reverse.
-      rows: F, levels of the quantizer.
+      rows: levels of the quantizer; F, unless there are `level_strides`.
       codebook_size: K, the number of codes of each level.
       codebook_dim: dimensions in which codes are compared.
       learning_rule: learning rule of the codebooks, "gradient" or "ema".
       stale_steps: with the rule "gradient", training steps without use after which a code restarts; 0 for none.
+      level_strides: strides of the levels, see `ResidualVectorQuantizer`; by default a column is one frame of latents.
+      depthwise: the convolutions of residual units, and the first one of the decoder, have a filter for each channel.
+      noise: every block of the decoder has a layer that scales noise.
       parity, padding: see `bandtok_jax.models.dac.DAC`.
       dtype: dtype of the convolutions; the quantizer and the audio are at least float32.
     """
@@ -70,14 +76,16 @@ class DACDecoder(nnx.Module, abc.ABC):
         codebook_dim: int,
         learning_rule: str,
         stale_steps: int = 0,
+        level_strides: Sequence[int] | None = None,
+        depthwise: bool = False,
+        noise: bool = False,
         parity: bool = False,
         padding: bool = True,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         check_sizes(strides, decoder_dim, rows)
-        self.strides, self.rows, self.codebook_size = tuple(strides), rows, codebook_size
-        self.samples_per_column = math.prod(strides)
+        self.strides, self.codebook_size = tuple(strides), codebook_size
         self.parity, self.padded = parity, padding
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.quantizer = ResidualVectorQuantizer(
@@ -85,19 +93,27 @@ class DACDecoder(nnx.Module, abc.ABC):
             rows,
             codebook_size,
             codebook_dim,
+            strides=level_strides,
             learning_rule=learning_rule,
             lookup="cosine",
             stale_steps=stale_steps,
             dtype=dtype,
             rngs=rngs,
         )
+        self.row_counts, self.frames_per_column = self.quantizer.row_counts, self.quantizer.strides[0]
+        self.rows, self.samples_per_column = self.row_counts[-1], self.frames_per_column * math.prod(strides)
 
         width = decoder_dim
-        self.decoder_in = convolution(latent_dim, width, KERNEL_SIZE, **settings)
-        self.decoder_blocks = nnx.List()
+        self.decoder_filter = (
+            convolution(latent_dim, latent_dim, KERNEL_SIZE, groups=latent_dim, **settings) if depthwise else None
+        )
+        self.decoder_in = convolution(latent_dim, width, 1 if depthwise else KERNEL_SIZE, **settings)
+        self.decoder_blocks, self.noise_rates, rate = nnx.List(), (), self.frames_per_column
         for stride in reversed(strides):
-            self.decoder_blocks.append(DecoderBlock(width, stride, parity=parity, **settings))
-            width //= 2
+            block = DecoderBlock(width, stride, depthwise=depthwise, noise=noise, parity=parity, **settings)
+            self.decoder_blocks.append(block)
+            width, rate = width // 2, rate * stride
+            self.noise_rates += (rate,) if noise else ()
         self.decoder_snake = Snake(width, rngs=rngs)
         # Samples in 16 bits would be noise 56 dB below the music.
         wide = {**settings, "dtype": jnp.promote_types(dtype, jnp.float32)}
@@ -106,36 +122,59 @@ class DACDecoder(nnx.Module, abc.ABC):
     @property
     def decoder_context_columns(self) -> int:
         """Columns of codes per side, beyond its own, that the audio of one column depends on."""
-        first, last = -(KERNEL_SIZE // 2), self.samples_per_column - 1 + KERNEL_SIZE // 2
+        first, last = self._frames_before(self.samples_per_column)
+        return max(-first, last) + KERNEL_SIZE // 2
+
+    def _frames_before(self, samples: int) -> tuple[int, int]:
+        """Returns the first and the last frame, before the blocks, on which the first `samples` of the audio depend."""
+        first, last = -(KERNEL_SIZE // 2), samples - 1 + KERNEL_SIZE // 2
         for stride in self.strides:
             first = (first - UNITS_RADIUS + overlap(stride)) // stride - 1
             last = (last + UNITS_RADIUS + overlap(stride)) // stride
-        return max(-first, last) + KERNEL_SIZE // 2
+        return first, last
 
     @abc.abstractmethod
     def latents(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the latents for the quantizer; `[B, S] -> [B, ceil(S / samples_per_column), D]`.
+        """Returns the latents for the quantizer, of T = ceil(S / samples_per_column) columns.
 
         Args:
+          audio: `[B, S]`.
           valid_range: the columns of the array in which the file lies; by default the array is the file.
+
+        Returns:
+          `[B, T * frames_per_column, D]`.
         """
 
-    def decode_latents(self, quantized: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the audio of quantized latents, in [-1, 1]; `[B, T, D] -> [B, T * samples_per_column]`.
+    def decode_latents(
+        self, quantized: jax.Array, valid_range: ValidRange | None = None, noise: Sequence[jax.Array] = ()
+    ) -> jax.Array:
+        """Returns the audio of quantized latents, in [-1, 1], `[B, T * samples_per_column]`.
 
         With `parity` the audio is a little shorter.
+
+        Args:
+          quantized: `[B, T * frames_per_column, D]`.
+          valid_range: the columns of the array in which the file lies; by default the array is the file.
+          noise: normal noise for each block, `[B, T * rate]` with its rate of `noise_rates`; none for its mean, 0.
         """
         whole = valid_range is None and self.parity and self.padded
-        valid_range = (0, quantized.shape[1]) if whole else valid_range
-        x = self.decoder_in(mask_outside(quantized, valid_range))
-        for block in self.decoder_blocks:
-            x, valid_range = block(x, valid_range)
+        valid_range = (0, quantized.shape[1]) if whole else scale_range(valid_range, self.frames_per_column)
+        x = mask_outside(quantized, valid_range)
+        x = self.decoder_in(x if self.decoder_filter is None else self.decoder_filter(x))
+        x = self._before_blocks(x, valid_range)
+        for block, added in itertools.zip_longest(self.decoder_blocks, noise):
+            x, valid_range = block(x, valid_range, added)
         x = self.decoder_out(mask_outside(self.decoder_snake(x), valid_range))
         x = mask_outside(jnp.tanh(x), valid_range)[..., 0]
         if not whole:
             return x
         assert valid_range is not None  # blocks scale a range, and do not drop it
         return x[:, : valid_range[1]]
+
+    def _before_blocks(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        """Returns the input of the decoder's blocks; `[B, T, D]`, with the valid range counted in frames."""
+        del valid_range
+        return x
 
     @exact
     def encode(self, audio: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
@@ -147,9 +186,16 @@ class DACDecoder(nnx.Module, abc.ABC):
         """Returns the vectors that the look-up of each level compares, `[B, T, F, codebook_dim]`, see `latents`."""
         return self.quantizer.residuals(self.latents(audio, valid_range))
 
-    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
-        """Returns the audio of the codes of the first f levels; int32 `[B, T, f] -> [B, T * samples_per_column]`."""
-        return self.decode_latents(self.quantizer.decode(codes), valid_range)
+    def decode(
+        self, codes: jax.Array, valid_range: ValidRange | None = None, noise: Sequence[jax.Array] = ()
+    ) -> jax.Array:
+        """Returns the audio of the codes of the first levels; int32 `[B, T, f] -> [B, T * samples_per_column]`.
+
+        Args:
+          codes: f is one of `row_counts`.
+          valid_range, noise: see `decode_latents`.
+        """
+        return self.decode_latents(self.quantizer.decode(codes), valid_range, noise)
 
     @exact
     def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
@@ -174,10 +220,11 @@ class DACDecoder(nnx.Module, abc.ABC):
 class ResidualUnit(nnx.Module):
     """Snake, dilated convolution, Snake and convolution of size 1 in a residual branch; `[B, T, D]`."""
 
-    def __init__(self, width: int, dilation: int, *, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, dilation: int, *, depthwise: bool, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake_in, self.snake_out = Snake(width, rngs=rngs), Snake(width, rngs=rngs)
-        self.dilated = convolution(width, width, KERNEL_SIZE, dilation=dilation, **settings)
+        groups = width if depthwise else 1
+        self.dilated = convolution(width, width, KERNEL_SIZE, dilation=dilation, groups=groups, **settings)
         self.single = convolution(width, width, 1, **settings)
         self._cut = 0 if padding else KERNEL_SIZE // 2 * dilation
 
@@ -187,21 +234,39 @@ class ResidualUnit(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """`stride` times more frames of half the width, then three residual units."""
+    """`stride` times more frames of half the width, with noise or without, then three residual units."""
 
-    def __init__(self, width: int, stride: int, *, parity: bool, padding: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        stride: int,
+        *,
+        depthwise: bool,
+        noise: bool,
+        parity: bool,
+        padding: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         self.snake = Snake(width, rngs=rngs)
         self.up = TransposedConvolution(
             width, width // 2, stride, cut=padding, normalisation="weight",
             initializer=fan_in_uniform, dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.units = nnx.List(ResidualUnit(width // 2, dilation, **settings) for dilation in DILATIONS)
+        self.noise = convolution(width // 2, width // 2, 1, bias=False, **settings) if noise else None
+        self.units = nnx.List(
+            ResidualUnit(width // 2, dilation, depthwise=depthwise, **settings) for dilation in DILATIONS
+        )
         self._stride, self._lost_samples = stride, stride % 2 if parity else 0
 
-    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> tuple[jax.Array, ValidRange | None]:
-        """Returns the frames, and the valid range counted in them."""
+    def __call__(
+        self, x: jax.Array, valid_range: ValidRange | None, noise: jax.Array | None
+    ) -> tuple[jax.Array, ValidRange | None]:
+        """Returns the frames, and the valid range counted in them; noise is `[B, T * stride]`, None for 0."""
         x = self.up(mask_outside(self.snake(x), valid_range))
+        if self.noise is not None and noise is not None:
+            x = x + noise[..., None] * self.noise(x)
         if valid_range is not None:
             valid_range = (valid_range[0] * self._stride, valid_range[1] * self._stride - self._lost_samples)
         for unit in self.units:
@@ -216,6 +281,8 @@ def convolution(
     *,
     stride: int = 1,
     dilation: int = 1,
+    groups: int = 1,
+    bias: bool = True,
     padding: bool,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -227,7 +294,7 @@ def convolution(
         zeros = "same" if stride == 1 else [(overlap(stride), overlap(stride))]
     return Convolution(
         channels_in, channels_out, (kernel_size,), stride=(stride,), dilation=(dilation,), padding=zeros,
-        normalisation="weight", initializer=fan_in_uniform, dtype=dtype, rngs=rngs,
+        groups=groups, normalisation="weight", bias=bias, initializer=fan_in_uniform, dtype=dtype, rngs=rngs,
     )  # fmt: skip
 
 
