@@ -227,7 +227,12 @@ class ChunkedCodec(abc.ABC):
         """
 
     def _chunked_decoder(
-        self, outputs_per_column: int, chunk: int, role: str = "tokenizer", method: str | Callable[..., Any] = "decode"
+        self,
+        outputs_per_column: int,
+        chunk: int,
+        role: str = "tokenizer",
+        method: str | Callable[..., Any] = "decode",
+        windows: int | None = None,
     ) -> ChunkedNetwork:
         """Returns a method of a component, by default the tokenizer's decoder, over a stream of codes."""
         component = self.components[role]
@@ -237,6 +242,7 @@ class ChunkedCodec(abc.ABC):
             chunk=chunk,
             context=component.network.attribute("decoder_context_columns"),
             outputs_per_column=outputs_per_column,
+            windows=windows,
         )
 
     def _decoder_networks(self, chunk: int) -> dict[str, ChunkedNetwork]:

@@ -132,8 +132,9 @@ class Codec(ChunkedCodec):
         """Decodes codes to audio.
 
         Args:
-          codes: integers `[T, F]` or a batch `[B, T, F]`; the first rows are enough where rows are residual levels.
-          seed: for decoders that draw noise, see `FlowCodec`; the same for each example of a batch.
+          codes: integers `[T, F]` or a batch `[B, T, F]`; the first rows are enough where rows are residual levels, see
+            `row_counts`.
+          seed: for decoders that draw noise, see `FlowCodec` and `WaveformCodec`; the same for each example of a batch.
           samples: length to cut the audio to; by default T whole columns.
           options: settings of a decoder that samples, see `FlowCodec`; the others have none.
 

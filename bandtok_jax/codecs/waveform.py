@@ -1,18 +1,28 @@
-"""The codec of waveforms: one network from audio to residual levels of codes and back (DAC).
+"""The codec of waveforms: one network from audio to residual levels of codes and back (DAC, SNAC).
 
 A file begins with its first sample and ends with its last column, which zeros fill. Beyond both ends every layer sees
 zeros, as the network does that codes a whole file at once. Chunks of a file therefore have the codes and the audio of
 the whole, and weights trained elsewhere give the codes that they give there.
 
+The noise of a decoder depends on the seed, the block of the network, and the number of the column in its file.
+
 Letters: S samples, T columns of the grid, F rows.
 """
 
+import functools
+from typing import Any
+
+import jax
 import numpy as np
 
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
+from bandtok_jax.codecs.streams import Stage
+from bandtok_jax.config.validate import check_seed
+from bandtok_jax.generation.flow_sampling import frame_noise
+from bandtok_jax.layers.network import Tree
 
 CHUNK_COLUMNS = 256  # our choice: a fourteenth of a window is context then, and a chunk is 3 seconds of 44.1 kHz
 
@@ -69,4 +79,41 @@ class WaveformCodec(Codec):
         )
 
     def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
-        return {"tokenizer": self._chunked_decoder(self.samples_per_column, chunk)}
+        if not self._draws_noise:
+            return {"tokenizer": self._chunked_decoder(self.samples_per_column, chunk)}
+        # The place of a window in its file goes from window to window.
+        decode = functools.partial(_decode_with_noise, chunk=chunk)
+        return {"tokenizer": self._chunked_decoder(self.samples_per_column, chunk, method=decode, windows=1)}
+
+    def _decoder_stages(self, seed: int, chunk: int, prompt: bool) -> list[Stage]:
+        if not self._draws_noise:
+            return super()._decoder_stages(seed, chunk, prompt)
+        check_seed(seed)
+        (network,) = self._decoder_networks(chunk).values()
+        carry = {"key": jax.random.key(seed), "column": np.int32(-network.context_columns[0])}
+        return [network.stream(self._weights["tokenizer"], carry, prompt=prompt)]
+
+    @property
+    def _draws_noise(self) -> bool:
+        """True where the decoder adds noise."""
+        return bool(self.components["tokenizer"].network.attribute("noise_rates", ()))
+
+
+def _decode_with_noise(
+    tokenizer: Any, codes: jax.Array, valid_range: jax.Array, carry: Tree = None, *, chunk: int
+) -> jax.Array | tuple[jax.Array, Tree]:
+    """Decodes a window of codes with noise; `int32 [1, T, f] -> [1, T * samples_per_column]`, and the next carry.
+
+    Args:
+      valid_range: the columns of the window in which the file lies.
+      carry: `key`, and the number of the first `column` of the window in the file, which may be negative. Without a
+        carry there is no noise, and the audio alone is returned, as in programs for other runtimes.
+      chunk: columns to the next window.
+    """
+    if carry is None:
+        return tokenizer.decode(codes, valid_range)
+    noise = []
+    for number, rate in enumerate(tokenizer.noise_rates):
+        key = jax.random.fold_in(carry["key"], number)
+        noise.append(frame_noise(key, carry["column"], codes.shape[1], (rate,)).reshape(1, -1))
+    return tokenizer.decode(codes, valid_range, noise), {**carry, "column": carry["column"] + chunk}

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
+from typing import TypeGuard
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.commands import files
 from bandtok_jax.formats import bt_file
+from bandtok_jax.models.dac import DAC
 from bandtok_jax.runtime import atomic_file, untrusted
 
 COMPARISON_SAMPLES = 1 << 17
@@ -112,8 +114,8 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
     Raises:
       ValueError: the file is damaged, belongs to another kind of model, or does not fit into a `.bt` file.
     """
-    if not isinstance(codec, WaveformCodec):
-        raise ValueError(f"{source} is a .dac file, and this model encodes mel spectrograms: give an imported DAC")
+    if not _is_dac(codec):
+        raise ValueError(f"{source} is a .dac file, and this model is no DAC: give an imported DAC")
     files.refuse_overwriting(source, target)
     atomic_file.check(target)
     with untrusted.naming(source):
@@ -136,8 +138,8 @@ def encode_dac(
     Raises:
       ValueError: the source is no audio, or the codec no DAC.
     """
-    if not isinstance(codec, WaveformCodec):
-        raise ValueError(f"{target} would be a .dac file, and this model encodes mel spectrograms: write a .bt file")
+    if not _is_dac(codec):
+        raise ValueError(f"{target} would be a .dac file, and this model is no DAC: write a .bt file")
     files.refuse_overwriting(source, target)
     atomic_file.check(target)
     with untrusted.naming(source):
@@ -174,6 +176,11 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
     squares, distance = squares / codec.channels, distance / codec.channels
     level_db = 10 * np.log10(np.maximum(squares / samples, 1e-12))
     return Comparison(samples, float(level_db[0]), float(level_db[1]), distance / frames, writer.clipped_samples)
+
+
+def _is_dac(codec: Codec) -> TypeGuard[WaveformCodec]:
+    """Returns whether the published program can have the same network."""
+    return codec.components["tokenizer"].network_class is DAC
 
 
 class _Counted:

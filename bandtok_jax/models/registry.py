@@ -37,6 +37,7 @@ _SHIPPED = {
     "muencoder": "bandtok_jax.models.muencoder:MuEncoder",
     "muencoder_gan": "bandtok_jax.models.muencoder_gan:MuEncoderGAN",
     "patchgan": "bandtok_jax.models.patchgan:MultiScalePatchGAN",
+    "snac": "bandtok_jax.models.snac:SNAC",
     "token_vocoder": "bandtok_jax.models.token_vocoder:TokenVocoder",
     "vocos": "bandtok_jax.models.vocos:Vocos",
     "waveform": "bandtok_jax.models.waveform_discriminators:WaveformDiscriminators",
