@@ -25,7 +25,15 @@ from bandtok_jax.config.stored import to_json, write_config
 from bandtok_jax.formats import bt_file
 from bandtok_jax.formats import safetensors as weights_file
 from bandtok_jax.models import registry
-from bandtok_jax.pretrained import export_folder, import_dac, import_meltok, import_mucodec, import_vocos, model_folder
+from bandtok_jax.pretrained import (
+    export_folder,
+    import_dac,
+    import_meltok,
+    import_mucodec,
+    import_snac,
+    import_vocos,
+    model_folder,
+)
 from tests import audioldm_reference, fuzz, meltok_state, mucodec_state
 from tests.torch_files import write_torch
 
@@ -142,6 +150,17 @@ def test_settings_of_vocos(tmp_path):
     shutil.copytree(GOLDEN / "vocos" / "same", tmp_path, dirs_exist_ok=True)
     valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: import_vocos.read_vocos(str(tmp_path))
     fuzz.check(read, tmp_path / "config.yaml", valid, fuzz.text, named=str(tmp_path))
+
+
+def test_settings_and_weights_of_snac(tmp_path):
+    shutil.copytree(GOLDEN / "snac" / "windows", tmp_path, dirs_exist_ok=True)
+    for name, mutate in (("config.json", fuzz.json_text), ("pytorch_model.bin", torch_weights)):
+        valid = (tmp_path / name).read_bytes()
+        fuzz.check(
+            lambda _: import_snac.read_snac(str(tmp_path)), tmp_path / name, valid, mutate, cases=100,
+            named=str(tmp_path),
+        )  # fmt: skip
+        (tmp_path / name).write_bytes(valid)
 
 
 def test_settings_and_weights_of_transformers(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import os
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.codecs.component import Component
@@ -100,10 +101,25 @@ def _component(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: in
         config.model.update({**shape, "strides": tuple(shape["strides"])})
     remaining, ours = dict(flat), {}
     for layer in _layers(len(config.model.strides), config.model.rows):
-        for name, leaf in _leaves(remaining, layer[column]):
-            ours[f"{layer[0]}.{name}"] = leaf
+        ours |= take_layer(remaining, layer[0], layer[column])
+    return finish(config, ours, remaining, path, "no DAC has")
+
+
+def finish(
+    config: ConfigDict, ours: Mapping[str, np.ndarray], remaining: Mapping[str, np.ndarray], path: str, problem: str
+) -> Component:
+    """Returns the component of all arrays of a file.
+
+    Args:
+      ours: arrays by our names.
+      remaining: arrays of the file that are not among them; there may be none.
+      problem: the reason why there may be none, the end of "it holds NAME, which ...".
+
+    Raises:
+      ValueError: arrays remain, or hold NaN, or are not those of the network.
+    """
     if remaining:
-        raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which no DAC has")
+        raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which {problem}")
     for name, leaf in ours.items():
         if not np.isfinite(leaf).all():
             raise ValueError(f"{name} holds NaN or infinity")
@@ -112,7 +128,23 @@ def _component(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: in
     return Component(config, weights, source_path=path, card=importers.card(origin)).check()
 
 
-def _leaves(remaining: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+def take_layer(remaining: dict[str, np.ndarray], ours: str, prefix: str, *, bias: bool = True) -> dict[str, np.ndarray]:
+    """Returns the arrays of a convolution, a codebook or a Snake, and removes them from `remaining`.
+
+    Args:
+      ours, prefix: our name of the layer, and that in the file.
+      bias: a convolution has a bias.
+
+    Returns:
+      Arrays with our axes by our names.
+
+    Raises:
+      ValueError: an array is missing.
+    """
+    return {f"{ours}.{name}": leaf for name, leaf in _leaves(remaining, prefix, bias)}
+
+
+def _leaves(remaining: dict[str, np.ndarray], prefix: str, bias: bool) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the arrays of one layer by our names and with our axes, and removes them from `remaining`."""
 
     def take(*names: str) -> np.ndarray:
@@ -132,7 +164,8 @@ def _leaves(remaining: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str
             raise ValueError(f"{prefix} has kernels of shape {list(kernel.shape)}")
         kernel = np.ascontiguousarray(kernel.transpose(2, 1, 0))
         yield "kernel", kernel
-        yield "bias", take("bias")
+        if bias:
+            yield "bias", take("bias")
         try:
             yield "gain", take("weight_g", "parametrizations.weight.original0").reshape(-1)
         except ValueError:
@@ -143,35 +176,42 @@ def _leaves(remaining: dict[str, np.ndarray], prefix: str) -> Iterator[tuple[str
 def _layers(strides: int, rows: int) -> Iterator[tuple[str, str, str]]:
     """Yields our name of every layer, the official one and that of transformers."""
 
-    def units(ours: str, official: str, theirs: str, first: int) -> Iterator[tuple[str, str, str]]:
-        for u in range(3):
-            parts = zip(("snake_in", "dilated", "snake_out", "single"), ("snake1", "conv1", "snake2", "conv2"))
-            for p, (own, their) in enumerate(parts):
-                yield (
-                    f"{ours}.units.{u}.{own}",
-                    f"{official}.{u + first}.block.{p}",
-                    f"{theirs}.res_unit{u + 1}.{their}",
-                )
-
     yield "encoder_in", "encoder.block.0", "encoder.conv1"
     for b in range(strides):
         ours, official, theirs = f"encoder_blocks.{b}", f"encoder.block.{b + 1}.block", f"encoder.block.{b}"
-        yield from units(ours, official, theirs, 0)
+        yield from unit_layers(ours, official, 0, theirs)
         yield f"{ours}.snake", f"{official}.3", f"{theirs}.snake1"
         yield f"{ours}.down", f"{official}.4", f"{theirs}.conv1"
     yield "encoder_snake", f"encoder.block.{strides + 1}", "encoder.snake1"
     yield "encoder_out", f"encoder.block.{strides + 2}", "encoder.conv2"
-    for r in range(rows):
-        for own, their in (("project_in", "in_proj"), ("project_out", "out_proj")):
-            theirs = f"quantizer.quantizers.{r}.{their}"
-            yield f"quantizer.levels.{r}.{own}", theirs, theirs
-        theirs = f"quantizer.quantizers.{r}.codebook"
-        yield f"quantizer.levels.{r}", theirs, theirs
+    for ours, theirs in level_layers(rows):
+        yield ours, theirs, theirs
     yield "decoder_in", "decoder.model.0", "decoder.conv1"
     for b in range(strides):
         ours, official, theirs = f"decoder_blocks.{b}", f"decoder.model.{b + 1}.block", f"decoder.block.{b}"
         yield f"{ours}.snake", f"{official}.0", f"{theirs}.snake1"
         yield f"{ours}.up", f"{official}.1", f"{theirs}.conv_t1"
-        yield from units(ours, official, theirs, 2)
+        yield from unit_layers(ours, official, 2, theirs)
     yield "decoder_snake", f"decoder.model.{strides + 1}", "decoder.snake1"
     yield "decoder_out", f"decoder.model.{strides + 2}", "decoder.conv2"
+
+
+def unit_layers(ours: str, official: str, first: int, theirs: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yields the names of the residual units of a block, as `_layers` does.
+
+    Args:
+      ours, official, theirs: names of the block.
+      first: official number of the first unit.
+    """
+    for u in range(3):
+        parts = zip(("snake_in", "dilated", "snake_out", "single"), ("snake1", "conv1", "snake2", "conv2"))
+        for p, (own, their) in enumerate(parts):
+            yield f"{ours}.units.{u}.{own}", f"{official}.{u + first}.block.{p}", f"{theirs}.res_unit{u + 1}.{their}"
+
+
+def level_layers(levels: int) -> Iterator[tuple[str, str]]:
+    """Yields our name and the official one of every layer of the quantizer."""
+    for r in range(levels):
+        for own, their in (("project_in", "in_proj"), ("project_out", "out_proj")):
+            yield f"quantizer.levels.{r}.{own}", f"quantizer.quantizers.{r}.{their}"
+        yield f"quantizer.levels.{r}", f"quantizer.quantizers.{r}.codebook"

@@ -65,6 +65,11 @@ FORMATS = {
         ),
         licence="CC BY-NC 4.0, no commercial use",
     ),
+    "snac": Format(
+        "bandtok_jax.pretrained.import_snac:read_snac",
+        ("model of SNAC, a folder with config.json and pytorch_model.bin, or hf://OWNER/NAME",),
+        hub_files=("config.json", "pytorch_model.bin"),
+    ),
     "vocos": Format(
         "bandtok_jax.pretrained.import_vocos:read_vocos",
         ("vocoder of the package vocos, a folder with config.yaml, or hf://OWNER/NAME",),
