@@ -249,6 +249,18 @@ def test_weights_that_do_not_fit_are_refused(name, key, change, message, monkeyp
     assert message in str(error.value)
 
 
+def test_settings_that_are_left_out_have_the_published_defaults(tmp_path):
+    shutil.copytree(GOLDEN / "plain", tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["noise"], settings["depthwise"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert import_snac.read_snac(str(tmp_path)).config.model == tokenizer("plain").config.model
+    del settings["attn_window_size"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="it has no encoder.block.3.rel_pos.inv_freq"):
+        import_snac.read_snac(str(tmp_path))
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="pytorch_model.bin does not exist: put config.json and"):
         import_snac.read_snac(str(tmp_path))

@@ -29,13 +29,14 @@ _SETTINGS = {
     "latent_dim?": expect.optional(_SIZE),
     "decoder_dim": _SIZE,
     "decoder_rates": _SIZES,
-    "attn_window_size": expect.optional(_FRAMES),
+    "attn_window_size?": expect.optional(_FRAMES),
     "codebook_size": _SIZE,
     "codebook_dim": _SIZE,
     "vq_strides": expect.listing(_FRAMES, most=16, least=1),
-    "noise": expect.truth(),
-    "depthwise": expect.truth(),
+    "noise?": expect.truth(),
+    "depthwise?": expect.truth(),
 }
+_DEFAULTS = {"latent_dim": None, "attn_window_size": 32, "noise": True, "depthwise": True}  # of the published program
 
 
 def read_snac(path: str) -> Component:
@@ -51,7 +52,7 @@ def read_snac(path: str) -> Component:
             raise FileNotFoundError(f"{file} does not exist: put {CONFIG_FILE} and {WEIGHTS_FILE} into one folder")
     settings = untrusted.read_json(config_file, expect.record(_SETTINGS, others=None), cure=_CURE)
     with untrusted.reading(config_file, _CURE):
-        config = _config(settings)
+        config = _config(_DEFAULTS | settings)
     state = torch_checkpoint.read_torch(weights_file)
     with untrusted.reading(weights_file, _CURE):
         if not isinstance(state, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in state.values()):
@@ -70,7 +71,7 @@ def _config(settings: Mapping[str, Any]) -> ConfigDict:
     rates, dim = settings["encoder_rates"], settings["encoder_dim"]
     if settings["decoder_rates"] != rates[::-1]:
         raise ValueError(f"decoder_rates {settings['decoder_rates']} are not the encoder_rates {rates} in reverse")
-    if settings.get("latent_dim") not in (None, dim * 2 ** len(rates)):
+    if settings["latent_dim"] not in (None, dim * 2 ** len(rates)):
         raise ValueError(f"latent_dim is {settings['latent_dim']}, and the encoder's width {dim * 2 ** len(rates)}")
     config = load_config("dac:base")
     with config.unlocked():
