@@ -45,7 +45,8 @@ class WindowAttention(nnx.Module):
         (batch, frames, dim), size = x.shape, self.window_frames
         padding, mask = -frames % size, None
         if padding or valid_range is not None:
-            present = frames_inside(frames + padding, valid_range or (0, frames)).reshape(-1, size)
+            inside = (0, frames) if valid_range is None else valid_range
+            present = frames_inside(frames + padding, inside).reshape(-1, size)
             present |= ~present.any(axis=1, keepdims=True)  # a softmax needs one frame, in windows beyond the file too
             mask = jnp.tile(present, (batch, 1))  # [B * N, size]
         windows = jnp.pad(self.norm(x), ((0, 0), (0, padding), (0, 0))).reshape(-1, size, dim)

@@ -8,7 +8,6 @@ Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width.
 
 import abc
 from collections.abc import Sequence
-import itertools
 import math
 from typing import Any
 
@@ -108,12 +107,14 @@ class DACDecoder(nnx.Module, abc.ABC):
             convolution(latent_dim, latent_dim, KERNEL_SIZE, groups=latent_dim, **settings) if depthwise else None
         )
         self.decoder_in = convolution(latent_dim, width, 1 if depthwise else KERNEL_SIZE, **settings)
-        self.decoder_blocks, self.noise_rates, rate = nnx.List(), (), self.frames_per_column
+        self.decoder_blocks, rates = nnx.List(), [self.frames_per_column]
         for stride in reversed(strides):
             block = DecoderBlock(width, stride, depthwise=depthwise, noise=noise, parity=parity, **settings)
             self.decoder_blocks.append(block)
-            width, rate = width // 2, rate * stride
-            self.noise_rates += (rate,) if noise else ()
+            width //= 2
+            rates.append(rates[-1] * stride)
+        # Frames of a column in each block, to which noise is added.
+        self.noise_rates = tuple(rates[1:]) if noise else ()
         self.decoder_snake = Snake(width, rngs=rngs)
         # Samples in 16 bits would be noise 56 dB below the music.
         wide = {**settings, "dtype": jnp.promote_types(dtype, jnp.float32)}
@@ -162,8 +163,8 @@ class DACDecoder(nnx.Module, abc.ABC):
         x = mask_outside(quantized, valid_range)
         x = self.decoder_in(x if self.decoder_filter is None else self.decoder_filter(x))
         x = self._before_blocks(x, valid_range)
-        for block, added in itertools.zip_longest(self.decoder_blocks, noise):
-            x, valid_range = block(x, valid_range, added)
+        for number, block in enumerate(self.decoder_blocks):
+            x, valid_range = block(x, valid_range, noise[number] if noise else None)
         x = self.decoder_out(mask_outside(self.decoder_snake(x), valid_range))
         x = mask_outside(jnp.tanh(x), valid_range)[..., 0]
         if not whole:
