@@ -146,7 +146,7 @@ _SPECIAL["feature_codec"] = {
     "model.context_columns": "2",
     "model.decoded_columns": "2",
     "model.strides": "(40, 48)",
-    "model.decoder_dim": "16",  # divided by eight devices
+    "model.decoder_dim": "32",  # divided by eight devices
 }
 for _key in ("model.encoder_dim", "model.latent_dim"):
     del _SPECIAL["feature_codec"][_key]
