@@ -74,6 +74,26 @@ def test_a_carry_goes_from_chunk_to_chunk(component, chunk):
         np.testing.assert_allclose(sums, np.cumsum(ITEMS) + start, atol=1e-5)
 
 
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_carry_of_the_network_waits_for_the_last_step_of_its_chunk(component, step):
+    total = ChunkedNetwork(component, "running_sum", chunk=5, context=0, outside=0.0, carry=np.float32(7))
+    for _ in range(2):
+        stream = total.stream(component.weights, step=step, prompt=True)
+        sums = [np.concatenate([*stream.push(ITEMS[i : i + 1]), ITEMS[:0]]) for i in range(len(ITEMS))]
+        assert max(map(len, sums)) == step
+        sums = np.concatenate([*sums, *stream.finish()])
+        np.testing.assert_allclose(sums, np.cumsum(ITEMS) + 7, atol=1e-5)
+
+
+def test_a_range_in_items_shows_the_end_within_a_column(component):
+    def end(module, x, span):
+        return jnp.full((1, x.shape[1] // 4), span[1])
+
+    for in_items, expected in ((True, 4 + 1), (False, 1 + 1)):
+        ends = ChunkedNetwork(component, end, chunk=3, context=1, items_per_column=4, range_in_items=in_items)
+        assert run(ends, component)[-1] == expected  # the 37 items are 9 columns and an item
+
+
 def test_contexts_of_two_sizes_around_a_function_of_the_module(component):
     def next_two(module, x, span, carry):
         x = mask_outside(x[..., None], span)[..., 0]

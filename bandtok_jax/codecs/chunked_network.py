@@ -50,6 +50,8 @@ class ChunkedNetwork:
       outside: value of the input beyond both ends of the stream, see `bandtok_jax.audio.windows.windows`.
       front_end: maps a window to the input of the method, such as audio to log-mel; part of the program.
       windows: N, windows of a call of the program, by default as suits the device; 1 for a method with a carry.
+      carry: state given to the first chunk of every stream, unless `stream` is given another one.
+      range_in_items: `valid_range` counts input items, for a method to which the end within a column matters.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class ChunkedNetwork:
         outside: float | str | None = None,
         front_end: Callable[[jax.Array], jax.Array] | None = None,
         windows: int | None = None,
+        carry: Tree = None,
+        range_in_items: bool = False,
     ):
         self._component, self._method, self._front_end = component, method, front_end
         self.chunk, self.items_per_column, self.outputs_per_column = chunk, items_per_column, outputs_per_column
@@ -72,7 +76,8 @@ class ChunkedNetwork:
         self.outside = outside
         # Networks that need all of a stream at once declare it.
         self._single: bool = component.network.attribute("single_chunk", False)
-        self.windows = 1 if self._single else windows or windows_per_call()
+        self.windows = 1 if self._single or carry is not None else windows or windows_per_call()
+        self.carry, self.range_in_items = carry, range_in_items
         self.context_items = (before * items_per_column + lead[0], after * items_per_column + lead[1])
 
     @property
@@ -126,13 +131,14 @@ class ChunkedNetwork:
         Args:
           weights: `{"parameters": tree, "buffers": tree}` on the device that computes.
           carry: state given to the first chunk and handed from chunk to chunk, such as a key or the end of the chunk
-            before; None for none.
+            before; None for that of the network, or none.
           step: columns whose outputs come at a time. Where it is less than the chunk, the program runs several times
-            for each chunk, and the outputs stay the same. That needs outputs which depend on their context alone.
+            for each chunk, and the outputs stay the same. That needs outputs which depend on their context and on the
+            carry alone.
           prompt: outputs come with the block that completes them, for blocks that come as time passes. By default they
             come later, while the device computes further ones.
         """
-        return NetworkStream(self, weights, carry, step, prompt)
+        return NetworkStream(self, weights, self.carry if carry is None else carry, step, prompt)
 
     def __call__(self, weights: Any, blocks: Iterable[np.ndarray], carry: Tree = None) -> Iterator[np.ndarray]:
         """Yields the outputs of each chunk of a stream, `[<= chunk * outputs_per_column, ...]`; see `stream`.
@@ -161,7 +167,6 @@ class NetworkStream:
     """A `ChunkedNetwork` over one stream, a `streams.Stage`. See `ChunkedNetwork.stream`."""
 
     def __init__(self, network: ChunkedNetwork, weights: Any, carry: Tree, step: int | None, prompt: bool):
-        assert carry is None or step in (None, network.chunk), "a carry goes from whole chunk to whole chunk"
         self._network, self._weights, self._carry, self._prompt = network, weights, carry, prompt
         self.burst = min(step or network.chunk, network.chunk) * network.outputs_per_column
         items, (before, after) = network.items_per_column, network.context_items
@@ -201,18 +206,24 @@ class NetworkStream:
     def _start(self) -> None:
         """Starts a call of the program on the windows that wait."""
         network, windows, self._waiting = self._network, self._waiting, []
-        ranges, new = [], []
+        items_per_column, ranges, new = network.items_per_column, [], []
         for window in windows:
-            columns = math.ceil(window.present / network.items_per_column)
+            columns = math.ceil(window.present / items_per_column)
             network.check_length(window.number, columns)
-            ranges.append(span(window.number, network.chunk, network.context_columns[0], columns))
-            first, stop = (edge // network.items_per_column for edge in (window.new.start, window.new.stop))
+            ranges.append(
+                span(window.number, network.chunk * items_per_column, network.context_items[0], window.present)
+                if network.range_in_items
+                else span(window.number, network.chunk, network.context_columns[0], columns)
+            )
+            first, stop = (edge // items_per_column for edge in (window.new.start, window.new.stop))
             stop = min(stop, columns)
             new.append(slice(first * network.outputs_per_column, stop * network.outputs_per_column))
         filled = [*range(len(windows)), *[-1] * (network.windows - len(windows))]
         items = np.stack([windows[number].items for number in filled]) if len(filled) > 1 else windows[0].items[None]
         valid_ranges = np.stack([ranges[number] for number in filled])
-        outputs, self._carry = network.program(self._weights, items, valid_ranges, self._carry)
+        outputs, carry = network.program(self._weights, items, valid_ranges, self._carry)
+        if windows[-1].new.stop == network.chunk * items_per_column:
+            self._carry = carry  # a window that comes again, with more of its items, begins with the same carry
         outputs.copy_to_host_async()
         self._started.append((outputs, new))
 
