@@ -243,6 +243,7 @@ class ChunkedCodec(abc.ABC):
             context=component.network.attribute("decoder_context_columns"),
             outputs_per_column=outputs_per_column,
             windows=windows,
+            carry=component.network.attribute("initial_state", None),
         )
 
     def _decoder_networks(self, chunk: int) -> dict[str, ChunkedNetwork]:
@@ -255,10 +256,14 @@ class ChunkedCodec(abc.ABC):
         """Returns the networks of `encode` and `decode` with the roles of their components, by the names of programs.
 
         Raises:
-          ValueError: the codec is stereo; its networks work together in other ways.
+          ValueError: the codec is stereo, and its networks work together in other ways, or they have a state.
         """
         if self.channels > 1:
             raise ValueError("this codec is stereo, and only those of mono audio are programs of one input and output")
+        if self._encoder("encode").carry is not None:
+            raise ValueError(
+                "this codec hands a state from chunk to chunk, and programs of one input and output have none"
+            )
         decoders = {
             "decoder" if role == "tokenizer" else role: (role, network)
             for role, network in self._decoder_networks(self._chunk_columns).items()

@@ -90,7 +90,7 @@ class Codec(ChunkedCodec):
         Returns:
           Codes, int32 `[T, F]`, T = ceil(S at the codec's rate / samples_per_column), or `[B, T, F]`, where each
           example has the codes that it has by itself. The last column is filled with the mirrored end of the audio
-          where the tokenizer works on a mel, with zeros elsewhere.
+          where the tokenizer works on a mel, by a tokenizer that sees where a file ends, and with zeros elsewhere.
 
         Raises:
           ValueError: the audio cannot be encoded; the message names the cure.

@@ -1,8 +1,10 @@
-"""The codec of waveforms: one network from audio to residual levels of codes and back (DAC, SNAC).
+"""The codec of waveforms: one network from audio to residual levels of codes and back (DAC, EnCodec, SNAC).
 
 A file begins with its first sample and ends with its last column, which zeros fill. Beyond both ends every layer sees
 zeros, as the network does that codes a whole file at once. Chunks of a file therefore have the codes and the audio of
-the whole, and weights trained elsewhere give the codes that they give there.
+the whole, and weights trained elsewhere give the codes that they give there. A network with an `initial_state` hands
+its state from chunk to chunk. One whose `encoder_range` is "samples" sees where in the last column a file ends, and may
+fill its layers otherwise.
 
 The noise of a decoder depends on the seed, the block of the network, and the number of the column in its file.
 
@@ -69,13 +71,16 @@ class WaveformCodec(Codec):
         return np.asarray(spectral.log_mel(audio, mel))[:frames]
 
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
+        network = self.components["tokenizer"].network
         return ChunkedNetwork(
             self.components["tokenizer"],
             method,
             chunk=self._chunk_columns,
-            context=self.components["tokenizer"].network.attribute("encoder_context_columns"),
+            context=network.attribute("encoder_context_columns"),
             items_per_column=self.samples_per_column,
             outside=0.0,
+            carry=network.attribute("initial_state", None),
+            range_in_items=network.attribute("encoder_range", "columns") == "samples",
         )
 
     def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:

@@ -28,6 +28,7 @@ _SHIPPED = {
     "bandtok": "bandtok_jax.models.bandtok:BandTok",
     "bigvgan": "bandtok_jax.models.bigvgan:BigVGAN",
     "dac": "bandtok_jax.models.dac:DAC",
+    "encodec": "bandtok_jax.models.encodec:EnCodec",
     "hifigan": "bandtok_jax.models.hifigan:HiFiGAN",
     "language_model": "bandtok_jax.models.language_model:LanguageModel",
     "mel_rvq": "bandtok_jax.models.mel_rvq:MelRVQ",

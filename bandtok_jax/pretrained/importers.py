@@ -48,6 +48,15 @@ FORMATS = {
         {"parity": _PARITY_OF_DAC},
         hub_files=("config.json", "model.safetensors"),
     ),
+    "encodec": Format(
+        "bandtok_jax.pretrained.import_encodec:read_encodec",
+        (
+            "EnCodec of 24 kHz, encodec_24khz-....th of the package encodec, a folder of transformers' EncodecModel "
+            "with config.json, or hf://OWNER/NAME",
+        ),
+        licence="CC BY-NC 4.0, no commercial use",
+        hub_files=("config.json", "model.safetensors"),
+    ),
     "meltok": Format(
         "bandtok_jax.pretrained.import_meltok:read_meltok",
         ("stage 1 of MelTok (vae_...) with its tokenizer", "stage 2 of MelTok (.ckpt) with its vocoder"),
@@ -110,7 +119,10 @@ def read(name: str, paths: Sequence[str], **options: bool) -> dict[str, "Compone
 
 
 def _read_repository(name: str, path: str, options: Mapping[str, bool]) -> dict[str, "Component"]:
-    """Returns the components in a repository, whose card names its commit and the licence that it states."""
+    """Returns the components in a repository.
+
+    Their card names its commit, and the licence that it states, or else that of the format.
+    """
     from bandtok_jax.pretrained import hub
 
     entry = FORMATS[name]
@@ -120,7 +132,7 @@ def _read_repository(name: str, path: str, options: Mapping[str, bool]) -> dict[
     components = _by_role(READERS.find(name, "")(folder, **options))
     for component in components.values():
         component.source_path = str(repository)
-        licence = hub.card_licence(folder)
+        licence = hub.card_licence(folder) or component.card.get("licence", "")
         component.card = card(repository) | ({"licence": licence} if licence else {})
     return components
 

@@ -1,0 +1,278 @@
+"""EnCodec: a causal convolutional codec of waveforms with LSTMs (Défossez et al. 2022, arXiv 2210.13438).
+
+The layout is that of github.com/facebookresearch/encodec, modules/seanet.py, so that the weights of its 24 kHz model
+fit. All convolutions are causal and see mirrored frames beyond both ends of a file, see `MirroredConvolution`. The
+LSTMs of encoder and decoder remember the file from its beginning. Windows of a file have the codes and the audio of the
+whole where each of them gets the states that the one before it returns.
+
+Letters: B batch, S samples, T columns of the grid, F rows of the grid, D width, N layers of an LSTM.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+import numpy as np
+
+from bandtok_jax.layers.convolution import (
+    Convolution,
+    TransposedConvolution,
+    ValidRange,
+    fan_in_uniform,
+    mask_outside,
+    scale_range,
+)
+from bandtok_jax.layers.lstm import LSTM
+from bandtok_jax.layers.mirrored_convolution import MirroredConvolution
+from bandtok_jax.layers.network import Tree
+from bandtok_jax.layers.precision import exact
+from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+
+KERNEL_SIZE, RESIDUAL_KERNEL_SIZE = 7, 3  # published; the other kernels have one element, or two of their stride
+# Columns beyond their own that the first columns of a file depend on, through the mirror of the convolutions at the
+# rate of the columns. No other convolution reaches further.
+MIRRORED_COLUMNS = KERNEL_SIZE - 1
+
+
+class EnCodec(nnx.Module):
+    """Encoder, residual quantizer and decoder of mono audio.
+
+    The methods for windows take a `state` `[N, 2, B, D]` of the LSTM, which `initial_state` is for a new file. Each
+    then returns a pair of its result and the state for the next window. A window begins with `encoder_context_columns`
+    or `decoder_context_columns` before its chunk, and ends with those after it. The next one begins a chunk later.
+
+    Args:
+      encoder_dim: channels at the full rate; every stride doubles them.
+      strides: strides of the encoder, from fine to coarse; the decoder's are these in reverse.
+      latent_dim: D, of the quantized latents.
+      rows: F, levels of the quantizer.
+      codebook_size: K, the number of codes of each level.
+      lstm_layers: N, layers of the LSTM of the encoder and of that of the decoder.
+      dtype: dtype of the convolutions; LSTMs, quantizer and audio are at least float32.
+    """
+
+    role, produces = "tokenizer", "audio"
+    encoder_range = "samples"  # the end of a file within a column matters
+    LAYER_COUNTS = ("rows", "lstm_layers")
+    SHARDING = (
+        (r"coder_stages/.*kernel", P(None, "fsdp", "tensor")),
+        (r"lstm/.*kernel", P("fsdp", "tensor")),
+        (r"decoder_in/.*kernel|encoder_out/.*kernel", P(None, "fsdp", "tensor")),
+        (r"encoder_in/.*kernel|decoder_out/.*kernel|quantizer/", P()),
+        (r"bias", P()),
+    )
+
+    def __init__(
+        self,
+        *,
+        encoder_dim: int = 32,
+        strides: Sequence[int] = (2, 4, 5, 8),
+        latent_dim: int = 128,
+        rows: int = 32,
+        codebook_size: int = 1024,
+        lstm_layers: int = 2,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if not strides or min(strides) < 1 or min(rows, lstm_layers) < 1 or encoder_dim % 2:
+            raise ValueError(
+                f"strides are {tuple(strides)}, rows {rows}, lstm_layers {lstm_layers} and encoder_dim {encoder_dim}: "
+                "give one stride or more, all numbers 1 or above, and an even encoder_dim"
+            )
+        self.strides, self.rows, self.codebook_size = tuple(strides), rows, codebook_size
+        self.samples_per_column = math.prod(strides)
+        self.coarse_dim, self.lstm_layers = encoder_dim * 2 ** len(strides), lstm_layers
+        settings: dict[str, Any] = dict(initializer=fan_in_uniform, dtype=dtype, rngs=rngs)
+        # Samples in 16 bits would be noise 56 dB below the music.
+        wide = {**settings, "dtype": jnp.promote_types(dtype, jnp.float32)}
+        self.encoder_in = MirroredConvolution(1, encoder_dim, KERNEL_SIZE, **settings)
+        widths = [encoder_dim * 2**stage for stage in range(len(strides))]
+        self.encoder_stages = nnx.List(
+            [EncoderStage(width, stride, **settings) for width, stride in zip(widths, strides)]
+        )
+        self.encoder_lstm = LSTM(self.coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
+        self.encoder_out = MirroredConvolution(self.coarse_dim, latent_dim, KERNEL_SIZE, **settings)
+        self.quantizer = ResidualVectorQuantizer(latent_dim, rows, codebook_size, dtype=dtype, rngs=rngs)
+        self.decoder_in = MirroredConvolution(latent_dim, self.coarse_dim, KERNEL_SIZE, **settings)
+        self.decoder_lstm = LSTM(self.coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
+        self.decoder_stages = nnx.List(
+            [DecoderStage(width, stride, **settings) for width, stride in zip(widths[::-1], strides[::-1])]
+        )
+        self.decoder_out = MirroredConvolution(encoder_dim, 1, KERNEL_SIZE, **wide)
+
+    @property
+    def initial_state(self) -> np.ndarray:
+        """The state of encoder or decoder before a file, `[N, 2, 1, D]`."""
+        return np.zeros((self.lstm_layers, 2, 1, self.coarse_dim), np.float32)
+
+    @property
+    def encoder_context_columns(self) -> tuple[int, int]:
+        """Columns of audio before and after its own that the codes of a column depend on, the state aside."""
+        return self._encoder_warm_up + KERNEL_SIZE - 1, MIRRORED_COLUMNS
+
+    @property
+    def decoder_context_columns(self) -> tuple[int, int]:
+        """Columns of codes before and after its own that the audio of a column depends on, the state aside."""
+        reach = KERNEL_SIZE - 1
+        for stride in self.strides:
+            reach = math.ceil((reach + RESIDUAL_KERNEL_SIZE - 1) / stride) + 1
+        return self._decoder_warm_up + reach, MIRRORED_COLUMNS
+
+    @property
+    def _encoder_warm_up(self) -> int:
+        """Columns before its own that the input of the encoder's LSTM depends on."""
+        reach = 0
+        for stride in reversed(self.strides):
+            reach = reach * stride + stride + RESIDUAL_KERNEL_SIZE - 1
+        return math.ceil((reach + KERNEL_SIZE - 1) / self.samples_per_column)
+
+    @property
+    def _decoder_warm_up(self) -> int:
+        """Columns before its own that the input of the decoder's LSTM depends on."""
+        return KERNEL_SIZE - 1
+
+    def latents(self, audio: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None) -> Any:
+        """Returns the latents for the quantizer; `[B, S] -> [B, ceil(S / samples_per_column), D]`.
+
+        Args:
+          valid_range: the samples of the array in which the file lies; by default the array is the file.
+          state: see `EnCodec`.
+        """
+        x = self.encoder_in(audio[..., None], valid_range)
+        for stride, stage in zip(self.strides, self.encoder_stages):
+            x = stage(x, valid_range)
+            if valid_range is not None:
+                valid_range = (valid_range[0] // stride, -(-valid_range[1] // stride))
+        contexts = (self._encoder_warm_up, self.encoder_context_columns)
+        x, next_state = _remember(self.encoder_lstm, x, valid_range, state, *contexts)
+        return _with_state(self.encoder_out(jax.nn.elu(x), valid_range), state, next_state)
+
+    def decode_latents(
+        self, quantized: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None
+    ) -> Any:
+        """Returns the audio of quantized latents; `[B, T, D] -> [B, T * samples_per_column]`.
+
+        Args:
+          valid_range: the columns of the array in which the file lies; by default the array is the file.
+          state: see `EnCodec`.
+        """
+        x = self.decoder_in(quantized, valid_range)
+        contexts = (self._decoder_warm_up, self.decoder_context_columns)
+        x, next_state = _remember(self.decoder_lstm, x, valid_range, state, *contexts)
+        for stride, stage in zip(reversed(self.strides), self.decoder_stages):
+            x = stage(x, valid_range)
+            valid_range = scale_range(valid_range, stride)
+        return _with_state(self.decoder_out(jax.nn.elu(x), valid_range)[..., 0], state, next_state)
+
+    @exact
+    def encode(self, audio: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None) -> Any:
+        """Returns the codes of audio; `[B, S] -> int32 [B, T, F]`, see `latents`."""
+        return self._per_row(self.quantizer.encode, audio, valid_range, state)
+
+    @exact
+    def row_latents(
+        self, audio: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None
+    ) -> Any:
+        """Returns the vectors that the look-up of each level compares, `[B, T, F, D]`, see `latents`."""
+        return self._per_row(self.quantizer.residuals, audio, valid_range, state)
+
+    def decode(self, codes: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None) -> Any:
+        """Returns the audio of the codes of the first f levels; int32 `[B, T, f] -> [B, T * samples_per_column]`."""
+        return self.decode_latents(self.quantizer.decode(codes), valid_range, state)
+
+    @exact
+    def init_codebook(self, latents: jax.Array, key: jax.Array, num_batches: int) -> Tree:
+        """Returns the quantizer's buffers of k-means centres, see `ResidualVectorQuantizer.init_codebook`."""
+        return self.quantizer.init_codebook(latents, key, num_batches)
+
+    def __call__(
+        self, audio: jax.Array, num_levels: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, dict, dict]:
+        """Returns the reconstruction `[B, S]`, codes `[B, T, F]`, losses and statistics of the quantizer.
+
+        Args:
+          audio: `[B, S]`.
+          num_levels: int `[B]`, the number of levels of each example, see `sample_num_levels`; by default all.
+        """
+        quantized, codes, losses, statistics = self.quantizer(self.latents(audio), num_levels)
+        return self.decode_latents(quantized)[:, : audio.shape[1]], codes, losses, statistics
+
+    def _per_row(self, function: Any, audio: jax.Array, valid_range: ValidRange | None, state: jax.Array | None) -> Any:
+        """Returns a function of the latents, with the next state where one is given."""
+        if state is None:
+            return function(self.latents(audio, valid_range))
+        latents, next_state = self.latents(audio, valid_range, state)
+        return function(latents), next_state
+
+
+class ResidualUnit(nnx.Module):
+    """Two convolutions, each after an ELU, in a residual branch of half the width, and one around them; `[B, T, D]`."""
+
+    def __init__(self, width: int, **settings: Any):
+        self.wide = MirroredConvolution(width, width // 2, RESIDUAL_KERNEL_SIZE, **settings)
+        self.single = Convolution(width // 2, width, (1,), **settings)
+        self.shortcut = Convolution(width, width, (1,), **settings)
+
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        return self.shortcut(x) + self.single(jax.nn.elu(self.wide(jax.nn.elu(x), valid_range)))
+
+
+class EncoderStage(nnx.Module):
+    """A residual unit, then `stride` times fewer frames of twice the width."""
+
+    def __init__(self, width: int, stride: int, **settings: Any):
+        self.unit = ResidualUnit(width, **settings)
+        self.down = MirroredConvolution(width, 2 * width, 2 * stride, stride=stride, **settings)
+
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        return self.down(jax.nn.elu(self.unit(x, valid_range)), valid_range)
+
+
+class DecoderStage(nnx.Module):
+    """`stride` times more frames of half the width, `width`, then a residual unit."""
+
+    def __init__(self, width: int, stride: int, **settings: Any):
+        self.up = TransposedConvolution(2 * width, width, stride, cut=False, **settings)
+        self.unit = ResidualUnit(width, **settings)
+
+    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
+        # Causal: the second half of each kernel, which reaches beyond the last frame, is cut at the end alone.
+        frames = x.shape[1] * self.up.stride
+        x = self.up(mask_outside(jax.nn.elu(x), valid_range))[:, :frames]
+        return self.unit(x, scale_range(valid_range, self.up.stride))
+
+
+def _remember(
+    lstm: LSTM,
+    x: jax.Array,
+    valid_range: ValidRange | None,
+    state: jax.Array | None,
+    warm_up: int,
+    context: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
+    """Returns columns `[B, T, D]` with the outputs of an LSTM added, and its state for the next window.
+
+    Args:
+      valid_range: the columns of the array in which the file lies.
+      state: that before column `warm_up` of a window; None for an array without context before it.
+      warm_up: columns of a window whose inputs of the LSTM are not complete, and get no output.
+      context: columns of a window before and after its chunk.
+    """
+    if state is None:
+        state = jnp.zeros((len(lstm.layers), 2, x.shape[0], x.shape[2]), jnp.float32)
+        outputs, state = lstm(x, state, valid_range)
+        return x + outputs, state
+    chunk = x.shape[1] - sum(context)
+    complete = None if valid_range is None else (valid_range[0] - warm_up, valid_range[1] - warm_up)
+    outputs, state = lstm(x[:, warm_up:], state, complete, chunk)
+    return x + jnp.pad(outputs, ((0, 0), (warm_up, 0), (0, 0))), state
+
+
+def _with_state(result: jax.Array, state: jax.Array | None, next_state: jax.Array) -> Any:
+    """Returns the result, with the next state where one is given."""
+    return result if state is None else (result, next_state)

@@ -1,0 +1,225 @@
+"""EnCodec's published weights in our layout: the package encodec's state_dict (.th), and transformers' EncodecModel.
+
+Both hold the same arrays by other names. Kernels are `[channels_out, channels_in, taps]`, those of transposed
+convolutions `[channels_in, channels_out, taps]`; here the axes are the other way round, and the norms of weight
+normalisation are multiplied into the kernels. The two biases of an LSTM are added.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import math
+import os
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.config.load import load_config
+from bandtok_jax.formats import safetensors, torch_checkpoint
+from bandtok_jax.pretrained import importers
+from bandtok_jax.runtime import expect, untrusted
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+OFFICIAL_RATE_HZ = 24_000  # of the one causal model of the package, whose file does not name its rate
+LICENCE = "cc-by-nc-4.0"  # of encodec 0.1.1, with which the weights were published
+_CURE = "give the whole files of EnCodec's 24 kHz model"
+# The 48 kHz model normalises each second over its time and by its loudness, a number beside the codes.
+_UNSUPPORTED = "the 48 kHz model keeps a loudness beside its codes, and only that of 24 kHz can be imported"
+_MOST_STAGES, _MOST_LAYERS, _MOST_LEVELS = 16, 16, 1024  # far above every published model
+# Settings of transformers' EncodecConfig. Most have one value that can be imported, that of the 24 kHz model.
+_SETTINGS = {
+    "model_type": expect.one_of("encodec"),
+    "sampling_rate": expect.whole(1, 1 << 20),
+    "use_causal_conv?": expect.one_of(True),
+    "pad_mode?": expect.one_of("reflect"),
+    "trim_right_ratio?": expect.one_of(1.0, 1),
+    "kernel_size?": expect.one_of(7),
+    "last_kernel_size?": expect.one_of(7),
+    "residual_kernel_size?": expect.one_of(3),
+    "num_residual_layers?": expect.one_of(1),
+    "compress?": expect.one_of(2),
+    "use_conv_shortcut?": expect.one_of(True),
+}
+_OF_48_KHZ = {"audio_channels": 1, "normalize": False, "norm_type": "weight_norm", "chunk_length_s": None}
+
+
+def read_encodec(path: str) -> Component:
+    """Reads EnCodec's 24 kHz model, or another causal mono one, as the tokenizer of a codec.
+
+    Args:
+      path: a `.th` of the package encodec, or a folder of transformers or its safetensors with config.json beside it.
+
+    Raises:
+      ValueError, FileNotFoundError: no such file, a damaged one, or another model.
+    """
+    if os.path.isdir(path) or path.endswith(".safetensors"):
+        return _read_transformers(path)
+    content = torch_checkpoint.read_torch(path)
+    with untrusted.reading(path, _CURE):
+        if not isinstance(content, Mapping) or not all(isinstance(leaf, np.ndarray) for leaf in content.values()):
+            raise ValueError("it holds no plain state_dict")
+        return _component(content, OFFICIAL_RATE_HZ, path)
+
+
+def _read_transformers(path: str) -> Component:
+    folder, name = (path, WEIGHTS_FILE) if os.path.isdir(path) else os.path.split(path)
+    config_file, weights_file = os.path.join(folder, CONFIG_FILE), os.path.join(folder, name)
+    for file in (config_file, weights_file):
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"{file} does not exist: put {CONFIG_FILE} and {WEIGHTS_FILE} into one folder")
+    settings = untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
+    with untrusted.reading(config_file, _CURE):
+        for key, value in _OF_48_KHZ.items():
+            if settings.get(key, value) != value:
+                raise ValueError(f"{key} is {untrusted.shown(settings[key])}: {_UNSUPPORTED}")
+        expect.record(_SETTINGS)(settings, "")
+    with untrusted.reading(weights_file, _CURE):
+        flat = safetensors.load_flat(weights_file)
+        for part, short in (("original0", "weight_g"), ("original1", "weight_v")):  # names since PyTorch 2.1
+            flat = {name.replace(f"parametrizations.weight.{part}", short): leaf for name, leaf in flat.items()}
+        return _component(flat, settings["sampling_rate"], path, _transformers_name)
+
+
+def _transformers_name(name: str) -> str:
+    """Returns the name in transformers of an array of the package encodec."""
+    for theirs, other in (
+        (".model.", ".layers."), (".conv.conv.", ".conv."), (".convtr.convtr.", ".conv."), (".vq.", "."),
+        ("._codebook.", ".codebook."),
+    ):  # fmt: skip
+        name = name.replace(theirs, other)
+    return name
+
+
+def _component(
+    state: Mapping[str, np.ndarray], rate_hz: int, path: str, renamed: Callable[[str], str] = str
+) -> Component:
+    """Returns the component of arrays.
+
+    Args:
+      renamed: maps names of the package encodec to those of the file.
+    """
+    if any(".norm." in name for name in state):
+        raise ValueError(f"it has group norms: {_UNSUPPORTED}")
+    arrays = _Arrays(state, renamed)
+    # A stage is a residual unit, an ELU and a convolution. The LSTM follows the first convolution and all stages.
+    stages = next((n for n in range(1, _MOST_STAGES) if f"encoder.model.{3 * n + 1}.lstm.weight_ih_l0" in arrays), 0)
+    lstm_layers = arrays.count(f"encoder.model.{3 * stages + 1}.lstm.weight_ih_l{{}}", _MOST_LAYERS)
+    rows = arrays.count("quantizer.vq.layers.{}._codebook.embed", _MOST_LEVELS)
+    if not stages or not rows:
+        raise ValueError(f"it has no {'codebooks' if stages else 'LSTM after strided convolutions'} of EnCodec")
+    parameters = dict(_parameters(arrays, stages, lstm_layers))
+    buffers = dict(_codebooks(arrays, rows))
+    arrays.require_empty()
+    for name, leaf in {**parameters, **buffers}.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    taps = [len(parameters[f"encoder_stages.{stage}.down.convolution.kernel"]) for stage in range(stages)]
+    if any(number % 2 for number in taps):
+        raise ValueError(f"its strided kernels have {taps} taps, not twice a stride")
+    codebook_size, latent_dim = buffers["quantizer.levels.0.vectors"].shape
+    config = load_config("dac:base_24khz")
+    with config.unlocked():
+        config.data.sample_rate_hz = rate_hz
+        config.model = ConfigDict(
+            {
+                "kind": "encodec",
+                "encoder_dim": parameters["encoder_in.convolution.kernel"].shape[2],
+                "strides": tuple(number // 2 for number in taps),
+                "latent_dim": latent_dim,
+                "rows": rows,
+                "codebook_size": codebook_size,
+                "lstm_layers": lstm_layers,
+            }
+        )
+        column = math.prod(config.model.strides)
+        config.data.clip_samples = math.ceil(rate_hz / column) * column  # of a second, as published
+    card = importers.card(os.path.basename(os.path.abspath(path))) | {"licence": LICENCE}
+    weights = {"parameters": safetensors.unflatten(parameters), "buffers": safetensors.unflatten(buffers)}
+    return Component(config, weights, source_path=path, card=card).check()
+
+
+class _Arrays:
+    """The arrays of a file, taken out one after the other by their names in the package encodec."""
+
+    def __init__(self, state: Mapping[str, np.ndarray], renamed: Callable[[str], str]):
+        self._remaining, self._renamed = dict(state), renamed
+
+    def __contains__(self, name: str) -> bool:
+        return self._renamed(name) in self._remaining
+
+    def count(self, pattern: str, most: int) -> int:
+        """Returns how many names of a pattern there are in a row, with the numbers from 0 on."""
+        names = (pattern.format(number) for number in range(most))
+        return next((number for number, name in enumerate(names) if name not in self), most)
+
+    def take(self, name: str, axes: int) -> np.ndarray:
+        """Returns an array with that number of axes."""
+        name = self._renamed(name)
+        if name not in self._remaining:
+            raise ValueError(f"it has no {name}")
+        leaf = np.asarray(self._remaining.pop(name), np.float32)
+        if leaf.ndim != axes:
+            raise ValueError(f"{name} has the shape {list(leaf.shape)}")
+        return leaf
+
+    def kernel(self, name: str) -> np.ndarray:
+        """Returns a kernel in our layout, with its norm where that is stored apart."""
+        if f"{name}.weight_v" not in self:
+            return np.ascontiguousarray(self.take(f"{name}.weight", 3).T)
+        kernel, gain = (self.take(f"{name}.{part}", 3).astype(np.float64) for part in ("weight_v", "weight_g"))
+        if gain.shape != (len(kernel), 1, 1):
+            raise ValueError(f"{self._renamed(f'{name}.weight_g')} has the shape {list(gain.shape)}")
+        norm = np.sqrt((kernel**2).sum((1, 2), keepdims=True))
+        kernel = kernel * (gain / np.maximum(norm, np.finfo(np.float32).tiny))
+        return np.ascontiguousarray(kernel.astype(np.float32).T)
+
+    def require_empty(self) -> None:
+        """Raises ValueError where arrays remain."""
+        if self._remaining:
+            raise ValueError(f"it holds {untrusted.shown(next(iter(self._remaining)))}, which no such EnCodec has")
+
+
+def _parameters(arrays: _Arrays, stages: int, lstm_layers: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of encoder and decoder by our names."""
+
+    def layer(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
+        yield f"{ours}.kernel", arrays.kernel(theirs)
+        yield f"{ours}.bias", arrays.take(f"{theirs}.bias", 1)
+
+    def unit(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
+        yield from layer(f"{ours}.wide.convolution", f"{theirs}.block.1.conv.conv")
+        yield from layer(f"{ours}.single", f"{theirs}.block.3.conv.conv")
+        yield from layer(f"{ours}.shortcut", f"{theirs}.shortcut.conv.conv")
+
+    def lstm(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
+        for number in range(lstm_layers):
+            for part, name in (("input_kernel", "weight_ih"), ("recurrent_kernel", "weight_hh")):
+                kernel = arrays.take(f"{theirs}.lstm.{name}_l{number}", 2)
+                yield f"{ours}.layers.{number}.{part}", np.ascontiguousarray(kernel.T)
+            first, second = (arrays.take(f"{theirs}.lstm.bias_{part}_l{number}", 1) for part in ("ih", "hh"))
+            if first.shape != second.shape:
+                raise ValueError(f"the biases of {theirs}.lstm have the shapes {first.shape} and {second.shape}")
+            yield f"{ours}.layers.{number}.bias", first + second
+
+    yield from layer("encoder_in.convolution", "encoder.model.0.conv.conv")
+    for stage in range(stages):
+        yield from unit(f"encoder_stages.{stage}.unit", f"encoder.model.{3 * stage + 1}")
+        yield from layer(f"encoder_stages.{stage}.down.convolution", f"encoder.model.{3 * stage + 3}.conv.conv")
+    yield from lstm("encoder_lstm", f"encoder.model.{3 * stages + 1}")
+    yield from layer("encoder_out.convolution", f"encoder.model.{3 * stages + 3}.conv.conv")
+    yield from layer("decoder_in.convolution", "decoder.model.0.conv.conv")
+    yield from lstm("decoder_lstm", "decoder.model.1")
+    for stage in range(stages):
+        yield from layer(f"decoder_stages.{stage}.up", f"decoder.model.{3 * stage + 3}.convtr.convtr")
+        yield from unit(f"decoder_stages.{stage}.unit", f"decoder.model.{3 * stage + 4}")
+    yield from layer("decoder_out.convolution", f"decoder.model.{3 * stages + 3}.conv.conv")
+
+
+def _codebooks(arrays: _Arrays, rows: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields codebooks and their statistics by our names."""
+    for row in range(rows):
+        ours, theirs = f"quantizer.levels.{row}", f"quantizer.vq.layers.{row}._codebook"
+        if not arrays.take(f"{theirs}.inited", 1).all():
+            raise ValueError(f"{theirs} has not been trained")
+        yield f"{ours}.vectors", arrays.take(f"{theirs}.embed", 2)
+        yield f"{ours}.counts", arrays.take(f"{theirs}.cluster_size", 1)
+        yield f"{ours}.sums", arrays.take(f"{theirs}.embed_avg", 2)
