@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.formats import safetensors
+from bandtok_jax.pretrained import published_arrays
 from bandtok_jax.pretrained.spatial_names import decoder_names, encoder_names, layer
-from bandtok_jax.runtime import untrusted
 
 PREFIX, VOCODER, SCALE = "first_stage_model.", "vocoder.", "scale_factor"
 DILATIONS = (1, 3, 5)  # published; no shape shows them
@@ -118,14 +118,9 @@ def _taken(arrays: dict[str, np.ndarray], names: Iterable[tuple[str, str]]) -> A
     """Returns the tree of arrays by our names and in our layout, which uses all of `arrays`."""
     ours = {}
     for own, theirs in names:
-        if theirs not in arrays:
-            raise ValueError(f"it has no {PREFIX}{theirs}")
-        leaf = np.asarray(arrays.pop(theirs), np.float32)
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{PREFIX}{theirs} holds NaN or infinity")
+        leaf = published_arrays.take(arrays, theirs, prefix=PREFIX)
         ours[own] = np.ascontiguousarray(_in_our_layout(own, leaf))
-    if arrays:
-        raise ValueError(f"it holds {PREFIX}{untrusted.printable(next(iter(arrays)), 90)}, which it cannot use")
+    published_arrays.require_empty(arrays, "it cannot use", PREFIX)
     return safetensors.unflatten(ours)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
-from bandtok_jax.formats import safetensors, torch_checkpoint
+from bandtok_jax.formats import torch_checkpoint
 from bandtok_jax.layers.anti_aliased_snake import low_pass_filter
-from bandtok_jax.pretrained import importers
+from bandtok_jax.pretrained import published_arrays
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "bigvgan_generator.pt"
@@ -65,14 +65,8 @@ def read_bigvgan(path: str) -> Component:
             raise ValueError("it holds no generator")
         remaining = dict(state)
         ours = dict(_arrays(remaining, settings))
-        if remaining:
-            raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which no BigVGAN of its config has")
-        for name, leaf in ours.items():
-            if not np.isfinite(leaf).all():
-                raise ValueError(f"{name} holds NaN or infinity")
-        origin = os.path.basename(os.path.abspath(path))
-        weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-        return Component(config, weights, source_path=path, card=importers.card(origin)).check()
+        published_arrays.require_empty(remaining, "no BigVGAN of its config has")
+        return published_arrays.component(config, ours, path)
 
 
 def _config(settings: Mapping[str, Any]) -> ConfigDict:
@@ -117,9 +111,7 @@ def _arrays(remaining: dict[str, np.ndarray], settings: Mapping[str, Any]) -> It
     """Yields the arrays by our names and in our layout, and removes them from `remaining`."""
 
     def take(name: str, axes: int) -> np.ndarray:
-        if name not in remaining:
-            raise ValueError(f"it has no {name}")
-        leaf = np.asarray(remaining.pop(name), np.float32)
+        leaf = published_arrays.take(remaining, name)
         if leaf.ndim != axes:
             raise ValueError(f"{name} has the shape {list(leaf.shape)}")
         return leaf

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 import os
 from typing import Any
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import importers
+from bandtok_jax.pretrained import published_arrays
 from bandtok_jax.runtime import expect, untrusted
 
 _CURE = "give the whole files of a DAC release"
@@ -102,30 +101,8 @@ def _component(flat: Mapping[str, np.ndarray], shape: dict[str, Any], column: in
     remaining, ours = dict(flat), {}
     for layer in _layers(len(config.model.strides), config.model.rows):
         ours |= take_layer(remaining, layer[0], layer[column])
-    return finish(config, ours, remaining, path, "no DAC has")
-
-
-def finish(
-    config: ConfigDict, ours: Mapping[str, np.ndarray], remaining: Mapping[str, np.ndarray], path: str, problem: str
-) -> Component:
-    """Returns the component of all arrays of a file.
-
-    Args:
-      ours: arrays by our names.
-      remaining: arrays of the file that are not among them; there may be none.
-      problem: the reason why there may be none, the end of "it holds NAME, which ...".
-
-    Raises:
-      ValueError: arrays remain, or hold NaN, or are not those of the network.
-    """
-    if remaining:
-        raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which {problem}")
-    for name, leaf in ours.items():
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{name} holds NaN or infinity")
-    origin = os.path.basename(os.path.normpath(path))
-    weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
-    return Component(config, weights, source_path=path, card=importers.card(origin)).check()
+    published_arrays.require_empty(remaining, "no DAC has")
+    return published_arrays.component(config, ours, path)
 
 
 def take_layer(remaining: dict[str, np.ndarray], ours: str, prefix: str, *, bias: bool = True) -> dict[str, np.ndarray]:
@@ -139,7 +116,7 @@ def take_layer(remaining: dict[str, np.ndarray], ours: str, prefix: str, *, bias
       Arrays with our axes by our names.
 
     Raises:
-      ValueError: an array is missing.
+      ValueError: an array is missing, or holds NaN.
     """
     return {f"{ours}.{name}": leaf for name, leaf in _leaves(remaining, prefix, bias)}
 
@@ -148,10 +125,7 @@ def _leaves(remaining: dict[str, np.ndarray], prefix: str, bias: bool) -> Iterat
     """Yields the arrays of one layer by our names and with our axes, and removes them from `remaining`."""
 
     def take(*names: str) -> np.ndarray:
-        for name in names:
-            if f"{prefix}.{name}" in remaining:
-                return np.asarray(remaining.pop(f"{prefix}.{name}"), np.float32)
-        raise ValueError(f"it has no {prefix}.{names[0]}")
+        return published_arrays.take(remaining, *(f"{prefix}.{name}" for name in names))
 
     kind = prefix.rpartition(".")[2]
     if f"{prefix}.alpha" in remaining:
@@ -166,9 +140,10 @@ def _leaves(remaining: dict[str, np.ndarray], prefix: str, bias: bool) -> Iterat
         yield "kernel", kernel
         if bias:
             yield "bias", take("bias")
-        try:
-            yield "gain", take("weight_g", "parametrizations.weight.original0").reshape(-1)
-        except ValueError:
+        gains = ("weight_g", "parametrizations.weight.original0")
+        if any(f"{prefix}.{name}" in remaining for name in gains):
+            yield "gain", take(*gains).reshape(-1)
+        else:
             # The norm was multiplied into the kernel: it is its own norm.
             yield "gain", np.sqrt((kernel.astype(np.float64) ** 2).sum((0, 1))).astype(np.float32)
 

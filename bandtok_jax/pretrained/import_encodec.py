@@ -15,7 +15,7 @@ import numpy as np
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import importers
+from bandtok_jax.pretrained import published_arrays
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -108,10 +108,7 @@ def _component(
         raise ValueError(f"it has no {'codebooks' if stages else 'LSTM after strided convolutions'} of EnCodec")
     parameters = dict(_parameters(arrays, stages, lstm_layers))
     buffers = dict(_codebooks(arrays, rows))
-    arrays.require_empty()
-    for name, leaf in {**parameters, **buffers}.items():
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{name} holds NaN or infinity")
+    published_arrays.require_empty(arrays.remaining, "no such EnCodec has")
     taps = [len(parameters[f"encoder_stages.{stage}.down.convolution.kernel"]) for stage in range(stages)]
     if any(number % 2 for number in taps):
         raise ValueError(f"its strided kernels have {taps} taps, not twice a stride")
@@ -132,19 +129,21 @@ def _component(
         )
         column = math.prod(config.model.strides)
         config.data.clip_samples = math.ceil(rate_hz / column) * column  # of a second, as published
-    card = importers.card(os.path.basename(os.path.abspath(path))) | {"licence": LICENCE}
-    weights = {"parameters": safetensors.unflatten(parameters), "buffers": safetensors.unflatten(buffers)}
-    return Component(config, weights, source_path=path, card=card).check()
+    return published_arrays.component(config, parameters, path, buffers, LICENCE)
 
 
 class _Arrays:
-    """The arrays of a file, taken out one after the other by their names in the package encodec."""
+    """The arrays of a file, taken out one after the other by their names in the package encodec.
+
+    Attributes:
+      remaining: those that have not been taken.
+    """
 
     def __init__(self, state: Mapping[str, np.ndarray], renamed: Callable[[str], str]):
-        self._remaining, self._renamed = dict(state), renamed
+        self.remaining, self._renamed = dict(state), renamed
 
     def __contains__(self, name: str) -> bool:
-        return self._renamed(name) in self._remaining
+        return self._renamed(name) in self.remaining
 
     def count(self, pattern: str, most: int) -> int:
         """Returns how many names of a pattern there are in a row, with the numbers from 0 on."""
@@ -153,12 +152,9 @@ class _Arrays:
 
     def take(self, name: str, axes: int) -> np.ndarray:
         """Returns an array with that number of axes."""
-        name = self._renamed(name)
-        if name not in self._remaining:
-            raise ValueError(f"it has no {name}")
-        leaf = np.asarray(self._remaining.pop(name), np.float32)
+        leaf = published_arrays.take(self.remaining, self._renamed(name))
         if leaf.ndim != axes:
-            raise ValueError(f"{name} has the shape {list(leaf.shape)}")
+            raise ValueError(f"{self._renamed(name)} has the shape {list(leaf.shape)}")
         return leaf
 
     def kernel(self, name: str) -> np.ndarray:
@@ -171,11 +167,6 @@ class _Arrays:
         norm = np.sqrt((kernel**2).sum((1, 2), keepdims=True))
         kernel = kernel * (gain / np.maximum(norm, np.finfo(np.float32).tiny))
         return np.ascontiguousarray(kernel.astype(np.float32).T)
-
-    def require_empty(self) -> None:
-        """Raises ValueError where arrays remain."""
-        if self._remaining:
-            raise ValueError(f"it holds {untrusted.shown(next(iter(self._remaining)))}, which no such EnCodec has")
 
 
 def _parameters(arrays: _Arrays, stages: int, lstm_layers: int) -> Iterator[tuple[str, np.ndarray]]:

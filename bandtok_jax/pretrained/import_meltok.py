@@ -22,7 +22,7 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import front_matter, import_vocos, meltok_names
+from bandtok_jax.pretrained import front_matter, import_vocos, meltok_names, published_arrays
 from bandtok_jax.runtime import untrusted
 
 _CURE = "give the whole files of MelTok, stage 1 before stage 2"
@@ -163,7 +163,7 @@ def _tokenizer(state: State, settings: Mapping[str, Any], mel: MelDefinition, pa
     with untrusted.reading(path, _CURE):
         remaining = dict(state)
         parameters = dict(_taken(remaining, meltok_names.tokenizer_names(settings)))
-        _require_empty(remaining)
+        published_arrays.require_empty(remaining, "no such MelTok has")
         model = {**settings, "mels": mel.mels, "learning_rule": "gradient"}
         return _component("meltok", model, mel, parameters, {}, path).check()
 
@@ -180,7 +180,7 @@ def _vocoder(
         remaining = {name: leaf for name, leaf in state.items() if not name.startswith(_IGNORED)}
         window = remaining.pop(_WINDOW, None)
         parameters = dict(_taken(remaining, meltok_names.vocoder_names({**settings, **vocos})))
-        _require_empty(remaining)
+        published_arrays.require_empty(remaining, "no such MelTok has")
         model = {**settings, **vocos, "mels": mel.mels, "envelope": False, "vocos_parity": True}
         buffers = {"codebook": tokenizer.weights["parameters"]["quantizer"]["vectors"]}
         component = _component("token_vocoder", model, mel, parameters, buffers, path)
@@ -218,19 +218,10 @@ def _component(
 def _taken(remaining: dict[str, np.ndarray], names: Iterable[tuple[str, str]]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields arrays by our names and with our axes, and removes them from `remaining`."""
     for ours, theirs in names:
-        if theirs not in remaining:
-            raise ValueError(f"it has no {theirs}")
-        leaf = np.asarray(remaining.pop(theirs), np.float32)
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{theirs} holds NaN or infinity")
+        leaf = published_arrays.take(remaining, theirs)
         if ours.endswith("vectors"):
             yield ours, leaf
         elif re.search(_LINEAR, ours) and leaf.shape[2:] == (1, 1):
             yield ours, np.ascontiguousarray(leaf[:, :, 0, 0].T)
         else:
             yield ours, np.ascontiguousarray(leaf.T)
-
-
-def _require_empty(remaining: Mapping[str, np.ndarray]) -> None:
-    if remaining:
-        raise ValueError(f"it holds {untrusted.printable(next(iter(remaining)), 90)}, which no such MelTok has")

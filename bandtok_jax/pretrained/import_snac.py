@@ -14,7 +14,7 @@ from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import torch_checkpoint
 from bandtok_jax.layers.window_attention import HEAD_DIM
-from bandtok_jax.pretrained import import_dac
+from bandtok_jax.pretrained import import_dac, published_arrays
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "pytorch_model.bin"
@@ -63,7 +63,8 @@ def read_snac(path: str) -> Component:
                 ours |= _take_attention(remaining, name, theirs.removesuffix(_ATTENTION))
             else:
                 ours |= import_dac.take_layer(remaining, name, theirs, bias=not name.endswith(".noise"))
-        return import_dac.finish(config, ours, remaining, path, "no SNAC of its config has")
+        published_arrays.require_empty(remaining, "no SNAC of its config has")
+        return published_arrays.component(config, ours, path)
 
 
 def _config(settings: Mapping[str, Any]) -> ConfigDict:
@@ -136,9 +137,7 @@ def _take_attention(remaining: dict[str, np.ndarray], ours: str, theirs: str) ->
     """Returns the arrays of an attention by our names, and removes them from `remaining`."""
 
     def take(name: str) -> np.ndarray:
-        if f"{theirs}.{name}" not in remaining:
-            raise ValueError(f"it has no {theirs}.{name}")
-        return np.asarray(remaining.pop(f"{theirs}.{name}"), np.float32)
+        return published_arrays.take(remaining, f"{theirs}.{name}")
 
     frequencies, pairs = take("rel_pos.inv_freq"), HEAD_DIM // 2
     expected = 10_000.0 ** (-np.arange(pairs) / pairs)

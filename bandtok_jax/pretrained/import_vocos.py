@@ -18,7 +18,7 @@ from bandtok_jax.audio.spectral import MelDefinition
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import importers
+from bandtok_jax.pretrained import published_arrays
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE = "config.yaml"
@@ -84,18 +84,10 @@ def read_vocos(path: str) -> Component:
         remaining, ours = dict(remaining), {}
         constants = {name: remaining.pop(name) for name in _CONSTANTS if name in remaining}
         for name, theirs in published_names(settings["backbone.num_layers"]):
-            if theirs not in remaining:
-                raise ValueError(f"it has no {theirs}")
-            leaf = np.asarray(remaining.pop(theirs), np.float32)
-            if not np.isfinite(leaf).all():
-                raise ValueError(f"{theirs} holds NaN or infinity")
-            ours[name] = np.ascontiguousarray(leaf.T)
-        if remaining:
-            raise ValueError(f"it holds {untrusted.shown(next(iter(remaining)))}, which no Vocos of mels has")
-        origin = os.path.basename(os.path.abspath(path))
-        weights = {"parameters": safetensors.unflatten(ours), "buffers": {}}
+            ours[name] = np.ascontiguousarray(published_arrays.take(remaining, theirs).T)
+        published_arrays.require_empty(remaining, "no Vocos of mels has")
         with untrusted.reading(config_file, _CURE):  # a mel or a shape that cannot be
-            vocoder = Component(config, weights, source_path=path, card=importers.card(origin)).check()
+            vocoder = published_arrays.component(config, ours, path)
         for name, array in constants.items():
             require_constant(name, array, mel)
     return vocoder

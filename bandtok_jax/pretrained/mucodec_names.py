@@ -9,13 +9,14 @@ Arrays of latents are `[channels, frequencies]`, and here the other way round.
 """
 
 from collections.abc import Iterator, Mapping
+import functools
 import itertools
 from typing import Any
 
 import numpy as np
 
 from bandtok_jax.formats import safetensors
-from bandtok_jax.runtime import untrusted
+from bandtok_jax.pretrained import published_arrays
 
 QUANTIZERS, TRANSFORMER = "rvq_muencoder_emb.quantizers.", "cfm_wrapper.estimator."
 ENCODER = "muencoder."
@@ -37,8 +38,7 @@ def read_flow(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
     arrays = {name: leaf for name, leaf in state.items() if not name.startswith((ENCODER, *_UNUSED))}
     settings = _sizes(arrays)
     weights = dict(_taken(arrays, settings))
-    if arrays:
-        raise ValueError(f"it holds {untrusted.printable(next(iter(arrays)), 90)}, which MuCodec does not have")
+    published_arrays.require_empty(arrays, "MuCodec does not have")
     return settings, safetensors.unflatten(weights)
 
 
@@ -74,15 +74,7 @@ def _count(arrays: State, name: str) -> int:
 def _taken(arrays: dict[str, np.ndarray], settings: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields arrays by our names and in our layout, and removes them from `arrays`."""
 
-    def take(*names: str) -> np.ndarray:
-        name = next((name for name in names if name in arrays), None)
-        if name is None:
-            raise ValueError(f"it has no {names[0]}")
-        leaf = np.asarray(arrays.pop(name), np.float32)
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{name} holds NaN or infinity")
-        return leaf
-
+    take = functools.partial(published_arrays.take, arrays)
     channels_and_bins = _shape(arrays, "normfeat.sum_x", 2)
     for ours, theirs in _names(settings):
         group, _, last = ours.rpartition(".")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bandtok_jax.formats import safetensors
+from bandtok_jax.pretrained import published_arrays
 
 PREFIXES = ("muencoder.model.", "model.")
 HEAD_WIDTH = 64  # published; a file that holds `inv_freq` shows its own
@@ -40,8 +41,7 @@ def read_muencoder(state: State, num_layers: int | None = None) -> tuple[dict[st
         raise ValueError(f"it has {settings['num_layers']} layers, and {kept} are needed: choose an earlier layer")
     remaining = {name: leaf for name, leaf in arrays.items() if not _is_unused(name)}
     weights = dict(_taken(remaining, settings))
-    if remaining:
-        raise ValueError(f"it holds {next(iter(remaining))}, which MuEncoder does not have")
+    published_arrays.require_empty(remaining, "MuEncoder does not have")
     if num_layers is not None:
         settings |= {"num_layers": num_layers, "codebook_size": 0}
         weights = {name: leaf for name, leaf in weights.items() if _is_kept(name, num_layers)}
@@ -90,13 +90,7 @@ def _is_kept(name: str, num_layers: int) -> bool:
 def _taken(remaining: dict[str, np.ndarray], settings: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields arrays by our names and in our layout, and removes them from `remaining`."""
     for ours, *theirs in _names(settings["num_layers"]):
-        leaves = []
-        for name in theirs:
-            if name not in remaining:
-                raise ValueError(f"it has no {name}")
-            leaves.append(np.asarray(remaining.pop(name), np.float32))
-            if not np.isfinite(leaves[-1]).all():
-                raise ValueError(f"{name} holds NaN or infinity")
+        leaves = [published_arrays.take(remaining, name) for name in theirs]
         yield ours, _in_our_layout(ours, leaves, settings)
 
 

@@ -1,0 +1,63 @@
+"""The arrays of published weights: importers take them one by one, and none may remain."""
+
+from collections.abc import Mapping
+import os
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from bandtok_jax.codecs.component import Component
+from bandtok_jax.formats import safetensors
+from bandtok_jax.pretrained import importers
+from bandtok_jax.runtime import untrusted
+
+
+def take(arrays: dict[str, np.ndarray], *names: str, prefix: str = "") -> np.ndarray:
+    """Returns the array of the first of these names in float32, and removes it.
+
+    Args:
+      names: names of the same array in files of several kinds.
+      prefix: beginning of all names in the file, for errors.
+
+    Raises:
+      ValueError: there is no such array, or it holds NaN or infinity.
+    """
+    name = next((name for name in names if name in arrays), None)
+    if name is None:
+        raise ValueError(f"it has no {prefix}{names[0]}")
+    array = np.asarray(arrays.pop(name), np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{prefix}{name} holds NaN or infinity")
+    return array
+
+
+def component(
+    config: ConfigDict,
+    parameters: Mapping[str, np.ndarray],
+    path: str,
+    buffers: Mapping[str, np.ndarray] | None = None,
+    licence: str = "",
+) -> Component:
+    """Returns the component of imported parameters and buffers, whose names are ours.
+
+    Args:
+      path: file or folder of the weights.
+      licence: the licence of all such weights, for the model card.
+
+    Raises:
+      ValueError: they are not those of the network.
+    """
+    weights = {"parameters": safetensors.unflatten(parameters), "buffers": safetensors.unflatten(buffers or {})}
+    card = importers.card(os.path.basename(os.path.abspath(path))) | ({"licence": licence} if licence else {})
+    return Component(config, weights, source_path=path, card=card).check()
+
+
+def require_empty(remaining: Mapping[str, np.ndarray], problem: str, prefix: str = "") -> None:
+    """Raises a ValueError that names an array of a file that was not taken, if there is one.
+
+    Args:
+      problem: the reason why there may be none, the end of "it holds NAME, which ...".
+      prefix: see `take`.
+    """
+    if remaining:
+        raise ValueError(f"it holds {prefix}{untrusted.printable(next(iter(remaining)), 90)}, which {problem}")
