@@ -1,6 +1,6 @@
 """A training for tests as a program of its own, one process of a cluster or the only one.
 
-python -m tests.run_training TASK RUN FOLDER [KEY=VALUE ...]
+python -m tests.run_training TASK RUN FOLDER [init_from=RUN] [KEY=VALUE ...]
 
 FOLDER holds the data of the language model. With dtype=float64 everything is in 64 bits. Small weights are sharded
 like large ones, so that the mesh has an effect.
@@ -21,7 +21,9 @@ from tests import tiny
 
 def main(task: str, run: str, folder: str, *changes: str) -> int:
     jax.config.update("jax_enable_x64", "dtype=float64" in changes)
-    config = tiny.config(task, folder, **dict(change.split("=", 1) for change in changes))
+    settings = dict(change.split("=", 1) for change in changes)
+    init_from = settings.pop("init_from", None)
+    config = tiny.config(task, folder, **settings)
     sharding.REPLICATED_BELOW_ELEMENTS = 256
     if config.dtype == "float64":
         create = tasks.create
@@ -42,7 +44,7 @@ def main(task: str, run: str, folder: str, *changes: str) -> int:
         tasks.create = create_wide
     distributed.start(60)
     try:
-        loop.train(config, run)
+        loop.train(config, run, init_from=init_from)
     except distributed.Preempted as notice:
         print(notice)
         return RESTART_EXIT_CODE

@@ -109,6 +109,29 @@ def test_a_run_resumes_with_other_devices_and_processes(task, straight, tmp_path
         _assert_same(run, tmp_path / "eight")
 
 
+LANGUAGE_MODELS = {
+    "depth": {"model.layout": "depth"},
+    "delay": {"model.layout": "delay"},
+    "infilling": {"model.layout": "depth", "loss.infill_fraction": 0.5},
+    "flat_infilling": {"loss.infill_fraction": 0.5},
+    "adapters": {"lora.rank": 2},
+    "adapters_of_depth": {"model.layout": "depth", "lora.rank": 2},
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_every_kind_of_language_model_trains_as_one(name, straight, tmp_path):
+    changes, folder = LANGUAGE_MODELS[name], straight("language_model")
+    if "lora.rank" in changes:
+        _train("language_model", tmp_path / "base", folder, **{**changes, "lora.rank": 0})
+        changes = {**changes, "init_from": tmp_path / "base"}
+    _train("language_model", tmp_path / "one", folder, **changes)
+    for mesh, count in (("8x1x1", 1), ("2x2x2", 1), ("1x8x1", 2)):
+        run = tmp_path / f"{count}_{mesh}"
+        _train("language_model", run, folder, mesh, processes=count, devices=8 // count, **changes)
+        _assert_same(run, tmp_path / "one")
+
+
 LONG = dict(total_steps=400, log_every=1, evaluate_every=400, checkpoint_every=400, keep_checkpoints=3)
 
 
