@@ -163,7 +163,7 @@ def copy(tmp_path, **changes):
         ({"backbone": {"dim": True}}, "backbone.dim is True, not a whole number"),
         ({"backbone": {"num_layers": 0}}, "num_layers is 0"),
         ({"backbone": {"num_layers": 3}}, "has no backbone.convnext.2.dwconv.weight"),
-        ({"backbone": {"num_layers": 1}}, "holds .backbone.convnext.1"),
+        ({"backbone": {"num_layers": 1}}, "holds backbone.convnext.1"),
         ({"backbone": {"intermediate_dim": 24}}, "of shape"),
         ({"backbone": {"adanorm_num_embeddings": 4}}, "adanorm_num_embeddings is 4"),
         ({"head": {"padding": "reflect"}}, "neither 'center' nor 'same'"),
