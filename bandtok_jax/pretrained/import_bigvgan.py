@@ -6,7 +6,6 @@ taps]`; here the axes are the other way round, and the norms of weight normalisa
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import os
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -50,11 +49,7 @@ def read_bigvgan(path: str) -> Component:
     Raises:
       ValueError, FileNotFoundError: no such file, a damaged one, or another model.
     """
-    weights_file = os.path.join(path, WEIGHTS_FILE) if os.path.isdir(path) else path
-    config_file = os.path.join(os.path.dirname(weights_file), CONFIG_FILE)
-    for file in (weights_file, config_file):
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file} does not exist: put {CONFIG_FILE} and {WEIGHTS_FILE} into one folder")
+    weights_file, config_file = published_arrays.find_files(path, WEIGHTS_FILE, CONFIG_FILE)
     settings = untrusted.read_json(config_file, expect.record(_SETTINGS, others=None), cure=_CURE)
     with untrusted.reading(config_file, _CURE):
         config = _config(settings)

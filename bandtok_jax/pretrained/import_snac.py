@@ -4,7 +4,6 @@ Layers that SNAC shares with descript-audio-codec have its names there, see `imp
 """
 
 from collections.abc import Iterator, Mapping
-import os
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,11 +44,7 @@ def read_snac(path: str) -> Component:
     Raises:
       ValueError, FileNotFoundError: no such file, a damaged one, or another model.
     """
-    weights_file = os.path.join(path, WEIGHTS_FILE) if os.path.isdir(path) else path
-    config_file = os.path.join(os.path.dirname(weights_file), CONFIG_FILE)
-    for file in (weights_file, config_file):
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file} does not exist: put {CONFIG_FILE} and {WEIGHTS_FILE} into one folder")
+    weights_file, config_file = published_arrays.find_files(path, WEIGHTS_FILE, CONFIG_FILE)
     settings = untrusted.read_json(config_file, expect.record(_SETTINGS, others=None), cure=_CURE)
     with untrusted.reading(config_file, _CURE):
         config = _config(_DEFAULTS | settings)

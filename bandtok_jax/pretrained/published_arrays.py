@@ -1,4 +1,4 @@
-"""The arrays of published weights: importers take them one by one, and none may remain."""
+"""Published weights: their files and their arrays, which importers take one by one, and of which none may remain."""
 
 from collections.abc import Mapping
 import os
@@ -10,6 +10,23 @@ from bandtok_jax.codecs.component import Component
 from bandtok_jax.formats import safetensors
 from bandtok_jax.pretrained import importers
 from bandtok_jax.runtime import untrusted
+
+
+def find_files(path: str, weights_name: str, config_name: str) -> tuple[str, str]:
+    """Returns the files of weights and configuration in one folder.
+
+    Args:
+      path: the folder, or the file of weights, of any name.
+
+    Raises:
+      FileNotFoundError: one of them is missing.
+    """
+    weights_file = os.path.join(path, weights_name) if os.path.isdir(path) else path
+    config_file = os.path.join(os.path.dirname(weights_file), config_name)
+    for file in (weights_file, config_file):
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"{file} does not exist: put {config_name} and {weights_name} into one folder")
+    return weights_file, config_file
 
 
 def take(arrays: dict[str, np.ndarray], *names: str, prefix: str = "") -> np.ndarray:
