@@ -113,11 +113,8 @@ def _arrays(remaining: dict[str, np.ndarray], settings: Mapping[str, Any]) -> It
 
     def layer(ours: str, theirs: str, bias: bool = True) -> Iterator[tuple[str, np.ndarray]]:
         if f"{theirs}.weight_v" in remaining:
-            kernel, gain = (take(f"{theirs}.{name}", 3).astype(np.float64) for name in ("weight_v", "weight_g"))
-            if gain.shape != (len(kernel), 1, 1):
-                raise ValueError(f"{theirs}.weight_g has the shape {list(gain.shape)}")
-            norm = np.sqrt((kernel**2).sum((1, 2), keepdims=True))
-            kernel = (kernel * (gain / np.maximum(norm, np.finfo(np.float32).tiny))).astype(np.float32)
+            direction, gain = (take(f"{theirs}.{name}", 3) for name in ("weight_v", "weight_g"))
+            kernel = published_arrays.whole_kernel(direction, gain, f"{theirs}.weight_g")
         else:
             kernel = take(f"{theirs}.weight", 3)
         yield f"{ours}.kernel", np.ascontiguousarray(kernel.T)

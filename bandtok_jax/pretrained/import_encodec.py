@@ -161,12 +161,9 @@ class _Arrays:
         """Returns a kernel in our layout, with its norm where that is stored apart."""
         if f"{name}.weight_v" not in self:
             return np.ascontiguousarray(self.take(f"{name}.weight", 3).T)
-        kernel, gain = (self.take(f"{name}.{part}", 3).astype(np.float64) for part in ("weight_v", "weight_g"))
-        if gain.shape != (len(kernel), 1, 1):
-            raise ValueError(f"{self._renamed(f'{name}.weight_g')} has the shape {list(gain.shape)}")
-        norm = np.sqrt((kernel**2).sum((1, 2), keepdims=True))
-        kernel = kernel * (gain / np.maximum(norm, np.finfo(np.float32).tiny))
-        return np.ascontiguousarray(kernel.astype(np.float32).T)
+        direction, gain = (self.take(f"{name}.{part}", 3) for part in ("weight_v", "weight_g"))
+        kernel = published_arrays.whole_kernel(direction, gain, self._renamed(f"{name}.weight_g"))
+        return np.ascontiguousarray(kernel.T)
 
 
 def _parameters(arrays: _Arrays, stages: int, lstm_layers: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -48,6 +48,24 @@ def take(arrays: dict[str, np.ndarray], *names: str, prefix: str = "") -> np.nda
     return array
 
 
+def whole_kernel(direction: np.ndarray, gain: np.ndarray, gain_name: str) -> np.ndarray:
+    """Returns a kernel whose weight normalisation is multiplied in, float32 `[channels_out, channels_in, k]`.
+
+    Args:
+      direction: the kernel before its normalisation, of the same shape.
+      gain: norm of the kernel of each output channel, `[channels_out, 1, 1]`.
+      gain_name: name of `gain` in the file, for errors.
+
+    Raises:
+      ValueError: `gain` has another shape.
+    """
+    direction, gain = direction.astype(np.float64), gain.astype(np.float64)
+    if gain.shape != (len(direction), 1, 1):
+        raise ValueError(f"{gain_name} has the shape {list(gain.shape)}")
+    norm = np.sqrt((direction**2).sum((1, 2), keepdims=True))
+    return (direction * (gain / np.maximum(norm, np.finfo(np.float32).tiny))).astype(np.float32)
+
+
 def component(
     config: ConfigDict,
     parameters: Mapping[str, np.ndarray],
