@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Installs the dependencies of the tests and runs them. Arguments go to pytest.
 #   bash launch/test.sh                lint, format, types, and the fast tests (minutes)
-#   bash launch/test.sh -m slow        the slow proofs
+#   bash launch/test.sh -m slow        the slow proofs, also with the compiler for TPUs where it exists
 #   PYTHON=3.11 bash launch/test.sh    with another Python, in an environment of its own (launch/environment.sh)
 # tests/README.md lists the slowest tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/environment.sh test
+extras=test
+[[ "$*" != *slow* || "$(uname -sm)" != "Linux x86_64" ]] || extras=test,tpu
+source launch/environment.sh "$extras"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # Most of the time goes into compiling programs that run a few times only. LLVM's optimizations are therefore disabled,
 # and a program of several tests is compiled once.

@@ -395,6 +395,12 @@ def test_a_missing_libtpu_is_an_error_with_its_package(monkeypatch, capsys):
     assert "pip install 'bandtok-jax[tpu]'" in capsys.readouterr().err
 
 
+def test_jax_has_the_option_of_quick_plans():
+    compiled = jax.jit(jnp.sin).lower(0.0).compile(compiler_options=tpu.QUICK_OPTIONS)
+    assert compiled(0.5) == jnp.sin(0.5)
+
+
+@pytest.mark.slow
 @needs_libtpu
 def test_a_language_model_is_compiled_for_sixteen_real_chips(tmp_path):
     changes = {
@@ -419,6 +425,7 @@ def test_a_language_model_is_compiled_for_sixteen_real_chips(tmp_path):
     assert not plan.notes
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_step_that_is_too_large_for_a_chip_does_not_fit(tmp_path):
     config = tiny.config("language_model", tmp_path, **{"batch_size": 2**28, "model.text": "none"})

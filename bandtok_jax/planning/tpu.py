@@ -17,7 +17,8 @@ from bandtok_jax.runtime.target_platform import made_for
 from bandtok_jax.training import sharding
 from bandtok_jax.training.program import Program
 
-# The two messages of XLA (libtpu 0.0.42).
+QUICK_OPTIONS = {"optimization_level": 19}  # the number of XLA's level O1
+# The two messages of XLA (libtpu 0.0.42 and 0.0.50).
 _TOO_LARGE = r"([\d.]+)([KMGT]) of ([\d.]+)G hbm|\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)G\)"
 
 
@@ -49,7 +50,7 @@ def compile_step(plan: Plan, program: Program, machines: Accelerators) -> None:
     """Compiles the training step and sets memory, FLOPs, collectives and times of the plan."""
     task, properties, mesh = program.task, machines.properties, program.mesh
     assert isinstance(mesh, Mesh)  # of `create_mesh`
-    options = {"exec_time_optimization_effort": -1.0} if plan.quick else None
+    options = QUICK_OPTIONS if plan.quick else None
     with jax.set_mesh(mesh), made_for("tpu"):
         lowered = program.train_step(**plan.phase).lower(program.abstract, task.frozen_spec(), task.batch_spec())
         try:
