@@ -11,9 +11,9 @@ tracks, lose the codes of a region, and these columns have two metrics:
   `infill`, `causal` (with the known cells of its columns), and `copy`, the nearest column before or after the region,
   or the rows below it.
 
-The regions are `middle` (all rows of the middle of a window), `band` (some of its rows), `top` (the higher half of the
-rows of a whole window) and `start` (all rows at the beginning of a window). --control gives a further row of nats from
-left to right, of a model that was trained without infilling.
+The regions are `middle` (all rows of the middle of a window), `short` (two columns of it), `band` (some of the rows of
+the middle), `top` (the higher half of the rows of a whole window) and `start` (all rows at the beginning of a window).
+--control gives a further row of nats from left to right, of a model that was trained without infilling.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from bandtok_jax.models.language_model import first_token
 
 SAMPLING = {"temperature": 1.0, "top_k": 250}
 SPACING = 2  # distance of windows, in window lengths
+SHORT_COLUMNS = 2
 BATCH = 8  # affects speed and memory alone
 
 
@@ -78,6 +79,7 @@ def _regions(codec: Codec) -> Mapping[str, tuple[np.ndarray, int, int]]:
     window, middle = longest - columns, (longest - 2 * columns) // 2
     shapes = {
         "middle": (window, middle, middle + columns, 0, rows),
+        "short": (window, window // 2, window // 2 + SHORT_COLUMNS, 0, rows),
         "band": (window, middle, middle + columns, rows // 3, 2 * rows // 3),
         "top": (longest // 2, 0, longest // 2, rows // 2, rows),
         "start": (window, 0, columns, 0, rows),
