@@ -31,6 +31,26 @@ def test_an_export_is_no_run_folder(tmp_path):
     assert export.read_text() == '{"task": "mel_tok' and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_new_run_mixes_with_no_other_files(tmp_path):
+    config, folder = tiny.config("mel_tokenizer", tmp_path), tmp_path / "music"
+    folder.mkdir()
+    for name in ("song.ogg", "config.json"):
+        path = folder / name
+        path.write_text('{"model_type": "snac"}')
+        with pytest.raises(ValueError, match=f"holds other files, such as {name}, and no run: give an empty or a new"):
+            loop.train(config, folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+        path.unlink()
+    # Left over from a run that was killed before its first step.
+    for name in (".bandtok.lock", "run.log"):
+        (folder / name).touch()
+    for name in ("checkpoints", "compiled"):
+        (folder / name).mkdir()
+    write_config(resolve(config, folder).config, folder)
+    (folder / "metrics.jsonl").touch()
+    resolve(config, folder)
+
+
 def test_a_crash_leaves_the_old_files_or_the_new_ones(tmp_path, monkeypatch):
     config, lines = tiny.config("mel_tokenizer", tmp_path), '{"step": 2}\n{"step": 4}\n'
     write_config(config, tmp_path)

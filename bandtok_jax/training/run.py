@@ -16,7 +16,7 @@ from bandtok_jax.data_pipelines import sources
 from bandtok_jax.models import registry
 from bandtok_jax.pretrained import hub, model_folder
 from bandtok_jax.runs.weights import saved_steps
-from bandtok_jax.runtime import startup
+from bandtok_jax.runtime import startup, storage, untrusted
 from bandtok_jax.tasks import optimization
 
 _LOGGED_RATE_CHANGE = 0.05  # relative change of the learning rate at a resume that is logged; our choice
@@ -65,11 +65,13 @@ def resolve(
 
     Raises:
       ValueError: the configuration is that of another run, the data or an earlier component has changed, or the folder
-        holds an export.
+        holds an export, or other files and no run.
     """
     folder = pathlib.Path(folder)
     init_from = os.fspath(init_from) if init_from else None
     _refuse_export(folder)
+    if not resumed:
+        _refuse_other_files(folder)
     # Written values may come from the run that this configuration was read from, so they are reset.
     config = reset_written(tasks.resolve_config(config))
     config.initialized_from_export = init_from is not None and not is_run(init_from)
@@ -149,6 +151,21 @@ def _refuse_export(folder: pathlib.Path) -> None:
         raise ValueError(
             f"{folder} holds an export, which a run would overwrite: give another --workdir, and start from its "
             f"weights with --init-from={folder}"
+        )
+
+
+def _refuse_other_files(folder: pathlib.Path) -> None:
+    """Raises a ValueError where a new run would mix with files that belong to no run."""
+    names = storage.names(folder)
+    if "config.json" in names and "config_version" in read_content(folder):
+        return
+    # A run that was killed before its first step leaves its lock, programs, logs and an empty folder of checkpoints.
+    others = [name for name in names if name not in ("checkpoints", "compiled") and not name.startswith(".")]
+    others = [name for name in others if not name.endswith(".log")]
+    if others:
+        raise ValueError(
+            f"{folder} holds other files, such as {untrusted.printable(others[0], 60)}, and no run: "
+            "give an empty or a new folder as --workdir"
         )
 
 
