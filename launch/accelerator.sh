@@ -5,6 +5,7 @@
 # Prints nothing with JAX_PLATFORMS=cpu.
 # https://docs.jax.dev/en/latest/installation.html
 set -euo pipefail
+case "${1:-}" in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 root="${1:-}"
 [ "${JAX_PLATFORMS:-}" != cpu ] || exit 0
 

@@ -7,12 +7,14 @@ set -euo pipefail
 output="runs/default" flags=() dry=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --output) output="$2"; shift 2 ;;
+    -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    --output) output="${2:-}"; shift $(($# > 1 ? 2 : 1)) ;;
     --output=*) output="${1#*=}"; shift ;;
     --dry-run) dry="$1"; flags+=("$1"); shift ;;
     *) flags+=("$1"); shift ;;
   esac
 done
+[ -n "$output" ] || { echo "default_model.sh: --output: its value is missing; --help lists the arguments" >&2; exit 2; }
 case "$output" in /*) ;; \~|\~/*) output="$HOME${output#\~}" ;; *) output="$PWD/$output" ;; esac
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

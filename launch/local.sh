@@ -14,10 +14,11 @@ set -euo pipefail
 dry="" music="" system="bandtok" output="runs/local" size="tiny" tracks=() licences=() share=() prompt=""
 half="" seconds=10 offsets=4
 encoder=() autoencoder=() tokenizer=() vocoder=() language_model=()
-usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+wrong() { echo "local.sh: $*; --help lists the arguments" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   flag="${1%%=*}"
   case "$1" in
+    -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     --config.*=*)
       encoder+=("$1") autoencoder+=("$1") tokenizer+=("$1") vocoder+=("$1") language_model+=("$1"); shift; continue ;;
     --encoder.*=*) encoder+=("--config.${1#--encoder.}"); shift; continue ;;
@@ -28,8 +29,8 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=yes; shift; continue ;;
     --half) half=yes; shift; continue ;;
     --*=*) value="${1#*=}"; shift ;;
-    --*) [ $# -ge 2 ] || usage; value="$2"; shift 2 ;;
-    *) usage ;;
+    --*) value="${2:-}"; shift $(($# > 1 ? 2 : 1)) ;;
+    *) wrong "$1: unknown argument" ;;
   esac
   case "$flag" in
     --music) music="$value" ;;
@@ -42,17 +43,26 @@ while [ $# -gt 0 ]; do
     --prompt) prompt="$value" ;;
     --seconds) seconds="$value" ;;
     --offsets) offsets="$value" ;;
-    *) usage ;;
+    *) wrong "$flag: unknown argument" ;;
   esac
+  [ -n "$value" ] || wrong "$flag: its value is missing"
 done
-[ -n "$music" ] || usage
-case "$system" in bandtok) stages=6 ;; mucodec) stages=8 ;; *) usage ;; esac
+[ -n "$music" ] || wrong "--music: give a folder of audio files, or synthetic"
+case "$system" in bandtok) stages=6 ;; mucodec) stages=8 ;; *) wrong "--system $system: give bandtok or mucodec" ;; esac
+case "$size" in tiny|small|base) ;; *) wrong "--size $size: give tiny, small or base" ;; esac
+for number in "$seconds" "$offsets" "${share[1]:-0}"; do
+  [[ "$number" =~ ^[0-9]*\.?[0-9]+$ ]] || wrong "$number: give a number"
+done
 # A shell does not expand ~ in --output=~/x.
 absolute() {
   case "$1" in /*|synthetic*) echo "$1" ;; \~|\~/*) echo "$HOME${1#\~}" ;; *) echo "$PWD/$1" ;; esac
 }
 music="$(absolute "$music")" output="$(absolute "$output")"
-[ ${#tracks[@]} -eq 0 ] || tracks[1]="$(absolute "${tracks[1]}")"
+[[ "$music" = synthetic* || -d "$music" ]] || wrong "--music $music: no such folder"
+if [ ${#tracks[@]} -gt 0 ]; then
+  tracks[1]="$(absolute "${tracks[1]}")"
+  [ -f "${tracks[1]}" ] || wrong "--tracks ${tracks[1]}: no such file"
+fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 step() { echo; echo "== $*"; }

@@ -4,7 +4,11 @@
 #   bash launch/processes.sh N DEVICES_PER_PROCESS -- --config=NAME:VARIANT --workdir=RUN [--config.KEY=VALUE ...]
 # Each line of output begins with the number of its process. SIGTERM and Ctrl-C let all processes save and exit with 42.
 set -euo pipefail
-[ $# -ge 4 ] && [ "$3" = -- ] || { sed -n '4s/^# *//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+case "${1:-}" in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
+if ! [[ "${1:-} ${2:-} ${3:-}" =~ ^[1-9][0-9]*\ [1-9][0-9]*\ --$ ]] || [ $# -lt 4 ]; then
+  echo "processes.sh: $*: give two numbers, then -- and the flags of bandtok train; --help explains" >&2
+  exit 2
+fi
 processes="$1" devices="$2"
 shift 3
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" train

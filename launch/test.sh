@@ -5,6 +5,7 @@
 #   PYTHON=3.11 bash launch/test.sh    with another Python, in an environment of its own (launch/environment.sh)
 # tests/README.md lists the slowest tests.
 set -euo pipefail
+case "${1:-}" in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=test
 [[ "$*" != *slow* || "$(uname -sm)" != "Linux x86_64" ]] || extras=test,tpu

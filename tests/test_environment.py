@@ -166,6 +166,49 @@ def test_processes_install_what_training_needs(tree):
     assert _pip_log(tree) == [f"3.13 {tree}[train]"]
 
 
+def _launch(tree, *command):
+    """Runs a script that must not install anything."""
+    _python(tree, "bin/python3.13", "3.13")
+    shutil.copytree(ROOT / "launch", tree / "launch", dirs_exist_ok=True)
+    script, *arguments = command
+    run = _bash(tree / "launch" / script, *arguments, env=_environment(tree.parent))
+    assert not _pip_log(tree) and not list(tree.glob(".venv*"))
+    return run
+
+
+@pytest.mark.parametrize("script", sorted({path.name for path in ROOT.glob("launch/*.sh")} - {"environment.sh"}))
+def test_help_is_the_comment_at_the_head_of_a_script(tree, script):
+    comment = (ROOT / "launch" / script).read_text().partition("\n")[2].partition("\nset ")[0]
+    for flag in ("--help", "-h"):
+        run = _launch(tree, script, flag)
+        assert (run.returncode, run.stderr) == (0, "") and f"bash launch/{script}" in run.stdout
+        assert run.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in comment.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("local.sh", "--music: give a folder"),
+        ("local.sh --musik x", "--musik: unknown argument"),
+        ("local.sh x", "x: unknown argument"),
+        ("local.sh --music /no/such --size tiny", "--music /no/such: no such folder"),
+        ("local.sh --music synthetic --tracks=no.csv", "no.csv: no such file"),
+        ("local.sh --music synthetic --size huge", "--size huge: give tiny"),
+        ("local.sh --music synthetic --system dac", "--system dac: give bandtok"),
+        ("local.sh --music synthetic --seconds ten", "ten: give a number"),
+        ("local.sh --music synthetic --output", "--output: its value is missing"),
+        ("default_model.sh", "--music: give a folder"),
+        ("default_model.sh --output", "--output: its value is missing"),
+        ("quickstart.sh --output x", "--output x: give one folder"),
+        ("processes.sh two 2 -- --config=bandtok:tiny", "two 2 .* give two numbers"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_installed(tree, command, message):
+    run = _launch(tree, *command.split())
+    assert run.returncode == 2 and not run.stdout
+    assert re.search(message, run.stderr) and len(run.stderr.splitlines()) == 1
+
+
 def test_the_extras_and_the_pythons_are_those_of_the_package():
     settings = (ROOT / "setup.cfg").read_text()
     for extra in ("cuda12", "cuda13", "eval", "gpu", "test", "tpu", "train"):
