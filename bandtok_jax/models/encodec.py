@@ -1,7 +1,7 @@
 """EnCodec: a causal convolutional codec of waveforms with LSTMs (Défossez et al. 2022, arXiv 2210.13438).
 
 The layout is that of github.com/facebookresearch/encodec, modules/seanet.py, so that the weights of its 24 kHz model
-fit. All convolutions are causal and see mirrored frames beyond both ends of a file, see `MirroredConvolution`. The
+fit. All convolutions are causal and see mirrored frames beyond both ends of a file, see `CausalConvolution`. The
 LSTMs of encoder and decoder remember the file from its beginning. Windows of a file have the codes and the audio of the
 whole where each of them gets the states that the one before it returns.
 
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 import numpy as np
 
+from bandtok_jax.layers.causal_convolution import CausalConvolution
 from bandtok_jax.layers.convolution import (
     Convolution,
     TransposedConvolution,
@@ -28,7 +29,6 @@ from bandtok_jax.layers.convolution import (
     scale_range,
 )
 from bandtok_jax.layers.lstm import LSTM
-from bandtok_jax.layers.mirrored_convolution import MirroredConvolution
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
@@ -90,20 +90,20 @@ class EnCodec(nnx.Module):
         settings: dict[str, Any] = dict(initializer=fan_in_uniform, dtype=dtype, rngs=rngs)
         # Samples in 16 bits would be noise 56 dB below the music.
         wide = {**settings, "dtype": jnp.promote_types(dtype, jnp.float32)}
-        self.encoder_in = MirroredConvolution(1, encoder_dim, KERNEL_SIZE, **settings)
+        self.encoder_in = CausalConvolution(1, encoder_dim, KERNEL_SIZE, **settings)
         widths = [encoder_dim * 2**stage for stage in range(len(strides))]
         self.encoder_stages = nnx.List(
             [EncoderStage(width, stride, **settings) for width, stride in zip(widths, strides)]
         )
         self.encoder_lstm = LSTM(self.coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
-        self.encoder_out = MirroredConvolution(self.coarse_dim, latent_dim, KERNEL_SIZE, **settings)
+        self.encoder_out = CausalConvolution(self.coarse_dim, latent_dim, KERNEL_SIZE, **settings)
         self.quantizer = ResidualVectorQuantizer(latent_dim, rows, codebook_size, dtype=dtype, rngs=rngs)
-        self.decoder_in = MirroredConvolution(latent_dim, self.coarse_dim, KERNEL_SIZE, **settings)
+        self.decoder_in = CausalConvolution(latent_dim, self.coarse_dim, KERNEL_SIZE, **settings)
         self.decoder_lstm = LSTM(self.coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
         self.decoder_stages = nnx.List(
             [DecoderStage(width, stride, **settings) for width, stride in zip(widths[::-1], strides[::-1])]
         )
-        self.decoder_out = MirroredConvolution(encoder_dim, 1, KERNEL_SIZE, **wide)
+        self.decoder_out = CausalConvolution(encoder_dim, 1, KERNEL_SIZE, **wide)
 
     @property
     def initial_state(self) -> np.ndarray:
@@ -214,7 +214,7 @@ class ResidualUnit(nnx.Module):
     """Two convolutions, each after an ELU, in a residual branch of half the width, and one around them; `[B, T, D]`."""
 
     def __init__(self, width: int, **settings: Any):
-        self.wide = MirroredConvolution(width, width // 2, RESIDUAL_KERNEL_SIZE, **settings)
+        self.wide = CausalConvolution(width, width // 2, RESIDUAL_KERNEL_SIZE, **settings)
         self.single = Convolution(width // 2, width, (1,), **settings)
         self.shortcut = Convolution(width, width, (1,), **settings)
 
@@ -227,7 +227,7 @@ class EncoderStage(nnx.Module):
 
     def __init__(self, width: int, stride: int, **settings: Any):
         self.unit = ResidualUnit(width, **settings)
-        self.down = MirroredConvolution(width, 2 * width, 2 * stride, stride=stride, **settings)
+        self.down = CausalConvolution(width, 2 * width, 2 * stride, stride=stride, **settings)
 
     def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
         return self.down(jax.nn.elu(self.unit(x, valid_range)), valid_range)

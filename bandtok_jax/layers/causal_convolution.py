@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bandtok_jax.layers.convolution import Convolution, ValidRange, mask_outside
 
 
-class MirroredConvolution(nnx.Module):
+class CausalConvolution(nnx.Module):
     """A convolution `[B, T, C] -> [B, ceil(T / stride), channels_out]` of the current and earlier frames.
 
     The frames before a file are the mirror of those after its first one. The first outputs therefore depend on
