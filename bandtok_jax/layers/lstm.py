@@ -10,6 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+import numpy as np
 
 from bandtok_jax.layers.convolution import ValidRange, fan_in_uniform, frames_inside
 
@@ -24,9 +25,14 @@ class LSTM(nnx.Module):
     """
 
     def __init__(self, width: int, num_layers: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.width = width
         self.layers = nnx.List(
             [LSTMLayer(width, dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs) for _ in range(num_layers)]
         )
+
+    def initial_state(self, batch: int) -> np.ndarray:
+        """Returns the state before a stream, `[N, 2, B, D]`."""
+        return np.zeros((len(self.layers), 2, batch, self.width), np.float32)
 
     def __call__(
         self, x: jax.Array, state: jax.Array, valid_range: ValidRange | None = None, state_frames: int | None = None
@@ -35,7 +41,7 @@ class LSTM(nnx.Module):
 
         Args:
           x: `[B, T, D]`.
-          state: `[N, 2, B, D]`, outputs and memories of the layers before the first frame; zeros for a new stream.
+          state: `[N, 2, B, D]`, outputs and memories of the layers before the first frame, see `initial_state`.
           valid_range: the frames in which the file lies; others leave the state unchanged. By default all.
           state_frames: number of frames after which the state is returned, by default T.
         """

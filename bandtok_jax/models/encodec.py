@@ -20,20 +20,14 @@ from jax.typing import DTypeLike
 import numpy as np
 
 from bandtok_jax.layers.causal_convolution import CausalConvolution
-from bandtok_jax.layers.convolution import (
-    Convolution,
-    TransposedConvolution,
-    ValidRange,
-    fan_in_uniform,
-    mask_outside,
-    scale_range,
-)
+from bandtok_jax.layers.convolution import ValidRange, fan_in_uniform, scale_range
 from bandtok_jax.layers.lstm import LSTM
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.layers.precision import exact
 from bandtok_jax.layers.residual_vector_quantization import ResidualVectorQuantizer
+from bandtok_jax.models import seanet
+from bandtok_jax.models.seanet import KERNEL_SIZE
 
-KERNEL_SIZE, RESIDUAL_KERNEL_SIZE = 7, 3  # published; the other kernels have one element, or two of their stride
 # Columns beyond their own that the first columns of a file depend on, through the mirror of the convolutions at the
 # rate of the columns. No other convolution reaches further.
 MIRRORED_COLUMNS = KERNEL_SIZE - 1
@@ -86,29 +80,29 @@ class EnCodec(nnx.Module):
             )
         self.strides, self.rows, self.codebook_size = tuple(strides), rows, codebook_size
         self.samples_per_column = math.prod(strides)
-        self.coarse_dim, self.lstm_layers = encoder_dim * 2 ** len(strides), lstm_layers
+        coarse_dim = encoder_dim * 2 ** len(strides)
         settings: dict[str, Any] = dict(initializer=fan_in_uniform, dtype=dtype, rngs=rngs)
         # Samples in 16 bits would be noise 56 dB below the music.
         wide = {**settings, "dtype": jnp.promote_types(dtype, jnp.float32)}
         self.encoder_in = CausalConvolution(1, encoder_dim, KERNEL_SIZE, **settings)
         widths = [encoder_dim * 2**stage for stage in range(len(strides))]
         self.encoder_stages = nnx.List(
-            [EncoderStage(width, stride, **settings) for width, stride in zip(widths, strides)]
+            [seanet.EncoderStage(width, stride, **settings) for width, stride in zip(widths, strides)]
         )
-        self.encoder_lstm = LSTM(self.coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
-        self.encoder_out = CausalConvolution(self.coarse_dim, latent_dim, KERNEL_SIZE, **settings)
+        self.encoder_lstm = LSTM(coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
+        self.encoder_out = CausalConvolution(coarse_dim, latent_dim, KERNEL_SIZE, **settings)
         self.quantizer = ResidualVectorQuantizer(latent_dim, rows, codebook_size, dtype=dtype, rngs=rngs)
-        self.decoder_in = CausalConvolution(latent_dim, self.coarse_dim, KERNEL_SIZE, **settings)
-        self.decoder_lstm = LSTM(self.coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
+        self.decoder_in = CausalConvolution(latent_dim, coarse_dim, KERNEL_SIZE, **settings)
+        self.decoder_lstm = LSTM(coarse_dim, lstm_layers, dtype=dtype, rngs=rngs)
         self.decoder_stages = nnx.List(
-            [DecoderStage(width, stride, **settings) for width, stride in zip(widths[::-1], strides[::-1])]
+            [seanet.DecoderStage(width, stride, **settings) for width, stride in zip(widths[::-1], strides[::-1])]
         )
         self.decoder_out = CausalConvolution(encoder_dim, 1, KERNEL_SIZE, **wide)
 
     @property
     def initial_state(self) -> np.ndarray:
         """The state of encoder or decoder before a file, `[N, 2, 1, D]`."""
-        return np.zeros((self.lstm_layers, 2, 1, self.coarse_dim), np.float32)
+        return self.encoder_lstm.initial_state(1)
 
     @property
     def encoder_context_columns(self) -> tuple[int, int]:
@@ -118,18 +112,12 @@ class EnCodec(nnx.Module):
     @property
     def decoder_context_columns(self) -> tuple[int, int]:
         """Columns of codes before and after its own that the audio of a column depends on, the state aside."""
-        reach = KERNEL_SIZE - 1
-        for stride in self.strides:
-            reach = math.ceil((reach + RESIDUAL_KERNEL_SIZE - 1) / stride) + 1
-        return self._decoder_warm_up + reach, MIRRORED_COLUMNS
+        return self._decoder_warm_up + seanet.decoder_reach(self.strides, KERNEL_SIZE - 1), MIRRORED_COLUMNS
 
     @property
     def _encoder_warm_up(self) -> int:
         """Columns before its own that the input of the encoder's LSTM depends on."""
-        reach = 0
-        for stride in reversed(self.strides):
-            reach = reach * stride + stride + RESIDUAL_KERNEL_SIZE - 1
-        return math.ceil((reach + KERNEL_SIZE - 1) / self.samples_per_column)
+        return seanet.encoder_reach(self.strides, 0)
 
     @property
     def _decoder_warm_up(self) -> int:
@@ -146,11 +134,10 @@ class EnCodec(nnx.Module):
         x = self.encoder_in(audio[..., None], valid_range)
         for stride, stage in zip(self.strides, self.encoder_stages):
             x = stage(x, valid_range)
-            if valid_range is not None:
-                valid_range = (valid_range[0] // stride, -(-valid_range[1] // stride))
+            valid_range = seanet.coarser_range(valid_range, stride)
         contexts = (self._encoder_warm_up, self.encoder_context_columns)
-        x, next_state = _remember(self.encoder_lstm, x, valid_range, state, *contexts)
-        return _with_state(self.encoder_out(jax.nn.elu(x), valid_range), state, next_state)
+        outputs, next_state = seanet.remember(self.encoder_lstm, x, valid_range, state, *contexts)
+        return seanet.with_state(self.encoder_out(jax.nn.elu(x + outputs), valid_range), state, next_state)
 
     def decode_latents(
         self, quantized: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None
@@ -163,11 +150,12 @@ class EnCodec(nnx.Module):
         """
         x = self.decoder_in(quantized, valid_range)
         contexts = (self._decoder_warm_up, self.decoder_context_columns)
-        x, next_state = _remember(self.decoder_lstm, x, valid_range, state, *contexts)
+        outputs, next_state = seanet.remember(self.decoder_lstm, x, valid_range, state, *contexts)
+        x = x + outputs
         for stride, stage in zip(reversed(self.strides), self.decoder_stages):
             x = stage(x, valid_range)
             valid_range = scale_range(valid_range, stride)
-        return _with_state(self.decoder_out(jax.nn.elu(x), valid_range)[..., 0], state, next_state)
+        return seanet.with_state(self.decoder_out(jax.nn.elu(x), valid_range)[..., 0], state, next_state)
 
     @exact
     def encode(self, audio: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None) -> Any:
@@ -208,71 +196,3 @@ class EnCodec(nnx.Module):
             return function(self.latents(audio, valid_range))
         latents, next_state = self.latents(audio, valid_range, state)
         return function(latents), next_state
-
-
-class ResidualUnit(nnx.Module):
-    """Two convolutions, each after an ELU, in a residual branch of half the width, and one around them; `[B, T, D]`."""
-
-    def __init__(self, width: int, **settings: Any):
-        self.wide = CausalConvolution(width, width // 2, RESIDUAL_KERNEL_SIZE, **settings)
-        self.single = Convolution(width // 2, width, (1,), **settings)
-        self.shortcut = Convolution(width, width, (1,), **settings)
-
-    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
-        return self.shortcut(x) + self.single(jax.nn.elu(self.wide(jax.nn.elu(x), valid_range)))
-
-
-class EncoderStage(nnx.Module):
-    """A residual unit, then `stride` times fewer frames of twice the width."""
-
-    def __init__(self, width: int, stride: int, **settings: Any):
-        self.unit = ResidualUnit(width, **settings)
-        self.down = CausalConvolution(width, 2 * width, 2 * stride, stride=stride, **settings)
-
-    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
-        return self.down(jax.nn.elu(self.unit(x, valid_range)), valid_range)
-
-
-class DecoderStage(nnx.Module):
-    """`stride` times more frames of half the width, `width`, then a residual unit."""
-
-    def __init__(self, width: int, stride: int, **settings: Any):
-        self.up = TransposedConvolution(2 * width, width, stride, cut=False, **settings)
-        self.unit = ResidualUnit(width, **settings)
-
-    def __call__(self, x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
-        # Causal: the second half of each kernel, which reaches beyond the last frame, is cut at the end alone.
-        frames = x.shape[1] * self.up.stride
-        x = self.up(mask_outside(jax.nn.elu(x), valid_range))[:, :frames]
-        return self.unit(x, scale_range(valid_range, self.up.stride))
-
-
-def _remember(
-    lstm: LSTM,
-    x: jax.Array,
-    valid_range: ValidRange | None,
-    state: jax.Array | None,
-    warm_up: int,
-    context: tuple[int, int],
-) -> tuple[jax.Array, jax.Array]:
-    """Returns columns `[B, T, D]` with the outputs of an LSTM added, and its state for the next window.
-
-    Args:
-      valid_range: the columns of the array in which the file lies.
-      state: that before column `warm_up` of a window; None for an array without context before it.
-      warm_up: columns of a window whose inputs of the LSTM are not complete, and get no output.
-      context: columns of a window before and after its chunk.
-    """
-    if state is None:
-        state = jnp.zeros((len(lstm.layers), 2, x.shape[0], x.shape[2]), jnp.float32)
-        outputs, state = lstm(x, state, valid_range)
-        return x + outputs, state
-    chunk = x.shape[1] - sum(context)
-    complete = None if valid_range is None else (valid_range[0] - warm_up, valid_range[1] - warm_up)
-    outputs, state = lstm(x[:, warm_up:], state, complete, chunk)
-    return x + jnp.pad(outputs, ((0, 0), (warm_up, 0), (0, 0))), state
-
-
-def _with_state(result: jax.Array, state: jax.Array | None, next_state: jax.Array) -> Any:
-    """Returns the result, with the next state where one is given."""
-    return result if state is None else (result, next_state)
