@@ -16,6 +16,7 @@ from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
 from bandtok_jax.pretrained import published_arrays
+from bandtok_jax.pretrained.published_arrays import NamedArrays
 from bandtok_jax.runtime import expect, untrusted
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -99,7 +100,7 @@ def _component(
     """
     if any(".norm." in name for name in state):
         raise ValueError(f"it has group norms: {_UNSUPPORTED}")
-    arrays = _Arrays(state, renamed)
+    arrays = NamedArrays(state, renamed)
     # A stage is a residual unit, an ELU and a convolution. The LSTM follows the first convolution and all stages.
     stages = next((n for n in range(1, _MOST_STAGES) if f"encoder.model.{3 * n + 1}.lstm.weight_ih_l0" in arrays), 0)
     lstm_layers = arrays.count(f"encoder.model.{3 * stages + 1}.lstm.weight_ih_l{{}}", _MOST_LAYERS)
@@ -132,41 +133,7 @@ def _component(
     return published_arrays.component(config, parameters, path, buffers, LICENCE)
 
 
-class _Arrays:
-    """The arrays of a file, taken out one after the other by their names in the package encodec.
-
-    Attributes:
-      remaining: those that have not been taken.
-    """
-
-    def __init__(self, state: Mapping[str, np.ndarray], renamed: Callable[[str], str]):
-        self.remaining, self._renamed = dict(state), renamed
-
-    def __contains__(self, name: str) -> bool:
-        return self._renamed(name) in self.remaining
-
-    def count(self, pattern: str, most: int) -> int:
-        """Returns how many names of a pattern there are in a row, with the numbers from 0 on."""
-        names = (pattern.format(number) for number in range(most))
-        return next((number for number, name in enumerate(names) if name not in self), most)
-
-    def take(self, name: str, axes: int) -> np.ndarray:
-        """Returns an array with that number of axes."""
-        leaf = published_arrays.take(self.remaining, self._renamed(name))
-        if leaf.ndim != axes:
-            raise ValueError(f"{self._renamed(name)} has the shape {list(leaf.shape)}")
-        return leaf
-
-    def kernel(self, name: str) -> np.ndarray:
-        """Returns a kernel in our layout, with its norm where that is stored apart."""
-        if f"{name}.weight_v" not in self:
-            return np.ascontiguousarray(self.take(f"{name}.weight", 3).T)
-        direction, gain = (self.take(f"{name}.{part}", 3) for part in ("weight_v", "weight_g"))
-        kernel = published_arrays.whole_kernel(direction, gain, self._renamed(f"{name}.weight_g"))
-        return np.ascontiguousarray(kernel.T)
-
-
-def _parameters(arrays: _Arrays, stages: int, lstm_layers: int) -> Iterator[tuple[str, np.ndarray]]:
+def _parameters(arrays: NamedArrays, stages: int, lstm_layers: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the arrays of encoder and decoder by our names."""
 
     def layer(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -202,7 +169,7 @@ def _parameters(arrays: _Arrays, stages: int, lstm_layers: int) -> Iterator[tupl
     yield from layer("decoder_out.convolution", f"decoder.model.{3 * stages + 3}.conv.conv")
 
 
-def _codebooks(arrays: _Arrays, rows: int) -> Iterator[tuple[str, np.ndarray]]:
+def _codebooks(arrays: NamedArrays, rows: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yields codebooks and their statistics by our names."""
     for row in range(rows):
         ours, theirs = f"quantizer.levels.{row}", f"quantizer.vq.layers.{row}._codebook"

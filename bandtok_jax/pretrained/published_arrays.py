@@ -1,6 +1,6 @@
 """Published weights: their files and their arrays, which importers take one by one, and of which none may remain."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 
 from ml_collections import ConfigDict
@@ -64,6 +64,44 @@ def whole_kernel(direction: np.ndarray, gain: np.ndarray, gain_name: str) -> np.
         raise ValueError(f"{gain_name} has the shape {list(gain.shape)}")
     norm = np.sqrt((direction**2).sum((1, 2), keepdims=True))
     return (direction * (gain / np.maximum(norm, np.finfo(np.float32).tiny))).astype(np.float32)
+
+
+class NamedArrays:
+    """The arrays of a file, taken out one after the other by names of another program.
+
+    Args:
+      state: the arrays by their names in the file.
+      renamed: maps a name of the other program to that in the file.
+
+    Attributes:
+      remaining: those that have not been taken.
+    """
+
+    def __init__(self, state: Mapping[str, np.ndarray], renamed: Callable[[str], str]):
+        self.remaining, self._renamed = dict(state), renamed
+
+    def __contains__(self, name: str) -> bool:
+        return self._renamed(name) in self.remaining
+
+    def count(self, pattern: str, most: int) -> int:
+        """Returns how many names of a pattern there are in a row, with the numbers from 0 on."""
+        names = (pattern.format(number) for number in range(most))
+        return next((number for number, name in enumerate(names) if name not in self), most)
+
+    def take(self, name: str, axes: int) -> np.ndarray:
+        """Returns an array with that number of axes."""
+        leaf = take(self.remaining, self._renamed(name))
+        if leaf.ndim != axes:
+            raise ValueError(f"{self._renamed(name)} has the shape {list(leaf.shape)}")
+        return leaf
+
+    def kernel(self, name: str) -> np.ndarray:
+        """Returns a kernel in our layout, with its norm where that is stored apart."""
+        if f"{name}.weight_v" not in self:
+            return np.ascontiguousarray(self.take(f"{name}.weight", 3).T)
+        direction, gain = (self.take(f"{name}.{part}", 3) for part in ("weight_v", "weight_g"))
+        kernel = whole_kernel(direction, gain, self._renamed(f"{name}.weight_g"))
+        return np.ascontiguousarray(kernel.T)
 
 
 def component(
