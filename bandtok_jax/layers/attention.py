@@ -55,7 +55,7 @@ def attention(
       key, value: `[B, M, N, H]`.
       causal: a query attends to the keys up to its own position; needs L = M, and takes no mask, since no query attends
         to padding on the right.
-      mask: bool `[B, M]`, the keys to attend to; at least one in each row.
+      mask: bool `[B, M]`, the keys to attend to, or `[B, L, M]`, those of each query; at least one in each row.
       implementation: one of `IMPLEMENTATIONS`.
 
     Returns:
@@ -125,7 +125,7 @@ def _full_attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: ja
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bnlh,bnmh->bnlm", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        scores = jnp.where(mask[:, None] if mask.ndim == 3 else mask[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.swapaxes(jnp.einsum("bnlm,bnmh->bnlh", weights, value), 1, 2)
 
