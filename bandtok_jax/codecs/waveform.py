@@ -36,7 +36,8 @@ class WaveformCodec(Codec):
       tokenizer: component with encoder and decoder.
       vocoder: refused, because the tokenizer decodes to audio.
       language_model: component for `generate`.
-      chunk_columns: columns that are coded at a time; affects speed and memory alone.
+      chunk_columns: columns that are coded at a time, by default those that the tokenizer states, or 256; affects speed
+        and memory alone.
     """
 
     row_kind = "residual"
@@ -47,7 +48,7 @@ class WaveformCodec(Codec):
         vocoder: Component | None = None,
         language_model: Component | None = None,
         *,
-        chunk_columns: int = CHUNK_COLUMNS,
+        chunk_columns: int | None = None,
     ):
         if vocoder:
             raise ValueError(
@@ -60,7 +61,7 @@ class WaveformCodec(Codec):
             None,
             language_model,
             samples_per_column=samples_per_column,
-            chunk_columns=chunk_columns,
+            chunk_columns=chunk_columns or tokenizer.network.attribute("chunk_columns", CHUNK_COLUMNS),
         )
 
     def decode_mel(self, codes: np.ndarray) -> np.ndarray:
