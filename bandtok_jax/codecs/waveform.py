@@ -1,4 +1,4 @@
-"""The codec of waveforms: one network from audio to residual levels of codes and back (DAC, EnCodec, SNAC).
+"""The codec of waveforms: one network from audio to residual levels of codes and back (DAC, EnCodec, Mimi, SNAC).
 
 A file begins with its first sample and ends with its last column, which zeros fill. Beyond both ends every layer sees
 zeros, as the network does that codes a whole file at once. Chunks of a file therefore have the codes and the audio of

@@ -34,6 +34,7 @@ _SHIPPED = {
     "mel_rvq": "bandtok_jax.models.mel_rvq:MelRVQ",
     "mel_vae": "bandtok_jax.models.mel_vae:MelVAE",
     "meltok": "bandtok_jax.models.meltok:MelTok",
+    "mimi": "bandtok_jax.models.mimi:Mimi",
     "mucodec": "bandtok_jax.models.mucodec:MuCodec",
     "muencoder": "bandtok_jax.models.muencoder:MuEncoder",
     "muencoder_gan": "bandtok_jax.models.muencoder_gan:MuEncoderGAN",
