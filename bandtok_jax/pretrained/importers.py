@@ -65,6 +65,15 @@ FORMATS = {
             "silu": "the activation is SiLU, for weights of a training with the package cosmos-tokenizer",
         },
     ),
+    "mimi": Format(
+        "bandtok_jax.pretrained.import_mimi:read_mimi",
+        (
+            "Mimi, a folder of transformers' MimiModel with config.json, the safetensors of the package moshi, or "
+            "hf://OWNER/NAME",
+        ),
+        licence="CC BY 4.0",
+        hub_files=("config.json", "model.safetensors"),
+    ),
     "mucodec": Format(
         "bandtok_jax.pretrained.import_mucodec:read_mucodec",
         (
