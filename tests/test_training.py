@@ -410,6 +410,13 @@ def test_fine_tuning_from_an_export_trains_the_discriminator_first(straight, tmp
         loop.train(tiny.config("vocoder", tmp_path), tmp_path / "other", init_from=tmp_path / "export")
 
 
+def test_weights_to_start_from_are_refused_where_they_mean_something_else(straight, tmp_path):
+    run = straight("language_model")
+    config = tiny.config("language_model", run.parent, **{"model.rope": "1d", "model.num_heads": "4"})
+    with pytest.raises(ValueError, match=r"another model.num_heads \(2 there, 4 here\), model.rope \('2d' there, '1d'"):
+        loop.train(config, tmp_path / "run", init_from=run)
+
+
 def test_a_checkpoint_to_start_from_brings_its_discriminator(straight):
     run = straight("mel_tokenizer")
     shapes = jax.eval_shape(tasks.create(tiny.config("mel_tokenizer", run.parent)).init, jax.random.key(0))

@@ -105,12 +105,16 @@ class Component:
     def differences(self, settings: Mapping[str, Any], mel: MelDefinition, group: str = "model") -> list[str]:
         """Returns a description of each setting in which this network differs from another one.
 
+        A setting that its configuration lacks, as one from an earlier version may, has the network's default.
+
         Args:
           settings: arguments of the other network by their names.
           mel: mel of the other network.
           group: group of the other network's configuration that holds `settings`.
         """
-        theirs = self.config.model
+        arguments = registry.parameters(self.network_class).items()
+        defaults = {name: argument.default for name, argument in arguments if argument.default is not argument.empty}
+        theirs = defaults | dict(self.config.model)
         pairs = {f"{group}.{name}": (_plain(theirs.get(name)), _plain(value)) for name, value in settings.items()}
         for field in dataclasses.fields(MelDefinition):
             pairs[f"mel.{field.name}"] = getattr(self.mel, field.name), getattr(mel, field.name)

@@ -66,6 +66,7 @@ class LanguageModel(nnx.Module):
     role = "language_model"
     ADAPTED_KERNELS = r"^(layout/)?blocks/.*/kernel$"  # of attention and feed-forward, for adapters
     LAYER_COUNTS = ("num_layers", "text_layers", "row_layers")
+    SILENT_SETTINGS = ("num_heads", "rope")
 
     def __init__(
         self,

@@ -8,9 +8,10 @@ Networks of adversarial tasks state their `SHARDING` too, an ordered table (regu
 rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the arguments that are numbers of layers:
 weights from elsewhere are compared with them before a network of that size is built. `OPTIONAL_ARRAYS`, where a
 class has it, is a regular expression of the names of arrays that not all stages of its training have.
+`SILENT_SETTINGS`, where a class has it, names arguments that change the meaning of the weights, but no shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import inspect
 from typing import Any
 
@@ -71,14 +72,18 @@ def networks(config: ConfigDict) -> list[str]:
     return [group for group in ("model", "discriminator") if config.get(group, {}).get("kind", "none") != "none"]
 
 
+def parameters(network_class: Any) -> Mapping[str, inspect.Parameter]:
+    """Returns the arguments of a network by their names."""
+    # Flax's metaclass hides the arguments of a class.
+    made_by = network_class.__init__ if inspect.isclass(network_class) else network_class
+    return inspect.signature(made_by).parameters
+
+
 def arguments(config: ConfigDict, group: str = "model") -> dict[str, Any]:
     """Returns the keyword arguments of a network but `rngs`: its group of the configuration, `dtype` and `mel`."""
     keywords = {name: value for name, value in config[group].items() if name != "kind"}
     keywords["dtype"] = jnp.dtype(config.dtype)
-    network_class = constructor(config[group].kind)
-    # Flax's metaclass hides the arguments of a class.
-    made_by = network_class.__init__ if inspect.isclass(network_class) else network_class
-    if "mel" in inspect.signature(made_by).parameters:
+    if "mel" in parameters(constructor(config[group].kind)):
         keywords["mel"] = MelDefinition(**config.mel)
     return keywords
 

@@ -1,6 +1,6 @@
 """The state of a run before its next step: restored, loaded from another run, or initialized."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import os
 import re
 from typing import Any
@@ -62,7 +62,7 @@ def initialize(
     if run.init_from:
         network_class = registry.constructor(run.config.model.kind)
         optional = getattr(network_class, "OPTIONAL_ARRAYS", "")
-        state = load_initial_weights(run.init_from, network_class.role, state, optional)
+        state = load_initial_weights(run.init_from, network_class.role, state, optional, run.config.model)
     else:
         count = program.task.warm_start_batches
         batches = [first_batch][:count]
@@ -80,7 +80,11 @@ def initialize(
 
 
 def load_initial_weights(
-    origin: str | os.PathLike, role: str, state: dict[str, Any], optional: str = ""
+    origin: str | os.PathLike,
+    role: str,
+    state: dict[str, Any],
+    optional: str = "",
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns a fresh state with the weights of a run, its discriminator included, or with those of an export.
 
@@ -89,6 +93,7 @@ def load_initial_weights(
       role: role of the network that is trained, see `bandtok_jax.models.registry`.
       state: fresh, with fresh optimizers.
       optional: see `replace_weights`.
+      settings: arguments of the network, whose `SILENT_SETTINGS` must be the same there; None: not compared.
 
     Raises:
       ValueError: the weights belong to another model or another size, or are damaged.
@@ -96,7 +101,15 @@ def load_initial_weights(
     components = model_folder.read_components(origin)
     if role not in components:
         raise ValueError(f"{origin} holds no {role.replace('_', ' ')}: start from a run or export that has one")
-    state = replace_weights(state, "model", components[role].weights, origin, optional)
+    component = components[role]
+    if settings is not None:
+        silent = {name: settings[name] for name in getattr(component.network_class, "SILENT_SETTINGS", ())}
+        if differing := component.differences(silent, component.mel):
+            raise ValueError(
+                f"{origin} has another {', '.join(differing)}, with which its weights mean something else: set "
+                "--config.model.KEY=VALUE as there"
+            )
+    state = replace_weights(state, "model", component.weights, origin, optional)
     if "discriminator" in state and is_run(origin):
         folder, step = model_folder.split_step(origin)
         training = run_weights.load_part(folder, step, "training")
