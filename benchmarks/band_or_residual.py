@@ -85,9 +85,9 @@ ARMS = {
 }
 # 13.7 million parameters each. The layouts by columns have narrower tokens, and weights of their own for rows.
 MODELS = {
-    "2d": {"model.rope": "2d"},
-    "1d": {"model.rope": "1d"},
-    "depth": {"model.layout": "depth", "model.row_dim": 192, "model.feed_forward_dim": 896},
+    "2d": {"model.layout": "flat", "model.rope": "2d"},
+    "1d": {"model.layout": "flat", "model.rope": "1d"},
+    "depth": {"model.layout": "depth", "model.row_dim": 192, "model.feed_forward_dim": 656},
     "delay": {"model.layout": "delay", "model.row_dim": 192, "model.feed_forward_dim": 1040},
 }
 OFFSETS = 4  # shifted copies of every training track

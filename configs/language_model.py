@@ -61,8 +61,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "layout": "flat",  # "flat": token by token; "depth", "delay": column by column, see docs/training.md
             "row_dim": {"tiny": 128, "small": 256, "base": 384}[variant],  # width of tokens in "depth" and "delay"
             "row_layers": 2,  # layers of the depth transformer in "depth"
+            "row_states": True,  # in "depth", each row gets the transformer's output by a map of its own
             "rope": "2d",
             "row_embedding": False,
+            "scale_embeddings": True,  # by the root of their width; False is for models of before
             "row_vocabulary": None,  # whether each row has codes of its own; None: where the tokens' rows are levels
             "dropout": 0.0 if variant == "tiny" else 0.1,  # a corpus is passed over many times in a long run
             "text": "bytes",

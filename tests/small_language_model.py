@@ -13,7 +13,7 @@ from bandtok_jax.models.layout import delayed
 ROWS, CODES = 3, 20
 SETTINGS = dict(
     rows=ROWS, codebook_size=CODES, dim=32, num_layers=2, num_heads=2, feed_forward_dim=48, text="bytes", text_dim=16,
-    text_layers=1,
+    text_layers=1, scale_embeddings=True,
 )  # fmt: skip
 
 

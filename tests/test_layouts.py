@@ -12,31 +12,32 @@ from bandtok_jax.generation import autoregressive, decoding
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, decoded_logits, grid, network
 
 LAYOUTS = ("depth", "delay")
-SMALL = dict(row_dim=16, row_layers=2)
+SMALL = dict(row_dim=16, row_layers=2, row_states=True, scale_embeddings=True)
+EARLIER = dict(row_states=False, scale_embeddings=False)  # of exports from before these settings
 
 
 @functools.cache
 def weights(**changes):
     """Weights with a say: at their start all logits are nearly the same."""
-    parameters, _ = network(**SMALL, **changes).init(jax.random.key(0))
+    parameters, _ = network(**SMALL | changes).init(jax.random.key(0))
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
 
 
 def forward(parameters, codes, caption=None, begins=True, **changes):
     """Logits of the codes `[B, T, F, K + 1]`, and of the tokens after the last `[B, K + 1]`."""
-    model = network(**SMALL, **changes)
+    model = network(**SMALL | changes)
     text = () if caption is None else model.apply(parameters, {}, caption=caption, method="encode_text")
     logits = np.asarray(model.apply(parameters, {}, jnp.asarray(codes), *text, begins=begins))[..., : CODES + 1]
     return logits[:, :-1].reshape(*codes.shape, CODES + 1), logits[:, -1]
 
 
-@pytest.mark.parametrize("batch, row_vocabulary", [(1, False), (3, True)])
+@pytest.mark.parametrize("batch, changes", [(1, {}), (3, {"row_vocabulary": True}), (1, EARLIER)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_cached_decoding_equals_the_forward_pass(layout, batch, row_vocabulary):
-    changes = dict(layout=layout, row_vocabulary=row_vocabulary)
+def test_cached_decoding_equals_the_forward_pass(layout, batch, changes):
+    changes = dict(layout=layout) | changes
     codes, caption = grid(batch, 4), captions(*[b"slow", b"", b"fast"][:batch])
     expected, _ = forward(weights(**changes), codes, caption, **changes)
-    decoded = decoded_logits(network(**SMALL, **changes), weights(**changes), codes, caption)[..., : CODES + 1]
+    decoded = decoded_logits(network(**SMALL | changes), weights(**changes), codes, caption)[..., : CODES + 1]
     for row in range(ROWS):
         missing = max(0, 1 - row) if layout == "delay" else 1  # the prefill took the first step
         np.testing.assert_allclose(decoded[:, missing:, row], expected[:, missing:, row], atol=1e-4)

@@ -17,8 +17,10 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import write_config
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.layers import lora
+from bandtok_jax.models import registry
 from bandtok_jax.pretrained import adapter_file, export_folder
 from bandtok_jax.runs.weights import load_part, load_weights
+from bandtok_jax.tasks import adapters
 from bandtok_jax.training import loop, sharding
 from tests import tiny
 
@@ -191,6 +193,14 @@ def test_a_base_that_does_not_fit_is_named(base, tmp_path):
     export_folder.save_parts({"language_model": other}, tmp_path / "other")
     with pytest.raises(ValueError, match="was trained on the tokenizer 000000000000, and the tokens in data.tokens"):
         train(tmp_path / "other")
+    earlier = _random_model(_config(base, **{"model.scale_embeddings": False}))
+    with earlier.config.unlocked():  # a configuration from before this setting
+        del earlier.config.model["scale_embeddings"]
+    export_folder.save_parts({"language_model": earlier}, tmp_path / "earlier")
+    with pytest.raises(ValueError, match=r"another architecture, model.scale_embeddings \(False there, True here\)"):
+        train(tmp_path / "earlier")
+    settings = registry.arguments(tasks.resolve_config(_config(base, **{"model.scale_embeddings": False})))
+    assert adapters.check_base(earlier, settings, earlier.tokenizer_hash) is earlier
     export_folder.save_codec(bandtok_jax.create("bandtok:tiny"), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="holds no language model: start from a run or export that has one"):
         train(tmp_path / "tokenizer")

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import init_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
-from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
+from bandtok_jax.layers.linear import STANDARD_DEVIATION, FusedLinear, Linear
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import ROW_BASE, rope_angles
 from bandtok_jax.layers.transformer import Block
@@ -32,15 +32,10 @@ class DepthLayout(ColumnLayout):
       rows, codebook_size, dim: see `ColumnLayout`.
       row_dim: W, the width of the depth transformer and of the embeddings of tokens.
       row_layers: its layers.
+      row_states: each row has a map of its own from the output of the large transformer, as in Moshi (Défossez et al.
+        2024, arXiv 2410.00037); else one for all rows.
       remat: compute its activations again in the backward pass.
     """
-
-    SHARDING = (
-        *ColumnLayout.SHARDING,
-        (r"layout/state/kernel", P("tensor", "fsdp")),
-        (r"layout/blocks/.*(query|value|gate_up)/kernel", P(None, "tensor", "fsdp")),
-        (r"layout/blocks/.*(out|down)/kernel", P("fsdp", "tensor")),
-    )
 
     def __init__(
         self,
@@ -50,13 +45,17 @@ class DepthLayout(ColumnLayout):
         dim: int,
         row_dim: int,
         row_layers: int,
+        row_states: bool,
         remat: bool,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         super().__init__(rows, codebook_size, dim=dim, row_dim=row_dim, dtype=dtype, rngs=rngs)
         self.num_heads, self.remat, self.dtype = max(1, row_dim // HEAD_DIM), remat, dtype
-        self.state = Linear(dim, row_dim, dtype=dtype, rngs=rngs)
+        if row_states:
+            self.row_states = FusedLinear(dim, row_dim, rows, dtype=dtype, rngs=rngs)
+        else:
+            self.state = Linear(dim, row_dim, dtype=dtype, rngs=rngs)
         self.row_embedding = nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), (rows, row_dim)))
         self.blocks = nnx.List(
             Block(
@@ -72,6 +71,17 @@ class DepthLayout(ColumnLayout):
         )
         self.norm = RMSNorm(row_dim, rngs=rngs)
 
+    @property
+    def SHARDING(self) -> tuple:
+        state = (r"layout/state/kernel", P("tensor", "fsdp"))
+        row_states = (r"layout/row_states/kernel", P(None, "tensor", "fsdp"))
+        return (
+            *ColumnLayout.SHARDING,
+            row_states if hasattr(self, "row_states") else state,
+            (r"layout/blocks/.*(query|value|gate_up)/kernel", P(None, "tensor", "fsdp")),
+            (r"layout/blocks/.*(out|down)/kernel", P("fsdp", "tensor")),
+        )
+
     def outputs(self, tables: TokenTables, hidden: jax.Array, codes: jax.Array) -> jax.Array:
         """Returns the outputs of the depth transformer, see `Layout.outputs`."""
         batch, columns, rows = hidden.shape[0], hidden.shape[1], jnp.arange(self.rows)
@@ -79,7 +89,7 @@ class DepthLayout(ColumnLayout):
         below = jnp.pad(codes[..., :-1], ((0, 0), (0, 1), (0, 0)))
         below = jnp.pad(self._embed(tables, below, rows[:-1]), ((0, 0), (0, 0), (1, 0), (0, 0)))
         # x [B, T + 1, F, W], then [B * (T + 1), F, W]
-        x = self._inputs(self.state(hidden)[:, :, None], below, rows)
+        x = self._inputs(self._states(hidden), below, rows)
         x, angles = x.reshape(batch * columns, self.rows, -1), self._row_angles(rows)
 
         def layer(x: jax.Array, state: nnx.State) -> jax.Array:
@@ -102,11 +112,12 @@ class DepthLayout(ColumnLayout):
     ) -> tuple[jax.Array, Cache]:
         """Returns the tokens of a column, after one pass of the large transformer, see `Layout.decode_step`."""
         hidden, cache = transformer(self.inputs(tables, previous[:, None], step), step, cache)
-        state, batch = self.state(hidden), len(previous)
+        states, batch = self._states(hidden)[:, 0], len(previous)
 
         def decode_row(row: jax.Array, loop_state: tuple) -> tuple:
             token, tokens, row_cache = loop_state
             below = jnp.where(row > 0, self._embed(tables, token[:, None], row - 1), 0)
+            state = jax.lax.dynamic_slice_in_dim(states, row, 1, axis=1)
             x, angles, new_cache = self._inputs(state, below, row), self._row_angles(row[None]), []
             for block, layer_cache in zip(self.blocks, row_cache):
                 x, layer_cache = block.decode_step(x, angles, layer_cache, row)
@@ -116,7 +127,7 @@ class DepthLayout(ColumnLayout):
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], row, axis=1)
             return token, tokens, tuple(new_cache)
 
-        head_dim = state.shape[-1] // self.num_heads
+        head_dim = states.shape[-1] // self.num_heads
         row_cache = tuple(
             init_kv_cache(batch, self.rows, self.num_heads, head_dim, self.dtype) for _ in range(len(self.blocks))
         )
@@ -124,10 +135,17 @@ class DepthLayout(ColumnLayout):
         _, tokens, _ = jax.lax.fori_loop(0, self.rows, decode_row, loop_state)
         return tokens, cache
 
+    def _states(self, hidden: jax.Array) -> jax.Array:
+        """Returns the states of the rows of each column, `[B, L, D]` -> `[B, L, F, W]`."""
+        if hasattr(self, "row_states"):
+            return jnp.stack(self.row_states(hidden), axis=-2)
+        state = self.state(hidden)[..., None, :]
+        return jnp.broadcast_to(state, (*hidden.shape[:-1], self.rows, state.shape[-1]))
+
     def _embed(self, tables: TokenTables, tokens: jax.Array, rows: jax.Array) -> jax.Array:
         """Returns embeddings `[..., W]` about as large as the outputs of the large transformer at the start."""
         x = tables.embed(tokens, rows)
-        return x * x.shape[-1] ** 0.5
+        return x if tables.scale_embeddings else x * x.shape[-1] ** 0.5
 
     def _inputs(self, state: jax.Array, below: jax.Array, rows: jax.Array) -> jax.Array:
         """Returns the inputs of rows from the state of their column and the embeddings of the rows below."""

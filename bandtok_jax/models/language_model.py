@@ -47,9 +47,12 @@ class LanguageModel(nnx.Module):
       layout: "flat" has a position for each token, "depth" and "delay" have one for each column, see `layout`.
       row_dim: width of the embeddings of tokens and of the depth transformer; the layout "flat" has D.
       row_layers: layers of the depth transformer, in the layout "depth".
+      row_states: in the layout "depth", each row has a map of its own from the transformer to the depth transformer.
       rope: in the layout "flat", "2d" rotates half of each head by the column and half by the row, "1d" all of it by
         the position.
       row_embedding: also add a learned vector for the row.
+      scale_embeddings: multiply the embeddings of tokens by the root of their width (Vaswani et al. 2017, arXiv
+        1706.03762). Otherwise they are small beside the outputs of the layers, and are learned slowly.
       row_vocabulary: each row has codes of its own, with their own embeddings and head, as residual levels with a
         codebook each have. By default all rows have one vocabulary, as bands of one codebook do.
       text: "bytes" has an encoder for captions, "embedding" takes embeddings made elsewhere, "none" takes no text.
@@ -66,7 +69,7 @@ class LanguageModel(nnx.Module):
     role = "language_model"
     ADAPTED_KERNELS = r"^(layout/)?blocks/.*/kernel$"  # of attention and feed-forward, for adapters
     LAYER_COUNTS = ("num_layers", "text_layers", "row_layers")
-    SILENT_SETTINGS = ("num_heads", "rope")
+    SILENT_SETTINGS = ("num_heads", "rope", "scale_embeddings")
 
     def __init__(
         self,
@@ -80,8 +83,10 @@ class LanguageModel(nnx.Module):
         layout: str = "flat",
         row_dim: int = 128,
         row_layers: int = 2,
+        row_states: bool = False,
         rope: str = "2d",
         row_embedding: bool = False,
+        scale_embeddings: bool = False,
         row_vocabulary: bool | None = False,
         text: str = "bytes",
         text_dim: int = 256,
@@ -109,7 +114,7 @@ class LanguageModel(nnx.Module):
         self.dtype, self.num_heads, self.head_dim, self.num_layers = dtype, num_heads, dim // num_heads, num_layers
         self.dropout, self.remat, self.scan_layers = dropout, remat, scan_layers
         self.sequence_sharding, self.row_vocabulary = sequence_sharding, row_vocabulary
-        self.attention = attention
+        self.attention, self.scale_embeddings = attention, scale_embeddings
         entries = padded_vocabulary(codebook_size) * (rows if row_vocabulary else 1)
 
         def embedding(*shape: int) -> nnx.Param:
@@ -147,7 +152,15 @@ class LanguageModel(nnx.Module):
         self.head = Linear(token_dim, entries, wide=True, dtype=dtype, rngs=rngs)
         options = {
             "flat": dict(rope=rope),
-            "depth": dict(dim=dim, row_dim=row_dim, row_layers=row_layers, remat=remat, dtype=dtype, rngs=rngs),
+            "depth": dict(
+                dim=dim,
+                row_dim=row_dim,
+                row_layers=row_layers,
+                row_states=row_states,
+                remat=remat,
+                dtype=dtype,
+                rngs=rngs,
+            ),
             "delay": dict(dim=dim, row_dim=row_dim, dtype=dtype, rngs=rngs),
         }
         self.layout = LAYOUTS[layout](rows, codebook_size, **options[layout])
@@ -360,6 +373,7 @@ class LanguageModel(nnx.Module):
             rows=self.rows,
             codebook_size=self.codebook_size,
             row_vocabulary=bool(self.row_vocabulary),
+            scale_embeddings=self.scale_embeddings,
             dtype=self.dtype,
         )
 

@@ -21,6 +21,7 @@ class TokenTables:
       row_embedding: `[F, W]`, added to the embeddings of the tokens, or None.
       rows, codebook_size: F and K.
       row_vocabulary: each row has codes of its own.
+      scale_embeddings: multiply embeddings by the root of their width.
       dtype: dtype of the embeddings and of the products; logits are at least float32.
     """
 
@@ -30,6 +31,7 @@ class TokenTables:
     rows: int
     codebook_size: int
     row_vocabulary: bool
+    scale_embeddings: bool
     dtype: DTypeLike
 
     def embed(self, tokens: jax.Array, rows: jax.Array) -> jax.Array:
@@ -37,7 +39,8 @@ class TokenTables:
         if self.row_vocabulary:
             tokens = tokens * self.rows + rows
         x = self.embedding.astype(self.dtype)[tokens]
-        return x if self.row_embedding is None else x + self.row_embedding.astype(self.dtype)[rows]
+        x = x if self.row_embedding is None else x + self.row_embedding.astype(self.dtype)[rows]
+        return x * x.shape[-1] ** 0.5 if self.scale_embeddings else x
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Returns logits `[..., F, V]` of vectors `[..., F, W]`, one for each row."""

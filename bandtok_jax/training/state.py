@@ -93,7 +93,7 @@ def load_initial_weights(
       role: role of the network that is trained, see `bandtok_jax.models.registry`.
       state: fresh, with fresh optimizers.
       optional: see `replace_weights`.
-      settings: arguments of the network, whose `SILENT_SETTINGS` must be the same there; None: not compared.
+      settings: arguments of the network, whose `SILENT_SETTINGS` must be the same there, or None for no comparison.
 
     Raises:
       ValueError: the weights belong to another model or another size, or are damaged.
