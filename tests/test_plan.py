@@ -320,6 +320,14 @@ def test_the_cheapest_fix_is_tried_first(tmp_path, monkeypatch):
     assert changes["mesh.fsdp"] == 4
 
 
+def test_the_base_of_adapters_is_part_of_the_state(tmp_path):
+    config = tiny.config("language_model", tmp_path, **{"lora.rank": 2})
+    shapes = jax.eval_shape(tasks.create(tiny.config("language_model", tmp_path)).network.init, jax.random.key(0))
+    base_bytes = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    state_bytes = planner.make_plan(config, accelerators.parse("h100:1x2")).bytes["state"]
+    assert base_bytes < state_bytes < 2 * base_bytes
+
+
 def test_json_and_exit_codes(monkeypatch, capsys):
     monkeypatch.setattr(planner, "make_plan", lambda *_, **__: _plan())
     monkeypatch.setattr(search, "suggest_fix", lambda *_, **__: ({"mesh.fsdp": 4}, _plan(fits=True)))
@@ -402,8 +410,11 @@ def test_jax_has_the_option_of_quick_plans():
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_language_model_is_compiled_for_sixteen_real_chips(tmp_path):
+@pytest.mark.parametrize("layout, infill_fraction", [("flat", 0.0), ("delay", 0.0), ("depth", 0.0), ("depth", 0.5)])
+def test_a_language_model_is_compiled_for_sixteen_real_chips(layout, infill_fraction, tmp_path):
     changes = {
+        "model.layout": layout,
+        "loss.infill_fraction": infill_fraction,
         "batch_size": 32,
         "model.num_layers": 3,
         "model.scan_layers": True,

@@ -40,7 +40,7 @@ def _row(name: str, value: str, remark: str = "") -> str:
 
 def _memory(plan: Plan) -> list[str]:
     """Returns the lines of the memory of a chip."""
-    remarks = {"state": "weights, moments, EMA", "temporaries": "", "program": "", "total": ""}
+    remarks = {"state": "weights, moments, EMA, frozen networks", "temporaries": "", "program": "", "total": ""}
     remarks["temporaries"] = "" if plan.compiled else "gradients and activations"
     lines = ["memory of a chip"]
     lines += [_row(key, f"{plan.bytes[key] / GIB:.2f} GiB", remarks[key]) for key in remarks if key in plan.bytes]

@@ -63,7 +63,8 @@ def make_plan(config: ConfigDict, machines: Accelerators, *, quick: bool = False
         memory_gib=machines.properties["memory_gib"],
         peak_flops=machines.properties["bfloat16_tflops"] * 1e12,
     )
-    plan.bytes["state"] = sharding.bytes_on_device(program.abstract, program.layout)
+    frozen_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.frozen_spec()))  # on each chip
+    plan.bytes["state"] = sharding.bytes_on_device(program.abstract, program.layout) + frozen_bytes
     plan.model_flops = flops.training_flops(task, config.batch_size, **phase) / machines.chips
     itemsize = jnp.dtype(config.dtype).itemsize
     plan.gradient_bytes = itemsize * sum(leaf.size for leaf in jax.tree.leaves(sharding.parameters(program.abstract)))
