@@ -379,6 +379,8 @@ def test_mistakes_with_files(model, song, tmp_path, capsys):
     assert "its own model" in failure(capsys, "decode", codes, f"--model={other}", "-o", f"{tmp_path}/a.wav")
     assert "no .bt file" in failure(capsys, "decode", song, f"--model={model}", "-o", f"{tmp_path}/a.wav")
     assert "no such file" in failure(capsys, "encode", f"{tmp_path}/none.wav", f"--model={model}")
+    missing = f"{tmp_path}/none/: no such file or folder; check the path"
+    assert missing in failure(capsys, "encode", f"{tmp_path}/none/", f"--model={model}", "-o", "codes")
     assert "no such folder" in failure(capsys, "encode", song, "--model=nothing")
     assert "check the path" in failure(capsys, "encode", song, f"--model={model}", "-o", f"{tmp_path}/no/song.bt")
     assert "no language model" in failure(capsys, "generate", f"--model={model}", "-o", f"{tmp_path}/a.wav")

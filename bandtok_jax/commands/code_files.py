@@ -46,7 +46,7 @@ def encode(codec: Codec, source: str, target: str, levels: int | None = None) ->
     Raises:
       ValueError: the source is no audio or is the target, or the target has another ending.
     """
-    files.refuse_overwriting(source, target)
+    files.check_paths(source, target)
     if files.ending(target) != ".bt":
         raise ValueError(f"{target}: codes are written as .bt, and those of a DAC also as .dac: choose such an ending")
     rows = codec.check_levels(levels)
@@ -93,7 +93,7 @@ def decode(
     Raises:
       ValueError: the file is damaged, foreign, or was made with another tokenizer.
     """
-    files.refuse_overwriting(source, target)
+    files.check_paths(source, target)
     reader = bt_file.Reader(source)
     header = reader.header
     codec.check_header(header, source)
@@ -116,7 +116,7 @@ def decode_dac(codec: Codec, source: str, target: str, levels: int | None = None
     """
     if not _is_dac(codec):
         raise ValueError(f"{source} is a .dac file, and this model is no DAC: give an imported DAC")
-    files.refuse_overwriting(source, target)
+    files.check_paths(source, target)
     atomic_file.check(target)
     with untrusted.naming(source):
         file = dac_file.read_dac(source)
@@ -140,7 +140,7 @@ def encode_dac(
     """
     if not _is_dac(codec):
         raise ValueError(f"{target} would be a .dac file, and this model is no DAC: write a .bt file")
-    files.refuse_overwriting(source, target)
+    files.check_paths(source, target)
     atomic_file.check(target)
     with untrusted.naming(source):
         audio, sample_rate_hz = waveform.read(source)
@@ -155,7 +155,7 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
     Raises:
       ValueError: the source is no audio, or is the target.
     """
-    files.refuse_overwriting(source, target)
+    files.check_paths(source, target)
     size, rows = COMPARISON_SAMPLES, codec.check_levels(levels)
     unpadded = dataclasses.replace(codec.mel, padding="none")
     log_mel = jax.jit(functools.partial(spectral.log_mel, definition=unpadded))

@@ -48,7 +48,7 @@ def edit(
     Raises:
       ValueError, OSError: before any work, where the target cannot be written; else as `Codec.edit`.
     """
-    files.refuse_overwriting(source, target)
+    files.check_paths(source, target)
     music_files.check_target(codec, target)
     atomic_file.check(target)
     codec.check_editable()

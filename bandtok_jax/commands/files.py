@@ -36,7 +36,13 @@ def ending(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def refuse_overwriting(source: str | None, target: str) -> None:
-    """Raises ValueError where both names are of one file."""
-    if source and os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+def check_paths(source: str | None, target: str) -> None:
+    """Raises ValueError where the source is missing, or where both names are of one file."""
+    try:
+        is_original = bool(source) and os.path.samefile(source, target)
+    except FileNotFoundError as error:
+        if error.filename != source:
+            return  # the target is a new file
+        raise ValueError(f"{source}: no such file or folder; check the path") from None
+    if is_original:
         raise ValueError(f"{target} is the original itself, which would be lost: write to another file")

@@ -65,7 +65,7 @@ def generate(
     stem, written_ending = os.path.splitext(target)
     paths = [target] if count == 1 else [f"{stem}-{number + 1}{written_ending}" for number in range(count)]
     for path in paths:
-        files.refuse_overwriting(beginning, path)
+        files.check_paths(beginning, path)
     for path in paths:
         if count > 1:
             atomic_file.derived(path, "choose another --output, or move it away")
@@ -121,7 +121,7 @@ def stream(
     else:
         if files.ending(target) != ".wav":
             raise ValueError(f"{target}: a stream is written as .wav: choose that ending, or - for the standard output")
-        files.refuse_overwriting(beginning, target)
+        files.check_paths(beginning, target)
         atomic_file.check(target)
     codec.require("language_model")
     codec.language_model.columns(seconds)  # refuses a length before the beginning is read
