@@ -108,7 +108,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(model, music, t
     printed = capsys.readouterr()
     assert f"left out: {music}/bad.wav: cannot be read as audio: it is text" in printed.out
     assert "song.m4a: MP4 audio needs ffmpeg, which is not installed: install ffmpeg, or convert" in printed.out
-    assert "missing.wav: no such file; check the path" in printed.out
+    assert "missing.wav: no such file or folder; check the path" in printed.out
     error = printed.err.strip().splitlines()[-1]
     assert error.startswith("bandtok: error: 3 of 6 files were left out, the first because: ") and "bad.wav" in error
     assert names(tmp_path / "codes") == ["a.bt", "live/b.bt", "live/c.v2.bt"]
@@ -129,6 +129,10 @@ def test_mistakes_are_refused_before_the_work(music, tmp_path, capsys, monkeypat
     assert "a.wav is an input itself" in refused("reconstruct", music, "-o", music)
     assert "with -o DIR" in refused("encode", music)
     assert "is a file" in refused("encode", music, "-o", music / "a.wav")
+    for name in ("both.bt", "both.wav"):
+        error = refused("encode", music / "a.wav", "b.wav", "-o", name)
+        assert f"{name} is the name of a file, and there may be several results: name a folder with -o DIR" in error
+    assert file_batch.plan([str(music)], f"{out}.bt/", file_batch.AUDIO_ENDINGS, ".bt")[0]
     assert "no files to read in" in (error := refused("decode", music, "-o", out))
     assert "3 .wav, 1 .txt" in error and ".bt, .dac" in error
     assert "--window is for one .dac file" in refused("encode", music, "--window=5", "-o", out)

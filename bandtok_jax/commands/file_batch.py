@@ -46,6 +46,11 @@ def plan(
         raise ValueError(f"{len(paths)} paths or a folder: name the folder of the results with -o DIR")
     if os.path.isfile(output):
         raise ValueError(f"{output} is a file, and there may be several results: name a folder with -o DIR")
+    if files.ending(output) in AUDIO_ENDINGS | CODE_ENDINGS and not os.path.isdir(output):
+        raise ValueError(
+            f"{output} is the name of a file, and there may be several results: name a folder with -o DIR, or "
+            f"{output}/ for a folder of this name"
+        )
     others: Counter[str] = Counter()
     jobs: dict[str, Job] = {}
     for path in paths:
