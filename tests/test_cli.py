@@ -260,6 +260,8 @@ def test_mistakes_of_generate(composer, tmp_path, capsys, monkeypatch):
     embedded = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/empty.npy", "-o", f"{tmp_path}/new.wav")
     assert "empty.npy: " in embedded and "by numpy.save" in embedded
     assert "cannot write .xyz" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/new.xyz")
+    error = failure(capsys, "generate", *flags, "-o", str(tmp_path))
+    assert f"{tmp_path} is a folder: name the file, such as {tmp_path}/new.wav" in error
 
 
 def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):

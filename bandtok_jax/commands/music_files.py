@@ -1,5 +1,7 @@
 """Audio and codes of a codec with a language model, which was trained at one loudness."""
 
+import os
+
 import numpy as np
 
 from bandtok_jax.audio import loudness, waveform
@@ -26,8 +28,10 @@ def training_gain(codec: Codec, audio: np.ndarray) -> float:
 
 
 def check_target(codec: Codec, target: str) -> None:
-    """Raises ValueError unless `write` can write a file with this ending."""
+    """Raises ValueError unless `write` can write a file of this name."""
     ending = files.ending(target)
+    if os.path.isdir(target):
+        raise ValueError(f"{target} is a folder: name the file, such as {os.path.join(target, 'new.wav')}")
     if ending not in (".bt", *waveform.SUBTYPES):
         raise ValueError(
             f"{target}: cannot write {ending or 'a file without ending'}; use .bt, {', '.join(waveform.SUBTYPES)}"
