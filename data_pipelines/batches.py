@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import functools
 from typing import Any
-import warnings
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.data_pipelines import mixture
 from bandtok_jax.data_pipelines.transforms import Transform, audio_transforms, clip_shape, token_transforms
+from bandtok_jax.runtime.notes import warn
 
 Batch = dict[str, Any]
 Record = dict[str, Any]
@@ -142,7 +142,7 @@ class WarnOnce:
         """Warns of the damage that a batch reports, and returns the batch without the report."""
         for finding in set(batch.pop("damaged", ())) - self._known:
             self._known.add(finding)
-            warnings.warn(f"{finding}: left out, with others in its place", stacklevel=3)
+            warn(f"{finding}: left out, with others in its place")
         return batch
 
 

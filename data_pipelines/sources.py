@@ -8,7 +8,6 @@ import math
 import os
 import re
 from typing import Any
-import warnings
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -18,6 +17,7 @@ from bandtok_jax.data_pipelines.ingest import SHORTEST_SECONDS
 from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.synthetic import SyntheticMusic
 from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.runtime.notes import warn
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_SECONDS = 6.0  # of a track, where a crop is not longer
@@ -128,10 +128,9 @@ def check_clip_length(weighted: list[tuple[AudioSource, float]], seconds: float)
                 "--overwrite, or the clip shorter (data.clip_samples)"
             )
         if share := records.short_record_share(source.tracks(), longest, seconds):
-            warnings.warn(
+            warn(
                 f"{source.directory}: {share:.1%} of the records in {source.split} are shorter than the "
                 f"{seconds:.2f} s of a clip (data.clip_samples) and end in silence",
-                stacklevel=2,  # shown once, however many streams are opened
             )
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -426,6 +427,15 @@ def test_truncated_audio_is_refused(model, composer, tmp_path, capsys):
             error = failure(capsys, verb, *map(str, flags))
             assert re.search(rf"{path}: truncated: it ends after 1\.\d+ s, where its header promises 2\.00 s", error)
     assert sorted(os.listdir(tmp_path)) == ["cut.mp3", "cut.wav"]
+
+
+def test_a_note_is_no_error_with_warnings_as_errors(model, tmp_path):
+    stereo = str(tmp_path / "stereo.wav")
+    soundfile.write(stereo, np.full((9_000, 2), 0.1), RATE)
+    warnings.simplefilter("error")  # python -W error
+    with pytest.warns(UserWarning, match="2 channels are mixed down: this codec is mono") as warned:
+        assert cli.main(["encode", stereo, f"--model={model}"]) == 0
+    assert len(warned) == 1
 
 
 def test_mistakes_change_no_file(model, song, tmp_path, capsys):

@@ -17,6 +17,7 @@ from bandtok_jax.data_pipelines.records import RecordSource
 from bandtok_jax.data_pipelines.token_source import TokenSource, row_unigrams
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import storage
+from bandtok_jax.runtime.notes import Note
 from tests.music_files import RATE, make_audio, run
 from tests.test_iterator import by_index, config, take
 from tests.test_tokens import METADATA, make_record
@@ -60,7 +61,7 @@ def take_with_notes(data, **options):
         warnings.simplefilter("always")
         batches, _ = take(data, BATCHES, **options)
     # Python 3.13 warns when it cleans up resources of other tests' processes at the same time.
-    ours = (w for w in caught if w.category is UserWarning and "multiprocessing" not in w.filename)
+    ours = (w for w in caught if w.category is Note)
     return by_index(batches), [str(warning.message) for warning in ours]
 
 

@@ -101,8 +101,9 @@ def test_fewer_columns_at_a_time_lower_the_latency():
 def test_a_stream_of_another_rate_and_of_other_channels():
     codec = test_codec.create()
     audio = np.stack([recording(codec, 30_000), np.zeros(30_000, np.float32)])
-    with pytest.warns(UserWarning, match="mixed down"):
+    with pytest.warns(UserWarning, match="mixed down") as warned:
         codes = codec.encode(audio, 48_000)
+    assert [warning.filename for warning in warned] == [__file__]  # the line of the caller, not of the package
     encoder = codec.encoder_stream(48_000, chunk_columns=2)
     with pytest.warns(UserWarning, match="mixed down"):
         np.testing.assert_array_equal(streamed(encoder, split(audio, 1, 5), 0), codes)

@@ -17,7 +17,7 @@ import warnings
 
 from bandtok_jax.cli import audio, coding, data, demo, evaluate, messages, models, training
 from bandtok_jax.cli.parser import Parser, Verb, create_parser, expand_home
-from bandtok_jax.runtime import compile_cache, extras, foreign_errors
+from bandtok_jax.runtime import compile_cache, extras, foreign_errors, notes
 
 # In the order of `bandtok --help`.
 VERBS: dict[str, Verb] = {
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace, is_program: bool) -> int:
     missing = _first_missing(getattr(flags, "workdir", None) or getattr(flags, "output", None))
     warnings.formatwarning = messages.note
+    warnings.simplefilter("default", notes.Note)  # python -W error is about the warnings of others
     compile_cache.enable()
     try:
         code = VERBS[flags.verb].run(flags) or 0

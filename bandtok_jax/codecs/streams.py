@@ -9,12 +9,12 @@ Letters: S samples, C channels, T columns of the grid, F rows.
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import math
 from typing import Protocol
-import warnings
 
 import numpy as np
 
 from bandtok_jax.audio import waveform
 from bandtok_jax.formats import bt_file
+from bandtok_jax.runtime.notes import warn
 
 
 class Stage(Protocol):
@@ -143,7 +143,7 @@ class AudioInput:
         block = waveform.check(block, self._from_hz, self.samples)
         if len(block) > self._channels and not self.samples:
             kind = "mono" if self._channels == 1 else "stereo"
-            warnings.warn(f"{len(block)} channels are mixed down: this codec is {kind}", stacklevel=3)
+            warn(f"{len(block)} channels are mixed down: this codec is {kind}")
         self.samples += block.shape[1]
         yield self._resampled(waveform.to_channels(block, self._channels))
 

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from typing import Any
-import warnings
 
 import jax
 import numpy as np
@@ -27,6 +26,7 @@ from bandtok_jax.data_pipelines.shards import DamagedShard
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.runtime import untrusted
+from bandtok_jax.runtime.notes import warn
 from bandtok_jax.runtime.progress import progress_bar
 from bandtok_jax.training import distributed
 
@@ -181,7 +181,7 @@ def _records(
             left_out.append({"track": track.name, "reason": result.finding})
             if result.finding not in named:
                 named.add(result.finding)
-                warnings.warn(f"{result.finding}: its tracks are left out", stacklevel=2)
+                warn(f"{result.finding}: its tracks are left out")
             continue
         for record in result:
             yield record

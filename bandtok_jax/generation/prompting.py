@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 from typing import Any
-import warnings
 
 import jax
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from bandtok_jax.generation import SAMPLING, editing
 from bandtok_jax.generation.autoregressive import Generator
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import registry
+from bandtok_jax.runtime.notes import warn
 
 MAX_SECONDS = 3600  # our choice
 MIN_CAPTION_BYTES = 64  # length that short prompts are padded to; our choice
@@ -251,14 +251,14 @@ class GridLanguageModel:
             yield codes, lengths
         if (ended := lengths < columns).any():
             ends = ", ".join(f"{n / self.grid.columns_per_second:.2f}" for n in lengths[ended] - prefix_columns)
-            warnings.warn(f"{ended.sum()} of {len(lengths)} end before {seconds:g} s, after {ends} s", stacklevel=4)
+            warn(f"{ended.sum()} of {len(lengths)} end before {seconds:g} s, after {ends} s")
 
     def _captions(self, prompts: Sequence[str | None]) -> np.ndarray | None:
         """Returns the bytes of the prompts `[B, M]`, padded with zeros; None where they are empty or not used."""
         config = self.config
         prompted = any(prompts)
         if prompted and config.caption_fraction == 0:
-            warnings.warn("this language model was trained without captions: the prompt is left out", stacklevel=5)
+            warn("this language model was trained without captions: the prompt is left out")
             prompted = False
         limit = config.data.caption_bytes
         try:
@@ -266,7 +266,7 @@ class GridLanguageModel:
         except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 come as lone surrogates
             raise ValueError("a prompt of characters that UTF-8 does not have: write it in UTF-8") from None
         if longest > limit:
-            warnings.warn(f"of a prompt the first {limit} bytes are read, as of captions", stacklevel=5)
+            warn(f"of a prompt the first {limit} bytes are read, as of captions")
         if prompted and config.model.text == "embedding":
             raise ValueError("this language model learned from embeddings: give the embedding of the prompt instead")
         if not prompted:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 import os
-import warnings
+
+from bandtok_jax.runtime.notes import warn
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
@@ -26,7 +27,7 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
 
 def _warn(error: OSError) -> None:
     reason = str(error.strerror).lower()
-    warnings.warn(f"{error.filename}: {reason}; the files below it are left out", stacklevel=3)
+    warn(f"{error.filename}: {reason}; the files below it are left out")
 
 
 def printable(name: str) -> str:

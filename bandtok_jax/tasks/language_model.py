@@ -8,7 +8,6 @@ With `lora.rank` the state holds adapters alone, and the weights of the model th
 from collections.abc import Callable
 import functools
 from typing import Any
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from bandtok_jax.layers import lora
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models import registry
 from bandtok_jax.runtime import storage
+from bandtok_jax.runtime.notes import warn
 from bandtok_jax.tasks import adapters, infilling, optimization
 from bandtok_jax.tasks.single_network import SingleNetworkTask
 from bandtok_jax.tasks.task import Batch, Metrics, State, Summaries, example_keys
@@ -161,10 +161,9 @@ class LanguageModelTask(SingleNetworkTask):
             self._embedding_shape()
         _ = self._codec  # so that an error comes before the first step
         if model.text == "bytes" and self.caption_fraction == 0:
-            warnings.warn(
+            warn(
                 f"no track in {self._folder} has a caption, so prompts will mean nothing to this model: captions come "
                 "from  bandtok prepare --tracks",
-                stacklevel=2,
             )
         source = token_source.TokenSource(self._folder, "train")
         frozen = {"row_unigrams": token_source.row_unigrams(source, model.codebook_size)}

@@ -6,7 +6,6 @@ Reconstruction is measured in masked columns, as in MuQ's code. Lyrics are recog
 from collections.abc import Callable
 import functools
 from typing import Any
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from bandtok_jax.losses import ctc
 from bandtok_jax.losses.transducer import transducer_loss
 from bandtok_jax.models.muencoder_heads import HEADS
 from bandtok_jax.runtime import storage
+from bandtok_jax.runtime.notes import warn
 
 LYRICS_LOSSES = ("ctc", "transducer")
 
@@ -56,10 +56,9 @@ def warn_without_lyrics(config: ConfigDict) -> None:
     """Warns where losses of lyrics have a weight and no data."""
     asked = [name for name in LYRICS_LOSSES if config.loss.get(name)]
     if asked and not config.data.lyrics_tokens:
-        warnings.warn(
+        warn(
             f"{config.data.sources} has no lyrics, so the loss {' and '.join(asked)} is off: lyrics come from "
             "bandtok prepare --tracks",
-            stacklevel=2,
         )
 
 

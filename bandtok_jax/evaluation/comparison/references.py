@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import re
-import warnings
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from bandtok_jax.audio.audio_file import UnreadableAudio
 from bandtok_jax.audio.windows import windows
 from bandtok_jax.data_pipelines import discovery, full_tracks, records, source_tracks
 from bandtok_jax.runtime import storage
+from bandtok_jax.runtime.notes import warn
 
 SYNTHETIC_TRACKS, SYNTHETIC_RATE_HZ = 32, 44_100  # 4 validation tracks of 12 s
 AUDIO_FOLDER = "audio"  # in a report
@@ -218,7 +218,7 @@ def _files(
     """Returns the references, notes about files that were left out, and the number of other files by their ending."""
     tracks, left_out, others, warning_texts = discovery.find_tracks(data, csv_path=tracks_csv, validation_share=0)
     for text in warning_texts:
-        warnings.warn(text, stacklevel=2)
+        warn(text)
     references, notes = [], [f"{entry['track']}: {entry['reason']}" for entry in left_out]
     for track in tracks:
         if split and track.split != split:
