@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import pathlib
+import pickle
 
 import jax
 import numpy as np
@@ -54,6 +55,15 @@ def test_equal_seeds_make_equal_weights():
         component.init_random(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)
     ]
     assert weight_hashes[0] == create().weight_hash != weight_hashes[1]
+
+
+def test_a_pickled_codec_is_the_same_one():
+    codec = create()
+    codes = codec.encode(music(1.0), RATE)
+    copied = pickle.loads(pickle.dumps(codec))
+    assert repr(copied) == repr(codec) and copied.weight_hash == codec.weight_hash
+    np.testing.assert_array_equal(copied.encode(music(1.0), RATE), codes)
+    np.testing.assert_array_equal(copied.decode(codes), codec.decode(codes))
 
 
 def whole(stage, x, method="__call__"):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pickle
 import resource
 
 import jax
@@ -67,6 +68,7 @@ def music(seconds, seed=0):
 
 def test_the_grid_and_the_format(codec):
     assert (codec.sample_rate_hz, codec.channels, codec.columns_per_second, codec.row_kind) == (RATE, 2, 25, "residual")
+    assert repr(pickle.loads(pickle.dumps(codec))) == repr(codec)
     assert codec.bits_per_second == 25 * 2 * 5 and codec.accepts_fewer_rows
     audio = music(1.23)
     codes = codec.encode(audio, RATE)

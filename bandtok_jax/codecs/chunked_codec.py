@@ -7,7 +7,6 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-import copy
 import dataclasses
 import functools
 import math
@@ -128,11 +127,16 @@ class ChunkedCodec(abc.ABC):
 
     def on(self, device: jax.Device) -> Self:
         """Returns this codec with weights on a device, which then encodes and decodes; without the language model."""
-        copied = copy.copy(self)  # shares the programs
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))  # shares the programs
         vars(copied).pop("language_model", None)
         copied.components = {role: part for role, part in self.components.items() if role != "language_model"}
         copied._weights = {role: jax.device_put(self._weights[role], device) for role in copied.components}
         return copied
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple, dict[str, Any]]:
+        """Pickles the components and the length of a chunk: a loaded codec compiles its own programs."""
+        return functools.partial(type(self), **self.components), (), {"_chunk_columns": self._chunk_columns}
 
     def require_decoder(self) -> None:
         """Raises ValueError with the cure unless codes can be decoded to audio."""

@@ -38,6 +38,10 @@ class Component:
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the arguments, from which a pickled component builds its network again."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @functools.cached_property
     def network_class(self) -> Any:
         """The class of the network, by `config.model.kind`.
