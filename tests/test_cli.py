@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+import wave
 
 import numpy as np
 import pytest
@@ -281,6 +282,8 @@ def test_a_stream_has_the_samples_of_a_file(composer, song, tmp_path, capsys, mo
     assert re.search(r" times real time; the first audio after \d+\.\d\d s$", capsys.readouterr().out.strip())
     file, stream = (waveform.read(tmp_path / name)[0] for name in ("file.wav", "stream.wav"))
     np.testing.assert_allclose(stream, file, rtol=0, atol=2e-4)
+    with wave.open(f"{tmp_path}/stream.wav") as complete:  # reads no more than its header states
+        assert complete.getnframes() == stream.shape[-1]
     new = ["generate", f"--model={composer}", "--stream"]
     assert "a stream holds one result" in failure(capsys, *new, "--count=2", "-o", f"{tmp_path}/a.wav")
     assert "a stream is written as .wav" in failure(capsys, *new, "-o", f"{tmp_path}/a.flac")

@@ -3,10 +3,12 @@
 import functools
 import io
 import math
+import wave
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 from bandtok_jax.audio import wav_stream, waveform
 from bandtok_jax.codecs import component
@@ -112,6 +114,10 @@ def test_a_wav_of_unknown_length_holds_the_samples_of_a_file(tmp_path):
         writer.write(block)
         assert len(file.getvalue()) == before + 4 * block.shape[1]
     (tmp_path / "stream.wav").write_bytes(file.getvalue())
+    (tmp_path / "complete.wav").write_bytes(writer.head + file.getvalue()[len(writer.head) :])
+    assert soundfile.info(tmp_path / "complete.wav").frames == 1001
+    with wave.open(str(tmp_path / "complete.wav")) as complete:
+        assert complete.getnframes() == 1001
     assert waveform.write(tmp_path / "file.wav", audio, 32_000) == writer.clipped_samples > 0
     streamed, expected = (waveform.read(tmp_path / name) for name in ("stream.wav", "file.wav"))
     np.testing.assert_array_equal(streamed[0], expected[0])

@@ -11,6 +11,7 @@ _CURES = {
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "give a file, not a folder",
     errno.EEXIST: "choose another name",
+    errno.EBADF: "open it, or name a file",
     errno.EMFILE: "allow more open files:  ulimit -n 4096",
 }
 

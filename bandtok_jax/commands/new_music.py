@@ -100,8 +100,8 @@ def stream(
     """Generates music and writes it as WAV while it is made.
 
     Args:
-      target: "-" for the standard output, or a .wav file or named pipe, which is written in place. The header states no
-        length.
+      target: "-" for the standard output, or a .wav file or named pipe, which is written in place. Its header states no
+        length until the end of a file.
       count: 1.
       codec, prompt, seconds, seed, beginning, sampling: as for `generate`.
 
@@ -130,15 +130,22 @@ def stream(
     wanted = samples_of_prefix + codec.language_model.samples(seconds)
     blocks = codec.generate_stream(prompt, seconds, seed, prefix=prefix, **sampling)
     first_seconds, decoded_samples = 0.0, 0
-    with atomic_file.naming(target), _open(target) as file:
+    is_file = target != STANDARD_OUTPUT
+    name = target if is_file else "the standard output"
+    with atomic_file.naming(name), _open(target) as file:
         writer = wav_stream.WavStream(file, codec.sample_rate_hz, codec.channels)
-        for audio in files.progress(blocks, wanted, codec.sample_rate_hz):
-            # The last column may be longer than asked for.
-            writer.write(audio[..., : max(0, wanted - decoded_samples)] / np.float32(gain))
-            first_seconds = first_seconds or time.perf_counter() - started
-            decoded_samples += audio.shape[-1]
+        try:
+            for audio in files.progress(blocks, wanted, codec.sample_rate_hz):
+                # The last column may be longer than asked for.
+                writer.write(audio[..., : max(0, wanted - decoded_samples)] / np.float32(gain))
+                first_seconds = first_seconds or time.perf_counter() - started
+                decoded_samples += audio.shape[-1]
+        finally:  # an interrupted file states its length as well
+            if is_file and file.seekable():
+                file.seek(0)
+                file.write(writer.head)
     samples, columns = min(wanted, decoded_samples), decoded_samples // codec.samples_per_column
-    return NewMusic(target, samples, columns, writer.clipped_samples, samples_of_prefix), first_seconds
+    return NewMusic(name, samples, columns, writer.clipped_samples, samples_of_prefix), first_seconds
 
 
 def read_embedding(codec: Codec, path: str) -> np.ndarray:
