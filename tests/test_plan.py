@@ -361,10 +361,20 @@ def test_fsdp_divides_the_state_on_gpus(tmp_path):
     assert set(sharded.collectives) == {"all-reduce", "all-gather", "reduce-scatter"}
 
 
+def test_a_step_whose_memory_traffic_is_not_modelled_has_no_time():
+    settings = dict(machines="h100:2x8", phase={"adversarial": False}, fits=True, model_flops=1e12, program_flops=1e12)
+    for compiled in (False, True):
+        plan = _plan(compiled=compiled, **settings)
+        plan.add_times({"memory_gbytes_per_second": 1000}, [], Hosts(8, 1e11, 1e10))
+        text, row = plan_text.format_plan(plan, "a name"), plan_text.format_table([plan]).splitlines()[2]
+        assert ("step" in plan.seconds) == ("examples/s" in text) == ("25600" in row) == compiled
+        assert "arithmetic" in text and ("not modelled" in text) != compiled and "phase" not in text
+
+
 def test_the_weak_scaling_table_keeps_the_examples_of_a_chip(tmp_path, monkeypatch):
     def plan_of(config, machines):
         mesh = dict(zip(("data", "fsdp", "tensor"), sharding.mesh_sizes(config.mesh, machines.chips)))
-        seconds = {"step": 1.0, "collectives": 0.1}
+        seconds = {"arithmetic": 0.9, "memory": 0.5, "collectives": 0.1, "step": 1.0}
         return _plan(chips=machines.chips, mesh=mesh, batch_size=config.batch_size, fits=True, seconds=seconds)
 
     monkeypatch.setattr(search, "make_plan", plan_of)

@@ -24,7 +24,7 @@ class Plan:
       traffic_bytes: memory traffic, in compiled programs only.
       gradient_bytes: size of all gradients, in the dtype of the computation.
       collectives: {kind: {"runs", "bytes", "seconds"}}.
-      seconds: {"arithmetic", "memory", "collectives", "step"} at the published peaks. In compiled programs also
+      seconds: {"arithmetic", "memory", "collectives"} at the published peaks. In compiled programs also "step", and
         "cycles", the step time that the compiler expects of its own schedule.
       peak_flops: FLOP/s.
     """
@@ -57,8 +57,9 @@ class Plan:
 
     @property
     def collective_share(self) -> float:
-        """Share of the collectives in the step time at the published peaks."""
-        return self.seconds["collectives"] / self.seconds["step"]
+        """Share of the collectives in the step time at the published peaks, the highest one without memory traffic."""
+        working = max(self.seconds["arithmetic"], self.seconds["memory"])
+        return self.seconds["collectives"] / (working + self.seconds["collectives"])
 
     def utilization(self, name: str) -> float:
         """Returns the model FLOPs utilization if a step takes `seconds[name]`."""
@@ -82,5 +83,6 @@ class Plan:
             "memory": self.traffic_bytes / (properties["memory_gbytes_per_second"] * 1e9),
             "collectives": sum(entry["seconds"] for entry in self.collectives.values()),
         }
-        seconds["step"] = max(seconds["arithmetic"], seconds["memory"]) + seconds["collectives"]
+        if self.compiled:  # else the memory traffic is not known
+            seconds["step"] = max(seconds["arithmetic"], seconds["memory"]) + seconds["collectives"]
         self.seconds = seconds

@@ -18,8 +18,8 @@ def format_plan(plan: Plan, name: str) -> str:
         f"batch_size {plan.batch_size}, {examples}{micro}",
         _method(plan),
     ]
-    if plan.phase:
-        lines.append("phase of the training: " + ", ".join(part for part, active in plan.phase.items() if active))
+    if active := [part for part, is_active in plan.phase.items() if is_active]:
+        lines.append(f"phase of the training: {', '.join(active)}")
     lines += ["", *_memory(plan)]
     if plan.seconds:
         lines += ["", *_work(plan), "", *_collectives(plan), "", *_times(plan)]
@@ -76,13 +76,12 @@ def _times(plan: Plan) -> list[str]:
     seconds = plan.seconds
     lines = ["time of a step at the published peaks, without overlap"]
     lines.append(_row("arithmetic", f"{1e3 * seconds['arithmetic']:.1f} ms"))
-    memory = f"{1e3 * seconds['memory']:.1f} ms" if plan.compiled else "not modelled"
-    lines.append(_row("memory", memory))
-    lines.append(
-        _row("collectives", f"{1e3 * seconds['collectives']:.1f} ms", f"{plan.collective_share:.1%} of the step")
-    )
-    rate = f"{plan.batch_size / seconds['step']:.0f} examples/s on all chips"
-    lines.append(_row("step", f"{1e3 * seconds['step']:.1f} ms", f"MFU {plan.utilization('step'):.0%} at most, {rate}"))
+    lines.append(_row("memory", f"{1e3 * seconds['memory']:.1f} ms" if plan.compiled else "not modelled"))
+    share = f"{plan.collective_share:.1%} of the step{'' if plan.compiled else ' at most'}"
+    lines.append(_row("collectives", f"{1e3 * seconds['collectives']:.1f} ms", share))
+    if step := seconds.get("step"):
+        remark = f"MFU {plan.utilization('step'):.0%} at most, {plan.batch_size / step:.0f} examples/s on all chips"
+        lines.append(_row("step", f"{1e3 * step:.1f} ms", remark))
     if "cycles" in seconds:
         remark = f"MFU {plan.utilization('cycles'):.0%}, by the compiler's own schedule"
         lines.append(_row("step by cycles", f"{1e3 * seconds['cycles']:.1f} ms", remark))
@@ -105,18 +104,18 @@ def format_table(plans: list[Plan]) -> str:
         if not plan.fits:
             rows.append((str(plan.chips), shape, mesh, f"{memory}: does not fit", *["-"] * 5))
             continue
-        step, cycles = plan.seconds["step"], plan.seconds.get("cycles")
+        step, cycles = plan.seconds.get("step"), plan.seconds.get("cycles")
         rows.append(
             (
                 str(plan.chips),
                 shape,
                 mesh,
                 memory,
-                f"{1e3 * step:.1f}",
+                f"{1e3 * step:.1f}" if step else "-",
                 f"{plan.collective_share:.1%}",
-                f"{plan.utilization('step'):.0%}",
+                f"{plan.utilization('step'):.0%}" if step else "-",
                 f"{1e3 * cycles:.1f}" if cycles else "-",
-                f"{plan.batch_size / step:.0f}",
+                f"{plan.batch_size / step:.0f}" if step else "-",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
