@@ -85,7 +85,7 @@ class Generator:
           embedding: text embeddings `[B, M, E]`; without it and a caption, generation is unconditional.
           prefix: codes `[B, T0, F]` to continue.
           temperature: 0 always takes the likeliest token.
-          top_k: choose among the k likeliest tokens.
+          top_k: choose among the k likeliest tokens; None or 0 for all.
           top_p: choose among the likeliest that together have this probability.
           guidance: how far to go from the prediction without text to the one with it, and beyond (above 1).
           may_end: let the model end a track before; else the end token has no probability.
@@ -182,10 +182,9 @@ class Generator:
             raise ValueError(f"top_p is {top_p}: it must be above 0, and at most 1")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance is {guidance}: it must be finite")
-        if top_k is not None and not 1 <= top_k <= self.settings["codebook_size"]:
-            raise ValueError(
-                f"top_k is {top_k}; it must be in 1..{self.settings['codebook_size']}, the size of the codebook"
-            )
+        size = self.settings["codebook_size"]
+        if top_k and not 1 <= top_k <= size:
+            raise ValueError(f"top_k is {top_k}: give 1 to {size}, the size of the codebook, or 0 for all codes")
 
     def decoding_arguments(
         self,
@@ -201,7 +200,7 @@ class Generator:
         """Returns `text`, `numbers` and the static arguments of `decode_steps`; for the arguments see `stream`."""
         guided = guidance != 1.0 and (caption is not None or embedding is not None)
         numbers = dict(temperature=temperature, top_p=top_p, guidance=guidance, may_end=may_end)
-        static = dict(top_k=top_k, nucleus=top_p < 1.0, guided=guided)
+        static = dict(top_k=top_k or None, nucleus=top_p < 1.0, guided=guided)
         return self.read_text(caption, embedding, batch, guided), numbers, static
 
     def init_cache(self, batch: int, length: int, guided: bool) -> Tree:
