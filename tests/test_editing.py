@@ -273,9 +273,9 @@ def test_cells_of_regions():
         ([], "no regions: give at least one"),
         ([Region((2, 2))], "the time 2 to 2 s is empty: give an end above the start"),
         ([Region((2, math.nan))], "the time 2 to nan s is empty"),
-        ([Region((4, 5.1))], "the time 4 to 5.1 s is outside of the track, which has 0 to 5 s: give a time inside"),
-        ([Region((-1, 2))], "the time -1 to 2 s is outside of the track"),
-        ([Region((1, 2), (500, 1100))], "the band 500 to 1100 Hz is outside of the track, which has 0 to 1000 Hz"),
+        ([Region((4, 5.1))], "the time 4 to 5.1 s is outside of the grid, which has 0 to 5 s: give a time inside"),
+        ([Region((-1, 2))], "the time -1 to 2 s is outside of the grid"),
+        ([Region((1, 2), (500, 1100))], "the band 500 to 1100 Hz is outside of the grid, which has 0 to 1000 Hz"),
         ([Region((1, 2)), Region((1.5, 3), (0, 50))], "regions 1 and 2 overlap, 1 to 2 s at 0 to 1000 Hz and 1.5 to"),
         ([Region((0, 2)), Region((2, None))], "hold the whole track, of which nothing would be kept"),
     ):
@@ -340,8 +340,11 @@ def test_the_command(model, tmp_path, capsys):
     assert "2 --time and 1 --band: give each region both" in failure(
         source, "--time=0:1", "--time=1:2", "--band=:900", *output
     )
-    assert "invalid interval value: '3'" in failure(source, "--time=3", *output, code=2)
+    assert "argument --time: '3' cannot be read: write it as 4:8, 4: or :8" in failure(
+        source, "--time=3", *output, code=2
+    )
     assert f"{source}: the time 1 to 9 s is outside" in failure(source, "--time=1:9", *output)
+    assert f"{source}: the time -1 to 2 s is outside" in failure(source, "--time", "-1:2", *output)
     assert "is the original itself" in failure(source, "--time=0:1", "-o", source)
     assert "cannot write .xyz" in failure(source, "--time=0:1", "-o", tmp_path / "a.xyz")
     bt_file.write_codes(source, codes, dataclasses.replace(codec.header, weight_hash="0" * 32), 90_000)

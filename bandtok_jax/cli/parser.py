@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -68,6 +69,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors name the verb or the flag that was probably meant."""
 
     _arguments: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        # Takes `-1:2` for a value, as argparse takes -1, and not for a flag.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parses as argparse does, and keeps the arguments for the error message."""
@@ -146,19 +152,31 @@ def config_overrides(rest: list[str], parser: argparse.ArgumentParser) -> dict[s
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Parses `1,3,9`; argparse turns a ValueError into a usage error."""
-    return tuple(map(int, text.split(",")))
+    """Parses `1,3,9`."""
+    with _example(text, "1,3,9"):
+        return tuple(map(int, text.split(",")))
 
 
 def steps(text: str) -> range:
-    """Parses `100:105`; argparse turns a ValueError into a usage error."""
-    first, last = map(int, text.split(":"))
-    if not 0 < first < last:
-        raise ValueError
-    return range(first, last)
+    """Parses `100:105`."""
+    with _example(text, "100:105"):
+        first, last = map(int, text.split(":"))
+        if not 0 < first < last:
+            raise ValueError
+        return range(first, last)
 
 
 def interval(text: str) -> tuple[float | None, float | None]:
-    """Parses `4:8`, `4:`, `:8` and `:`; argparse turns a ValueError into a usage error."""
-    first, last = (float(part) if part else None for part in text.split(":"))
-    return first, last
+    """Parses `4:8`, `4:`, `:8` and `:`."""
+    with _example(text, "4:8, 4: or :8"):
+        first, last = (float(part) if part else None for part in text.split(":"))
+        return first, last
+
+
+@contextlib.contextmanager
+def _example(text: str, example: str) -> Iterator[None]:
+    """Turns a ValueError into the usage error of a value, with an example."""
+    try:
+        yield
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read: write it as {example}") from None

@@ -81,7 +81,7 @@ def _limits(
         raise ValueError(f"the {name} {first:g} to {last:g} {unit} is empty: give an end above the start")
     if not (lowest - tolerance <= first and last <= highest + tolerance):
         raise ValueError(
-            f"the {name} {first:g} to {last:g} {unit} is outside of the track, which has {lowest:g} to {highest:g} "
+            f"the {name} {first:g} to {last:g} {unit} is outside of the grid, which has {lowest:g} to {highest:g} "
             f"{unit}: give a {name} inside, or leave out one of its ends"
         )
     return first, last
