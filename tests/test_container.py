@@ -74,7 +74,7 @@ def test_every_flipped_byte_and_every_truncation_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "data, words",
     [
-        (b"", "no .bt file"),
+        (b"", "it is empty"),
         (b"RIFF\x00\x00\x00\x00WAVE", "no .bt file"),
         (bt_file.MAGIC + b"\x02" + bytes(80), "upgrade"),
         (bt_file.MAGIC + b"\x01", "truncated"),

@@ -238,7 +238,9 @@ def encode_header(header: Header, payload_checksum: int) -> bytes:
 
 def decode_header(data: bytes) -> tuple[Header, int]:
     """Returns the header and the payload's checksum; ValueError where they cannot be those of a `.bt` file."""
-    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
+    if not data:
+        raise ValueError("it is empty")
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise ValueError(f"it is no .bt file (it begins with {data[:4]!r})")
     if len(data) > len(MAGIC) and data[len(MAGIC)] > VERSION:
         raise ValueError(
