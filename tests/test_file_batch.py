@@ -83,6 +83,7 @@ def test_the_same_command_makes_what_is_missing(model, music, tmp_path, capsys, 
 
     monkeypatch.setattr(MelCodec, "encode_stream", interrupted)
     assert run("encode", music, model, "-o", codes) == 130 and names(codes) == ["a.bt"]
+    assert capsys.readouterr().err.endswith("bandtok: interrupted; the same command resumes it\n")
     assert run("encode", music, model, "-o", codes) == 0 and len(encoded) == 4
     assert "1 of 3 results are there already and are skipped; --overwrite" in capsys.readouterr().out
     whole = {name: (codes / name).read_bytes() for name in names(codes)}

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from bandtok_jax.cli import models
-from bandtok_jax.cli.messages import clipped, show
+from bandtok_jax.cli.messages import clipped, resumable, show
 from bandtok_jax.cli.parser import Flag, flag, verb
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def _is_batch(flags: argparse.Namespace) -> bool:
     return is_batch
 
 
+@resumable()
 def _run_batch(
     flags: argparse.Namespace, work: Callable[[argparse.Namespace, "Codec", str, str], str], new_ending: str
 ) -> None:

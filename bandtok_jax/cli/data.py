@@ -3,7 +3,7 @@
 import argparse
 
 from bandtok_jax.cli import models
-from bandtok_jax.cli.messages import show
+from bandtok_jax.cli.messages import resumable, show
 from bandtok_jax.cli.parser import flag, verb
 from bandtok_jax.runtime import extras
 
@@ -40,6 +40,7 @@ from bandtok_jax.runtime import extras
     ),
     extra="data",
 )  # fmt: skip
+@resumable()
 def prepare(flags: argparse.Namespace) -> None:
     """Runs `bandtok prepare`."""
     extras.require_all("data", "bandtok prepare")
@@ -108,6 +109,7 @@ def doctor(flags: argparse.Namespace) -> None:
     flag("--skip-damaged", action="store_true", help="leave out tracks with a record that cannot be read"),
     extra="train",
 )
+@resumable()
 def tokenize(flags: argparse.Namespace) -> None:
     """Runs `bandtok tokenize`."""
     import jax

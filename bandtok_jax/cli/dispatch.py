@@ -74,10 +74,10 @@ def _run(flags: argparse.Namespace, is_program: bool) -> int:
     except BrokenPipeError:  # such as that of  bandtok config ... | head
         sys.stdout = open(os.devnull, "w")  # else the interpreter fails again at its end
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if is_program:  # its end may take a moment, and a second Ctrl-C ends it at once
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        messages.show("bandtok: interrupted", file=sys.stderr)
+        messages.show("; ".join(["bandtok: interrupted", *interruption.args]), file=sys.stderr)
         return 130
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         if os.environ.get("BANDTOK_DEBUG"):

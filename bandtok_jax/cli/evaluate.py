@@ -1,10 +1,11 @@
 """The verb evaluate, and the subjects that it has."""
 
 import argparse
+import contextlib
 import dataclasses
 import pkgutil
 
-from bandtok_jax.cli.messages import show
+from bandtok_jax.cli.messages import resumable, show
 from bandtok_jax.cli.parser import flag, integers, verb
 from bandtok_jax.runtime import extras
 
@@ -122,8 +123,9 @@ def evaluate(flags: argparse.Namespace) -> None:
     """Runs `bandtok evaluate`."""
     _refuse_flags_of_others(flags)
     extras.require_all("eval", "bandtok evaluate")
-    for line in pkgutil.resolve_name(SUBJECTS[flags.what].function)(flags):
-        show(line)
+    with resumable() if flags.what == "codecs" else contextlib.nullcontext():
+        for line in pkgutil.resolve_name(SUBJECTS[flags.what].function)(flags):
+            show(line)
 
 
 def _refuse_flags_of_others(flags: argparse.Namespace) -> None:

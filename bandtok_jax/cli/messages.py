@@ -1,5 +1,7 @@
 """The lines that the command line prints: results, notes, errors."""
 
+from collections.abc import Iterator
+import contextlib
 import errno
 from typing import Any
 
@@ -48,3 +50,12 @@ def note(message: Warning | str, *_: Any, **__: Any) -> str:
 def clipped(samples: int) -> str:
     """Returns the end of a line about a decoded file: the number of clipped samples, if there are any."""
     return f"; {samples} samples clipped" if samples else ""
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Adds to an interruption of work that the same command resumes it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command resumes it") from None
