@@ -18,6 +18,7 @@ from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models import waveform_discriminators
 from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.tasks import optimization
+from bandtok_jax.training.evaluator import warnings_at
 from tests import tiny
 
 
@@ -193,7 +194,10 @@ def test_collapsed_codebooks_are_named(tmp_path):
     histogram[:, 2:] = 0
     scores = {name: float(v) for name, v in task.aggregate({"level_histogram": jnp.asarray(histogram)}, 1).items()}
     assert scores["codebook_use"] == 2 / 16 and scores["level_perplexity/01"] == pytest.approx(2)
-    assert task.warnings(scores) == ["the codebooks collapse: only 12% of their codes are in use"]
+    (warning,) = task.warnings(scores)
+    assert "codebook collapse: only 12% of the codes are in use; if" in warning
+    assert "train another run with a higher codebook.restart_fraction, a lower optimizer.learning_rate" in warning
+    assert warnings_at(200, task, scores) == [warning] and not warnings_at(30, task, scores)  # codes must follow first
     assert not task.warnings({**scores, "codebook_use": 0.9})
 
 

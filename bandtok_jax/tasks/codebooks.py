@@ -118,3 +118,19 @@ def _restart_stale(
     )
     restarted = {name: {**new[name], "quantizer": quantizer} for name, quantizer in zip(names, copies)}
     return {**new, **restarted, "buffers": {**new["buffers"], "quantizer": counters}}, metrics
+
+
+def collapse_warnings(config: ConfigDict, use: float, codes: float) -> list[str]:
+    """Returns a message with the cure where codebooks collapse.
+
+    Args:
+      use: share of the codes that the evaluation used.
+      codes: number of codes that it drew from each codebook. Few codes cannot use all of a healthy one.
+    """
+    if use >= 0.5 * min(1.0, codes / config.model.codebook_size):
+        return []
+    cure = "a higher codebook.restart_fraction" if learn_by_ema(config) else "model.learning_rule=ema"
+    return [
+        f"codebook collapse: only {use:.0%} of the codes are in use; if this share does not grow, train another "
+        f"run with {cure}, a lower optimizer.learning_rate or a smaller model.codebook_size"
+    ]

@@ -92,12 +92,8 @@ class MelTokenizerTask(MelAdversarialTask):
 
     def warnings(self, scores: dict[str, float]) -> list[str]:
         """Returns a message where the codebook collapses."""
-        use, columns = scores["codebook_use"], self.config.data.clip_samples / self.mel.hop_samples
-        columns /= self.network.attribute("frames_per_column")
-        tokens = self.config.evaluation_batches * self.config.batch_size * columns
+        columns = self.config.data.clip_samples / self.mel.hop_samples / self.network.attribute("frames_per_column")
+        codes = self.config.evaluation_batches * self.config.batch_size * columns
         if not self._residual:
-            tokens *= self.network.attribute("rows")
-        # Few tokens cannot use all of a healthy codebook, but at most tokens / K.
-        if use < 0.5 * min(1.0, tokens / self.config.model.codebook_size):
-            return [f"the codebook collapses: only {use:.0%} of its codes are in use"]
-        return []
+            codes *= self.network.attribute("rows")
+        return codebooks.collapse_warnings(self.config, scores["codebook_use"], codes)

@@ -74,8 +74,5 @@ class WaveformCodecTask(WaveformAdversarialTask):
     def warnings(self, scores: dict[str, float]) -> list[str]:
         """Returns a message where the codebooks collapse."""
         columns = self.config.data.clip_samples / self.network.attribute("samples_per_column")
-        evaluated = self.config.evaluation_batches * self.config.batch_size * columns
-        # Few columns cannot use all of a healthy codebook.
-        if scores["codebook_use"] < 0.5 * min(1.0, evaluated / self.config.model.codebook_size):
-            return [f"the codebooks collapse: only {scores['codebook_use']:.0%} of their codes are in use"]
-        return []
+        codes = self.config.evaluation_batches * self.config.batch_size * columns
+        return codebooks.collapse_warnings(self.config, scores["codebook_use"], codes)

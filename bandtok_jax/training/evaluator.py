@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from bandtok_jax.tasks.task import Task
 from bandtok_jax.training.checkpoint import Checkpoints
 from bandtok_jax.training.compiled_steps import CompiledSteps
 from bandtok_jax.training.early_stop import EarlyStop
@@ -12,6 +13,8 @@ from bandtok_jax.training.goodput import Timer
 from bandtok_jax.training.program import Program
 from bandtok_jax.training.reporting import Reporter
 from bandtok_jax.training.step_metrics import check_finite
+
+EARLIEST_WARNING_STEP = 200  # our choice: in the first steps an encoder leaves its codebook behind
 
 
 class Evaluator:
@@ -68,7 +71,7 @@ class Evaluator:
             # Samples of the first batch. Every process computes them, and the first one writes them.
             samples = task.summaries(state, self._frozen, first_batch, outputs)
             self._reporter.summaries(step, self._program.gather(samples))
-            for warning in task.warnings(self.scores) if step else ():  # a model at step 0 has learned nothing yet
+            for warning in warnings_at(step, task, self.scores):
                 self._reporter.log(f"step {step}: {warning}")
         shares = {f"{kind}_share": share for kind, share in self._timer.shares().items()}
         self._reporter.scalars(step, "time", shares)
@@ -84,6 +87,11 @@ class Evaluator:
             else:
                 totals = jax.tree.map(lambda total, value: total + value, totals, metrics)
         return totals, first_batch, first_outputs
+
+
+def warnings_at(step: int, task: Task, scores: dict[str, float]) -> list[str]:
+    """Returns the warnings of a task about its scores, once a run is old enough for them."""
+    return task.warnings(scores) if step >= EARLIEST_WARNING_STEP else []
 
 
 def check_best_metric(name: str, scores: Mapping[str, float]) -> None:
