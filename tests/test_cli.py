@@ -261,6 +261,11 @@ def test_mistakes_of_generate(composer, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.npy").write_bytes(b"")
     embedded = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/empty.npy", "-o", f"{tmp_path}/new.wav")
     assert "empty.npy: " in embedded and "by numpy.save" in embedded
+    (tmp_path / "song.bt").write_bytes(b"BTOK and more")
+    error = failure(capsys, "generate", *flags, f"--embedding={tmp_path}/song.bt", "-o", f"{tmp_path}/new.wav")
+    assert "song.bt: " in error and "to an .npy file by numpy.save" in error and "pickle" not in error
+    error = failure(capsys, "generate", "--model=", "-o", f"{tmp_path}/new.wav")
+    assert "the path of the model is empty" in error
     assert "cannot write .xyz" in failure(capsys, "generate", *flags, "-o", f"{tmp_path}/new.xyz")
     error = failure(capsys, "generate", *flags, "-o", str(tmp_path))
     assert f"{tmp_path} is a folder: name the file, such as {tmp_path}/new.wav" in error

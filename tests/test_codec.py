@@ -227,6 +227,25 @@ def test_bad_audio(audio, rate, words):
 
 
 @pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda c: c.encode([np.zeros(9), np.zeros(8)], RATE), ValueError, "of different shapes: use encode_many"),
+        (lambda c: c.encode("song.flac", RATE), TypeError, r"not the path 'song.flac': use encode_many\(\[path\]\)"),
+        (lambda c: c.encode(None, RATE), ValueError, r"0 dimensions; pass \[samples\] or \[channels, samples\]$"),
+        (lambda c: c.decode(pathlib.Path("song.bt")), TypeError, "not the path 'song.bt': use decode_many"),
+        (lambda c: c.decode(np.zeros((1, 16), int), steps=3), TypeError, "no option 'steps' of decoding: .* has none"),
+        (lambda c: c.decoder_stream(steps=3), TypeError, "no option 'steps' of decoding"),
+        (lambda c: c.vocode(np.zeros((10, 3))), ValueError, r"log-mel of the shape \[10, 3\]: .* \[frames, 128\]"),
+        (lambda c: bandtok_jax.load(5), TypeError, "5 is no path: pass that of a run or an export"),
+        (lambda c: bandtok_jax.load(""), ValueError, "the path of the model is empty: "),
+    ],
+)
+def test_a_mistake_of_the_call_is_named_with_its_cure(call, error, words):
+    with pytest.raises(error, match=words):
+        call(create())
+
+
+@pytest.mark.parametrize(
     "codes, words",
     [
         (np.full((2, 16), 1024), "outside the codebook"),
@@ -270,10 +289,14 @@ def test_generate():
     tracks = codec.generate(["slow piano", None], seconds=1.1, seed=3)
     assert isinstance(tracks, list) and [track.shape for track in tracks] == [(12, 16)] * 2
     np.testing.assert_array_equal(tracks[0], codes)
-    for mistake in (5.0, ["slow piano", 5], b"slow piano"):
-        with pytest.raises(TypeError):
+    for mistake, words in ((5.0, "are 5.0: pass a list"), (["slow piano", 5], "is 5: "), (b"slow", "are b'slow': ")):
+        with pytest.raises(TypeError, match=words):
             codec.generate(mistake)
-    with pytest.raises(TypeError, match="one text, 'slow piano': pass a list"):
+    with pytest.raises(ValueError, match="'2' seconds of music: ask for a number"):
+        codec.generate(seconds="2")
+    with pytest.raises(TypeError, match="top_p is '0.9': give a number"):
+        codec.generate(top_p="0.9")
+    with pytest.raises(TypeError, match="the prompts are 'slow piano': pass a list of texts"):
         codec.language_model.generate("slow piano")
     prefix = create().encode(music()[:20_000], RATE)
     longer = codec.generate("slow piano", seconds=0.3, prefix=prefix, temperature=0.9)

@@ -281,6 +281,8 @@ def test_cells_of_regions():
     ):
         with pytest.raises(ValueError, match=message):
             cells(regions, 20, 4.0, edges)
+    with pytest.raises(TypeError, match=r"regions is the region \(\(1, 2\), .*: pass a list, as \[region\]"):
+        cells(Region((1, 2)), 50, 10, np.array([[0, 1000]]))
 
 
 def test_edit():

@@ -142,7 +142,7 @@ def test_sampling_can_be_chosen(codec):
     audio = codec.decode(codes)
     np.testing.assert_array_equal(codec.decode(codes, steps=2, guidance=1.5), audio)
     assert not np.array_equal(codec.decode(codes, steps=1, guidance=1.0), audio)
-    with pytest.raises(ValueError, match="no option 'step' of sampling: use guidance, method, steps"):
+    with pytest.raises(TypeError, match="no option 'step' of decoding: use guidance, method, steps"):
         codec.decode(codes, step=3)
     with pytest.raises(ValueError, match="seed is -1"):
         codec.decode(codes, seed=-1)

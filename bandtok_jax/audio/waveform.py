@@ -268,7 +268,7 @@ def check(audio: npt.ArrayLike, sample_rate_hz: float, start: int | None = None)
     check_rate(sample_rate_hz)
     audio = np.asarray(audio)
     if audio.ndim not in (1, 2):
-        raise ValueError(f"audio with {audio.ndim} dimensions; pass [samples] or [channels, samples], without a batch")
+        raise ValueError(f"audio with {audio.ndim} dimensions; pass [samples] or [channels, samples]")
     audio = np.atleast_2d(audio)
     channels, samples = audio.shape
     if not audio.size:
@@ -290,7 +290,7 @@ def check(audio: npt.ArrayLike, sample_rate_hz: float, start: int | None = None)
         count = f"{np.count_nonzero(bad)} " if start is None else ""  # of a block, it would mislead
         raise ValueError(
             f"audio with {count}samples that are NaN or infinite, the first at sample {first};"
-            " cut them out, or numpy.nan_to_num them"
+            " write it again without them, in Python by numpy.nan_to_num"
         )
     peak = max(audio.max(), -audio.min())
     if peak > MAX_PEAK:

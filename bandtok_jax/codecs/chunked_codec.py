@@ -6,7 +6,7 @@ Letters: S samples, C channels, T columns of the grid, F rows of the grid.
 """
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -32,6 +32,7 @@ class ChunkedCodec(abc.ABC):
     channels: int
     row_kind: str
     row_edges_hz: np.ndarray | None = None
+    sampling: Mapping[str, Any] = {}  # options of a decoder that samples
 
     def __init__(
         self,
@@ -173,6 +174,7 @@ class ChunkedCodec(abc.ABC):
     ) -> Iterator[np.ndarray]:
         """Decodes blocks of codes `[any, F]` to blocks of audio in bounded memory; see `decode`."""
         self.require_decoder()
+        self._check_options(options)
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
         codes = self._code_input()
@@ -209,9 +211,11 @@ class ChunkedCodec(abc.ABC):
             latency is lower, and more of the computation is context. Rounded up to the columns that the decoder needs.
 
         Raises:
-          ValueError: no vocoder, or other options.
+          ValueError: no vocoder.
+          TypeError: an option that the decoder does not have.
         """
         self.require_decoder()
+        self._check_options(options)
         stages = self._decoder_stages(seed, self._stream_columns(chunk_columns), True, **options)
         chain = Chain([self._code_input(), *stages])
         wait = chain.longest_wait_seconds(self.columns_per_second, self.sample_rate_hz)
@@ -256,6 +260,14 @@ class ChunkedCodec(abc.ABC):
             self._decoders[chunk] = self._chunked_decoders(chunk)
         return self._decoders[chunk]
 
+    def _vocode(self, log_mel: np.ndarray) -> np.ndarray:
+        """Returns the audio of log-mel `[T, M]` by a vocoder of mels alone; ValueError for another shape."""
+        shape = np.shape(log_mel)
+        if len(shape) != 2 or shape[1] != self.mel.mels or not shape[0]:
+            raise ValueError(f"a log-mel of the shape {list(shape)}: the vocoder takes [frames, {self.mel.mels}]")
+        network = self._decoder_networks(self._chunk_columns)["vocoder"]
+        return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
+
     def networks(self) -> dict[str, tuple[str, ChunkedNetwork]]:
         """Returns the networks of `encode` and `decode` with the roles of their components, by the names of programs.
 
@@ -282,6 +294,12 @@ class ChunkedCodec(abc.ABC):
         """
         networks = self._decoder_networks(chunk).items()
         return [network.stream(self._weights[role], prompt=prompt) for role, network in networks]
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises TypeError for an option that the decoder does not have."""
+        if unknown := sorted(options.keys() - self.sampling.keys()):
+            known = f"use {', '.join(sorted(self.sampling))}" if self.sampling else "this model has none"
+            raise TypeError(f"there is no option {unknown[0]!r} of decoding: {known}")
 
     def _stream_columns(self, chunk_columns: int | None) -> int:
         """Returns the columns that a stream works on at a time."""

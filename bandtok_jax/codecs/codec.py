@@ -94,8 +94,9 @@ class Codec(ChunkedCodec):
 
         Raises:
           ValueError: the audio cannot be encoded; the message names the cure.
+          TypeError: a path, which `encode_many` takes.
         """
-        if np.ndim(audio) == 3:
+        if many.is_batch(audio, "encode"):
             return many.stack(self.encode_many(audio, sample_rate_hz))
         return np.concatenate(list(self.encode_stream(self.blocks(audio, sample_rate_hz))))
 
@@ -143,8 +144,9 @@ class Codec(ChunkedCodec):
 
         Raises:
           ValueError: codes that this codec cannot have made, another length than they can fill, or no vocoder.
+          TypeError: a path, or an option that the decoder does not have.
         """
-        if np.ndim(codes) == 3:
+        if many.is_batch(codes, "decode"):
             return many.stack(self.decode_many(codes, seed, samples=samples, **options))
         return np.concatenate(list(self.decode_stream([codes], seed, samples=samples, **options)), axis=-1)
 

@@ -90,11 +90,10 @@ class FlowCodec(Codec):
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
 
         Raises:
-          ValueError: no vocoder.
+          ValueError: no vocoder, or another shape.
         """
         self.require_decoder()
-        network = self._decoder_networks(self._chunk_columns)["vocoder"]
-        return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
+        return self._vocode(log_mel)
 
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool, **sampling: Any) -> list[Stage]:
         (network,) = self._decoder_networks(chunk).values()
@@ -104,8 +103,6 @@ class FlowCodec(Codec):
     def _flow_stage(self, seed: int, prompt: bool = False, **sampling: Any) -> Stage:
         """Returns a stage from checked codes to log-mels of both channels, `[T', 2, M]`."""
         options = {**self.sampling, **sampling}
-        if unknown := sorted(options.keys() - self.sampling.keys()):
-            raise ValueError(f"there is no option {unknown[0]!r} of sampling: use {', '.join(sorted(self.sampling))}")
         if (key := tuple(sorted(options.items()))) not in self._flows:
             self._flows[key] = self._chunked_flow(options)
         return self._flows[key].stream(self._weights["tokenizer"], self._first_carry(seed), prompt=prompt)

@@ -53,6 +53,21 @@ def decode(
     return spread(codec, decode_one, _several(codes, "codes"))
 
 
+def is_batch(value: Any, method: str) -> bool:
+    """Returns whether the argument of `encode` or `decode`, named by `method`, is a batch.
+
+    Raises:
+      TypeError: it is a path.
+      ValueError: it holds arrays of different shapes.
+    """
+    if isinstance(value, Path):
+        raise TypeError(f"{method} takes an array, not the path {os.fspath(value)!r}: use {method}_many([path])")
+    try:
+        return np.ndim(value) == 3
+    except ValueError:
+        raise ValueError(f"{method} got arrays of different shapes: use {method}_many") from None
+
+
 def stack(examples: Iterable[np.ndarray]) -> np.ndarray:
     """Returns the results of the examples of a batch as one array `[B, ...]`; ValueError for B = 0."""
     if not (results := list(examples)):

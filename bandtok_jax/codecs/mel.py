@@ -103,13 +103,12 @@ class MelCodec(Codec):
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.
 
         Raises:
-          ValueError: no vocoder, or one that consumes codes.
+          ValueError: no vocoder, one that consumes codes, or another shape.
         """
         self.require_decoder()
         if not self.vocodes_mels:
             raise ValueError("the vocoder consumes codes, not mels: decode the codes")
-        network = self._decoder_networks(self._chunk_columns)["vocoder"]
-        return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
+        return self._vocode(log_mel)
 
     @property
     def vocodes_mels(self) -> bool:

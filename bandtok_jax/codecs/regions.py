@@ -34,7 +34,10 @@ def cells(regions: Sequence[Region], columns: int, columns_per_second: float, ro
 
     Raises:
       ValueError: no regions, an empty one, one outside of the track, two that overlap, or all cells.
+      TypeError: one region in place of several.
     """
+    if isinstance(regions, Region):
+        raise TypeError(f"regions is the region {tuple(regions)}: pass a list, as [region]")
     if not regions:
         raise ValueError("no regions: give at least one")
     regions = [Region(*region) for region in regions]

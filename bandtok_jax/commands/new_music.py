@@ -154,14 +154,11 @@ def read_embedding(codec: Codec, path: str) -> np.ndarray:
     Raises:
       ValueError: the file does not hold one array, or the array does not fit the language model.
     """
-    cure = "write one array, [L, E] or [E], by numpy.save"
+    cure = "write one array, [L, E] or [E], to an .npy file by numpy.save"
     untrusted.file_size(path)
     with untrusted.reading(path, cure):
         # A map of the file is refused where its header promises more than it holds, and nothing is allocated for it.
-        embedding = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(embedding, np.ndarray):
-            embedding.close()
-            raise ValueError("it holds arrays of many names")
+        embedding = np.lib.format.open_memmap(path, mode="r")
     with untrusted.naming(path):
         return codec.language_model.check_embedding(embedding)
 

@@ -175,7 +175,11 @@ class Generator:
                 report(finished)
 
     def check_sampling(self, temperature: float, top_k: int | None, top_p: float, guidance: float) -> None:
-        """Raises a ValueError for a setting of the sampling outside its limits."""
+        """Raises a ValueError for a setting of the sampling outside its limits, a TypeError for a text."""
+        numbers = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        for name, value in numbers.items():
+            if isinstance(value, str):
+                raise TypeError(f"{name} is {value!r}: give a number")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature is {temperature}: it must be finite, and at least 0")
         if not 0 < top_p <= 1:

@@ -1,6 +1,6 @@
 """A language model over the grid of a codec: from prompts and seconds to codes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import math
@@ -120,8 +120,8 @@ class GridLanguageModel:
           ValueError: options out of range; raised by the call itself.
           TypeError: prompts that are no texts.
         """
-        if isinstance(prompts, str):
-            raise TypeError(f"the prompts are one text, {prompts!r}: pass a list, as [{prompts!r}]")
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+            raise TypeError(f"the prompts are {prompts!r}: pass a list of texts, as ['slow dark piano']")
         for prompt in prompts:
             if not (prompt is None or isinstance(prompt, str)):
                 raise TypeError(f"a prompt is {prompt!r}: pass a text, or None for no description")
@@ -210,8 +210,10 @@ class GridLanguageModel:
 
     def columns(self, seconds: float) -> int:
         """Returns the number of columns of new audio; ValueError outside (0, MAX_SECONDS] seconds."""
-        if not 0 < seconds <= MAX_SECONDS:
-            raise ValueError(f"{seconds} seconds of music: ask for more than 0 and at most {MAX_SECONDS}, our limit")
+        if isinstance(seconds, str) or not 0 < seconds <= MAX_SECONDS:
+            raise ValueError(
+                f"{seconds!r} seconds of music: ask for a number, more than 0 and at most {MAX_SECONDS}, our limit"
+            )
         return math.ceil(self.samples(seconds) / self.grid.samples_per_column)
 
     def samples(self, seconds: float) -> int:

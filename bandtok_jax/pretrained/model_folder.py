@@ -158,6 +158,10 @@ def read_components(
     Raises:
       ValueError: a folder or file is missing, damaged, or holds another model or size.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{path!r} is no path: pass that of a run or an export, or hf://OWNER/NAME")
+    if not os.fspath(path):
+        raise ValueError("the path of the model is empty: pass that of a run or an export, or leave it out")
     if hub.is_hub(path):
         return _read_repository(path, dtype, only)
     if path == DEFAULT:
