@@ -7,8 +7,8 @@
 set -euo pipefail
 case "${1:-}" in -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extras=test
-[[ "$*" != *slow* || "$(uname -sm)" != "Linux x86_64" ]] || extras=test,tpu
+extras="test"
+[[ "$*" != *slow* || "$(uname -sm)" != "Linux x86_64" ]] || extras="test,tpu"
 source launch/environment.sh "$extras"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # Most of the time goes into compiling programs that run a few times only. LLVM's optimizations are therefore disabled,

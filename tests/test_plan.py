@@ -349,7 +349,7 @@ def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
     assert plan["bytes"]["total"] == plan["bytes"]["state"] + plan["bytes"]["temporaries"]
     assert plan["collectives"]["all-reduce"]["bytes"] == plan["gradient_bytes"]
     seconds = plan["seconds"]
-    assert seconds["step"] == pytest.approx(seconds["arithmetic"] + seconds["collectives"])
+    assert "step" not in seconds and min(seconds["arithmetic"], seconds["collectives"]) > 0
 
 
 def test_fsdp_divides_the_state_on_gpus(tmp_path):
