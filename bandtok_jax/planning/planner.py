@@ -63,13 +63,14 @@ def make_plan(config: ConfigDict, machines: Accelerators, *, quick: bool = False
         memory_gib=machines.properties["memory_gib"],
         peak_flops=machines.properties["bfloat16_tflops"] * 1e12,
     )
-    frozen_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.frozen_spec()))  # on each chip
+    frozen = task.frozen_spec()
+    frozen_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))  # on each chip
     plan.bytes["state"] = sharding.bytes_on_device(program.abstract, program.layout) + frozen_bytes
     plan.model_flops = flops.training_flops(task, config.batch_size, **phase) / machines.chips
     itemsize = jnp.dtype(config.dtype).itemsize
     plan.gradient_bytes = itemsize * sum(leaf.size for leaf in jax.tree.leaves(sharding.parameters(program.abstract)))
-    program.check_warm_start(task.frozen_spec(), task.batch_spec())
-    program.check_train_step(task.frozen_spec(), task.batch_spec(), **phase)
+    program.check_warm_start(frozen, task.batch_spec())
+    program.check_train_step(frozen, task.batch_spec(), **phase)
     if is_tpu:
         tpu.compile_step(plan, program, machines)
     else:
