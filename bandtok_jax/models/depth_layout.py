@@ -5,6 +5,8 @@ columns before, and the rows below in the same column. The likelihood of a grid 
 and exact, as in the layout "flat".
 """
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -144,8 +146,7 @@ class DepthLayout(ColumnLayout):
 
     def _embed(self, tables: TokenTables, tokens: jax.Array, rows: jax.Array) -> jax.Array:
         """Returns embeddings `[..., W]` about as large as the outputs of the large transformer at the start."""
-        x = tables.embed(tokens, rows)
-        return x if tables.scale_embeddings else x * x.shape[-1] ** 0.5
+        return dataclasses.replace(tables, scale_embeddings=True).embed(tokens, rows)
 
     def _inputs(self, state: jax.Array, below: jax.Array, rows: jax.Array) -> jax.Array:
         """Returns the inputs of rows from the state of their column and the embeddings of the rows below."""
