@@ -160,14 +160,14 @@ class EnCodec(nnx.Module):
     @exact
     def encode(self, audio: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None) -> Any:
         """Returns the codes of audio; `[B, S] -> int32 [B, T, F]`, see `latents`."""
-        return self._per_row(self.quantizer.encode, audio, valid_range, state)
+        return seanet.per_row(self.quantizer.encode, self, audio, valid_range, state)
 
     @exact
     def row_latents(
         self, audio: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None
     ) -> Any:
         """Returns the vectors that the look-up of each level compares, `[B, T, F, D]`, see `latents`."""
-        return self._per_row(self.quantizer.residuals, audio, valid_range, state)
+        return seanet.per_row(self.quantizer.residuals, self, audio, valid_range, state)
 
     def decode(self, codes: jax.Array, valid_range: ValidRange | None = None, state: jax.Array | None = None) -> Any:
         """Returns the audio of the codes of the first f levels; int32 `[B, T, f] -> [B, T * samples_per_column]`."""
@@ -189,10 +189,3 @@ class EnCodec(nnx.Module):
         """
         quantized, codes, losses, statistics = self.quantizer(self.latents(audio), num_levels)
         return self.decode_latents(quantized)[:, : audio.shape[1]], codes, losses, statistics
-
-    def _per_row(self, function: Any, audio: jax.Array, valid_range: ValidRange | None, state: jax.Array | None) -> Any:
-        """Returns a function of the latents, with the next state where one is given."""
-        if state is None:
-            return function(self.latents(audio, valid_range))
-        latents, next_state = self.latents(audio, valid_range, state)
-        return function(latents), next_state

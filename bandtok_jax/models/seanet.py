@@ -7,7 +7,7 @@ transformer, gets its state from the window before.
 Letters: B batch, T frames, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any
 
@@ -124,3 +124,17 @@ def remember(
 def with_state(result: jax.Array, state: Any, next_state: Any) -> Any:
     """Returns the result, with the next state where one is given."""
     return result if state is None else (result, next_state)
+
+
+def per_row(
+    function: Callable[[jax.Array], jax.Array],
+    network: Any,
+    audio: jax.Array,
+    valid_range: ValidRange | None,
+    state: Any,
+) -> Any:
+    """Returns a function of the latents that a network has for audio, with the next state where one is given."""
+    if state is None:
+        return function(network.latents(audio, valid_range))
+    latents, next_state = network.latents(audio, valid_range, state)
+    return function(latents), next_state

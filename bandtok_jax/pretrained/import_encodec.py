@@ -5,20 +5,22 @@ convolutions `[channels_in, channels_out, taps]`; here the axes are the other wa
 normalisation are multiplied into the kernels. The two biases of an LSTM are added.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import math
+from collections.abc import Iterator, Mapping, Sequence
 import os
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.codecs.component import Component
-from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors, torch_checkpoint
-from bandtok_jax.pretrained import published_arrays
+from bandtok_jax.pretrained import published_arrays, seanet_names
 from bandtok_jax.pretrained.published_arrays import NamedArrays
 from bandtok_jax.runtime import expect, untrusted
 
+# Parts of the names of arrays in the package encodec, and those in transformers.
+_TRANSFORMERS_NAMES = (
+    (".model.", ".layers."), (".conv.conv.", ".conv."), (".convtr.convtr.", ".conv."), (".vq.", "."),
+    ("._codebook.", ".codebook."),
+)  # fmt: skip
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 OFFICIAL_RATE_HZ = 24_000  # of the one causal model of the package, whose file does not name its rate
 LICENCE = "cc-by-nc-4.0"  # of encodec 0.1.1, with which the weights were published
@@ -77,26 +79,16 @@ def _read_transformers(path: str) -> Component:
         flat = safetensors.load_flat(weights_file)
         for part, short in (("original0", "weight_g"), ("original1", "weight_v")):  # names since PyTorch 2.1
             flat = {name.replace(f"parametrizations.weight.{part}", short): leaf for name, leaf in flat.items()}
-        return _component(flat, settings["sampling_rate"], path, _transformers_name)
-
-
-def _transformers_name(name: str) -> str:
-    """Returns the name in transformers of an array of the package encodec."""
-    for theirs, other in (
-        (".model.", ".layers."), (".conv.conv.", ".conv."), (".convtr.convtr.", ".conv."), (".vq.", "."),
-        ("._codebook.", ".codebook."),
-    ):  # fmt: skip
-        name = name.replace(theirs, other)
-    return name
+        return _component(flat, settings["sampling_rate"], path, _TRANSFORMERS_NAMES)
 
 
 def _component(
-    state: Mapping[str, np.ndarray], rate_hz: int, path: str, renamed: Callable[[str], str] = str
+    state: Mapping[str, np.ndarray], rate_hz: int, path: str, renamed: Sequence[tuple[str, str]] = ()
 ) -> Component:
     """Returns the component of arrays.
 
     Args:
-      renamed: maps names of the package encodec to those of the file.
+      renamed: parts of the names of the package encodec, and those of the file.
     """
     if any(".norm." in name for name in state):
         raise ValueError(f"it has group norms: {_UNSUPPORTED}")
@@ -110,40 +102,21 @@ def _component(
     parameters = dict(_parameters(arrays, stages, lstm_layers))
     buffers = dict(_codebooks(arrays, rows))
     published_arrays.require_empty(arrays.remaining, "no such EnCodec has")
-    taps = [len(parameters[f"encoder_stages.{stage}.down.convolution.kernel"]) for stage in range(stages)]
-    if any(number % 2 for number in taps):
-        raise ValueError(f"its strided kernels have {taps} taps, not twice a stride")
     codebook_size, latent_dim = buffers["quantizer.levels.0.vectors"].shape
-    config = load_config("dac:base_24khz")
-    with config.unlocked():
-        config.data.sample_rate_hz = rate_hz
-        config.model = ConfigDict(
-            {
-                "kind": "encodec",
-                "encoder_dim": parameters["encoder_in.convolution.kernel"].shape[2],
-                "strides": tuple(number // 2 for number in taps),
-                "latent_dim": latent_dim,
-                "rows": rows,
-                "codebook_size": codebook_size,
-                "lstm_layers": lstm_layers,
-            }
-        )
-        column = math.prod(config.model.strides)
-        config.data.clip_samples = math.ceil(rate_hz / column) * column  # of a second, as published
+    model = {
+        "kind": "encodec",
+        **seanet_names.sizes(parameters, stages),
+        "latent_dim": latent_dim,
+        "rows": rows,
+        "codebook_size": codebook_size,
+        "lstm_layers": lstm_layers,
+    }
+    config = seanet_names.config(model, rate_hz)
     return published_arrays.component(config, parameters, path, buffers, LICENCE)
 
 
 def _parameters(arrays: NamedArrays, stages: int, lstm_layers: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the arrays of encoder and decoder by our names."""
-
-    def layer(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
-        yield f"{ours}.kernel", arrays.kernel(theirs)
-        yield f"{ours}.bias", arrays.take(f"{theirs}.bias", 1)
-
-    def unit(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
-        yield from layer(f"{ours}.wide.convolution", f"{theirs}.block.1.conv.conv")
-        yield from layer(f"{ours}.single", f"{theirs}.block.3.conv.conv")
-        yield from layer(f"{ours}.shortcut", f"{theirs}.shortcut.conv.conv")
 
     def lstm(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
         for number in range(lstm_layers):
@@ -155,18 +128,9 @@ def _parameters(arrays: NamedArrays, stages: int, lstm_layers: int) -> Iterator[
                 raise ValueError(f"the biases of {theirs}.lstm have the shapes {first.shape} and {second.shape}")
             yield f"{ours}.layers.{number}.bias", first + second
 
-    yield from layer("encoder_in.convolution", "encoder.model.0.conv.conv")
-    for stage in range(stages):
-        yield from unit(f"encoder_stages.{stage}.unit", f"encoder.model.{3 * stage + 1}")
-        yield from layer(f"encoder_stages.{stage}.down.convolution", f"encoder.model.{3 * stage + 3}.conv.conv")
+    yield from seanet_names.coders(arrays, stages, shortcut=True, memories=1)
     yield from lstm("encoder_lstm", f"encoder.model.{3 * stages + 1}")
-    yield from layer("encoder_out.convolution", f"encoder.model.{3 * stages + 3}.conv.conv")
-    yield from layer("decoder_in.convolution", "decoder.model.0.conv.conv")
     yield from lstm("decoder_lstm", "decoder.model.1")
-    for stage in range(stages):
-        yield from layer(f"decoder_stages.{stage}.up", f"decoder.model.{3 * stage + 3}.convtr.convtr")
-        yield from unit(f"decoder_stages.{stage}.unit", f"decoder.model.{3 * stage + 4}")
-    yield from layer("decoder_out.convolution", f"decoder.model.{3 * stages + 3}.conv.conv")
 
 
 def _codebooks(arrays: NamedArrays, rows: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -6,21 +6,29 @@ Codebooks are stored as sums over their codes' latents and as numbers of these.
 """
 
 from collections.abc import Iterator
-import math
 import os
 from typing import Any
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from bandtok_jax.codecs.component import Component
-from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors
 from bandtok_jax.models.mimi import FRAMES_PER_COLUMN
-from bandtok_jax.pretrained import published_arrays
+from bandtok_jax.pretrained import published_arrays, seanet_names
 from bandtok_jax.pretrained.published_arrays import NamedArrays
 from bandtok_jax.runtime import expect, untrusted
 
+# Parts of the names of arrays in the package moshi, and those in transformers.
+_TRANSFORMERS_NAMES = (
+    (".model.", ".layers."), (".conv.conv.conv.", ".conv."), (".convtr.convtr.convtr.", ".conv."),
+    (".conv.conv.", ".conv."), (".convtr.convtr.", ".conv."), ("transformer.transformer.", "transformer."),
+    (".norm1.", ".input_layernorm."), (".norm2.", ".post_attention_layernorm."), (".linear1.", ".mlp.fc1."),
+    (".linear2.", ".mlp.fc2."), (".layer_scale_1.", ".self_attn_layer_scale."),
+    (".layer_scale_2.", ".mlp_layer_scale."), (".self_attn.out_proj.", ".self_attn.o_proj."),
+    (".rvq_first.", ".semantic_residual_vector_quantizer."), (".vq.", "."),
+    (".rvq_rest.", ".acoustic_residual_vector_quantizer."), ("._codebook.", ".codebook."),
+    ("._initialized", ".initialized"), (".embedding_sum", ".embed_sum"),
+)  # fmt: skip
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 LICENCE = "cc-by-4.0"  # github.com/kyutai-labs/moshi, README.md
 # The package's file names neither of these (moshi 0.2, models/loaders.py).
@@ -74,11 +82,11 @@ def read_mimi(path: str) -> Component:
     with untrusted.reading(weights_file, _CURE):
         flat = safetensors.load_flat(weights_file)
     if any(name.startswith("encoder.model.") for name in flat):
-        settings, names = MOSHI_SETTINGS, str
+        settings, names = MOSHI_SETTINGS, ()
         for new, published in (("in_projs.0.weight", "in_proj_weight"), ("out_projs.0.weight", "out_proj.weight")):
             flat = {name.replace(new, published): leaf for name, leaf in flat.items()}
     else:
-        settings, names = _settings(path), _transformers_name
+        settings, names = _settings(path), _TRANSFORMERS_NAMES
     with untrusted.reading(weights_file, _CURE):
         return _component(NamedArrays(flat, names), settings, path)
 
@@ -95,22 +103,6 @@ def _settings(path: str) -> dict[str, Any]:
     return settings
 
 
-def _transformers_name(name: str) -> str:
-    """Returns the name in transformers of an array of the package moshi."""
-    for theirs, other in (
-        (".model.", ".layers."), (".conv.conv.conv.", ".conv."), (".convtr.convtr.convtr.", ".conv."),
-        (".conv.conv.", ".conv."), (".convtr.convtr.", ".conv."), ("transformer.transformer.", "transformer."),
-        (".norm1.", ".input_layernorm."), (".norm2.", ".post_attention_layernorm."), (".linear1.", ".mlp.fc1."),
-        (".linear2.", ".mlp.fc2."), (".layer_scale_1.", ".self_attn_layer_scale."),
-        (".layer_scale_2.", ".mlp_layer_scale."), (".self_attn.out_proj.", ".self_attn.o_proj."),
-        (".rvq_first.", ".semantic_residual_vector_quantizer."), (".vq.", "."),
-        (".rvq_rest.", ".acoustic_residual_vector_quantizer."), ("._codebook.", ".codebook."),
-        ("._initialized", ".initialized"), (".embedding_sum", ".embed_sum"),
-    ):  # fmt: skip
-        name = name.replace(theirs, other)
-    return name
-
-
 def _component(arrays: NamedArrays, settings: dict[str, Any], path: str) -> Component:
     """Returns the component of arrays, which `arrays` finds by their names in the package moshi."""
     heads = settings["num_attention_heads"]
@@ -125,56 +117,29 @@ def _component(arrays: NamedArrays, settings: dict[str, Any], path: str) -> Comp
     parameters = dict(_parameters(arrays, stages, layers, heads))
     buffers = dict(_codebooks(arrays, acoustic))
     published_arrays.require_empty(arrays.remaining, "no such Mimi has")
-    taps = [len(parameters[f"encoder_stages.{stage}.down.convolution.kernel"]) for stage in range(stages)]
-    if any(number % 2 for number in taps):
-        raise ValueError(f"its strided kernels have {taps} taps, not twice a stride")
     dim = parameters["encoder_out.convolution.kernel"].shape[2]
     if settings.get("head_dim") not in (None, dim // heads):
         raise ValueError(f"head_dim is {settings['head_dim']}, and {heads} heads of {dim} have {dim // heads}")
     codebook_size, codebook_dim = buffers["quantizer.semantic.vectors"].shape
-    config, rate_hz = load_config("dac:base_24khz"), settings["sampling_rate"]
-    with config.unlocked():
-        config.data.sample_rate_hz = rate_hz
-        config.model = ConfigDict(
-            {
-                "kind": "mimi",
-                "encoder_dim": parameters["encoder_in.convolution.kernel"].shape[2],
-                "strides": tuple(number // 2 for number in taps),
-                "dim": dim,
-                "num_layers": layers,
-                "num_heads": heads,
-                "feed_forward_dim": len(parameters["encoder_transformer.layers.0.up.kernel"]),
-                "window_frames": settings["sliding_window"],
-                "rows": 1 + acoustic,
-                "codebook_size": codebook_size,
-                "codebook_dim": codebook_dim,
-            }
-        )
-        column = FRAMES_PER_COLUMN * math.prod(config.model.strides)
-        config.data.clip_samples = math.ceil(rate_hz / column) * column  # of a second; our choice
+    model = {
+        "kind": "mimi",
+        **seanet_names.sizes(parameters, stages),
+        "dim": dim,
+        "num_layers": layers,
+        "num_heads": heads,
+        "feed_forward_dim": len(parameters["encoder_transformer.layers.0.up.kernel"]),
+        "window_frames": settings["sliding_window"],
+        "rows": 1 + acoustic,
+        "codebook_size": codebook_size,
+        "codebook_dim": codebook_dim,
+    }
+    config = seanet_names.config(model, settings["sampling_rate"], FRAMES_PER_COLUMN)
     return published_arrays.component(config, parameters, path, buffers, LICENCE)
 
 
 def _parameters(arrays: NamedArrays, stages: int, layers: int, heads: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the arrays of encoder and decoder, and the linear maps of the quantizer, by our names."""
-
-    def layer(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
-        yield f"{ours}.kernel", arrays.kernel(theirs)
-        yield f"{ours}.bias", arrays.take(f"{theirs}.bias", 1)
-
-    def unit(ours: str, theirs: str) -> Iterator[tuple[str, np.ndarray]]:
-        yield from layer(f"{ours}.wide.convolution", f"{theirs}.block.1.conv.conv")
-        yield from layer(f"{ours}.single", f"{theirs}.block.3.conv.conv")
-
-    yield from layer("encoder_in.convolution", "encoder.model.0.conv.conv")
-    yield from layer("decoder_in.convolution", "decoder.model.0.conv.conv")
-    for stage in range(stages):
-        yield from unit(f"encoder_stages.{stage}.unit", f"encoder.model.{3 * stage + 1}")
-        yield from layer(f"encoder_stages.{stage}.down.convolution", f"encoder.model.{3 * stage + 3}.conv.conv")
-        yield from layer(f"decoder_stages.{stage}.up", f"decoder.model.{3 * stage + 2}.convtr.convtr")
-        yield from unit(f"decoder_stages.{stage}.unit", f"decoder.model.{3 * stage + 3}")
-    yield from layer("encoder_out.convolution", f"encoder.model.{3 * stages + 2}.conv.conv")
-    yield from layer("decoder_out.convolution", f"decoder.model.{3 * stages + 2}.conv.conv")
+    yield from seanet_names.coders(arrays, stages, shortcut=False, memories=0)
     for side in ("encoder_transformer", "decoder_transformer"):
         for number in range(layers):
             theirs = f"{side}.transformer.layers.{number}"

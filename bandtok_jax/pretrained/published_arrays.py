@@ -1,6 +1,6 @@
 """Published weights: their files and their arrays, which importers take one by one, and of which none may remain."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 import os
 
 from ml_collections import ConfigDict
@@ -71,14 +71,14 @@ class NamedArrays:
 
     Args:
       state: the arrays by their names in the file.
-      renamed: maps a name of the other program to that in the file.
+      renamed: parts of a name of the other program, and those in the file, which replace them one after the other.
 
     Attributes:
       remaining: those that have not been taken.
     """
 
-    def __init__(self, state: Mapping[str, np.ndarray], renamed: Callable[[str], str]):
-        self.remaining, self._renamed = dict(state), renamed
+    def __init__(self, state: Mapping[str, np.ndarray], renamed: Sequence[tuple[str, str]]):
+        self.remaining, self._parts = dict(state), renamed
 
     def __contains__(self, name: str) -> bool:
         return self._renamed(name) in self.remaining
@@ -102,6 +102,11 @@ class NamedArrays:
         direction, gain = (self.take(f"{name}.{part}", 3) for part in ("weight_v", "weight_g"))
         kernel = whole_kernel(direction, gain, self._renamed(f"{name}.weight_g"))
         return np.ascontiguousarray(kernel.T)
+
+    def _renamed(self, name: str) -> str:
+        for part, other in self._parts:
+            name = name.replace(part, other)
+        return name
 
 
 def component(
