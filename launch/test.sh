@@ -12,7 +12,7 @@ extras="test"
 source launch/environment.sh "$extras"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # Most of the time goes into compiling programs that run a few times only. LLVM's optimizations are therefore disabled,
-# and a program of several tests is compiled once.
+# and a program of several tests is compiled once, also a short one.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0"
 # The older emitters of fusions compile three times as fast. XLA has them in JAX 0.10, not in 0.12.
 older_emitters="$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
@@ -20,7 +20,7 @@ if XLA_FLAGS="$older_emitters" python -m bandtok_jax.launch.check_flags >/dev/nu
   export XLA_FLAGS="$older_emitters"
 fi
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.1}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"
 if [ $# -eq 0 ]; then
   python -m ruff check .
   python -m ruff format --check .

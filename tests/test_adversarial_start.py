@@ -50,6 +50,7 @@ def test_the_discriminators_part_of_the_gradient_is_ramped_up_and_limited(tmp_pa
     assert np.isfinite(silent["c"]).all() and all(np.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_the_reconstruction_does_not_rise_when_strong_discriminators_begin(tmp_path):
     config = _task(tmp_path).config
     stream = iterator.train_batches(config.data, split="train", batch_size=config.batch_size, seed=0)

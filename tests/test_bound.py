@@ -199,6 +199,7 @@ def run(tmp_path, monkeypatch):
     return evaluate
 
 
+@pytest.mark.slow
 def test_a_report_of_a_codec_with_a_token_vocoder(run, tmp_path, capsys):
     assert run("--codec=mine=mine", "--codec=small=small", "--clips=2") == 0
     printed = capsys.readouterr().out

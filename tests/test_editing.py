@@ -21,7 +21,7 @@ from bandtok_jax.generation import autoregressive, decoding, editing
 from bandtok_jax.models.infilling import MASK, Surroundings
 from bandtok_jax.pretrained import export_folder
 from bandtok_jax.tasks import infilling
-from tests import test_codec, test_layouts
+from tests import test_codec, test_layouts, tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, grid, network
 from tests.test_language_model_task import batches, markov, task_of  # noqa: F401
 
@@ -51,7 +51,7 @@ def filled_in_logits(parameters, codes, region, first, stop, caption=None, begin
     return np.asarray(logits)[:, : (stop - first) * ROWS, :CODES].reshape(batch, stop - first, ROWS, CODES)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_cached_filling_in_equals_the_forward_pass(layout):
     """Greedy codes of several regions, in one part, with guidance, beside the likeliest ones of the forward pass."""
     codes, text = grid(2, 15), captions(b"slow", b"fast")
@@ -153,7 +153,7 @@ def test_regions_are_inside_of_their_windows_and_of_all_kinds():
         np.testing.assert_array_equal(got[~filled_in], expected[~filled_in])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F811
     changes = {"model.num_layers": 1, "model.layout": layout, "loss.cfg_dropout": 0.0}
     task = task_of(markov, **changes, **{"loss.infill_fraction": 1.0})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax.generation import autoregressive, decoding
+from tests import tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, decoded_logits, grid, network
 
 LAYOUTS = ("depth", "delay")
@@ -68,7 +69,7 @@ def test_the_probabilities_of_all_grids_sum_to_one(layout):
     assert total == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny.fast("delay", among=LAYOUTS))
 def test_generation_takes_the_likeliest_codes_to_the_end_of_a_track(layout):
     changes = dict(layout=layout)
     kernel = weights(**changes)["head"]["kernel"]
@@ -88,7 +89,7 @@ def test_generation_takes_the_likeliest_codes_to_the_end_of_a_track(layout):
             assert last[0].argmax() == CODES
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_windows_beyond_the_trained_length_with_guidance_and_the_same_programs(layout):
     parameters, text = weights(layout=layout), captions(b"slow", b"fast")
     writer = autoregressive.Generator({**SETTINGS, **SMALL, "layout": layout}, parameters)

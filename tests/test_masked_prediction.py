@@ -64,6 +64,7 @@ def test_the_gradient_of_a_long_filter_is_that_of_shifts():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient("long"), gradient("shifts"))
 
 
+@pytest.mark.slow
 def test_one_batch_is_memorised(tmp_path):
     changes = dict.fromkeys(("total_steps", "evaluate_every", "checkpoint_every", "log_every"), 80)
     changes |= {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01, "evaluation_batches": 1}

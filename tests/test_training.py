@@ -39,14 +39,6 @@ from tests.processes import no_array_is_iterated, parts
 from tests.tensorboard_events import tensorboard_steps
 
 
-def _fast(*fast):
-    """All tasks, the others among the slow proofs: games take long to compile."""
-    return [task if task in fast else pytest.param(task, marks=pytest.mark.slow) for task in tiny.TASKS]
-
-
-AUDIO_SLOW = _fast("mel_tokenizer", "language_model")
-
-
 def _same(first, second):
     leaves = jax.tree.leaves(jax.tree.map(np.array_equal, parts(first), parts(second)))
     return len(leaves) > 50 and all(leaves)
@@ -87,7 +79,7 @@ def straight(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("task", AUDIO_SLOW)
+@pytest.mark.parametrize("task", tiny.fast("mel_tokenizer", "language_model"))
 def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path, monkeypatch):
     whole, run, progress = straight(task), tmp_path / task, Reporter.progress
 
@@ -106,7 +98,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
     assert list(map(_untimed, read_metrics(run))) == list(map(_untimed, read_metrics(whole)))
 
 
-@pytest.mark.parametrize("task", AUDIO_SLOW)
+@pytest.mark.parametrize("task", tiny.fast("language_model"))
 def test_one_batch_can_be_memorised(task, tmp_path):
     config = tiny.config(task, tmp_path, total_steps=45, evaluate_every=45, log_every=5)
     loop.train(config, tmp_path / "run", overfit_one_batch=True)
@@ -230,7 +222,9 @@ def test_changed_data_is_refused_unless_it_is_accepted(straight, tmp_path):
     assert loop.train(config, run, accept_changed_data=True) == {}
 
 
-@pytest.mark.parametrize("number, stop", [(signal.SIGTERM, "Preempted"), (signal.SIGINT, "Interrupted")])
+@pytest.mark.parametrize(
+    "number, stop", [(signal.SIGTERM, "Preempted"), pytest.param(signal.SIGINT, "Interrupted", marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_same_command_resumes(number, stop, straight, tmp_path, monkeypatch):
     whole, run, progress = straight("language_model"), tmp_path / "run", Reporter.progress
 
@@ -483,7 +477,8 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     assert load_weights(run)["step"] == 4
 
 
-@pytest.mark.parametrize("task", _fast("language_model"))
+@pytest.mark.slow  # tests/test_flow_matching.py has a fast one
+@pytest.mark.parametrize("task", tiny.TASKS)
 def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
     outcomes = []
     for steps in (1, 2):
@@ -500,7 +495,7 @@ def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
         np.testing.assert_allclose(whole, accumulated, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("task", _fast("mel_tokenizer"))
+@pytest.mark.parametrize("task", tiny.fast("mel_tokenizer"))
 def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
@@ -18,6 +19,12 @@ TASKS = (
     "mel_tokenizer", "vocoder", "language_model", "waveform_codec", "meltok", "token_vocoder", "mel_autoencoder",
     "masked_prediction", "flow_matching", "feature_codec",
 )  # fmt: skip
+
+
+def fast(*names, among=TASKS):
+    """The parameters of a test: all of `among`, where those that are not named are slow proofs."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in among]
+
 
 _COMMON = {
     "total_steps": "8",
