@@ -27,7 +27,7 @@ COMMON = {
     "model.text": "none",
     "model.row_dim": "256",
 }
-FEED_FORWARD_DIM = {"flat": 1408, "depth": 1408, "delay": 1416}  # 34.3 million parameters each
+FEED_FORWARD_DIM = {"flat": 1408, "depth": 1248, "delay": 1416}  # 34.3 million parameters each
 
 
 def main() -> None:
