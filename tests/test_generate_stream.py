@@ -14,6 +14,7 @@ from bandtok_jax.audio import wav_stream, waveform
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.generation import autoregressive, decoding
+from bandtok_jax.models.language_model import LAYOUTS
 from tests import test_codec, test_layouts, test_meltok, tiny
 from tests.small_language_model import CODES, SETTINGS, captions, grid
 
@@ -22,7 +23,7 @@ def compiled():
     return [program._cache_size() for program in (decoding.decode_steps, decoding.prefill_cache)]
 
 
-@pytest.mark.parametrize("layout", tiny.fast("depth", among=["flat", "depth", "delay"]))
+@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_blocks_of_any_length_are_together_the_whole(layout, monkeypatch):
     monkeypatch.setattr(autoregressive, "SMALLEST_SPAN", 12)  # the flat layout has two spans in a window
     parameters = test_layouts.weights(layout=layout)

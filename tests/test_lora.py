@@ -18,6 +18,7 @@ from bandtok_jax.config.stored import write_config
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.layers import lora
 from bandtok_jax.models import registry
+from bandtok_jax.models.language_model import LAYOUTS
 from bandtok_jax.pretrained import adapter_file, export_folder
 from bandtok_jax.runs.weights import load_part, load_weights
 from bandtok_jax.tasks import adapters
@@ -39,7 +40,7 @@ def _task(config, base):
     return tasks.create(config.lock(), lambda path: {"language_model": base})
 
 
-@pytest.mark.parametrize("layout", tiny.fast("flat", among=["flat", "depth", "delay"]))
+@pytest.mark.parametrize("layout", tiny.fast("flat", among=LAYOUTS))
 def test_adapters_start_as_the_base_and_learn_alone(layout, tmp_path):
     config = tiny.config("language_model", tmp_path, **ADAPTERS, **{"model.layout": layout})
     base = _random_model(config)

@@ -31,7 +31,7 @@ _ALTERNATIVES = {
     "muencoder_gan": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }
-# Those of the others compile longer.
+# The steps of the others take longer to trace.
 FAST = ("bandtok", "language_model", "mel_rvq", "mel_vae", "meltok", "muencoder", "vocos")
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [f"{name}:{variant}" for name in list_configs() for variant in list_variants(name)]

@@ -7,6 +7,7 @@ import pytest
 
 from bandtok_jax.layers import attention
 from bandtok_jax.models import token_losses
+from bandtok_jax.models.language_model import LAYOUTS
 from bandtok_jax.models.token_losses import chunked_cross_entropy
 from bandtok_jax.runtime.target_platform import made_for
 from tests import tiny
@@ -49,7 +50,7 @@ def test_losses_and_gradients_equal_those_of_all_logits(chunks):
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", tiny.fast("flat", among=["flat", "depth", "delay"]))
+@pytest.mark.parametrize("layout", tiny.fast("flat", among=LAYOUTS))
 def test_a_language_model_has_the_losses_of_its_logits(layout, monkeypatch):
     monkeypatch.setattr(token_losses, "CHUNK_BYTES", 1 << 12)
     model, codes = network(layout=layout, text="none", row_dim=16), grid(2, 6)

@@ -23,6 +23,7 @@ TASKS = (
 
 def fast(*names, among=TASKS):
     """The parameters of a test: all of `among`, where those that are not named are slow proofs."""
+    assert set(names) <= set(among), names
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in among]
 
 
