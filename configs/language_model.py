@@ -68,6 +68,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "row_vocabulary": None,  # whether each row has codes of its own; None: where the tokens' rows are levels
             "dropout": 0.0 if variant == "tiny" else 0.1,  # a corpus is passed over many times in a long run
             "text": "bytes",
+            "text_ngrams": 4096,  # entries of the text encoder's table of n-grams of bytes; 0 is for models of before
+            "text_pooled": True,  # add the mean of the text to all inputs; False is for models of before
             "attention": "auto",
             "remat": False,
             "scan_layers": False,

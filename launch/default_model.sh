@@ -25,7 +25,8 @@ bash "$root/launch/local.sh" --output "$output" --licence CC0-1.0 --half --secon
   --vocoder.total_steps=3000 --vocoder.loss.adversarial_start=-1 --vocoder.evaluate_every=500 \
   --language-model.total_steps=1000 --language-model.batch_size=8 --language-model.data.columns=64 \
   --language-model.model.codebook_size=$codes --language-model.model.layout=depth --language-model.model.dim=160 \
-  --language-model.model.feed_forward_dim=416 --language-model.model.num_layers=3 --language-model.model.row_dim=64 \
+  --language-model.model.feed_forward_dim=384 --language-model.model.num_layers=3 --language-model.model.row_dim=64 \
+  --language-model.model.text_dim=64 --language-model.model.text_ngrams=1024 \
   --language-model.loss.infill_fraction=0.25 --language-model.evaluate_every=250 \
   ${flags[@]+"${flags[@]}"}
 cd "$root"

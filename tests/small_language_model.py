@@ -13,7 +13,7 @@ from bandtok_jax.models.layout import delayed
 ROWS, CODES = 3, 20
 SETTINGS = dict(
     rows=ROWS, codebook_size=CODES, dim=32, num_layers=2, num_heads=2, feed_forward_dim=48, text="bytes", text_dim=16,
-    text_layers=1, scale_embeddings=True,
+    text_layers=1, text_ngrams=64, text_pooled=True, scale_embeddings=True,
 )  # fmt: skip
 
 
@@ -23,9 +23,13 @@ def network(**changes):
 
 @functools.cache
 def weights():
-    """Weights with a say: at their start all logits are nearly the same."""
-    parameters, _ = network().init(jax.random.key(0))
-    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
+    return with_a_say(network().init(jax.random.key(0))[0])
+
+
+def with_a_say(parameters):
+    """Weights whose logits differ, which those of the start hardly do; those of the pooled text are large already."""
+    larger = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
+    return larger | {name: value for name, value in parameters.items() if name == "pooled_text"}
 
 
 @functools.cache
@@ -58,10 +62,10 @@ def decoded_logits(model, parameters, codes, caption=None, begins=True, known_st
 
     @jax.jit
     def decode(parameters):
-        context, mask, keys_values = None, None, None
+        context, mask, decoding = None, None, None
         if caption is not None:
             context, mask = model.apply(parameters, {}, caption=caption, method="encode_text")
-            keys_values = model.apply(parameters, {}, context, method="context_keys_values")
+            decoding = model.apply(parameters, {}, context, mask, method="decoding_context")
         length = (count + 1) * layout.positions_per_step
         cache = model.apply(parameters, {}, batch, length, method="init_kv_cache")
         filled = 1 + known_steps * layout.positions_per_step
@@ -77,7 +81,7 @@ def decoded_logits(model, parameters, codes, caption=None, begins=True, known_st
                 return steps[:, number][:, rows]
 
             tokens, cache = model.apply(
-                parameters, {}, previous, jnp.int32(number), cache, draw, keys_values, mask, method="decode_step"
+                parameters, {}, previous, jnp.int32(number), cache, draw, decoding, method="decode_step"
             )
         return tokens
 

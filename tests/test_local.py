@@ -6,15 +6,18 @@ import pathlib
 import shlex
 import subprocess
 
+import jax
 import pytest
 import soundfile
 
 import bandtok_jax
+from bandtok_jax import tasks
 from bandtok_jax.cli import dispatch
 from bandtok_jax.cli.parser import config_overrides
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
 from tests import tiny
+from tests.test_default_model import MOST_BYTES
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -83,6 +86,9 @@ def test_the_default_model_is_made_of_its_own_stages(tmp_path):
     tokenizer, language_model = parsed["mel_tokenizer"].model, parsed["language_model"].model
     assert tokenizer.codebook_size == language_model.codebook_size and language_model.layout == "depth"
     assert parsed["language_model"].loss.infill_fraction > 0  # for  bandtok edit
+    arrays = [tasks.create(parsed[name]).network.shapes() for name in ("mel_tokenizer", "vocoder", "language_model")]
+    names_and_card = 60_000  # bytes
+    assert 2 * sum(x.size for x in jax.tree.leaves(arrays)) + names_and_card <= MOST_BYTES
 
 
 @pytest.mark.parametrize("size", ["tiny", "base"])

@@ -62,8 +62,7 @@ def decode_steps(
     end, delays, batch = settings["codebook_size"], jnp.array(layout.delays), len(previous)
     lag = max(layout.delays)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    context = None if text is None else text["cache"]
-    mask = None if text is None else text["mask"]
+    context = None if text is None else text["decoding"]
 
     def more(state: tuple) -> jax.Array:
         number, (_, lengths, _, _) = state
@@ -93,7 +92,7 @@ def decode_steps(
             return twice(drawn, guided)
 
         previous, cache = network.apply(
-            parameters, {}, twice(previous, guided), now, cache, draw, context, mask, cache_offset=cache_offset,
+            parameters, {}, twice(previous, guided), now, cache, draw, context, cache_offset=cache_offset,
             method="decode_step",
         )  # fmt: skip
         previous = previous[:batch]
@@ -130,7 +129,7 @@ def prefill_cache(
 
 @functools.partial(jax.jit, static_argnames=("network", "guided"))
 def read_text(network: DecodingNetwork, parameters: Tree, text: Tree, guided: bool) -> Tree:
-    """Returns the input of the cross-attention, with a second half of the batch without the text where `guided`."""
+    """Returns the part that depends on the text alone, with a second half of the batch without the text where `guided`."""
     if text is None:
         return None
     batch = jax.tree.leaves(text)[0].shape[0]
@@ -140,7 +139,7 @@ def read_text(network: DecodingNetwork, parameters: Tree, text: Tree, guided: bo
     return {
         "context": context,
         "mask": mask,
-        "cache": network.apply(parameters, {}, context, method="context_keys_values"),
+        "decoding": network.apply(parameters, {}, context, mask, method="decoding_context"),
     }
 
 

@@ -13,7 +13,7 @@ the padded vocabulary. END and the codes are the only outputs; all other logits 
 
 from collections.abc import Iterable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -37,6 +37,20 @@ from bandtok_jax.models.token_tables import TokenTables, padded_vocabulary
 LAYOUTS: dict[str, type[Layout]] = {"flat": FlatLayout, "depth": DepthLayout, "delay": DelayLayout}
 
 
+class DecodingContext(NamedTuple):
+    """The part of the computation of a step that depends on the text alone.
+
+    Attributes:
+      keys_values: those of the context for the cross-attention of every layer.
+      mask: `[B, M]`, the part of the context to attend to.
+      pooled: `[B, D]`, the mean of the text for the inputs of the transformer, or None.
+    """
+
+    keys_values: tuple[KeysValues | None, ...]
+    mask: jax.Array | None = None
+    pooled: jax.Array | None = None
+
+
 class LanguageModel(nnx.Module):
     """Logits for the next token of a grid, with or without text.
 
@@ -58,6 +72,9 @@ class LanguageModel(nnx.Module):
       text: "bytes" has an encoder for captions, "embedding" takes embeddings made elsewhere, "none" takes no text.
       text_dim: width of the text encoder, or of the embeddings.
       text_layers: layers of the text encoder.
+      text_ngrams: entries of its table of n-grams, see `TextEncoder`.
+      text_pooled: add the mean of the text to all inputs of the transformer, by a map of its own. By attention alone,
+        a text takes much longer to have an effect.
       dropout: fraction of the embeddings, and of each residual branch of a layer, that is set to zero in training.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the activations of the layers again in the backward pass instead of keeping them.
@@ -91,6 +108,8 @@ class LanguageModel(nnx.Module):
         text: str = "bytes",
         text_dim: int = 256,
         text_layers: int = 2,
+        text_ngrams: int = 0,
+        text_pooled: bool = False,
         dropout: float = 0.0,
         attention: str = "auto",
         remat: bool = False,
@@ -134,6 +153,7 @@ class LanguageModel(nnx.Module):
                 num_layers=text_layers,
                 num_heads=max(1, text_dim // 64),
                 feed_forward_dim=4 * text_dim,
+                ngrams=text_ngrams,
                 output_dim=dim,
                 dtype=dtype,
                 rngs=rngs,
@@ -142,6 +162,9 @@ class LanguageModel(nnx.Module):
             self.text_projection = Linear(text_dim, dim, dtype=dtype, rngs=rngs)
         if text != "none":
             self.null_embedding = embedding(dim)
+        if text != "none" and text_pooled:
+            self.pooled_norm = RMSNorm(dim, rngs=rngs)
+            self.pooled_text = Linear(dim, dim, scale=dim**-0.5 / STANDARD_DEVIATION, dtype=dtype, rngs=rngs)
         if scan_layers:
             graph, _ = nnx.split(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
             keys = jax.random.split(rngs.params(), num_layers)
@@ -237,6 +260,7 @@ class LanguageModel(nnx.Module):
             around = self.layout.sequence(self._after_first(first, surroundings.codes))
             tokens, positions = infilling.join(self.layout, surroundings, around, tokens)
         x, length = self.layout.inputs(self._tables, tokens, positions), tokens.shape[1]
+        x = self._add_pooled(x, self._pool(context, context_mask))
         padding = (0, even_padding(self.attention, x))
         x = jnp.pad(x, ((0, 0), padding, (0, 0)))
         angles = self._angles(jnp.pad(positions, (*[(0, 0)] * (positions.ndim - 1), padding)))
@@ -293,9 +317,10 @@ class LanguageModel(nnx.Module):
         null = self.null_embedding[...].astype(context.dtype)
         return jnp.where(absent[:, None, None], null, context), jnp.where(absent[:, None], first, mask)
 
-    def context_keys_values(self, context: jax.Array) -> tuple[KeysValues, ...]:
-        """Returns keys and values of a context for the cross-attention of every layer, for `decode_step`."""
-        return tuple(block.cross_attention.keys_values(context) for block in self._unstacked_blocks)
+    def decoding_context(self, context: jax.Array, context_mask: jax.Array) -> DecodingContext:
+        """Returns the part of the computation that depends on the text alone, for `decode_step`."""
+        keys_values = tuple(block.cross_attention.keys_values(context) for block in self._unstacked_blocks)
+        return DecodingContext(keys_values, context_mask, self._pool(context, context_mask))
 
     def init_kv_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
         """Returns an empty cache of `length` positions for every layer."""
@@ -321,6 +346,7 @@ class LanguageModel(nnx.Module):
         """
         tokens, positions = self.layout.sequence(self._after_first(first, steps))[:, :length], jnp.arange(length)
         x, angles, new_cache = self.layout.inputs(self._tables, tokens, positions), self._angles(positions), []
+        x = self._add_pooled(x, self._pool(context, context_mask))
         for block, layer_cache in zip(self._unstacked_blocks, cache):
             x, keys_values = block(x, angles, causal=True, context=context, context_mask=context_mask)
             new_cache.append(update_kv_cache(layer_cache, *keys_values, 0))
@@ -332,8 +358,7 @@ class LanguageModel(nnx.Module):
         step: jax.Array,
         cache: tuple[KVCache, ...],
         draw: Draw,
-        context: tuple[KeysValues, ...] | None = None,
-        context_mask: jax.Array | None = None,
+        context: DecodingContext | None = None,
         *,
         cache_offset: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
@@ -343,15 +368,16 @@ class LanguageModel(nnx.Module):
           previous: `[B, F]`, the tokens of the step before, F first tokens before step 0.
           step: a scalar; the cache is filled up to the step before the previous one.
           draw: chooses tokens by their logits.
-          context: the result of `context_keys_values`.
+          context: the result of `decoding_context`.
           cache_offset: places in the cache before that of position 0, where the cache begins with surroundings.
         """
 
         def transformer(x: jax.Array, position: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
             angles, place, new_cache = self._angles(position[None]), position + cache_offset, []
-            for number, (block, layer_cache) in enumerate(zip(self._unstacked_blocks, cache)):
-                layer_context = context[number] if context else None
-                x, layer_cache = block.decode_step(x, angles, layer_cache, place, layer_context, context_mask)
+            keys_values, mask, pooled = context or DecodingContext((None,) * self.num_layers)
+            x = self._add_pooled(x, pooled)
+            for block, layer_cache, layer_context in zip(self._unstacked_blocks, cache, keys_values):
+                x, layer_cache = block.decode_step(x, angles, layer_cache, place, layer_context, mask)
                 new_cache.append(layer_cache)
             return self.norm(x), tuple(new_cache)
 
@@ -376,6 +402,17 @@ class LanguageModel(nnx.Module):
             scale_embeddings=self.scale_embeddings,
             dtype=self.dtype,
         )
+
+    def _pool(self, context: jax.Array | None, mask: jax.Array | None) -> jax.Array | None:
+        """Returns the mean of the text, mapped to the inputs of the transformer, `[B, D]`; None where not used."""
+        if context is None or mask is None or not hasattr(self, "pooled_text"):
+            return None
+        weights = (mask / mask.sum(axis=1, keepdims=True))[..., None]
+        return self.pooled_text(self.pooled_norm((weights * context).sum(axis=1)))
+
+    def _add_pooled(self, x: jax.Array, pooled: jax.Array | None) -> jax.Array:
+        """Returns inputs of the transformer `[B, L, D]` with the result of `_pool`."""
+        return x if pooled is None else x + pooled[:, None]
 
     def _steps(self, codes: jax.Array, columns: jax.Array | None) -> jax.Array:
         """Returns the tokens of all steps of the layout, `[B, S, F]`."""
