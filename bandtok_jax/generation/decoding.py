@@ -129,7 +129,7 @@ def prefill_cache(
 
 @functools.partial(jax.jit, static_argnames=("network", "guided"))
 def read_text(network: DecodingNetwork, parameters: Tree, text: Tree, guided: bool) -> Tree:
-    """Returns the part that depends on the text alone, with a second half of the batch without the text where `guided`."""
+    """Returns the part that depends on the text alone, with a second half of the batch, without it, where `guided`."""
     if text is None:
         return None
     batch = jax.tree.leaves(text)[0].shape[0]
