@@ -27,9 +27,13 @@ def weights():
 
 
 def with_a_say(parameters):
-    """Weights whose logits differ, which those of the start hardly do; those of the pooled text are large already."""
+    """Weights whose logits differ from code to code, which those of the start hardly do.
+
+    The pooled text becomes smaller, which is the same at all positions and large at the start.
+    """
     larger = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
-    return larger | {name: value for name, value in parameters.items() if name == "pooled_text"}
+    pooled = {name: value for name, value in parameters.items() if name == "pooled_text"}
+    return larger | jax.tree.map(lambda x: x / 8, pooled)
 
 
 @functools.cache

@@ -40,6 +40,7 @@ def _formula(config, pairs: float) -> float:
     E = model.text_dim
     total += 6 * text * (model.text_layers * (4 * E**2 + 3 * E * 4 * E) + E * D)
     total += model.text_layers * 12 * E * text**2
+    total += 6 * D**2  # the mean of the text
     return config.batch_size * total
 
 

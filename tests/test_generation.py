@@ -45,7 +45,7 @@ def test_an_example_does_not_depend_on_its_batch():
 def test_tracks_last_as_long_as_asked_unless_they_may_end():
     kernel = weights()["head"]["kernel"]
     # One that would end tracks: before every second column END is far likelier than all codes together.
-    eager = autoregressive.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(100)}})
+    eager = autoregressive.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(-100)}})
     text = dict(caption=captions(*[b"slow"] * 6), guidance=3.0)
     for more in ({}, text, dict(prefix=grid(6, 3)), dict(temperature=0.0)):
         options = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
