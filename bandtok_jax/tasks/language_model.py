@@ -61,7 +61,9 @@ class LanguageModelTask(SingleNetworkTask):
     def SHARDING(self) -> tuple:
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
         table = (
-            (r"text_encoder/|text_projection/|pooled_text/|null_embedding|row_embedding|scale", P()),
+            (r"ngram_embedding", P("tensor", "fsdp")),
+            (r"text_encoder/|text_projection/|null_embedding|row_embedding|scale", P()),
+            (r"pooled_text/kernel", P("fsdp", "tensor")),
             *self.network.attribute("layout").SHARDING,
             (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, None, "tensor", "fsdp")),
             (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
