@@ -73,8 +73,8 @@ class LanguageModel(nnx.Module):
       text_dim: width of the text encoder, or of the embeddings.
       text_layers: layers of the text encoder.
       text_ngrams: entries of its table of n-grams, see `TextEncoder`.
-      text_pooled: add the mean of the text to all inputs of the transformer, by a map of its own. By attention alone,
-        a text takes much longer to have an effect.
+      text_pooled: add the mean of the text, less that of no text, to all inputs of the transformer, by a map of its own.
+        By attention alone, a text takes much longer to have an effect.
       dropout: fraction of the embeddings, and of each residual branch of a layer, that is set to zero in training.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the activations of the layers again in the backward pass instead of keeping them.
@@ -408,7 +408,9 @@ class LanguageModel(nnx.Module):
         if context is None or mask is None or not hasattr(self, "pooled_text"):
             return None
         weights = (mask / mask.sum(axis=1, keepdims=True))[..., None]
-        return self.pooled_text(self.pooled_norm((weights * context).sum(axis=1)))
+        # Without a text nothing is added. A vector that all examples have in common slows the training down.
+        null = self.pooled_norm(self.null_embedding[...].astype(context.dtype))
+        return self.pooled_text(self.pooled_norm((weights * context).sum(axis=1)) - null)
 
     def _add_pooled(self, x: jax.Array, pooled: jax.Array | None) -> jax.Array:
         """Returns inputs of the transformer `[B, L, D]` with the result of `_pool`."""

@@ -61,13 +61,11 @@ class LanguageModelTask(SingleNetworkTask):
     def SHARDING(self) -> tuple:
         layers = (None,) if self.settings.get("scan_layers") else ()  # stacked weights have one axis more
         table = (
-            (r"ngram_embedding", P("tensor", "fsdp")),
-            (r"text_encoder/|text_projection/|null_embedding|row_embedding|scale", P()),
-            (r"pooled_text/kernel", P("fsdp", "tensor")),
+            (r"text_encoder/(?!ngram)|text_projection/|null_embedding|row_embedding|scale", P()),
             *self.network.attribute("layout").SHARDING,
             (r"blocks/.*(query|value|gate_up)/kernel", P(*layers, None, "tensor", "fsdp")),
             (r"blocks/.*(out|down)/kernel", P(*layers, "fsdp", "tensor")),
-            (r"embedding|head/kernel", P("tensor", "fsdp")),
+            (r"embedding|head/kernel|pooled_text/kernel", P("tensor", "fsdp")),
         )
         if not self.config.lora.rank:
             return table
