@@ -73,8 +73,8 @@ class LanguageModel(nnx.Module):
       text_dim: width of the text encoder, or of the embeddings.
       text_layers: layers of the text encoder.
       text_ngrams: entries of its table of n-grams, see `TextEncoder`.
-      text_pooled: add the mean of the text, less that of no text, to all inputs of the transformer, by a map of its own.
-        By attention alone, a text takes much longer to have an effect.
+      text_pooled: add the mean of the text, less that of no text, to all inputs of the transformer, by a map of its
+        own. By attention alone, a text takes much longer to have an effect.
       dropout: fraction of the embeddings, and of each residual branch of a layer, that is set to zero in training.
       attention: the kernel, see `bandtok_jax.layers.attention`.
       remat: compute the activations of the layers again in the backward pass instead of keeping them.
