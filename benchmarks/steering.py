@@ -51,8 +51,9 @@ def main() -> None:
     true = [music.track(index)[:].mean(axis=1, dtype=np.float32) / (1 << 15) for index in range(flags.prompts)]
     reconstructed = [codec.decode(codec.encode(audio, rate_hz)) for audio in true]
     generated = _generate(codec, wanted, flags.seconds, flags.guidance)
+    features = _features(true, rate_hz)
     for system, audio in (("original", true), ("reconstruction", reconstructed), ("generated", generated)):
-        _report(system, wanted, audio, true, rate_hz)
+        _report(system, wanted, audio, features, rate_hz)
 
 
 def _generate(codec: Codec, wanted: list[Parameters], seconds: float, guidance: float) -> list[np.ndarray]:
@@ -65,9 +66,9 @@ def _generate(codec: Codec, wanted: list[Parameters], seconds: float, guidance: 
 
 
 def _report(
-    system: str, wanted: list[Parameters], audio: list[np.ndarray], true: list[np.ndarray], rate_hz: int
+    system: str, wanted: list[Parameters], audio: list[np.ndarray], true_features: np.ndarray, rate_hz: int
 ) -> None:
-    """Prints a row for each property; `true` is the audio of the synthetic tracks."""
+    """Prints a row for each property; `true_features` are those of the synthetic tracks."""
     asked = np.array([parameters.tempo_bpm for parameters in wanted])
     ratios = np.array([_tempo(x, rate_hz) for x in audio])[:, None] / asked
     keys = [_key(x, rate_hz) for x in audio]
@@ -75,7 +76,7 @@ def _report(
         "tempo": np.any([np.abs(ratios / factor - 1) <= TOLERANCE for factor in (0.5, 1, 2)], axis=0),
         "key": np.array([[key == (parameters.mode, parameters.key) for parameters in wanted] for key in keys]),
     }
-    true_features, features = (np.array([_features(x, rate_hz) for x in tracks]) for tracks in (true, audio))
+    features = _features(audio, rate_hz)
     for name, label in LABELS.items():
         labels = np.array([label(parameters.labels) for parameters in wanted])
         same[name] = _classified(true_features, labels, features)[:, None] == labels
@@ -89,11 +90,10 @@ def _report(
         emit(f"{name}_as_asked", "share", agreement, agreement, agreement, **fields)
 
 
-def _features(audio: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Returns mean and deviation of each log-mel band."""
-    mel = librosa.feature.melspectrogram(y=np.asarray(audio, np.float32), sr=rate_hz, n_mels=MEL_BANDS)
-    mel_db = librosa.power_to_db(mel)
-    return np.concatenate([mel_db.mean(axis=1), mel_db.std(axis=1)])
+def _features(tracks: list[np.ndarray], rate_hz: int) -> np.ndarray:
+    """Returns mean and deviation of each log-mel band, a row for each track."""
+    mels = (librosa.feature.melspectrogram(y=np.asarray(x, np.float32), sr=rate_hz, n_mels=MEL_BANDS) for x in tracks)
+    return np.array([np.concatenate([mel.mean(axis=1), mel.std(axis=1)]) for mel in map(librosa.power_to_db, mels)])
 
 
 def _classified(true_features: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:

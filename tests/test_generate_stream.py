@@ -77,7 +77,7 @@ def test_audio_comes_before_the_track_is_complete():
 
 
 def test_a_stream_ends_where_the_model_ends_the_track():
-    codec, options = composer(-1e4), dict(seconds=3.0, seed=1, may_end=True)
+    codec, options = composer(1e4), dict(seconds=3.0, seed=1, may_end=True)
     with pytest.warns(UserWarning, match="1 of 1 end before 3 s, after"):
         codes = codec.generate(**options)
     assert 0 < len(codes) < 33

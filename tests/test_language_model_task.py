@@ -153,9 +153,20 @@ def test_tokens_without_captions_are_recorded(markov):
     assert task.caption_fraction == 0
 
 
-@pytest.mark.parametrize("variant, layout", [("tiny", "flat"), ("base", "flat"), ("base", "depth"), ("small", "delay")])
-def test_every_weight_has_a_place(variant, layout):
-    task = tasks.create(load_config(f"language_model:{variant}", {"model.layout": layout}))
+@pytest.mark.parametrize(
+    "variant, changes",
+    [
+        ("tiny", {}),
+        ("base", {}),
+        ("base", {"model.layout": "depth"}),
+        ("small", {"model.layout": "delay"}),
+        ("tiny", {"model.text": "none"}),
+        ("tiny", {"model.text": "embedding"}),
+        ("tiny", {"model.text_ngrams": "0", "model.text_pooled": "False"}),
+    ],
+)
+def test_every_weight_has_a_place(variant, changes):
+    task = tasks.create(load_config(f"language_model:{variant}", changes))
     mesh = sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     state = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     places = sharding.shardings(state, task.SHARDING, mesh)

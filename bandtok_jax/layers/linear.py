@@ -14,6 +14,11 @@ SMALL_BATCH = 16
 STANDARD_DEVIATION = 0.02  # of the initial weights (GPT-2)
 
 
+def embedding(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """Returns new vectors `[..., D]` of tokens or positions."""
+    return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), shape))
+
+
 class Linear(nnx.Module):
     """`[..., inputs] -> [..., outputs]`; kernel `[outputs, inputs]`, the fastest for XLA on CPUs (jax 0.10).
 

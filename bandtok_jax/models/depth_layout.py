@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import init_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
-from bandtok_jax.layers.linear import STANDARD_DEVIATION, FusedLinear, Linear
+from bandtok_jax.layers.linear import FusedLinear, Linear, embedding
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import ROW_BASE, rope_angles
 from bandtok_jax.layers.transformer import Block
@@ -58,7 +58,7 @@ class DepthLayout(ColumnLayout):
             self.row_states = FusedLinear(dim, row_dim, rows, dtype=dtype, rngs=rngs)
         else:
             self.state = Linear(dim, row_dim, dtype=dtype, rngs=rngs)
-        self.row_embedding = nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), (rows, row_dim)))
+        self.row_embedding = embedding(rngs, rows, row_dim)
         self.blocks = nnx.List(
             Block(
                 row_dim,

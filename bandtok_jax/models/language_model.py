@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import KVCache, even_padding, init_kv_cache, update_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
-from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
+from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear, embedding
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.transformer import Block, KeysValues, dropout
 from bandtok_jax.models import infilling
@@ -136,17 +136,14 @@ class LanguageModel(nnx.Module):
         self.attention, self.scale_embeddings = attention, scale_embeddings
         entries = padded_vocabulary(codebook_size) * (rows if row_vocabulary else 1)
 
-        def embedding(*shape: int) -> nnx.Param:
-            return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), shape))
-
         def block(rngs: nnx.Rngs) -> Block:
             options: dict[str, Any] = dict(cross_attention=text != "none", kernel=attention, dtype=dtype, rngs=rngs)
             return Block(dim, num_heads, feed_forward_dim, num_layers=num_layers, **options)
 
         token_dim = row_dim if LAYOUTS[layout].narrow else dim
-        self.embedding = embedding(entries, token_dim)
+        self.embedding = embedding(rngs, entries, token_dim)
         if row_embedding:
-            self.row_embedding = embedding(rows, token_dim)
+            self.row_embedding = embedding(rngs, rows, token_dim)
         if text == "bytes":
             self.text_encoder = TextEncoder(
                 dim=text_dim,
@@ -161,10 +158,10 @@ class LanguageModel(nnx.Module):
         elif text == "embedding":
             self.text_projection = Linear(text_dim, dim, dtype=dtype, rngs=rngs)
         if text != "none":
-            self.null_embedding = embedding(dim)
-        if text != "none" and text_pooled:
-            self.pooled_norm = RMSNorm(dim, rngs=rngs)
-            self.pooled_text = Linear(dim, dim, scale=dim**-0.5 / STANDARD_DEVIATION, dtype=dtype, rngs=rngs)
+            self.null_embedding = embedding(rngs, dim)
+            if text_pooled:
+                self.pooled_norm = RMSNorm(dim, rngs=rngs)
+                self.pooled_text = Linear(dim, dim, scale=dim**-0.5 / STANDARD_DEVIATION, dtype=dtype, rngs=rngs)
         if scan_layers:
             graph, _ = nnx.split(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
             keys = jax.random.split(rngs.params(), num_layers)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear
+from bandtok_jax.layers.linear import Linear, embedding
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import rope_angles
 from bandtok_jax.layers.transformer import Block
@@ -44,19 +44,14 @@ class TextEncoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.dtype, self.head_dim = dtype, dim // num_heads
-        self.ngrams = ngrams
-
-        def embedding(entries: int) -> nnx.Param:
-            return nnx.Param(STANDARD_DEVIATION * jax.random.normal(rngs.params(), (entries, dim)))
-
-        self.embedding = embedding(BYTES)
+        self.dtype, self.head_dim, self.ngrams = dtype, dim // num_heads, ngrams
+        self.embedding = embedding(rngs, BYTES, dim)
         options: dict[str, Any] = dict(num_layers=num_layers, kernel="xla", dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(Block(dim, num_heads, feed_forward_dim, **options) for _ in range(num_layers))
         self.norm = RMSNorm(dim, rngs=rngs)
         self.out = Linear(dim, output_dim, dtype=dtype, rngs=rngs)
         if ngrams:
-            self.ngram_embedding = embedding(ngrams)
+            self.ngram_embedding = embedding(rngs, ngrams, dim)
             self.output_norm = RMSNorm(output_dim, rngs=rngs)
 
     def __call__(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
