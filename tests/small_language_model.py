@@ -27,13 +27,8 @@ def weights():
 
 
 def with_a_say(parameters):
-    """Weights whose logits differ from code to code, which those of the start hardly do.
-
-    The pooled text becomes smaller, which is the same at all positions and large at the start.
-    """
-    larger = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
-    pooled = {name: value for name, value in parameters.items() if name == "pooled_text"}
-    return larger | jax.tree.map(lambda x: x / 8, pooled)
+    """Weights whose logits differ from code to code, which those of the start hardly do."""
+    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
 
 
 @functools.cache

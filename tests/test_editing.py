@@ -171,7 +171,7 @@ def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F8
     losses, _, _ = task._token_losses(state["model"]["parameters"], examples, batch, np.zeros(16, bool))
     assert float(losses.sum() / examples.counted.sum()) == pytest.approx(loss(batch), rel=1e-5)
     assert (np.asarray(losses)[~examples.counted] == 0).all()
-    # The crop's columns outside of the window are read by nothing; the known cells inside are read, but not counted.
+    # The crop's columns outside of the window are read by nothing; a known cell inside is read, but not counted.
     window_first = examples.offset - examples.surroundings.first
     columns, inside = np.arange(12), []
     for b in range(16):
@@ -184,9 +184,9 @@ def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F8
         batch["codes"][b, ~window] = 7
     unread = loss(batch)
     assert unread == pytest.approx(float(losses.sum() / examples.counted.sum()), rel=1e-5)
-    inside = np.array(inside)
-    assert inside.any()
-    batch["codes"][inside] = (batch["codes"][inside] + 1) % CODES
+    b = next(b for b in range(16) if inside[b].any())
+    column, row = np.argwhere(inside[b])[0]
+    batch["codes"][b, column, row] = (batch["codes"][b, column, row] + 1) % CODES
     assert abs(loss(batch) - unread) > 1e-6
     scores = task.aggregate(jax.device_get(jax.jit(task.eval_step)(state, frozen, batch)), 1)
     assert 0 < scores["infill_cross_entropy"] < 20 and 0 < scores["infill_left_to_right_cross_entropy"] < 20

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from bandtok_jax.layers.attention import KVCache, even_padding, init_kv_cache, update_kv_cache
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
-from bandtok_jax.layers.linear import STANDARD_DEVIATION, Linear, embedding
+from bandtok_jax.layers.linear import Linear, embedding
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.transformer import Block, KeysValues, dropout
 from bandtok_jax.models import infilling
@@ -161,7 +161,8 @@ class LanguageModel(nnx.Module):
             self.null_embedding = embedding(rngs, dim)
             if text_pooled:
                 self.pooled_norm = RMSNorm(dim, rngs=rngs)
-                self.pooled_text = Linear(dim, dim, scale=dim**-0.5 / STANDARD_DEVIATION, dtype=dtype, rngs=rngs)
+                # Small at the start: a vector at all positions that means nothing yet slows the learning of codes down.
+                self.pooled_text = Linear(dim, dim, scale=0.5, dtype=dtype, rngs=rngs)
         if scan_layers:
             graph, _ = nnx.split(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
             keys = jax.random.split(rngs.params(), num_layers)
@@ -405,7 +406,7 @@ class LanguageModel(nnx.Module):
         if context is None or mask is None or not hasattr(self, "pooled_text"):
             return None
         weights = (mask / mask.sum(axis=1, keepdims=True))[..., None]
-        # Without a text nothing is added. A vector that all examples have in common slows the training down.
+        # Without a text nothing is added.
         null = self.pooled_norm(self.null_embedding[...].astype(context.dtype))
         return self.pooled_text(self.pooled_norm((weights * context).sum(axis=1)) - null)
 
