@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from bandtok_jax.cli.dispatch import main
+from bandtok_jax.codecs import component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import read_config, to_json, write_config
+from bandtok_jax.pretrained import export_folder
 from bandtok_jax.tasks import optimization
 from bandtok_jax.tasks.task import Task
 from bandtok_jax.training import loop
@@ -81,6 +84,31 @@ def test_the_configuration_of_a_run_starts_another_one_without_its_written_value
     write_config(started.config, other)
     resumed = resolve(config, other, resumed=True)
     assert resumed.task.config.loss.discriminator_warmup == 1000 and to_json(resumed.config) == to_json(started.config)
+
+
+def test_a_new_run_has_the_network_that_it_starts_from(tmp_path, monkeypatch, capsys):
+    changes = {"model.layout": "depth", "model.dropout": 0.1, "model.remat": True, "model.text_pooled": False}
+    model = component.init_random(tiny.config("language_model", tmp_path, **changes), jax.random.key(0))
+    with model.config.unlocked():
+        del model.config.model["text_pooled"]  # a configuration from before this setting, which is False there
+    export, started = tmp_path / "export", []
+    export_folder.save_parts({"language_model": model}, export)
+    monkeypatch.setattr(loop, "train", lambda config, *_, **options: started.append((config, options)))
+    command = ["train", "--config=language_model:tiny", f"--workdir={tmp_path / 'run'}", f"--init-from={export}"]
+    assert main([*command, "--config.model.dropout=0.2"]) == 0
+    config, options = started[0]
+    theirs, ours = (to_json(tree.model) for tree in (model.config, load_config("language_model:tiny")))
+    # The command sets the dropout, and remat changes no weight.
+    assert to_json(config.model) == theirs | {"dropout": 0.2, "remat": False, "text_pooled": False}
+    assert options["init_from"] == str(export)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"as in {export}: "))
+    assert "model.layout=depth" in line and "dropout" not in line and "model.text_layers" not in line
+    # A run or a file describes its network, and a network of another kind has no settings in common.
+    write_config(load_config("language_model:tiny"), tmp_path / "earlier")
+    command[1] = f"--config={tmp_path / 'earlier'}"
+    assert main(command) == 0 and to_json(started[1][0].model) == ours
+    command[1] = "--config=bandtok:tiny"
+    assert main(command) == 0 and started[2][0] == load_config("bandtok:tiny")
 
 
 def test_a_run_resumes_with_another_vocoder_but_no_other_tokenizer(tmp_path, monkeypatch):

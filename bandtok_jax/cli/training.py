@@ -18,7 +18,7 @@ from bandtok_jax.runtime import extras
     "all keys of a configuration, with their meaning:\n  bandtok config bandtok:tiny",
     flag("--config", required=True, metavar="NAME:VARIANT", help="shipped name, path/to/config.py:VARIANT, or run"),
     flag("--workdir", required=True, metavar="RUN", help="run folder; an existing one is resumed"),
-    flag("--init-from", metavar="RUN", help="start from the weights of another run or export"),
+    flag("--init-from", metavar="RUN", help="start from the weights and the network of another run or export"),
     flag("--overfit-one-batch", action="store_true", help="sanity check: overfit a single batch"),
     flag("--accept-changed-data", action="store_true", help="resume even if the data has changed"),
     flag("--profile-steps", type=steps, default=range(0), metavar="A:B", help="profile steps A to B - 1"),
@@ -34,13 +34,17 @@ def train(flags: argparse.Namespace) -> int | None:
     overrides = config_overrides(flags.rest, flags.parser)
     extras.require_all("train", "bandtok train")
     from bandtok_jax.config.load import load_config
+    from bandtok_jax.config.shipped import list_configs
     from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
     from bandtok_jax.training import distributed, loop
+    from bandtok_jax.training.run import with_network_of
 
     config = load_config(flags.config, overrides)
     if "://" in flags.workdir:
         raise ValueError(f"--workdir={flags.workdir}: a run folder lies on a disk; data and tokens may be in a bucket")
     distributed.start(flags.start_timeout)
+    if flags.init_from and flags.config.partition(":")[0] in list_configs():
+        config = with_network_of(flags.init_from, config, overrides, log=distributed.log)
     try:
         loop.train(
             config, flags.workdir, init_from=flags.init_from, overfit_one_batch=flags.overfit_one_batch,

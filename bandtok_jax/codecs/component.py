@@ -106,19 +106,22 @@ class Component:
         rate = self.config.data.sample_rate_hz
         return MelDefinition(sample_rate_hz=rate, high_hz=rate / 2)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the network, with its defaults for those that a configuration from before lacks."""
+        arguments = registry.parameters(self.network_class).items()
+        defaults = {name: argument.default for name, argument in arguments if argument.default is not argument.empty}
+        return defaults | dict(self.config.model)
+
     def differences(self, settings: Mapping[str, Any], mel: MelDefinition, group: str = "model") -> list[str]:
         """Returns a description of each setting in which this network differs from another one.
-
-        A setting that its configuration lacks, as one from an earlier version may, has the network's default.
 
         Args:
           settings: arguments of the other network by their names.
           mel: mel of the other network.
           group: group of the other network's configuration that holds `settings`.
         """
-        arguments = registry.parameters(self.network_class).items()
-        defaults = {name: argument.default for name, argument in arguments if argument.default is not argument.empty}
-        theirs = defaults | dict(self.config.model)
+        theirs = self.settings
         pairs = {f"{group}.{name}": (_plain(theirs.get(name)), _plain(value)) for name, value in settings.items()}
         for field in dataclasses.fields(MelDefinition):
             pairs[f"mel.{field.name}"] = getattr(self.mel, field.name), getattr(mel, field.name)

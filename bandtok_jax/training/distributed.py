@@ -98,6 +98,12 @@ def start(timeout_seconds: int = START_TIMEOUT_SECONDS) -> None:
     )
 
 
+def log(text: str) -> None:
+    """Prints a line on process 0 alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def _check_address(cluster: Cluster) -> None:
     """Raises a ValueError where the address of the coordinator is malformed or local to each machine."""
     host, _, port = cluster.coordinator.rpartition(":")

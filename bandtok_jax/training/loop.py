@@ -63,7 +63,7 @@ def train(
     workdir = pathlib.Path(workdir)
     with distributed.locked_folder(workdir, "bandtok train"), distributed.StopRequests() as requests:
         timer = goodput.Timer()
-        log: Callable[[str], Any] = _print if jax.process_index() == 0 else _ignore
+        log = distributed.log
 
         # A wrong mesh, configuration or folder is refused before anything is computed.
         mesh = sharding.create_mesh(config.mesh)
@@ -217,14 +217,6 @@ def _train(
         reporter.close()
         batches.close()
         checkpoints.close()
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
-def _ignore(text: str) -> None:
-    pass
 
 
 def _hints(config: ConfigDict, program: Program) -> list[str]:

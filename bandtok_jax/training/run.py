@@ -1,6 +1,6 @@
 """A run before its first step: the configuration is resolved, compared with that of the folder, and completed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import dataclasses
 import os
 import pathlib
@@ -41,6 +41,40 @@ class Run:
     task: tasks.Task
     dependencies: dict[str, str]
     init_from: str | None = None
+
+
+def with_network_of(
+    origin: str | os.PathLike, config: ConfigDict, given: Collection[str], log: Callable[[str], Any] = print
+) -> ConfigDict:
+    """Returns a configuration whose network is the one that a run starts from.
+
+    Keys that the user has set stay, and so do those that may change when a run is resumed. Another kind of network
+    changes nothing, since its weights are refused later.
+
+    Args:
+      origin: run or export with the weights.
+      config: from `load_config`.
+      given: dotted keys that the user has set.
+      log: prints a line about the keys that change.
+
+    Raises:
+      ValueError: as `model_folder.read_components`.
+    """
+    role = registry.constructor(config.model.kind).role
+    component = model_folder.read_components(origin, only=(role,)).get(role)
+    if component is None or component.config.model.kind != config.model.kind:
+        return config
+    theirs, changes = component.settings, {}
+    for name, ours in config.model.items():
+        free = f"model.{name}" not in given and not setting(f"model.{name}").mutable
+        if free and name in theirs and to_json(theirs[name]) != to_json(ours):
+            changes[name] = theirs[name]
+    if changes:
+        log(f"as in {origin}: " + ", ".join(f"model.{name}={value}" for name, value in changes.items()))
+    config = config.copy_and_resolve_references()
+    with config.unlocked(), config.model.ignore_type():
+        config.model.update(changes)
+    return config
 
 
 def resolve(
