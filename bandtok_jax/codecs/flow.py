@@ -22,7 +22,8 @@ from bandtok_jax.audio.windows import MIRROR
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
-from bandtok_jax.codecs.streams import EachChannel, Stage, through
+from bandtok_jax.codecs.streams import Stage, through
+from bandtok_jax.codecs.vocoder import chunked_vocoder
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.generation import flow_sampling
 from bandtok_jax.layers.network import Tree
@@ -96,9 +97,7 @@ class FlowCodec(Codec):
         return self._vocode(log_mel)
 
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool, **sampling: Any) -> list[Stage]:
-        (network,) = self._decoder_networks(chunk).values()
-        vocoders = [network.stream(self._weights["vocoder"], prompt=prompt) for _ in range(self.channels)]
-        return [self._flow_stage(seed, prompt, **sampling), EachChannel(vocoders)]
+        return [self._flow_stage(seed, prompt, **sampling), *super()._decoder_stages(seed, chunk, prompt)]
 
     def _flow_stage(self, seed: int, prompt: bool = False, **sampling: Any) -> Stage:
         """Returns a stage from checked codes to log-mels of both channels, `[T', 2, M]`."""
@@ -157,14 +156,7 @@ class FlowCodec(Codec):
 
     def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
         # The flow has windows of its own, which the chunk does not change.
-        vocoder = ChunkedNetwork(
-            self.components["vocoder"],
-            "__call__",
-            chunk=VOCODER_CHUNK_FRAMES,
-            context=self.components["vocoder"].network.attribute("receptive_field_frames"),
-            outputs_per_column=self.mel.hop_samples,
-        )
-        return {"vocoder": vocoder}
+        return {"vocoder": chunked_vocoder(self.components["vocoder"], VOCODER_CHUNK_FRAMES)}
 
 
 def _decode_window(

@@ -24,7 +24,8 @@ from bandtok_jax.audio.windows import MIRROR
 from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component
-from bandtok_jax.codecs.streams import EachChannel, Stage
+from bandtok_jax.codecs.streams import Stage
+from bandtok_jax.codecs.vocoder import chunked_vocoder
 
 CHUNK_COLUMNS = 64  # our choice: little of a window is context then, and a chunk of audio is still below 6 seconds
 
@@ -117,10 +118,6 @@ class MelCodec(Codec):
 
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool) -> list[Stage]:
         stages = super()._decoder_stages(seed, chunk, prompt)
-        if self.channels == 2:
-            network = self._decoder_networks(chunk)["vocoder"]
-            vocoders = [stages[1], network.stream(self._weights["vocoder"], prompt=prompt)]
-            return [stages[0], EachChannel(vocoders, _left_right)]
         return stages if self.vocodes_mels else stages[1:]
 
     def _chunked_encoder(self, method: str) -> ChunkedNetwork:
@@ -151,12 +148,8 @@ class MelCodec(Codec):
         method = functools.partial(_decode_channels, mel=self.mel) if self.channels == 2 else "decode"
         networks = {"tokenizer": self._chunked_decoder(self._frames_per_column, chunk, method=method)}
         if self.vocodes_mels:
-            networks["vocoder"] = ChunkedNetwork(
-                self.components["vocoder"],
-                "__call__",
-                chunk=chunk * self._frames_per_column,
-                context=self.components["vocoder"].network.attribute("receptive_field_frames"),
-                outputs_per_column=self.mel.hop_samples,
+            networks["vocoder"] = chunked_vocoder(
+                self.components["vocoder"], chunk * self._frames_per_column, mid_side.left_right
             )
         elif "vocoder" in self.components:
             networks["vocoder"] = self._chunked_decoder(self.samples_per_column, chunk, "vocoder", "__call__")
@@ -168,8 +161,3 @@ def _decode_channels(
 ) -> jax.Array:
     """Returns the log-mels of mid and side of codes, int32 `[1, T, F] -> [1, T', 2, M]`."""
     return jnp.moveaxis(mid_side.split_log_mel(tokenizer.decode(codes, valid_range), mel), 1, 2)
-
-
-def _left_right(mid: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """Returns the audio `[S, 2]` of mid and side, `[S]` each."""
-    return np.stack([mid + side, mid - side], axis=-1)

@@ -6,7 +6,7 @@ commands on files do, and `BlockStream` over blocks that a program pushes as the
 Letters: S samples, C channels, T columns of the grid, F rows.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 import math
 from typing import Protocol
 
@@ -87,35 +87,6 @@ class Chain:
             return
         for output in self._stages[number].push(block):
             yield from self._pushed(number + 1, output)
-
-
-class EachChannel:
-    """A stage for every channel: blocks `[T, C, ...]` to blocks `[S, C]`.
-
-    Args:
-      stages: those of the channels.
-      join: makes a block of the outputs `[S]` of the stages; by default they are the channels.
-    """
-
-    def __init__(self, stages: Sequence[Stage], join: Callable[..., np.ndarray] | None = None):
-        self._stages = stages
-        self._join = join or (lambda *parts: np.stack(parts, axis=-1))
-        self.burst = stages[0].burst
-
-    def push(self, block: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields the outputs that a block completes, see `Stage`."""
-        return self._joined(stage.push(block[:, channel]) for channel, stage in enumerate(self._stages))
-
-    def finish(self) -> Iterator[np.ndarray]:
-        """Yields the remaining outputs, see `Stage`."""
-        return self._joined(stage.finish() for stage in self._stages)
-
-    def received_for(self, outputs: int) -> int:
-        """Returns the number of inputs that outputs need, see `Stage`."""
-        return self._stages[0].received_for(outputs)
-
-    def _joined(self, channels: Iterable[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
-        return (self._join(*parts) for parts in zip(*channels, strict=True))
 
 
 class AudioInput:
