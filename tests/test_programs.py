@@ -1,5 +1,6 @@
 """Programs for other runtimes: a reader with the geometry alone codes a file as the codec does."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -29,11 +30,21 @@ FORMATS = [
 in_each_format = pytest.mark.parametrize("program_format", FORMATS)
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    configs = [tiny.config(task, folder) for task in ("mel_tokenizer", "vocoder")]
+@functools.cache
+def mel_codec(name="bandtok:tiny") -> MelCodec:
+    configs = [tiny.shrunk(name, ""), tiny.shrunk("vocos:tiny", "")]
     return MelCodec(*(component.init_random(config, jax.random.key(0)) for config in configs), chunk_columns=8)
+
+
+CODECS = {
+    "mono": mel_codec,
+    "stereo": lambda: mel_codec("bandtok:tiny_stereo"),
+}
+
+
+@pytest.fixture
+def codec():
+    return mel_codec()
 
 
 def _run(folder, name, stream):
@@ -53,16 +64,24 @@ def _run(folder, name, stream):
 
 
 @in_each_format
-def test_programs_code_a_file_as_the_codec_does(codec, tmp_path, program_format):
+@pytest.mark.parametrize("kind", CODECS)
+def test_programs_code_a_file_as_the_codec_does(kind, tmp_path, program_format):
+    codec = CODECS[kind]()
     lines = list(programs.save_programs(codec, tmp_path, program_format))
-    files = [f"{name}.{program_format}" for name in ("encoder", "decoder", "vocoder")]
-    assert [line.partition(":")[0] for line in lines] == files
-    samples = 2 * 8 * codec.samples_per_column + 5_000  # three chunks, the last one not full
-    audio = 0.1 * np.random.default_rng(1).normal(size=samples).astype(np.float32)
-    codes = codec.encode(audio, codec.sample_rate_hz)
-    assert np.mean(_run(tmp_path, "encoder", audio) == codes) > 0.99
-    decoded = _run(tmp_path, "vocoder", _run(tmp_path, "decoder", codes))
-    expected = codec.decode(codes)
+    content = json.loads((tmp_path / "programs.json").read_text())
+    assert [line.partition(":")[0] for line in lines] == [f"{name}.{program_format}" for name in content["programs"]]
+    assert content["programs"].keys() == {"encoder", "decoder", *codec.components} - {"tokenizer"}
+    # Two chunks and a third one that is not full.
+    samples = int(2.3 * content["programs"]["encoder"]["chunk_columns"] * codec.samples_per_column)
+    audio = 0.1 * np.random.default_rng(1).normal(size=(samples, content["channels"])).astype(np.float32)
+    codes = codec.encode(audio.T, codec.sample_rate_hz)
+    assert len(np.unique(codes)) > 4
+    assert np.mean(_run(tmp_path, "encoder", audio if codec.channels > 1 else audio[:, 0]) == codes) > 0.99
+    decoded = codes
+    for name in [name for name in content["programs"] if name != "encoder"]:
+        decoded = _run(tmp_path, name, decoded)
+    expected = codec.decode(codes).T
+    assert decoded.shape == expected.shape
     np.testing.assert_allclose(decoded, expected, atol=1e-4 * np.abs(expected).max())
 
 

@@ -272,10 +272,8 @@ class ChunkedCodec(abc.ABC):
         """Returns the networks of `encode` and `decode` with the roles of their components, by the names of programs.
 
         Raises:
-          ValueError: the codec is stereo, and its networks work together in other ways, or they have a state.
+          ValueError: the networks have a state.
         """
-        if self.channels > 1:
-            raise ValueError("this codec is stereo, and only those of mono audio are programs of one input and output")
         if self._encoder("encode").carry is not None:
             raise ValueError(
                 "this codec hands a state from chunk to chunk, and programs of one input and output have none"

@@ -96,6 +96,10 @@ class FlowCodec(Codec):
         self.require_decoder()
         return self._vocode(log_mel)
 
+    def networks(self) -> dict[str, tuple[str, ChunkedNetwork]]:
+        """Raises ValueError, see `ChunkedCodec.networks`."""
+        raise ValueError("the flow of this codec hands a state from window to window, and programs have none")
+
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool, **sampling: Any) -> list[Stage]:
         return [self._flow_stage(seed, prompt, **sampling), *super()._decoder_stages(seed, chunk, prompt)]
 

@@ -41,7 +41,12 @@ def write(run: Program, inputs: Sequence[jax.ShapeDtypeStruct]) -> bytes:
     """
     with _without_warnings(), made_for("onnx"):
         import jax2onnx
+        from jax2onnx.plugins import plugin_system
 
+        # JAX 0.10 has primitives for both, and jax2onnx 0.13 and 0.17 convert the functions of these names alone.
+        plugin_system.import_all_plugins()
+        for name in ("stack", "unstack"):
+            plugin_system.PLUGIN_REGISTRY.setdefault(name, plugin_system.PLUGIN_REGISTRY[f"jax.numpy.{name}"])
         # A program that is traced already: while jax2onnx traces one, it replaces functions of JAX by its own.
         traced = jaxpr_as_fun(jax.make_jaxpr(run)(*inputs))
         try:

@@ -37,13 +37,13 @@ def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str
     """Writes the programs of a codec, checks each against the codec, and yields a line about it.
 
     Args:
-      codec: a codec of mono audio.
+      codec: a codec whose networks have no state.
       output: a folder that does not exist yet, is empty, or holds earlier programs of this format.
       program_format: one of `FORMATS`.
 
     Raises:
       ImportError: a package that the format needs is not installed.
-      ValueError: the codec is stereo, the folder holds something else, or a program computes other outputs.
+      ValueError: the codec has a state, the folder holds something else, or a program computes other outputs.
     """
     _check_folder(output, program_format)
     writer = FORMATS[program_format]
@@ -66,6 +66,7 @@ def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str
     content = {
         "format": program_format,
         "sample_rate_hz": codec.sample_rate_hz,
+        "channels": codec.channels,
         "rows": codec.rows,
         "codebook_size": codec.codebook_size,
         "samples_per_column": codec.samples_per_column,
@@ -100,11 +101,12 @@ def _check_folder(output: str | os.PathLike, program_format: str) -> None:
 def _example(name: str, network: ChunkedNetwork, codec: "Codec") -> np.ndarray:
     """Returns a random window of a program, with the shape and dtype of its input."""
     random = np.random.default_rng(0)
+    channels = () if codec.channels == 1 else (codec.channels,)
     if name == "encoder":
-        return 0.1 * random.normal(size=network.window_items).astype(np.float32)
+        return 0.1 * random.normal(size=(network.window_items, *channels)).astype(np.float32)
     if name == "decoder" or codec.components[name].network_class.consumes == "codes":
         return random.integers(0, codec.codebook_size, (network.window_items, codec.rows), np.int32)
-    return random.normal(size=(network.window_items, codec.mel.mels)).astype(np.float32)
+    return random.normal(size=(network.window_items, *channels, codec.mel.mels)).astype(np.float32)
 
 
 def _export(
