@@ -10,16 +10,14 @@ import shutil
 import subprocess
 import tarfile
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
-from bandtok_jax.codecs import component
-from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.pretrained import programs
-from tests import loopback, tiny
+from tests import loopback
 from tests.browser import CHROMIUM
+from tests.test_programs import CODECS
 
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 # Chooses the file as a person does, and sends the results of the page to the server.
@@ -80,17 +78,16 @@ def runtime(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bandtok:tiny", "bandtok:tiny_stereo"])
+@pytest.mark.parametrize("kind", ["mono", "stereo", "mimi"])
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs  pip install 'bandtok-jax[onnx]'")
-def test_a_browser_codes_a_file_as_python_does(name, runtime, tmp_path):
-    configs = [tiny.shrunk(name, ""), tiny.shrunk("vocos:tiny", "")]
-    codec = MelCodec(*(component.init_random(config, jax.random.key(0)) for config in configs), chunk_columns=8)
+def test_a_browser_codes_a_file_as_python_does(kind, runtime, tmp_path):
+    codec = CODECS[kind]()
     folder = tmp_path / "programs"
     list(programs.save_programs(codec, folder, "onnx"))
     (folder / "onnxruntime-web").mkdir()
     for name, content in runtime.items():
         (folder / "onnxruntime-web" / name).write_bytes(content)
-    samples = 2 * 8 * codec.samples_per_column + 5_000  # three chunks, the last one not full
+    samples = 2 * 8 * codec.samples_per_column + 5_000  # more than one chunk, the last one not full
     audio = (0.1 * np.random.default_rng(1).normal(size=(samples, 2))).astype(np.float32)
     soundfile.write(folder / "music.wav", audio, codec.sample_rate_hz, subtype="FLOAT")
     page = (folder / "index.html").read_text()

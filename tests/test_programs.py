@@ -4,7 +4,9 @@ import functools
 import importlib.util
 import json
 import math
+import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
@@ -14,9 +16,11 @@ from bandtok_jax import cli
 from bandtok_jax.audio.windows import Windows
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
-from bandtok_jax.pretrained import onnx, programs
-from tests import tiny
+from bandtok_jax.codecs.waveform import WaveformCodec
+from bandtok_jax.pretrained import import_encodec, import_mimi, onnx, programs
+from tests import test_flow_codec, tiny
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 PACKAGES = {"onnx": "jax2onnx", "stablehlo": "flatbuffers"}
 FORMATS = [
     pytest.param(
@@ -39,6 +43,8 @@ def mel_codec(name="bandtok:tiny") -> MelCodec:
 CODECS = {
     "mono": mel_codec,
     "stereo": lambda: mel_codec("bandtok:tiny_stereo"),
+    "encodec": lambda: WaveformCodec(import_encodec.read_encodec(f"{GOLDEN}/encodec/official.th"), chunk_columns=16),
+    "mimi": lambda: WaveformCodec(import_mimi.read_mimi(f"{GOLDEN}/mimi/hf"), chunk_columns=16),
 }
 
 
@@ -52,32 +58,35 @@ def _run(folder, name, stream):
     content = json.loads((folder / "programs.json").read_text())
     geometry = content["programs"][name]
     program = programs.FORMATS[content["format"]].read((folder / geometry["file"]).read_bytes())
-    chunk, items, (before, _) = (geometry[key] for key in ("chunk_columns", "items_per_column", "context_columns"))
-    width, outputs = chunk + sum(geometry["context_columns"]), []
+    items, in_items, outputs = geometry["items_per_column"], geometry["range_in_items"], []
     columns = math.ceil(len(stream) / items)
-    cut = Windows(chunk * items, *geometry["context_items"], geometry["outside"])
+    # The range counts columns or items.
+    chunk, end = geometry["chunk_columns"] * (items if in_items else 1), len(stream) if in_items else columns
+    before, after = geometry["context_items" if in_items else "context_columns"]
+    state = [np.zeros(array["shape"], array["dtype"]) for array in geometry["state"]]
+    cut = Windows(geometry["chunk_columns"] * items, *geometry["context_items"], geometry["outside"])
     for window in [*cut.push(stream), *cut.finish()]:
         first = window.number * chunk - before  # of the window, in the stream
-        valid_range = np.array([max(-1, -first), min(width, columns - first)], np.int32)
-        outputs.append(np.asarray(program(window.items, valid_range)))
+        valid_range = np.array([max(-1, -first), min(before + chunk + after, end - first)], np.int32)
+        output, *state = program(window.items, valid_range, *state)
+        outputs.append(np.asarray(output))
     return np.concatenate(outputs)[: columns * geometry["outputs_per_column"]]
 
 
-@in_each_format
-@pytest.mark.parametrize("kind", CODECS)
-def test_programs_code_a_file_as_the_codec_does(kind, tmp_path, program_format):
-    codec = CODECS[kind]()
+def check(codec, tmp_path, program_format):
+    """Fails unless the programs of a codec code a file as it does."""
     lines = list(programs.save_programs(codec, tmp_path, program_format))
     content = json.loads((tmp_path / "programs.json").read_text())
     assert [line.partition(":")[0] for line in lines] == [f"{name}.{program_format}" for name in content["programs"]]
     assert content["programs"].keys() == {"encoder", "decoder", *codec.components} - {"tokenizer"}
     # Two chunks and a third one that is not full.
     samples = int(2.3 * content["programs"]["encoder"]["chunk_columns"] * codec.samples_per_column)
-    audio = 0.1 * np.random.default_rng(1).normal(size=(samples, content["channels"])).astype(np.float32)
+    random, loudness = np.random.default_rng(1), np.geomspace(1e-3, 0.5, samples)[:, None]
+    audio = (loudness * random.normal(size=(samples, content["channels"]))).astype(np.float32)
     codes = codec.encode(audio.T, codec.sample_rate_hz)
     assert len(np.unique(codes)) > 4
     assert np.mean(_run(tmp_path, "encoder", audio if codec.channels > 1 else audio[:, 0]) == codes) > 0.99
-    decoded = codes
+    decoded = codes = random.integers(0, codec.codebook_size, codes.shape, np.int32)
     for name in [name for name in content["programs"] if name != "encoder"]:
         decoded = _run(tmp_path, name, decoded)
     expected = codec.decode(codes).T
@@ -85,10 +94,47 @@ def test_programs_code_a_file_as_the_codec_does(kind, tmp_path, program_format):
     np.testing.assert_allclose(decoded, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@in_each_format
+@pytest.mark.parametrize("kind", tiny.fast("mono", "stereo", "mimi", among=tuple(CODECS)))
+def test_programs_code_a_file_as_the_codec_does(kind, tmp_path, program_format):
+    check(CODECS[kind](), tmp_path, program_format)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program_format", FORMATS[1:])
+def test_the_program_of_a_flow_samples_with_the_seed_0(tmp_path, program_format):
+    check(test_flow_codec.create(), tmp_path, program_format)
+
+
+@pytest.mark.parametrize("program_format", FORMATS[1:])
+def test_a_program_that_forgets_its_state_is_refused(tmp_path, monkeypatch, program_format):
+    writer = programs.FORMATS[program_format]
+    real = writer.read
+
+    def forgetful(artifact):
+        program = real(artifact)
+        return lambda window, valid_range, *state: program(window, valid_range, *(0 * array for array in state))
+
+    monkeypatch.setattr(writer, "read", forgetful)
+    with pytest.raises(ValueError, match="encoder: [0-9.]+% of the codes of the program"):
+        list(programs.save_programs(CODECS["mimi"](), tmp_path / "programs", program_format))
+
+
+def test_noise_of_a_seed_is_refused_in_onnx(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "check_packages", lambda: None)
+    decoder = types.SimpleNamespace(carry={"key": np.zeros(2, np.uint32)})
+    codec = types.SimpleNamespace(networks=lambda: {"decoder": ("tokenizer", decoder)})
+    with pytest.raises(ValueError, match="the decoder draws noise from a seed, .* use --format=stablehlo"):
+        list(programs.save_programs(codec, tmp_path / "programs", "onnx"))
+    assert not (tmp_path / "programs").exists()
+
+
 @pytest.mark.parametrize("program_format", FORMATS[1:])
 def test_a_program_that_computes_something_else_is_refused(codec, tmp_path, monkeypatch, program_format):
     real = programs.FORMATS[program_format].read
-    monkeypatch.setattr(programs.FORMATS[program_format], "read", lambda artifact: lambda *x: 1 - real(artifact)(*x))
+    monkeypatch.setattr(
+        programs.FORMATS[program_format], "read", lambda artifact: lambda *x: [1 - real(artifact)(*x)[0]]
+    )
     with pytest.raises(ValueError, match="encoder: [0-9.]+% of the codes of the program"):
         list(programs.save_programs(codec, tmp_path / "programs", program_format))
 
@@ -147,5 +193,6 @@ def test_a_function_that_cannot_be_converted_is_named_with_the_versions():
     def call_python(window, valid_range):
         return jax.pure_callback(np.sin, shape, window)
 
+    inputs = dict.fromkeys(onnx.INPUTS, shape)
     with pytest.raises(ValueError, match=r"jax2onnx [0-9.]+ with jax [0-9.]+ cannot convert the program \(.*\): pip"):
-        onnx.write(call_python, [shape, shape])
+        onnx.write(call_python, inputs)

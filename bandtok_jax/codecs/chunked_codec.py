@@ -269,15 +269,7 @@ class ChunkedCodec(abc.ABC):
         return np.concatenate(list(network(self._weights["vocoder"], [log_mel])))
 
     def networks(self) -> dict[str, tuple[str, ChunkedNetwork]]:
-        """Returns the networks of `encode` and `decode` with the roles of their components, by the names of programs.
-
-        Raises:
-          ValueError: the networks have a state.
-        """
-        if self._encoder("encode").carry is not None:
-            raise ValueError(
-                "this codec hands a state from chunk to chunk, and programs of one input and output have none"
-            )
+        """Returns the networks of `encode` and `decode` with the roles of their components, by names of programs."""
         decoders = {
             "decoder" if role == "tokenizer" else role: (role, network)
             for role, network in self._decoder_networks(self._chunk_columns).items()

@@ -97,18 +97,23 @@ class FlowCodec(Codec):
         return self._vocode(log_mel)
 
     def networks(self) -> dict[str, tuple[str, ChunkedNetwork]]:
-        """Raises ValueError, see `ChunkedCodec.networks`."""
-        raise ValueError("the flow of this codec hands a state from window to window, and programs have none")
+        """Returns the networks, see `ChunkedCodec.networks`; the flow as its configuration samples, for the seed 0."""
+        networks = super().networks()
+        return {"encoder": networks.pop("encoder"), "decoder": ("tokenizer", self._flow({})), **networks}
 
     def _decoder_stages(self, seed: int, chunk: int, prompt: bool, **sampling: Any) -> list[Stage]:
         return [self._flow_stage(seed, prompt, **sampling), *super()._decoder_stages(seed, chunk, prompt)]
 
     def _flow_stage(self, seed: int, prompt: bool = False, **sampling: Any) -> Stage:
         """Returns a stage from checked codes to log-mels of both channels, `[T', 2, M]`."""
+        return self._flow(sampling).stream(self._weights["tokenizer"], self._first_carry(seed), prompt=prompt)
+
+    def _flow(self, sampling: dict[str, Any]) -> ChunkedNetwork:
+        """Returns the flow with these options of `sampling`, and the same network for the same options."""
         options = {**self.sampling, **sampling}
         if (key := tuple(sorted(options.items()))) not in self._flows:
             self._flows[key] = self._chunked_flow(options)
-        return self._flows[key].stream(self._weights["tokenizer"], self._first_carry(seed), prompt=prompt)
+        return self._flows[key]
 
     def _chunked_flow(self, options: dict[str, Any]) -> ChunkedNetwork:
         network = self.components["tokenizer"].network
@@ -119,7 +124,7 @@ class FlowCodec(Codec):
             # The end of a window is the given beginning of the next one.
             context=(0, self._flow_context),
             outputs_per_column=network.attribute("frames_per_latent") // COLUMNS_PER_FRAME,
-            windows=1,  # each begins with the end of the one before
+            carry=self._first_carry(0),
         )
 
     def _first_carry(self, seed: int) -> Tree:
@@ -128,7 +133,7 @@ class FlowCodec(Codec):
         attribute = self.components["tokenizer"].network.attribute
         frames = self._flow_context // COLUMNS_PER_FRAME
         return {
-            "key": jax.random.key(seed),
+            "key": np.asarray(jax.random.key_data(jax.random.key(seed))),
             "number": np.int32(0),
             "latents": np.zeros((frames, *attribute("latent_shape")), np.float32),
             "log_mel": np.zeros((frames * attribute("frames_per_latent"), self.channels, self.mel.mels), np.float32),
@@ -160,6 +165,8 @@ class FlowCodec(Codec):
 
     def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
         # The flow has windows of its own, which the chunk does not change.
+        if "vocoder" not in self.components:
+            return {}
         return {"vocoder": chunked_vocoder(self.components["vocoder"], VOCODER_CHUNK_FRAMES)}
 
 
@@ -176,8 +183,8 @@ def _decode_window(
 
     Args:
       valid_range: the columns of the window in which the file lies.
-      carry: `key`, the `number` of the window, and `latents` `[T, M, C]`, normalised, and `log_mel` `[T', 2, M]` of the
-        end of the window before.
+      carry: the data of a `key`, the `number` of the window, and `latents` `[T, M, C]`, normalised, and `log_mel`
+        `[T', 2, M]` of the end of the window before.
       context_columns: columns that a window shares with the one before.
       options: keywords of `flow_sampling.sample`.
     """
@@ -187,7 +194,8 @@ def _decode_window(
     is_context = (frame < shared_frames) & (number > 0)
     kinds = jnp.where(frame >= last, PADDING, jnp.where(is_context, CONTEXT, PREDICTED))[None]
     condition = tokenizer.condition(codes)
-    noise = flow_sampling.frame_noise(carry["key"], number * new_frames, frames, condition.shape[2:])[None]
+    key = jax.random.wrap_key_data(carry["key"])
+    noise = flow_sampling.frame_noise(key, number * new_frames, frames, condition.shape[2:])[None]
     context = jnp.zeros_like(noise).at[0, :shared_frames].set(carry["latents"])
 
     def velocity(x: jax.Array, time: jax.Array, inputs: tuple, drop: jax.Array) -> jax.Array:

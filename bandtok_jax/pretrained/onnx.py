@@ -3,7 +3,7 @@
 The programs compute Fourier transforms as matrix products, because ONNX has no complex numbers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import importlib.metadata
 import logging
@@ -15,9 +15,11 @@ from jax.extend.core import jaxpr_as_fun
 from bandtok_jax.runtime import extras
 from bandtok_jax.runtime.target_platform import made_for
 
-Program = Callable[[Any, Any], Any]
+Program = Callable[..., Sequence[Any]]
 PAGE = "browser/index.html"  # encodes and decodes a file by the programs beside it
+RANDOM = False  # jax2onnx writes RandomUniform for numbers from a key, and ONNX Runtime draws other ones
 INPUTS, OUTPUT = ("window", "valid_range"), "outputs"
+NEXT = "next_"  # prefix of an output that is an array of the next state
 OPSET = 23  # the version of the operators: the default of jax2onnx 0.13
 ONLY_ERRORS = 3  # severity of a message, of ONNX Runtime
 
@@ -33,8 +35,12 @@ def metadata() -> dict[str, Any]:
     return {"opset": OPSET, "inputs": INPUTS, "output": OUTPUT, "writer": _versions()}
 
 
-def write(run: Program, inputs: Sequence[jax.ShapeDtypeStruct]) -> bytes:
-    """Returns the content of the file of a function, for inputs of these shapes.
+def write(run: Callable[..., Any], inputs: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
+    """Returns the content of the file of a function.
+
+    Args:
+      run: maps `INPUTS` and the arrays of a state to the outputs, and to those of the next state.
+      inputs: shapes of the inputs by their names.
 
     Raises:
       ValueError: jax2onnx cannot convert the function with this version of JAX.
@@ -48,10 +54,15 @@ def write(run: Program, inputs: Sequence[jax.ShapeDtypeStruct]) -> bytes:
         for name in ("stack", "unstack"):
             plugin_system.PLUGIN_REGISTRY.setdefault(name, plugin_system.PLUGIN_REGISTRY[f"jax.numpy.{name}"])
         # A program that is traced already: while jax2onnx traces one, it replaces functions of JAX by its own.
-        traced = jaxpr_as_fun(jax.make_jaxpr(run)(*inputs))
+        shapes, names = list(inputs.values()), list(inputs)
+        traced = jaxpr_as_fun(jax.make_jaxpr(run)(*shapes))
         try:
             model = jax2onnx.to_onnx(
-                lambda *arrays: traced(*arrays)[0], inputs, opset=OPSET, input_names=INPUTS, output_names=(OUTPUT,)
+                lambda *arrays: tuple(traced(*arrays)),
+                shapes,
+                opset=OPSET,
+                input_names=names,
+                output_names=[OUTPUT, *(NEXT + name for name in names[len(INPUTS) :])],
             )
         except Exception as error:  # of any type, because jax2onnx uses internals of JAX
             message = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -72,7 +83,8 @@ def read(artifact: bytes) -> Program:
     # ONNX Runtime in browsers refuses a file whose shapes contradict each other. By default this one only warns.
     options.add_session_config_entry("session.strict_shape_type_inference", "1")
     session = onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
-    return lambda *arrays: session.run([OUTPUT], dict(zip(INPUTS, arrays)))[0]
+    names = [argument.name for argument in session.get_inputs()]
+    return lambda *arrays: session.run(None, dict(zip(names, arrays)))
 
 
 def _versions() -> str:

@@ -3,7 +3,7 @@
 https://docs.jax.dev/en/latest/export/export.html states the compatibility.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ from jax import export
 
 from bandtok_jax.runtime import extras
 
-Program = Callable[[Any, Any], Any]
+Program = Callable[..., Sequence[Any]]
 PAGE = ""  # no browser runs StableHLO
+RANDOM = True  # numbers from a key are those of JAX
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -26,11 +27,12 @@ def metadata() -> dict[str, Any]:
     return {"platforms": PLATFORMS, "writer": f"jax {jax.__version__}"}
 
 
-def write(run: Program, inputs: Sequence[jax.ShapeDtypeStruct]) -> bytes:
-    """Returns the content of the file of a function, for inputs of these shapes."""
-    return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*inputs).serialize())
+def write(run: Callable[..., Any], inputs: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
+    """Returns the content of the file of a function, for inputs of these shapes by their names."""
+    return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*inputs.values()).serialize())
 
 
 def read(artifact: bytes) -> Program:
     """Returns the program of a file."""
-    return jax.jit(export.deserialize(bytearray(artifact)).call)
+    call = jax.jit(export.deserialize(bytearray(artifact)).call)
+    return lambda *arrays: jax.tree.leaves(call(*arrays))
