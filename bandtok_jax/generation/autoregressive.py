@@ -18,6 +18,7 @@ from bandtok_jax.generation.decoding import decode_steps, decoding_network, pref
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models.language_model import first_token
 from bandtok_jax.models.layout import delayed
+from bandtok_jax.runtime.target_platform import fused_decode
 
 SMALLEST_SPAN = 128  # of attention, in positions; every further span is twice as long, the last one holds the window
 
@@ -28,13 +29,20 @@ class Generator:
     Args:
       settings: the keyword arguments of `LanguageModel`.
       parameters: its weights.
+      fused: decode by the kernels of `layers.fused_decode`, which are for GPUs of NVIDIA and need jax 0.12; on CPUs
+        they are interpreted, which is slow.
 
     Attributes:
       network: the network with a KV cache, whose layers are not stacked.
       parameters: its weights, matrices in the dtype of the settings.
     """
 
-    def __init__(self, settings: Mapping, parameters: Tree):
+    def __init__(self, settings: Mapping, parameters: Tree, *, fused: bool = False):
+        if fused and jax.__version_info__ < (0, 12):
+            raise ValueError(
+                f"jax is {jax.__version__}, and fused decoding needs 0.12: update it, or set fused to False"
+            )
+        self.fused = fused
         self.settings = {**settings, "dtype": jnp.dtype(settings.get("dtype", "float32"))}
         self.parameters = _lay_out(parameters, self.settings["dtype"], bool(settings.get("scan_layers")))
         hidden = {**self.settings, "scan_layers": False, "remat": False}
@@ -160,10 +168,11 @@ class Generator:
             span = next(s for s in spans if s >= (seen + 1) * per_step)
             count = min(span // per_step - seen, window_steps - seen, columns + lag - done, most)
             known = padded_known(tokens[:, done : done + count], span // per_step) if lag else None
-            new, lengths, cache = decode_steps(
-                self.parameters, cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths), known,
-                text, key, numbers, network=self.network, span=span, **static,
-            )  # fmt: skip
+            with fused_decode(self.fused):
+                new, lengths, cache = decode_steps(
+                    self.parameters, cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths),
+                    known, text, key, numbers, network=self.network, span=span, **static,
+                )  # fmt: skip
             lengths = np.asarray(lengths)
             tokens[:, done : done + count] = np.asarray(new)[:, :count]
             done, seen = done + count, seen + count

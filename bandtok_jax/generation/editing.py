@@ -17,6 +17,7 @@ from bandtok_jax.generation.decoding import decode_steps
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models.infilling import FILL, MASK
 from bandtok_jax.models.language_model import first_token
+from bandtok_jax.runtime.target_platform import fused_decode
 
 
 class Part(NamedTuple):
@@ -141,9 +142,10 @@ def _fill_part(
     known = np.where(hidden[part.first : part.stop], -1, codes[:, part.first : part.stop])
     place, before_fill = part.first - part.window_first, 1 + around.shape[1] * per_step
     span = next(s for s in spans if s >= before_fill + columns * per_step)
-    new, _, cache = decode_steps(
-        parameters, cache, jnp.full((batch, rows), end + FILL, jnp.int32), place, part.window_first, columns,
-        jnp.full(batch, length, jnp.int32), padded_known(known, span // per_step), text, key, numbers,
-        cache_offset=before_fill - place * per_step, network=network, span=span, **static,
-    )  # fmt: skip
+    with fused_decode(generator.fused):
+        new, _, cache = decode_steps(
+            parameters, cache, jnp.full((batch, rows), end + FILL, jnp.int32), place, part.window_first, columns,
+            jnp.full(batch, length, jnp.int32), padded_known(known, span // per_step), text, key, numbers,
+            cache_offset=before_fill - place * per_step, network=network, span=span, **static,
+        )  # fmt: skip
     return np.asarray(new)[:, :columns], cache

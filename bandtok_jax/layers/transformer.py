@@ -12,6 +12,7 @@ from bandtok_jax.layers.attention import KVCache, attention, decode_attention, u
 from bandtok_jax.layers.linear import FusedLinear, Linear
 from bandtok_jax.layers.norm import RMSNorm
 from bandtok_jax.layers.rope import apply_rope
+from bandtok_jax.runtime.target_platform import fused_decode
 
 KeysValues = tuple[jax.Array, jax.Array]
 # Returns a residual branch `[B, L, D]` with dropout; the number tells the branches of a block apart.
@@ -200,8 +201,45 @@ class Block(nnx.Module):
         Args:
           context: the result of `context_keys_values`.
         """
+        if fused_decode.value:
+            from bandtok_jax.layers import fused_decode as kernels  # the import of Pallas takes a second
+
+            if kernels.has_kernels(x, angles, cache[0], self.feed_forward.down.kernel.shape[1]):
+                return self._fused_decode_step(x[:, 0], angles, cache, position, context, context_mask)
         branch, cache = self.attention.decode_step(self.attention_norm(x), angles, cache, position)
         return self._finish(x + branch, context, context_mask, _keep), cache
+
+    def _fused_decode_step(
+        self,
+        x: jax.Array,
+        angles: jax.Array,
+        cache: KVCache,
+        position: jax.Array,
+        context: KeysValues | None,
+        context_mask: jax.Array | None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Returns the result of `decode_step` for `x` `[B, D]` by the kernels of `fused_decode`."""
+        from bandtok_jax.layers.fused_decode import attention_half, feed_forward_half
+
+        attention, feed_forward = self.attention, self.feed_forward
+        x, cache = attention_half(
+            x, angles, cache, position,
+            norm_scale=self.attention_norm.scale[...],
+            query_key_value=attention.query_key_value.kernel[...].astype(x.dtype),
+            query_scale=attention.query_norm.scale[...],
+            key_scale=attention.key_norm.scale[...],
+            out=attention.out.kernel[...].astype(x.dtype),
+        )  # fmt: skip
+        if context is not None:
+            x = x[:, None]
+            x = (x + self.cross_attention(self.cross_attention_norm(x), context, context_mask))[:, 0]
+        x = feed_forward_half(
+            x,
+            norm_scale=self.feed_forward_norm.scale[...],
+            gate_up=feed_forward.gate_up.kernel[...].astype(x.dtype),
+            down=feed_forward.down.kernel[...].astype(x.dtype),
+        )
+        return x[:, None], cache
 
     def context_keys_values(self, context: jax.Array | None) -> KeysValues | None:
         """Returns the keys and values of a context `[B, M, D]` for cross-attention."""

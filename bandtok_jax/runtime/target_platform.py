@@ -10,6 +10,9 @@ import jax
 # so that a program is traced again for another platform.
 made_for = jax.make_user_context(None)
 
+# `with fused_decode(True): ...` traces decode steps with the kernels of `layers.fused_decode` where these exist.
+fused_decode = jax.make_user_context(False)
+
 
 def platform() -> str:
     """Returns "cpu", "gpu", "tpu", or "onnx" for a program that becomes one in ONNX."""
