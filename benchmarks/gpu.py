@@ -25,8 +25,8 @@ from typing import Any, TextIO
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ROWS = (
-    "matmul", "vocos", "lm_decode", "lm_train", "dac_codec", "bandtok_step", "lm_decode_depth", "bandtok_codec",
-    "vocos_step", "dac_step", "lm_train_base",
+    "matmul", "vocos", "lm_decode", "lm_decode_fused", "lm_train", "dac_codec", "bandtok_step", "lm_decode_depth",
+    "lm_decode_depth_fused", "bandtok_codec", "vocos_step", "dac_step", "lm_train_base",
 )  # fmt: skip
 ROW_SECONDS = 180  # our choice: a row that compiles for longer must not take the time of all others
 SIDES = ("bandtok_jax", "PyTorch")

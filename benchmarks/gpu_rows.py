@@ -37,7 +37,7 @@ _DISCRIMINATORS = {
 }  # fmt: skip
 SMALL = {
     "language_model": {
-        "model.dim": "32", "model.num_layers": "1", "model.num_heads": "2", "model.feed_forward_dim": "64",
+        "model.dim": "64", "model.num_layers": "1", "model.num_heads": "1", "model.feed_forward_dim": "64",
         "model.row_dim": "16", "data.columns": "8",
     },
     "dac": {
@@ -82,17 +82,17 @@ def vocos() -> None:
     _profile("vocos bfloat16 batch 16", call)
 
 
-def decode(layout: str, batches: tuple[int, ...] = (1, 8, 64)) -> None:
+def decode(layout: str, batches: tuple[int, ...] = (1, 8, 64), fused: bool = False) -> None:
     """Measures cached decoding of 32 columns after one, with top-k 50."""
     task = _task("language_model:small", **{"model.text": "none", "model.layout": layout})
     parameters = jit_once(task.init)(jax.random.key(0))["model"]["parameters"]
-    generator, rows = Generator(task.settings, parameters), task.config.model.rows
+    generator, rows = Generator(task.settings, parameters, fused=fused), task.config.model.rows
     columns = 4 if TINY else 32
     for batch in batches[:1] if TINY else batches:
         prefix = np.zeros((batch, 1, rows), np.int32)
         options = dict(columns=1 + columns, batch=batch, prefix=prefix, top_k=50, key=jax.random.key(0))
         call = functools.partial(generator.generate, window_columns=task.config.data.columns, **options)
-        name = f"language model {layout} decode batch {batch}"
+        name = f"language model {layout} decode{' fused' if fused else ''} batch {batch}"
         time_and_emit(name, "tokens/s", call, amount=batch * columns * rows, bytes=_bytes(generator.parameters))
         if batch == 1:
             _profile(name, call)
@@ -212,7 +212,9 @@ ROWS: dict[str, Callable[[], None]] = {
     "matmul": matmul,
     "vocos": vocos,
     "lm_decode": functools.partial(decode, "flat"),
+    "lm_decode_fused": functools.partial(decode, "flat", (1, 8), fused=True),
     "lm_decode_depth": functools.partial(decode, "depth"),
+    "lm_decode_depth_fused": functools.partial(decode, "depth", (1, 8), fused=True),
     "lm_train": functools.partial(train_language_model, "small", 32),
     "lm_train_base": functools.partial(train_language_model, "base", 32),
     "dac_codec": dac_codec,
