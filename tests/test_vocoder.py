@@ -280,7 +280,9 @@ def _plainly(task, state):
 def sevens(padding="same", produces="mel"):
     """A tokenizer whose log-mels are all 7."""
     network = SimpleNamespace(
-        apply=lambda parameters, buffers, x, method: 0 * x + parameters, attribute={"frames_per_column": 8}.get
+        apply=lambda parameters, buffers, x, method: 0 * x + parameters,
+        attribute={"frames_per_column": 8}.get,
+        audio_channels=1,
     )
     return SimpleNamespace(
         network=network,

@@ -45,7 +45,7 @@ class ChunkedCodec(abc.ABC):
     ):
         components = {"tokenizer": tokenizer, "vocoder": vocoder, "language_model": language_model}
         self.components: dict[str, Component] = {role: part for role, part in components.items() if part}
-        self.channels = tokenizer.network.attribute("audio_channels", 1)
+        self.channels = tokenizer.network.audio_channels
         self.mel: MelDefinition = tokenizer.mel
         self.sample_rate_hz: int = self.mel.sample_rate_hz
         self.samples_per_column = samples_per_column

@@ -56,11 +56,7 @@ class MelCodec(Codec):
                 f"the vocoder takes {vocoder.mel}, the tokenizer decodes to {tokenizer.mel}: "
                 "train the vocoder on the tokenizer's mel definition"
             )
-        if (
-            vocoder
-            and vocoder.network_class.consumes == "codes"
-            and tokenizer.network.attribute("audio_channels", 1) > 1
-        ):
+        if vocoder and vocoder.network_class.consumes == "codes" and tokenizer.network.audio_channels > 1:
             raise ValueError(
                 "the vocoder consumes codes of mono audio, the tokenizer is stereo: give one that takes mels"
             )

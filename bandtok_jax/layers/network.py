@@ -79,6 +79,11 @@ class Network:
         """
         return getattr(self._module, name, *default)
 
+    @property
+    def audio_channels(self) -> int:
+        """Channels of the audio that the module codes or makes, 1 where it does not state them."""
+        return self.attribute("audio_channels", 1)
+
     def apply(
         self,
         parameters: Tree,

@@ -27,7 +27,7 @@ class MelAdversarialTask(AdversarialTask, abc.ABC):
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
         self.mel = MelDefinition(**config.mel)
-        if (channels := self.network.attribute("audio_channels", 1)) != config.data.channels:
+        if (channels := self.network.audio_channels) != config.data.channels:
             cure = " (model.side_mels above 0 makes it stereo)" if "side_mels" in config.model else ""
             raise ValueError(
                 f"config.data.channels is {config.data.channels}, and the network takes {channels}{cure}: "

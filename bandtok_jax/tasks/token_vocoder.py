@@ -66,7 +66,7 @@ class TokenVocoderTask(WaveformAdversarialTask):
         """
         self.require_inputs()
         tokenizer = self.component("tokenizer")
-        if tokenizer.network.attribute("audio_channels", 1) > 1:
+        if tokenizer.network.audio_channels > 1:
             raise ValueError(
                 f"the tokenizer {self.config.tokenizer} is stereo, and a token vocoder makes mono audio: give a mono "
                 "tokenizer, or train a vocoder of mels, vocos"

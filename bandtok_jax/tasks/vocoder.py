@@ -46,7 +46,7 @@ class VocoderTask(WaveformAdversarialTask):
                 f"the tokenizer {self.config.tokenizer} has no mel, or another one than this vocoder: give a "
                 "mel tokenizer, and set all --config.mel.* to the tokenizer's values"
             )
-        if tokenizer.network.attribute("audio_channels", 1) > 1:
+        if tokenizer.network.audio_channels > 1:
             raise ValueError(
                 f"the tokenizer {self.config.tokenizer} is stereo, and a vocoder is trained on mono audio: set "
                 "--config.input_mel=ground_truth, as the vocoder of mid and side"
