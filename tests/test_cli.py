@@ -441,7 +441,7 @@ def test_a_note_is_no_error_with_warnings_as_errors(model, tmp_path):
     stereo = str(tmp_path / "stereo.wav")
     soundfile.write(stereo, np.full((9_000, 2), 0.1), RATE)
     warnings.simplefilter("error")  # python -W error
-    with pytest.warns(UserWarning, match="2 channels are mixed down: this codec is mono") as warned:
+    with pytest.warns(UserWarning, match="2 channels are mixed down to one: this codec is mono") as warned:
         assert cli.main(["encode", stereo, f"--model={model}"]) == 0
     assert len(warned) == 1
 

@@ -1,16 +1,19 @@
 """Stereo of the mel tokenizers: mid and side, their rows in one grid, the codec, regions, wrong settings."""
 
+import functools
 import math
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 from bandtok_jax import tasks
 from bandtok_jax.audio import mel_bands, mid_side, spectral
 from bandtok_jax.codecs import regions
 from bandtok_jax.codecs.component import init_random
 from bandtok_jax.codecs.registry import assemble
+from bandtok_jax.commands import code_files
 from bandtok_jax.config.load import load_config
 from bandtok_jax.evaluation.metrics.latent_path import LatentPath
 from tests import tiny
@@ -22,12 +25,17 @@ def noise(*shape):
     return np.random.default_rng(0).normal(0, 0.1, shape).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stereo")
-    configs = tiny.shrunk("bandtok:tiny_stereo", folder), tiny.shrunk("vocos:tiny", folder)
+@functools.cache
+def create():
+    """A narrow stereo codec with random weights."""
+    configs = tiny.shrunk("bandtok:tiny_stereo", ""), tiny.shrunk("vocos:tiny", "")
     components = [init_random(config, jax.random.key(number)) for number, config in enumerate(configs)]
     return assemble({component.role: component for component in components})
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return create()
 
 
 def test_left_and_right_come_back_and_the_log_mels_are_those_of_mid_and_side():
@@ -69,6 +77,13 @@ def test_codes_and_audio_of_blocks_are_those_of_the_whole(codec):
     stream = codec.decoder_stream()
     blocks = [stream.push(codes[:3]), stream.push(codes[3:]), stream.finish()]
     np.testing.assert_allclose(np.concatenate(blocks, axis=1), codec.decode(codes), atol=1e-6)
+
+
+def test_the_distance_of_one_sample_is_that_of_its_frame(codec, tmp_path):
+    soundfile.write(tmp_path / "one.wav", np.full((1, 2), 0.1), 44_100)
+    result = code_files.reconstruct(codec, f"{tmp_path}/one.wav", f"{tmp_path}/copy.wav")
+    assert result.samples == 1 and abs(result.original_level_db - result.reconstruction_level_db) > 1
+    assert result.mel_distance > 0.01
 
 
 def test_a_region_holds_rows_of_both_channels():

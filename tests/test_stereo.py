@@ -70,7 +70,7 @@ def test_a_stereo_codec_codes_both_channels(model):
     codes = codec.encode(audio, RATE)
     assert codes.shape == (11, 2) and not np.array_equal(codes, codec.encode(audio[::-1], RATE))
     np.testing.assert_array_equal(codec.encode(audio[0], RATE), codec.encode(audio[[0, 0]], RATE))
-    with pytest.warns(UserWarning, match="3 channels are mixed down: this codec is stereo"):
+    with pytest.warns(UserWarning, match="3 channels are mixed down to one: this codec is stereo"):
         mixed = codec.encode(np.stack([*audio, 0 * audio[0]]), RATE)
     np.testing.assert_array_equal(mixed, codec.encode(audio.sum(axis=0) / np.float32(3), RATE))
     streamed = codec.encode_stream(codec.resample_stream(np.split(audio, [100, 1000], axis=1), RATE))

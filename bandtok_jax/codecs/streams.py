@@ -114,7 +114,7 @@ class AudioInput:
         block = waveform.check(block, self._from_hz, self.samples)
         if len(block) > self._channels and not self.samples:
             kind = "mono" if self._channels == 1 else "stereo"
-            warn(f"{len(block)} channels are mixed down: this codec is {kind}")
+            warn(f"{len(block)} channels are mixed down to one: this codec is {kind}")
         self.samples += block.shape[1]
         yield self._resampled(waveform.to_channels(block, self._channels))
 

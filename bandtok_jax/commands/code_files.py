@@ -169,6 +169,9 @@ def reconstruct(codec: Codec, source: str, target: str, levels: int | None = Non
             original, copy = original.T, np.where(np.arange(size) < count, copy.T, np.float32(0))
             writer.write(copy[..., :count])
             squares += [np.square(x, dtype=np.float64).sum() for x in (original, copy)]
+            # Audio shorter than a frame is put in its middle, because the ends of a frame have no weight.
+            shift = max(0, codec.mel.fft_samples - count) // 2
+            original, copy = (np.roll(x, shift, axis=-1) for x in (original, copy))
             complete = max(1, (count - codec.mel.fft_samples) // codec.mel.hop_samples + 1)
             difference = np.abs(np.asarray(log_mel(original)) - np.asarray(log_mel(copy)))
             distance += float(difference[..., :complete, :].mean(axis=-1).sum())

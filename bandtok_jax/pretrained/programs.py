@@ -47,13 +47,13 @@ def save_programs(codec: "Codec", output: str | os.PathLike, program_format: str
     """
     _check_folder(output, program_format)
     writer = FORMATS[program_format]
-    writer.check_packages()
     networks = codec.networks()
     for name, (_, network) in networks.items():
         if "state_key" in _state(network) and not writer.RANDOM:
             raise ValueError(
                 f"the {name} draws noise from a seed, which {program_format} cannot: use --format=stablehlo"
             )
+    writer.check_packages()
     os.makedirs(output, exist_ok=True)
     programs, artifacts = {}, {}
     for name, (role, network) in networks.items():
