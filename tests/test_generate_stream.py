@@ -15,7 +15,7 @@ from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.generation import autoregressive, decoding
 from bandtok_jax.models.language_model import LAYOUTS
-from tests import test_codec, test_layouts, test_meltok, tiny
+from tests import test_codec, test_flow_codec, test_layouts, test_meltok, test_mid_side, tiny
 from tests.small_language_model import CODES, SETTINGS, captions, grid
 
 
@@ -74,6 +74,22 @@ def test_audio_comes_before_the_track_is_complete():
     blocks += stream
     assert finished[-1] == columns and all(len(block) for block in blocks) and blocks[0].dtype == np.float32
     np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=0, atol=1e-4 * max(1, np.abs(whole).max()))
+
+
+@pytest.mark.parametrize("create", [test_mid_side.create, test_flow_codec.create], ids=["mel", "flow"])
+def test_stereo_audio_comes_before_the_track_is_complete(create):
+    codec, finished, columns = tiny.with_language_model(create()), [], 2
+    whole = codec.decode(codec.generate(seconds=2.0, seed=3), seed=3)
+    stream = codec.generate_stream(seconds=2.0, seed=3, chunk_columns=columns, report=finished.append)
+    blocks = [next(stream)]
+    # The stated latency, in whole chunks of the language model.
+    latency = codec.decoder_stream(chunk_columns=columns).latency_ms / 1000 * codec.columns_per_second
+    assert finished[-1] <= columns * math.ceil(latency / columns) < whole.shape[1] // codec.samples_per_column
+    blocks += stream
+    assert all(block.shape[0] == 2 and block.shape[1] for block in blocks)
+    audio = np.concatenate(blocks, axis=1)
+    np.testing.assert_allclose(audio, whole, rtol=0, atol=1e-4 * max(1, np.abs(whole).max()))
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
 
 
 def test_a_stream_ends_where_the_model_ends_the_track():

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from bandtok_jax.codecs import component
+from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
@@ -314,12 +316,13 @@ def shrunk(name: str, folder, **overrides):
     return load_config(name, changes)
 
 
-def with_language_model(codec: MelCodec) -> MelCodec:
-    """The codec of `bandtok:tiny` with a narrow language model of random weights."""
-    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
-    changes = {f"model.{name}": str(size) for name, size in sizes.items()} | {"data.columns": "8"}
-    language_model = component.init_random(load_config("language_model:tiny", changes), jax.random.key(0))
-    return MelCodec(**codec.components | {"language_model": language_model})
+def with_language_model(codec: Codec, **overrides) -> Codec:
+    """The codec with a narrow language model of random weights."""
+    sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16, "row_dim": 16}
+    sizes |= {"rows": codec.rows, "codebook_size": codec.codebook_size}
+    changes = {f"model.{name}": size for name, size in sizes.items()} | {"data.columns": 8} | overrides
+    config = load_config("language_model:tiny", {key: str(value) for key, value in changes.items()})
+    return assemble(codec.components | {"language_model": component.init_random(config, jax.random.key(0))})
 
 
 def token_records(folder: pathlib.Path) -> pathlib.Path:

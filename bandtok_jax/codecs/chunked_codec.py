@@ -61,6 +61,7 @@ class ChunkedCodec(abc.ABC):
                     )
         # A network that works in windows needs a whole number of them in a chunk.
         self._step_columns: int = tokenizer.network.attribute("chunk_step_columns", 1)
+        self._encoder_step_columns = self._step_columns
         self._chunk_columns = -(-chunk_columns // self._step_columns) * self._step_columns
         # On the device once; every call passes them as arguments, so that no program holds them as constants.
         self._weights = {role: jax.device_put(part.weights) for role, part in self.components.items()}
@@ -194,7 +195,7 @@ class ChunkedCodec(abc.ABC):
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         audio = AudioInput(rate_hz, self.sample_rate_hz, self.channels)
-        step = self._stream_columns(chunk_columns)
+        step = self._stream_columns(chunk_columns, self._encoder_step_columns)
         chain = Chain([audio, self._encoder("encode").stream(self._weights["tokenizer"], step=step, prompt=True)])
         wait = chain.longest_wait_seconds(rate_hz, self.columns_per_second)
         return BlockStream(chain, 1000 * wait, np.zeros((0, self.rows), np.int32))
@@ -216,7 +217,8 @@ class ChunkedCodec(abc.ABC):
         """
         self.require_decoder()
         self._check_options(options)
-        stages = self._decoder_stages(seed, self._stream_columns(chunk_columns), True, **options)
+        chunk = self._stream_columns(chunk_columns, self._step_columns)
+        stages = self._decoder_stages(seed, chunk, True, **options)
         chain = Chain([self._code_input(), *stages])
         wait = chain.longest_wait_seconds(self.columns_per_second, self.sample_rate_hz)
         shape = (0,) if self.channels == 1 else (self.channels, 0)
@@ -291,13 +293,13 @@ class ChunkedCodec(abc.ABC):
             known = f"use {', '.join(sorted(self.sampling))}" if self.sampling else "this model has none"
             raise TypeError(f"there is no option {unknown[0]!r} of decoding: {known}")
 
-    def _stream_columns(self, chunk_columns: int | None) -> int:
-        """Returns the columns that a stream works on at a time."""
+    def _stream_columns(self, chunk_columns: int | None, step: int) -> int:
+        """Returns the columns that a stream works on at a time, a multiple of `step`."""
         if chunk_columns is None:
             return self._chunk_columns
         if chunk_columns < 1:
             raise ValueError(f"chunk_columns is {chunk_columns}: give at least 1, or None for the chunks of files")
-        return min(self._chunk_columns, -(-chunk_columns // self._step_columns) * self._step_columns)
+        return min(self._chunk_columns, -(-chunk_columns // step) * step)
 
     def _whole_grid(self, codes: np.ndarray) -> np.ndarray:
         """Returns the codes of a file as int32 `[T, f]`; f may be below F for residual rows. ValueError without any."""

@@ -297,7 +297,7 @@ class Codec(ChunkedCodec):
         The columns after them depend on the end of the audio.
         """
         columns = max(0, samples - self._encoder("encode").context_items[1]) // self.samples_per_column
-        return columns // self._step_columns * self._step_columns
+        return columns // self._encoder_step_columns * self._encoder_step_columns
 
     def prefix_columns(self, samples: int) -> int:
         """Returns how many columns of audio a continuation can begin with: those before the effect of its end."""

@@ -67,7 +67,7 @@ class FlowCodec(Codec):
             chunk_columns=self._window_columns - 2 * self._encoder_context,
         )
         # The encoder attends over a window, so all codes of a chunk depend on the audio in its contexts.
-        self._step_columns = self._chunk_columns
+        self._encoder_step_columns = self._chunk_columns
         self.sampling: dict[str, Any] = dict(tokenizer.config.sampling)
         self._flows: dict[tuple, ChunkedNetwork] = {}
 
@@ -164,10 +164,14 @@ class FlowCodec(Codec):
         )
 
     def _chunked_decoders(self, chunk: int) -> dict[str, ChunkedNetwork]:
-        # The flow has windows of its own, which the chunk does not change.
+        # The flow has windows of its own, which the chunk does not change. A stream with smaller chunks than those of
+        # files does not wait for a chunk of the vocoder either.
         if "vocoder" not in self.components:
             return {}
-        return {"vocoder": chunked_vocoder(self.components["vocoder"], VOCODER_CHUNK_FRAMES)}
+        frames = VOCODER_CHUNK_FRAMES
+        if chunk < self._chunk_columns:
+            frames = min(frames, self.samples_per_column // self.mel.hop_samples * chunk)
+        return {"vocoder": chunked_vocoder(self.components["vocoder"], frames)}
 
 
 def _decode_window(
