@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Runs all stages on one machine: records, tokenizer, vocoder, tokens, language model, export, generated music, report.
-#   bash launch/local.sh --music DIR [--system bandtok|mucodec] [--output runs/mine] [--size tiny|small|base]
+#   bash launch/local.sh --music DIR [--system bandtok|mucodec] [--output runs/mine] [--size tiny|small|base] [--stereo]
 #                        [--tracks tracks.csv] [--licence NAME ...] [--validation-share X] [--prompt TEXT] [--half]
 #                        [--dry-run] [--config.KEY=VALUE ...]
 # DIR is a folder of audio files, or `synthetic` for the synthetic music of the package. A prompt needs captions from
-# tracks.csv. --licence leaves out tracks with other licences. --half rounds the weights of the model to float16. The
-# system mucodec trains an encoder and an autoencoder before its tokenizer.
+# tracks.csv. --licence leaves out tracks with other licences. --half rounds the weights of the model to float16.
+# --stereo adds 12 rows of the side to the 16 of bandtok's grid. The system mucodec is always stereo, and trains an
+# encoder and an autoencoder before its tokenizer.
 # The same command resumes an interrupted stage.
 # --config.KEY=VALUE applies to all trainings; --encoder.KEY=, --autoencoder.KEY=, --vocoder.KEY=, --tokenizer.KEY= or
 # --language-model.KEY= applies to one of them. --dry-run only prints the commands.
 set -euo pipefail
 
 dry="" music="" system="bandtok" output="runs/local" size="tiny" tracks=() licences=() share=() prompt=""
-half="" seconds=10 offsets=4
+half="" stereo="" seconds=10 offsets=4
 encoder=() autoencoder=() tokenizer=() vocoder=() language_model=()
 wrong() { echo "local.sh: $*; --help lists the arguments" >&2; exit 2; }
 while [ $# -gt 0 ]; do
@@ -28,6 +29,7 @@ while [ $# -gt 0 ]; do
     --language-model.*=*) language_model+=("--config.${1#--language-model.}"); shift; continue ;;
     --dry-run) dry=yes; shift; continue ;;
     --half) half=yes; shift; continue ;;
+    --stereo) stereo=yes; shift; continue ;;
     --*=*) value="${1#*=}"; shift ;;
     --*) value="${2:-}"; shift $(($# > 1 ? 2 : 1)) ;;
     *) wrong "$1: unknown argument" ;;
@@ -98,6 +100,10 @@ fi
 run bandtok prepare "$music" --output "$output/data" ${records[@]+"${records[@]}"} ${tracks[@]+"${tracks[@]}"} \
   ${licences[@]+"${licences[@]}"} ${share[@]+"${share[@]}"}
 if [ "$system" = bandtok ]; then
+  if [ -n "$stereo" ]; then # that of bandtok:tiny_stereo
+    tokenizer=(--config.model.side_mels=96 --config.data.channels=2 ${tokenizer[@]+"${tokenizer[@]}"})
+    language_model=(--config.model.rows=28 ${language_model[@]+"${language_model[@]}"})
+  fi
   stage "tokenizer: audio to a grid of codes"
   train tokenizer "bandtok:$size" "$data" ${tokenizer[@]+"${tokenizer[@]}"}
   round_tokenizer

@@ -5,6 +5,7 @@ import os
 import types
 import xml.etree.ElementTree
 
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
@@ -45,6 +46,20 @@ def texts(figure):
 
 def images(figure):
     return [axis.images[0] for axis in figure.axes if axis.images]
+
+
+def test_a_grid_names_its_channels(monkeypatch):
+    drawn, edges = [], np.array([[0.0, 120.0], [100.0, 400.0]])
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    codes = np.arange(12).reshape(4, 3)
+    plots.token_grid(None, codes, {"mid": edges, "side": edges[:1]}, 2.0)
+    plots.token_grid(None, codes, {"": np.concatenate([edges, edges[:1]])}, 2.0)
+    plots.token_grid(None, codes, None, 2.0)
+    stereo, mono, levels = (figure.axes[0] for figure in drawn)
+    assert [(text.get_text(), text.xy[1]) for text in stereo.texts] == [("mid", 1.0), ("side", 2.5)]
+    assert [line.get_ydata()[0] for line in stereo.lines] == [2] and not mono.lines and not levels.texts
+    bands = [label.get_text() for label in stereo.get_yticklabels()]
+    assert bands == ["0–120", "100–400", "0–120"] == [label.get_text() for label in mono.get_yticklabels()]
 
 
 def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):

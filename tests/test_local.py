@@ -65,6 +65,15 @@ def test_every_command_that_it_would_run_is_one_that_there_is(tmp_path):
     assert not output.exists()
 
 
+def test_all_stages_fit_together_in_stereo(tmp_path):
+    *commands, _ = _dry_run(tmp_path, "--stereo", "--tokenizer.model.row_embedding=False")
+    parsed, settings = _parsed(commands), {"data.sources": str(tmp_path / "runs/local/data")}
+    expected = load_config("bandtok:tiny_stereo", settings | {"model.row_embedding": "False"})
+    assert parsed["mel_tokenizer"].to_json() == expected.to_json()
+    assert parsed["language_model"].model.rows == tasks.create(expected).network.attribute("rows") > 16
+    assert parsed["vocoder"].data.channels == 1
+
+
 def test_tokens_are_those_of_the_rounded_tokenizer(tmp_path):
     flags = ["--output=runs/a b", "--half", "--licence", "CC0-1.0", "--licence=CC BY 4.0"]
     commands, half = _dry_run(tmp_path, *flags)[:-1], str(tmp_path / "runs" / "a b" / "tokenizer_half")

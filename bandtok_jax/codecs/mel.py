@@ -92,9 +92,13 @@ class MelCodec(Codec):
 
         In stereo it is the log-mel of the mid, the mean of the channels.
         """
+        return self.decode_mels(codes)[0]
+
+    def decode_mels(self, codes: np.ndarray) -> np.ndarray:
+        """Decodes codes `[T, F]` to the log-mels of mid and side, `[2, T * frames, M]`, to one of them in mono."""
         network = self._decoder_networks(self._chunk_columns)["tokenizer"]
-        log_mel = np.concatenate(list(network(self._weights["tokenizer"], [self._whole_grid(codes)])))
-        return log_mel if self.channels == 1 else log_mel[:, 0]
+        log_mels = np.concatenate(list(network(self._weights["tokenizer"], [self._whole_grid(codes)])))
+        return log_mels[None] if self.channels == 1 else np.moveaxis(log_mels, 1, 0)
 
     def vocode(self, log_mel: np.ndarray) -> np.ndarray:
         """Turns natural-log mel frames `[T, M]` into audio `[T * hop]` by the vocoder alone.

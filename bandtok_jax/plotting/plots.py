@@ -54,17 +54,24 @@ def panels(
     figure.savefig(path, dpi=100)
 
 
-def token_grid(path: Path, codes: np.ndarray, row_edges_hz: np.ndarray | None, columns_per_second: float) -> None:
-    """Draws a grid of codes `[T, F]`, time to the right, with the edges of the rows `[F, 2]` in Hz if they are bands.
+def token_grid(
+    path: Path, codes: np.ndarray, row_edges_hz: Mapping[str, np.ndarray] | None, columns_per_second: float
+) -> None:
+    """Draws a grid of codes, time to the right. Equal colours are equal codes; similar colours have no meaning.
 
-    Equal colours are equal codes; similar colours have no meaning.
+    Args:
+      path: see above.
+      codes: `[T, F]`.
+      row_edges_hz: name of a channel, or "" -> edges of its rows `[f, 2]`, in the order of the rows; None where rows
+        are levels.
+      columns_per_second: columns in a second of audio.
     """
     from matplotlib.figure import Figure
 
     T, F = codes.shape
     # A fixed permutation of the codes, so that neighbours in the codebook do not look alike.
     colours = np.random.default_rng(0).permutation(int(codes.max()) + 1)[codes]
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, max(4, 0.8 + 0.16 * F)), layout="constrained")
     axis = figure.subplots()
     axis.imshow(
         colours.T, origin="lower", aspect="auto", cmap="nipy_spectral", interpolation="nearest",
@@ -73,8 +80,15 @@ def token_grid(path: Path, codes: np.ndarray, row_edges_hz: np.ndarray | None, c
     if row_edges_hz is None:
         axis.set_ylabel("level")
     else:
-        axis.set_yticks(np.arange(F) + 0.5, [f"{low:.0f}–{high:.0f}" for low, high in row_edges_hz], fontsize=7)
+        edges = np.concatenate(list(row_edges_hz.values()))
+        axis.set_yticks(np.arange(F) + 0.5, [f"{low:.0f}–{high:.0f}" for low, high in edges], fontsize=7)
         axis.set_ylabel("band of the row (Hz)")
+        first = 0
+        for name, channel in row_edges_hz.items():
+            if first:
+                axis.axhline(first, color="white", linewidth=2)
+            axis.annotate(name, (1.01, first + len(channel) / 2), xycoords=axis.get_yaxis_transform(), va="center")
+            first += len(channel)
     axis.set_xlabel("seconds")
     figure.savefig(path, dpi=100)
 

@@ -3,7 +3,8 @@
     python -m bandtok_jax.evaluation.report.run_page \\
         --runs runs/quickstart --data runs/quickstart/data --output report.html
 
-`--runs` is the folder that `launch/local.sh` writes. The page holds its figures and audio, so it can be moved.
+`--runs` is the folder that `launch/local.sh` writes. The page holds its figures and audio, so it can be moved. The
+log-mels and the grid of a stereo codec are those of mid and side.
 """
 
 import argparse
@@ -17,13 +18,15 @@ import pathlib
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import soundfile
 
-from bandtok_jax.audio import spectral, waveform
+from bandtok_jax.audio import mid_side, spectral, waveform
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.mel import MelCodec
+from bandtok_jax.codecs.regions import split_channels
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.evaluation.metrics import spectra
@@ -38,6 +41,7 @@ from bandtok_jax.version import VERSION
 
 COMPONENTS = ("tokenizer", "vocoder", "language_model")
 CROPS, CROP_SECONDS = 2, 6.0  # validation crops on the page
+CHANNELS = {1: ("",), 2: ("mid", "side")}  # names of the channels that a codec of so many codes
 
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]  # component -> lines of metrics.jsonl
 # Component, title, unit and metrics of each chart. The training loss of the vocoder is over several scales, so it is
@@ -73,8 +77,6 @@ def write_report(
     """
     runs, output = pathlib.Path(runs), pathlib.Path(output)
     codec = model_folder.load(str(runs / "model"))
-    if codec.channels > 1:
-        raise ValueError(f"{runs / 'model'} is stereo, and the page is for mono codecs: use  bandtok evaluate")
     assert isinstance(codec, MelCodec), f"{runs / 'model'} is no mel codec"
     metrics = {name: read_metrics(runs / name) for name in COMPONENTS}
     generated_audio = {path.name: waveform.read(path) for path in map(pathlib.Path, generated)}
@@ -104,9 +106,10 @@ def write_report(
 
 
 def validation_crops(codec: Codec, data: str) -> list[np.ndarray]:
-    """Returns validation crops `[S]`."""
+    """Returns validation crops `[S]`, `[2, S]` of a stereo codec."""
     settings = load_config("bandtok:tiny").data.copy_and_resolve_references()
     settings.sample_rate_hz, settings.clip_samples = codec.sample_rate_hz, int(CROP_SECONDS * codec.sample_rate_hz)
+    settings.channels = codec.channels
     settings.loudness_lufs = codec.components["tokenizer"].config.data.loudness_lufs
     settings.sources = data
     (batch,) = iterator.evaluation_batches(settings, batch_size=CROPS, count=1)
@@ -118,7 +121,12 @@ def mel_baseline(codec: Codec, data: str) -> dict[str, float]:
     config: ConfigDict = codec.components["tokenizer"].config
     settings = config.data.copy_and_resolve_references()
     settings.sources = data
-    to_log_mel = jax.jit(functools.partial(spectral.log_mel, definition=codec.components["tokenizer"].mel))
+    mel, side_mels = codec.components["tokenizer"].mel, config.model.get("side_mels", 0)
+
+    @jax.jit
+    def to_log_mel(audio: jax.Array) -> jax.Array:
+        return mid_side.stereo_log_mel(audio, mel, side_mels) if side_mels else spectral.log_mel(audio, mel)
+
     log_mels = {}
     for split, count in (("train", 8 * config.evaluation_batches), ("validation", config.evaluation_batches)):
         batches = iterator.evaluation_batches(settings, split=split, batch_size=config.batch_size, count=count)
@@ -197,47 +205,61 @@ def _charts(metrics: Metrics) -> Html:
 
 
 def _crop_section(codec: MelCodec, audio: np.ndarray) -> list[Html]:
-    """Returns audio and figures of one crop `[S]`: original, vocoder alone, Griffin-Lim, and the codec."""
+    """Returns audio and figures of a crop, `[S]` or `[2, S]`: original, vocoder alone, Griffin-Lim, and the codec."""
     rate, definition = codec.sample_rate_hz, codec.components["tokenizer"].mel
     codes = codec.encode(audio, rate)
-    log_mel = np.asarray(spectral.log_mel(audio, definition))
-    decoded_mel = codec.decode_mel(codes)[: len(log_mel)]
-    griffin_lim = spectral.griffin_lim(decoded_mel, definition, iterations=32, key=jax.random.key(0))
+    log_mels = _log_mels(audio, definition)
+    decoded_mels = dict(zip(log_mels, codec.decode_mels(codes)[:, : len(next(iter(log_mels.values())))]))
+    griffin_lim = functools.partial(spectral.griffin_lim, definition=definition, iterations=32, key=jax.random.key(0))
     versions = {"original": audio}
     if codec.vocodes_mels:
-        versions["original mel, vocoder (no tokens)"] = codec.vocode(log_mel)
-    versions["tokens, mel, Griffin-Lim (no vocoder)"] = np.asarray(griffin_lim)
+        versions["original mel, vocoder (no tokens)"] = _audio_of(codec.vocode, log_mels)
+    versions["tokens, mel, Griffin-Lim (no vocoder)"] = _audio_of(griffin_lim, decoded_mels)
     versions["tokens, mel, vocoder" if codec.vocodes_mels else "tokens, vocoder"] = codec.decode(
-        codes, samples=len(audio)
+        codes, samples=audio.shape[-1]
     )
-    mels = {"original": log_mel, "from the tokens": decoded_mel}
+    mels = {f"original{name}": log_mel for name, log_mel in log_mels.items()}
+    mels |= {f"from the tokens{name}": log_mel for name, log_mel in decoded_mels.items()}
     hop_seconds = definition.hop_samples / rate
+    edges_hz = None
+    if codec.row_edges_hz is not None:
+        edges_hz = dict(zip(CHANNELS[codec.channels], split_channels(codec.row_edges_hz)))
+    draw_grid = functools.partial(
+        plots.token_grid, codes=codes, row_edges_hz=edges_hz, columns_per_second=codec.columns_per_second
+    )
     return [
         *(_audio_element(name, version, rate) for name, version in versions.items()),
         _figure(
             "log-mel of the original and from the tokens",
             functools.partial(plots.panels, panels=mels, hop_seconds=hop_seconds),
         ),
-        _figure(
-            f"grid of {codes.shape[0]} columns and {codes.shape[1]} rows of codes",
-            functools.partial(
-                plots.token_grid,
-                codes=codes,
-                row_edges_hz=codec.row_edges_hz,
-                columns_per_second=codec.columns_per_second,
-            ),
-        ),
+        _figure(f"grid of {codes.shape[0]} columns and {codes.shape[1]} rows of codes", draw_grid),
     ]
 
 
 def _generated_section(codec: Codec, name: str, audio: np.ndarray, rate: int) -> Html:
     """Returns audio and log-mel of generated audio `[C, S]`."""
     definition = codec.components["tokenizer"].mel
-    panels = {name: np.asarray(spectral.log_mel(audio.mean(0), definition))}
+    audio = audio if len(audio) == 2 else audio.mean(0)
+    panels = {f"{name}{channel}": log_mel for channel, log_mel in _log_mels(audio, definition).items()}
     hop_seconds = definition.hop_samples / definition.sample_rate_hz
     draw = functools.partial(plots.panels, panels=panels, hop_seconds=hop_seconds)
-    element = _audio_element(name, audio.mean(0), rate)
+    element = _audio_element(name, audio, rate)
     return html("{audio}{figure}", audio=element, figure=_figure(f"log-mel of {name}", draw))
+
+
+def _log_mels(audio: np.ndarray, definition: spectral.MelDefinition) -> dict[str, np.ndarray]:
+    """Returns the log-mel `[T, M]` of mono audio `[S]`, or those of mid and side of `[2, S]`, by the ends of titles."""
+    if audio.ndim == 1:
+        return {"": np.asarray(spectral.log_mel(audio, definition))}
+    log_mels = np.asarray(spectral.log_mel(mid_side.mid_side(jnp.asarray(audio)), definition))
+    return {f", {name}": log_mel for name, log_mel in zip(CHANNELS[2], log_mels)}
+
+
+def _audio_of(vocode: Callable[[np.ndarray], Any], log_mels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns audio `[S]` of a log-mel, or `[2, S]` of those of mid and side."""
+    channels = jnp.stack([vocode(log_mel) for log_mel in log_mels.values()])
+    return np.asarray(channels[0] if len(channels) == 1 else mid_side.left_right(channels))
 
 
 def _figure(description: str, draw: Callable[[BinaryIO], None], broad: bool = True) -> Html:
@@ -249,9 +271,9 @@ def _figure(description: str, draw: Callable[[BinaryIO], None], broad: bool = Tr
 
 
 def _audio_element(name: str, audio: np.ndarray, rate: int) -> Html:
-    """Returns controls for audio `[S]` inside the page, as 16-bit WAV."""
+    """Returns controls for audio `[S]` or `[2, S]` inside the page, as 16-bit WAV."""
     file = io.BytesIO()
-    soundfile.write(file, np.clip(audio, -1, 1), rate, format="WAV", subtype="PCM_16")
+    soundfile.write(file, np.clip(audio, -1, 1).T, rate, format="WAV", subtype="PCM_16")
     source = f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
     return html("<p>{name}<br>{audio}</p>", name=name, audio=page.audio_element(source, preload=True))
 
