@@ -24,7 +24,7 @@ from bandtok_jax.commands import music_files
 from bandtok_jax.demo import connection, mel_image, server, sessions, site
 from bandtok_jax.demo.band_pass import BandPass
 from bandtok_jax.pretrained import export_folder
-from tests import browser, loopback, test_codec, toy_tokenizer
+from tests import browser, loopback, test_codec, test_flow_codec, test_mid_side, tiny, toy_tokenizer
 from tests.test_editing import editor
 
 RATE = 44_100
@@ -110,6 +110,11 @@ def music():
     return waveform.as_int16(test_codec.music()[:70_000]).astype(np.float32) / waveform.INT16_SCALE
 
 
+def stereo_music():
+    """Audio `[2, S]` of 1.6 s in 16 bits, with two different channels."""
+    return waveform.as_int16(np.stack([music(), 0.5 * music()[::-1]])).astype(np.float32) / waveform.INT16_SCALE
+
+
 def test_a_file_becomes_its_grid_and_back(running):
     """The codes and the audio of the page are those of the codec, at the loudness of the training."""
     tab, codec, audio = Client(running), editor(), music()
@@ -144,6 +149,52 @@ def test_levels_of_a_codec_without_vocoder_and_language_model(tmp_path):
         decoded = tab.audio(tab.post("/reconstruct", rows=[0, 1])["audio"])[:, 0]
         np.testing.assert_array_equal(decoded, waveform.as_int16(codec.decode(codes[:, :1], samples=len(audio))))
         assert "levels, not bands" in tab.error("POST", "/edit", json.dumps(EDIT))[1]
+
+
+def test_both_channels_of_a_stereo_codec(tmp_path):
+    """The rows of mid and side, a region in both, and audio that is that of the codec."""
+    codec = tiny.with_language_model(test_mid_side.create(), **{"loss.infill_fraction": 0.5})
+    audio = stereo_music()
+    with served(codec, tmp_path) as running:
+        tab, gain = Client(running), np.float32(music_files.training_gain(codec, audio))
+        model = tab.post("/open")["model"]
+        assert model["channels"] == 2 and model["channel_rows"] == [16, 12] and model["listening"] == "bands"
+        opened, codes = tab.upload(wav(audio.T)), codec.encode(audio * gain, RATE)
+        np.testing.assert_array_equal(tab.codes(28), codes)
+        np.testing.assert_array_equal(tab.audio(opened["original"]).T, waveform.as_int16(audio))
+        decoded = codec.decode(codes, samples=audio.shape[1]) / gain
+        name = tab.post("/reconstruct", rows=[0, 16])["audio"]
+        np.testing.assert_array_equal(tab.audio(name).T, waveform.as_int16(decoded))
+        border_hz = (codec.row_edges_hz[7, 1] + codec.row_edges_hz[8, 0]) / 2
+        part = tab.audio(tab.post("/reconstruct", rows=[0, 8])["audio"]).T
+        np.testing.assert_allclose(part, waveform.as_int16(BandPass(0, border_hz, RATE, 2)(decoded)), atol=1)
+        tab.post("/edit", columns=[4, 9], rows=[10, 14], prompt="", seed=3)
+        changed = tab.codes(28) != codes
+        inside = np.zeros_like(changed)
+        inside[4:9, [*range(10, 14), 26, 27]] = True  # the side has rows up to those above the tenth and eleventh
+        assert not changed[~inside].any() and changed[4:9, 10:14].any() and changed[4:9, 26:].any()
+        check_new_music(tab, codec)
+
+
+def check_new_music(tab, codec):
+    body = tab.send("POST", "/generate", json.dumps({"prompt": "", "seconds": 1.3, "seed": 3}))[2]
+    expected = np.concatenate(list(codec.generate_stream(None, 1.3, 3)), axis=1)[:, : round(1.3 * codec.sample_rate_hz)]
+    np.testing.assert_array_equal(np.frombuffer(body[44:], "<i2").reshape(-1, 2).T, waveform.as_int16(expected))
+
+
+def test_levels_of_a_stereo_flow(tmp_path):
+    codec = tiny.with_language_model(test_flow_codec.create())
+    audio = stereo_music()[:, :40_000]
+    with served(codec, tmp_path) as running:
+        tab = Client(running)
+        model = tab.post("/open")["model"]
+        assert model["listening"] == "levels" and model["row_counts"] == [1, 2] and model["generating"]
+        assert not model["editing"] and model["channel_rows"] == [2]
+        samples, codes = tab.upload(wav(audio.T))["samples"], tab.codes(2)
+        np.testing.assert_array_equal(codes, codec.encode(audio, RATE))
+        decoded = tab.audio(tab.post("/reconstruct", rows=[0, 1])["audio"])
+        np.testing.assert_array_equal(decoded.T, waveform.as_int16(codec.decode(codes[:, :1], samples=samples)))
+        check_new_music(tab, codec)
 
 
 EDIT = {"columns": [4, 9], "rows": [3, 8], "prompt": "soft bells", "seed": 3}
