@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,11 @@ def music():
     return waveform.as_int16(test_codec.music()[:70_000]).astype(np.float32) / waveform.INT16_SCALE
 
 
+def stereo_editor():
+    """A stereo codec with a language model, as if it had been trained to fill in."""
+    return tiny.with_language_model(test_mid_side.create(), **{"loss.infill_fraction": 0.5})
+
+
 def stereo_music():
     """Audio `[2, S]` of 1.6 s in 16 bits, with two different channels."""
     return waveform.as_int16(np.stack([music(), 0.5 * music()[::-1]])).astype(np.float32) / waveform.INT16_SCALE
@@ -153,8 +159,7 @@ def test_levels_of_a_codec_without_vocoder_and_language_model(tmp_path):
 
 def test_both_channels_of_a_stereo_codec(tmp_path):
     """The rows of mid and side, a region in both, and audio that is that of the codec."""
-    codec = tiny.with_language_model(test_mid_side.create(), **{"loss.infill_fraction": 0.5})
-    audio = stereo_music()
+    codec, audio = stereo_editor(), stereo_music()
     with served(codec, tmp_path) as running:
         tab, gain = Client(running), np.float32(music_files.training_gain(codec, audio))
         model = tab.post("/open")["model"]
@@ -356,6 +361,14 @@ def test_the_page_may_run_its_own_script_alone(running):
     assert "http:" not in text and "https:" not in text and "innerHTML" not in text and " style=" not in text
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+def test_the_script_of_the_page_can_be_parsed(running, tmp_path):
+    page = Client(running).send("GET", "/")[2].decode()
+    (tmp_path / "script.js").write_text(page.partition("<script>")[2].partition("</script>")[0])
+    check = subprocess.run(["node", "--check", tmp_path / "script.js"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+
+
 def test_the_image_has_a_frame_for_each_hop():
     codec = test_codec.create()
     audio = music()[: 20 * codec.mel.hop_samples]
@@ -440,3 +453,34 @@ def test_the_page_in_a_browser(running, tmp_path):
         hosts = {parse.urlsplit(url).netloc for url in page.requests if not url.startswith(("data:", "about:"))}
         assert hosts - {""} == {running.hosts[0]} and len(page.requests) > 10
         assert not page.messages
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_a_region_of_mid_and_side_in_a_browser(tmp_path):
+    """A rectangle over rows of the side selects those of the mid, too, and the page plays both channels."""
+    soundfile.write(tmp_path / "song.flac", stereo_music().T, RATE)
+    (tmp_path / "files").mkdir()
+    with served(stereo_editor(), tmp_path / "files") as running, browser.page(tmp_path / "profile") as page:
+        page.open(running.address)
+        page.wait("typeof session !== 'undefined' && !!session")
+        x, y, *_ = page.box("drop")
+        page.drop(tmp_path / "song.flac", x + 20, y + 20)
+        page.wait("track && track.reconstruction && !working")
+        before = np.array(page.run("[...track.codes]")).reshape(-1, 28)
+        x, y, width, height = page.box("grid")
+        page.drag((x + 0.4 * width, y + 0.1 * height), (x + 0.5 * width, y + 0.2 * height))
+        (low, high), rows = page.run("[selection.rows, selectedRows()]")
+        assert 0 < low < high < 12 and rows == [[low, high], [16 + low, 16 + high]]
+        assert page.run("at('under').textContent").partition(":")[0].endswith("of the side")
+        page.run("at('regenerate').click()")
+        page.wait("track.is_proposal && !working")
+        changed = (np.array(page.run("[...track.codes]")).reshape(-1, 28) != before).any(axis=0)
+        inside = np.zeros(28, bool)
+        inside[low:high] = inside[16 + low : 16 + high] = True
+        assert changed[inside].any() and not changed[~inside].any()
+        page.run("at('seconds').value = 1; at('generate').click()")
+        page.wait("!at('result').hidden")
+        decoded = "new OfflineAudioContext(1, 1, 44100).decodeAudioData(buffer)"
+        script = f"music.blob.arrayBuffer().then((buffer) => {decoded}).then((x) => [x.numberOfChannels, x.length])"
+        assert page.run(script) == [2, RATE] and not page.messages
