@@ -1,13 +1,14 @@
 """Stereo by two mono log-mels: mid and side, or left and right, through a mono vocoder, without and with a tokenizer.
 
     python benchmarks/stereo.py --vocoder=runs/vocoder --data=data/music [--seconds 8]
-        [--stereo=runs/tokenizer_stereo] [--mono=runs/tokenizer]
+        [--stereo=runs/tokenizer_stereo] [--mono=runs/tokenizer] [--visqol]
 
 With --stereo the tokenizer of that run codes both channels, with --mono that of the other run each by itself.
 
 For the stereo tracks of the validation split, each row has the mean over tracks: the error of the width (side-to-mid
 ratio, dB), of the level difference between the channels in the mel bins within 60 dB of the loudest (dB), of the
-correlation between the channels in each frequency (weighted by power), and of the log-mel of both channels (nats).
+correlation between the channels in each frequency (weighted by power), and of the log-mel of both channels (nats). With
+--visqol it also has ViSQOL of the mix-down and of each channel, for which visqol-python is needed.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import bandtok_jax
 from bandtok_jax.audio import mid_side, spectral
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.data_pipelines.full_tracks import open_tracks
+from bandtok_jax.evaluation.metrics import visqol
 from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 from bandtok_jax.evaluation.metrics.waveform_metrics import stereo_width_error
 from bandtok_jax.pretrained import model_folder
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--stereo", metavar="RUN", help="stereo tokenizer")
     parser.add_argument("--mono", metavar="RUN", help="mono tokenizer, for each channel")
+    parser.add_argument("--visqol", action="store_true", help="rate the mix-down and both channels")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of the excerpts")
     flags = parser.parse_args()
     vocoder = model_folder.read_components(flags.vocoder)["vocoder"]
@@ -64,7 +67,10 @@ def main() -> None:
         audio = audio[:, first : first + samples]
         if len(audio) == 2 and audio.shape[1] == samples and np.abs(audio[0] - audio[1]).max() > 1e-3:
             for name, system in systems.items():
-                errors[name].append(_errors(audio, np.asarray(system(audio)), mel))
+                decoded = np.asarray(system(audio))
+                errors[name].append(_errors(audio, decoded, mel))
+                if flags.visqol:
+                    errors[name][-1] |= _ratings(AudioPair(audio, decoded, mel.sample_rate_hz))
     if not errors["mid_side"]:
         raise SystemExit(f"{flags.data} holds no stereo track of {flags.seconds:g} s in its validation split")
     for name, rows in errors.items():
@@ -93,6 +99,11 @@ def _errors(reference: np.ndarray, decoded: np.ndarray, mel: spectral.MelDefinit
         "correlation": float((np.abs(correlation - decoded_correlation) * power).sum() / power.sum()),
         "log_mel_nats": float(np.abs(mels - decoded_mels).mean()),
     }
+
+
+def _ratings(pair: AudioPair) -> dict[str, float]:
+    channels = np.mean([visqol.visqol_left(pair) or 0, visqol.visqol_right(pair) or 0])
+    return {"visqol_of_the_mix": float(visqol.visqol(pair) or 0), "visqol_of_the_channels": float(channels)}
 
 
 def _correlation(audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
