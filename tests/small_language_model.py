@@ -61,16 +61,14 @@ def decoded_logits(model, parameters, codes, caption=None, begins=True, known_st
 
     @jax.jit
     def decode(parameters):
-        context, mask, decoding = None, None, None
+        text = None
         if caption is not None:
             context, mask = model.apply(parameters, {}, caption=caption, method="encode_text")
-            decoding = model.apply(parameters, {}, context, mask, method="decoding_context")
+            text = model.apply(parameters, {}, context, mask, method="decoding_context")
         length = (count + 1) * layout.positions_per_step
         cache = model.apply(parameters, {}, batch, length, method="init_kv_cache")
         filled = 1 + known_steps * layout.positions_per_step
-        cache = model.apply(
-            parameters, {}, first, steps[:, :known_steps], cache, context, mask, length=filled, method="prefill"
-        )
+        cache = model.apply(parameters, {}, first, steps[:, :known_steps], cache, text, length=filled, method="prefill")
         for number in range(known_steps, count):
             previous = steps[:, number - 1] if number else jnp.broadcast_to(first[:, None], (batch, rows))
 
@@ -80,7 +78,7 @@ def decoded_logits(model, parameters, codes, caption=None, begins=True, known_st
                 return steps[:, number][:, rows]
 
             tokens, cache = model.apply(
-                parameters, {}, previous, jnp.int32(number), cache, draw, decoding, method="decode_step"
+                parameters, {}, previous, jnp.int32(number), cache, draw, text, method="decode_step"
             )
         return tokens
 

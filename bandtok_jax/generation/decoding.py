@@ -52,6 +52,7 @@ def decode_steps(
       place, offset: the number of the first step in the window, and of the window's beginning in the track.
       lengths: `[B]`, columns of each track; those of a track that has not ended are the requested ones.
       known: `[B, S, F]`, the tokens of the steps from the first one on that are not drawn, and -1; or None.
+      text: the result of `read_text`.
       cache_offset: see `LanguageModel.decode_step`.
 
     Returns:
@@ -62,7 +63,6 @@ def decode_steps(
     end, delays, batch = settings["codebook_size"], jnp.array(layout.delays), len(previous)
     lag = max(layout.delays)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    context = None if text is None else text["decoding"]
 
     def more(state: tuple) -> jax.Array:
         number, (_, lengths, _, _) = state
@@ -92,7 +92,7 @@ def decode_steps(
             return twice(drawn, guided)
 
         previous, cache = network.apply(
-            parameters, {}, twice(previous, guided), now, cache, draw, context, cache_offset=cache_offset,
+            parameters, {}, twice(previous, guided), now, cache, draw, text, cache_offset=cache_offset,
             method="decode_step",
         )  # fmt: skip
         previous = previous[:batch]
@@ -123,8 +123,7 @@ def prefill_cache(
     span: int,
 ) -> Tree:
     """Returns the cache with the keys and values of first tokens `[B]` and steps `[B, S, F]` at its beginning."""
-    context = (None, None) if text is None else (text["context"], text["mask"])
-    return network.apply(parameters, {}, first, steps, cache, *context, length=span, method="prefill")
+    return network.apply(parameters, {}, first, steps, cache, text, length=span, method="prefill")
 
 
 @functools.partial(jax.jit, static_argnames=("network", "guided"))
@@ -136,11 +135,7 @@ def read_text(network: DecodingNetwork, parameters: Tree, text: Tree, guided: bo
     text = {name: twice(value, guided) for name, value in text.items()}
     drop = jnp.arange(2 * batch if guided else batch) >= batch
     context, mask = network.apply(parameters, {}, **text, drop=drop, method="encode_text")
-    return {
-        "context": context,
-        "mask": mask,
-        "decoding": network.apply(parameters, {}, context, mask, method="decoding_context"),
-    }
+    return network.apply(parameters, {}, context, mask, method="decoding_context")
 
 
 def twice(x: jax.Array, guided: bool) -> jax.Array:

@@ -169,7 +169,7 @@ class Block(nnx.Module):
         *,
         causal: bool,
         mask: jax.Array | None = None,
-        context: jax.Array | None = None,
+        context: KeysValues | None = None,
         context_mask: jax.Array | None = None,
         drop: Dropout | None = None,
     ) -> tuple[jax.Array, KeysValues]:
@@ -179,13 +179,14 @@ class Block(nnx.Module):
           x: `[B, L, D]`.
           angles: `[L, H / 2]` or `[B, L, H / 2]`.
           mask: bool `[B, L]`, the positions to attend to.
-          context, context_mask: `[B, M, D]` and bool `[B, M]`.
+          context: the result of `context_keys_values`.
+          context_mask: bool `[B, M]`, the part of the context to attend to.
           drop: the dropout of each branch, see `dropout`.
         """
         drop = drop or _keep
         branch, keys_values = self.attention(self.attention_norm(x), angles, causal=causal, mask=mask)
         x = x + drop(branch, 0)
-        return self._finish(x, self.context_keys_values(context), context_mask, drop), keys_values
+        return self._finish(x, context, context_mask, drop), keys_values
 
     def decode_step(
         self,

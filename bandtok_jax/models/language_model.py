@@ -276,7 +276,8 @@ class LanguageModel(nnx.Module):
                 {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if has_dropout else {}
             )
             block = nnx.merge(graph, state)
-            return block(x, angles, causal=True, context=context, context_mask=context_mask, **options)[0], None
+            options |= {"context": block.context_keys_values(context), "context_mask": context_mask}
+            return block(x, angles, causal=True, **options)[0], None
 
         x = drop(x, 0) if has_dropout else x
         layer = jax.checkpoint(layer) if self.remat else layer
@@ -316,7 +317,7 @@ class LanguageModel(nnx.Module):
         return jnp.where(absent[:, None, None], null, context), jnp.where(absent[:, None], first, mask)
 
     def decoding_context(self, context: jax.Array, context_mask: jax.Array) -> DecodingContext:
-        """Returns the part of the computation that depends on the text alone, for `decode_step`."""
+        """Returns the part of the computation that depends on the text alone, for `prefill` and `decode_step`."""
         keys_values = tuple(block.cross_attention.keys_values(context) for block in self._unstacked_blocks)
         return DecodingContext(keys_values, context_mask, self._pool(context, context_mask))
 
@@ -330,8 +331,7 @@ class LanguageModel(nnx.Module):
         first: jax.Array,
         steps: jax.Array,
         cache: tuple[KVCache, ...],
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
+        context: DecodingContext | None = None,
         *,
         length: int,
     ) -> tuple[KVCache, ...]:
@@ -341,12 +341,14 @@ class LanguageModel(nnx.Module):
           first: `[B]`, BEGIN or MIDDLE.
           steps: `[B, S, F]`, the tokens of each step of the layout; those that are not known yet are of no effect on
             the positions before them.
+          context: the result of `decoding_context`.
         """
         tokens, positions = self.layout.sequence(self._after_first(first, steps))[:, :length], jnp.arange(length)
         x, angles, new_cache = self.layout.inputs(self._tables, tokens, positions), self._angles(positions), []
-        x = self._add_pooled(x, self._pool(context, context_mask))
-        for block, layer_cache in zip(self._unstacked_blocks, cache):
-            x, keys_values = block(x, angles, causal=True, context=context, context_mask=context_mask)
+        text, mask, pooled = context or self._no_context
+        x = self._add_pooled(x, pooled)
+        for block, layer_cache, layer_text in zip(self._unstacked_blocks, cache, text):
+            x, keys_values = block(x, angles, causal=True, context=layer_text, context_mask=mask)
             new_cache.append(update_kv_cache(layer_cache, *keys_values, 0))
         return tuple(new_cache)
 
@@ -372,7 +374,7 @@ class LanguageModel(nnx.Module):
 
         def transformer(x: jax.Array, position: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
             angles, place, new_cache = self._angles(position[None]), position + cache_offset, []
-            keys_values, mask, pooled = context or DecodingContext((None,) * self.num_layers)
+            keys_values, mask, pooled = context or self._no_context
             x = self._add_pooled(x, pooled)
             for block, layer_cache, layer_context in zip(self._unstacked_blocks, cache, keys_values):
                 x, layer_cache = block.decode_step(x, angles, layer_cache, place, layer_context, mask)
@@ -380,6 +382,10 @@ class LanguageModel(nnx.Module):
             return self.norm(x), tuple(new_cache)
 
         return self.layout.decode_step(self._tables, transformer, previous, step, cache, draw)
+
+    @property
+    def _no_context(self) -> DecodingContext:
+        return DecodingContext((None,) * self.num_layers)
 
     @property
     def _unstacked_blocks(self) -> Iterable[Block]:
