@@ -1,15 +1,20 @@
-"""The kernels of one token in one layer, as XLA compiles them for an H100 on a machine without a GPU.
+"""The kernels of a token or a training step, as XLA compiles them for an H100 on a machine without a GPU.
 
     pip install --no-deps jax-cuda13-pjrt jax-cuda13-plugin       # of the version of jax; ptxas must be on the PATH
     python benchmarks/gpu_kernels.py
     MOSAIC_GPU_DUMP_PTXAS=1 python benchmarks/gpu_kernels.py      # also the registers that each kernel takes
+    python benchmarks/gpu_kernels.py --step=vocos:small           # the training step of a configuration
 
-The rows are the layers of `language_model:small` and `base` in bfloat16 with a cache of 1729 positions. XLA tries no
-variants of a kernel without a device, so that its program may differ on one.
+The rows are the layers of `language_model:small` and `base` in bfloat16 with a cache of 1729 positions, or the phases
+of a training: without the discriminators, with their own training, and with their losses. XLA tries no variants of a
+kernel without a device, so that its program may differ on one.
 """
 
+import argparse
 import collections
+import functools
 import os
+import time
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
@@ -17,10 +22,13 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
+from bandtok_jax import tasks
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.attention import init_kv_cache
 from bandtok_jax.layers.network import Network
 from bandtok_jax.layers.transformer import Block
 from bandtok_jax.planning.hlo import HloProgram
+from bandtok_jax.planning.program_cost import memory_traffic_bytes
 from bandtok_jax.runtime.target_platform import fused_decode, made_for
 
 # From NVIDIA's data sheet of the H100 SXM, as XLA's GpuTargetConfigProto.
@@ -53,12 +61,44 @@ def kernels(device: jax.Device, sizes: tuple[int, int, int], batch: int, fused: 
     with made_for("gpu"), fused_decode(fused):
         jitted = jax.jit(step, donate_argnums=3, in_shardings=place, out_shardings=place)
         text = jitted.lower(*arguments, shape((), jnp.int32)).compile().as_text()
-    opcodes = [run.instruction.opcode for run in HloProgram(text).executions() if not run.fused]
+    return _count(HloProgram(text))
+
+
+def _count(program: HloProgram) -> collections.Counter[str]:
+    opcodes = [run.instruction.opcode for run in program.executions() if not run.fused]
     return collections.Counter(opcode for opcode in opcodes if opcode not in NO_KERNELS)
 
 
+def print_step(device: jax.Device, name: str) -> None:
+    """Prints a row for each phase of a training."""
+    task = tasks.create(load_config(name))
+    state, place = jax.eval_shape(lambda: task.init(jax.random.key(0))), jax.sharding.SingleDeviceSharding(device)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    phases = [phase for phase in task.phases() if phase] or [{}]
+    if phases != [{}]:
+        phases = [dict.fromkeys(phases[0], False), *phases]
+    print("| phase | kernels | of them FFT | library calls | GB read and written | CPU s of compilation |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for phase in phases:
+        step = functools.partial(task.train_step, **phase)
+        with made_for("gpu"):
+            jitted = jax.jit(step, donate_argnums=0, in_shardings=place, out_shardings=place)
+            lowered, start = jitted.lower(state, task.frozen_spec(), task.batch_spec(), key), time.process_time()
+            program = HloProgram(lowered.compile().as_text())
+        seconds, counts = time.process_time() - start, _count(program)
+        active = ", ".join(part for part, is_active in phase.items() if is_active) or "none"
+        row = [active, sum(counts.values()), counts["fft"], counts["custom-call"]]
+        row += [round(memory_traffic_bytes(program) / 1e9, 1), round(seconds)]
+        print("|", " | ".join(map(str, row)), "|", flush=True)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", metavar="NAME:VARIANT", help="count those of a training step")
+    flags = parser.parse_args()
     (device, *_) = topologies.get_topology_desc("1x1x1", platform="cuda", topology="1x1x1", target_config=H100).devices
+    if flags.step:
+        return print_step(device, flags.step)
     print("| layer | batch | XLA | fused |\n|---|---|---|---|", flush=True)
     for name, sizes in LAYERS.items():
         for batch in (1, 2, 8):
