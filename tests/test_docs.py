@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -58,6 +59,20 @@ def test_the_python_runs(page, text, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_folder_with_audio_or_weights_has_a_licence():
+    patterns = [f"*.{ending}" for ending in ("ogg", "safetensors", "pt", "pth", "bin", "th")]
+    run = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip("not a clone")
+    folders = {pathlib.Path(path).parent for path in run.stdout.split("\0") if path}
+    assert folders
+    for folder in folders:
+        # The nearest page counts, beside the files or above them, but not that of the whole repository.
+        parents = [ROOT / parent for parent in (folder, *folder.parents) if parent != pathlib.Path(".")]
+        pages = [parent / name for parent in parents for name in ("README.md", "LICENSE") if (parent / name).is_file()]
+        assert pages and re.search("licen[cs]e", pages[0].read_text(), re.I), f"{folder} has no licence"
 
 
 def test_the_citation_names_this_version():
