@@ -281,8 +281,19 @@ def test_cells_of_regions():
     ):
         with pytest.raises(ValueError, match=message):
             cells(regions, 20, 4.0, edges)
-    with pytest.raises(TypeError, match=r"regions is the region \(\(1, 2\), .*: pass a list, as \[region\]"):
-        cells(Region((1, 2)), 50, 10, np.array([[0, 1000]]))
+    assert cells([Region(np.array([1, 2]), [np.float32(100), None])], 20, 4.0, edges).sum() == 12
+    for regions, message in (
+        (Region((1, 2)), r"regions is the region \(\(1, 2\), .*: pass a list, as \[region\]"),
+        (5, "regions is 5: pass a list of regions"),
+        ([None], r"region 1 is None: give a Region\(time="),
+        ([Region(), (1, 2, 3)], r"region 2 is \(1, 2, 3\): give a Region\(time="),
+        ([Region(time="1:2")], r"the time of region 1 is '1:2': give a pair of seconds, as \(4.0, 8.0\)"),
+        ([Region(time=(1,))], r"the time of region 1 is \(1,\): give a pair of seconds"),
+        ([Region(time=("1", 2))], r"the time of region 1 is \('1', 2\): give a pair of seconds"),
+        ([Region(), Region(band=5)], r"the band of region 2 is 5: give a pair of Hz, as \(2000.0, None\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            cells(regions, 20, 4.0, edges)
 
 
 def test_edit():
@@ -303,6 +314,8 @@ def test_edit():
     ):
         with pytest.raises(ValueError, match=message):
             other.edit(codes, regions)
+    with pytest.raises(ValueError, match="residual levels, not bands of frequency"):
+        bandtok_jax.create("dac:tiny").region_cells(regions, len(codes))
     with pytest.raises(ValueError, match="outside the codebook"):
         codec.edit(codes + 1024, regions)
     with pytest.raises(ValueError, match="temperature is -1"):

@@ -233,6 +233,7 @@ class Codec(ChunkedCodec):
         Raises:
           ValueError: regions that are empty, overlap or are outside of the track, rows that are residual levels, a
             language model that is missing or was not trained to fill in, or options out of range.
+          TypeError: regions that are not pairs of seconds and of Hz.
         """
         self.check_editable()
         region = self.region_cells(regions, len(codes))
@@ -240,17 +241,25 @@ class Codec(ChunkedCodec):
 
     def check_editable(self) -> None:
         """Raises a ValueError where `edit` is impossible: by the rows of the grid, or by the language model."""
+        self._band_edges_hz()
+        self.language_model.check_editable()
+
+    def region_cells(self, regions: Sequence[Region], columns: int) -> np.ndarray:
+        """Returns bool `[T, F]`, True for the cells of a grid of T columns that `edit` regenerates.
+
+        Raises:
+          ValueError, TypeError: as `edit`, save for the language model and the options.
+        """
+        return cells(regions, columns, self.columns_per_second, self._band_edges_hz())
+
+    def _band_edges_hz(self) -> np.ndarray:
+        """Returns `row_edges_hz`; ValueError where rows are residual levels."""
         if self.row_edges_hz is None:
             raise ValueError(
                 "the rows of this model are residual levels, not bands of frequency, so that its grid has no regions "
                 "to edit: use a model with band rows, such as bandtok"
             )
-        self.language_model.check_editable()
-
-    def region_cells(self, regions: Sequence[Region], columns: int) -> np.ndarray:
-        """Returns bool `[T, F]`, True for the cells of a grid of T columns that `edit` regenerates; errors as there."""
-        assert self.row_edges_hz is not None
-        return cells(regions, columns, self.columns_per_second, self.row_edges_hz)
+        return self.row_edges_hz
 
     def generate_stream(
         self,

@@ -1,9 +1,11 @@
 """Regions of a grid whose rows are bands: rectangles in seconds and Hz, and the cells that they hold."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
+
+from bandtok_jax.runtime.untrusted import shown
 
 ROUNDING_SECONDS, ROUNDING_HZ = 1e-6, 1.0  # by which an end may be beyond that of the track
 
@@ -34,13 +36,15 @@ def cells(regions: Sequence[Region], columns: int, columns_per_second: float, ro
 
     Raises:
       ValueError: no regions, an empty one, one outside of the track, two that overlap, or all cells.
-      TypeError: one region in place of several.
+      TypeError: one region in place of several, or one that is not made of pairs of numbers.
     """
     if isinstance(regions, Region):
         raise TypeError(f"regions is the region {tuple(regions)}: pass a list, as [region]")
+    if not isinstance(regions, Iterable):
+        raise TypeError(f"regions is {shown(regions)}: pass a list of regions, as [Region(time=(4.0, 8.0))]")
+    regions = [_checked(number, region) for number, region in enumerate(regions, start=1)]
     if not regions:
         raise ValueError("no regions: give at least one")
-    regions = [Region(*region) for region in regions]
     seconds, channels = columns / columns_per_second, [row_borders_hz(edges) for edges in split_channels(row_edges_hz)]
     borders = channels[0]
     times = [_limits(region.time, 0.0, seconds, "time", "s", ROUNDING_SECONDS) for region in regions]
@@ -72,6 +76,21 @@ def row_borders_hz(row_edges_hz: np.ndarray) -> np.ndarray:
 def split_channels(row_edges_hz: np.ndarray) -> list[np.ndarray]:
     """Returns the rows of mid and side, or all of a mono codec; each begins at the lowest frequency."""
     return np.split(row_edges_hz, 1 + np.flatnonzero(np.diff(row_edges_hz[:, 0]) <= 0))
+
+
+def _checked(number: int, region: object) -> Region:
+    """Returns a region with pairs of numbers; TypeError for anything else at that place of a list, counted from 1."""
+    if not isinstance(region, (tuple, list)) or len(region) > len(Region._fields):
+        raise TypeError(f"region {number} is {shown(region)}: give a Region(time=(4.0, 8.0), band=(2000.0, None))")
+    region = Region(*region)
+    for name, limits, cure in (
+        ("time", region.time, "a pair of seconds, as (4.0, 8.0)"),
+        ("band", region.band, "a pair of Hz, as (2000.0, None)"),
+    ):
+        is_pair = isinstance(limits, (tuple, list, np.ndarray)) and len(limits) == 2
+        if not is_pair or not all(limit is None or isinstance(limit, SupportsFloat) for limit in limits):
+            raise TypeError(f"the {name} of region {number} is {shown(limits)}: give {cure}, or leave it out")
+    return region
 
 
 def _limits(
