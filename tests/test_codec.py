@@ -235,6 +235,18 @@ def test_bad_audio(audio, rate, words):
         (lambda c: c.decode(pathlib.Path("song.bt")), TypeError, "not the path 'song.bt': use decode_many"),
         (lambda c: c.decode(np.zeros((1, 16), int), steps=3), TypeError, "no option 'steps' of decoding: .* has none"),
         (lambda c: c.decoder_stream(steps=3), TypeError, "no option 'steps' of decoding"),
+        (
+            lambda c: c.generate("x", second=1),
+            TypeError,
+            "no option 'second' of generation: use embedding, guidance, may_end, prefix, report, seconds, seed, "
+            "temperature, top_k, top_p$",
+        ),
+        (lambda c: c.generate_stream("x", block_columns=1), TypeError, "no option 'block_columns' of .*chunk_columns"),
+        (
+            lambda c: c.edit(np.zeros((9, 16), int), [], top=1),
+            TypeError,
+            "no option 'top' of editing: use embedding, guidance, report, seed, temperature, top_k, top_p$",
+        ),
         (lambda c: c.vocode(np.zeros((10, 3))), ValueError, r"log-mel of the shape \[10, 3\]: .* \[frames, 128\]"),
         (lambda c: bandtok_jax.load(5), TypeError, "5 is no path: pass that of a run or an export"),
         (lambda c: bandtok_jax.load(""), ValueError, "the path of the model is empty: "),

@@ -22,6 +22,7 @@ from bandtok_jax.codecs.chunked_network import ChunkedNetwork
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.streams import AudioInput, BlockStream, Chain, CodeInput, Stage, through
 from bandtok_jax.formats import bt_file
+from bandtok_jax.generation import check_options
 
 NO_CODES = "there are no codes to decode: at least one column is needed"
 
@@ -175,7 +176,7 @@ class ChunkedCodec(abc.ABC):
     ) -> Iterator[np.ndarray]:
         """Decodes blocks of codes `[any, F]` to blocks of audio in bounded memory; see `decode`."""
         self.require_decoder()
-        self._check_options(options)
+        check_options(options, self.sampling, "decoding")
         if samples is not None and samples < 0:
             raise ValueError(f"{samples} samples asked for: give 0 or more, or None for all that the codes hold")
         codes = self._code_input()
@@ -216,7 +217,7 @@ class ChunkedCodec(abc.ABC):
           TypeError: an option that the decoder does not have.
         """
         self.require_decoder()
-        self._check_options(options)
+        check_options(options, self.sampling, "decoding")
         chunk = self._stream_columns(chunk_columns, self._step_columns)
         stages = self._decoder_stages(seed, chunk, True, **options)
         chain = Chain([self._code_input(), *stages])
@@ -286,12 +287,6 @@ class ChunkedCodec(abc.ABC):
         """
         networks = self._decoder_networks(chunk).items()
         return [network.stream(self._weights[role], prompt=prompt) for role, network in networks]
-
-    def _check_options(self, options: Mapping[str, Any]) -> None:
-        """Raises TypeError for an option that the decoder does not have."""
-        if unknown := sorted(options.keys() - self.sampling.keys()):
-            known = f"use {', '.join(sorted(self.sampling))}" if self.sampling else "this model has none"
-            raise TypeError(f"there is no option {unknown[0]!r} of decoding: {known}")
 
     def _stream_columns(self, chunk_columns: int | None, step: int) -> int:
         """Returns the columns that a stream works on at a time, a multiple of `step`."""

@@ -18,7 +18,8 @@ from bandtok_jax.codecs import many
 from bandtok_jax.codecs.chunked_codec import ChunkedCodec
 from bandtok_jax.codecs.regions import Region, cells
 from bandtok_jax.codecs.streams import BlockStream
-from bandtok_jax.generation.prompting import Grid, GridLanguageModel
+from bandtok_jax.generation import check_options
+from bandtok_jax.generation.prompting import EDITING_OPTIONS, GENERATION_OPTIONS, Grid, GridLanguageModel
 
 
 class Codec(ChunkedCodec):
@@ -205,7 +206,9 @@ class Codec(ChunkedCodec):
 
         Raises:
           ValueError: no language model, an empty list, or options out of range.
+          TypeError: prompts that are no texts, or an option that does not exist.
         """
+        check_options(options, GENERATION_OPTIONS, "generation")
         if prompt is None or isinstance(prompt, str):
             return self.language_model.generate([prompt], seconds, seed, **options)[0]
         return self.language_model.generate(prompt, seconds, seed, **options)
@@ -233,8 +236,9 @@ class Codec(ChunkedCodec):
         Raises:
           ValueError: regions that are empty, overlap or are outside of the track, rows that are residual levels, a
             language model that is missing or was not trained to fill in, or options out of range.
-          TypeError: regions that are not pairs of seconds and of Hz.
+          TypeError: regions that are not pairs of seconds and of Hz, or an option that does not exist.
         """
+        check_options(options, EDITING_OPTIONS, "editing")
         self.check_editable()
         region = self.region_cells(regions, len(codes))
         return self.language_model.edit(codes, region, prompt, seed, **options)
@@ -285,7 +289,9 @@ class Codec(ChunkedCodec):
         Raises:
           ValueError: no language model or vocoder, options out of range, or a decoder that needs the whole file; raised
             by the call itself.
+          TypeError: an option that does not exist.
         """
+        check_options(options, GENERATION_OPTIONS | {"chunk_columns"}, "generation")
         self.check_streamable()
         columns = math.ceil(self.columns_per_second / 2) if chunk_columns is None else chunk_columns
         language_model, decoder = self.language_model, self.decoder_stream(seed, chunk_columns=columns)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
+import inspect
 import math
 from typing import Any
 
@@ -276,3 +277,14 @@ class GridLanguageModel:
         # M is one of few lengths, because each is a program to compile; padding costs time as well.
         size = min(limit, max(MIN_CAPTION_BYTES, 1 << (longest - 1).bit_length()))
         return np.stack([caption_bytes(prompt or "", size) for prompt in prompts])
+
+
+def _options(method: Callable[..., Any]) -> frozenset[str]:
+    """Returns the names of the keyword-only arguments of a method."""
+    parameters = inspect.signature(method).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+# Names of the options of a codec's methods, without those that the codec sets itself.
+GENERATION_OPTIONS = {"seconds", "seed"} | _options(GridLanguageModel.stream) - {"block_columns"}
+EDITING_OPTIONS = {"seed"} | _options(GridLanguageModel.edit)
