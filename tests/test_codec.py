@@ -250,6 +250,11 @@ def test_bad_audio(audio, rate, words):
         (lambda c: c.vocode(np.zeros((10, 3))), ValueError, r"log-mel of the shape \[10, 3\]: .* \[frames, 128\]"),
         (lambda c: bandtok_jax.load(5), TypeError, "5 is no path: pass that of a run or an export"),
         (lambda c: bandtok_jax.load(""), ValueError, "the path of the model is empty: "),
+        (
+            lambda c: bandtok_jax.load("default", adapter="nosuch"),
+            ValueError,
+            "no file of adapters nosuch: give that which  bandtok export RUN --adapter  writes",
+        ),
     ],
 )
 def test_a_mistake_of_the_call_is_named_with_its_cure(call, error, words):

@@ -63,8 +63,10 @@ def add_adapters(model: Component, path: str | os.PathLike) -> Component:
     """Returns a language model with the adapters of a file merged into its weights.
 
     Raises:
-      ValueError: the file holds no adapters, or those of another model.
+      ValueError: there is no such file, or it holds no adapters or those of another model.
     """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no file of adapters {path}: give that which  bandtok export RUN --adapter  writes")
     adapters = safetensors.load(path)
     with untrusted.reading(path, _CURE):
         metadata = safetensors.load_metadata(path)
