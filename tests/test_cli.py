@@ -174,6 +174,14 @@ def test_config_prints_the_flags_that_train_reads(tmp_path, capsys):
     assert "bandtok config" in failure(capsys, "train", "--config=dac:tiny", "--workdir=w", "--config.los.mel=1")
 
 
+def test_config_refuses_values_that_the_network_refuses(capsys):
+    error = failure(capsys, "config", "language_model:tiny", "--config.model.layout=foo")
+    assert "layout is 'foo': set it to one of flat, depth, delay" in error
+    error = failure(capsys, "config", "language_model:tiny", "--config.model.num_heads=0")
+    assert "no network can be built from config.model (ZeroDivisionError: " in error
+    assert cli.main(["config", "language_model:tiny", "--config.model.layout=delay"]) == 0  # without token records
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     read, write = os.pipe()
     os.close(read)
