@@ -12,6 +12,7 @@ class SmallCodec:
 
     sample_rate_hz, channels, rows, codebook_size, row_kind = 16_000, 1, 2, 256, "residual"
     columns_per_second, bits_per_second, row_edges_hz = 4_000.0, 64_000.0, None
+    weight_hash = 64 * "a"
 
     def __init__(self, weight=1.0):
         self.parameters = {"gain": np.float32(weight)}

@@ -238,7 +238,6 @@ def test_the_path_of_a_codec_is_its_decoding():
 
 def test_mistakes(run, tmp_path, capsys):
     for arguments, words in (
-        ([], "give --codec=MODEL"),
         (["--codec=small=small"], "small: its tokenizer produces codes alone: a bound needs one that decodes latents"),
         (["--codec=alone=alone"], "alone: this codec has no vocoder"),
         (["--codec=mine=mine", "--clips=0"], "--clips is 0: give at least 1"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from bandtok_jax.commands import evaluate_flags
 from bandtok_jax.evaluation.comparison import references, result_files
 from bandtok_jax.evaluation.metrics import catalogue, frechet
 from bandtok_jax.evaluation.metrics.embeddings import REFERENCE
@@ -297,6 +298,20 @@ def test_embeddings_from_a_function_a_command_and_a_file(music, codec, tmp_path,
     assert "no array 'mine'" in failure(capsys, *arguments, f"--embedding=c={tmp_path}/less.npz")
     assert "No module" in failure(capsys, *arguments, "--embedding=c=nothing:embed")
     assert "wrote no .npy file" in failure(capsys, *arguments, "--embedding=c=true {folder} {output}")
+
+
+def test_the_default_model_is_evaluated_unless_a_system_is_named(music, tmp_path, monkeypatch, capsys):
+    evaluations.use_small_codec(monkeypatch)
+    codec, loaded = SmallCodec(), []
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: loaded.append(path) or codec)
+    data = ("--data", music / "c.wav", "--output")
+    assert run(*data, tmp_path / "default", "--rows=1") == 0
+    assert "the default model: 2 x 4000.00 codes per second, 64.00 kbit/s" in capsys.readouterr().err
+    assert {row["system"] for row in table(tmp_path / "default" / "files.csv")} == {"default", "default-1"}
+    assert run(*data, tmp_path / "copy", "--command=copy=cp {input} {output}") == 0
+    assert loaded == ["default"] and "default model" not in capsys.readouterr().err
+    flags = types.SimpleNamespace(codec=[])
+    assert [system.name for system in evaluate_flags.all_codecs(flags)] == ["default"]  # of probe and bound
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")

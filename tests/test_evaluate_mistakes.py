@@ -29,7 +29,6 @@ MINE = "--codec=mine=x"
 @pytest.mark.parametrize(
     "words, arguments",
     [
-        ("--codec=MODEL, --decoded=NAME=DIR", []),
         ("two systems are called mine", [MINE, MINE]),
         ("has letters, digits", ["--codec=a/b=x"]),
         ("no {output}", ["--command=a=cp {input} here"]),

@@ -168,7 +168,6 @@ def test_mistakes(run, music, tmp_path, capsys):
     table = f"--tracks={tmp_path / 'tracks.csv'}"
     mine = "--codec=mine=x"
     for arguments, data, words in (
-        ([], music, "give --codec=MODEL"),
         ([mine], music / "quiet", "--label=domain: it is empty for all 6 tracks; give it as a column of --tracks=CSV"),
         ([mine, "--label=genre"], music, "has no such label; choose from domain, caption"),
         ([mine, "--label=singer", table], music, "--label=singer: the data has no such label"),

@@ -64,7 +64,8 @@ SUBJECTS = {
     ),
     flag(
         "--codec", action="append", default=[], metavar="[NAME=]MODEL",
-        help="run or export folder, a run's vocoder after a plus, as NAME=runs/tokenizer+runs/vocoder; repeatable",
+        help="run or export folder, a run's vocoder after a plus, as NAME=runs/tokenizer+runs/vocoder; repeatable "
+        "(default: the model that comes with the package, where no other system is named)",
     ),
     flag("--decoded", action="append", default=[], metavar="NAME=DIR", help="decoded files of another codec"),
     flag(

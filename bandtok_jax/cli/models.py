@@ -58,11 +58,7 @@ def load_codec(flags: argparse.Namespace, only: Collection[str] | None = None, s
     dtypes = (stage.compute_dtype for stage in codec.components.values())
     startup.announce(*dtypes, spread=spread)
     if flags.model == model_folder.DEFAULT:
-        show(
-            f"the default model: {codec.rows} x {codec.columns_per_second:.2f} codes per second, "
-            f"{codec.bits_per_second / 1000:.2f} kbit/s, weight hash {codec.weight_hash[:12]}",
-            file=sys.stderr,
-        )
+        show(model_folder.default_line(codec), file=sys.stderr)
     return codec
 
 

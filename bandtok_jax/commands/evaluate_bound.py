@@ -21,8 +21,6 @@ def evaluate(flags: Any) -> Iterator[str]:
       ValueError, FileNotFoundError: a flag, or a file that it names, is wrong.
     """
     settings = evaluate_flags.settings(flags)
-    if not flags.codec:
-        raise ValueError("nothing to measure: give --codec=MODEL, which may be repeated")
     if flags.clips < 1:
         raise ValueError(f"--clips is {flags.clips}: give at least 1")
     all_references, notes = references.find(flags.data, split=flags.split, tracks_csv=flags.tracks)

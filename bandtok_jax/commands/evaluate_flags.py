@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from typing import Any
 
 from bandtok_jax.audio import waveform
@@ -73,17 +74,13 @@ def embedding_sources(flags: Any) -> list[tuple[str, str]]:
 
 
 def compared_systems(flags: Any, chosen: Sequence[references.Reference], names: Sequence[str]) -> list[systems.System]:
-    """Returns the systems, codecs first.
+    """Returns the systems, codecs first: by default the default model.
 
     Args:
       flags: flags of the command line.
       chosen: references that are compared.
       names: names of all references that exist.
     """
-    if not flags.codec + flags.decoded + flags.command + flags.opus:
-        raise ValueError(
-            "nothing to evaluate: give --codec=MODEL, --decoded=NAME=DIR, --command=NAME=... or --opus=KBPS"
-        )
     # Codecs are loaded last, because they take the longest and other mistakes are found at once.
     others: list[systems.System] = []
     for text in flags.decoded:
@@ -94,15 +91,20 @@ def compared_systems(flags: Any, chosen: Sequence[references.Reference], names: 
         if not shutil.which("ffmpeg"):
             raise ValueError(f"--opus={kbps} needs ffmpeg, which is not installed: install it, or leave --opus out")
         others.append(systems.CommandSystem(f"opus-{kbps}", systems.OPUS_COMMAND.format(kbps)))
-    compared: list[systems.System] = [system for text in flags.codec for system in codecs(text, flags.rows)]
+    named_codecs = flags.codec or ([] if others else [model_folder.DEFAULT])
+    compared: list[systems.System] = [system for text in named_codecs for system in codecs(text, flags.rows)]
     compared += others
     refuse_equal([system.name for system in compared])
     return compared
 
 
 def all_codecs(flags: Any, taken: Sequence[str] = ()) -> list[systems.CodecSystem]:
-    """Loads the codecs of all flags --codec; raises ValueError for equal names, also with those in `taken`."""
-    loaded = [system for text in flags.codec for system in codecs(text)]
+    """Loads the codecs of all flags --codec, by default the default model.
+
+    Raises:
+      ValueError: equal names, also with those in `taken`.
+    """
+    loaded = [system for text in flags.codec or [model_folder.DEFAULT] for system in codecs(text)]
     refuse_equal([*taken, *(system.name for system in loaded)])
     return loaded
 
@@ -111,6 +113,8 @@ def codecs(text: str, fewer_rows: Sequence[int] = ()) -> list[systems.CodecSyste
     """Loads the codec of `[NAME=]MODEL[+VOCODER]`; one with residual rows also with fewer of them."""
     name, path, vocoder = named_model("--codec", text)
     codec = model_folder.load(path, vocoder=vocoder or None)
+    if path == model_folder.DEFAULT:
+        print(model_folder.default_line(codec), file=sys.stderr)
     if codec.row_kind != "residual":
         return [systems.CodecSystem(name, codec)]
     counts = sorted({*fewer_rows, codec.rows})

@@ -23,8 +23,6 @@ def evaluate(flags: Any) -> Iterator[str]:
       ValueError, FileNotFoundError: a flag, or a file that it names, is wrong.
     """
     settings = evaluate_flags.settings(flags)
-    if not flags.codec:
-        raise ValueError("nothing to probe: give --codec=MODEL, which may be repeated")
     all_references, notes = references.find(
         flags.data, split=flags.split, tracks_csv=flags.tracks, synthetic_tracks=SYNTHETIC_TRACKS
     )

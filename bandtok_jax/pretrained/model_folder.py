@@ -85,6 +85,14 @@ def load(
     return codec
 
 
+def default_line(codec: Codec) -> str:
+    """Returns the line of the verbs that use the default model."""
+    return (
+        f"the default model: {codec.rows} x {codec.columns_per_second:.2f} codes per second, "
+        f"{codec.bits_per_second / 1000:.2f} kbit/s, weight hash {codec.weight_hash[:12]}"
+    )
+
+
 def create(name: str, seed: int = 0) -> Codec:
     """Returns a codec with random weights.
 
