@@ -28,6 +28,6 @@ if [ $# -eq 0 ]; then
 fi
 # One process a core. A process takes tests from another one at the end, so fixtures of a file are mostly set up once.
 status=0
-python -m pytest --numprocesses=auto --dist=worksteal --durations=15 "$@" || status=$?
+python -m pytest --numprocesses=auto --dist=worksteal --durations=60 "$@" || status=$?
 [ -z "${types:-}" ] || wait "$types" || { echo "the types have new errors, see above" >&2; status=1; }
 exit "$status"

@@ -66,7 +66,7 @@ def attention_half(
     Args:
       angles: `[1, H / 2]`.
       cache: keys and values `[B * N, S, H]`.
-      norm_scale, query_scale, key_scale: of the norms, `[D]`, `[H]` and `[H]`.
+      norm_scale, query_scale, key_scale: scales of the norms, `[D]`, `[H]` and `[H]`.
       query_key_value, out: matrices `[3, D, D]` and `[D, D]`.
       interpret: see `gpu_kernel.launch`.
     """
@@ -202,7 +202,7 @@ def _attention_program(
         return [x * cosine - y * sine, y * cosine + x * sine]
 
     query = [half * (2 * pairs) ** -0.5 for half in rotated(0, query_scale_ref)]
-    # The token attends to its key and value as they are in the cache.
+    # The token attends to its key and value in the dtype of the cache.
     key, value = (
         [half.astype(keys_ref.dtype).astype(jnp.float32) for half in pair]
         for pair in (rotated(1, key_scale_ref), vector(2))

@@ -275,7 +275,7 @@ class LanguageModel(nnx.Module):
             options: dict[str, Any] = (
                 {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if has_dropout else {}
             )
-            block = nnx.merge(graph, state)
+            block: Any = nnx.merge(graph, state)
             options |= {"context": block.context_keys_values(context), "context_mask": context_mask}
             return block(x, angles, causal=True, **options)[0], None
 

@@ -44,7 +44,7 @@ class Run:
 
 
 def with_network_of(
-    origin: str | os.PathLike, config: ConfigDict, given: Collection[str], log: Callable[[str], Any] = print
+    origin: str | os.PathLike, config: ConfigDict, user_keys: Collection[str], log: Callable[[str], Any] = print
 ) -> ConfigDict:
     """Returns a configuration whose network is the one that a run starts from.
 
@@ -54,7 +54,7 @@ def with_network_of(
     Args:
       origin: run or export with the weights.
       config: from `load_config`.
-      given: dotted keys that the user has set.
+      user_keys: dotted keys that the user has set.
       log: prints a line about the keys that change.
 
     Raises:
@@ -66,7 +66,7 @@ def with_network_of(
         return config
     theirs, changes = component.settings, {}
     for name, ours in config.model.items():
-        free = f"model.{name}" not in given and not setting(f"model.{name}").mutable
+        free = f"model.{name}" not in user_keys and not setting(f"model.{name}").mutable
         if free and name in theirs and to_json(theirs[name]) != to_json(ours):
             changes[name] = theirs[name]
     if changes:

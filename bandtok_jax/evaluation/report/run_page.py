@@ -41,7 +41,7 @@ from bandtok_jax.version import VERSION
 
 COMPONENTS = ("tokenizer", "vocoder", "language_model")
 CROPS, CROP_SECONDS = 2, 6.0  # validation crops on the page
-CHANNELS = {1: ("",), 2: ("mid", "side")}  # names of the channels that a codec of so many codes
+CHANNELS = {1: ("",), 2: ("mid", "side")}  # names of the coded channels, by their number
 
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]  # component -> lines of metrics.jsonl
 # Component, title, unit and metrics of each chart. The training loss of the vocoder is over several scales, so it is
