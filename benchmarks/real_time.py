@@ -1,10 +1,11 @@
 """The real-time factor that `bandtok generate` prints, for codecs and language models with random weights.
 
-    python benchmarks/real_time.py [--variants=tiny,small] [--layouts=flat,depth] [--seconds=20] [--rounds=3]
+    python benchmarks/real_time.py [--variants=tiny,small] [--layouts=flat,depth] [--guidance=3] [--seconds=20]
+        [--rounds=3]
 
-Each variant is `bandtok:VARIANT` with its vocoder and `language_model:VARIANT`. A prompt and a guidance of 3 are given,
-so every step has a batch of two. The command runs in processes of its own with a warm compile cache: the first one is
-not counted, and the time to load the model is not in the factor. Float32, as on every CPU.
+Each variant is `bandtok:VARIANT` with its vocoder and `language_model:VARIANT`. A prompt is given. With a guidance
+other than 1, every step has a batch of two. The command runs in processes of its own with a warm compile cache: the
+first one is not counted, and the time to load the model is not in the factor. Float32, as on every CPU.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default="tiny,small")
     parser.add_argument("--layouts", default="flat,depth")
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the generated audio")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls")
     flags = parser.parse_args()
@@ -35,8 +37,9 @@ def main() -> None:
             for layout in flags.layouts.split(","):
                 model = pathlib.Path(folder) / f"{variant}_{layout}"
                 millions = _write_model(variant, layout, model)
-                factors = [_generate(model, flags.seconds) for _ in range(flags.rounds + 1)][1:]
+                factors = [_generate(model, flags.seconds, flags.guidance) for _ in range(flags.rounds + 1)][1:]
                 fields = {"layout": layout, "variant": variant, "millions": millions, "seconds": flags.seconds}
+                fields["guidance"] = flags.guidance
                 emit("real_time", "x real time", **spread(factors), **fields)
 
 
@@ -50,10 +53,10 @@ def _write_model(variant: str, layout: str, folder: pathlib.Path) -> float:
     return round(sum(leaf.size for leaf in jax.tree.leaves(language_model.weights)) / 1e6, 1)
 
 
-def _generate(model: pathlib.Path, seconds: float) -> float:
+def _generate(model: pathlib.Path, seconds: float, guidance: float) -> float:
     """Returns the factor that the command prints."""
     command = [sys.executable, "-m", "bandtok_jax.cli", "generate", f"--model={model}", f"--seconds={seconds}"]
-    command += ["--prompt=bright drums", "--guidance=3", "-o", str(model.with_suffix(".wav"))]
+    command += ["--prompt=bright drums", f"--guidance={guidance}", "-o", str(model.with_suffix(".wav"))]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(re.findall(r"([\d.]+) times real time", run.stdout + run.stderr)[-1])
 
