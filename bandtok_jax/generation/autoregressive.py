@@ -168,11 +168,10 @@ class Generator:
             span = next(s for s in spans if s >= (seen + 1) * per_step)
             count = min(span // per_step - seen, window_steps - seen, columns + lag - done, most)
             known = padded_known(tokens[:, done : done + count], span // per_step) if lag else None
-            with fused_decode(self.fused):
-                new, lengths, cache = decode_steps(
-                    self.parameters, cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths),
-                    known, text, key, numbers, network=self.network, span=span, **static,
-                )  # fmt: skip
+            new, lengths, cache = self.decode(
+                cache, jnp.asarray(previous), seen, done - seen, count, jnp.asarray(lengths), known, text, key, numbers,
+                span=span, **static,
+            )  # fmt: skip
             lengths = np.asarray(lengths)
             tokens[:, done : done + count] = np.asarray(new)[:, :count]
             done, seen = done + count, seen + count
@@ -237,6 +236,11 @@ class Generator:
             self.network, self.parameters, cache, twice(jnp.asarray(first), guided), twice(padded, guided), text,
             span=span,
         )  # fmt: skip
+
+    def decode(self, *arguments: Any, **options: Any) -> tuple[jax.Array, jax.Array, Tree]:
+        """Returns the result of `decode_steps` for all its arguments but `parameters` and `network`."""
+        with fused_decode(self.fused):
+            return decode_steps(self.parameters, *arguments, network=self.network, **options)
 
     def _check_prefix(self, prefix: np.ndarray, batch: int, columns: int) -> np.ndarray:
         """Returns the prefix `[B, T0, F]`; ValueError where it does not fit."""

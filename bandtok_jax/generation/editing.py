@@ -13,11 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandtok_jax.generation.autoregressive import Generator, attention_spans, padded_known
-from bandtok_jax.generation.decoding import decode_steps
 from bandtok_jax.layers.network import Tree
 from bandtok_jax.models.infilling import FILL, MASK
 from bandtok_jax.models.language_model import first_token
-from bandtok_jax.runtime.target_platform import fused_decode
 
 
 class Part(NamedTuple):
@@ -128,8 +126,8 @@ def _fill_part(
       begins: whether the window begins a track.
       numbers, static: arguments of `decode_steps`.
     """
-    network, parameters, end = generator.network, generator.parameters, generator.settings["codebook_size"]
-    (batch, length, rows), per_step = codes.shape, network.attribute("layout").positions_per_step
+    end, layout = generator.settings["codebook_size"], generator.network.attribute("layout")
+    (batch, length, rows), per_step = codes.shape, layout.positions_per_step
     guided, columns = static["guided"], part.stop - part.first
     window = slice(part.window_first, part.window_stop)
     around = np.where(hidden[window], end + MASK, codes[:, window])
@@ -142,10 +140,9 @@ def _fill_part(
     known = np.where(hidden[part.first : part.stop], -1, codes[:, part.first : part.stop])
     place, before_fill = part.first - part.window_first, 1 + around.shape[1] * per_step
     span = next(s for s in spans if s >= before_fill + columns * per_step)
-    with fused_decode(generator.fused):
-        new, _, cache = decode_steps(
-            parameters, cache, jnp.full((batch, rows), end + FILL, jnp.int32), place, part.window_first, columns,
-            jnp.full(batch, length, jnp.int32), padded_known(known, span // per_step), text, key, numbers,
-            cache_offset=before_fill - place * per_step, network=network, span=span, **static,
-        )  # fmt: skip
+    new, _, cache = generator.decode(
+        cache, jnp.full((batch, rows), end + FILL, jnp.int32), place, part.window_first, columns,
+        jnp.full(batch, length, jnp.int32), padded_known(known, span // per_step), text, key, numbers,
+        cache_offset=before_fill - place * per_step, span=span, **static,
+    )  # fmt: skip
     return np.asarray(new)[:, :columns], cache
