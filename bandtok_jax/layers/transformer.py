@@ -231,9 +231,7 @@ class Block(nnx.Module):
             key_scale=attention.key_norm.scale[...],
             out=attention.out.kernel[...].astype(x.dtype),
         )  # fmt: skip
-        if context is not None:
-            x = x[:, None]
-            x = (x + self.cross_attention(self.cross_attention_norm(x), context, context_mask))[:, 0]
+        x = self._read_context(x[:, None], context, context_mask, _keep)[:, 0]
         x = feed_forward_half(
             x,
             norm_scale=self.feed_forward_norm.scale[...],
@@ -250,9 +248,16 @@ class Block(nnx.Module):
         self, x: jax.Array, context: KeysValues | None, context_mask: jax.Array | None, drop: Dropout
     ) -> jax.Array:
         """Returns `x` after cross-attention and feed-forward."""
-        if context is not None:
-            x = x + drop(self.cross_attention(self.cross_attention_norm(x), context, context_mask), 1)
+        x = self._read_context(x, context, context_mask, drop)
         return x + drop(self.feed_forward(self.feed_forward_norm(x)), 2)
+
+    def _read_context(
+        self, x: jax.Array, context: KeysValues | None, context_mask: jax.Array | None, drop: Dropout
+    ) -> jax.Array:
+        """Returns `x` after cross-attention, where there is a context."""
+        if context is None:
+            return x
+        return x + drop(self.cross_attention(self.cross_attention_norm(x), context, context_mask), 1)
 
 
 def _keep(branch: jax.Array, number: Any) -> jax.Array:

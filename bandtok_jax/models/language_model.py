@@ -276,8 +276,8 @@ class LanguageModel(nnx.Module):
                 {"drop": lambda branch, which: drop(branch, 1 + 3 * number + which)} if has_dropout else {}
             )
             block: Any = nnx.merge(graph, state)
-            options |= {"context": block.context_keys_values(context), "context_mask": context_mask}
-            return block(x, angles, causal=True, **options)[0], None
+            text = block.context_keys_values(context)
+            return block(x, angles, causal=True, context=text, context_mask=context_mask, **options)[0], None
 
         x = drop(x, 0) if has_dropout else x
         layer = jax.checkpoint(layer) if self.remat else layer
@@ -318,7 +318,7 @@ class LanguageModel(nnx.Module):
 
     def decoding_context(self, context: jax.Array, context_mask: jax.Array) -> DecodingContext:
         """Returns the part of the computation that depends on the text alone, for `prefill` and `decode_step`."""
-        keys_values = tuple(block.cross_attention.keys_values(context) for block in self._unstacked_blocks)
+        keys_values = tuple(block.context_keys_values(context) for block in self._unstacked_blocks)
         return DecodingContext(keys_values, context_mask, self._pool(context, context_mask))
 
     def init_kv_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
