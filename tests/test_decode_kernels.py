@@ -1,7 +1,5 @@
 """The compiled program of a decode step: few kernels, since their start is most of the time of a token on a GPU."""
 
-import collections
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,8 +8,7 @@ from bandtok_jax.layers.attention import init_kv_cache
 from bandtok_jax.layers.network import Network
 from bandtok_jax.layers.transformer import Block
 from bandtok_jax.planning.hlo import HloProgram
-
-NO_KERNELS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+from bandtok_jax.planning.program_cost import launches
 
 
 def kernels(context_length=0):
@@ -28,8 +25,7 @@ def kernels(context_length=0):
     cache = jax.eval_shape(lambda: init_kv_cache(1, 128, 2, 16, jnp.float32))
     x, position = jax.ShapeDtypeStruct((1, 1, 32), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     compiled = jax.jit(step, donate_argnums=2).lower(network.shapes()[0], x, cache, position, context).compile()
-    opcodes = [run.instruction.opcode for run in HloProgram(compiled.as_text()).executions() if not run.fused]
-    return collections.Counter(opcode for opcode in opcodes if opcode not in NO_KERNELS)
+    return launches(HloProgram(compiled.as_text()))
 
 
 @pytest.mark.parametrize(("context_length", "products", "most"), [(0, 6, 28), (8, 10, 45)])

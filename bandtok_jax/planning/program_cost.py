@@ -17,6 +17,8 @@ _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
     "partition-id", "replica-id", "opt-barrier",
 }  # fmt: skip
+# Instructions that start no kernel.
+_NO_LAUNCH = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 _SLICES = ("dynamic-slice", "slice", "gather")
 # Number of matrix products in the kernels of splash attention (jax 0.10).
 _KERNEL_MATMULS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -118,6 +120,12 @@ def cycles(program: HloProgram) -> int:
         if not fused and (estimate := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)):
             total += runs * int(estimate[1])
     return total
+
+
+def launches(program: HloProgram) -> collections.Counter[str]:
+    """Returns the numbers of kernels in a program by their opcode; those in a loop count once."""
+    opcodes = [run.instruction.opcode for run in program.executions() if not run.fused]
+    return collections.Counter(opcode for opcode in opcodes if opcode not in _NO_LAUNCH)
 
 
 def kernel_flops(program: HloProgram) -> float:
