@@ -38,8 +38,8 @@ def main() -> None:
                 model = pathlib.Path(folder) / f"{variant}_{layout}"
                 millions = _write_model(variant, layout, model)
                 factors = [_generate(model, flags.seconds, flags.guidance) for _ in range(flags.rounds + 1)][1:]
-                fields = {"layout": layout, "variant": variant, "millions": millions, "seconds": flags.seconds}
-                fields["guidance"] = flags.guidance
+                fields = {"layout": layout, "variant": variant, "millions": millions}
+                fields |= {"seconds": flags.seconds, "guidance": flags.guidance}
                 emit("real_time", "x real time", **spread(factors), **fields)
 
 
