@@ -10,7 +10,7 @@ from bandtok_jax.audio import ffmpeg
 from bandtok_jax.audio.audio_file import ENDINGS
 from bandtok_jax.audio.signatures import FFMPEG_ENDINGS
 from bandtok_jax.data_pipelines import tfds_sources
-from bandtok_jax.runtime import file_tree, storage
+from bandtok_jax.runtime import file_tree, storage, untrusted
 
 SYNTHETIC = "synthetic"
 DEFAULT_DOMAIN = "music"
@@ -104,7 +104,7 @@ def _local_files(source: str, others: Counter[str]) -> list[tuple[str, str]]:
                 path = os.path.join(folder, name)
                 files.append((os.path.relpath(path, source).replace(os.sep, "/"), path))
             else:
-                others[file_tree.printable(ending) or "no ending"] += 1
+                others[untrusted.printable(ending) or "no ending"] += 1
     return sorted(files)
 
 
@@ -130,7 +130,7 @@ def source_tracks(
                 os.path.abspath(path).encode()
                 status = os.stat(path)
             except UnicodeEncodeError:
-                left_out.append({"track": file_tree.printable(name), "reason": "its path is not UTF-8; rename it"})
+                left_out.append({"track": untrusted.printable(name), "reason": "its path is not UTF-8; rename it"})
                 continue
             except OSError as error:
                 reason = "a link to nothing" if os.path.islink(path) else f"cannot be read ({error.strerror})"

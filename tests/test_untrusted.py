@@ -94,6 +94,7 @@ def test_every_error_inside_becomes_a_line_about_the_file(error):
 
 def test_control_characters_are_written_as_escapes():
     assert untrusted.printable("a\x1b[31m\r\n\x9b\u202e\ud800 é 音") == r"a\x1b[31m\r\n\x9b\u202e\ud800 é 音"
+    assert untrusted.printable(os.fsdecode(b"caf\xe9.wav\n")) == r"caf\xe9.wav\n"
     assert len(untrusted.one_line("\x1b" * 10_000)) == untrusted.MAX_LINE_LETTERS
     assert untrusted.one_line("a\nb \x07") == r"a b \x07"
     assert untrusted.shown(16**9999) == "a int that is too large to be written" or len(untrusted.shown(16**9999)) < 80

@@ -90,7 +90,7 @@ def _below(folder: str, output: str, endings: Collection[str], others: Counter[s
             if ending in endings:
                 names.append(os.path.relpath(os.path.join(place, name), folder))
             else:
-                others[file_tree.printable(ending) or "no ending"] += 1
+                others[untrusted.printable(ending) or "no ending"] += 1
     return sorted(names)
 
 

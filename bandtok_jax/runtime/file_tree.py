@@ -28,8 +28,3 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
 def _warn(error: OSError) -> None:
     reason = str(error.strerror).lower()
     warn(f"{error.filename}: {reason}; the files below it are left out")
-
-
-def printable(name: str) -> str:
-    r"""Returns a file's name with the bytes that are no UTF-8 as `\xNN`."""
-    return os.fsencode(name).decode(errors="backslashreplace")

@@ -53,12 +53,22 @@ def refusal(path: str | os.PathLike, problem: object, cure: str) -> Refused:
 
 
 def printable(text: object, most_letters: int | None = None) -> str:
-    r"""Returns text on one line, with control characters escaped as `\x1b`, and its middle cut out if need be."""
-    escaped = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(text))
+    r"""Returns text on one line, with its middle cut out if need be.
+
+    Control characters are escaped as `\x1b`, bytes of a file's name that are no UTF-8 as `\xff`.
+    """
+    escaped = _UNPRINTABLE.sub(_escape, str(text))
     if most_letters is None or len(escaped) <= most_letters:
         return escaped
     end = most_letters // 3
     return f"{escaped[: most_letters - end - 5]} ... {escaped[-end:]}"
+
+
+def _escape(match: re.Match) -> str:
+    letter = match[0]
+    if "\udc80" <= letter <= "\udcff":  # a byte that is no UTF-8, as Python reads it from the name of a file
+        letter = chr(ord(letter) - 0xDC00)
+    return ascii(letter)[1:-1]
 
 
 def one_line(message: object) -> str:
