@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import soundfile
 
+from bandtok_jax import tasks
 from bandtok_jax.audio import mid_side, spectral, waveform
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.mel import MelCodec
@@ -37,6 +38,7 @@ from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import model_folder
 from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runtime import compile_cache, untrusted
+from bandtok_jax.tasks.mel_adversarial import MelAdversarialTask
 from bandtok_jax.version import VERSION
 
 COMPONENTS = ("tokenizer", "vocoder", "language_model")
@@ -121,16 +123,12 @@ def mel_baseline(codec: Codec, data: str) -> dict[str, float]:
     config: ConfigDict = codec.components["tokenizer"].config
     settings = config.data.copy_and_resolve_references()
     settings.sources = data
-    mel, side_mels = codec.components["tokenizer"].mel, config.model.get("side_mels", 0)
-
-    @jax.jit
-    def to_log_mel(audio: jax.Array) -> jax.Array:
-        return mid_side.stereo_log_mel(audio, mel, side_mels) if side_mels else spectral.log_mel(audio, mel)
-
-    log_mels = {}
+    task = tasks.create(config)
+    assert isinstance(task, MelAdversarialTask), f"the task {config.task} reconstructs no log-mels"
+    target, log_mels = jax.jit(task.target), {}
     for split, count in (("train", 8 * config.evaluation_batches), ("validation", config.evaluation_batches)):
         batches = iterator.evaluation_batches(settings, split=split, batch_size=config.batch_size, count=count)
-        log_mels[split] = np.concatenate([to_log_mel(batch["audio"]) for batch in batches])
+        log_mels[split] = np.concatenate([target({"audio": batch["audio"]}) for batch in batches])
     patch = codec.samples_per_column // codec.mel.hop_samples
     return k_means_mel_distance(**log_mels, codebook_size=codec.codebook_size, patch=patch)
 
