@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import bandtok_jax
-from bandtok_jax import cli, tasks
+from bandtok_jax import cli
 from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.waveform import WaveformCodec
@@ -19,7 +19,6 @@ from bandtok_jax.formats import bt_file, torch_checkpoint
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.encodec import EnCodec
 from bandtok_jax.pretrained import hub, import_encodec, importers
-from bandtok_jax.training import sharding
 from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "encodec"
@@ -131,13 +130,6 @@ def test_a_licence_that_the_hub_does_not_state_is_that_of_the_format(monkeypatch
         (tmp_path / "model" / "README.md").write_text(f"---\n{stated}\n---\n")
         component = importers.read("encodec", ["hf://facebook/encodec_24khz"])["tokenizer"]
         assert component.card["licence"] == licence and str(repository) in component.card["data"][0]
-
-
-def test_the_training_of_a_waveform_codec_takes_it():
-    """Importing alone is supported, but its arrays have their sharding as those of the other networks."""
-    task = tasks.create(tokenizer("official").config)
-    state = jax.eval_shape(task.init, jax.random.key(0))
-    sharding.shardings(state, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
 
 
 @functools.cache

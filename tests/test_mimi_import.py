@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import bandtok_jax
-from bandtok_jax import cli, tasks
+from bandtok_jax import cli
 from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.waveform import WaveformCodec
@@ -19,7 +19,6 @@ from bandtok_jax.formats import bt_file
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.mimi import Mimi
 from bandtok_jax.pretrained import import_mimi
-from bandtok_jax.training import sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "mimi"
 FILES = {"hf": GOLDEN / "hf", "moshi": GOLDEN / "moshi.safetensors"}
@@ -144,12 +143,6 @@ def test_an_import_on_the_command_line(tmp_path, capsys):
     capsys.readouterr()
     model = bandtok_jax.load(export)
     np.testing.assert_array_equal(model.encode(golden()["audio"][:3001], 8000), golden()["hf_codes_3001"])
-
-
-def test_its_arrays_have_their_sharding():
-    task = tasks.create(tokenizer("hf").config)
-    state = jax.eval_shape(task.init, jax.random.key(0))
-    sharding.shardings(state, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
 
 
 def refused(path, tmp_path, capsys) -> str:

@@ -8,6 +8,8 @@ import jax
 from jax.sharding import PartitionSpec as P
 import pytest
 
+from bandtok_jax import tasks
+from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.attention import attention
 from bandtok_jax.layers.precision import exact
 from bandtok_jax.training import sharding
@@ -41,6 +43,19 @@ def test_moments_and_averages_follow_their_parameter():
     specs = sharding.shardings(optimizer, RULES, _mesh(fsdp=2))
     assert specs["optimizer"]["mu"]["layer"]["kernel"].spec == P("fsdp", "tensor")
     assert specs["count"].spec == P()
+
+
+@pytest.mark.parametrize("kind", ["encodec", "mimi"])
+def test_the_devices_share_the_parameters_of_networks_that_are_only_imported(kind):
+    config = load_config("dac:base_24khz", {"data.clip_samples": "24960"})
+    with config.unlocked():
+        config.model = {"kind": kind}  # of the published size
+    task = tasks.create(config)
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    layout = sharding.shardings(state, task.SHARDING, _mesh(fsdp=2, tensor=2))
+    parameters, places = state["model"]["parameters"], layout["model"]["parameters"]
+    all_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
+    assert sharding.bytes_on_device(parameters, places) < 0.26 * all_bytes
 
 
 @pytest.mark.parametrize(
