@@ -15,7 +15,6 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$output" ] || { echo "default_model.sh: --output: its value is missing; --help lists the arguments" >&2; exit 2; }
-case "$output" in /*) ;; \~|\~/*) output="$HOME${output#\~}" ;; *) output="$PWD/$output" ;; esac
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 codes=8192 # 2.24 kbit/s
@@ -29,7 +28,6 @@ bash "$root/launch/local.sh" --output "$output" --licence CC0-1.0 --half --secon
   --language-model.model.text_dim=64 --language-model.model.text_ngrams=1024 \
   --language-model.loss.infill_fraction=0.25 --language-model.evaluate_every=250 \
   ${flags[@]+"${flags[@]}"}
-cd "$root"
-[ -n "$dry" ] || source launch/environment.sh train,eval,accelerator
-finish=(bandtok export "$output/model" --half --licence cc0-1.0 -o bandtok_jax/pretrained/default)
+[ -n "$dry" ] || source "$root/launch/environment.sh" train,eval,accelerator
+finish=(bandtok export "$output/model" --half --licence cc0-1.0 -o "$root/bandtok_jax/pretrained/default")
 if [ -n "$dry" ]; then printf '%q ' "${finish[@]}"; echo; else "${finish[@]}"; fi

@@ -57,10 +57,13 @@ for number in "$seconds" "$offsets" "${share[1]:-0}"; do
 done
 # A shell does not expand ~ in --output=~/x.
 absolute() {
-  case "$1" in /*|synthetic*) echo "$1" ;; \~|\~/*) echo "$HOME${1#\~}" ;; *) echo "$PWD/$1" ;; esac
+  case "$1" in /*) echo "$1" ;; \~|\~/*) echo "$HOME${1#\~}" ;; *) echo "$PWD/$1" ;; esac
 }
-music="$(absolute "$music")" output="$(absolute "$output")"
-[[ "$music" = synthetic* || -d "$music" ]] || wrong "--music $music: no such folder"
+output="$(absolute "$output")"
+case "$music" in
+  synthetic|synthetic:*) ;;
+  *) music="$(absolute "$music")"; [ -d "$music" ] || wrong "--music $music: no such folder" ;;
+esac
 if [ ${#tracks[@]} -gt 0 ]; then
   tracks[1]="$(absolute "${tracks[1]}")"
   [ -f "${tracks[1]}" ] || wrong "--tracks ${tracks[1]}: no such file"

@@ -87,10 +87,11 @@ def test_tokens_are_those_of_the_rounded_tokenizer(tmp_path):
 
 
 def test_the_default_model_is_made_of_its_own_stages(tmp_path):
-    *commands, last = _dry_run(tmp_path, "--output=a b", script="default_model.sh")
-    parsed, output = _parsed(words for words in commands if words[0] == "bandtok"), tmp_path / "a b"
+    *commands, last = _dry_run(tmp_path, "--output=synthetic a", script="default_model.sh")
+    parsed = _parsed(words for words in commands if words[0] == "bandtok")
     finish = dispatch.parser().parse_args(last[1:])
-    assert (finish.run_folder, finish.output) == (str(output / "model"), "bandtok_jax/pretrained/default")
+    assert os.path.join(tmp_path, finish.run_folder) == parsed["export"].output == str(tmp_path / "synthetic a/model")
+    assert finish.output == str(ROOT / "bandtok_jax" / "pretrained" / "default")
     assert finish.half and finish.licence == "cc0-1.0" and parsed["prepare"].licence == ["CC0-1.0"]
     tokenizer, language_model = parsed["mel_tokenizer"].model, parsed["language_model"].model
     assert tokenizer.codebook_size == language_model.codebook_size and language_model.layout == "depth"
