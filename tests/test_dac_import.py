@@ -255,8 +255,13 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_other_models_of_transformers_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        import_dac.read_transformers(str(tmp_path))
+    weights = tmp_path / "model.safetensors"
+    for path in (tmp_path, weights):
+        with pytest.raises(FileNotFoundError, match="model.safetensors does not exist: give a folder with config.json"):
+            import_dac.read_transformers(str(path))
+    shutil.copy(GOLDEN / "hf" / "model.safetensors", weights)
+    with pytest.raises(FileNotFoundError, match="config.json of the model beside model.safetensors"):
+        import_dac.read_transformers(str(weights))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"its content is \[\], not an object"):
         import_dac.read_transformers(str(tmp_path))
@@ -267,9 +272,8 @@ def test_other_models_of_transformers_are_refused(tmp_path):
         ({"codebook_size": 64}, "shape"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(settings | change))
-        shutil.copy(GOLDEN / "hf" / "model.safetensors", tmp_path)
         with pytest.raises(ValueError, match=words):
-            import_dac.read_transformers(str(tmp_path / "model.safetensors"))
+            import_dac.read_transformers(str(weights))
 
 
 @pytest.mark.parametrize(

@@ -195,5 +195,8 @@ def test_files_of_transformers(tmp_path, capsys):
     assert import_encodec.read_encodec(str(weights)).weight_hash == tokenizer("hf").weight_hash
     safetensors.numpy.save_file({k: v for k, v in state.items() if k != "decoder.layers.3.conv.bias"}, weights)
     assert "it has no decoder.layers.3.conv.bias" in refused(tmp_path, capsys, tmp_path / "model")
+    (tmp_path / "model" / "config.json").unlink()
+    assert "config.json does not exist: put the config.json of" in refused(tmp_path, capsys, weights)
     weights.unlink()
-    assert "model.safetensors does not exist: put config.json" in refused(tmp_path, capsys, tmp_path / "model")
+    for path in (weights, weights.parent):
+        assert "model.safetensors does not exist: give a folder with config" in refused(tmp_path, capsys, path)

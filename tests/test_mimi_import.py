@@ -215,6 +215,6 @@ def test_files_of_both_programs(tmp_path, capsys):
     assert import_mimi.read_mimi(str(weights)).weight_hash == tokenizer("moshi").weight_hash
     shutil.copy(FILES["hf"] / "model.safetensors", weights)
     (tmp_path / "model" / "config.json").unlink()
-    assert "config.json does not exist: put config.json" in refused(tmp_path / "model", tmp_path, capsys)
+    assert "config.json does not exist: put the config.json of" in refused(tmp_path / "model", tmp_path, capsys)
     weights.unlink()
     assert "model.safetensors does not exist" in refused(tmp_path / "model", tmp_path, capsys)

@@ -262,5 +262,5 @@ def test_settings_that_are_left_out_have_the_published_defaults(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="pytorch_model.bin does not exist: put config.json and"):
+    with pytest.raises(FileNotFoundError, match="pytorch_model.bin does not exist: give a folder with config.json and"):
         import_snac.read_snac(str(tmp_path))

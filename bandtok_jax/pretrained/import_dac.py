@@ -6,7 +6,6 @@ weight normalisation belong to the last axis.
 """
 
 from collections.abc import Iterator, Mapping
-import os
 from typing import Any
 
 import numpy as np
@@ -61,16 +60,10 @@ def read_official(path: str, parity: bool = False) -> Component:
 
 def read_transformers(path: str, parity: bool = False) -> Component:
     """Reads a DacModel of transformers, from its folder or its safetensors with config.json beside it."""
-    folder, name = (path, "model.safetensors") if os.path.isdir(path) else os.path.split(path)
-    config_file = os.path.join(folder, "config.json")
-    if not os.path.isfile(config_file):
-        raise FileNotFoundError(f"{config_file} does not exist: put the model's config.json beside its weights")
+    weights_file, config_file = published_arrays.find_files(path, "model.safetensors", "config.json")
     settings = untrusted.read_json(config_file, expect.record({"model_type": expect.one_of("dac")}), cure=_CURE)
     with untrusted.reading(config_file, _CURE):
         shape = {**_shape(settings, _TRANSFORMERS), "parity": parity}
-    weights_file = os.path.join(folder, name)
-    if not os.path.isfile(weights_file):
-        raise FileNotFoundError(f"{weights_file} does not exist: download it beside config.json")
     with untrusted.reading(weights_file, _CURE):
         return _component(safetensors.load_flat(weights_file), shape, 2, weights_file)
 

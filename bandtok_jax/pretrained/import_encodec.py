@@ -64,11 +64,7 @@ def read_encodec(path: str) -> Component:
 
 
 def _read_transformers(path: str) -> Component:
-    folder, name = (path, WEIGHTS_FILE) if os.path.isdir(path) else os.path.split(path)
-    config_file, weights_file = os.path.join(folder, CONFIG_FILE), os.path.join(folder, name)
-    for file in (config_file, weights_file):
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file} does not exist: put {CONFIG_FILE} and {WEIGHTS_FILE} into one folder")
+    weights_file, config_file = published_arrays.find_files(path, WEIGHTS_FILE, CONFIG_FILE)
     settings = untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
     with untrusted.reading(config_file, _CURE):
         for key, value in _OF_48_KHZ.items():

@@ -23,9 +23,12 @@ def find_files(path: str, weights_name: str, config_name: str) -> tuple[str, str
     """
     weights_file = os.path.join(path, weights_name) if os.path.isdir(path) else path
     config_file = os.path.join(os.path.dirname(weights_file), config_name)
-    for file in (weights_file, config_file):
+    for file, cure in (
+        (weights_file, f"give a folder with {config_name} and {weights_name}"),
+        (config_file, f"put the {config_name} of the model beside {os.path.basename(weights_file)}"),
+    ):
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file} does not exist: put {config_name} and {weights_name} into one folder")
+            raise FileNotFoundError(f"{file} does not exist: {cure}")
     return weights_file, config_file
 
 
