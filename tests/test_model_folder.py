@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 import bandtok_jax
+from bandtok_jax import cli
 from bandtok_jax.codecs import component
 from bandtok_jax.config.stored import write_config
 from bandtok_jax.pretrained import export_folder, model_folder
@@ -66,7 +67,7 @@ def test_a_run_and_its_export_give_the_same_codes(run, export, tmp_path):
     assert codec().weight_hash in card and "mel_distance 0.75" in card and "synthetic" in card and "| 7 |" in card
 
 
-def test_half_precision_halves_the_file_and_is_exact_from_then_on(export, tmp_path):
+def test_half_precision_halves_the_file_and_is_exact_from_then_on(export, tmp_path, capsys):
     half = model_folder.export(export, output=tmp_path / "half", half=True)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", export)]
     assert 0.5 <= sizes[0] / sizes[1] < 0.52
@@ -78,7 +79,9 @@ def test_half_precision_halves_the_file_and_is_exact_from_then_on(export, tmp_pa
         functools.partial(np.testing.assert_allclose, rtol=2**-11, atol=2**-25), loaded.parameters, codec().parameters
     )
     np.testing.assert_array_equal(loaded.encode(AUDIO, 44100), half.encode(AUDIO, 44100))
-    model_folder.export(tmp_path / "half", output=tmp_path / "again", half=True)
+    for source, flags, hint in ((export, [], False), ("half", [], True), ("half", ["--half"], False)):
+        assert cli.main(["export", str(tmp_path / source), *flags, "-o", str(tmp_path / "again")]) == 0
+        assert ("--half halves the file" in capsys.readouterr().out) == hint
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "half/model.safetensors").read_bytes()
 
 

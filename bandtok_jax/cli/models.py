@@ -113,6 +113,8 @@ def export(flags: argparse.Namespace) -> None:
         licence=flags.licence,
     )
     show(f"{flags.output}: {', '.join(codec.components)}; weight hash {codec.weight_hash[:12]}")
+    if not flags.half and all(map(export_folder.is_half, codec.components.values())):
+        show(f"{flags.output}: in float32; float16 holds these weights exactly, and --half halves the file")
     if flags.push:
         for line in export_folder.publish(flags.output, flags.push, flags.private):
             show(f"{flags.output}: {line}")

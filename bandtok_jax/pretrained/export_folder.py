@@ -69,9 +69,12 @@ def half_precision(component: Component) -> Component:
 
     Arrays with values beyond the range of float16 are kept.
     """
-    return dataclasses.replace(
-        component, weights=jax.tree.map(lambda leaf: _to_half(leaf).astype(leaf.dtype), _arrays(component))
-    )
+    return dataclasses.replace(component, weights=jax.tree.map(_rounded, _arrays(component)))
+
+
+def is_half(component: Component) -> bool:
+    """Returns whether `half_precision` changes no weight, as that of an export in float16."""
+    return all(np.array_equal(_rounded(leaf), leaf) for leaf in jax.tree.leaves(_arrays(component)))
 
 
 def save_parts(parts: Mapping[str, Component], output: str | os.PathLike) -> None:
@@ -129,9 +132,12 @@ def _to_half(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16) if in_range else array
 
 
+def _rounded(array: np.ndarray) -> np.ndarray:
+    return _to_half(array).astype(array.dtype)
+
+
 def _to_half_if_exact(array: np.ndarray) -> np.ndarray:
-    rounded = _to_half(array)
-    return rounded if np.array_equal(rounded.astype(array.dtype), array) else array
+    return _to_half(array) if np.array_equal(_rounded(array), array) else array
 
 
 def _from_half(array: np.ndarray) -> np.ndarray:
