@@ -20,7 +20,9 @@ from bandtok_jax.models.language_model import first_token
 from bandtok_jax.models.layout import delayed
 from bandtok_jax.runtime.target_platform import fused_decode
 
-SMALLEST_SPAN = 128  # of attention, in positions; every further span is twice as long, the last one holds the window
+# Of attention, in positions. Every further span is twice as long, and the last one holds the window. A window below the
+# smallest span has one of its own, a multiple of 16 as the fused kernels read the cache.
+SMALLEST_SPAN, SPAN_MULTIPLE = 128, 16
 
 
 class Generator:
@@ -284,10 +286,10 @@ class Generator:
 
 def attention_spans(longest: int) -> list[int]:
     """Returns the numbers of positions that attention may have for a cache of `longest`, the last one holds it."""
-    spans = [SMALLEST_SPAN]
+    spans = [min(SMALLEST_SPAN, -(-longest // SPAN_MULTIPLE) * SPAN_MULTIPLE)]
     while 2 * spans[-1] < longest:
         spans.append(2 * spans[-1])
-    return [*spans, max(SMALLEST_SPAN, longest)]
+    return [*spans, longest] if spans[-1] < longest else spans
 
 
 def _columns(tokens: np.ndarray, delays: Sequence[int], first: int, stop: int, lengths: np.ndarray) -> np.ndarray:
