@@ -74,12 +74,13 @@ def config(flags: argparse.Namespace) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # networks are described, and nothing is run
     from bandtok_jax.commands import describe_config
     from bandtok_jax.config.load import load_config
-    from bandtok_jax.config.schema import NETWORK_GROUPS
     from bandtok_jax.config.stored import to_json
 
     config = load_config(flags.name, overrides)
-    if any(key.partition(".")[0] in NETWORK_GROUPS for key in overrides):  # takes seconds for a deep network
-        describe_config.check_networks(config)
+    if overrides and extras.installed("optax"):  # tasks come with the extra "train"
+        from bandtok_jax import tasks
+
+        tasks.check(config)
     show(json.dumps(to_json(config), indent=2) if flags.json else describe_config.text(flags.name, config))
 
 

@@ -44,21 +44,6 @@ def text(name: str, config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def check_networks(config: ConfigDict) -> None:
-    """Raises a ValueError where a network refuses its group of a configuration, without computing its weights."""
-    from bandtok_jax.models import registry
-
-    for group in registry.networks(config):
-        try:
-            registry.build(config, group).shapes()
-        except ValueError:
-            raise
-        except Exception as error:  # of the arithmetic of sizes, or of jax
-            raise ValueError(
-                f"no network can be built from config.{group} ({type(error).__name__}: {error}): change its values"
-            ) from error
-
-
 def descriptions(config: ConfigDict) -> dict[str, str]:
     """Returns the description of each key of a configuration by its dotted name, or ""."""
     comments = _comments(config)

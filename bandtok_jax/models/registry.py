@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import inspect
 from typing import Any
 
+from flax import nnx
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -96,7 +97,16 @@ def build(config: ConfigDict, group: str = "model") -> Network:
       group: "model" or "discriminator".
 
     Raises:
-      ValueError: the kind is unknown.
+      ValueError: the kind is unknown. The network itself checks its sizes when it is first used.
     """
     network_class, keywords = constructor(config[group].kind), arguments(config, group)
-    return Network(lambda rngs: network_class(**keywords, rngs=rngs))
+
+    def construct(rngs: nnx.Rngs) -> nnx.Module:
+        try:
+            return network_class(**keywords, rngs=rngs)
+        except (ArithmeticError, LookupError, TypeError) as error:  # of the arithmetic of sizes, or of jax
+            raise ValueError(
+                f"no network can be built from config.{group} ({type(error).__name__}: {error}): change its values"
+            ) from error
+
+    return Network(construct)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from bandtok_jax.models import registry
 from bandtok_jax.runtime.registry import Registry
 from bandtok_jax.tasks.task import Task
 
@@ -49,6 +50,16 @@ def create(config: ConfigDict, read_components: Callable[[str], dict] | None = N
       ValueError: the task is unknown.
     """
     return task_class(config.task)(resolve_config(config, read_remote=False), read_components)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ValueError where the task or a network refuses a configuration, as a training would.
+
+    No data, earlier component or weight is read, and nothing is computed. A deep network takes seconds.
+    """
+    task = create(config)
+    for group in registry.networks(task.config):
+        registry.build(task.config, group).shapes()
 
 
 def resolve_config(config: ConfigDict, read_remote: bool = True) -> ConfigDict:
