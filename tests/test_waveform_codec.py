@@ -222,8 +222,8 @@ def test_the_balancer_leaves_out_losses_without_a_weight(tmp_path):
         ({"loss.adversarial_kind": "hing"}, 'loss.adversarial_kind is "hing"'),
         ({"loss.mel_scales": "()"}, "give pairs of window and bands"),
         ({"loss.mel_scales": "(64, 5)"}, "give pairs of window and bands"),
-        ({"model.strides": "(0, 4)"}, "one stride or more, all 1 or above"),
-        ({"model.rows": 0}, "one stride or more, all 1 or above"),
+        ({"model.strides": "(0, 4)"}, "config.model.strides is .* each of them to a whole number of at least 1"),
+        ({"model.rows": 0}, "config.model.rows is 0: set it to a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_named_before_the_discriminators_join(changes, words, tmp_path):

@@ -31,6 +31,7 @@ class Setting:
     Attributes:
       minimum, maximum: inclusive limits of a number; None for no limit.
       whole: the number is an integer.
+      length: the value is a list of this many such numbers; 0 for one or more.
       choices: all values that are allowed, if not empty.
       note: end of the error message for a wrong value.
       optional: None is a value.
@@ -42,6 +43,7 @@ class Setting:
     minimum: float | None = None
     maximum: float | None = None
     whole: bool = False
+    length: int | None = None
     choices: tuple[str, ...] = ()
     note: str = ""
     optional: bool = False
@@ -53,6 +55,14 @@ class Setting:
         """Returns the instruction that corrects a value outside the limits, or ""."""
         if self.choices:
             return "" if value in self.choices else f"set it to one of {', '.join(self.choices)}"
+        if self.length is None:
+            return self._fault_of_number(value)
+        if not isinstance(value, (tuple, list)) or not value or len(value) != (self.length or len(value)):
+            return f"give {self.length or 'one or more'} numbers"
+        faults = (self._fault_of_number(number) for number in value)
+        return next((fault.replace("it", "each of them", 1) for fault in faults if fault), "")
+
+    def _fault_of_number(self, value: Any) -> str:
         if self.minimum is None:
             return ""
         is_number = isinstance(value, int if self.whole else (int, float)) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.convolution import ValidRange, mask_outside, scale_range
 from bandtok_jax.layers.norm import RMSNorm
-from bandtok_jax.layers.steps import Residual, Step, Steps, activation, linear
+from bandtok_jax.layers.steps import Residual, Step, Steps, activation, activation_function, linear
 
 
 def patchify(image: jax.Array, patch: int) -> jax.Array:
@@ -69,7 +69,7 @@ class ResidualBlock(nnx.Module):
         self.norm_out = RMSNorm(out_channels, rngs=rngs)
         self.conv_out = square_convolution(out_channels, out_channels, 3, **options)
         self.shortcut = square_convolution(channels, out_channels, 1, **options) if channels != out_channels else None
-        self._activation = getattr(jax.nn, activation)
+        self._activation = activation_function(activation)
 
     def __call__(self, x: jax.Array, valid_range: ValidRange | None = None) -> jax.Array:
         y = self.conv_in(mask_outside(self._activation(self.norm_in(x)), valid_range))

@@ -15,7 +15,7 @@ from bandtok_jax.layers.batch_sharding import constrain_batch_sharding
 from bandtok_jax.layers.convolution_2d import Conv2d, residual_steps, square_convolution, unpatchify
 from bandtok_jax.layers.group_norm import GroupNorm
 from bandtok_jax.layers.precision import compute_dtype
-from bandtok_jax.layers.steps import Steps
+from bandtok_jax.layers.steps import Steps, activation_function
 
 
 def keep_present(x: jax.Array, present: jax.Array | None) -> jax.Array:
@@ -49,7 +49,7 @@ class SpatialResidualBlock(nnx.Module):
         self.norm_out = GroupNorm(out_channels, groups, rngs=rngs)
         self.conv_out = square_convolution(out_channels, out_channels, 3, **options)
         self.shortcut = square_convolution(channels, out_channels, 1, **options) if channels != out_channels else None
-        self._activation = getattr(jax.nn, activation)
+        self._activation = activation_function(activation)
 
     def __call__(self, x: jax.Array, present: jax.Array | None = None) -> jax.Array:
         y = self.conv_in(keep_present(self._activation(self.norm_in(x, present)), present))

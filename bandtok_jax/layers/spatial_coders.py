@@ -22,7 +22,7 @@ from bandtok_jax.layers.spatial_blocks import (
     SpatialResidualBlock,
     keep_present,
 )
-from bandtok_jax.layers.steps import Step, Steps, activation, linear
+from bandtok_jax.layers.steps import Step, Steps, activation, activation_function, linear
 
 SHARDING = (
     (r"(levels/\d+/(blocks/\d+|downsample|upsample)|middle_(in|out))/.*kernel", P(None, None, "fsdp", "tensor")),
@@ -63,6 +63,7 @@ class SpatialEncoder(nnx.Module):
         out_dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        _check_levels(attention_levels, channels)
         options: dict[str, Any] = dict(groups=groups, dtype=dtype, rngs=rngs)
         block: dict[str, Any] = dict(activation=activation, **options)
         self.conv_in = square_convolution(in_channels, stem_channels, 3, dtype=dtype, rngs=rngs)
@@ -78,7 +79,7 @@ class SpatialEncoder(nnx.Module):
         self.middle_out = SpatialResidualBlock(width, width, **block)
         self.norm = GroupNorm(width, groups, rngs=rngs)
         self.conv_out = square_convolution(width, out_channels, 3, dtype=out_dtype or dtype, rngs=rngs)
-        self._activation = getattr(jax.nn, activation)
+        self._activation = activation_function(activation)
 
     def encode(self, x: jax.Array, present: jax.Array | None = None) -> jax.Array:
         """Returns the result for a spectrogram `[B, T, M, C]`; `present` is bool `[B, T]`."""
@@ -118,6 +119,7 @@ class SpatialDecoder(nnx.Module):
         out_dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        _check_levels(attention_levels, channels)
         options: dict[str, Any] = dict(groups=groups, dtype=dtype, rngs=rngs)
         block: dict[str, Any] = dict(activation=activation, **options)
         width = channels[-1]
@@ -134,7 +136,7 @@ class SpatialDecoder(nnx.Module):
             width = level_width
         self.norm = GroupNorm(width, groups, rngs=rngs)
         self.conv_out = square_convolution(width, out_channels, 3, dtype=out_dtype or dtype, rngs=rngs)
-        self._activation = getattr(jax.nn, activation)
+        self._activation = activation_function(activation)
 
     def decode(self, x: jax.Array, present: jax.Array | None = None) -> jax.Array:
         """Returns the spectrogram; `present` is bool `[B, T]`, before the doublings."""
@@ -205,3 +207,12 @@ class SpatialLevel(nnx.Module):
             if self.attention:
                 steps.append(Step(f"{name}/attention/{number}", self.attention[number]))
         return steps if self.upsample is None else [*steps, linear(f"{name}/upsample", self.upsample)]
+
+
+def _check_levels(attention_levels: Sequence[int], channels: Sequence[int]) -> None:
+    """Raises a ValueError where attention is asked for at a resolution that there is not."""
+    if not set(attention_levels) <= set(range(len(channels))):
+        raise ValueError(
+            f"attention_levels are {tuple(attention_levels)} of {len(channels)} channels: give numbers from 0 to "
+            f"{len(channels) - 1}, or ()"
+        )

@@ -59,6 +59,17 @@ def linear(name: str, function: Function) -> Step:
     return Step(name, function, linear=True)
 
 
+def activation_function(name: str) -> Function:
+    """Returns a function of `jax.nn`.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if not name.islower() or not callable(getattr(jax.nn, name, None)):
+        raise ValueError(f"activation is {name!r}: set it to a function of jax.nn, such as silu, gelu or relu")
+    return getattr(jax.nn, name)
+
+
 def activation(name: str, function: Function) -> Step:
     """Returns an activation of `jax.nn`, with its constant where it is known."""
     return Step(name, function, ACTIVATION_CONSTANTS.get(getattr(function, "__name__", "")))

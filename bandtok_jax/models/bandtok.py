@@ -65,6 +65,7 @@ class BandTok(MelTokenizer):
     """
 
     LAYER_COUNTS = ("num_res_blocks", "mid_blocks", "residual_levels")
+    OPTIONAL_SIZES = ("num_res_blocks", "mid_blocks")
     SHARDING = (
         (r"coder_blocks/\d+/.*conv.*/kernel", P(None, None, "fsdp", "tensor")),
         (r"coder_(in|out)/kernel|column_(in|out)/kernel|shortcut/kernel", P()),

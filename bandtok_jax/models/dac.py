@@ -26,7 +26,7 @@ from bandtok_jax.models.dac_decoder import (
     UNITS_RADIUS,
     DACDecoder,
     ResidualUnit,
-    check_sizes,
+    check_decoder_dim,
     convolution,
     overlap,
 )
@@ -99,7 +99,7 @@ class DAC(ConvolutionalCodec):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(strides, decoder_dim, rows)
+        check_decoder_dim(strides, decoder_dim)
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
         width = self._build_encoder(encoder_dim, strides, **settings)
         latent_dim = latent_dim or width

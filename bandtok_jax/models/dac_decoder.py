@@ -83,7 +83,7 @@ class DACDecoder(nnx.Module, abc.ABC):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        check_sizes(strides, decoder_dim, rows)
+        check_decoder_dim(strides, decoder_dim)
         self.strides, self.codebook_size = tuple(strides), codebook_size
         self.parity, self.padded = parity, padding
         settings: dict[str, Any] = dict(padding=padding, dtype=dtype, rngs=rngs)
@@ -304,10 +304,8 @@ def overlap(stride: int) -> int:
     return math.ceil(stride / 2)
 
 
-def check_sizes(strides: Sequence[int], decoder_dim: int, rows: int) -> None:
-    """Raises a ValueError unless a network of these sizes can be built, see `DACDecoder`."""
-    if not strides or min(strides) < 1 or rows < 1:
-        raise ValueError(f"strides are {tuple(strides)} and rows {rows}: give one stride or more, all 1 or above")
+def check_decoder_dim(strides: Sequence[int], decoder_dim: int) -> None:
+    """Raises a ValueError unless every stride can halve the channels of the decoder, see `DACDecoder`."""
     if decoder_dim % 2 ** len(strides):
         raise ValueError(
             f"decoder_dim is {decoder_dim}: set it to a multiple of {2 ** len(strides)}, "

@@ -86,6 +86,7 @@ class LanguageModel(nnx.Module):
     role = "language_model"
     ADAPTED_KERNELS = r"^(layout/)?blocks/.*/kernel$"  # of attention and feed-forward, for adapters
     LAYER_COUNTS = ("num_layers", "text_layers", "row_layers")
+    OPTIONAL_SIZES = ("text_layers", "row_layers")
     SILENT_SETTINGS = ("num_heads", "rope", "scale_embeddings")
 
     def __init__(

@@ -38,6 +38,7 @@ class MelRVQ(MelTokenizer):
 
     row_kind = "residual"
     LAYER_COUNTS = ("rows",)
+    OPTIONAL_SIZES = ("stale_steps",)
     SHARDING = ((r"quantizer/", P()),)
     frames_per_column = muencoder_mel.FRAMES_PER_COLUMN
     encoder_context_frames = decoder_context_columns = 0
@@ -55,8 +56,6 @@ class MelRVQ(MelTokenizer):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if mels != mel.mels:
-            raise ValueError(f"mels is {mels} and the mel has {mel.mels} bins: set both alike")
         self.mels, self.rows, self.codebook_size = mels, rows, codebook_size
         self._power, self._floor = mel.power, mel.floor
         self.quantizer = target_quantizer(

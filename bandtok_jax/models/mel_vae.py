@@ -49,6 +49,7 @@ class MelVAE(nnx.Module):
 
     role = "autoencoder"
     LAYER_COUNTS = ("num_res_blocks",)
+    OPTIONAL_SIZES = ("num_res_blocks", "attention_levels")
     SHARDING = (*spatial_coders.SHARDING, (r"(pre|post)_latent/kernel|scale", P()))
 
     def __init__(

@@ -51,6 +51,7 @@ class MelTok(MelTokenizer):
 
     row_kind = "band"
     LAYER_COUNTS = ("num_res_blocks", "haar_levels")
+    OPTIONAL_SIZES = ("num_res_blocks", "attention_levels", "context_columns")
     SHARDING = (*SHARDING, (r"quantizer/(vectors|sums|counts)", P()))
 
     def __init__(

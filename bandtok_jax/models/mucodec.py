@@ -52,6 +52,7 @@ class MuCodec(nnx.Module):
 
     role, produces, row_kind, audio_channels = "tokenizer", "latent", "residual", CHANNELS
     LAYER_COUNTS = ("rows", "num_layers")
+    OPTIONAL_SIZES = ("stale_steps", "context_columns")
     GROUPS = {"encoder": MuEncoder, "autoencoder": MelVAE}  # arguments that are keyword arguments of a class
     SHARDING = (
         *((rf"encoder/.*({pattern})", spec) for pattern, spec in MuEncoder.SHARDING),

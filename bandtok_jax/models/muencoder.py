@@ -75,6 +75,7 @@ class MuEncoder(nnx.Module):
 
     role = "encoder"
     LAYER_COUNTS = ("num_layers",)
+    OPTIONAL_SIZES = ("layer",)
     OPTIONAL_ARRAYS = r"^heads/"  # of the second stage of the training
     SHARDING = (
         (r"stem/.*conv_\w+/kernel", P(None, None, "fsdp", "tensor")),

@@ -49,6 +49,7 @@ class MuEncoderGAN(DACDecoder):
       dtype: dtype of the computation; the quantizer and the audio are at least float32.
     """
 
+    OPTIONAL_SIZES = ("stale_steps", "context_columns")
     GROUPS = {"encoder": MuEncoder}  # arguments that are keyword arguments of a class
     SHARDING = (
         *((rf"encoder/.*({pattern})", spec) for pattern, spec in MuEncoder.SHARDING),

@@ -9,6 +9,8 @@ rule for each of their arrays. `LAYER_COUNTS`, where a class has it, names the a
 weights from elsewhere are compared with them before a network of that size is built. `OPTIONAL_ARRAYS`, where a
 class has it, is a regular expression of the names of arrays that not all stages of its training have.
 `SILENT_SETTINGS`, where a class has it, names arguments that change the meaning of the weights, but no shape.
+`GROUPS`, where a class has it, names arguments that are the keyword arguments of another class. `OPTIONAL_SIZES`, where
+a class has it, names whole numbers that may be 0 and lists of them that may be empty, see `check_sizes`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bandtok_jax.audio.spectral import MelDefinition
+from bandtok_jax.config.schema import Setting
 from bandtok_jax.layers.network import Network
 from bandtok_jax.runtime.registry import Registry
 
@@ -97,9 +100,12 @@ def build(config: ConfigDict, group: str = "model") -> Network:
       group: "model" or "discriminator".
 
     Raises:
-      ValueError: the kind is unknown. The network itself checks its sizes when it is first used.
+      ValueError: the kind is unknown, or a size is too small. The network itself checks the rest when it is first used.
     """
     network_class, keywords = constructor(config[group].kind), arguments(config, group)
+    check_sizes(network_class, keywords, group)
+    if "mel" in keywords and keywords.get("mels", bins := keywords["mel"].mels) != bins:
+        raise ValueError(f"config.{group}.mels is {keywords['mels']} and config.mel.mels {bins}: set both alike")
 
     def construct(rngs: nnx.Rngs) -> nnx.Module:
         try:
@@ -110,3 +116,29 @@ def build(config: ConfigDict, group: str = "model") -> Network:
             ) from error
 
     return Network(construct)
+
+
+def check_sizes(network_class: Any, keywords: Mapping[str, Any], group: str) -> None:
+    """Raises a ValueError where an argument of a network is a whole number that is too small, or an empty list.
+
+    Whole numbers, in lists too, are at least 1. One may be as small as its default, and 0 where the class names it in
+    `OPTIONAL_SIZES`. A list may be empty where the class names it there, or where its default is empty.
+
+    Args:
+      keywords: arguments of the network by their names; those that its signature does not name are not checked.
+      group: the group of the configuration that holds them, for the message.
+    """
+    optional, groups = getattr(network_class, "OPTIONAL_SIZES", ()), getattr(network_class, "GROUPS", {})
+    defaults = {name: argument.default for name, argument in parameters(network_class).items()}
+    for name, value in keywords.items():
+        if name in groups:
+            check_sizes(groups[name], value, f"{group}.{name}")
+            continue
+        default, is_list = defaults.get(name), isinstance(value, (tuple, list))
+        if name not in defaults or not value and is_list and (name in optional or default == ()):
+            continue
+        if type(value[0] if value and is_list else value) not in (int, tuple, list):
+            continue
+        minimum = 0 if name in optional else min(1, default) if type(default) is int else 1
+        if fault := Setting(minimum, whole=True, length=0 if is_list else None).fault(value):
+            raise ValueError(f"config.{group}.{name} is {value!r}: {fault}")

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from bandtok_jax.layers.convolution import ValidRange, mask_outside
 from bandtok_jax.layers.window_attention import WindowAttention
 from bandtok_jax.models.dac import ConvolutionalCodec
-from bandtok_jax.models.dac_decoder import KERNEL_SIZE, check_sizes, convolution
+from bandtok_jax.models.dac_decoder import KERNEL_SIZE, check_decoder_dim, convolution
 
 
 class SNAC(ConvolutionalCodec):
@@ -67,7 +67,7 @@ class SNAC(ConvolutionalCodec):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(strides, decoder_dim, len(level_strides))
+        check_decoder_dim(strides, decoder_dim)
         settings: dict[str, Any] = dict(padding=True, dtype=dtype, rngs=rngs)
         self.window_frames = window_frames
         width = self._build_encoder(encoder_dim, strides, depthwise, **settings)

@@ -38,6 +38,7 @@ class TokenVocoder(nnx.Module):
 
     role, consumes = "vocoder", "codes"
     LAYER_COUNTS = ("num_res_blocks", "haar_levels", "num_layers")
+    OPTIONAL_SIZES = ("num_res_blocks", "attention_levels", "context_columns")
     # Arguments that belong to the tokenizer.
     TOKENIZER_ARGUMENTS = (
         "mels", "haar_levels", "channels", "num_res_blocks", "compression", "latent_channels", "codebook_size",

@@ -75,10 +75,11 @@ class Vocos(nnx.Module):
     ):
         # With padding "center" and 2 hops in a window, a file's last hop lies in one window alone, which falls to zero.
         hops = mel.fft_samples / mel.hop_samples
-        if mel.padding not in FEWEST_HOPS or hops < FEWEST_HOPS[mel.padding]:
+        if mel.padding not in FEWEST_HOPS or hops < FEWEST_HOPS[mel.padding] or mel.fft_samples % 2:
             raise ValueError(
                 f'the mel has padding "{mel.padding}", {mel.fft_samples} fft_samples and {mel.hop_samples} '
-                'hop_samples: Vocos needs padding "same" or "center", and for "center" at least 3 hops in fft_samples'
+                'hop_samples: Vocos needs padding "same" or "center", an even number of fft_samples, and for "center" '
+                "at least 3 hops in them"
             )
         self.mel, self.kernel_size, self.envelope, self.parity = mel, kernel_size, envelope, parity
         self.embed = Convolution(mel.mels, dim, (kernel_size,), dtype=dtype, rngs=rngs)

@@ -25,6 +25,7 @@ LOWEST_PEAK = 1e-3  # our choice: scaled further, near silence would have nearly
 PEAK_ROUNDING = 1e-6  # our choice: some units in the last place of 32 bits
 SCALE_CHANNELS = (16, 64, 256, 1024, 1024, 1024)
 LOW_PASS = dict(zeros=24, rolloff=0.945)  # of resampling: julius, by which the published code resamples
+MIN_WINDOW = 18  # samples of an STFT in which every band has a bin
 BAND_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # fractions of the Nyquist frequency
 
 LogitsAndFeatures = tuple[jax.Array, list[jax.Array]]
@@ -48,6 +49,7 @@ class WaveformDiscriminators(nnx.Module):
       dtype: dtype of the convolutions; the STFT and the logits are at least float32.
     """
 
+    OPTIONAL_SIZES = ("periods", "stft_windows")
     SHARDING = (
         (r"periods/\d+/layers/[1-9]\d*/kernel|scales/\d+/layers/5/kernel", P(None, "fsdp", "tensor")),
         (r"layers/0/kernel|scales/\d+/layers/[1-4]/kernel|logits/kernel|bands/.*/kernel|bias|gain", P()),
@@ -70,6 +72,14 @@ class WaveformDiscriminators(nnx.Module):
     ):
         if feature_maps not in ("hidden", "vocos"):
             raise ValueError(f'feature_maps is "{feature_maps}": set it to "hidden" or "vocos"')
+        if not (periods or rates) or min((*periods, *rates)) < 1 or min(stft_windows, default=MIN_WINDOW) < MIN_WINDOW:
+            raise ValueError(
+                f"periods are {tuple(periods)}, rates {tuple(rates)} and stft_windows {tuple(stft_windows)}: give a "
+                f"period or a rate, each at least 1, and windows of at least {MIN_WINDOW} samples; without "
+                'discriminators set kind to "none"'
+            )
+        if periods and len(period_channels) < 2:
+            raise ValueError(f"period_channels are {tuple(period_channels)}: give two layers or more")
         if len(family_weights) not in (0, 3):
             raise ValueError(
                 f"family_weights has {len(family_weights)} values: give one each for the multi-period, the multi-scale "
