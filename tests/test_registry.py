@@ -95,6 +95,7 @@ def test_no_size_of_a_network_is_too_small(name):
         ("vocos", {"discriminator.stft_windows": (16,)}, "windows of at least 18 samples"),
         ("vocos", {"mel.fft_samples": 2049}, "Vocos needs .* an even number of fft_samples"),
         ("language_model", {"model.num_heads": 5}, "dim is 256, which 5 heads do not divide .* multiple of 10"),
+        ("language_model", {"data.columns": 0}, "config.data.columns is 0: set it to the columns of an example"),
         ("bandtok", {"data.clip_samples": 30000}, "data.clip_samples 30000 .* multiple of 4096"),
         ("bandtok", {"model.activation": "no"}, "activation is 'no': set it to a function of jax.nn, such as"),
         (

@@ -262,7 +262,8 @@ def _pad(audio: jax.Array, fft_samples: int, hop_samples: int, padding: str) -> 
     if audio.shape[-1] < least:
         raise ValueError(
             f"audio of {audio.shape[-1]} samples is too short for frames of {fft_samples} with padding {padding!r};"
-            f" pad it with zeros to {least} samples or more"
+            f" pad it with zeros to {least} samples or more, or train on longer clips (config.data.clip_samples and "
+            "config.loss.adversarial_samples)"
         )
     return jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [widths], mode="reflect")
 

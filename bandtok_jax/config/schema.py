@@ -22,6 +22,8 @@ LARGEST_SEED = 2**32 - 1  # JAX drops higher bits
 NETWORK_GROUPS = ("model", "mel", "discriminator")  # groups that hold the keyword arguments of a network
 # Limits for configurations from elsewhere, our choice: no network has a larger size, and no key a longer list.
 LARGEST_NETWORK_VALUE, LONGEST_LIST = 1 << 24, 64
+BELOW_ONE = math.nextafter(1.0, 0.0)
+LARGEST_GAIN_DB = 200.0  # beyond the range of 24 bits; our choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,8 @@ SCHEMA: dict[str, Setting] = {
     "data.lyrics_tokens": Setting(0, whole=True),
     "data.lyrics_model": Setting(path=True),
     "data.loudness_lufs": Setting(optional=True),
+    "data.caption_bytes": Setting(1, whole=True),
+    "data.gain_db": Setting(-LARGEST_GAIN_DB, LARGEST_GAIN_DB, length=2, note=f" and at most {LARGEST_GAIN_DB}"),
     # Ways to compute the same numbers.
     "mesh.*": Setting(mutable=True),
     "optimizer.accumulation_steps": Setting(1, whole=True, mutable=True),
@@ -121,10 +125,24 @@ SCHEMA: dict[str, Setting] = {
     "scale_decay": Setting(0, 1),
     "*optimizer.learning_rate": Setting(0, sys.float_info.max),
     "*optimizer.warmup_steps": Setting(0, whole=True),
+    "*optimizer.beta?": Setting(0, BELOW_ONE, note=" and below 1"),
+    "*optimizer.weight_decay": Setting(0),
+    "*optimizer.final_lr_fraction": Setting(0),
+    "*.ema_decay": Setting(0, BELOW_ONE, note=" and below 1"),
     "*optimizer.gradient_clip_norm": Setting(0, note="; 0 switches it off"),
     "lora.rank": Setting(0, whole=True, note="; 0 trains all weights"),
     "lora.alpha": Setting(1e-3, sys.float_info.max),
     "loss.infill_fraction": Setting(0, 1, note=" and at most 1"),
+    "loss.*_dropout": Setting(0, 1, note=" and at most 1"),
+    "loss.balancer_decay": Setting(0, BELOW_ONE, note=" and below 1"),
+    "loss.adversarial_ramp": Setting(0, whole=True),
+    "loss.adversarial_samples": Setting(0, whole=True, note="; 0 for all"),
+    "loss.discriminator_warmup": Setting(0, whole=True),
+    "loss.stft_windows": Setting(4, whole=True, length=0),
+    "loss.context_frames": Setting(length=2),
+    "codebook.restart_fraction": Setting(0),
+    "normaliser_examples": Setting(1, whole=True),
+    "sampling.steps": Setting(1, whole=True),
     "loss.perceptual_features": Setting(path=True),
     "codebook.kmeans_batches": Setting(0, whole=True, note="; 0 starts without k-means"),
 }

@@ -41,6 +41,8 @@ class LanguageModelTask(SingleNetworkTask):
     def __init__(self, config: ConfigDict, read_components: Callable[[str], dict] | None = None):
         super().__init__(config, read_components)
         self.settings = registry.arguments(config)
+        if config.data.columns < 1:
+            raise ValueError(f"config.data.columns is {config.data.columns}: set it to the columns of an example")
         if self._infill_fraction and config.model.layout == "delay":
             raise ValueError(
                 f'loss.infill_fraction is {self._infill_fraction} and model.layout "delay", whose steps hold '
