@@ -16,7 +16,7 @@ from bandtok_jax.tasks.task import Task
 from bandtok_jax.training import loop
 from bandtok_jax.training.evaluator import check_best_metric
 from bandtok_jax.training.reporting import Reporter
-from bandtok_jax.training.run import resolve
+from bandtok_jax.training.run import resolve, with_network_of
 from tests import tiny
 
 
@@ -93,6 +93,7 @@ def test_a_new_run_has_the_network_that_it_starts_from(tmp_path, monkeypatch, ca
         del model.config.model["text_pooled"]  # a configuration from before this setting, which is False there
     export, started = tmp_path / "export", []
     export_folder.save_parts({"language_model": model}, export)
+    os.remove(export / export_folder.WEIGHTS_FILE)  # the configuration is read, and no weights
     monkeypatch.setattr(loop, "train", lambda config, *_, **options: started.append((config, options)))
     command = ["train", "--config=language_model:tiny", f"--workdir={tmp_path / 'run'}", f"--init-from={export}"]
     assert main([*command, "--config.model.dropout=0.2"]) == 0
@@ -103,6 +104,11 @@ def test_a_new_run_has_the_network_that_it_starts_from(tmp_path, monkeypatch, ca
     assert options["init_from"] == str(export)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"as in {export}: "))
     assert "model.layout=depth" in line and "dropout" not in line and "model.text_layers" not in line
+    # So it is with a run, here one without a checkpoint, and with a checkpoint of a run.
+    write_config(model.config, tmp_path / "origin")
+    for origin in ("origin", "origin/checkpoints/3"):
+        started_there = with_network_of(tmp_path / origin, load_config("language_model:tiny"), {}, log=str)
+        assert to_json(started_there.model) == theirs | {"remat": False, "text_pooled": False}
     # A run or a file describes its network, and a network of another kind has no settings in common.
     write_config(load_config("language_model:tiny"), tmp_path / "earlier")
     command[1] = f"--config={tmp_path / 'earlier'}"

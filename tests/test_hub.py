@@ -19,7 +19,8 @@ import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.codecs import component
 from bandtok_jax.codecs.registry import assemble
-from bandtok_jax.config.stored import write_config
+from bandtok_jax.config.load import load_config
+from bandtok_jax.config.stored import to_json, write_config
 from bandtok_jax.pretrained import export_folder, hub, model_folder
 from bandtok_jax.training import run
 from tests import hub_server, tiny
@@ -153,6 +154,20 @@ def test_a_run_records_the_commit_and_reads_it_when_it_is_resumed(server, export
     resumed = run.resolve(config, tmp_path / "run", resumed=True)
     assert resumed.config.tokenizer == started.config.tokenizer
     assert resumed.dependencies == started.dependencies == {"tokenizer": _hash(exports / "0")}
+
+
+def test_a_configuration_is_read_without_the_weights(server, exports, offline, tmp_path):
+    path, config = "hf://lab/start", tiny.config("waveform_codec", tmp_path)
+    server.put("lab/start", _content(exports / "0"))
+    count = len(server.requests)
+    changed = run.with_network_of(path, load_config("dac:tiny"), {"model.rows"}, log=str)
+    assert changed.model.rows == load_config("dac:tiny").model.rows != config.model.rows
+    assert to_json(changed.model) == to_json(config.model) | {"rows": changed.model.rows}
+    assert not [request for request in server.requests[count:] if export_folder.WEIGHTS_FILE in str(request)]
+    offline(by_variable=False)
+    assert to_json(model_folder.read_configs(path)["tokenizer"].model) == to_json(config.model)
+    with pytest.raises(ValueError, match=f"{path}: the hub cannot be read .* and the cache has no complete copy"):
+        model_folder.read_components(path)
 
 
 @pytest.mark.parametrize("by_variable", [True, False], ids=["HF_HUB_OFFLINE", "no network"])

@@ -26,7 +26,7 @@ from bandtok_jax.runs.metrics import read_metrics
 from bandtok_jax.runtime import expect, untrusted
 
 EXPORT_VERSION = 1
-WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _CARD = {
     "scores": expect.mapping(expect.optional(expect.number()), most=1000, keys=expect.text(100)),
     "data": expect.listing(expect.text(2000), most=1000),
@@ -175,9 +175,13 @@ def _last_scores(component: Component) -> dict[str, float]:
     return scores
 
 
-def is_export(path: str | os.PathLike) -> bool:
-    """Returns whether a folder is an export; other projects have a model.safetensors and a config.json, too."""
-    files = [os.path.join(path, name) for name in ("config.json", WEIGHTS_FILE)]
+def is_export(path: str | os.PathLike, with_weights: bool = True) -> bool:
+    """Returns whether a folder is an export; other projects have a model.safetensors and a config.json, too.
+
+    Args:
+      with_weights: the folder must hold the weights, too.
+    """
+    files = [os.path.join(path, name) for name in (CONFIG_FILE, WEIGHTS_FILE)[: 1 + with_weights]]
     if not all(map(os.path.isfile, files)):
         return False
     try:
@@ -207,6 +211,19 @@ def publish(folder: str | os.PathLike, name: str, private: bool = False) -> Iter
     yield f"published{' for you alone' if private else ''}: --model={repository}"
 
 
+def read_entries(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the entries of the components in config.json of an export, by their roles; no weights are read.
+
+    Raises:
+      ValueError: the content describes no model of this version.
+    """
+    version = content.get("export_version", 0)
+    if isinstance(version, int) and version > EXPORT_VERSION:
+        raise ValueError(f"it is of an export of version {version}: upgrade bandtok-jax")
+    _EXPORT(content, "")
+    return content["components"]
+
+
 def read_export(
     path: str, content: Mapping[str, Any], dtype: str, only: Collection[str] | None = None
 ) -> list[Component]:
@@ -220,16 +237,12 @@ def read_export(
     Raises:
       ValueError: config.json describes no model of this version, or the weights are not those that were exported.
     """
-    version = content.get("export_version", 0)
-    if isinstance(version, int) and version > EXPORT_VERSION:
-        raise ValueError(f"it is of an export of version {version}: upgrade bandtok-jax")
-    _EXPORT(content, "")
+    available = read_entries(content)
     weights_file = os.path.join(path, WEIGHTS_FILE)
     if not os.path.isfile(weights_file):
         raise untrusted.refusal(path, f"it holds no {WEIGHTS_FILE}", "export it again")
     weights = safetensors.load(weights_file)
     components = []
-    available = content["components"]
     chosen = available.keys() & set(only or ()) or available.keys()
     for role, entry in available.items():
         if role not in chosen:

@@ -10,8 +10,10 @@ default    the export that is installed with the package (a folder of that name 
 
 from collections.abc import Collection, Iterable
 import os
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.component import Component, init_random
@@ -19,10 +21,18 @@ from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config import shipped
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.schema import DTYPES
-from bandtok_jax.config.stored import read_config
+from bandtok_jax.config.stored import from_json, read_config
 from bandtok_jax.config.validate import check_seed
 from bandtok_jax.pretrained import adapter_file, hub
-from bandtok_jax.pretrained.export_folder import half_precision, is_export, read_export, save_codec, split_step
+from bandtok_jax.pretrained.export_folder import (
+    CONFIG_FILE,
+    half_precision,
+    is_export,
+    read_entries,
+    read_export,
+    save_codec,
+    split_step,
+)
 from bandtok_jax.runtime import expect, extras, untrusted
 
 DEFAULT = "default"
@@ -166,21 +176,13 @@ def read_components(
     Raises:
       ValueError: a folder or file is missing, damaged, or holds another model or size.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{path!r} is no path: pass that of a run or an export, or hf://OWNER/NAME")
-    if not os.fspath(path):
-        raise ValueError("the path of the model is empty: pass that of a run or an export, or leave it out")
+    _check_path(path)
     if hub.is_hub(path):
         return _read_repository(path, dtype, only)
     if path == DEFAULT:
         return _read_export_as(DEFAULT, DEFAULT_FOLDER, dtype, only)
     path, step = split_step(path)
-    config_file = os.path.join(path, "config.json")
-    if not os.path.isdir(path):
-        raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
-    if not os.path.isfile(config_file):
-        raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
-    content = untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
+    config_file, content = _read_content(path)
     run = None if "components" in content else _read_run(path, step, dtype)  # its errors name the files of the run
     others = {}
     if run and run.config.get("base"):
@@ -191,15 +193,60 @@ def read_components(
     return others | {component.role: component for component in components}
 
 
+def read_configs(path: str | os.PathLike) -> dict[str, ConfigDict]:
+    """Reads the configurations of the components in a run or export, by their roles, and none of their weights.
+
+    Args:
+      path: as for `read_components`. A download takes config.json alone.
+
+    Raises:
+      ValueError: a folder or file is missing, damaged, or of another version.
+    """
+    _check_path(path)
+    if hub.is_hub(path):
+        folder, repository = hub.download(path, [CONFIG_FILE])
+        if not is_export(folder, with_weights=False):
+            raise _no_export(repository)
+    else:
+        folder = DEFAULT_FOLDER if path == DEFAULT else split_step(path)[0]
+    config_file, content = _read_content(folder)
+    if "components" not in content:
+        config = read_config(folder)
+        return {Component(config, {}, source_path=folder).role: config}
+    with untrusted.reading(config_file, _CURE):
+        return {role: from_json(entry["config"]) for role, entry in read_entries(content).items()}
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{path!r} is no path: pass that of a run or an export, or hf://OWNER/NAME")
+    if not os.fspath(path):
+        raise ValueError("the path of the model is empty: pass that of a run or an export, or leave it out")
+
+
+def _read_content(path: str) -> tuple[str, dict[str, Any]]:
+    """Returns the path and the content of config.json in a folder."""
+    config_file = os.path.join(path, "config.json")
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
+    if not os.path.isfile(config_file):
+        raise ValueError(f"{path} holds no config.json: pass a run folder or an export folder")
+    return config_file, untrusted.read_json(config_file, expect.mapping(expect.anything), cure=_CURE)
+
+
 def _read_repository(path: str | os.PathLike, dtype: str, only: Collection[str] | None) -> dict[str, Component]:
     """Returns the components of an export on the hub; their source is the repository at its commit."""
     folder, repository = hub.download(path)
     if not is_export(folder):
-        raise ValueError(
-            f"{repository} holds no export of bandtok: give a repository that  bandtok export --push  made; weights of "
-            "other programs are read by  bandtok import"
-        )
+        raise _no_export(repository)
     return _read_export_as(str(repository), folder, dtype, only)
+
+
+def _no_export(repository: hub.Repository) -> ValueError:
+    return ValueError(
+        f"{repository} holds no export of bandtok: give a repository that  bandtok export --push  made; weights of "
+        "other programs are read by  bandtok import"
+    )
 
 
 def _read_export_as(name: str, folder: str, dtype: str, only: Collection[str] | None) -> dict[str, Component]:

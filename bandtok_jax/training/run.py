@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bandtok_jax import tasks
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.config.load import reset_written
 from bandtok_jax.config.schema import flatten, setting
 from bandtok_jax.config.stored import read_config, read_content, to_json
@@ -58,13 +59,12 @@ def with_network_of(
       log: prints a line about the keys that change.
 
     Raises:
-      ValueError: as `model_folder.read_components`.
+      ValueError: as `model_folder.read_configs`.
     """
-    role = registry.constructor(config.model.kind).role
-    component = model_folder.read_components(origin, only=(role,)).get(role)
-    if component is None or component.config.model.kind != config.model.kind:
+    origin_config = model_folder.read_configs(origin).get(registry.constructor(config.model.kind).role)
+    if origin_config is None or origin_config.model.kind != config.model.kind:
         return config
-    theirs, changes = component.settings, {}
+    theirs, changes = Component(origin_config, {}).settings, {}
     for name, ours in config.model.items():
         free = f"model.{name}" not in user_keys and not setting(f"model.{name}").mutable
         if free and name in theirs and to_json(theirs[name]) != to_json(ours):
