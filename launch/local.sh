@@ -13,7 +13,7 @@
 set -euo pipefail
 
 dry="" music="" system="bandtok" output="runs/local" size="tiny" tracks=() licences=() share=() prompt=""
-half="" stereo="" seconds=10 offsets=4
+half="" stereo="" of_mucodec="" seconds=10 offsets=4
 encoder=() autoencoder=() tokenizer=() vocoder=() language_model=()
 wrong() { echo "local.sh: $*; --help lists the arguments" >&2; exit 2; }
 while [ $# -gt 0 ]; do
@@ -22,8 +22,8 @@ while [ $# -gt 0 ]; do
     -h|--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     --config.*=*)
       encoder+=("$1") autoencoder+=("$1") tokenizer+=("$1") vocoder+=("$1") language_model+=("$1"); shift; continue ;;
-    --encoder.*=*) encoder+=("--config.${1#--encoder.}"); shift; continue ;;
-    --autoencoder.*=*) autoencoder+=("--config.${1#--autoencoder.}"); shift; continue ;;
+    --encoder.*=*) encoder+=("--config.${1#--encoder.}") of_mucodec="$1"; shift; continue ;;
+    --autoencoder.*=*) autoencoder+=("--config.${1#--autoencoder.}") of_mucodec="$1"; shift; continue ;;
     --tokenizer.*=*) tokenizer+=("--config.${1#--tokenizer.}"); shift; continue ;;
     --vocoder.*=*) vocoder+=("--config.${1#--vocoder.}"); shift; continue ;;
     --language-model.*=*) language_model+=("--config.${1#--language-model.}"); shift; continue ;;
@@ -51,6 +51,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$music" ] || wrong "--music: give a folder of audio files, or synthetic"
 case "$system" in bandtok) stages=6 ;; mucodec) stages=8 ;; *) wrong "--system $system: give bandtok or mucodec" ;; esac
+[ "$system" = mucodec ] || [ -z "$of_mucodec" ] || wrong "$of_mucodec: $system has no such stage, only mucodec"
 case "$size" in tiny|small|base) ;; *) wrong "--size $size: give tiny, small or base" ;; esac
 for number in "$seconds" "$offsets" "${share[1]:-0}"; do
   [[ "$number" =~ ^[0-9]*\.?[0-9]+$ ]] || wrong "$number: give a number"
@@ -94,6 +95,23 @@ round_tokenizer() { # the next stages are trained on the codes of the rounded we
 }
 
 data="--config.data.sources=$output/data"
+if [ "$system" = bandtok ]; then
+  tokenizer_config="bandtok:$size" vocoder_config="vocos:$size" earlier=()
+  if [ -n "$stereo" ]; then # that of bandtok:tiny_stereo
+    tokenizer=(--config.model.side_mels=96 --config.data.channels=2 ${tokenizer[@]+"${tokenizer[@]}"})
+    language_model=(--config.model.rows=28 ${language_model[@]+"${language_model[@]}"})
+  fi
+else
+  tokenizer_config="mucodec:$size"
+  if [ "$size" = tiny ]; then vocoder_config="vocos:tiny_48khz"; else vocoder_config="hifigan:$size"; fi
+  case "$size" in tiny) rows=4 codes=1024 ;; small) rows=1 codes=4096 ;; *) rows=1 codes=16384 ;; esac
+  language_model=(--config.model.rows="$rows" --config.model.codebook_size="$codes" ${language_model[@]+"${language_model[@]}"})
+  earlier=(encoder "muencoder:$size" ${encoder[@]+"${encoder[@]}"} -- autoencoder "mel_vae:$size" ${autoencoder[@]+"${autoencoder[@]}"} --)
+fi
+step "settings of all stages"
+run python -m bandtok_jax.launch.check_stages ${earlier[@]+"${earlier[@]}"} \
+  tokenizer "$tokenizer_config" ${tokenizer[@]+"${tokenizer[@]}"} -- vocoder "$vocoder_config" ${vocoder[@]+"${vocoder[@]}"} \
+  -- language-model "language_model:$size" ${language_model[@]+"${language_model[@]}"}
 stage "records: $music"
 records=()
 if [ "$system" = mucodec ]; then
@@ -103,27 +121,20 @@ fi
 run bandtok prepare "$music" --output "$output/data" ${records[@]+"${records[@]}"} ${tracks[@]+"${tracks[@]}"} \
   ${licences[@]+"${licences[@]}"} ${share[@]+"${share[@]}"}
 if [ "$system" = bandtok ]; then
-  if [ -n "$stereo" ]; then # that of bandtok:tiny_stereo
-    tokenizer=(--config.model.side_mels=96 --config.data.channels=2 ${tokenizer[@]+"${tokenizer[@]}"})
-    language_model=(--config.model.rows=28 ${language_model[@]+"${language_model[@]}"})
-  fi
   stage "tokenizer: audio to a grid of codes"
-  train tokenizer "bandtok:$size" "$data" ${tokenizer[@]+"${tokenizer[@]}"}
+  train tokenizer "$tokenizer_config" "$data" ${tokenizer[@]+"${tokenizer[@]}"}
   round_tokenizer
   stage "vocoder: mel spectrograms to audio"
-  train vocoder "vocos:$size" "$data" ${vocoder[@]+"${vocoder[@]}"}
+  train vocoder "$vocoder_config" "$data" ${vocoder[@]+"${vocoder[@]}"}
 else
   stage "encoder: features of music, by masked prediction"
   train encoder "muencoder:$size" "$data" ${encoder[@]+"${encoder[@]}"}
   stage "autoencoder: mel spectrograms to latents and back"
   train autoencoder "mel_vae:$size" "$data" ${autoencoder[@]+"${autoencoder[@]}"}
   stage "vocoder: mel spectrograms to audio"
-  if [ "$size" = tiny ]; then config="vocos:tiny_48khz"; else config="hifigan:$size"; fi
-  train vocoder "$config" "$data" ${vocoder[@]+"${vocoder[@]}"}
-  case "$size" in tiny) rows=4 codes=1024 ;; small) rows=1 codes=4096 ;; *) rows=1 codes=16384 ;; esac
-  language_model=(--config.model.rows="$rows" --config.model.codebook_size="$codes" ${language_model[@]+"${language_model[@]}"})
+  train vocoder "$vocoder_config" "$data" ${vocoder[@]+"${vocoder[@]}"}
   stage "tokenizer: features to codes, and codes to latents"
-  train tokenizer "mucodec:$size" "$data" --config.encoder="$output/encoder" --config.autoencoder="$output/autoencoder" \
+  train tokenizer "$tokenizer_config" "$data" --config.encoder="$output/encoder" --config.autoencoder="$output/autoencoder" \
     --config.vocoder="$output/vocoder" ${tokenizer[@]+"${tokenizer[@]}"}
   round_tokenizer
 fi

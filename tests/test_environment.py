@@ -195,6 +195,7 @@ def test_help_is_the_comment_at_the_head_of_a_script(tree, script):
         ("local.sh --music synthetic --tracks=no.csv", "no.csv: no such file"),
         ("local.sh --music synthetic --size huge", "--size huge: give tiny"),
         ("local.sh --music synthetic --system dac", "--system dac: give bandtok"),
+        ("local.sh --music synthetic --encoder.seed=1", "--encoder.seed=1: bandtok has no such stage, only mucodec"),
         ("local.sh --music synthetic --seconds ten", "ten: give a number"),
         ("local.sh --music synthetic --output", "--output: its value is missing"),
         ("default_model.sh", "--music: give a folder"),

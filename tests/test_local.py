@@ -16,6 +16,7 @@ from bandtok_jax.cli import dispatch
 from bandtok_jax.cli.parser import config_overrides
 from bandtok_jax.config.load import load_config
 from bandtok_jax.data_pipelines.token_manifest import read_token_manifest
+from bandtok_jax.launch import check_stages
 from tests import tiny
 from tests.test_default_model import MOST_BYTES
 
@@ -38,6 +39,8 @@ def _parsed(commands) -> dict:
     """The configuration of each training by its task, and the flags of each other command by its verb."""
     parsed = {}
     for program, *arguments in commands:
+        if arguments[:2] == ["-m", check_stages.__name__]:
+            continue
         assert program == "bandtok"
         flags, rest = dispatch.parser().parse_known_args(arguments)
         if flags.verb == "train":
@@ -72,6 +75,32 @@ def test_all_stages_fit_together_in_stereo(tmp_path):
     assert parsed["mel_tokenizer"].to_json() == expected.to_json()
     assert parsed["language_model"].model.rows == tasks.create(expected).network.attribute("rows") > 16
     assert parsed["vocoder"].data.channels == 1
+
+
+def test_stages_that_do_not_fit_are_refused_before_the_first_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as the check sets it
+
+    def check(*flags):
+        first, second, *_ = _dry_run(tmp_path, *flags)
+        assert first[:3] == ["python", "-m", check_stages.__name__] and second[1] == "prepare"
+        code, errors = check_stages.main(first[3:]), capsys.readouterr().err.splitlines()
+        assert (code, len(errors)) in ((0, 0), (1, 1))
+        return "".join(errors)
+
+    small = ["--tokenizer.discriminator.kind=none", "--vocoder.discriminator.kind=none", "--vocoder.model.num_layers=1"]
+    small += ["--language-model.model.num_layers=1", "--language-model.model.text=none"]
+    rows = "--tokenizer.model.side_mels=96", "--tokenizer.data.channels=2"
+    assert check(*small, *rows, "--language-model.model.rows=28") == ""
+    assert check(*small, *rows) == (
+        "check_stages: error: language-model: model.rows is 16, and the tokens of this tokenizer have 28: "
+        "set --language-model.model.rows=28"
+    )
+    levels = ["--tokenizer.model.residual_levels=16", "--language-model.model.row_vocabulary=False"]
+    assert "language-model: model.row_vocabulary is False, and" in check(*small, *levels)
+    assert "vocoder: the vocoder takes" in check(*small, "--vocoder.mel.mels=64")
+    assert "language-model: config.model.dim is 0" in check(*small, "--language-model.model.dim=0")
+    assert "tokenizer: there is no key 'no' in config" in check("--tokenizer.no=0")
+    assert "encoder: dim is 7" in check("--system=mucodec", "--encoder.model.dim=7")
 
 
 def test_tokens_are_those_of_the_rounded_tokenizer(tmp_path):

@@ -5,7 +5,7 @@ code. `loss.infill_fraction` of the examples have a region that is filled in fro
 With `lora.rank` the state holds adapters alone, and the weights of the model that they adapt are frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -136,6 +136,31 @@ class LanguageModelTask(SingleNetworkTask):
         """Seconds of audio in one example."""
         return self.config.data.columns / self.manifest["columns_per_second"]
 
+    def check_grid(self, grid: Mapping[str, Any], origin: str) -> None:
+        """Raises a ValueError unless the model takes grids with these `rows`, `codebook_size` and `row_kind`.
+
+        Args:
+          grid: such as the manifest of token records.
+          origin: names the tokens in the message.
+        """
+        model = self.config.model
+        for name in ("rows", "codebook_size"):
+            if grid[name] != model[name]:
+                raise ValueError(
+                    f"model.{name} is {model[name]}, and {origin} have {grid[name]}: "
+                    f"set --config.model.{name}={grid[name]}"
+                )
+        if grid["row_kind"] == "residual" and not model.row_vocabulary:
+            raise ValueError(
+                f"model.row_vocabulary is False, and the rows of {origin} are residual levels, "
+                "each with a codebook of its own: set --config.model.row_vocabulary=True, or leave it out"
+            )
+        if grid["row_kind"] == "residual" and self._infill_fraction:
+            raise ValueError(
+                f"loss.infill_fraction is {self._infill_fraction}, and the rows of {origin} are residual levels, not "
+                "bands of frequency: set --config.loss.infill_fraction=0"
+            )
+
     def load_frozen(self) -> Tree:
         """Returns `row_unigrams`, and `base` for the training of adapters.
 
@@ -143,22 +168,7 @@ class LanguageModelTask(SingleNetworkTask):
         model. `base` holds the parameters that the adapters are added to.
         """
         model = self.config.model
-        for name in ("rows", "codebook_size"):
-            if self.manifest[name] != model[name]:
-                raise ValueError(
-                    f"model.{name} is {model[name]}, and the tokens in {self._folder} have {self.manifest[name]}: "
-                    f"set --config.model.{name}={self.manifest[name]}"
-                )
-        if self.manifest["row_kind"] == "residual" and not model.row_vocabulary:
-            raise ValueError(
-                f"model.row_vocabulary is False, and the rows of the tokens in {self._folder} are residual levels, "
-                "each with a codebook of its own: set --config.model.row_vocabulary=True, or leave it out"
-            )
-        if self.manifest["row_kind"] == "residual" and self._infill_fraction:
-            raise ValueError(
-                f"loss.infill_fraction is {self._infill_fraction}, and the rows of the tokens in "
-                f"{self._folder} are residual levels, not bands of frequency: set --config.loss.infill_fraction=0"
-            )
+        self.check_grid(self.manifest, f"the tokens in {self._folder}")
         if model.text == "embedding":
             self._embedding_shape()
         _ = self._codec  # so that an error comes before the first step
