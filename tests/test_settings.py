@@ -7,10 +7,14 @@ import jax
 from ml_collections import ConfigDict
 import pytest
 
+from bandtok_jax.cli.dispatch import main
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.schema import flatten, setting
 from bandtok_jax.config.shipped import list_configs, list_variants
+from bandtok_jax.config.unread import unread
+from bandtok_jax.models import registry
 from bandtok_jax.pretrained import model_folder
+from bandtok_jax.runtime.notes import Note
 from bandtok_jax.tasks import create
 from bandtok_jax.training import sharding
 from bandtok_jax.training.program import Program
@@ -77,9 +81,60 @@ def test_a_task_reads_all_its_settings(name, tmp_path):
     keys: set[str] = set()
     for changes in _ALTERNATIVES.get(name, [{}]):
         config = tiny.shrunk(f"{name}:tiny", tmp_path, **changes)
-        keys |= keys_that_a_task_reads(config)
-    unread = [key for key in flatten(config) if key.partition(".")[0] in OF_TASKS and key not in keys]
-    assert not unread
+        read = keys_that_a_task_reads(config)
+        keys |= read
+        # Networks get all of their arguments, and functions of losses their settings; these are tested below.
+        assert not {key for key, _ in unread(config, flatten(config)) if key.startswith("codebook.")} & read
+    missing = [key for key in flatten(config) if key.partition(".")[0] in OF_TASKS and key not in keys]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "name, changes, without_reader, with_reader",
+    [
+        ("language_model", {"model.text_ngrams": 8}, {"model.text": "embedding"}, {"model.text": "bytes"}),
+        ("language_model", {"model.text_dim": 32}, {"model.text": "none"}, {"model.text": "embedding"}),
+        ("language_model", {"model.row_dim": 8}, {"model.layout": "flat"}, {"model.layout": "delay"}),
+        ("language_model", {"model.row_layers": 1}, {"model.layout": "delay"}, {"model.layout": "depth"}),
+        ("bandtok", {"model.latent_dim": 8}, {"model.residual_levels": 0}, {"model.residual_levels": 1}),
+        (
+            "vocos",
+            {"discriminator.stft_channels": 3},
+            {"discriminator.kind": "none"},
+            {"discriminator.kind": "waveform"},
+        ),
+        (
+            "meltok",
+            {"loss.perceptual_features": "none"},
+            {"loss.perceptual": 0.0, "loss.gram": 0.0},
+            {"loss.gram": 1.0},
+        ),
+    ],
+)
+def test_a_setting_without_a_reader_changes_nothing(name, changes, without_reader, with_reader):
+    small = {"model.num_layers": 1, "model.num_heads": 2, "model.dim": 32, "model.feed_forward_dim": 32}
+
+    def networks(*settings) -> str:
+        config = load(*settings)
+        return str([registry.build(config, group).shapes() for group in registry.networks(config)])
+
+    def load(*settings) -> ConfigDict:
+        merged = {key: value for setting in settings for key, value in setting.items()}
+        return load_config(name, {key: str(value) for key, value in merged.items()})
+
+    small = small if name == "language_model" else {}
+    assert dict(unread(load(without_reader), changes)) == dict.fromkeys(changes, without_reader)
+    assert not list(unread(load(with_reader), changes))
+    if not any(key.startswith("loss.") for key in changes):
+        assert networks(small, without_reader) == networks(small, without_reader, changes)
+        assert networks(small, with_reader) != networks(small, with_reader, changes)
+
+
+def test_a_setting_without_a_reader_is_named():
+    line = "config.model.text_ngrams is set, and nothing reads it, because config.model.text is 'none': leave it out"
+    with pytest.warns(Note, match=line) as notes:
+        assert main(["config", "language_model:tiny", "--config.model.text=none", "--config.model.text_ngrams=8"]) == 0
+    assert len(notes) == 1
 
 
 def test_the_loop_and_the_data_read_all_other_settings():

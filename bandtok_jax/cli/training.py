@@ -35,6 +35,7 @@ def train(flags: argparse.Namespace) -> int | None:
     extras.require_all("train", "bandtok train")
     from bandtok_jax.config.load import load_config
     from bandtok_jax.config.shipped import list_configs
+    from bandtok_jax.config.unread import warn_unread
     from bandtok_jax.runtime.exit_codes import RESTART_EXIT_CODE
     from bandtok_jax.training import distributed, loop
     from bandtok_jax.training.run import with_network_of
@@ -45,6 +46,7 @@ def train(flags: argparse.Namespace) -> int | None:
     distributed.start(flags.start_timeout)
     if flags.init_from and flags.config.partition(":")[0] in list_configs():
         config = with_network_of(flags.init_from, config, overrides, log=distributed.log)
+    warn_unread(config, overrides)
     try:
         loop.train(
             config, flags.workdir, init_from=flags.init_from, overfit_one_batch=flags.overfit_one_batch,
@@ -75,8 +77,10 @@ def config(flags: argparse.Namespace) -> None:
     from bandtok_jax.commands import describe_config
     from bandtok_jax.config.load import load_config
     from bandtok_jax.config.stored import to_json
+    from bandtok_jax.config.unread import warn_unread
 
     config = load_config(flags.name, overrides)
+    warn_unread(config, overrides)
     if overrides and extras.installed("optax"):  # tasks come with the extra "train"
         from bandtok_jax import tasks
 
