@@ -20,8 +20,8 @@ from bandtok_jax.models.language_model import first_token
 from bandtok_jax.models.layout import delayed
 from bandtok_jax.runtime.target_platform import fused_decode
 
-# Of attention, in positions. Every further span is twice as long, and the last one holds the window. A window below the
-# smallest span has one of its own, a multiple of 16 as the fused kernels read the cache.
+# Spans of attention are counted in positions. Every further one is twice as long, and the last one holds the window. A
+# window below the smallest span has one of its own, a multiple of 16 as the fused kernels read the cache.
 SMALLEST_SPAN, SPAN_MULTIPLE = 128, 16
 
 
