@@ -1,9 +1,20 @@
 """A training ends where it becomes no better, and knows so when it is started again."""
 
+import pytest
+
 from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.training import loop
 from bandtok_jax.training.early_stop import EarlyStop
-from tests import tiny
+from tests import kept_programs, tiny
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The configuration of trainings that become no better, which share their programs."""
+    steps = {"total_steps": 40, "evaluate_every": 2, "checkpoint_every": 10, "patience": 1}
+    folder = tmp_path_factory.mktemp("tokens")
+    with kept_programs.kept():
+        yield tiny.config("language_model", folder, **steps, **{"optimizer.learning_rate": 0.0, "model.text": "none"})
 
 
 def test_counts_the_evaluations_since_the_best():
@@ -26,20 +37,17 @@ def test_counts_the_evaluations_since_the_best():
         assert stop.reached
 
 
-def test_a_training_stops_and_stays_stopped(tmp_path, capsys):
-    changes = {"patience": 1, "optimizer.learning_rate": 0.0, "total_steps": 40, "evaluate_every": 2}
-    config = tiny.config("language_model", tmp_path, **changes, checkpoint_every=10)
+def test_a_training_stops_and_stays_stopped(config, tmp_path, capsys):
     scores = loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == [2] and "cross_entropy" in scores
     assert loop.train(config, tmp_path / "run") == {}
     assert "no better than" in capsys.readouterr().out
 
 
-def test_process_0_decides_for_all(tmp_path, monkeypatch):
+def test_process_0_decides_for_all(config, tmp_path, monkeypatch):
     """Others may have read other lines of metrics.jsonl, and one that stopped alone would leave the rest waiting."""
     noted = []
     monkeypatch.setattr(EarlyStop, "add", lambda self, value: noted.append(value))
     monkeypatch.setattr(loop.distributed, "broadcast_from_host0", lambda number: 1 if len(noted) == 2 else number)
-    config = tiny.config("language_model", tmp_path, patience=5, total_steps=40, evaluate_every=2, checkpoint_every=10)
     loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == [2]

@@ -20,8 +20,7 @@ import soundfile
 
 import bandtok_jax
 from bandtok_jax import tasks
-from bandtok_jax.codecs import component
-from bandtok_jax.config.stored import write_config
+from bandtok_jax.config.stored import read_config, write_config
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import export_folder, model_folder
@@ -32,9 +31,10 @@ from bandtok_jax.runtime import folder_lock
 from bandtok_jax.tasks import optimization
 from bandtok_jax.training import checkpoint, distributed, flops, goodput, loop
 from bandtok_jax.training import state as states
+from bandtok_jax.training.program import Program
 from bandtok_jax.training.reporting import Reporter
 from bandtok_jax.training.run import resolve
-from tests import tiny
+from tests import kept_programs, tiny
 from tests.processes import no_array_is_iterated, parts
 from tests.tensorboard_events import tensorboard_steps
 
@@ -42,6 +42,14 @@ from tests.tensorboard_events import tensorboard_steps
 def _same(first, second):
     leaves = jax.tree.leaves(jax.tree.map(np.array_equal, parts(first), parts(second)))
     return len(leaves) > 50 and all(leaves)
+
+
+def _initialize(config, folder, origin):
+    """Initializes a run from the weights of `origin` in a state without values, which no program draws."""
+    run = resolve(config, folder, init_from=origin)
+    fresh = jax.eval_shape(run.task.init, jax.random.key(0))
+    program = types.SimpleNamespace(init=lambda: fresh)
+    return states.initialize(program, run, {}, {}, {}, single_batch=False)
 
 
 def _untimed(line):
@@ -64,6 +72,13 @@ def spectrograms_drawn_once():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_made_once():
+    """Traces and compiles the steps of equal configurations once: this is most of the work of so short a training."""
+    with kept_programs.kept():
+        yield
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """A run of eight steps for each task, made when it is first asked for."""
@@ -79,7 +94,7 @@ def straight(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("task", tiny.fast("mel_tokenizer", "language_model"))
+@pytest.mark.parametrize("task", tiny.fast("mel_tokenizer"))
 def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path, monkeypatch):
     whole, run, progress = straight(task), tmp_path / task, Reporter.progress
 
@@ -93,14 +108,16 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
         loop.train(tiny.config(task, whole.parent), run)
     assert saved_steps(run) == [4]
     monkeypatch.setattr(Reporter, "progress", progress)
+    monkeypatch.setattr(loop, "Program", Program)  # compiled again, as in a new process
     loop.train(tiny.config(task, whole.parent), run)
     assert _same(run, whole)
     assert list(map(_untimed, read_metrics(run))) == list(map(_untimed, read_metrics(whole)))
 
 
 @pytest.mark.parametrize("task", tiny.fast("language_model"))
-def test_one_batch_can_be_memorised(task, tmp_path):
-    config = tiny.config(task, tmp_path, total_steps=45, evaluate_every=45, log_every=5)
+def test_one_batch_can_be_memorised(task, straight, tmp_path):
+    schedule = {"schedule_steps": 8}  # that of the other runs, whose program is compiled
+    config = tiny.config(task, straight(task).parent, total_steps=45, evaluate_every=45, log_every=5, **schedule)
     loop.train(config, tmp_path / "run", overfit_one_batch=True)
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
     assert losses[-1] < 0.9 * losses[0]
@@ -133,14 +150,12 @@ def test_a_run_folder_holds_what_the_contract_names(straight):
 
 def test_a_vocoder_decodes_the_samples_of_a_tokenizer(straight, tmp_path):
     vocoder = tmp_path / "vocoder"
-    export_folder.save_parts(
-        {"vocoder": component.init_random(tiny.config("vocoder", tmp_path), jax.random.key(0))}, vocoder
-    )
+    export_folder.save_parts({"vocoder": tiny.drawn_component(tiny.config("vocoder", tmp_path))}, vocoder)
     task = tasks.create(tiny.config("mel_tokenizer", tmp_path, vocoder=str(vocoder)), model_folder.read_components)
-    state, batch = task.init(jax.random.key(0)), tiny.batch(task.config)
+    model, batch = load_weights(straight("mel_tokenizer"))["model"], tiny.batch(task.config)
     frozen = task.load_frozen()
-    shown = task.summaries(state, frozen, batch)
-    apply = task.component("vocoder").network.apply
+    shown = task.summaries({"model": {**model, "ema": {}}}, frozen, batch)
+    apply = jax.jit(task.component("vocoder").network.apply)
     expected = apply(*(frozen["vocoder"][n] for n in ("parameters", "buffers")), shown["1/mel/reconstruction"][1][None])
     np.testing.assert_allclose(shown["1/reconstruction"][1], expected[0], rtol=1e-4, atol=1e-5)
     resolved = resolve(task.config, tmp_path / "run")
@@ -166,7 +181,7 @@ def test_another_size_in_the_same_folder_is_refused(straight):
 def test_a_checkpoint_of_another_size_is_refused(straight, tmp_path):
     config = tiny.config("mel_tokenizer", tmp_path, **{"model.codebook_dim": "4"})
     with pytest.raises(ValueError, match=r"decoder_in/kernel of the model is .* this config has .*same model and size"):
-        loop.train(config, tmp_path / "run", init_from=straight("mel_tokenizer"))
+        _initialize(config, tmp_path / "run", straight("mel_tokenizer"))
 
 
 def _small_state(width):
@@ -347,16 +362,18 @@ def test_a_training_continues_without_weights_and_biases(fails, tmp_path, monkey
     assert "api_key not configured" in line and len(read_metrics(tmp_path)) == 2
 
 
-def test_time_is_booked_and_a_profile_is_written(tmp_path, monkeypatch, capsys):
+def test_time_is_booked_and_a_profile_is_written(straight, tmp_path, monkeypatch, capsys):
+    config = tiny.config("language_model", straight("language_model").parent)
     monkeypatch.setattr(goodput, "peak_flops", lambda: 1e12)
-    loop.train(tiny.config("language_model", tmp_path), tmp_path / "run", profile_steps=range(3, 5))
+    capsys.readouterr()  # of the first run
+    loop.train(config, tmp_path / "run", profile_steps=range(3, 5))
     assert "step 0: the language model predicts" not in capsys.readouterr().out  # nothing is learned yet
     (shares,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "time/step_share" in line]
     values = [value for name, value in shares.items() if name.startswith("time/")]
     assert len(values) == 6 and sum(values) == pytest.approx(1) and min(values) >= 0
     (rates,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "train/mfu" in line]
     per_step = rates["train/mfu"] * 1e12 * rates["train/seconds_per_step"]
-    assert per_step == pytest.approx(flops.training_flops(tasks.create(tiny.config("language_model", tmp_path)), 4))
+    assert per_step == pytest.approx(flops.training_flops(tasks.create(config), 4))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
@@ -375,40 +392,42 @@ def test_evaluations_and_checkpoints_cut_no_interval_of_steps(straight, tmp_path
     assert rates["both"][4] > 0.2 and rates["both"][8] > 0.75 * 0.2  # the last of all waits for no data
 
 
-def test_fine_tuning_starts_from_the_other_runs_weights(straight, tmp_path):
-    source = straight("mel_tokenizer")
-    config = tiny.config("mel_tokenizer", tmp_path, **{"optimizer.learning_rate": "0.0", "total_steps": "1"})
-    loop.train(config, tmp_path / "run", init_from=source)
-    started, expected = load_weights(tmp_path / "run")["model"], load_weights(source)["model"]
-    jax.tree.map(np.testing.assert_array_equal, started["parameters"], expected["parameters"])
-    structures = (
-        jax.tree.structure(parts(run)["training"]["discriminator"]["parameters"]) for run in (source, tmp_path / "run")
-    )
-    assert next(structures) == next(structures)
+@pytest.mark.parametrize("task, exported", [("language_model", False), ("mel_tokenizer", True)])
+def test_fine_tuning_starts_from_the_weights_of_a_run_or_export(task, exported, straight, tmp_path, monkeypatch):
+    source, run, scalars = straight(task), tmp_path / "run", Reporter.scalars
+    origin = tmp_path / "export" if exported else source
+    if exported:
+        export_folder.save_codec(bandtok_jax.load(source), origin)
+
+    def stop_at_two(self, step, group, values):
+        scalars(self, step, group, values)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reporter, "scalars", stop_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny.config(task, source.parent), run, init_from=origin)
+    # Equal weights have equal scores of many batches.
+    first, last = (
+        {name: value for line in read_metrics(folder) if line["step"] == step for name, value in line.items()
+         if name.startswith("evaluation/")}
+        for folder, step in ((run, 0), (source, 8))
+    )  # fmt: skip
+    assert first == last and len(first) > 2
+    assert read_config(run).initialized_from_export == exported
 
 
-def test_fine_tuning_from_an_export_trains_the_discriminator_first(straight, tmp_path):
-    codec = bandtok_jax.load(straight("mel_tokenizer"))
-    export_folder.save_codec(codec, tmp_path / "export")
-    changes = {"optimizer.learning_rate": "0.0", "total_steps": "1", "loss.discriminator_warmup": "5"}
-    config = tiny.config("mel_tokenizer", tmp_path, **changes)
-    loop.train(config, tmp_path / "run", init_from=tmp_path / "export")
-    started = bandtok_jax.load(tmp_path / "run")
-    assert started.components["tokenizer"].config.loss.discriminator_warmup == 5
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        started.parameters["tokenizer"]["parameters"],
-        codec.parameters["tokenizer"]["parameters"],
-    )
+def test_an_export_to_start_from_must_hold_the_network(straight, tmp_path):
+    export_folder.save_codec(bandtok_jax.load(straight("mel_tokenizer")), tmp_path / "export")
     with pytest.raises(ValueError, match="holds no vocoder: start from a run or export that has one"):
-        loop.train(tiny.config("vocoder", tmp_path), tmp_path / "other", init_from=tmp_path / "export")
+        _initialize(tiny.config("vocoder", tmp_path), tmp_path / "other", tmp_path / "export")
 
 
 def test_weights_to_start_from_are_refused_where_they_mean_something_else(straight, tmp_path):
     run = straight("language_model")
     config = tiny.config("language_model", run.parent, **{"model.rope": "1d", "model.num_heads": "4"})
     with pytest.raises(ValueError, match=r"another model.num_heads \(2 there, 4 here\), model.rope \('2d' there, '1d'"):
-        loop.train(config, tmp_path / "run", init_from=run)
+        _initialize(config, tmp_path / "run", run)
 
 
 def test_a_checkpoint_to_start_from_brings_its_discriminator(straight):
@@ -439,21 +458,23 @@ def test_a_step_of_a_run_can_be_named(straight):
     assert last.weight_hash == bandtok_jax.load(run).weight_hash != first.weight_hash
 
 
-def test_a_number_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(straight, tmp_path):
-    config = tiny.config(
-        "mel_tokenizer",
-        tmp_path,
-        **{"optimizer.learning_rate": "1e30", "optimizer.warmup_steps": "5", "log_every": "1"},
-    )
-    with pytest.raises(FloatingPointError, match=r"(train|evaluation)/\w+ is .* at step \d.*last good checkpoint"):
-        loop.train(config, tmp_path / "run")
-    for step in saved_steps(tmp_path / "run"):
-        weights = load_weights(tmp_path / "run", step)["model"]
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+def test_a_number_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(straight, tmp_path, monkeypatch):
+    whole, run, to_device = straight("mel_tokenizer"), tmp_path / "run", Program.to_device
+
+    def damaged(self, batch):
+        is_sixth = batch["index"].min() == 20
+        return to_device(self, batch | {"audio": batch["audio"] * (np.nan if is_sixth else 1)})
+
+    monkeypatch.setattr(Program, "to_device", damaged)
+    with pytest.raises(FloatingPointError, match=r"train/\w+ is nan at step 6.*last good checkpoint"):
+        loop.train(tiny.config("mel_tokenizer", whole.parent), run)
+    assert saved_steps(run) == [4]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_weights(run, 4)["model"]))
 
 
 def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, monkeypatch, capfd):
-    run, progress = tmp_path / "run", Reporter.progress
+    whole, run, progress = straight("language_model"), tmp_path / "run", Reporter.progress
+    capfd.readouterr()  # of the first run
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(self, step, text):
@@ -468,7 +489,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     monkeypatch.setattr(Reporter, "summaries", lambda *_: None)
     try:
         with pytest.raises(OSError, match=r"could not save.*checkpoint of step 4 is intact"):
-            loop.train(tiny.config("mel_tokenizer", tmp_path), run)
+            loop.train(tiny.config("language_model", whole.parent), run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     gc.collect()  # unwritten arrays report themselves when they are collected

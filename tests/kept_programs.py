@@ -1,0 +1,61 @@
+"""Programs that the trainings of one process share, because to trace and lower them is most of a short training."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+import contextlib
+import functools
+import json
+from typing import Any
+
+from jax.sharding import Mesh
+import pytest
+
+from bandtok_jax.config.stored import to_json
+from bandtok_jax.runtime import target_platform
+from bandtok_jax.tasks import Task
+from bandtok_jax.training import loop
+from bandtok_jax.training.program import Program
+
+UNREAD = (  # by a step
+    "log_every", "evaluate_every", "checkpoint_every", "evaluation_batches", "total_steps", "patience"
+)  # fmt: skip
+
+
+class KeptProgram(Program):
+    """A program that makes and compiles each of its steps once."""
+
+    train_step, evaluate = functools.cache(Program.train_step), functools.cache(Program.evaluate)
+
+    @functools.cached_property
+    def init(self) -> Any:
+        return target_platform.jit_once(self.draw_state, out_shardings=self.layout)
+
+    @functools.cached_property
+    def futures(self) -> dict[Any, Future]:
+        return {}
+
+    def compile(self, step: Any, *arguments: Any, background: bool = False) -> Future:
+        if step not in self.futures:
+            self.futures[step] = super().compile(step, *arguments, background=background)
+        return self.futures[step]
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Lets trainings of equal tasks, folders of data included, share a program.
+
+    A test of two trainings that must not share it sets `loop.Program` to `Program`.
+    """
+    programs: dict[str, KeptProgram] = {}
+
+    def program(task: Task, mesh: Mesh, seed: int) -> KeptProgram:
+        settings = to_json(task.config)
+        settings["schedule_steps"] = settings["schedule_steps"] or settings["total_steps"]
+        key = json.dumps({name: value for name, value in settings.items() if name not in UNREAD}, sort_keys=True)
+        if key not in programs:
+            programs[key] = KeptProgram(task, mesh, seed)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Program", program)
+        yield
