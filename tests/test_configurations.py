@@ -18,7 +18,7 @@ from bandtok_jax.runs.weights import saved_steps
 from bandtok_jax.training import loop, sharding
 from bandtok_jax.training.program import Program
 from bandtok_jax.training.reporting import Reporter
-from tests import tiny
+from tests import kept_programs, tiny
 from tests.processes import no_array_is_iterated
 
 NAMES = [f"{name}:{variant}" for name in list_configs() for variant in list_variants(name)]
@@ -39,15 +39,19 @@ def _kind(name: str) -> str:
                        if group in config])  # fmt: skip
 
 
-def _first_of_each_kind() -> list:
-    """All names; those whose kind came before are slow proofs, and `tiny`, whose steps other tests run."""
+def _last_kinds() -> list[str]:
+    """Returns the variant of each configuration that brings its last kind, which has the most.
+
+    No `tiny` is among them, because other tests run its steps.
+    """
     seen: set[str] = set()
-    return [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name.partition(":")[2].startswith("tiny") or _kind(name) in seen or seen.add(_kind(name))
-        else name
-        for name in NAMES
-    ]
+    chosen = {}
+    for name in NAMES:
+        configuration, variant = name.split(":")
+        if not variant.startswith("tiny") and _kind(name) not in seen:
+            seen.add(_kind(name))
+            chosen[configuration] = name
+    return [*chosen.values()]
 
 
 def _program(config) -> Program:
@@ -55,8 +59,8 @@ def _program(config) -> Program:
     return Program(tasks.create(config, model_folder.read_components), mesh, config.seed)
 
 
-def _check(config, accumulation_steps=(1, 2)) -> None:
-    """Every leaf is wide, and every phase leaves the state as it was, with accumulation too."""
+def _check(config, accumulation_steps=(1, 2), every_phase=True) -> None:
+    """Every leaf is wide, and every phase, or the last, leaves the state as it was, with accumulation too."""
     for steps in accumulation_steps:
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -70,15 +74,17 @@ def _check(config, accumulation_steps=(1, 2)) -> None:
         sums = {} if steps > 1 else jax.eval_shape(task.eval_step, program.abstract, frozen, batch)
         if steps == 1:
             program.check_warm_start(frozen, batch)
-        for phase in task.phases() if steps == 1 else task.phases()[-1:]:
+        for phase in task.phases() if steps == 1 and every_phase else task.phases()[-1:]:
             sums |= program.check_train_step(frozen, batch, **phase)
         for name, value in sums.items():
             assert value.dtype == jnp.float32, (name, value.dtype)
 
 
-@pytest.mark.parametrize("name", _first_of_each_kind())
+# Only one of the fast ones has all phases, because the last phase has all losses.
+@pytest.mark.parametrize("name", tiny.fast(*_last_kinds(), among=NAMES))
 def test_every_step_can_be_repeated_and_every_number_is_wide(name, tmp_path):
-    _check(tiny.shrunk(name, tmp_path), (1, 2) if name == "bandtok:small" else (1,))
+    whole = name == "bandtok:small"
+    _check(tiny.shrunk(name, tmp_path), (1, 2) if whole else (1,), every_phase=whole)
 
 
 def _of_layout(layout, folder):
@@ -132,30 +138,8 @@ def test_a_step_that_cannot_be_repeated_is_refused_and_its_leaf_named(tmp_path, 
         program.check_warm_start(frozen, batch)
 
 
-def _trained() -> list:
-    """All names; the fast ones are one variant in 16 bits of each task that compiles in seconds.
-
-    It is the last variant, which has the most, such as rematerialised and scanned layers, of the first configuration.
-    The steps of all are checked on abstract values.
-    """
-    chosen = {}
-    for name in NAMES:
-        config = load_config(name)
-        if config.dtype != "float32" and config.task not in (
-            "vocoder",
-            "token_vocoder",
-            "waveform_codec",
-            "feature_codec",
-            "mel_autoencoder",
-            "masked_prediction",
-            "flow_matching",
-        ):
-            if chosen.get(config.task, name).split(":")[0] == name.split(":")[0]:
-                chosen[config.task] = name
-    return [name if name in chosen.values() else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-
-
-@pytest.mark.parametrize("name", _trained())
+# The fast one has 16 bits, rematerialised and scanned layers. tests/test_training.py trains a tokenizer.
+@pytest.mark.parametrize("name", tiny.fast("language_model:base", among=NAMES))
 def test_three_steps_with_a_resume(name, tmp_path, monkeypatch):
     _train_with_a_resume(tiny.shrunk(name, tmp_path), tmp_path / "run", monkeypatch)
 
@@ -174,7 +158,7 @@ def test_three_steps_of_the_whole_network(name, tmp_path, monkeypatch):
 
 
 def _train_with_a_resume(config, run, monkeypatch):
-    with monkeypatch.context() as patch:
+    with kept_programs.kept(), monkeypatch.context() as patch:
 
         def stop(self, step, text):
             if step == 2:
@@ -183,9 +167,10 @@ def _train_with_a_resume(config, run, monkeypatch):
         patch.setattr(Reporter, "progress", stop)
         with pytest.raises(InterruptedError):
             loop.train(config, run)
-    assert saved_steps(run) == [1]
-    with no_array_is_iterated():
-        loop.train(config, run)
+        assert saved_steps(run) == [1]
+        patch.undo()
+        with no_array_is_iterated():
+            loop.train(config, run)
     lines = read_metrics(run)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3]
     if "adversarial_start" in config.loss:
@@ -196,13 +181,9 @@ def _train_with_a_resume(config, run, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_a_network_can_be_set(name):
     config = load_config(name)
-    task = tasks.create(config)
-    owners = {"model": task.network}
-    if "discriminator" in registry.networks(config):
-        owners["discriminator"] = task.discriminator
     given_by_the_task = {"dtype", "rngs", "floor", "mel"}
-    for group, network in owners.items():
-        options = set(inspect.signature(network.attribute("__class__").__init__).parameters) - {"self"}
+    for group in registry.networks(config):
+        options = set(registry.parameters(registry.constructor(config[group].kind))) - {"self"}
         assert set(config[group]) - {"kind"} == options - given_by_the_task, group
     if "mel" in config:
         assert set(config.mel) == set(inspect.signature(MelDefinition).parameters)

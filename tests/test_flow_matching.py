@@ -1,7 +1,6 @@
 """The task that trains MuCodec: masks, micro-batches, normaliser, frozen weights, refusals."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,8 +26,8 @@ def created(folder, **changes):
 
 def started(task, frozen):
     """The model state before the first step, whose parameters are drawn by NumPy."""
-    parameters = jax.tree.map(lambda leaf: jnp.asarray(0.1 * leaf), tiny.random_weights(task.network))
-    buffers = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), task.network.shapes()[1])
+    parameters = jax.tree.map(lambda leaf: np.float32(0.1 * leaf), tiny.random_weights(task.network))
+    buffers = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), task.network.shapes()[1])
     state = {"model": {"parameters": parameters, "buffers": buffers, "ema": {}}}
     return task.warm_start(state, frozen, [], jax.random.key(0))["model"]
 
@@ -39,7 +38,8 @@ def test_masks_of_starts_and_continuations(folder):
     audio[:64, :, 3 * FRAME_SAMPLES - 1 :] = 0
     audio[64, :, :] = 0
     batch = {"audio": audio, "index": np.arange(256)}
-    mask = np.asarray(task._mask(batch, jax.random.key(0)))
+    draw_mask = jax.jit(task._mask)
+    mask = np.asarray(draw_mask(batch, jax.random.key(0)))
     assert (mask[:64, 3:] == PADDING).all() and (mask[:64, :3] != PADDING).all()
     assert (mask[64] == PADDING).all(), "silence has no frame to predict"
     whole = mask[65:]
@@ -50,7 +50,7 @@ def test_masks_of_starts_and_continuations(folder):
     assert set((mask[:64] == CONTEXT).sum(1)) == {0, 1}, "at most half of a short example"
     # An example draws by its index, in any batch.
     few = {name: value[100:103] for name, value in batch.items()}
-    np.testing.assert_array_equal(task._mask(few, jax.random.key(0)), mask[100:103])
+    np.testing.assert_array_equal(draw_mask(few, jax.random.key(0)), mask[100:103])
 
 
 def test_micro_batches_add_up_to_the_batch(folder, float64):
@@ -73,15 +73,16 @@ def test_micro_batches_add_up_to_the_batch(folder, float64):
     assert set(losses) == {"flow", "alignment", "commitment", "codebook"}
     for name, loss in losses.items():
         np.testing.assert_allclose(np.mean([half[0][name] for half in halves]), loss, rtol=1e-6, err_msg=name)
-    sums = jax.tree.map(jnp.add, *(half[1][0] for half in halves))
+    sums = jax.tree.map(np.add, *(half[1][0] for half in halves))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), sums, totals)
 
-    new, metrics = task.update_buffers(model, model, totals, per_example, batch, key)
+    update = jax.jit(task.update_buffers)
+    new, metrics = update(model, model, totals, per_example, batch, key)
     assert metrics["codes_restarted"] > 0
     counted = new["buffers"]["flow"]["normaliser"]
     assert counted["count"] == 4
     # Enough examples are counted, so the next batch changes nothing.
-    later, _ = task.update_buffers(new, new, totals, per_example, batch, key)
+    later, _ = update(new, new, totals, per_example, batch, key)
     jax.tree.map(np.testing.assert_array_equal, later["buffers"]["flow"]["normaliser"], counted)
 
 

@@ -36,7 +36,7 @@ _ALTERNATIVES = {
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }
 # The steps of the others take longer to trace.
-FAST = ("bandtok", "language_model", "mel_rvq", "mel_vae", "meltok", "muencoder", "vocos")
+FAST = ("bandtok", "language_model", "mel_rvq", "muencoder", "vocos")
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [f"{name}:{variant}" for name in list_configs() for variant in list_variants(name)]
 
@@ -151,5 +151,6 @@ def test_the_loop_and_the_data_read_all_other_settings():
 def test_an_unread_setting_is_found(tmp_path):
     config = tiny.shrunk("bandtok:tiny", tmp_path).copy_and_resolve_references().unlock()
     config.discriminator_optimizer.ema_decay = 0.9
-    assert "discriminator_optimizer.ema_decay" not in keys_that_a_task_reads(config)
-    assert {"optimizer.ema_decay", "codebook.restart_fraction"} <= keys_that_a_task_reads(config)
+    keys = keys_that_a_task_reads(config)
+    assert "discriminator_optimizer.ema_decay" not in keys
+    assert {"optimizer.ema_decay", "codebook.restart_fraction"} <= keys

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,7 @@ def _own_component(role: str, config, folder) -> str:
         own.model.update(config.model[role])
         if role == "encoder":
             own.model.num_layers = config.model.encoder.layer + 1
-        export_folder.save_parts({role: component.init_random(own, jax.random.key(0))}, path)
+        export_folder.save_parts({role: drawn_component(own)}, path)
     return str(path)
 
 
@@ -217,7 +218,7 @@ def _own_mel_rvq(encoder, folder) -> str:
         config = load_config("mel_rvq:tiny").copy_and_resolve_references().unlock()
         config.model.update({name: encoder.model[name] for name in ("mels", "codebook_size", "codebook_dim")})
         config.model.rows = encoder.model.target_rows
-        export_folder.save_codec(MelCodec(component.init_random(config, jax.random.key(0))), path)
+        export_folder.save_codec(MelCodec(drawn_component(config)), path)
     return str(path)
 
 
@@ -227,7 +228,7 @@ def _own_tokenizer(vocoder, folder) -> dict[str, str]:
     config.unlock().model.update({name: value for name, value in vocoder.model.items() if name in config.model})
     config.model.kind = "meltok"
     if not path.exists():
-        export_folder.save_codec(MelCodec(component.init_random(config, jax.random.key(0))), path)
+        export_folder.save_codec(MelCodec(drawn_component(config)), path)
     return {"tokenizer": str(path)}
 
 
@@ -372,6 +373,23 @@ def random_weights(network, seed=0):
         return (rng.normal(size=leaf.shape) * (0.1 if name == "bias" else 1.0)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, network.shapes()[0])
+
+
+def drawn_component(config) -> component.Component:
+    """A component with weights as a fresh one has, drawn by NumPy; there is no program to compile."""
+
+    def draw(path, leaf):
+        *parents, name = (part.key for part in path)
+        if leaf.ndim < 2 or name == "bias":
+            return np.full(leaf.shape, name not in ("bias", "mean"), leaf.dtype)
+        # The vectors of a codebook and their sums have the same parents, and are the same.
+        normal = np.random.default_rng(zlib.crc32("/".join(parents).encode())).normal(size=leaf.shape)
+        return (normal / math.sqrt(math.prod(leaf.shape[:-1]) if name == "kernel" else 1)).astype(leaf.dtype)
+
+    drawn = component.Component(config, {}, source_path="random weights")
+    shapes = dict(zip(("parameters", "buffers"), drawn.network.shapes()))
+    drawn.weights = jax.tree_util.tree_map_with_path(draw, shapes)
+    return drawn
 
 
 def in_float64(tree):
