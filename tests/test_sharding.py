@@ -165,8 +165,10 @@ from bandtok_jax.training import sharding
 
 sharding.REPLICATED_BELOW_ELEMENTS = 256
 discriminator = Network(lambda rngs: MultiScalePatchGAN(channels=8, num_scales=1, dtype=jnp.float64, rngs=rngs))
-weights = jax.tree.map(lambda x: 5 * x.astype(float), discriminator.init(jax.random.key(0))[0])
-weights, log_mels = jax.device_get((weights, jax.random.normal(jax.random.key(1), (2, 8, 32, 128))))
+random = np.random.default_rng(0)
+shapes, log_mels = discriminator.shapes()[0], random.normal(size=(2, 8, 32, 128))
+scale = lambda leaf: 5 / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.5
+weights = jax.tree.map(lambda leaf: scale(leaf) * random.normal(size=leaf.shape), shapes)
 
 def loss(weights, real, fake):
     return adversarial.discriminator_loss(*(discriminator.apply(weights, {}, x)[0] for x in (real, fake)), "hinge")
@@ -184,7 +186,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     }
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
