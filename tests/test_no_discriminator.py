@@ -30,7 +30,9 @@ def _without(config: ConfigDict, **loss) -> ConfigDict:
 def _two_steps(config: ConfigDict) -> tuple[dict, list[dict]]:
     task, batch, metrics = tasks.create(config), tiny.batch(config), []
     assert [*map(task.phase, (0, 10**6))] == [{"update_discriminator": False, "adversarial_active": False}] * 2
-    state = task.init(jax.random.key(0))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    state["model"] |= tiny.drawn_component(config).weights
     step = jax.jit(lambda state, key: task.train_step(state, {}, batch, key, **task.phase(0)))
     for number in range(2):
         state, values = step(state, jax.random.key(number))
