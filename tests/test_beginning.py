@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from bandtok_jax.cli.dispatch import main
-from bandtok_jax.codecs import component
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import read_config, to_json, write_config
 from bandtok_jax.pretrained import export_folder
@@ -88,7 +87,7 @@ def test_the_configuration_of_a_run_starts_another_one_without_its_written_value
 
 def test_a_new_run_has_the_network_that_it_starts_from(tmp_path, monkeypatch, capsys):
     changes = {"model.layout": "depth", "model.dropout": 0.1, "model.remat": True, "model.text_pooled": False}
-    model = component.init_random(tiny.config("language_model", tmp_path, **changes), jax.random.key(0))
+    model = tiny.drawn_component(tiny.config("language_model", tmp_path, **changes))
     with model.config.unlocked():
         del model.config.model["text_pooled"]  # a configuration from before this setting, which is False there
     export, started = tmp_path / "export", []

@@ -190,7 +190,8 @@ def test_what_the_system_says_to_a_library_is_no_damage(tokens):
         source[0]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# test_hosts_workers_and_a_new_start_give_the_same is a fast one with workers.
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_token_shards(tmp_path, workers):
     writer = TokenWriter(tmp_path / "tokens", **METADATA)
     for number in range(4):

@@ -12,7 +12,8 @@ from tests import tiny
 
 def _start(run, program=("-m", "bandtok_jax.cli"), **changes):
     tokens = tiny.token_records(run.parent / "tokens")
-    settings = tiny.settings("language_model", **{"data.tokens": tokens, "data.workers": 1, **changes})
+    sizes = {"model.text": "none", "data.workers": 1}
+    settings = tiny.settings("language_model", **{"data.tokens": tokens, **sizes, **changes})
     command = [sys.executable, *program, "train", "--config=language_model:tiny", f"--workdir={run}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
