@@ -20,7 +20,7 @@ NARROWED = {("onnx", "jax")}  # extras that bound the version of a package which
 def model(tmp_path_factory):
     """Returns the folder of an export with a language model."""
     folder = tmp_path_factory.mktemp("models") / "mine"
-    export_folder.save_codec(tiny.with_language_model(bandtok_jax.create("bandtok:tiny", seed=0)), folder)
+    export_folder.save_codec(tiny.with_language_model(tiny.drawn_codec()), folder)
     return folder
 
 

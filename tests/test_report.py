@@ -8,15 +8,14 @@ import re
 import numpy as np
 import soundfile
 
-import bandtok_jax
 from bandtok_jax.evaluation.report import run_page
 from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import export_folder
-from tests import test_mid_side
+from tests import test_mid_side, tiny
 
 
 def test_the_page_holds_configuration_metrics_and_curves(tmp_path, monkeypatch):
-    export_folder.save_codec(bandtok_jax.create("bandtok:tiny", seed=0), tmp_path / "model")
+    export_folder.save_codec(tiny.drawn_codec(), tmp_path / "model")
     for component in run_page.COMPONENTS:
         (tmp_path / component).mkdir()
         lines = [{"step": step, "train/seconds_per_step": 0.6} for step in (100, 300)]

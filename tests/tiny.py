@@ -14,6 +14,7 @@ from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
+from bandtok_jax.configs import bandtok
 from bandtok_jax.data_pipelines import iterator
 from bandtok_jax.data_pipelines.token_writer import TokenWriter
 from bandtok_jax.pretrained import export_folder
@@ -390,6 +391,12 @@ def drawn_component(config) -> component.Component:
     shapes = dict(zip(("parameters", "buffers"), drawn.network.shapes()))
     drawn.weights = jax.tree_util.tree_map_with_path(draw, shapes)
     return drawn
+
+
+def drawn_codec() -> Codec:
+    """The codec of `bandtok_jax.create("bandtok:tiny")`, whose weights are drawn by NumPy."""
+    names = {"tokenizer": "bandtok:tiny", "vocoder": bandtok.VOCODERS["tiny"]}
+    return assemble({role: drawn_component(load_config(name)) for role, name in names.items()})
 
 
 def in_float64(tree):
