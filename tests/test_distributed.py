@@ -10,9 +10,10 @@ import time
 
 import pytest
 
-from bandtok_jax.training import distributed
+from bandtok_jax import tasks
+from bandtok_jax.training import distributed, sharding
 from bandtok_jax.training import rendezvous as sockets
-from tests import processes
+from tests import processes, run_training
 
 SLURM = {
     "SLURM_JOB_ID": "12",
@@ -226,10 +227,13 @@ def test_a_signal_stops_a_training_and_nothing_after_it():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_two_processes_and_a_mesh_train_as_one(tmp_path):
+def test_two_processes_and_a_mesh_train_as_one(tmp_path, monkeypatch, float64):
+    monkeypatch.setattr(tasks, "create", tasks.create)  # which the program replaces, as the next one
+    monkeypatch.setattr(sharding, "REPLICATED_BELOW_ELEMENTS", sharding.REPLICATED_BELOW_ELEMENTS)
     steps = {"total_steps": 4, "log_every": 1, "evaluate_every": 4, "dtype": "float64", "model.text": "none"}
     mesh = {f"mesh.{axis}": 2 for axis in ("data", "fsdp", "tensor")}
-    processes.train("language_model", tmp_path / "one", tmp_path, **steps)
+    changes = [f"{key}={value}" for key, value in steps.items()]
+    assert run_training.main("language_model", str(tmp_path / "one"), str(tmp_path), *changes) == 0
     printed = processes.train("language_model", tmp_path / "two", tmp_path, processes=2, devices=4, **steps, **mesh)
     single, mesh_run = (processes.losses(tmp_path / run) for run in ("one", "two"))
     assert list(single) == list(mesh_run) == [1, 2, 3, 4]
