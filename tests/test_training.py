@@ -446,7 +446,10 @@ def test_the_discriminator_trains_alone_only_where_a_run_starts_without_it(strai
     def warmup(folder, init_from, resumed=False):
         resolved = resolve(config, folder, init_from=init_from, resumed=resumed)
         assert resolved.config.loss.discriminator_warmup == 7  # as configured
-        return resolved.task.config.loss.discriminator_warmup
+        warmup = resolved.task.config.loss.discriminator_warmup
+        first = resolved.task.phase(config.loss.adversarial_start)
+        assert first == {"update_discriminator": True, "adversarial_active": warmup == 0}
+        return warmup
 
     assert warmup(tmp_path, None) == 0 and warmup(tmp_path, run) == 0 and warmup(tmp_path, "an/export") == 7
 
