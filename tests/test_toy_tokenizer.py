@@ -10,6 +10,7 @@ import soundfile
 import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.commands import tokenize_corpus
+from bandtok_jax.data_pipelines import full_tracks
 from bandtok_jax.formats import bt_file
 from tests import toy_tokenizer
 
@@ -23,9 +24,11 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     run, tokens, language_model = folder / "run", folder / "tokens", folder / "lm"
     assert cli.main(["train", f"--config={CONFIG}", f"--workdir={run}"]) == 0
-    tokenize_corpus.tokenize(
-        bandtok_jax.load(run), "synthetic", str(tokens), synthetic_tracks=3, offsets=1, tokenizer=str(run)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
+        tokenize_corpus.tokenize(
+            bandtok_jax.load(run), "synthetic", str(tokens), synthetic_tracks=3, offsets=1, tokenizer=str(run)
+        )
     sizes = {"rows": 2, "codebook_size": 16, "dim": 16, "num_layers": 1, "num_heads": 1, "feed_forward_dim": 16}
     flags = [f"--config.model.{name}={value}" for name, value in (sizes | {"text": "none"}).items()]
     steps = ["total_steps=2", "evaluate_every=2", "checkpoint_every=2", "evaluation_batches=1", "batch_size=2"]
