@@ -33,15 +33,21 @@ def with_a_say(parameters):
 
 @functools.cache
 def forward(**changes):
+    """The logits of whole grids. All calls for grids of one shape run the same program."""
     model = network(**changes)
 
     @jax.jit
-    def logits(parameters, codes, caption=None, begins=True):
-        caption = jnp.zeros((codes.shape[0], 1), jnp.uint8) if caption is None else caption
+    def logits(parameters, codes, caption, begins, columns):
         text = model.apply(parameters, {}, caption=caption, method="encode_text")
-        return model.apply(parameters, {}, codes, *text, begins=begins)
+        return model.apply(parameters, {}, codes, *text, begins=begins, columns=columns)
 
-    return logits
+    def with_defaults(parameters, codes, caption=None, begins=True, columns=None):
+        batch, length, _ = codes.shape
+        caption = np.zeros((batch, 8), np.uint8) if caption is None else caption
+        columns = np.full(batch, length) if columns is None else columns
+        return logits(parameters, codes, caption, np.broadcast_to(begins, batch), columns)
+
+    return with_defaults
 
 
 def grid(batch, columns, seed=0):
@@ -55,12 +61,12 @@ def captions(*texts):
 def decoded_logits(model, parameters, codes, caption=None, begins=True, known_steps=1):
     """Logits `[B, T * F, V]` of cached decoding that always draws the true codes, after a prefill of some steps."""
     layout, records = model.attribute("layout"), []
-    steps = jnp.asarray(delayed(codes, layout.delays, CODES))
+    steps = np.asarray(delayed(codes, layout.delays, CODES))
     batch, count, rows = steps.shape
-    first = jnp.full(batch, first_token(CODES, begins), jnp.int32)
+    first = np.full(batch, first_token(CODES, begins), np.int32)
 
     @jax.jit
-    def decode(parameters):
+    def prefill(parameters):
         text = None
         if caption is not None:
             context, mask = model.apply(parameters, {}, caption=caption, method="encode_text")
@@ -68,21 +74,23 @@ def decoded_logits(model, parameters, codes, caption=None, begins=True, known_st
         length = (count + 1) * layout.positions_per_step
         cache = model.apply(parameters, {}, batch, length, method="init_kv_cache")
         filled = 1 + known_steps * layout.positions_per_step
-        cache = model.apply(parameters, {}, first, steps[:, :known_steps], cache, text, length=filled, method="prefill")
-        for number in range(known_steps, count):
-            previous = steps[:, number - 1] if number else jnp.broadcast_to(first[:, None], (batch, rows))
+        known = jnp.asarray(steps[:, :known_steps])
+        return text, model.apply(parameters, {}, first, known, cache, text, length=filled, method="prefill")
 
-            def draw(logits, rows, number=number):
-                # Loops of the layout hide their values, so a callback takes them out.
-                jax.debug.callback(lambda rows, logits: records.append((number, rows, logits)), rows, logits)
-                return steps[:, number][:, rows]
+    @jax.jit
+    def decode(parameters, previous, number, codes, cache, text):
+        def draw(logits, rows):
+            # Loops of the layout hide their values, so a callback takes them out.
+            jax.debug.callback(lambda *values: records.append(values), number, rows, logits)
+            return codes[:, rows]
 
-            tokens, cache = model.apply(
-                parameters, {}, previous, jnp.int32(number), cache, draw, text, method="decode_step"
-            )
-        return tokens
+        return model.apply(parameters, {}, previous, number, cache, draw, text, method="decode_step")[1]
 
-    jax.block_until_ready(decode(parameters))
+    text, cache = prefill(parameters)
+    for number in range(known_steps, count):
+        previous = steps[:, number - 1] if number else np.broadcast_to(first[:, None], (batch, rows))
+        cache = decode(parameters, previous, np.int32(number), steps[:, number], cache, text)
+    jax.block_until_ready(cache)
     jax.effects_barrier()
     result = np.full((*codes.shape, 256), np.nan, np.float32)
     for number, step_rows, logits in records:

@@ -4,18 +4,18 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bandtok_jax.generation import autoregressive, decoding
-from tests import tiny
+from tests import small_language_model, tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, decoded_logits, grid, network, with_a_say
 
 LAYOUTS = ("depth", "delay")
 SMALL = dict(row_dim=16, row_layers=2, row_states=True, scale_embeddings=True)
 # Exports from before these settings have these values.
 EARLIER = dict(row_states=False, scale_embeddings=False, text_ngrams=0, text_pooled=False)
+SHALLOW = dict(num_layers=1, row_layers=1)
 
 
 @functools.cache
@@ -23,20 +23,18 @@ def weights(**changes):
     return with_a_say(network(**SMALL | changes).init(jax.random.key(0))[0])
 
 
-def forward(parameters, codes, caption=None, begins=True, **changes):
-    """Logits of the codes `[B, T, F, K + 1]`, and of the tokens after the last `[B, K + 1]`."""
-    model = network(**SMALL | changes)
-    text = () if caption is None else model.apply(parameters, {}, caption=caption, method="encode_text")
-    logits = np.asarray(model.apply(parameters, {}, jnp.asarray(codes), *text, begins=begins))[..., : CODES + 1]
-    return logits[:, :-1].reshape(*codes.shape, CODES + 1), logits[:, -1]
+def forward(parameters, codes, caption, begins=True, columns=None, **changes):
+    """Logits of the codes `[B, T, F, K + 1]`."""
+    logits = small_language_model.forward(**SMALL | changes)(parameters, codes, caption, begins, columns)
+    return np.asarray(logits)[:, :-1, : CODES + 1].reshape(*codes.shape, CODES + 1)
 
 
-@pytest.mark.parametrize("batch, changes", [(1, {}), (3, {"row_vocabulary": True}), (1, EARLIER)])
+@pytest.mark.parametrize("batch, changes", [(1, {}), (3, SHALLOW | {"row_vocabulary": True}), (1, SHALLOW | EARLIER)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cached_decoding_equals_the_forward_pass(layout, batch, changes):
     changes = dict(layout=layout) | changes
-    codes, caption = grid(batch, 4), captions(*[b"slow", b"", b"fast"][:batch])
-    expected, _ = forward(weights(**changes), codes, caption, **changes)
+    codes, caption = grid(batch, 3), captions(*[b"slow", b"", b"fast"][:batch])
+    expected = forward(weights(**changes), codes, caption, **changes)
     decoded = decoded_logits(network(**SMALL | changes), weights(**changes), codes, caption)[..., : CODES + 1]
     for row in range(ROWS):
         missing = max(0, 1 - row) if layout == "delay" else 1  # the prefill took the first step
@@ -47,8 +45,7 @@ def test_cached_decoding_equals_the_forward_pass(layout, batch, changes):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_probabilities_of_all_grids_sum_to_one(layout):
-    settings = dict(layout=layout, rows=2, codebook_size=3, text="none")
-    model = network(**SMALL, **settings)
+    model = network(**SMALL | SHALLOW, layout=layout, rows=2, codebook_size=3, text="none")
     parameters = with_a_say(model.init(jax.random.key(1))[0])
 
     @jax.jit
@@ -79,13 +76,13 @@ def test_generation_takes_the_likeliest_codes_to_the_end_of_a_track(layout):
         columns=9, window_columns=40, key=jax.random.key(0), batch=5, prefix=prefix, temperature=0.0, may_end=True
     )
     assert (lengths < 9).any() and lengths.min() >= 2, lengths
-    for track, start, length in zip(codes, prefix, lengths):
+    likeliest = forward(parameters, codes, captions(*5 * [b""]), columns=lengths, **changes).argmax(-1)
+    for track, start, length, expected in zip(codes, prefix, lengths, likeliest):
         np.testing.assert_array_equal(track[:2], start)
         assert (track[length:] == 0).all()
-        logits, last = forward(parameters, track[None, :length], captions(b""), **changes)
-        np.testing.assert_array_equal(logits[0].argmax(-1)[2:], track[2:length])
+        np.testing.assert_array_equal(expected[2:length], track[2:length])
         if length < 9:
-            assert last[0].argmax() == CODES
+            assert expected[length, 0] == CODES
 
 
 @pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
@@ -103,8 +100,10 @@ def test_windows_beyond_the_trained_length_with_guidance_and_the_same_programs(l
     origin, first_step, compared = 0, 3, 0
     while first_step < 14 + lag:
         last_step = min(origin + 8 + lag, 14 + lag)
+        # Padding after the window keeps the shape.
+        window, columns = np.pad(codes[:, origin:], ((0, 0), (0, origin), (0, 0))), np.full(2, 14 - origin)
         logits = [
-            forward(parameters, codes[:, origin:], caption, begins=origin == 0, layout=layout)[0]
+            forward(parameters, window, caption, begins=origin == 0, columns=columns, layout=layout)
             for caption in (text, captions(b"", b""))
         ]
         with_text, without = (x[..., :CODES] for x in logits)
