@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.codecs import component
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.codecs.regions import Region, cells
 from bandtok_jax.config.load import load_config
@@ -21,7 +21,7 @@ from bandtok_jax.generation import autoregressive, decoding, editing
 from bandtok_jax.models.infilling import MASK, Surroundings
 from bandtok_jax.pretrained import export_folder
 from bandtok_jax.tasks import infilling
-from tests import test_codec, test_layouts, tiny
+from tests import test_codec, test_layouts, test_waveform_codec_files, tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, grid, network
 from tests.test_language_model_task import batches, markov, task_of  # noqa: F401
 
@@ -34,20 +34,27 @@ def generator(layout, parameters=None):
     return autoregressive.Generator({**SETTINGS, **test_layouts.SMALL, "layout": layout}, parameters)
 
 
+@functools.cache
+def forward(**changes):
+    model = network(**test_layouts.SMALL, **changes)
+
+    @jax.jit
+    def logits(parameters, codes, surroundings, caption, begins):
+        text = () if caption is None else model.apply(parameters, {}, caption=caption, method="encode_text")
+        return model.apply(parameters, {}, codes, *text, begins=begins, surroundings=surroundings)
+
+    return logits
+
+
 def filled_in_logits(parameters, codes, region, first, stop, caption=None, begins=True, **changes):
     """Logits `[B, n, F, K]` of the columns `[first, stop)` of windows `[B, T, F]` by the full forward pass."""
-    model = network(**test_layouts.SMALL, **changes)
     batch, columns, _ = codes.shape
     around = np.where(region, CODES + MASK, codes)
-    surroundings = Surroundings(*map(jnp.asarray, (around, np.full(batch, columns), np.full(batch, first))))
-    predicted = np.roll(codes, -first, axis=1)
     # The sequence is as long as the window, so the surroundings and the region need a longer one.
     pad = ((0, 0), (0, columns), (0, 0))
-    surroundings = surroundings._replace(codes=jnp.pad(surroundings.codes, pad))
-    text = () if caption is None else model.apply(parameters, {}, caption=caption, method="encode_text")
-    logits = model.apply(
-        parameters, {}, jnp.pad(predicted, pad), *text, begins=begins, surroundings=surroundings
-    )  # fmt: skip
+    surroundings = Surroundings(np.pad(around, pad), np.full(batch, columns), np.full(batch, first))
+    predicted = np.pad(np.roll(codes, -first, axis=1), pad)
+    logits = forward(**changes)(parameters, predicted, surroundings, caption, np.array(begins))
     return np.asarray(logits)[:, : (stop - first) * ROWS, :CODES].reshape(batch, stop - first, ROWS, CODES)
 
 
@@ -105,7 +112,7 @@ def test_windows_of_long_regions_cover_them_once_and_read_no_hidden_codes():
             assert (counts[columns] == 1).all() and not remaining.any()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny.fast("flat", among=LAYOUTS))
 def test_a_long_region_is_made_with_few_programs(layout):
     codes, region = grid(1, 40), np.zeros((40, ROWS), bool)
     region[:, 1:] = True  # bandwidth extension
@@ -155,22 +162,29 @@ def test_regions_are_inside_of_their_windows_and_of_all_kinds():
 
 @pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F811
-    changes = {"model.num_layers": 1, "model.layout": layout, "loss.cfg_dropout": 0.0}
+    changes = {"model.row_layers": 1, "model.layout": layout, "model.text": "none"}
     task = task_of(markov, **changes, **{"loss.infill_fraction": 1.0})
     state, frozen, batch = task.init(jax.random.key(0)), task.load_frozen(), batches(task, 1)[0]
     batch["columns"][:] = 12
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), 2))(batch["index"])
-    examples = jax.device_get(infilling.with_regions(batch, keys, 1.0, CODES))
-    step = jax.jit(task.train_step)
+    parameters = state["model"]["parameters"]
+
+    @jax.jit
+    def run(batch):
+        """Examples of the batch, their token losses, and the losses of the training."""
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), 2))(batch["index"])
+        examples = infilling.with_regions(batch, keys, 1.0, CODES)
+        losses = task._token_losses(parameters, examples, batch, jnp.zeros(16, bool))[0]
+        return examples, losses, task.forward(parameters, {}, frozen, batch, batch, jax.random.key(0))[0]
+
+    examples, losses, _ = jax.device_get(run(batch))
 
     def loss(batch):
-        metrics = step(state, frozen, batch, jax.random.key(0))[1]
+        metrics = run(batch)[2]
         assert float(metrics["cross_entropy"]) == 0
         return float(metrics["infill_cross_entropy"])
 
-    losses, _, _ = task._token_losses(state["model"]["parameters"], examples, batch, np.zeros(16, bool))
     assert float(losses.sum() / examples.counted.sum()) == pytest.approx(loss(batch), rel=1e-5)
-    assert (np.asarray(losses)[~examples.counted] == 0).all()
+    assert (losses[~examples.counted] == 0).all()
     # The crop's columns outside of the window are read by nothing; a known cell inside is read, but not counted.
     window_first = examples.offset - examples.surroundings.first
     columns, inside = np.arange(12), []
@@ -192,12 +206,13 @@ def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F8
     assert 0 < scores["infill_cross_entropy"] < 20 and 0 < scores["infill_left_to_right_cross_entropy"] < 20
 
 
-@pytest.mark.parametrize("layout", [pytest.param("flat", marks=pytest.mark.slow), "depth"])
+@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_a_model_of_one_grid_fills_in_its_regions(layout):
     """Two grids that begin in the same way; only the columns after a region say which of them it is in."""
     codes = grid(2, WINDOW)
     codes[1, :-1] = np.where(np.arange(ROWS) == 0, codes[0, :-1], codes[1, :-1])
-    model = network(**test_layouts.SMALL, layout=layout, text="none")
+    settings = {**test_layouts.SMALL, "layout": layout, "text": "none", "num_layers": 1, "row_layers": 1}
+    model = network(**settings)
     parameters, _ = model.init(jax.random.key(0))
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 300))
 
@@ -226,7 +241,7 @@ def test_a_model_of_one_grid_fills_in_its_regions(layout):
     region = np.zeros((WINDOW, ROWS), bool)
     region[1:3, 1:] = region[4] = True
     damaged = np.where(region, 0, codes)
-    writer = autoregressive.Generator({**SETTINGS, **test_layouts.SMALL, "layout": layout, "text": "none"}, parameters)
+    writer = autoregressive.Generator({**SETTINGS, **settings}, parameters)
     new = editing.fill_in(writer, damaged, region, window_columns=12, key=jax.random.key(0), temperature=0.0)
     np.testing.assert_array_equal(new, codes, err_msg=f"loss {value}")
 
@@ -251,8 +266,19 @@ def editor(infill_fraction=0.5, layout="depth"):
     stages = test_codec.composer().components
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16, "row_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()}
-    changes |= {"data.columns": "8", "model.layout": layout, "loss.infill_fraction": str(infill_fraction)}
-    language_model = component.init_random(load_config("language_model:tiny", changes), jax.random.key(0))
+    changes |= {
+        "data.columns": "8",
+        "data.caption_bytes": "16",
+        "model.row_layers": "1",
+        "model.layout": layout,
+        "loss.infill_fraction": str(infill_fraction),
+    }
+    config = load_config("language_model:tiny", changes)
+    language_model = (
+        component.init_random(config, jax.random.key(0))
+        if infill_fraction
+        else Component(config, stages["vocoder"].weights)
+    )
     return MelCodec(stages["tokenizer"], stages["vocoder"], language_model, chunk_columns=8)
 
 
@@ -306,16 +332,17 @@ def test_edit():
     np.testing.assert_array_equal(new[~region], codes[~region])
     assert (new[region] != codes[region]).mean() > 0.9
     np.testing.assert_array_equal(codec.edit(codes, regions, "slow piano", seed=1), new)
+    levels = test_waveform_codec_files.create()
     for other, message in (
         (editor(infill_fraction=0.0), "trained without infilling .* train one with --config.loss.infill_fraction=0.5"),
         (editor(infill_fraction=0.0, layout="delay"), 'has the layout "delay".*train one with'),
         (test_codec.create(), "no language model"),
-        (bandtok_jax.create("dac:tiny"), "residual levels, not bands of frequency"),
+        (levels, "residual levels, not bands of frequency"),
     ):
         with pytest.raises(ValueError, match=message):
             other.edit(codes, regions)
     with pytest.raises(ValueError, match="residual levels, not bands of frequency"):
-        bandtok_jax.create("dac:tiny").region_cells(regions, len(codes))
+        levels.region_cells(regions, len(codes))
     with pytest.raises(ValueError, match="outside the codebook"):
         codec.edit(codes + 1024, regions)
     with pytest.raises(ValueError, match="temperature is -1"):

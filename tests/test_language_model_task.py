@@ -45,7 +45,7 @@ def markov(tmp_path_factory):
 
 def task_of(folder, **changes):
     changes = {
-        "model.rows": ROWS, "model.codebook_size": CODES, "model.dim": 64, "model.num_layers": 2, "model.num_heads": 2,
+        "model.rows": ROWS, "model.codebook_size": CODES, "model.dim": 64, "model.num_layers": 1, "model.num_heads": 2,
         "model.feed_forward_dim": 128, "model.text_dim": 16, "data.columns": 12, "data.tokens": folder,
         "data.caption_bytes": 8, "batch_size": 16,
         "total_steps": 120, "optimizer.warmup_steps": 5, "optimizer.learning_rate": 0.005, **changes,
@@ -60,8 +60,14 @@ def batches(task, count):
     return result
 
 
+def losses_of(task, parameters):
+    """The losses of a batch in training, by their names, as a function of the batch and the key of the step."""
+    losses = jax.jit(lambda batch, key: task.forward(parameters, {}, {}, batch, batch, key)[0])
+    return lambda batch, key: {name: float(value) for name, value in losses(batch, key).items()}
+
+
 def test_learns_more_than_the_unigrams(markov):
-    task = task_of(markov)
+    task = task_of(markov, **{"model.text": "none"})
     frozen, state = task.load_frozen(), task.init(jax.random.key(0))
     step = jax.jit(task.train_step, donate_argnums=0)
     for number, batch in enumerate(batches(task, 120)):
@@ -79,32 +85,29 @@ def test_learns_more_than_the_unigrams(markov):
 
 @pytest.mark.parametrize("layout", tiny.fast("flat", "delay", among=LAYOUTS))
 def test_the_loss_counts_what_is_there(markov, layout):
-    task = task_of(markov, **{"model.num_layers": 1, "model.layout": layout})
+    task = task_of(markov, **{"model.layout": layout})
     state, batch = task.init(jax.random.key(0)), batches(task, 1)[0]
     padding = np.arange(12) >= batch["columns"][:, None]
     assert padding.any() and batch["ended"].any()
     garbage = {**batch, "codes": np.where(padding[..., None], 7, batch["codes"])}
-    step = jax.jit(task.train_step)
-    expected, metrics = step(state, {}, batch, jax.random.key(0))
-    assert float(step(state, {}, garbage, jax.random.key(0))[1]["loss"]) == pytest.approx(
-        float(metrics["loss"]), rel=1e-6
-    )
+    losses = losses_of(task, state["model"]["parameters"])
+    expected = losses(batch, jax.random.key(0))
+    assert set(expected) == {"cross_entropy", "end_cross_entropy"} and min(expected.values()) > 0
+    assert losses(garbage, jax.random.key(0)) == pytest.approx(expected, rel=1e-6)
     turned = {name: value[::-1] for name, value in batch.items()}  # an example's dropout hangs on its index alone
-    assert float(step(state, {}, turned, jax.random.key(0))[1]["loss"]) == pytest.approx(
-        float(metrics["loss"]), rel=1e-6
-    )
+    assert losses(turned, jax.random.key(0)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_dropout_is_keyed_by_example_and_only_in_training(markov):
-    plain, dropping = task_of(markov), task_of(markov, **{"model.dropout": 0.5, "loss.cfg_dropout": 0.0})
+    plain, dropping = (task_of(markov, **{"model.text": "none", "model.dropout": rate}) for rate in (0.0, 0.5))
     state, batch = plain.init(jax.random.key(0)), batches(plain, 1)[0]
     frozen = plain.load_frozen()
     scores = [jax.jit(task.eval_step)(state, frozen, batch)["row_cross_entropy"] for task in (plain, dropping)]
     np.testing.assert_array_equal(*scores)
-    step = jax.jit(dropping.train_step)
+    losses = losses_of(dropping, state["model"]["parameters"])
 
     def loss(batch, key):
-        return float(step(state, frozen, batch, jax.random.key(key))[1]["loss"])
+        return losses(batch, jax.random.key(key))["cross_entropy"]
 
     turned = {name: value[::-1] for name, value in batch.items()}
     assert loss(turned, 0) == pytest.approx(loss(batch, 0), rel=1e-6)
@@ -189,6 +192,7 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
 
     def task(tokens, tokenizer, **changes):
         changes = {"model.rows": 16, "model.codebook_size": 1024, "data.columns": 4, "batch_size": 3, **changes}
+        changes |= {"model.dim": 32, "model.feed_forward_dim": 32}
         config = task_of(tmp_path / tokens, **changes, tokenizer=tmp_path / tokenizer).config
         return tasks.create(config, model_folder.read_components)
 

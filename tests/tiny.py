@@ -322,7 +322,8 @@ def with_language_model(codec: Codec, **overrides) -> Codec:
     """The codec with a narrow language model of random weights."""
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16, "row_dim": 16}
     sizes |= {"rows": codec.rows, "codebook_size": codec.codebook_size}
-    changes = {f"model.{name}": size for name, size in sizes.items()} | {"data.columns": 8} | overrides
+    changes = {f"model.{name}": size for name, size in sizes.items()}
+    changes |= {"data.columns": 8, "data.caption_bytes": 16} | overrides
     config = load_config("language_model:tiny", {key: str(value) for key, value in changes.items()})
     return assemble(codec.components | {"language_model": component.init_random(config, jax.random.key(0))})
 
