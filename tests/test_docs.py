@@ -1,12 +1,15 @@
 """The commands, links, paths and Python of the pages are valid."""
 
+import functools
 import pathlib
 import re
 import shlex
 import subprocess
 
+import numpy as np
 import pytest
 
+import bandtok_jax
 from bandtok_jax.cli import dispatch
 from bandtok_jax.commands import describe_config
 from bandtok_jax.config import load, shipped
@@ -42,14 +45,15 @@ def test_every_command_is_understood(page, text):
             assert words[0] in PROGRAMS, line
 
 
+@functools.cache
+def random_model():
+    return bandtok_jax.create("bandtok:tiny")
+
+
 @pytest.mark.parametrize("page, text", _blocks("python"), ids=lambda value: getattr(value, "name", "block"))
 def test_the_python_runs(page, text, monkeypatch):
-    import numpy as np
-
-    import bandtok_jax
-
     # A page may load a model that the reader has trained: one with random weights stands in for it.
-    monkeypatch.setattr(bandtok_jax, "load", lambda path="default", **_: bandtok_jax.create("bandtok:tiny"))
+    monkeypatch.setattr(bandtok_jax, "load", lambda path="default", **_: random_model())
     names = {"audio": np.zeros(48000, np.float32)}
     exec(text, names)
     assert names["codes"].shape == (11, 16)
