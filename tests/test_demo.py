@@ -26,6 +26,7 @@ from bandtok_jax.demo import connection, mel_image, server, sessions, site
 from bandtok_jax.demo.band_pass import BandPass
 from bandtok_jax.pretrained import export_folder
 from tests import browser, loopback, test_codec, test_flow_codec, test_mid_side, tiny, toy_tokenizer
+from tests.test_cli import failure
 from tests.test_editing import editor
 
 RATE = 44_100
@@ -187,6 +188,7 @@ def check_new_music(tab, codec):
     np.testing.assert_array_equal(np.frombuffer(body[44:], "<i2").reshape(-1, 2).T, waveform.as_int16(expected))
 
 
+@pytest.mark.slow
 def test_levels_of_a_stereo_flow(tmp_path):
     codec = tiny.with_language_model(test_flow_codec.create())
     audio = stereo_music()[:, :40_000]
@@ -392,30 +394,32 @@ def test_the_band_pass_keeps_its_band_over_blocks():
     np.testing.assert_array_equal(BandPass(0, np.inf, RATE, 2)(audio), audio)
 
 
-def test_ctrl_c_ends_the_program_and_removes_its_files(tmp_path):
+def test_ctrl_c_ends_the_program_and_removes_its_files(tmp_path, capsys):
     export_folder.save_codec(test_codec.create(), tmp_path / "model")
     # The children of a program that was started in the background ignore the signal.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from bandtok_jax import cli; sys.exit(cli.main())"
     )
-    command = [sys.executable, "-c", program, "demo", f"--model={tmp_path / 'model'}", "--no-open"]
+    arguments = ["demo", f"--model={tmp_path / 'model'}", "--no-open"]
     (tmp_path / "files").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "files")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
     address = process.stdout.readline().split()[0]
     port = parse.urlsplit(address).port
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/")
     assert connection.getresponse().status == 200 and len(os.listdir(tmp_path / "files")) == 1
-    occupied = subprocess.run([*command, f"--port={port}"], capture_output=True, text=True, env=environment)
-    assert occupied.returncode == 1 and f"--port={port}: Address already in use; choose another" in occupied.stderr
+    error = failure(capsys, *arguments, f"--port={port}")
+    assert f"--port={port}: Address already in use; choose another" in error
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=30)
     assert process.returncode == 0 and "Traceback" not in errors and printed.splitlines() == ["ended"]
     assert not os.listdir(tmp_path / "files")
-    (line,) = subprocess.run([*command, "--port=99999"], capture_output=True, text=True).stderr.splitlines()[-1:]
-    assert "--port=99999: give a number from 1 to 65535" in line
+    assert "--port=99999: give a number from 1 to 65535" in failure(capsys, *arguments, "--port=99999")
 
 
 @pytest.mark.slow
