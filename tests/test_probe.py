@@ -54,7 +54,7 @@ def test_codes_with_the_label_are_right_and_shuffled_labels_are_chance(kind):
 
 
 def test_the_transformer_reads_the_order_of_codes(monkeypatch):
-    monkeypatch.setattr(transformer_probe, "STEPS", 100)
+    monkeypatch.setattr(transformer_probe, "STEPS", 80)
     rng = np.random.default_rng(0)
     ramp = np.stack([np.arange(8), np.arange(8)], axis=1).astype(np.int32)
     classes = np.arange(32) % 2
