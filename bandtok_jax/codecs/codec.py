@@ -26,8 +26,8 @@ class Codec(ChunkedCodec):
     """A tokenizer, a decoder of its codes to audio and, perhaps, a language model over the codes.
 
     >>> import bandtok_jax
-    >>> bandtok_jax.create("dac:tiny")
-    WaveformCodec(44100 Hz, 9 residual rows x 1024 codes, 86.13 columns/s, 7.75 kbit/s, tokenizer)
+    >>> bandtok_jax.create("bandtok:tiny")
+    MelCodec(44100 Hz, 16 band rows x 1024 codes, 10.77 columns/s, 1.72 kbit/s, tokenizer + vocoder)
 
     Args:
       tokenizer: component that makes the codes.
