@@ -15,7 +15,7 @@ from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.generation import autoregressive, decoding
 from bandtok_jax.models.language_model import LAYOUTS
-from tests import test_codec, test_flow_codec, test_layouts, test_meltok, test_mid_side, tiny
+from tests import test_codec, test_flow_codec, test_layouts, test_mid_side, tiny
 from tests.small_language_model import CODES, SETTINGS, captions, grid
 
 
@@ -76,9 +76,12 @@ def test_audio_comes_before_the_track_is_complete():
     np.testing.assert_allclose(np.concatenate(blocks), whole, rtol=0, atol=1e-4 * max(1, np.abs(whole).max()))
 
 
-@pytest.mark.parametrize("create", [test_mid_side.create, test_flow_codec.create], ids=["mel", "flow"])
-def test_stereo_audio_comes_before_the_track_is_complete(create):
-    codec, finished, columns = tiny.with_language_model(create()), [], 2
+STEREO = {"mel": test_mid_side.create, "flow": test_flow_codec.create}
+
+
+@pytest.mark.parametrize("name", tiny.fast("mel", among=STEREO))
+def test_stereo_audio_comes_before_the_track_is_complete(name):
+    codec, finished, columns = tiny.with_language_model(STEREO[name]()), [], 2
     whole = codec.decode(codec.generate(seconds=2.0, seed=3), seed=3)
     stream = codec.generate_stream(seconds=2.0, seed=3, chunk_columns=columns, report=finished.append)
     blocks = [next(stream)]
@@ -118,8 +121,9 @@ def test_the_call_refuses_before_any_audio():
     stages = composer().components
     with pytest.raises(ValueError, match="no vocoder"):
         MelCodec(stages["tokenizer"], None, stages["language_model"]).generate_stream()
+    configs = (tiny.shrunk(name, "", **{"model.parity": True}) for name in ("meltok:tiny", "token_vocoder:tiny"))
     with pytest.raises(ValueError, match="a whole file at once: .* without parity"):
-        test_meltok.codec(**{"model.parity": True}).generate_stream()
+        MelCodec(*(component.Component(config, {}) for config in configs)).generate_stream()
 
 
 def test_a_wav_of_unknown_length_holds_the_samples_of_a_file(tmp_path):
