@@ -20,6 +20,7 @@ from bandtok_jax.layers.network import Network
 from bandtok_jax.models.snac import SNAC
 from bandtok_jax.pretrained import import_snac, programs
 from bandtok_jax.runtime.target_platform import jit_once
+from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "snac"
 MODELS = ("plain", "windows", "dense")
@@ -64,12 +65,14 @@ def test_codes_and_audio_are_the_published_ones(name):
     assert all(len(np.unique(row)) > 6 for row in expected.T)
     decoded = run(name, "decode", expected[None])[0]
     np.testing.assert_allclose(decoded, golden()[f"{name}_audio"], atol=1e-5)
-    fewer = run(name, "decode", expected[None, :, : codec.row_counts[-2]])[0]
-    np.testing.assert_allclose(fewer, golden()[f"{name}_fewer"], atol=1e-5)
-    assert 0.1 < decoded.std() < 0.5 and np.abs(decoded - fewer).max() > 0.1
+    assert 0.1 < decoded.std() < 0.5
+    if name == "plain":
+        fewer = run(name, "decode", expected[None, :, : codec.row_counts[-2]])[0]
+        np.testing.assert_allclose(fewer, golden()[f"{name}_fewer"], atol=1e-5)
+        assert np.abs(decoded - fewer).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["plain", "windows"])
+@pytest.mark.parametrize("name", tiny.fast("plain", among=("plain", "windows")))
 def test_audio_with_noise_is_the_published_one(name):
     rates = tokenizer(name).network.attribute("noise_rates")
     noise = [golden()[f"{name}_noise_{number}"][None] for number in range(len(rates))]
@@ -79,33 +82,31 @@ def test_audio_with_noise_is_the_published_one(name):
     assert np.abs(decoded - golden()[f"{name}_audio"]).max() > 0.1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.fast("windows", among=MODELS))
 def test_chunks_have_the_codes_and_the_audio_of_the_whole_file(name):
     """Without noise also those of the network at once; the end lies within a window of attention."""
-    samples = 61 * create(name).samples_per_column - 3
-    audio = golden()["audio"][:samples]
-    encoded = create(name).encode(audio, 8000)
-    np.testing.assert_array_equal(encoded, run(name, "encode", audio[None])[0])
+    audio, encoded = golden()["audio"], codes(name)
+    encoded = encoded[: math.ceil(len(audio) / create(name).samples_per_column)]
     decoded = create(name).decode(encoded, seed=2)
     np.testing.assert_allclose(decoded, create(name, 64).decode(encoded, seed=2), atol=1e-5)
     (stage,) = WaveformCodec._chunked_decoders(create(name), 16).values()
-    silent = np.concatenate(list(stage(create(name).parameters["tokenizer"], [encoded])))
-    np.testing.assert_allclose(silent, run(name, "decode", encoded[None])[0], atol=1e-5)
-    assert (np.abs(silent - decoded).max() > 0.05) == (name != "dense")
+    silent = np.concatenate(list(stage(create(name).parameters["tokenizer"], [codes(name)])))
+    np.testing.assert_allclose(silent, run(name, "decode", codes(name)[None])[0], atol=1e-5)
+    assert (np.abs(silent[: len(decoded)] - decoded).max() > 0.05) == (name != "dense")
     encoder, decoder = create(name).encoder_stream(8000, chunk_columns=4), create(name).decoder_stream(2)
-    blocks = [encoder.push(audio[start : start + 50]) for start in range(0, samples, 50)]
+    blocks = [encoder.push(audio[start : start + 50]) for start in range(0, len(audio), 50)]
     np.testing.assert_array_equal(np.concatenate([*blocks, encoder.finish()]), encoded)
     blocks = [decoder.push(encoded[start : start + 3]) for start in range(0, len(encoded), 3)]
     np.testing.assert_array_equal(np.concatenate([*blocks, decoder.finish()]), decoded)
 
 
 def test_noise_depends_on_the_seed_and_the_place_alone():
-    codec, grid = create("plain"), codes("plain", 60)
+    codec, grid = create("windows"), codes("windows", 60)
     first, again, other = (codec.decode(grid, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.05
     # A file that begins like another one has its audio there, up to the context of the end.
-    settled = (40 - tokenizer("plain").network.attribute("decoder_context_columns")) * codec.samples_per_column
+    settled = (40 - tokenizer("windows").network.attribute("decoder_context_columns")) * codec.samples_per_column
     np.testing.assert_allclose(codec.decode(grid[:40], seed=1)[:settled], first[:settled], atol=1e-6)
     # The same codes at another place have other noise.
     repeated = codec.decode(np.tile(grid[:1], (60, 1)), seed=1).reshape(60, -1)
@@ -114,7 +115,7 @@ def test_noise_depends_on_the_seed_and_the_place_alone():
         codec.decode(grid, seed=-1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.fast("windows", among=MODELS))
 def test_receptive_fields_are_no_wider_than_stated(name):
     network, columns, middle = tokenizer(name).network, 96, 48
     grid = codes(name, columns)
@@ -144,8 +145,7 @@ def test_rows_are_whole_levels(tmp_path):
         vectors = codec.parameters["tokenizer"]["parameters"]["quantizer"]["levels"][str(level)]["vectors"]
         unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (latents[:, row], np.asarray(vectors))]
         np.testing.assert_array_equal((unit[0] @ unit[1].T).argmax(-1), encoded[:, row])
-    for rows in (1, 3, 7):
-        assert codec.check_levels(rows) == rows and len(codec.decode(grid[:, :rows])) == 167 * 24
+    assert [codec.check_levels(rows) for rows in (1, 3, 7)] == [1, 3, 7]
     with pytest.raises(ValueError, match="2 rows asked for, which end within a level .*: give one of 1, 3, 7"):
         codec.check_levels(2)
     with pytest.raises(ValueError, match=r"\[167, 4\], not \[columns, 1 or 3 or 7\]"):
@@ -174,13 +174,12 @@ def test_an_imported_model_on_the_command_line(tmp_path, capsys):
     waveform.write(song, golden()["audio"][None], 8000)
     assert cli.main(["encode", song, f"--model={export}", "-o", coded, "--levels=3"]) == 0
     assert bt_file.read_codes(coded)[0].shape == (167, 3)
-    outputs = []
-    for seed in (5, 5, 6):
-        assert cli.main(["decode", coded, f"--model={export}", "-o", copy, f"--seed={seed}"]) == 0
-        outputs.append((tmp_path / "copy.wav").read_bytes())
-    assert outputs[0] == outputs[1] != outputs[2]
-    assert cli.main(["reconstruct", song, f"--model={export}", "-o", copy]) == 0
+    assert cli.main(["decode", coded, f"--model={export}", "-o", copy, "--seed=5"]) == 0
     assert waveform.probe(copy) == (8000, 1, 4001)
+    decoded = waveform.read(copy)[0][0]
+    for seed in (5, 6):
+        same = np.abs(decoded - loaded.decode(codes("plain")[:, :3], seed=seed)[:4001]).max() < 1e-4
+        assert same == (seed == 5)
     for arguments, words in (
         (["encode", song, "-o", str(tmp_path / "two.bt"), "--levels=2"], "give one of 1, 3, 7"),
         (["decode", coded, "-o", str(tmp_path / "two.wav"), "--levels=2"], "give one of 1, 3"),
@@ -192,7 +191,10 @@ def test_an_imported_model_on_the_command_line(tmp_path, capsys):
 
 def test_programs_for_other_runtimes_decode_without_noise(tmp_path):
     """A program has no seed; its decoder is checked against that without noise."""
-    lines = list(programs.save_programs(create("plain"), tmp_path / "programs", "stablehlo"))
+    config = tokenizer("plain").config.copy_and_resolve_references().unlock()
+    config.model.update(strides=(2,), level_strides=(2, 1), decoder_dim=4)
+    codec = WaveformCodec(tiny.random_component(config), chunk_columns=8)
+    lines = list(programs.save_programs(codec, tmp_path / "programs", "stablehlo"))
     assert [line.split(":")[0] for line in lines] == ["encoder.stablehlo", "decoder.stablehlo"]
 
 

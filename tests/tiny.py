@@ -400,6 +400,27 @@ def drawn_codec() -> Codec:
     return assemble({role: drawn_component(load_config(name)) for role, name in names.items()})
 
 
+def random_component(config, seed=0):
+    """A component with random weights, drawn by NumPy; `component.init_random` compiles a program for seconds."""
+    drawn = component.Component(config, {}, source_path="random weights")
+    shapes, rng = drawn.network.shapes(), np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.zeros(leaf.shape, leaf.dtype)
+        if name in ("counts", "alpha", "gain", "scale"):
+            return np.ones(leaf.shape, leaf.dtype)
+        # Kernels keep the power of their input; the two draws of a codebook are one.
+        own = np.random.default_rng([seed, *leaf.shape]) if name in ("vectors", "sums") else rng
+        power = np.prod(leaf.shape[:-1]) if name == "kernel" else 100 if name == "bias" else 1
+        return (own.normal(size=leaf.shape) / power**0.5).astype(leaf.dtype)
+
+    parameters, buffers = (jax.tree_util.tree_map_with_path(draw, tree) for tree in shapes)
+    drawn.weights = {"parameters": parameters, "buffers": buffers}
+    return drawn
+
+
 def in_float64(tree):
     """The same tree with all its floating-point leaves in 64 bits."""
     return jax.tree.map(lambda x: x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
