@@ -400,23 +400,28 @@ def drawn_codec() -> Codec:
     return assemble({role: drawn_component(load_config(name)) for role, name in names.items()})
 
 
-def random_component(config, seed=0):
-    """A component with random weights, drawn by NumPy; `component.init_random` compiles a program for seconds."""
-    drawn = component.Component(config, {}, source_path="random weights")
-    shapes, rng = drawn.network.shapes(), np.random.default_rng(seed)
+def scaled_weights(network, seed=0):
+    """Parameters and buffers of a network, drawn by NumPy; kernels keep the power of their input."""
+    rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         name = path[-1].key
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if name == "mean" or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return np.zeros(leaf.shape, leaf.dtype)
-        if name in ("counts", "alpha", "gain", "scale"):
+        if name in ("counts", "alpha", "gain", "scale", "variance"):
             return np.ones(leaf.shape, leaf.dtype)
-        # Kernels keep the power of their input; the two draws of a codebook are one.
+        # The vectors and the sums of a codebook are the same.
         own = np.random.default_rng([seed, *leaf.shape]) if name in ("vectors", "sums") else rng
         power = np.prod(leaf.shape[:-1]) if name == "kernel" else 100 if name == "bias" else 1
         return (own.normal(size=leaf.shape) / power**0.5).astype(leaf.dtype)
 
-    parameters, buffers = (jax.tree_util.tree_map_with_path(draw, tree) for tree in shapes)
+    return tuple(jax.device_put(jax.tree_util.tree_map_with_path(draw, tree)) for tree in network.shapes())
+
+
+def random_component(config, seed=0):
+    """A component with `scaled_weights`; `component.init_random` compiles a program for seconds."""
+    drawn = component.Component(config, {}, source_path="random weights")
+    parameters, buffers = scaled_weights(drawn.network, seed)
     drawn.weights = {"parameters": parameters, "buffers": buffers}
     return drawn
 
