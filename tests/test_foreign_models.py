@@ -11,14 +11,12 @@ import struct
 import zipfile
 import zlib
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from bandtok_jax import tasks
 from bandtok_jax.codecs import dac_file
-from bandtok_jax.codecs.component import init_random
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import to_json, write_config
@@ -34,7 +32,7 @@ from bandtok_jax.pretrained import (
     import_vocos,
     model_folder,
 )
-from tests import audioldm_reference, fuzz, meltok_state, mucodec_state
+from tests import audioldm_reference, fuzz, meltok_state, mucodec_state, tiny
 from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -60,6 +58,16 @@ def known_networks(monkeypatch):
 
     monkeypatch.setattr(tasks, "create", once(tasks.create))
     monkeypatch.setattr(registry, "build", once(registry.build))
+
+
+@pytest.fixture(params=tiny.fast("a third", among=("a third", "all")))
+def check(request):
+    """Checks a third of the cases, or all of them."""
+
+    def checked(*arguments, cases=200, **options):
+        return fuzz.check(*arguments, cases=cases if request.param == "all" else cases // 3, **options)
+
+    return checked
 
 
 def torch_weights(random, valid):
@@ -103,19 +111,19 @@ def pickled(random, valid):
     return b"".join(parts)
 
 
-def test_weights_of_dac(tmp_path):
+def test_weights_of_dac(tmp_path, check):
     valid = (GOLDEN / "dac" / "even.pth").read_bytes()
-    fuzz.check(lambda path: import_dac.read_official(str(path)), tmp_path / "weights.pth", valid, torch_weights)
+    check(lambda path: import_dac.read_official(str(path)), tmp_path / "weights.pth", valid, torch_weights)
 
 
-def test_weights_of_vocos(tmp_path):
+def test_weights_of_vocos(tmp_path, check):
     shutil.copy(GOLDEN / "vocos" / "same" / "config.yaml", tmp_path)
     valid = (GOLDEN / "vocos" / "same" / "pytorch_model.bin").read_bytes()
-    fuzz.check(lambda path: import_vocos.read_vocos(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
+    check(lambda path: import_vocos.read_vocos(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_weights_of_meltok(stage, tmp_path):
+def test_weights_of_meltok(stage, tmp_path, check):
     sizes = meltok_state.Sizes(
         stem=32, widths=(64,), blocks=1, resamplings=1, attention=(0,), latent=8, code_dim=4, codes=8, mels=8, dim=8,
         intermediate=8, layers=1,
@@ -125,49 +133,49 @@ def test_weights_of_meltok(stage, tmp_path):
     if stage == 2:
         state = meltok_state.random_state(meltok_state.stage2_shapes(sizes), 0)
         write_torch(paths[1], {"state_dict": state, "epoch": 1, "callbacks": {}})
-    fuzz.check(lambda _: import_meltok.read_meltok(*map(str, paths)), paths[-1], paths[-1].read_bytes(), torch_weights)
+    check(lambda _: import_meltok.read_meltok(*map(str, paths)), paths[-1], paths[-1].read_bytes(), torch_weights)
 
 
-def test_weights_of_audioldm(tmp_path):
+def test_weights_of_audioldm(tmp_path, check):
     sizes = dict(widths=(32,), blocks=1, latent=2, mels=4, initial=4, rates=(480,), kernels=(3,))
     path = tmp_path / "audioldm_48k.pth"
     write_torch(path, {"state_dict": audioldm_reference.random_state(audioldm_reference.shapes(**sizes))})
-    fuzz.check(lambda _: import_mucodec.read_mucodec(str(path)), path, path.read_bytes(), torch_weights, cases=100)
+    check(lambda _: import_mucodec.read_mucodec(str(path)), path, path.read_bytes(), torch_weights, cases=100)
 
 
-def test_weights_of_mucodec(tmp_path):
+def test_weights_of_mucodec(tmp_path, check):
     path, others = tmp_path / "mucodec.pt", (tmp_path / "audioldm_48k.pth", tmp_path / "muq.pt")
     for other, state in zip(others, (mucodec_state.audioldm(), mucodec_state.muq())):
         write_torch(other, {"state_dict": state})
     write_torch(path, {"state_dict": mucodec_state.mucodec(rows=1, layers=1)})
-    fuzz.check(
+    check(
         lambda _: import_mucodec.read_mucodec(str(path), *map(str, others)), path, path.read_bytes(), torch_weights,
         cases=60,
     )  # fmt: skip
 
 
-def test_settings_of_vocos(tmp_path):
+def test_settings_of_vocos(tmp_path, check):
     shutil.copytree(GOLDEN / "vocos" / "same", tmp_path, dirs_exist_ok=True)
     valid, read = (tmp_path / "config.yaml").read_bytes(), lambda _: import_vocos.read_vocos(str(tmp_path))
-    fuzz.check(read, tmp_path / "config.yaml", valid, fuzz.text, named=str(tmp_path))
+    check(read, tmp_path / "config.yaml", valid, fuzz.text, named=str(tmp_path))
 
 
-def test_settings_and_weights_of_snac(tmp_path):
+def test_settings_and_weights_of_snac(tmp_path, check):
     shutil.copytree(GOLDEN / "snac" / "windows", tmp_path, dirs_exist_ok=True)
     for name, mutate in (("config.json", fuzz.json_text), ("pytorch_model.bin", torch_weights)):
         valid = (tmp_path / name).read_bytes()
-        fuzz.check(
+        check(
             lambda _: import_snac.read_snac(str(tmp_path)), tmp_path / name, valid, mutate, cases=100,
             named=str(tmp_path),
         )  # fmt: skip
         (tmp_path / name).write_bytes(valid)
 
 
-def test_settings_and_weights_of_transformers(tmp_path):
+def test_settings_and_weights_of_transformers(tmp_path, check):
     shutil.copytree(GOLDEN / "dac" / "hf", tmp_path, dirs_exist_ok=True)
     for name, mutate in (("config.json", fuzz.json_text), ("model.safetensors", tensors)):
         valid = (tmp_path / name).read_bytes()
-        fuzz.check(
+        check(
             lambda _: import_dac.read_transformers(str(tmp_path)), tmp_path / name, valid, mutate, named=str(tmp_path)
         )
 
@@ -181,11 +189,11 @@ def tensors(random, valid):
     return struct.pack("<Q", len(header)) + header + valid[8 + length :]
 
 
-def test_tensors(tmp_path):
+def test_tensors(tmp_path, check):
     tree = {"a": {"kernel": np.ones((3, 4), np.float32), "bias": np.zeros(4, np.float16)}, "b": np.arange(3)}
     weights_file.save(tmp_path / "valid", tree, {"format": "bandtok-jax"})
     valid = (tmp_path / "valid").read_bytes()
-    fuzz.check(weights_file.load, tmp_path / "model.safetensors", valid, tensors, cases=400)
+    check(weights_file.load, tmp_path / "model.safetensors", valid, tensors, cases=400)
 
 
 @pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), (".".join("a" * 5000),)])
@@ -200,10 +208,10 @@ def small_tokenizer():
     config = load_config("bandtok:tiny")
     with config.unlocked():
         config.model.update(channels=(8,), patch=32, codebook_size=16, codebook_dim=4)
-    return init_random(config, jax.random.key(0))
+    return tiny.random_component(config)
 
 
-def test_configuration_of_an_export(tmp_path):
+def test_configuration_of_an_export(tmp_path, check):
     stage = small_tokenizer()
     export_folder.save_codec(assemble({stage.role: stage}), tmp_path)
     valid = (tmp_path / "config.json").read_bytes()
@@ -211,17 +219,17 @@ def test_configuration_of_an_export(tmp_path):
     def read(_):
         return model_folder.read_components(tmp_path)
 
-    fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
+    check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
 
 
-def test_configuration_of_a_run(tmp_path):
+def test_configuration_of_a_run(tmp_path, check):
     write_config(load_config("bandtok:tiny"), tmp_path)
     valid = (tmp_path / "config.json").read_bytes()
 
     def read(_):
         return load_config(str(tmp_path))
 
-    fuzz.check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
+    check(read, tmp_path / "config.json", valid, fuzz.json_text, named=str(tmp_path))
 
 
 def dac_codes(random, valid):
@@ -231,9 +239,9 @@ def dac_codes(random, valid):
 
 
 @pytest.mark.parametrize("name", ["song", "chunks"])
-def test_dac_files(name, tmp_path):
+def test_dac_files(name, tmp_path, check):
     valid = (GOLDEN / "dac" / f"{name}.dac").read_bytes()
-    fuzz.check(lambda path: dac_file.read_dac(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
+    check(lambda path: dac_file.read_dac(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
 
 
 def signed(random, valid):
@@ -247,7 +255,7 @@ def signed(random, valid):
     return bytes(data)
 
 
-def test_bt_files(tmp_path):
+def test_bt_files(tmp_path, check):
     codes = np.random.default_rng(0).integers(0, 1000, (40, 5), dtype=np.int32)
     bt_file.write_codes(tmp_path / "valid.bt", codes, HEADER, 40 * 4096)
-    fuzz.check(bt_file.read_codes, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)
+    check(bt_file.read_codes, tmp_path / "a.bt", (tmp_path / "valid.bt").read_bytes(), signed, cases=400)
