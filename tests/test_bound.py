@@ -1,6 +1,7 @@
 """`bandtok evaluate bound`: constants against dense matrices, layers against their networks, and the command."""
 
 import csv
+import functools
 import json
 
 from flax import nnx
@@ -12,7 +13,6 @@ import pytest
 from bandtok_jax import cli, tasks
 from bandtok_jax.audio import spectral
 from bandtok_jax.audio.mel_bands import MELTOK
-from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.evaluation.metrics import lipschitz
 from bandtok_jax.evaluation.metrics.latent_path import LatentPath
@@ -35,12 +35,12 @@ RNGS = nnx.Rngs(0)
 
 
 def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def dense_norm(function, x):
     """Returns the largest singular value of the whole Jacobian at one input, by numpy."""
-    jacobian = jax.jacfwd(lambda v: function(v.reshape(x.shape)).reshape(-1))(x.reshape(-1))
+    jacobian = np.asarray(jax.jit(jax.jacfwd(lambda v: function(v.reshape(x.shape)).reshape(-1)))(x.reshape(-1)))
     parts = [jacobian.real, jacobian.imag] if jnp.iscomplexobj(jacobian) else [jacobian]
     return np.linalg.svd(np.concatenate(parts), compute_uv=False)[0]
 
@@ -102,12 +102,13 @@ def test_no_measured_ratio_exceeds_the_product_and_a_linear_network_reaches_it(f
     ]
     x = normal(40, 4, 3, 3)
     parts, y = lipschitz.constants_of(nonlinear, x)
-    np.testing.assert_array_equal(y, compose(nonlinear, x))
+    composed = jax.jit(lambda x: compose(nonlinear, x))
+    np.testing.assert_allclose(y, composed(x), rtol=1e-12)
     assert all(part.everywhere for part in parts)
     bound = lipschitz.product(parts)
     for size in (1e-3, 1.0, 10.0):
         moved = x + size * normal(*x.shape, seed=1)
-        ratios = lipschitz.norms(compose(nonlinear, moved) - y) / lipschitz.norms(moved - x)
+        ratios = lipschitz.norms(composed(moved) - y) / lipschitz.norms(moved - x)
         assert 0 < ratios.max() < bound
         assert ratios.max() < lipschitz.product(parts, attribute="local") or size > 1e-3
 
@@ -158,30 +159,33 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", tiny.fast("meltok", "bandtok", "vocos", among=NETWORKS))
 def test_the_layers_of_a_network_compose_to_it(name):
     constructor, shape = NETWORKS[name]
     network, x = Network(constructor), normal(*shape)
     buffers = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes()[1])
     weights = jax.tree.map(lambda leaf: 0.1 * leaf, tiny.random_weights(network))
     decoder = "vocos" not in name
-    steps = network.apply(weights, buffers, method="decoder_steps" if decoder else "vocoder_steps")
-    whole = (
-        network.apply(weights, buffers, x, method="decode_latents", floor=False)
-        if decoder
-        else network.apply(weights, buffers, x)
-    )
-    np.testing.assert_allclose(compose(steps, x), whole, rtol=1e-4, atol=1e-4 * float(jnp.abs(whole).max()))
+
+    @jax.jit
+    def composed_and_whole(weights, x):
+        steps = network.apply(weights, buffers, method="decoder_steps" if decoder else "vocoder_steps")
+        options = {"method": "decode_latents", "floor": False} if decoder else {}
+        return compose(steps, x), network.apply(weights, buffers, x, **options)
+
+    composed, whole = composed_and_whole(weights, x)
+    np.testing.assert_allclose(composed, whole, rtol=1e-4, atol=1e-4 * float(np.abs(whole).max()))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def codec(vocoder=True):
     changes = {"model.channels": (4,), "model.latent_channels": 4, "model.norm_groups": 2, "model.codebook_dim": 4}
     changes |= {"model.window_columns": 4}
-    tokenizer = component.init_random(tiny.shrunk("meltok:tiny", "", **changes), jax.random.key(0))
-    second = component.init_random(tiny.shrunk("token_vocoder:tiny", "", **changes), jax.random.key(1))
+    tokenizer = tiny.random_component(tiny.shrunk("meltok:tiny", "", **changes), 0)
+    second = tiny.random_component(tiny.shrunk("token_vocoder:tiny", "", **changes), 1)
     second.weights["buffers"]["codebook"] = tokenizer.weights["buffers"]["quantizer"]["vectors"]
     second.weights["parameters"]["decoder"] = tokenizer.weights["parameters"]["decoder"]
     return MelCodec(tokenizer, second if vocoder else None)
@@ -232,8 +236,8 @@ def test_the_path_of_a_codec_is_its_decoding():
     codes = distances.argmin(-1)
     np.testing.assert_array_equal(vectors, book[codes])
     vocoder = coder.components["vocoder"]
-    whole = vocoder.network.apply(vocoder.weights["parameters"], vocoder.weights["buffers"], codes)
-    np.testing.assert_allclose(path.waveform(path.weights, vectors), whole, rtol=1e-3, atol=1e-4)
+    whole = jax.jit(vocoder.network.apply)(vocoder.weights["parameters"], vocoder.weights["buffers"], codes)
+    np.testing.assert_allclose(jax.jit(path.waveform)(path.weights, vectors), whole, rtol=1e-3, atol=1e-4)
 
 
 def test_mistakes(run, tmp_path, capsys):
@@ -268,8 +272,7 @@ def test_the_loss_lowers_the_gain_of_the_decoder_and_depends_on_the_example_alon
     changes = {"model.haar_levels": 3, "model.channels": "(8,)", "model.attention_levels": "()", "loss.perceptual": 0}
     config = tiny.config("meltok", tmp_path, **changes, **{"loss.lipschitz": 0.5})
     task, batch = tasks.create(config), tiny.batch(config)
-    model = task.init(jax.random.key(0))["model"]
-    key = jax.random.key(1)
+    model, key = tiny.random_component(config).weights, jax.random.key(1)
 
     @jax.jit
     def loss_and_gradient(parameters, batch):
@@ -279,13 +282,12 @@ def test_the_loss_lowers_the_gain_of_the_decoder_and_depends_on_the_example_alon
         return jax.value_and_grad(loss)(parameters)
 
     before, gradient = loss_and_gradient(model["parameters"], batch)
-    assert not any(jax.tree.leaves(jax.tree.map(jnp.any, gradient["encoder"])))  # it trains the decoder alone
-    moved = jax.tree.map(lambda leaf, change: leaf - 1e-3 * change, model["parameters"], gradient)
+    gradient, parameters = jax.device_get((gradient, model["parameters"]))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["encoder"]))  # it trains the decoder alone
+    moved = jax.tree.map(lambda leaf, change: leaf - np.float32(1e-3) * change, parameters, gradient)
     assert loss_and_gradient(moved, batch)[0] < before
-    order = jnp.asarray([2, 0, 3, 1])
-    assert loss_and_gradient(model["parameters"], {name: value[order] for name, value in batch.items()})[
-        0
-    ] == pytest.approx(float(before), rel=1e-5)
+    turned = {name: np.asarray(value)[[2, 0, 3, 1]] for name, value in batch.items()}
+    assert loss_and_gradient(model["parameters"], turned)[0] == pytest.approx(float(before), rel=1e-5)
     without = tasks.create(tiny.config("meltok", tmp_path, **changes))
     (_, losses), _ = jax.eval_shape(
         lambda p: without.forward(p, model["buffers"], {}, batch, without.target(batch), key), model["parameters"]
