@@ -19,6 +19,7 @@ from bandtok_jax.formats import bt_file, torch_checkpoint
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.encodec import EnCodec
 from bandtok_jax.pretrained import hub, import_encodec, importers
+from tests import tiny
 from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "encodec"
@@ -43,7 +44,9 @@ def golden():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize(("name", "chunk"), [("official", 256), ("official", 16), ("hf", 24)])
+@pytest.mark.parametrize(
+    ("name", "chunk"), [pytest.param("official", 256, marks=pytest.mark.slow), ("official", 16), ("hf", 24)]
+)
 def test_codes_and_audio_are_the_published_ones(name, chunk, length):
     """Also of files that end within a column, that are shorter than a mirror, and that are many chunks."""
     model, audio = codec(name, chunk), golden()["audio"][:length]
@@ -52,6 +55,7 @@ def test_codes_and_audio_are_the_published_ones(name, chunk, length):
     np.testing.assert_allclose(model.decode(codes), golden()[f"{name}_audio_{length}"], atol=5e-5)
     if length == LENGTHS[0]:
         assert all(len(np.unique(level)) > 12 for level in codes.T) and len(codes) > 5 * 16
+    if length == LENGTHS[0] and name == "official":
         np.testing.assert_allclose(model.decode(codes[:, :2]), golden()[f"{name}_two_levels"], atol=5e-5)
 
 
@@ -63,7 +67,7 @@ def test_a_network_computes_a_whole_file_without_a_state():
     assert set(losses) == {"commitment"}
 
 
-@pytest.mark.parametrize("columns", [1, 5])
+@pytest.mark.parametrize("columns", tiny.fast(5, among=(1, 5)))
 def test_streams_have_the_codes_and_the_audio_of_the_file(columns):
     model, audio = codec("official", 16), golden()["audio"]
     encoder, blocks = model.encoder_stream(chunk_columns=columns), np.split(audio, range(100, len(audio), 100))
@@ -113,13 +117,10 @@ def test_an_import_on_the_command_line(tmp_path, capsys):
     assert codes.shape == (126, 2) and header.samples == 3001 and header.row_kind == "residual"
     assert cli.main(["decode", str(tmp_path / "a.bt"), f"--model={export}", "-o", str(tmp_path / "a.wav")]) == 0
     assert waveform.probe(tmp_path / "a.wav") == (24_000, 1, 3001)
-    assert cli.main(["reconstruct", song, f"--model={export}", "-o", str(tmp_path / "b.wav")]) == 0
     capsys.readouterr()
     model = bandtok_jax.load(export)
     np.testing.assert_array_equal(model.encode(golden()["audio"], 24_000), golden()["official_codes_3001"])
     assert model.row_kind == "residual" and model.bits_per_second == 15_000
-    assert cli.main(["export", export, "--format=stablehlo", "-o", str(tmp_path / "programs")]) == 0
-    assert "decoder.stablehlo" in capsys.readouterr().out
 
 
 def test_a_licence_that_the_hub_does_not_state_is_that_of_the_format(monkeypatch, tmp_path):

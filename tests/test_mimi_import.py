@@ -19,6 +19,7 @@ from bandtok_jax.formats import bt_file
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.mimi import Mimi
 from bandtok_jax.pretrained import import_mimi
+from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "mimi"
 FILES = {"hf": GOLDEN / "hf", "moshi": GOLDEN / "moshi.safetensors"}
@@ -49,7 +50,7 @@ def check(name, chunk, audio, key):
 
 
 @pytest.mark.parametrize("length", HF_LENGTHS)
-@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("chunk", tiny.fast(7, among=(None, 7)))
 def test_codes_and_audio_are_those_of_transformers(chunk, length):
     """Also of files that end within a column or a frame, and that are many chunks and many windows of attention."""
     check("hf", chunk, golden()["audio"][:length], length)
@@ -61,13 +62,14 @@ def test_codes_and_audio_are_those_of_the_package_moshi(length):
     check("moshi", None, golden()["audio"][:length], length)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", tiny.fast("hf", among=FILES))
 def test_silence_and_few_levels(name):
-    check(name, None, np.zeros(SILENCE, np.float32), "silence")
+    chunk = 7 if name == "hf" else None
+    check(name, chunk, np.zeros(SILENCE, np.float32), "silence")
     codes = golden()[f"{name}_codes_{HF_LENGTHS[0] if name == 'hf' else MOSHI_LENGTHS[0]}"].astype(np.int32)
     assert all(len(np.unique(level)) > 20 for level in codes.T)
     for levels in (1, 2):
-        decoded = codec(name).decode(codes[:, :levels])
+        decoded = codec(name, chunk).decode(codes[:, :levels])
         np.testing.assert_allclose(decoded, golden()[f"{name}_levels_{levels}"], atol=5e-5)
 
 
@@ -76,14 +78,14 @@ def test_a_network_computes_a_batch_of_whole_files_without_a_state():
     batch = np.stack([audio, audio[::-1]])
     codes = jax.jit(functools.partial(component.network.apply, method="encode"))(*component.weights.values(), batch)
     np.testing.assert_array_equal(codes[0], golden()["hf_codes_3001"])
-    np.testing.assert_array_equal(codes[1], codec("hf").encode(audio[::-1], 8000))
+    np.testing.assert_array_equal(codes[1], codec("hf", 7).encode(audio[::-1], 8000))
     decode = jax.jit(functools.partial(component.network.apply, method="decode"))
     decoded = decode(*component.weights.values(), codes)
     np.testing.assert_allclose(decoded[0], golden()["hf_audio_3001"], atol=5e-5)
-    np.testing.assert_allclose(decoded[1], codec("hf").decode(np.asarray(codes[1])), atol=5e-5)
+    np.testing.assert_allclose(decoded[1], codec("hf", 7).decode(np.asarray(codes[1])), atol=5e-5)
 
 
-@pytest.mark.parametrize("columns", [1, 5])
+@pytest.mark.parametrize("columns", tiny.fast(5, among=(1, 5)))
 def test_streams_have_the_codes_and_the_audio_of_the_file(columns):
     model, audio = codec("hf", 7), golden()["audio"][:3001]
     encoder, blocks = model.encoder_stream(chunk_columns=columns), np.split(audio, range(100, len(audio), 100))
@@ -109,7 +111,7 @@ def test_the_state_reaches_further_than_a_window_and_no_further_than_attention()
 
 
 def test_latents_are_those_that_the_codes_are_nearest_to():
-    model, codes = codec("hf"), golden()["hf_codes_3001"]
+    model, codes = codec("hf", 7), golden()["hf_codes_3001"]
     latents = model.latents(golden()["audio"][:3001], 8000)
     quantizer = model.parameters["tokenizer"]["buffers"]["quantizer"]
     levels = [quantizer["semantic"], *(quantizer["acoustic"]["levels"][str(number)] for number in range(3))]

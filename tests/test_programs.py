@@ -15,11 +15,11 @@ import pytest
 
 from bandtok_jax import cli
 from bandtok_jax.audio.windows import Windows
-from bandtok_jax.codecs import component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.pretrained import (
+    export_folder,
     import_bigvgan,
     import_dac,
     import_encodec,
@@ -48,7 +48,7 @@ in_each_format = pytest.mark.parametrize("program_format", FORMATS)
 @functools.cache
 def mel_codec(name="bandtok:tiny") -> MelCodec:
     configs = [tiny.shrunk(name, ""), tiny.shrunk("vocos:tiny", "")]
-    return MelCodec(*(component.init_random(config, jax.random.key(0)) for config in configs), chunk_columns=8)
+    return MelCodec(*(tiny.random_component(config) for config in configs), chunk_columns=8)
 
 
 def vocoded(vocoder) -> MelCodec:
@@ -58,7 +58,7 @@ def vocoded(vocoder) -> MelCodec:
         config.mel.update(dataclasses.asdict(mel))
         config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = mel.mels // 2 * mel.hop_samples
-    return MelCodec(component.init_random(config, jax.random.key(0)), vocoder, chunk_columns=8)
+    return MelCodec(tiny.random_component(config), vocoder, chunk_columns=8)
 
 
 CODECS = {
@@ -127,7 +127,7 @@ def decoded_without_noise(codec, codes):
 
 
 @in_each_format
-@pytest.mark.parametrize("kind", tiny.fast("mono", "stereo", "mimi", among=tuple(CODECS)))
+@pytest.mark.parametrize("kind", tiny.fast("stereo", "mimi", among=tuple(CODECS)))
 def test_programs_code_a_file_as_the_codec_does(kind, tmp_path, program_format):
     check(CODECS[kind](), tmp_path, program_format, noise=kind != "snac")
 
@@ -196,6 +196,15 @@ def test_programs_that_the_codec_does_not_have_are_removed(codec, tmp_path, monk
     without_vocoder = MelCodec(codec.components["tokenizer"], chunk_columns=8)
     list(programs.save_programs(without_vocoder, tmp_path, "stablehlo"))
     assert {path.name for path in tmp_path.iterdir()} == names - {"vocoder.stablehlo"}
+
+
+def test_an_export_on_the_command_line(codec, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(programs, "_export", lambda *_: (b"new", {"relative_error": 0.0}))
+    monkeypatch.setattr(programs.FORMATS["stablehlo"], "check_packages", lambda: None)
+    export_folder.save_codec(codec, tmp_path / "model")
+    output = tmp_path / "programs"
+    assert cli.main(["export", str(tmp_path / "model"), "--format=stablehlo", "-o", str(output)]) == 0
+    assert "decoder.stablehlo" in capsys.readouterr().out and (output / "vocoder.stablehlo").read_bytes() == b"new"
 
 
 def test_other_folders_and_flags_are_refused(codec, tmp_path, capsys):
