@@ -46,9 +46,9 @@ def test_micro_batches_make_the_mean_over_the_masked_columns_of_the_batch(tmp_pa
         monkeypatch.setattr(
             split, "losses", lambda prediction: {"masked_prediction": lambda: prediction.column_weights.sum()}
         )
-        model, key = split.init(jax.random.key(0))["model"], jax.random.key(1)
+        (parameters, buffers), key = tiny.scaled_weights(split.network), jax.random.key(1)
         parts = [{name: x[i::steps] for name, x in batch.items()} for i in range(steps)]
-        loss = jax.jit(lambda part: split.forward(model["parameters"], model["buffers"], {}, batch, part, key)[0])
+        loss = jax.jit(lambda part: split.forward(parameters, buffers, {}, batch, part, key)[0])
         values = [loss(part)["masked_prediction"] for part in parts]
         np.testing.assert_allclose(sum(values) / steps, 1, rtol=1e-5)
 
@@ -58,8 +58,8 @@ def test_the_gradient_of_a_long_filter_is_that_of_shifts():
 
     def gradient(implementation):
         branch = Network(lambda rngs: ConvolutionBranch(4, 5, depthwise=implementation, dtype=jnp.float32, rngs=rngs))
-        weights = branch.init(jax.random.key(0))
-        return jax.grad(lambda x, w: jnp.sin(branch.apply(*w, x, None, True)[0]).sum(), argnums=(0, 1))(x, weights)
+        loss = jax.grad(lambda x, w: jnp.sin(branch.apply(*w, x, None, True)[0]).sum(), argnums=(0, 1))
+        return jax.jit(loss)(x, tiny.scaled_weights(branch))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient("long"), gradient("shifts"))
 
@@ -84,8 +84,8 @@ def test_the_levels_of_a_mel_rvq_are_predicted_alike(tmp_path):
     assert "quantizer" not in model["parameters"]
     apply = functools.partial(masked.network.apply, model["parameters"], model["buffers"])
     log_mel, tokenizer = masked.log_mel(batch["audio"]), masked.component("tokenizer")
-    codes = tokenizer.network.apply(*(tokenizer.weights[part] for part in ("parameters", "buffers")), log_mel,
-                                    method="encode")  # fmt: skip
+    encode = jax.jit(functools.partial(tokenizer.network.apply, method="encode"))
+    codes = encode(*(tokenizer.weights[part] for part in ("parameters", "buffers")), log_mel)
     state = jax.random.normal(jax.random.key(1), (4, 20, 32))
     weights = np.random.default_rng(0).random((4, 20)).astype(np.float32)
     loss, targets, predicted = masked._masked_prediction(Prediction(apply, batch, log_mel, state, weights))

@@ -18,7 +18,9 @@ from bandtok_jax.losses import adversarial, spectral
 from bandtok_jax.models import waveform_discriminators
 from bandtok_jax.models.vocos import Vocos
 from bandtok_jax.models.waveform_discriminators import WaveformDiscriminators
+from bandtok_jax.runtime.target_platform import jit_once
 from bandtok_jax.training import sharding
+from tests import tiny
 
 MEL = MelDefinition(fft_samples=256, hop_samples=64, mels=16)
 SIZES = dict(dim=16, intermediate_dim=32, num_layers=2, kernel_size=3)
@@ -26,44 +28,47 @@ SIZES = dict(dim=16, intermediate_dim=32, num_layers=2, kernel_size=3)
 
 @pytest.fixture(scope="module")
 def vocoder():
+    """Returns the network, and its audio of a log-mel with random weights."""
     network = Network(lambda rngs: Vocos(mel=MEL, **SIZES, rngs=rngs))
-    return network, *network.init(jax.random.key(0))
+    weights, apply = jit_once(network.init)(jax.random.key(0)), jax.jit(network.apply)
+    return network, lambda frames: np.asarray(apply(*weights, frames))
 
 
-def noise(frames: int) -> jax.Array:
+@functools.cache
+def noise(frames: int) -> np.ndarray:
     audio = 0.1 * np.random.default_rng(1).standard_normal((2, frames * MEL.hop_samples))
-    return log_mel(audio.astype(np.float32), MEL)
+    return np.asarray(jax.jit(lambda x: log_mel(x, MEL))(audio.astype(np.float32)))
 
 
 def test_chunks_equal_the_whole(vocoder):
-    network, parameters, buffers = vocoder
+    network, decode = vocoder
     context = network.attribute("receptive_field_frames")
     # One filter before and one in each of two blocks, 1 frame each way; 96 samples of overlap are 2 more frames.
     assert context == 1 + 2 * 1 + 2
-    silence = jnp.full((2, context, MEL.mels), np.log(MEL.floor))
-    frames = jnp.concatenate([silence, noise(24), silence], axis=1)
+    silence = np.full((2, context, MEL.mels), np.log(MEL.floor), np.float32)
+    frames = np.concatenate([silence, noise(24), silence], axis=1)
     inner = slice(context * MEL.hop_samples, -context * MEL.hop_samples)
-    decode = jax.jit(lambda x: network.apply(parameters, buffers, x)[:, inner])
-    whole = decode(frames)
-    chunks = [decode(frames[:, start : start + 8 + 2 * context]) for start in (0, 8, 16)]
+    whole = decode(frames)[:, inner]
+    chunks = [decode(frames[:, start : start + 8 + 2 * context])[:, inner] for start in (0, 8, 16)]
     assert whole.shape == (2, 24 * MEL.hop_samples)
-    np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), whole, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), whole, atol=1e-6)
 
 
 def test_the_receptive_field_is_no_smaller_than_stated(vocoder):
-    network, parameters, buffers = vocoder
+    network, decode = vocoder
     frames, middle = noise(24), 12
-    apply = jax.jit(lambda x: network.apply(parameters, buffers, x))
-    difference = jnp.abs(apply(frames.at[:, middle].add(1.0)) - apply(frames)).reshape(2, 24, -1).max((0, 2))
+    louder = frames.copy()
+    louder[:, middle] += 1.0
+    difference = np.abs(decode(louder) - decode(frames)).reshape(2, 24, -1).max((0, 2))
     touched = np.flatnonzero(difference > 1e-7)
     context = network.attribute("receptive_field_frames")
     assert middle - context <= touched.min() < middle < touched.max() <= middle + context
 
 
 def test_untrained_it_makes_noise_of_the_given_mel(vocoder):
-    network, parameters, buffers = vocoder
+    _, decode = vocoder
     frames = noise(24)
-    output = log_mel(jax.jit(network.apply)(parameters, buffers, frames), MEL)
+    output = np.asarray(jax.jit(lambda x: log_mel(x, MEL))(decode(frames)))
     # Single bands of two sounds of noise differ by that much; a silent or a full-scale start is 4 to 5 nats away.
     assert np.abs(output - frames).mean() < 0.8 and abs(np.mean(output - frames)) < 0.5
 
@@ -82,9 +87,9 @@ def test_shifts_equal_the_grouped_convolution():
     [(1, 1, "same", 9), (16, 8, [(4, 4)], 40), (16, 8, [(4, 4)], 37), (16, 8, [(0, 0)], 33), (16, 8, [(0, 0)], 15)],
 )
 def test_products_equal_the_convolution(taps, stride, padding, frames):
-    x = jax.random.normal(jax.random.key(0), (2, frames, 3))
+    x = np.random.default_rng(0).normal(size=(2, frames, 3)).astype(np.float32)
     network = Network(lambda rngs: Convolution(3, 5, (taps,), stride=(stride,), padding=padding, rngs=rngs))
-    parameters, buffers = network.init(jax.random.key(1))
+    parameters, buffers = tiny.scaled_weights(network)
     zeros = (0, 0) if padding == "same" else padding[0]
     apart = np.pad(x, ((0, 0), zeros, (0, 0)))
     windows = [apart[:, first : first + taps] for first in range(0, apart.shape[1] - taps + 1, stride)]
@@ -92,7 +97,7 @@ def test_products_equal_the_convolution(taps, stride, padding, frames):
     output = jax.jit(network.apply)(parameters, buffers, x)
     assert output.shape == (2, len(windows), 5)
     if windows:
-        np.testing.assert_allclose(output, np.stack(expected, 1) + parameters["bias"], atol=1e-6)
+        np.testing.assert_allclose(output, np.stack(expected, 1) + np.asarray(parameters["bias"]), atol=1e-6)
 
 
 def test_weight_normalisation_starts_as_the_plain_convolution():
@@ -113,8 +118,8 @@ def test_discriminators_ignore_loudness_and_offset():
             periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2, rngs=rngs
         )
     )
-    weights = network.init(jax.random.key(0))
-    audio = jax.random.normal(jax.random.key(1), (2, 1000))
+    weights = tiny.scaled_weights(network)
+    audio = np.random.default_rng(1).normal(size=(2, 1000)).astype(np.float32)
     discriminate = jax.jit(lambda x: network.apply(*weights, x))
     logits, features = discriminate(audio)
     assert [x.shape for x in logits] == [(2, 3, 112), (2, 31, 10)]
@@ -127,12 +132,12 @@ def test_discriminators_ignore_loudness_and_offset():
 def test_near_silence_has_no_more_of_the_gradient_than_quiet_music():
     settings = dict(periods=(3,), period_channels=(2, 4), stft_windows=(128,), stft_channels=2)
     network = Network(lambda rngs: WaveformDiscriminators(**settings, rngs=rngs))
-    weights = network.init(jax.random.key(0))
-    noise = jax.random.uniform(jax.random.key(1), (1, 1000), minval=-1.0)
+    weights = tiny.scaled_weights(network)
+    noise = np.random.default_rng(1).uniform(-1, 1, (1, 1000)).astype(np.float32)
     gradient = jax.jit(jax.grad(lambda x: adversarial.generator_loss(network.apply(*weights, x)[0])))
 
     def size(level_db):
-        return float(jnp.linalg.norm(gradient(10 ** (level_db / 20) * noise)))
+        return np.linalg.norm(gradient(np.float32(10 ** (level_db / 20)) * noise))
 
     assert size(-60) > 500 * size(0), "above the floor every loudness has the same weight"
     assert size(-80) < 2 * size(-60) and size(-200) < 2 * size(-60)
@@ -163,10 +168,10 @@ def test_discriminators_as_in_the_vocoder_of_vocos():
     """Another choice of the maps, frames of the STFT and weights changes no logits of the periods."""
     settings = dict(periods=(2, 3), period_channels=(2, 4), stft_windows=(64,), stft_channels=2)
     published = dict(feature_maps="vocos", stft_padding="center", family_weights=(1.0, 1.0, 5.0))
-    audio, outputs = jax.random.normal(jax.random.key(1), (2, 640)), []
+    audio, outputs = np.random.default_rng(1).normal(size=(2, 640)).astype(np.float32), []
     for changes in ({}, published):
         network = Network(lambda rngs, changes=changes: WaveformDiscriminators(**settings, **changes, rngs=rngs))
-        weights = network.init(jax.random.key(0))
+        weights = tiny.scaled_weights(network)
         outputs.append(jax.jit(network.apply)(*weights, audio))
     (logits, features), (new_logits, new_features) = outputs
     assert logits[2].shape == (2, 40, 6) and new_logits[2].shape == (2, 41, 6)  # a frame more, centred on the end
@@ -217,9 +222,9 @@ def test_both_networks_learn_from_exact_gradients(float64):
     task = tasks.create(config(dtype="float64", **{"optimizer.accumulation_steps": 2}))
 
     def widen(x):
-        return x.astype(jnp.float64) if x.dtype == jnp.float32 else x
+        return jax.device_put(np.asarray(x, np.float64)) if x.dtype == jnp.float32 else x
 
-    first = jax.tree.map(widen, task.init(jax.random.key(0)))
+    first = jax.tree.map(widen, jit_once(task.init)(jax.random.key(0)))
     sharding.shardings(first, task.SHARDING, sharding.create_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
     step = jax.jit(task.train_step, static_argnames=("update_discriminator", "adversarial_active"))
 
@@ -326,7 +331,7 @@ def test_a_frame_without_a_code_keeps_the_original_mel():
 
 def test_evaluation_and_summaries():
     task = tasks.create(config())
-    state = task.init(jax.random.key(0))
+    state = {"model": dict(zip(("parameters", "buffers"), tiny.scaled_weights(task.network)), ema={})}
     scores = jax.jit(task.eval_step)(state, {}, batch(2))
     windows = [f"stft_distance_{window}" for window in (64, 128, 256, 512, 1024, 2048)]
     assert set(windows) <= set(scores) and all(jnp.isfinite(value) for value in scores.values())
