@@ -12,13 +12,14 @@ import scipy.signal
 
 from bandtok_jax import cli
 from bandtok_jax.audio.mel_bands import MelDefinition
-from bandtok_jax.codecs.component import Component, init_random
+from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.anti_aliased_snake import low_pass_filter
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.bigvgan import BigVGAN
 from bandtok_jax.pretrained import import_bigvgan
+from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "bigvgan"
 VERSIONS = ("v1", "v2")
@@ -47,7 +48,7 @@ def test_the_audio_is_the_published_one(version):
     assert 0.1 < np.sqrt((decoded**2).mean()) < 0.9 and (np.abs(decoded) < 0.99).mean() > 0.3
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", tiny.fast("v2", among=VERSIONS))
 def test_a_window_of_the_file_has_the_samples_of_the_whole(version):
     """Also at both ends, beyond which the activations hold their first and last values."""
     component, log_mel = vocoder(version), golden()["log_mel"]
@@ -93,7 +94,7 @@ def test_an_imported_vocoder_decodes_a_tokenizer_of_its_mel(tmp_path, capsys):
         config.mel.update(vocoder("v2").config.mel)
         config.model.update(mels=mel.mels, patch=3, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = 24 * mel.hop_samples
-    codec = MelCodec(init_random(config, jax.random.key(0)), vocoder("v2"), chunk_columns=3)
+    codec = MelCodec(tiny.random_component(config), vocoder("v2"), chunk_columns=3)
     codes = np.random.default_rng(0).integers(0, 16, (11, 2)).astype(np.int32)
     whole = np.asarray(apply("v2")(codec.decode_mel(codes)[None])[0])
     np.testing.assert_allclose(codec.decode(codes)[: len(whole)], whole, atol=2e-5)
