@@ -14,7 +14,6 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models import muencoder_mel
 from bandtok_jax.models.mel_rvq import MelRVQ
-from bandtok_jax.runtime.target_platform import jit_once
 from tests import music_files, tiny
 
 RATE = 24_000
@@ -63,7 +62,7 @@ def test_training_halves_the_error_of_a_batch():
 def test_its_codec_has_25_columns_a_second_and_fewer_rows_decode():
     settings = config()
     network = tasks.create(settings).network
-    parameters, buffers = jit_once(network.init)(jax.random.key(0))
+    parameters, buffers = tiny.scaled_weights(network)
     codec = MelCodec(Component(settings, {"parameters": parameters, "buffers": buffers}), chunk_columns=8)
     audio = music_files.make_audio(0, 1.5, 1, RATE)[:, 0]
     codes = codec.encode(audio, RATE)

@@ -71,7 +71,6 @@ def test_codes_depend_neither_on_the_length_nor_on_the_chunk(part):
     decoded = [codec.decode(codes) for codec in codecs]
     assert decoded[0].shape == (21 * COLUMN,) and np.abs(decoded[0]).max() > 1e-3
     np.testing.assert_allclose(decoded[1], decoded[0], atol=1e-4)
-    assert codecs[0].decode(codes[:, :1], samples=99).shape == (99,)
 
 
 def test_an_export_holds_the_encoder(part, tmp_path):
@@ -109,13 +108,14 @@ def test_the_encoder_is_a_frozen_copy_and_stale_codes_restart(folder):
     forward = jit_once(task.forward)
     (audio, losses), (totals, per_example) = forward(*_weights(model), frozen, batch, None, jax.random.key(1))
     assert audio.shape == (4, DECODED * COLUMN) and set(losses) == {"commitment", "codebook"}
-    new, metrics = task.update_buffers(model, model, totals, per_example, batch, jax.random.key(2))
+    update = jit_once(lambda *state: task.update_buffers(*state, batch, jax.random.key(2)))
+    new, metrics = update(model, model, totals, per_example)
     unused = np.asarray(totals["counts"]) == 0
     assert metrics["codes_restarted"] == unused.sum() > 0
     for level in range(2):
         old, restarted = (state["parameters"]["quantizer"]["levels"][str(level)]["vectors"] for state in (model, new))
         np.testing.assert_array_equal((np.asarray(old) != restarted).any(1), unused[level])
-    assert new["buffers"]["encoder"] is model["buffers"]["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, new["buffers"]["encoder"], model["buffers"]["encoder"])
 
 
 def test_mistakes_are_named(folder):
