@@ -184,8 +184,8 @@ def test_the_layers_of_a_network_compose_to_it(name):
 def codec(vocoder=True):
     changes = {"model.channels": (4,), "model.latent_channels": 4, "model.norm_groups": 2, "model.codebook_dim": 4}
     changes |= {"model.window_columns": 4}
-    tokenizer = tiny.random_component(tiny.shrunk("meltok:tiny", "", **changes), 0)
-    second = tiny.random_component(tiny.shrunk("token_vocoder:tiny", "", **changes), 1)
+    tokenizer = tiny.drawn_component(tiny.shrunk("meltok:tiny", "", **changes), 0)
+    second = tiny.drawn_component(tiny.shrunk("token_vocoder:tiny", "", **changes), 1)
     second.weights["buffers"]["codebook"] = tokenizer.weights["buffers"]["quantizer"]["vectors"]
     second.weights["parameters"]["decoder"] = tokenizer.weights["parameters"]["decoder"]
     return MelCodec(tokenizer, second if vocoder else None)
@@ -272,7 +272,7 @@ def test_the_loss_lowers_the_gain_of_the_decoder_and_depends_on_the_example_alon
     changes = {"model.haar_levels": 3, "model.channels": "(8,)", "model.attention_levels": "()", "loss.perceptual": 0}
     config = tiny.config("meltok", tmp_path, **changes, **{"loss.lipschitz": 0.5})
     task, batch = tasks.create(config), tiny.batch(config)
-    model, key = tiny.random_component(config).weights, jax.random.key(1)
+    model, key = tiny.drawn_component(config).weights, jax.random.key(1)
 
     @jax.jit
     def loss_and_gradient(parameters, batch):

@@ -208,7 +208,7 @@ def small_tokenizer():
     config = load_config("bandtok:tiny")
     with config.unlocked():
         config.model.update(channels=(8,), patch=32, codebook_size=16, codebook_dim=4)
-    return tiny.random_component(config)
+    return tiny.drawn_component(config)
 
 
 def test_configuration_of_an_export(tmp_path, check):

@@ -182,8 +182,8 @@ def test_decoded_log_mel_is_never_below_the_floor():
 @functools.cache
 def codec(chunk_columns=8, **changes):
     changes = {"model.window_columns": 6, **changes}
-    tokenizer = tiny.random_component(tiny.shrunk("meltok:tiny", "", **changes), 0)
-    vocoder = tiny.random_component(tiny.shrunk("token_vocoder:tiny", "", **changes), 1)
+    tokenizer = tiny.drawn_component(tiny.shrunk("meltok:tiny", "", **changes), 0)
+    vocoder = tiny.drawn_component(tiny.shrunk("token_vocoder:tiny", "", **changes), 1)
     vectors = tokenizer.weights["buffers"]["quantizer"]["vectors"]
     vocoder.weights["buffers"]["codebook"] = vectors
     vocoder.weights["parameters"]["decoder"] = tokenizer.weights["parameters"]["decoder"]

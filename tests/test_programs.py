@@ -48,7 +48,7 @@ in_each_format = pytest.mark.parametrize("program_format", FORMATS)
 @functools.cache
 def mel_codec(name="bandtok:tiny") -> MelCodec:
     configs = [tiny.shrunk(name, ""), tiny.shrunk("vocos:tiny", "")]
-    return MelCodec(*(tiny.random_component(config) for config in configs), chunk_columns=8)
+    return MelCodec(*(tiny.drawn_component(config) for config in configs), chunk_columns=8)
 
 
 def vocoded(vocoder) -> MelCodec:
@@ -58,7 +58,7 @@ def vocoded(vocoder) -> MelCodec:
         config.mel.update(dataclasses.asdict(mel))
         config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = mel.mels // 2 * mel.hop_samples
-    return MelCodec(tiny.random_component(config), vocoder, chunk_columns=8)
+    return MelCodec(tiny.drawn_component(config), vocoder, chunk_columns=8)
 
 
 CODECS = {

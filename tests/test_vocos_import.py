@@ -47,7 +47,7 @@ def tokenizer(mel) -> Component:
         config.mel.update(dataclasses.asdict(mel))
         config.model.update(mels=mel.mels, patch=mel.mels // 2, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = mel.mels // 2 * mel.hop_samples
-    return tiny.random_component(config)
+    return tiny.drawn_component(config)
 
 
 def whole(component, log_mel):

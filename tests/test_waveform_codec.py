@@ -35,9 +35,9 @@ def _one_step(**changes):
     return task, state, batch, *step(state, {}, batch, jax.random.key(1))
 
 
-def _ema_step():
-    """The codes follow their latents, and there is a distance between the samples; nothing is drawn."""
-    changes = {"codebook.ema_decay": 0.9, "codebook.restart_fraction": 0.0, "loss.quantizer_dropout": 0.0}
+def _ema_step(dropout=0.0):
+    """The codes follow their latents, and there is a distance between the samples."""
+    changes = {"codebook.ema_decay": 0.9, "codebook.restart_fraction": 0.0, "loss.quantizer_dropout": dropout}
     return _one_step(**changes, **{"loss.waveform": 300.0})
 
 
@@ -49,7 +49,7 @@ def _gradient_step():
 
 def test_only_the_levels_that_are_drawn_learn():
     task = _task("", **{"loss.quantizer_dropout": 1.0, "model.learning_rule": "gradient"})
-    weights, audio = tiny.random_component(task.config).weights, tiny.batch(task.config)["audio"]
+    weights, audio = tiny.drawn_component(task.config).weights, tiny.batch(task.config)["audio"]
 
     def loss(parameters, levels):
         decoded, _, losses, _ = task.network.apply(parameters, weights["buffers"], audio, jnp.full(4, levels))
@@ -63,17 +63,18 @@ def test_only_the_levels_that_are_drawn_learn():
 
 
 @functools.cache
-def _output_of_the_ema_step():
-    """Returns the decoded audio, codes, losses and statistics of the network before the step."""
-    task, state, batch, _, _ = _ema_step()
+def _output_of_the_ema_step(dropout=0.0):
+    """Returns the decoded audio, codes, losses and statistics of the network, of all levels, before the step."""
+    task, state, batch, _, _ = _ema_step(dropout)
     weights = state["model"]["parameters"], state["model"]["buffers"]
     return jax.device_get(jit_once(task.network.apply)(*weights, batch["audio"]))
 
 
-def test_codes_follow_their_latents():
-    """One step of the EMA, written down in NumPy."""
-    state, _, after, _ = jax.device_get(_ema_step()[1:])
-    _, codes, _, statistics = _output_of_the_ema_step()
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_codes_follow_their_latents(dropout):
+    """One step of the EMA, written down in NumPy, also of the levels that are not drawn."""
+    state, _, after, _ = jax.device_get(_ema_step(dropout)[1:])
+    _, codes, _, statistics = _output_of_the_ema_step(dropout)
     for level in range(2):
         before, new = (tree["model"]["buffers"]["quantizer"]["levels"][str(level)] for tree in (state, after))
         latents = statistics["latents"][..., level, :].reshape(-1, 4)

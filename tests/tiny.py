@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -377,29 +376,6 @@ def random_weights(network, seed=0):
     return jax.tree_util.tree_map_with_path(draw, network.shapes()[0])
 
 
-def drawn_component(config) -> component.Component:
-    """A component with weights as a fresh one has, drawn by NumPy; there is no program to compile."""
-
-    def draw(path, leaf):
-        *parents, name = (part.key for part in path)
-        if leaf.ndim < 2 or name == "bias":
-            return np.full(leaf.shape, name not in ("bias", "mean"), leaf.dtype)
-        # The vectors of a codebook and their sums have the same parents, and are the same.
-        normal = np.random.default_rng(zlib.crc32("/".join(parents).encode())).normal(size=leaf.shape)
-        return (normal / math.sqrt(math.prod(leaf.shape[:-1]) if name == "kernel" else 1)).astype(leaf.dtype)
-
-    drawn = component.Component(config, {}, source_path="random weights")
-    shapes = dict(zip(("parameters", "buffers"), drawn.network.shapes()))
-    drawn.weights = jax.tree_util.tree_map_with_path(draw, shapes)
-    return drawn
-
-
-def drawn_codec() -> Codec:
-    """The codec of `bandtok_jax.create("bandtok:tiny")`, whose weights are drawn by NumPy."""
-    names = {"tokenizer": "bandtok:tiny", "vocoder": bandtok.VOCODERS["tiny"]}
-    return assemble({role: drawn_component(load_config(name)) for role, name in names.items()})
-
-
 def scaled_weights(network, seed=0):
     """Parameters and buffers of a network, drawn by NumPy; kernels keep the power of their input."""
     rng = np.random.default_rng(seed)
@@ -418,12 +394,17 @@ def scaled_weights(network, seed=0):
     return tuple(jax.device_put(jax.tree_util.tree_map_with_path(draw, tree)) for tree in network.shapes())
 
 
-def random_component(config, seed=0):
+def drawn_component(config, seed=0) -> component.Component:
     """A component with `scaled_weights`; `component.init_random` compiles a program for seconds."""
     drawn = component.Component(config, {}, source_path="random weights")
-    parameters, buffers = scaled_weights(drawn.network, seed)
-    drawn.weights = {"parameters": parameters, "buffers": buffers}
+    drawn.weights = dict(zip(("parameters", "buffers"), scaled_weights(drawn.network, seed)))
     return drawn
+
+
+def drawn_codec() -> Codec:
+    """The codec of `bandtok_jax.create("bandtok:tiny")`, whose weights are drawn by NumPy."""
+    names = {"tokenizer": "bandtok:tiny", "vocoder": bandtok.VOCODERS["tiny"]}
+    return assemble({role: drawn_component(load_config(name)) for role, name in names.items()})
 
 
 def in_float64(tree):
