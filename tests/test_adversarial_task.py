@@ -37,7 +37,8 @@ def _written_down(task, state, batch):
     return gradients, jax.grad(discriminator_loss)(discriminator["parameters"], fake)
 
 
-@pytest.mark.parametrize("normalisation", tiny.fast("group", among=("none", "group")))
+@pytest.mark.slow  # tests/test_vocoder.py has a fast one
+@pytest.mark.parametrize("normalisation", ["none", "group"])
 def test_one_forward_pass_of_the_discriminator_gives_the_gradients_of_both_networks(
     normalisation, tmp_path, monkeypatch
 ):

@@ -206,7 +206,8 @@ def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F8
     assert 0 < scores["infill_cross_entropy"] < 20 and 0 < scores["infill_left_to_right_cross_entropy"] < 20
 
 
-@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_of_one_grid_fills_in_its_regions(layout):
     """Two grids that begin in the same way; only the columns after a region say which of them it is in."""
     codes = grid(2, WINDOW)

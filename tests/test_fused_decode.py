@@ -105,7 +105,7 @@ def test_the_simulated_gpu_computes_the_same():
         assert_close(new, reference, 1e-2)
 
 
-@pytest.mark.parametrize(("layout", "guidance"), [("flat", 2.0), ("depth", 1.0)])
+@pytest.mark.parametrize(("layout", "guidance"), [pytest.param("flat", 2.0, marks=pytest.mark.slow), ("depth", 1.0)])
 def test_generation_takes_the_same_tokens(layout, guidance, monkeypatch):
     from bandtok_jax.layers import fused_decode as kernels
 

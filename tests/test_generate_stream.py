@@ -79,7 +79,8 @@ def test_audio_comes_before_the_track_is_complete():
 STEREO = {"mel": test_mid_side.create, "flow": test_flow_codec.create}
 
 
-@pytest.mark.parametrize("name", tiny.fast("mel", among=STEREO))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEREO)
 def test_stereo_audio_comes_before_the_track_is_complete(name):
     codec, finished, columns = tiny.with_language_model(STEREO[name]()), [], 2
     whole = codec.decode(codec.generate(seconds=2.0, seed=3), seed=3)

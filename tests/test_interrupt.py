@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from bandtok_jax.runs.weights import saved_steps
 from tests import tiny
 
@@ -56,6 +58,7 @@ def test_ctrl_c_saves_and_leaves_no_traces(tmp_path):
     assert not (run / ".bandtok.lock").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_training_that_compiles(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # else nothing might be left to compile
     process = _start(tmp_path / "run", ("-c", INTERRUPTED_WHILE_IT_COMPILES))

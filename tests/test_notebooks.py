@@ -21,7 +21,8 @@ def test_every_notebook_is_tested_and_stored_without_results():
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
 
 
-@pytest.mark.parametrize("name", ["encode", pytest.param("train", marks=pytest.mark.slow), "generate"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESULTS)
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     for variable, value in SETTINGS.items():

@@ -114,7 +114,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
     assert list(map(_untimed, read_metrics(run))) == list(map(_untimed, read_metrics(whole)))
 
 
-@pytest.mark.parametrize("task", tiny.fast("language_model"))
+@pytest.mark.slow
+@pytest.mark.parametrize("task", tiny.TASKS)
 def test_one_batch_can_be_memorised(task, straight, tmp_path):
     schedule = {"schedule_steps": 8}  # that of the other runs, whose program is compiled
     config = tiny.config(task, straight(task).parent, total_steps=45, evaluate_every=45, log_every=5, **schedule)
