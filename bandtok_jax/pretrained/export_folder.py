@@ -116,7 +116,7 @@ def _write_export(
         }
     stored = jax.tree.map(_to_half_if_exact, weights) if half else weights
     safetensors.save(os.path.join(output, WEIGHTS_FILE), stored, {"format": "bandtok-jax"})
-    texts = {"config.json": json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
+    texts = {CONFIG_FILE: json.dumps(content, indent=2) + "\n", "README.md": write_card(cards)}
     for name, text in texts.items():
         with open(os.path.join(output, name), "w") as file:
             file.write(text)
@@ -137,7 +137,8 @@ def _rounded(array: np.ndarray) -> np.ndarray:
 
 
 def _to_half_if_exact(array: np.ndarray) -> np.ndarray:
-    return _to_half(array) if np.array_equal(_rounded(array), array) else array
+    half = _to_half(array)
+    return half if np.array_equal(half.astype(array.dtype), array) else array
 
 
 def _from_half(array: np.ndarray) -> np.ndarray:
@@ -202,7 +203,7 @@ def publish(folder: str | os.PathLike, name: str, private: bool = False) -> Iter
     Raises:
       ImportError, ValueError: as `hub.push`, or its licence does not allow it.
     """
-    content = untrusted.read_json(os.path.join(folder, "config.json"), _EXPORT)
+    content = untrusted.read_json(os.path.join(folder, CONFIG_FILE), _EXPORT)
     cards = {role: entry["card"] for role, entry in content["components"].items()}
     yield f"licence of the weights: {front_matter.require_publishable(cards)}"
     for role, card in cards.items():

@@ -226,7 +226,7 @@ def _check_path(path: object) -> None:
 
 def _read_content(path: str) -> tuple[str, dict[str, Any]]:
     """Returns the path and the content of config.json in a folder."""
-    config_file = os.path.join(path, "config.json")
+    config_file = os.path.join(path, CONFIG_FILE)
     if not os.path.isdir(path):
         raise ValueError(f"{path}: no such folder; pass what `bandtok train` or `bandtok export` wrote")
     if not os.path.isfile(config_file):
