@@ -174,6 +174,12 @@ def test_config_prints_the_flags_that_train_reads(tmp_path, capsys):
     assert "bandtok config" in failure(capsys, "train", "--config=dac:tiny", "--workdir=w", "--config.los.mel=1")
 
 
+def test_networks_are_checked_where_only_the_core_is_installed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optax", None)
+    error = failure(capsys, "config", "language_model:tiny", "--config.model.dim=-1")
+    assert "config.model.dim is -1: set it to a whole number of at least 1" in error
+
+
 def test_config_refuses_values_that_the_network_refuses(capsys):
     error = failure(capsys, "config", "language_model:tiny", "--config.model.layout=foo")
     assert "layout is 'foo': set it to one of flat, depth, delay" in error

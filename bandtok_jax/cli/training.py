@@ -85,6 +85,10 @@ def config(flags: argparse.Namespace) -> None:
         from bandtok_jax import tasks
 
         tasks.check(config)
+    elif overrides:
+        from bandtok_jax.models import registry
+
+        registry.check_networks(config)
     show(json.dumps(to_json(config), indent=2) if flags.json else describe_config.text(flags.name, config))
 
 

@@ -118,6 +118,12 @@ def build(config: ConfigDict, group: str = "model") -> Network:
     return Network(construct)
 
 
+def check_networks(config: ConfigDict) -> None:
+    """Raises a ValueError where a network refuses its group of a configuration; no weights are computed."""
+    for group in networks(config):
+        build(config, group).shapes()
+
+
 def check_sizes(network_class: Any, keywords: Mapping[str, Any], group: str) -> None:
     """Raises a ValueError where an argument of a network is a whole number that is too small, or an empty list.
 

@@ -57,9 +57,7 @@ def check(config: ConfigDict) -> None:
 
     No data, earlier component or weight is read, and nothing is computed. A deep network takes seconds.
     """
-    task = create(config)
-    for group in registry.networks(task.config):
-        registry.build(task.config, group).shapes()
+    registry.check_networks(create(config).config)
 
 
 def resolve_config(config: ConfigDict, read_remote: bool = True) -> ConfigDict:
