@@ -296,6 +296,16 @@ def test_new_music_is_written_chunk_by_chunk(composer, tmp_path, monkeypatch):
     np.testing.assert_allclose(soundfile.read(tmp_path / "new.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
 
 
+def test_a_track_of_a_batch_has_the_codes_up_to_its_end():
+    codes = np.random.default_rng(0).integers(0, 9, (2, 10, 3))
+    # The second track ends in the second block, after 5 columns.
+    ends = [(0, 4, [10, 10]), (4, 4, [10, 5]), (4, 8, [10, 5]), (8, 10, [10, 5])]
+    blocks = [(codes[:, start:stop], np.array(lengths)) for start, stop, lengths in ends]
+    for track, length in enumerate((10, 5)):
+        own = np.concatenate(list(new_music._codes_of(iter(blocks), track)))
+        np.testing.assert_array_equal(own, codes[track, :length])
+
+
 def test_a_stream_has_the_samples_of_a_file(composer, song, tmp_path, capsys, monkeypatch):
     command = ["generate", f"--model={composer}", *GENERATE, "--seconds=1.9", "--continue", song]
     for more in (["-o", f"{tmp_path}/file.wav"], ["--stream", "-o", f"{tmp_path}/stream.wav"]):

@@ -1,5 +1,6 @@
 """Audio and codes of a codec with a language model, which was trained at one loudness."""
 
+from collections.abc import Iterable, Iterator
 import os
 
 import numpy as np
@@ -40,13 +41,35 @@ def check_target(codec: Codec, target: str) -> None:
         codec.require_decoder()
 
 
-def write(codec: Codec, target: str, codes: np.ndarray, samples: int, gain: float, seed: int) -> int:
-    """Writes codes `[T, F]` as `.bt` file or as audio without the gain; returns the number of clipped samples."""
+def write(
+    codec: Codec, target: str, blocks: Iterable[np.ndarray], samples: int, gain: float, seed: int
+) -> tuple[int, int, int]:
+    """Writes blocks of codes `[any, F]` as `.bt` file, or as audio without the gain.
+
+    Args:
+      blocks: are decoded as they come.
+      samples: length of the audio, which is shorter where the codes end before.
+
+    Returns:
+      The numbers of samples, of columns, and of clipped samples.
+    """
+    columns = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal columns
+        for codes in blocks:
+            columns += len(codes)
+            yield codes
+
     if files.ending(target) == ".bt":
+        codes = np.concatenate(list(counted()))
+        samples = min(samples, columns * codec.samples_per_column)
         bt_file.write_codes(target, codes, codec.header, samples)
-        return 0
+        return samples, columns, 0
     with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
-        blocks = codec.decode_stream([codes], seed, samples=samples)
-        for audio in files.progress(blocks, samples, codec.sample_rate_hz):
+        remaining = samples
+        for audio in files.progress(codec.decode_stream(counted(), seed), samples, codec.sample_rate_hz):
+            audio = audio[..., :remaining]  # the last column may be longer
+            remaining -= audio.shape[-1]
             writer.write(audio / np.float32(gain))
-    return writer.clipped_samples
+    return samples - remaining, columns, writer.clipped_samples

@@ -1,6 +1,8 @@
 """New music by a codec's language model, written as audio or as codes."""
 
 from collections.abc import Iterator
+import contextlib
+import itertools
 import os
 import time
 from typing import Any, BinaryIO, NamedTuple
@@ -11,8 +13,11 @@ from bandtok_jax.audio import wav_stream
 from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.commands import files, music_files
 from bandtok_jax.runtime import atomic_file, untrusted
+from bandtok_jax.runtime.prefetch import prefetch
 from bandtok_jax.runtime.progress import progress_bar
 
+# Blocks of codes that may wait for the decoder. Its chunks hold several of them. Our choice.
+BLOCKS_AHEAD = 16
 STANDARD_OUTPUT, STANDARD_OUTPUT_DESCRIPTOR = "-", 1
 
 
@@ -72,18 +77,20 @@ def generate(
         atomic_file.check(path)
     prefix, gain = _read_beginning(codec, beginning)
     columns += len(prefix)
+    samples_of_prefix = len(prefix) * codec.samples_per_column
+    wanted = samples_of_prefix + codec.language_model.samples(seconds)
     with progress_bar(total=columns, unit="column", leave=False) as bar:
 
         def report(done: int) -> None:
             bar.update(done - bar.n)
 
-        grids = codec.language_model.generate([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
-    samples_of_prefix = len(prefix) * codec.samples_per_column
-    wanted = samples_of_prefix + codec.language_model.samples(seconds)
-    for path, codes in zip(paths, grids):
-        samples = min(wanted, len(codes) * codec.samples_per_column)
-        clipped = music_files.write(codec, path, codes, samples, gain, seed)
-        yield NewMusic(path, samples, len(codes), clipped, samples_of_prefix)
+        stream = codec.language_model.stream([prompt] * count, seconds, seed, prefix=prefix, report=report, **sampling)
+        # The first result is decoded while its codes are made.
+        with contextlib.closing(prefetch(stream, BLOCKS_AHEAD)) as blocks:
+            for number, (path, own) in enumerate(zip(paths, itertools.tee(blocks, count))):
+                written = music_files.write(codec, path, _codes_of(own, number), wanted, gain, seed)
+                bar.close()  # all codes are made
+                yield NewMusic(path, *written, samples_of_prefix)
 
 
 def stream(
@@ -170,6 +177,14 @@ def _read_beginning(codec: Codec, path: str | None) -> tuple[np.ndarray, float]:
     codes, samples, gain = music_files.encode(codec, path)
     # The last columns depend on the end of the file, and would have other codes in a longer one.
     return codes[: max(1, codec.prefix_columns(samples))], gain
+
+
+def _codes_of(blocks: Iterator[tuple[np.ndarray, np.ndarray]], track: int) -> Iterator[np.ndarray]:
+    """Yields the codes `[n, F]` of a track of a batch, up to its end, from the blocks of `GridLanguageModel.stream`."""
+    columns = 0
+    for codes, lengths in blocks:
+        yield codes[track, : max(0, lengths[track] - columns)]
+        columns += codes.shape[1]
 
 
 def _open(target: str) -> BinaryIO:
