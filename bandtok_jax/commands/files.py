@@ -22,10 +22,12 @@ def codec_input(codec: Codec, path: str) -> Iterator[np.ndarray]:
         yield from progress(audio, expected, codec.sample_rate_hz)
 
 
-def progress(blocks: Iterable[np.ndarray], samples: int | None, sample_rate_hz: int) -> Iterator[np.ndarray]:
+def progress(
+    blocks: Iterable[np.ndarray], samples: int | None, sample_rate_hz: int, *, show: bool = True
+) -> Iterator[np.ndarray]:
     """Yields the blocks, and shows the finished seconds and, for a known length, the remaining time."""
     total = None if samples is None else round(samples / sample_rate_hz, 1)
-    with progress_bar(total=total, unit="s", unit_scale=True, leave=False) as bar:
+    with progress_bar(total=total, unit="s", unit_scale=True, leave=False, show=show) as bar:
         for block in blocks:
             yield block
             bar.update(block.shape[-1] / sample_rate_hz)

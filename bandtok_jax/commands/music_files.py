@@ -42,13 +42,14 @@ def check_target(codec: Codec, target: str) -> None:
 
 
 def write(
-    codec: Codec, target: str, blocks: Iterable[np.ndarray], samples: int, gain: float, seed: int
+    codec: Codec, target: str, blocks: Iterable[np.ndarray], samples: int, gain: float, seed: int, *, show: bool = True
 ) -> tuple[int, int, int]:
     """Writes blocks of codes `[any, F]` as `.bt` file, or as audio without the gain.
 
     Args:
       blocks: are decoded as they come.
       samples: length of the audio, which is shorter where the codes end before.
+      show: show the progress of the decoding.
 
     Returns:
       The numbers of samples, of columns, and of clipped samples.
@@ -68,7 +69,8 @@ def write(
         return samples, columns, 0
     with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         remaining = samples
-        for audio in files.progress(codec.decode_stream(counted(), seed), samples, codec.sample_rate_hz):
+        blocks_of_audio = codec.decode_stream(counted(), seed)
+        for audio in files.progress(blocks_of_audio, samples, codec.sample_rate_hz, show=show):
             audio = audio[..., :remaining]  # the last column may be longer
             remaining -= audio.shape[-1]
             writer.write(audio / np.float32(gain))

@@ -88,7 +88,8 @@ def generate(
         # The first result is decoded while its codes are made.
         with contextlib.closing(prefetch(stream, BLOCKS_AHEAD)) as blocks:
             for number, (path, own) in enumerate(zip(paths, itertools.tee(blocks, count))):
-                written = music_files.write(codec, path, _codes_of(own, number), wanted, gain, seed)
+                codes, show = _codes_of(own, number), number > 0
+                written = music_files.write(codec, path, codes, wanted, gain, seed, show=show)
                 bar.close()  # all codes are made
                 yield NewMusic(path, *written, samples_of_prefix)
 
