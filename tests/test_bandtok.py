@@ -162,7 +162,7 @@ def test_codes_learn_by_gradient_without_a_warm_start(tmp_path, monkeypatch):
     config.model.update({"kind": "by_gradient", "learning_rule": "gradient"})
     del config.model.normalise_codes
     task, batch, key = tasks.create(config), tiny.batch(config), jax.random.key(0)
-    state = task.init(key)
+    state = tiny.drawn_state(task)
     assert task.warm_start_batches == 0 and task.warm_start(state, {}, [], key)["model"] is state["model"]
     step = jit_once(functools.partial(task.train_step, update_discriminator=False, adversarial_active=False))
     after, metrics = step(state, {}, batch, key)

@@ -394,6 +394,17 @@ def scaled_weights(network, seed=0):
     return tuple(jax.device_put(jax.tree_util.tree_map_with_path(draw, tree)) for tree in network.shapes())
 
 
+def drawn_state(task, seed=0):
+    """A state such as `task.init` returns, with `scaled_weights`; there is no program to compile."""
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(task.init, jax.random.key(seed)))
+    for part, network in (("model", task.network), ("discriminator", getattr(task, "discriminator", None))):
+        if part in state:
+            drawn = dict(zip(("parameters", "buffers"), scaled_weights(network, seed)))
+            ema = drawn["parameters"] if state[part].get("ema") else {}
+            state[part] |= {name: leaf for name, leaf in (drawn | {"ema": ema}).items() if name in state[part]}
+    return jax.device_put(state)
+
+
 def drawn_component(config, seed=0) -> component.Component:
     """A component with `scaled_weights`; `component.init_random` compiles a program for seconds."""
     drawn = component.Component(config, {}, source_path="random weights")
