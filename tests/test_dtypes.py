@@ -11,6 +11,7 @@ from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
 from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.runtime.target_platform import made_for
+from tests import tiny
 
 NAMES = ("bandtok:tiny", "dac:tiny", "vocos:tiny", "language_model:tiny")
 
@@ -29,7 +30,7 @@ def test_a_tokenizer_in_float32_and_others_as_trained_or_asked(trained, platform
 
 
 def test_codes_stay_and_audio_hardly_changes_in_16_bits(tmp_path):
-    export_folder.save_codec(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
+    export_folder.save_codec(tiny.drawn_codec(), tmp_path / "model")
     short = [bandtok_jax.load(tmp_path / "model", dtype=dtype) for dtype in ("", "bfloat16")]
     short = [MelCodec(codec.components["tokenizer"], codec.components["vocoder"], chunk_columns=8) for codec in short]
     audio = np.random.default_rng(0).normal(size=20_000).astype(np.float32) * 0.1

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import code_files, file_batch
 from bandtok_jax.formats import bt_file
 from bandtok_jax.pretrained import export_folder
 from bandtok_jax.runtime import file_tree
+from tests import tiny
 from tests.test_cli import failure
 
 RATE = 44_100
@@ -23,7 +23,7 @@ RATE = 44_100
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "mine"
-    export_folder.save_codec(bandtok_jax.create("bandtok:tiny", seed=0), folder)
+    export_folder.save_codec(tiny.drawn_codec(), folder)
     return f"--model={folder}"
 
 

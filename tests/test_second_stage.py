@@ -50,7 +50,7 @@ def test_shapes_of_the_heads():
 
 def test_the_transducer_gives_log_probabilities_of_the_vocabulary():
     network = Network(lambda rngs: Transducer(8, 5, 6, 10, dtype=jnp.float32, rngs=rngs))
-    weights = network.init(jax.random.key(0))
+    weights = tiny.scaled_weights(network)
     state = np.random.default_rng(0).normal(size=(1, 3, 8)).astype(np.float32).repeat(4, 0)
     apply = jax.jit(functools.partial(network.apply, *weights))
     blank, label = apply(state, np.array([[1, 3, token] for token in range(1, 5)]))
@@ -67,7 +67,7 @@ def test_init_from_a_run_without_the_heads_keeps_them_fresh():
     first, second = encoder(()), encoder(("mel", "ctc"))
 
     def state_of(network, seed):
-        parameters, buffers = network.init(jax.random.key(seed))
+        parameters, buffers = tiny.scaled_weights(network, seed)
         return {"model": {"parameters": parameters, "buffers": buffers, "ema": parameters}}
 
     def replaced(to, origin):
