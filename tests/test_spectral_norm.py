@@ -1,18 +1,18 @@
 """Spectral normalisation of convolutions, against NumPy's singular values."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bandtok_jax.layers.convolution import Convolution, TransposedConvolution, fan_in_uniform, largest_singular_value
 from bandtok_jax.layers.network import Network
+from tests import tiny
 
 # As the discriminators have them: periods, bands of the STFT, logits; and one with fewer rows than columns.
 SHAPES = [(5, 32, 128), (3, 9, 32, 32), (3, 3, 32, 32), (3, 3, 32, 1), (5, 1, 32)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", tiny.fast((5, 32, 128), (3, 3, 32, 1), (5, 1, 32), among=SHAPES))
 def test_the_largest_singular_value_is_right_to_a_hundredth(shape):
     kernels = np.stack([fan_in_uniform(jax.random.key(seed), shape) for seed in range(4)])
     matrices = kernels.reshape(4, -1, shape[-1])
@@ -42,18 +42,18 @@ def test_the_gradient_takes_the_singular_vectors_as_constants():
 
 def test_a_convolution_has_a_kernel_of_norm_one():
     network = Network(lambda rngs: Convolution(4, 6, (5,), normalisation="spectral", rngs=rngs))
-    parameters, buffers = network.init(jax.random.key(0))
+    parameters, buffers = tiny.scaled_weights(network)
     plain = Network(lambda rngs: Convolution(4, 6, (5,), rngs=rngs))
-    x = jax.random.normal(jax.random.key(1), (2, 30, 4))
+    x = np.random.default_rng(1).normal(size=(2, 30, 4)).astype(np.float32)
     apply = jax.jit(network.apply)
     assert set(parameters) == {"kernel", "bias"} and not buffers
-    sigma = np.linalg.svd(parameters["kernel"].reshape(20, 6), compute_uv=False)[0]
+    sigma = np.linalg.svd(np.asarray(parameters["kernel"]).reshape(20, 6), compute_uv=False)[0]
     divided = {**parameters, "kernel": parameters["kernel"] / sigma}
     outputs = apply(parameters, {}, x)
-    np.testing.assert_allclose(outputs, plain.apply(divided, {}, x), rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(outputs, jax.jit(plain.apply)(divided, {}, x), rtol=1e-2, atol=1e-3)
     longer = {**parameters, "kernel": 7 * parameters["kernel"]}
     np.testing.assert_allclose(apply(longer, {}, x), outputs, rtol=1e-5, atol=1e-6)
-    silent = jax.tree.map(jnp.zeros_like, parameters)
+    silent = jax.tree.map(np.zeros_like, parameters)
     assert not apply(silent, {}, x).any()
 
 
