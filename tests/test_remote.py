@@ -143,10 +143,10 @@ def test_tokens_in_a_bucket(local, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize_corpus, "TRACKS_PER_SHARD", 4)
     files, name = fsspec.core.url_to_fs(bucket)
     files.put(str(local) + "/", name + "/records/", recursive=True)
-    tokenize_corpus.tokenize(codec(), local, tmp_path / "tokens", offsets=2)
+    tokenize_corpus.tokenize(codec(), local, tmp_path / "tokens")
     asked, read_range = [], storage.read_range
     monkeypatch.setattr(storage, "read_range", lambda path, a, b: asked.append(b - a) or read_range(path, a, b))
-    tokenize_corpus.tokenize(codec(), f"{bucket}/records", f"{bucket}/tokens", offsets=2)
+    tokenize_corpus.tokenize(codec(), f"{bucket}/records", f"{bucket}/tokens")
     whole = 4 * RATE * 2 * 2  # bytes of a record of 4 s, to which the headers of blocks come
     assert len([size for size in asked if whole <= size < whole + 100]) == 12 * 2  # every record once
     local_files, remote = content(tmp_path / "tokens"), content(f"{bucket}/tokens")
