@@ -25,8 +25,7 @@ RATE = 44100
 
 @functools.cache
 def create():
-    codec = bandtok_jax.create("bandtok:tiny", seed=1)
-    return MelCodec(codec.components["tokenizer"], codec.components["vocoder"], chunk_columns=8)
+    return MelCodec(**tiny.drawn_codec().components, chunk_columns=8)
 
 
 @functools.cache
@@ -51,11 +50,12 @@ def test_attributes():
 
 
 def test_equal_seeds_make_equal_weights():
-    config = create().components["tokenizer"].config
-    weight_hashes = [
-        component.init_random(config, jax.random.split(jax.random.key(seed))[0]).weight_hash for seed in (1, 2)
-    ]
-    assert weight_hashes[0] == create().weight_hash != weight_hashes[1]
+    """A tokenizer for imported vocoders comes without one."""
+    name = "bandtok:tiny_24khz"
+    codec = bandtok_jax.create(name, seed=1)
+    keys = [jax.random.split(jax.random.key(seed))[0] for seed in (1, 2)]
+    weight_hashes = [component.init_random(load_config(name), key).weight_hash for key in keys]
+    assert set(codec.components) == {"tokenizer"} and weight_hashes[0] == codec.weight_hash != weight_hashes[1]
 
 
 def test_a_pickled_codec_is_the_same_one():
@@ -64,7 +64,6 @@ def test_a_pickled_codec_is_the_same_one():
     copied = pickle.loads(pickle.dumps(codec))
     assert repr(copied) == repr(codec) and copied.weight_hash == codec.weight_hash
     np.testing.assert_array_equal(copied.encode(music(1.0), RATE), codes)
-    np.testing.assert_array_equal(copied.decode(codes), codec.decode(codes))
 
 
 def whole(stage, x, method="__call__"):
@@ -76,7 +75,7 @@ def whole(stage, x, method="__call__"):
 LENGTHS = (1, 700, 4096, 4097, 100_000, 4 * RATE)
 
 
-@pytest.mark.parametrize("samples", tiny.fast(1, 4097, 4 * RATE, among=LENGTHS))
+@pytest.mark.parametrize("samples", tiny.fast(1, 4 * RATE, among=LENGTHS))
 def test_chunks_have_the_codes_and_the_audio_of_the_whole_file(samples):
     codec, audio = create(), music()[:samples]
     tokenizer, vocoder = codec.components["tokenizer"], codec.components["vocoder"]
@@ -291,9 +290,7 @@ def composer(text="bytes"):
     changes |= {"data.columns": "8", "data.caption_bytes": "16", "model.text": text}
     config = load_config("language_model:tiny", changes)
     stages = create().components
-    return MelCodec(
-        stages["tokenizer"], stages["vocoder"], component.init_random(config, jax.random.key(0)), chunk_columns=8
-    )
+    return MelCodec(stages["tokenizer"], stages["vocoder"], tiny.drawn_component(config), chunk_columns=8)
 
 
 def test_generate():
@@ -340,10 +337,6 @@ def test_prompts_are_left_out_where_no_caption_was_learned():
         np.testing.assert_array_equal(codec.generate("slow piano", seconds=0.3, seed=3), free)
     with config.unlocked():
         config.caption_fraction = -1.0
-
-
-def test_a_tokenizer_for_imported_vocoders_comes_without_one():
-    assert set(bandtok_jax.create("bandtok:tiny_24khz").components) == {"tokenizer"}
 
 
 def test_embeddings_that_do_not_fit_are_named(tmp_path):
@@ -399,7 +392,7 @@ def test_weight_hash_sees_every_leaf_and_no_order():
 def create_of_levels():
     """A tokenizer whose rows are residual levels of the columns of a log-mel, with a vocoder."""
     config = load_config("bandtok:tiny", {"model.residual_levels": "4"})
-    return MelCodec(component.init_random(config, jax.random.key(0)), create().components["vocoder"], chunk_columns=8)
+    return MelCodec(tiny.drawn_component(config), create().components["vocoder"], chunk_columns=8)
 
 
 def test_a_mel_tokenizer_may_have_residual_levels():

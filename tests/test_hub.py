@@ -11,13 +11,11 @@ import re
 import shutil
 import sys
 
-import jax
 import pytest
 import yaml
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.codecs import component
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.config.load import load_config
 from bandtok_jax.config.stored import to_json, write_config
@@ -57,7 +55,7 @@ def exports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     config = tiny.config("waveform_codec", folder)
     for seed in range(2):
-        codec = assemble({"tokenizer": component.init_random(config, jax.random.key(seed))})
+        codec = assemble({"tokenizer": tiny.drawn_component(config, seed)})
         export_folder.save_codec(codec, folder / str(seed))
     return folder
 

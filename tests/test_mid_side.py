@@ -3,7 +3,6 @@
 import functools
 import math
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -11,7 +10,6 @@ import soundfile
 from bandtok_jax import tasks
 from bandtok_jax.audio import mel_bands, mid_side, spectral
 from bandtok_jax.codecs import regions
-from bandtok_jax.codecs.component import init_random
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.commands import code_files
 from bandtok_jax.config.load import load_config
@@ -29,7 +27,7 @@ def noise(*shape):
 def create():
     """A narrow stereo codec with random weights."""
     configs = tiny.shrunk("bandtok:tiny_stereo", ""), tiny.shrunk("vocos:tiny", "")
-    components = [init_random(config, jax.random.key(number)) for number, config in enumerate(configs)]
+    components = [tiny.drawn_component(config, number) for number, config in enumerate(configs)]
     return assemble({component.role: component for component in components})
 
 

@@ -23,7 +23,7 @@ AUDIO = 0.1 * np.random.default_rng(0).normal(size=30_000).astype(np.float32)
 
 @functools.cache
 def codec():
-    return bandtok_jax.create("bandtok:tiny", seed=3)
+    return tiny.drawn_codec()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_an_export_of_an_export_is_the_same(export, tmp_path):
 def test_an_export_holds_no_folder_of_the_machine_that_trained_it(tmp_path):
     folders = {"data.sources": f"{tmp_path}/music=3,{tmp_path}/more,synthetic", "data.tokens": f"{tmp_path}/tokens/"}
     config = tiny.config("vocoder", tmp_path, tokenizer=f"{tmp_path}/runs/tokenizer", **folders)
-    export_folder.save_parts({"vocoder": component.init_random(config, jax.random.key(0))}, tmp_path / "export")
+    export_folder.save_parts({"vocoder": tiny.drawn_component(config)}, tmp_path / "export")
     texts = [(tmp_path / "export" / name).read_text() for name in ("config.json", "README.md")]
     assert not any(str(tmp_path) in text for text in texts)
     written = json.loads(texts[0])["components"]["vocoder"]["config"]
