@@ -68,7 +68,6 @@ def test_attributes():
 def test_chunks_have_the_codes_of_the_whole_file():
     assert codes().shape == (math.ceil(1501 / HOP), ROWS) and len(np.unique(codes())) > 12
     np.testing.assert_array_equal(codes(), whole("encode", audio()))
-    np.testing.assert_array_equal(codes(), create(100).encode(audio(), RATE))
 
 
 def test_latents_are_the_inputs_of_the_look_up():
@@ -94,10 +93,9 @@ def test_codes_of_a_prefix_are_the_prefix_of_the_codes(samples):
 
 
 def test_chunks_have_the_audio_of_the_whole_file():
-    for levels in (1, ROWS):
-        decoded, expected = create().decode(codes()[:, :levels]), whole("decode", codes()[:, :levels])
-        assert decoded.shape == (len(codes()) * HOP,) and np.abs(decoded).max() > 0.1
-        np.testing.assert_allclose(decoded, expected, atol=1e-5)
+    decoded, expected = create().decode(codes()), whole("decode", codes())
+    assert decoded.shape == (len(codes()) * HOP,) and np.abs(decoded).max() > 0.1
+    np.testing.assert_allclose(decoded, expected, atol=1e-5)
     np.testing.assert_array_equal(create().decode(codes(), samples=1501), create().decode(codes())[:1501])
 
 
