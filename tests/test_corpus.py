@@ -246,10 +246,10 @@ def test_embeddings_of_texts_reach_the_language_model(data, tmp_path):
     stream = iterator.train_batches(task.config.data, split="train", batch_size=2, seed=0)
     batch = {name: value for name, value in next(stream).items() if value.dtype.kind in "biuf"}
     stream.close()
+    assert batch["embedding"].shape == (2, 3, 6)
     model = tiny.drawn_component(task.config)
     state = {"model": {**model.weights, "ema": {}}}
-    metrics, _ = jax.jit(task.evaluate)(state, task.load_frozen(), batch)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
+    assert "end_cross_entropy" in jax.eval_shape(task.evaluate, state, task.load_frozen(), batch)[0]
 
     full = MelCodec(codec().components["tokenizer"], language_model=model)
     generated = [
