@@ -28,7 +28,7 @@ needs_libtpu = pytest.mark.skipif(
 # ---- shapes of a batch ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task_name", tiny.fast("mel_tokenizer", "vocoder", "language_model", "masked_prediction"))
+@pytest.mark.parametrize("task_name", tiny.fast("mel_tokenizer", "language_model", "masked_prediction"))
 def test_batch_spec_has_the_shapes_of_a_batch(task_name, tmp_path):
     config = tiny.config(task_name, tmp_path)
     task = tasks.create(config, model_folder.read_components)
@@ -321,8 +321,9 @@ def test_the_cheapest_fix_is_tried_first(tmp_path, monkeypatch):
 
 
 def test_the_base_of_adapters_is_part_of_the_state(tmp_path):
-    config = tiny.config("language_model", tmp_path, **{"lora.rank": 2})
-    shapes = jax.eval_shape(tasks.create(tiny.config("language_model", tmp_path)).network.init, jax.random.key(0))
+    config = tiny.config("language_model", tmp_path, **{"lora.rank": 2, "model.text": "none"})
+    base = tiny.config("language_model", tmp_path, **{"model.text": "none"})
+    shapes = jax.eval_shape(tasks.create(base).network.init, jax.random.key(0))
     base_bytes = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     state_bytes = planner.make_plan(config, accelerators.parse("h100:1x2")).bytes["state"]
     assert base_bytes < state_bytes < 2 * base_bytes
@@ -342,7 +343,8 @@ def test_json_and_exit_codes(monkeypatch, capsys):
 
 
 def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
-    flags = ["--topology=h100:2x4", "--config.batch_size=64", "--config.model.num_layers=1", "--json"]
+    flags = ["--topology=h100:2x4", "--config.batch_size=64", "--json"]
+    flags += ["--config.model.num_layers=1", "--config.model.text=none"]
     assert cli.main(["plan", "--config=language_model:tiny", *flags]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] and not plan["compiled"] and plan["mesh"]["data"] == 8
@@ -353,7 +355,8 @@ def test_a_gpu_plan_adds_state_gradients_and_activations(tmp_path, capsys):
 
 
 def test_fsdp_divides_the_state_on_gpus(tmp_path):
-    config = tiny.config("language_model", tmp_path, **{"model.dim": 256, "batch_size": 8, "mesh.fsdp": 8})
+    sizes = {"model.dim": 256, "model.text": "none"}
+    config = tiny.config("language_model", tmp_path, **sizes, **{"batch_size": 8, "mesh.fsdp": 8})
     machines = accelerators.parse("a100:1x8")
     sharded = planner.make_plan(config, machines)
     whole = planner.make_plan(search.with_changes(config, {"mesh.fsdp": 1}), machines)
