@@ -36,7 +36,7 @@ _ALTERNATIVES = {
     "dac": [_ADVERSARIAL, {**_ADVERSARIAL, "model.learning_rule": "gradient"}],
 }
 # The steps of the others take longer to trace.
-FAST = ("bandtok", "language_model", "mel_rvq", "muencoder", "vocos")
+FAST = ("bandtok", "language_model", "mel_rvq")
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [f"{name}:{variant}" for name in list_configs() for variant in list_variants(name)]
 
