@@ -292,35 +292,46 @@ def test_levels_start_where_those_before_them_leave_off():
 def test_codebooks_and_statistics_are_float32_for_all_latents(dtype):
     latents, key = jnp.asarray(_latents((40, 4))).astype(dtype), jax.random.key(0)
     codes = jnp.zeros(40, jnp.int32)
-    single = VectorQuantizer(4, 8, rngs=nnx.Rngs(0))
-    residual = ResidualVectorQuantizer(4, 2, 8, rngs=nnx.Rngs(0))
     rule = dict(learning_rule="gradient", lookup="cosine", dtype=jnp.dtype(dtype))
-    dac = ResidualVectorQuantizer(4, 2, 8, 2, **rule, rngs=nnx.Rngs(0))
+
+    # Each is drawn inside of the program that uses it.
+    def single():
+        return VectorQuantizer(4, 8, rngs=nnx.Rngs(0))
+
+    def residual():
+        return ResidualVectorQuantizer(4, 2, 8, rngs=nnx.Rngs(0))
+
+    def dac():
+        return ResidualVectorQuantizer(4, 2, 8, 2, **rule, rngs=nnx.Rngs(0))
+
     operations = {
-        "start": lambda: single.init_codebook(latents, key, 2),
-        "start of levels": lambda: residual.init_codebook(latents[None], key, 2),
-        "start of DAC": lambda: dac.init_codebook(latents[None], key, 2),
-        "codebook": lambda: single(latents),
-        "levels": lambda: residual(latents[None]),
-        "DAC": lambda: dac(latents[None]),
+        "start": lambda: single().init_codebook(latents, key, 2),
+        "start of levels": lambda: residual().init_codebook(latents[None], key, 2),
+        "start of DAC": lambda: dac().init_codebook(latents[None], key, 2),
+        "codebook": lambda: single()(latents),
+        "levels": lambda: residual()(latents[None]),
+        "DAC": lambda: dac()(latents[None]),
         "statistics": lambda: vector_quantization.assignment_statistics(latents, codes, 8),
         "update": lambda: update_codebook(
-            single.init_codebook(latents, key, 2), jnp.ones(8, dtype), jnp.ones((8, 4), dtype), latents
+            single().init_codebook(latents, key, 2), jnp.ones(8, dtype), jnp.ones((8, 4), dtype), latents
         ),
         "perplexity": lambda: vector_quantization.perplexity(jnp.ones(8, dtype)),
     }
     for name, operation in operations.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(operation)):
             assert leaf.dtype in (jnp.float32, jnp.int32), (name, jax.tree_util.keystr(path), leaf.dtype)
-    start = jax.jit(lambda x: single.init_codebook(x.astype(dtype), key, 2)["vectors"])
-    exact = jax.jit(lambda x: single.init_codebook(x, key, 2)["vectors"])(latents.astype(np.float32))
+    start = jax.jit(lambda x: single().init_codebook(x.astype(dtype), key, 2)["vectors"])
+    exact = jax.jit(lambda x: single().init_codebook(x, key, 2)["vectors"])(latents.astype(np.float32))
     narrow = start(latents)
     np.testing.assert_array_equal(narrow, exact)
 
 
 def test_a_codebook_on_the_sphere_starts_there():
-    quantizer = VectorQuantizer(4, 8, lookup="unit_sphere", rngs=nnx.Rngs(0))
-    start = jax.jit(lambda latents: quantizer.init_codebook(latents, jax.random.key(0), 1)["vectors"])
+    @jax.jit
+    def start(latents):
+        quantizer = VectorQuantizer(4, 8, lookup="unit_sphere", rngs=nnx.Rngs(0))
+        return quantizer.init_codebook(latents, jax.random.key(0), 1)["vectors"]
+
     np.testing.assert_allclose(np.linalg.norm(start(_latents((40, 4))), axis=-1), 1.0, rtol=1e-5)
 
 
