@@ -71,29 +71,38 @@ def reference_gram(features):
     return np.einsum("bcmt,bdmt->bcd", features, features) / (C * M * T)
 
 
+def _both_losses(source, dtype):
+    """Returns the function of two log-mels that gives both losses, one program."""
+    features = PerceptualFeatures(source, dtype)
+    losses = features.losses(features.load())
+    return jax.jit(lambda real, fake: {name: loss(real, fake) for name, loss in losses.items()})
+
+
 def test_the_losses_equal_numpy(file):
     real, fake = log_mels()
     pairs = list(zip(reference_features(real), reference_features(fake)))
     grams = [((reference_gram(r) - reference_gram(f)) ** 2).mean() for r, f in pairs]
     expected = {"perceptual": np.mean([((r - f) ** 2).mean() for r, f in pairs]), "gram": np.dot(GRAM_WEIGHTS, grams)}
-    features = PerceptualFeatures(file, "float32")
-    for name, loss in features.losses(features.load()).items():
-        loss = jax.jit(loss)
-        assert loss(real, fake) == pytest.approx(expected[name], rel=1e-5), name
-        assert loss(real, real) == 0
+    both = _both_losses(file, "float32")
+    losses, of_equal = both(real, fake), both(real, real)
+    for name in expected:
+        assert losses[name] == pytest.approx(expected[name], rel=1e-5) and of_equal[name] == 0, name
 
 
 @pytest.mark.parametrize("source", tiny.fast("file", among=("seeded", "file")))
 def test_the_gradients_are_those_of_finite_differences(source, file, float64):
     (real, fake), step = log_mels(), 1e-6
-    features = PerceptualFeatures(file if source == "file" else source, "float64")
+    both = _both_losses(file if source == "file" else source, "float64")
     direction = np.random.default_rng(2).normal(size=fake.shape)
-    for name, loss in features.losses(features.load()).items():
-        value, gradient = jax.jit(loss), jax.jit(jax.grad(loss, (0, 1)))
-        of_real, of_fake = gradient(real, fake)
-        difference = float(value(real, fake + step * direction) - value(real, fake - step * direction)) / (2 * step)
-        assert (of_fake * direction).sum() == pytest.approx(difference, rel=1e-5), name
-        assert not of_real.any()
+
+    def total(real, fake):  # in which each loss has its share
+        return sum(SMALL[f"loss.{name}"] * loss for name, loss in both(real, fake).items())
+
+    value_and_gradient = jax.jit(jax.value_and_grad(total, (0, 1)))
+    _, (of_real, of_fake) = value_and_gradient(real, fake)
+    after, before = (value_and_gradient(real, fake + sign * step * direction)[0] for sign in (1, -1))
+    assert (of_fake * direction).sum() == pytest.approx(float(after - before) / (2 * step), rel=1e-5)
+    assert not of_real.any()
 
 
 def test_vgg19_has_its_published_shapes():
@@ -167,10 +176,7 @@ def test_a_short_log_mel_is_refused(file):
 
 
 def test_sixteen_bits_are_close_to_thirty_two():
-    losses = {}
-    for dtype in ("float32", "bfloat16"):
-        features = PerceptualFeatures("seeded", dtype)
-        losses[dtype] = {name: jax.jit(loss)(*log_mels()) for name, loss in features.losses(features.load()).items()}
+    losses = {dtype: _both_losses("seeded", dtype)(*log_mels()) for dtype in ("float32", "bfloat16")}
     for name, loss in losses["bfloat16"].items():
         assert loss.dtype == jnp.float32 and 0 < loss != losses["float32"][name]
         assert float(loss) == pytest.approx(float(losses["float32"][name]), rel=0.03)
