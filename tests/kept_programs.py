@@ -1,20 +1,23 @@
-"""Programs that the trainings of one process share, because to trace and lower them is most of a short training."""
+"""Programs and figures that the trainings of one process share, because they are most of a short training."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
 import contextlib
 import functools
 import json
+import pathlib
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 import pytest
 
 from bandtok_jax.config.stored import to_json
-from bandtok_jax.runtime import target_platform
+from bandtok_jax.plotting import plots
 from bandtok_jax.tasks import Task
 from bandtok_jax.training import loop
 from bandtok_jax.training.program import Program
+from tests import tiny
 
 UNREAD = (  # by a step
     "log_every", "evaluate_every", "checkpoint_every", "evaluation_batches", "total_steps", "patience"
@@ -22,13 +25,12 @@ UNREAD = (  # by a step
 
 
 class KeptProgram(Program):
-    """A program that makes and compiles each of its steps once."""
+    """A program that makes and compiles each of its steps once, and draws its first state by NumPy."""
 
     train_step, evaluate = functools.cache(Program.train_step), functools.cache(Program.evaluate)
 
-    @functools.cached_property
-    def init(self) -> Any:
-        return target_platform.jit_once(self.draw_state, out_shardings=self.layout)
+    def init(self) -> dict[str, Any]:
+        return jax.device_put(tiny.drawn_state(self.task), self.layout)
 
     @functools.cached_property
     def futures(self) -> dict[Any, Future]:
@@ -42,11 +44,12 @@ class KeptProgram(Program):
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Lets trainings of equal tasks, folders of data included, share a program.
+    """Lets trainings of equal tasks, folders of data included, share a program, and all share the first spectrogram.
 
     A test of two trainings that must not share it sets `loop.Program` to `Program`.
     """
     programs: dict[str, KeptProgram] = {}
+    draw, drawn = plots.panels, []
 
     def program(task: Task, mesh: Mesh, seed: int) -> KeptProgram:
         settings = to_json(task.config)
@@ -56,6 +59,13 @@ def kept() -> Iterator[None]:
             programs[key] = KeptProgram(task, mesh, seed)
         return programs[key]
 
+    def panels(path: pathlib.Path, *arguments: Any, **options: Any) -> None:
+        if not drawn:
+            draw(path, *arguments, **options)
+            drawn.append(path.read_bytes())
+        path.write_bytes(drawn[0])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Program", program)
+        patch.setattr(plots, "panels", panels)
         yield

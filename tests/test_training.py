@@ -22,7 +22,6 @@ import bandtok_jax
 from bandtok_jax import tasks
 from bandtok_jax.config.stored import read_config, write_config
 from bandtok_jax.data_pipelines import iterator
-from bandtok_jax.plotting import plots
 from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.runs import manifest
 from bandtok_jax.runs.metrics import read_metrics
@@ -41,7 +40,7 @@ from tests.tensorboard_events import tensorboard_steps
 
 def _same(first, second):
     leaves = jax.tree.leaves(jax.tree.map(np.array_equal, parts(first), parts(second)))
-    return len(leaves) > 50 and all(leaves)
+    return len(leaves) > 30 and all(leaves)
 
 
 def _initialize(config, folder, origin):
@@ -52,24 +51,13 @@ def _initialize(config, folder, origin):
     return states.initialize(program, run, {}, {}, {}, single_batch=False)
 
 
+def _config(task, folder, **changes):
+    """A configuration of the trainings in this file; the language model has no text, which its steps do without."""
+    return tiny.config(task, folder, **({"model.text": "none"} if task == "language_model" else {}), **changes)
+
+
 def _untimed(line):
     return {name: value for name, value in line.items() if "second" not in name and "share" not in name}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def spectrograms_drawn_once():
-    """Draws the first spectrogram and copies it for all others: drawing takes a fifth of a training in the cache."""
-    draw, drawn = plots.panels, []
-
-    def panels(path, *arguments, **options):
-        if not drawn:
-            draw(path, *arguments, **options)
-            drawn.append(path.read_bytes())
-        path.write_bytes(drawn[0])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "panels", panels)
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +76,7 @@ def straight(tmp_path_factory):
         if task not in runs:
             runs[task] = tmp_path_factory.mktemp("runs") / task
             with no_array_is_iterated():
-                loop.train(tiny.config(task, runs[task].parent), runs[task])
+                loop.train(_config(task, runs[task].parent), runs[task])
         return runs[task]
 
     return run
@@ -105,20 +93,19 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(task, straight, tmp_path,
 
     monkeypatch.setattr(Reporter, "progress", stop)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny.config(task, whole.parent), run)
+        loop.train(_config(task, whole.parent), run)
     assert saved_steps(run) == [4]
     monkeypatch.setattr(Reporter, "progress", progress)
-    monkeypatch.setattr(loop, "Program", Program)  # compiled again, as in a new process
-    loop.train(tiny.config(task, whole.parent), run)
+    loop.train(_config(task, whole.parent), run)
     assert _same(run, whole)
     assert list(map(_untimed, read_metrics(run))) == list(map(_untimed, read_metrics(whole)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", tiny.TASKS)
-def test_one_batch_can_be_memorised(task, straight, tmp_path):
-    schedule = {"schedule_steps": 8}  # that of the other runs, whose program is compiled
-    config = tiny.config(task, straight(task).parent, total_steps=45, evaluate_every=45, log_every=5, **schedule)
+def test_one_batch_can_be_memorised(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Program", Program)  # with the network's own initial weights
+    config = _config(task, tmp_path, total_steps=45, evaluate_every=45, log_every=5)
     loop.train(config, tmp_path / "run", overfit_one_batch=True)
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
     assert losses[-1] < 0.9 * losses[0]
@@ -218,7 +205,7 @@ def test_a_truncated_checkpoint_is_set_aside_for_the_one_before(sealed, straight
         (newest / manifest.NAME).unlink()
     damaged = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(damaged, damaged.stat().st_size // 2)
-    loop.train(tiny.config("language_model", whole.parent), run)
+    loop.train(_config("language_model", whole.parent), run)
     assert "checkpoints/8 cannot be read: it is damaged" in (printed := capsys.readouterr().out)
     assert "resuming from step 4" in printed and (run / "checkpoints" / "damaged-8").is_dir()
     assert _same(run, whole)
@@ -229,7 +216,7 @@ def test_changed_data_is_refused_unless_it_is_accepted(straight, tmp_path):
     run, tokens = tmp_path / "run", tmp_path / "tokens"
     shutil.copytree(whole, run)
     shutil.copytree(whole.parent / "tokens", tokens)
-    config = tiny.config("language_model", tmp_path)
+    config = _config("language_model", tmp_path)
     assert loop.train(config, run) == {}  # elsewhere, but the same
     manifest = json.loads((tokens / "token_manifest.json").read_text())
     (tokens / "token_manifest.json").write_text(json.dumps(manifest | {"offsets": 3}))
@@ -251,10 +238,10 @@ def test_a_signal_saves_and_the_same_command_resumes(number, stop, straight, tmp
 
     monkeypatch.setattr(Reporter, "progress", signal_at_two)
     with pytest.raises(getattr(distributed, stop), match="saved step 3 of 8"):
-        loop.train(tiny.config("language_model", whole.parent), run)
+        loop.train(_config("language_model", whole.parent), run)
     assert saved_steps(run) == [3]
     monkeypatch.setattr(Reporter, "progress", progress)
-    loop.train(tiny.config("language_model", whole.parent), run)
+    loop.train(_config("language_model", whole.parent), run)
     assert _same(run, whole)
 
 
@@ -272,15 +259,15 @@ def test_two_trainings_in_one_folder_are_refused(straight):
     before = (run / "metrics.jsonl").read_bytes()
     with folder_lock.locked(run, "bandtok train"):
         with pytest.raises(folder_lock.Locked, match=rf"in use by process {os.getpid()} on .*since 20.*another folder"):
-            loop.train(tiny.config("language_model", run.parent, total_steps=12), run)
+            loop.train(_config("language_model", run.parent, total_steps=12), run)
     assert (run / "metrics.jsonl").read_bytes() == before and saved_steps(run) == [4, 8]
 
 
 def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
     whole = straight("language_model")
     run = shutil.copytree(whole, tmp_path / "run")
-    changes = {"total_steps": 12, "optimizer.accumulation_steps": 2, "evaluate_every": 2}
-    config = tiny.config("language_model", whole.parent, **changes)
+    changes = {"total_steps": 12, "evaluate_every": 2}
+    config = _config("language_model", whole.parent, **changes)
     capsys.readouterr()  # of the first run
     loop.train(config, run)
     printed = capsys.readouterr().out
@@ -308,7 +295,7 @@ def test_a_run_with_more_steps_says_what_changes(straight, tmp_path, capsys):
 def test_a_schedule_may_keep_its_end(straight):
     run, said = straight("language_model"), []
     resume = functools.partial(resolve, folder=run, resumed=True, log=said.append)
-    config = tiny.config("language_model", run.parent, total_steps=12, schedule_steps=8)
+    config = _config("language_model", run.parent, total_steps=12, schedule_steps=8)
     resume(config)
     assert not said
     rates = [
@@ -316,7 +303,7 @@ def test_a_schedule_may_keep_its_end(straight):
         for s in (8, 11)
     ]
     assert rates[0] == rates[1] == pytest.approx(config.optimizer.learning_rate * config.optimizer.final_lr_fraction)
-    resume(tiny.config("language_model", run.parent, total_steps=12))
+    resume(_config("language_model", run.parent, total_steps=12))
     assert len(said) == 1 and "--config.schedule_steps=8" in said[0]
 
 
@@ -364,8 +351,9 @@ def test_a_training_continues_without_weights_and_biases(fails, tmp_path, monkey
 
 
 def test_time_is_booked_and_a_profile_is_written(straight, tmp_path, monkeypatch, capsys):
-    config = tiny.config("language_model", straight("language_model").parent)
+    config = _config("language_model", straight("language_model").parent)
     monkeypatch.setattr(goodput, "peak_flops", lambda: 1e12)
+    monkeypatch.setattr(flops, "training_flops", lambda task, batch_size, **phase: 1e9 * batch_size)
     capsys.readouterr()  # of the first run
     loop.train(config, tmp_path / "run", profile_steps=range(3, 5))
     assert "step 0: the language model predicts" not in capsys.readouterr().out  # nothing is learned yet
@@ -374,7 +362,7 @@ def test_time_is_booked_and_a_profile_is_written(straight, tmp_path, monkeypatch
     assert len(values) == 6 and sum(values) == pytest.approx(1) and min(values) >= 0
     (rates,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 8 and "train/mfu" in line]
     per_step = rates["train/mfu"] * 1e12 * rates["train/seconds_per_step"]
-    assert per_step == pytest.approx(flops.training_flops(tasks.create(config), 4))
+    assert per_step == pytest.approx(4e9)
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
@@ -382,7 +370,7 @@ def test_evaluations_and_checkpoints_cut_no_interval_of_steps(straight, tmp_path
     whole, following = straight("language_model"), iterator.TrainIterator.__next__
     monkeypatch.setattr(iterator.TrainIterator, "__next__", lambda self: time.sleep(0.2) or following(self))
     changes = {"log_every": 4, "evaluate_every": 3, "checkpoint_every": 3}
-    loop.train(tiny.config("language_model", whole.parent, **changes), tmp_path / "run")
+    loop.train(_config("language_model", whole.parent, **changes), tmp_path / "run")
     losses, rates = ({}, {})
     for name, run in (("each", whole), ("both", tmp_path / "run")):
         lines = [line for line in read_metrics(run) if "train/loss" in line]
@@ -407,7 +395,7 @@ def test_fine_tuning_starts_from_the_weights_of_a_run_or_export(task, exported, 
 
     monkeypatch.setattr(Reporter, "scalars", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny.config(task, source.parent), run, init_from=origin)
+        loop.train(_config(task, source.parent), run, init_from=origin)
     # Equal weights have equal scores of many batches.
     first, last = (
         {name: value for line in read_metrics(folder) if line["step"] == step for name, value in line.items()
@@ -426,7 +414,7 @@ def test_an_export_to_start_from_must_hold_the_network(straight, tmp_path):
 
 def test_weights_to_start_from_are_refused_where_they_mean_something_else(straight, tmp_path):
     run = straight("language_model")
-    config = tiny.config("language_model", run.parent, **{"model.rope": "1d", "model.num_heads": "4"})
+    config = _config("language_model", run.parent, **{"model.rope": "1d", "model.num_heads": "4"})
     with pytest.raises(ValueError, match=r"another model.num_heads \(2 there, 4 here\), model.rope \('2d' there, '1d'"):
         _initialize(config, tmp_path / "run", run)
 
@@ -493,7 +481,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     monkeypatch.setattr(Reporter, "summaries", lambda *_: None)
     try:
         with pytest.raises(OSError, match=r"could not save.*checkpoint of step 4 is intact"):
-            loop.train(tiny.config("language_model", whole.parent), run)
+            loop.train(_config("language_model", whole.parent), run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     gc.collect()  # unwritten arrays report themselves when they are collected
@@ -525,12 +513,14 @@ def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
         created = tasks.create(tiny.config(task, tmp_path, dtype=dtype))
-        state, batch = created.init(jax.random.key(0)), tiny.batch(created.config)
-        train_step = jax.jit(functools.partial(created.train_step, **created.phase(0)))
-        state, metrics = train_step(state, created.load_frozen(), batch, jax.random.key(1))
-        assert {x.dtype for x in jax.tree.leaves(state) if x.dtype.kind == "f"} == {np.dtype("float32")}
+        state, batch = tiny.drawn_state(created), tiny.batch(created.config)
+        arguments = state, created.load_frozen(), batch, jax.random.key(1)
+        step = functools.partial(created.train_step, **created.phase(0))
+        shapes, metrics = jax.eval_shape(step, *arguments)
+        assert {x.dtype for x in jax.tree.leaves(shapes) if x.dtype.kind == "f"} == {np.dtype("float32")}
         assert metrics["loss"].dtype == np.float32
-        losses[dtype] = float(metrics["loss"])
+        # The loss alone, without the gradient, is a fifth of the program.
+        losses[dtype] = float(jax.jit(lambda *inputs, step=step: step(*inputs)[1]["loss"])(*arguments))
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
 
