@@ -14,7 +14,8 @@ from tests import tiny
 
 def _start(run, program=("-m", "bandtok_jax.cli"), **changes):
     tokens = tiny.token_records(run.parent / "tokens")
-    sizes = {"model.text": "none", "data.workers": 1}
+    # The steps are those of tests/test_early_stop.py, whose programs are in the cache.
+    sizes = {"model.text": "none", "optimizer.learning_rate": 0.0, "schedule_steps": 40, "data.workers": 1}
     settings = tiny.settings("language_model", **{"data.tokens": tokens, **sizes, **changes})
     command = [sys.executable, *program, "train", "--config=language_model:tiny", f"--workdir={run}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
