@@ -1,10 +1,11 @@
-"""Programs and figures that the trainings of one process share, because they are most of a short training."""
+"""Programs and figures that trainings and commands of one process share, because they are most of their time."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
 import contextlib
 import functools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -12,8 +13,10 @@ import jax
 from jax.sharding import Mesh
 import pytest
 
+from bandtok_jax.codecs.codec import Codec
 from bandtok_jax.config.stored import to_json
 from bandtok_jax.plotting import plots
+from bandtok_jax.pretrained import model_folder
 from bandtok_jax.tasks import Task
 from bandtok_jax.training import loop
 from bandtok_jax.training.program import Program
@@ -68,4 +71,23 @@ def kept() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Program", program)
         patch.setattr(plots, "panels", panels)
+        yield
+
+
+@contextlib.contextmanager
+def loaded_once() -> Iterator[None]:
+    """Lets commands that load the same files share a codec, and thereby its programs."""
+    codecs: dict[str, Codec] = {}
+    load = model_folder.load
+
+    def shared(path: Any, *arguments: Any, **options: Any) -> Codec:
+        files = pathlib.Path(path).rglob("*") if os.path.isdir(path) else ()
+        versions = sorted((file, file.stat().st_mtime_ns) for file in files)
+        key = repr((path, versions, arguments, {name: value for name, value in options.items() if value}))
+        if key not in codecs:
+            codecs[key] = load(path, *arguments, **options)
+        return codecs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_folder, "load", shared)
         yield

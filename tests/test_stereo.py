@@ -19,7 +19,7 @@ from bandtok_jax.evaluation.metrics.audio_pair import AudioPair
 from bandtok_jax.evaluation.report import figures
 from bandtok_jax.models import registry
 from bandtok_jax.pretrained import export_folder
-from tests import music_files, toy_tokenizer
+from tests import kept_programs, music_files, tiny, toy_tokenizer
 from tests.toy_tokenizer import HOP_SAMPLES, LinearTokenizer
 
 RATE, COLUMN = 44_100, HOP_SAMPLES // 2
@@ -40,6 +40,12 @@ class StereoTokenizer(LinearTokenizer):
 registry.register("stereo", StereoTokenizer)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    with kept_programs.loaded_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The export of a stereo tokenizer and a language model of its codes, both with random weights."""
@@ -48,7 +54,7 @@ def model(tmp_path_factory):
     sizes = {"rows": 2, "codebook_size": 16, "dim": 16, "num_layers": 1, "num_heads": 1, "feed_forward_dim": 16}
     generator.model.update(sizes | {"text": "none"})
     generator.data.columns = 8
-    components = [init_random(config, jax.random.key(0)) for config in (tokenizer, generator)]
+    components = [init_random(tokenizer, jax.random.key(0)), tiny.drawn_component(generator)]
     folder = tmp_path_factory.mktemp("stereo") / "model"
     export_folder.save_codec(assemble({component.role: component for component in components}), folder)
     return folder
