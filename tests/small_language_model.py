@@ -23,12 +23,20 @@ def network(**changes):
 
 @functools.cache
 def weights():
-    return with_a_say(network().init(jax.random.key(0))[0])
+    return drawn(network())
 
 
-def with_a_say(parameters):
-    """Weights whose logits differ from code to code, which those of the start hardly do."""
-    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, parameters)
+def drawn(model, seed=0):
+    """Weights whose logits differ from code to code, which those of the start hardly do, drawn by NumPy."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if leaf.ndim == 1 or path[-1].key == "scale":
+            return np.ones(leaf.shape, leaf.dtype)
+        scale = 0.07 if {"out", "down"} & {key.key for key in path} else 0.14  # eight times that of the start
+        return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, model.shapes()[0]))
 
 
 @functools.cache

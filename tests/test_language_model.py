@@ -19,11 +19,11 @@ from tests.small_language_model import (
     SETTINGS,
     captions,
     decoded_logits,
+    drawn,
     forward,
     grid,
     network,
     weights,
-    with_a_say,
 )  # fmt: skip
 
 # ---- layers ---------------------------------------------------------------------------------------------------------
@@ -92,6 +92,7 @@ def test_text_counts_and_missing_text_is_the_null_text():
     np.testing.assert_array_equal(context[0, 0], context[2, 0])
 
 
+@pytest.mark.slow
 def test_a_word_of_the_caption_takes_effect_within_sixty_steps():
     model, rng = network(dim=64, num_layers=1, text_dim=32, text_ngrams=1024), np.random.default_rng(0)
     others = ["piano", "guitar", "strings", "drums", "bass", "pad", "bell", "major", "dark", "bright", "90 bpm"]
@@ -130,7 +131,7 @@ def test_a_word_of_the_caption_takes_effect_within_sixty_steps():
 
 def test_scanned_layers_equal_unrolled_ones():
     settings = dict(text="embedding")  # of which each layer reads, without the layers of an encoder
-    plain = with_a_say(network(**settings).init(jax.random.key(0))[0])
+    plain = drawn(network(**settings))
     layers = [plain["blocks"][str(i)] for i in range(SETTINGS["num_layers"])]
     stacked = {**plain, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
     codes, embedding = grid(2, 3), np.random.default_rng(0).normal(size=(2, 2, 16)).astype(np.float32)
@@ -201,7 +202,7 @@ def test_cached_decoding_equals_the_forward_pass():
 @pytest.mark.parametrize("stacked", [False, True])
 def test_dropout_drops_in_every_branch_of_every_layer(stacked):
     model = network(dropout=255 / 256, text="none", scan_layers=stacked)
-    parameters, _ = model.init(jax.random.key(0))
+    parameters = drawn(model)
     keys = jax.random.split(jax.random.key(1), 2)
     grad = jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, {}, grid(2, 3), keys=keys)[..., :CODES]).mean()))
     # A dropped entry has no gradient, and few outputs of the last projection of a branch are left.

@@ -9,7 +9,7 @@ import pytest
 
 from bandtok_jax.generation import autoregressive, decoding
 from tests import small_language_model, tiny
-from tests.small_language_model import CODES, ROWS, SETTINGS, captions, decoded_logits, grid, network, with_a_say
+from tests.small_language_model import CODES, ROWS, SETTINGS, captions, decoded_logits, drawn, grid, network
 
 LAYOUTS = ("depth", "delay")
 SMALL = dict(row_dim=16, row_layers=2, row_states=True, scale_embeddings=True)
@@ -20,7 +20,7 @@ SHALLOW = dict(num_layers=1, row_layers=1)
 
 @functools.cache
 def weights(**changes):
-    return with_a_say(network(**SMALL | changes).init(jax.random.key(0))[0])
+    return drawn(network(**SMALL | changes))
 
 
 def forward(parameters, codes, caption, begins=True, columns=None, **changes):
@@ -29,9 +29,13 @@ def forward(parameters, codes, caption, begins=True, columns=None, **changes):
     return np.asarray(logits)[:, :-1, : CODES + 1].reshape(*codes.shape, CODES + 1)
 
 
-@pytest.mark.parametrize("batch, changes", [(1, {}), (3, SHALLOW | {"row_vocabulary": True}), (1, SHALLOW | EARLIER)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_cached_decoding_equals_the_forward_pass(layout, batch, changes):
+VARIANTS = {"rows": (3, SHALLOW | {"row_vocabulary": True}), "earlier": (1, SHALLOW | EARLIER), "deep": (1, {})}
+DECODED = {f"{layout}, {variant}": (layout, *VARIANTS[variant]) for layout in LAYOUTS for variant in VARIANTS}
+
+
+@pytest.mark.parametrize("name", tiny.fast("depth, rows", "delay, earlier", among=DECODED))
+def test_cached_decoding_equals_the_forward_pass(name):
+    layout, batch, changes = DECODED[name]
     changes = dict(layout=layout) | changes
     codes, caption = grid(batch, 3), captions(*[b"slow", b"", b"fast"][:batch])
     expected = forward(weights(**changes), codes, caption, **changes)
@@ -43,10 +47,10 @@ def test_cached_decoding_equals_the_forward_pass(layout, batch, changes):
     assert np.isfinite(expected[:, :, 0]).all() and np.isneginf(expected[:, :, 1:, CODES]).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny.fast("depth", among=LAYOUTS))
 def test_the_probabilities_of_all_grids_sum_to_one(layout):
     model = network(**SMALL | SHALLOW, layout=layout, rows=2, codebook_size=3, text="none")
-    parameters = with_a_say(model.init(jax.random.key(1))[0])
+    parameters = drawn(model)
 
     @jax.jit
     def probabilities(codes):

@@ -11,7 +11,7 @@ from bandtok_jax.models.language_model import LAYOUTS
 from bandtok_jax.models.token_losses import chunked_cross_entropy
 from bandtok_jax.runtime.target_platform import made_for
 from tests import tiny
-from tests.small_language_model import CODES, ROWS, grid, network
+from tests.small_language_model import CODES, ROWS, drawn, grid, network
 
 BATCH, COLUMNS, WIDTH, TOKENS = 3, 13, 8, 20
 
@@ -55,7 +55,7 @@ def test_losses_and_gradients_equal_those_of_all_logits(chunks):
 def test_a_language_model_has_the_losses_of_its_logits(layout, monkeypatch):
     monkeypatch.setattr(token_losses, "CHUNK_BYTES", 1 << 12)
     model, codes = network(layout=layout, text="none", row_dim=16, num_layers=1, row_layers=1), grid(2, 6)
-    parameters, _ = model.init(jax.random.key(0))
+    parameters = drawn(model)
     targets = np.pad(codes, ((0, 0), (0, 1), (0, 0)))
     targets[:, -1, 0] = CODES
 
