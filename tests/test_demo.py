@@ -13,13 +13,11 @@ import threading
 import time
 from urllib import parse
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
 from bandtok_jax.audio import spectral, waveform
-from bandtok_jax.codecs import component
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.commands import music_files
 from bandtok_jax.demo import connection, mel_image, server, sessions, site
@@ -143,7 +141,7 @@ def test_a_file_becomes_its_grid_and_back(running):
 
 
 def test_levels_of_a_codec_without_vocoder_and_language_model(tmp_path):
-    codec = WaveformCodec(component.init_random(toy_tokenizer.get_config(), jax.random.key(0)))
+    codec = WaveformCodec(tiny.drawn_component(toy_tokenizer.get_config()))
     with served(codec, tmp_path) as running:
         tab, audio = Client(running), music()[:20_000]
         model = tab.post("/open")["model"]
@@ -179,7 +177,13 @@ def test_both_channels_of_a_stereo_codec(tmp_path):
         inside = np.zeros_like(changed)
         inside[4:9, [*range(10, 14), 26, 27]] = True  # the side has rows up to those above the tenth and eleventh
         assert not changed[~inside].any() and changed[4:9, 10:14].any() and changed[4:9, 26:].any()
-        check_new_music(tab, codec)
+
+
+@pytest.mark.slow
+def test_new_music_of_a_stereo_codec(tmp_path):
+    codec = stereo_editor()
+    with served(codec, tmp_path) as running:
+        check_new_music(Client(running), codec)
 
 
 def check_new_music(tab, codec):
@@ -372,7 +376,7 @@ def test_the_script_of_the_page_can_be_parsed(running, tmp_path):
 
 
 def test_the_image_has_a_frame_for_each_hop():
-    codec = test_codec.create()
+    codec = tiny.drawn_codec()
     audio = music()[: 20 * codec.mel.hop_samples]
     levels = np.concatenate(list(mel_image.decibels(audio, codec.mel)))
     reference = 20 / np.log(10) * np.asarray(spectral.log_mel(audio, codec.mel))
@@ -395,7 +399,7 @@ def test_the_band_pass_keeps_its_band_over_blocks():
 
 
 def test_ctrl_c_ends_the_program_and_removes_its_files(tmp_path, capsys):
-    export_folder.save_codec(test_codec.create(), tmp_path / "model")
+    export_folder.save_codec(tiny.drawn_codec(), tmp_path / "model")
     # The children of a program that was started in the background ignore the signal.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

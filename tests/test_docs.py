@@ -14,7 +14,7 @@ from bandtok_jax.cli import dispatch
 from bandtok_jax.commands import describe_config
 from bandtok_jax.config import load, shipped
 from bandtok_jax.version import VERSION
-from tests import configuration_page
+from tests import configuration_page, tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,7 +47,7 @@ def test_every_command_is_understood(page, text):
 
 @functools.cache
 def random_model():
-    return bandtok_jax.create("bandtok:tiny")
+    return tiny.drawn_codec()
 
 
 @pytest.mark.parametrize("page, text", _blocks("python"), ids=lambda value: getattr(value, "name", "block"))

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from bandtok_jax import cli
-from bandtok_jax.codecs import component
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.codecs.regions import Region, cells
@@ -21,8 +20,8 @@ from bandtok_jax.generation import autoregressive, decoding, editing
 from bandtok_jax.models.infilling import MASK, Surroundings
 from bandtok_jax.pretrained import export_folder
 from bandtok_jax.tasks import infilling
-from tests import test_codec, test_layouts, test_waveform_codec_files, tiny
-from tests.small_language_model import CODES, ROWS, SETTINGS, captions, grid, network
+from tests import kept_programs, test_codec, test_layouts, test_waveform_codec_files, tiny
+from tests.small_language_model import CODES, ROWS, SETTINGS, captions, drawn, grid, network
 from tests.test_language_model_task import batches, markov, task_of  # noqa: F401
 
 LAYOUTS = ("flat", "depth")
@@ -164,9 +163,8 @@ def test_regions_are_inside_of_their_windows_and_of_all_kinds():
 def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F811
     changes = {"model.row_layers": 1, "model.layout": layout, "model.text": "none"}
     task = task_of(markov, **changes, **{"loss.infill_fraction": 1.0})
-    state, frozen, batch = task.init(jax.random.key(0)), task.load_frozen(), batches(task, 1)[0]
+    frozen, batch, parameters = task.load_frozen(), batches(task, 1)[0], drawn(task.network)
     batch["columns"][:] = 12
-    parameters = state["model"]["parameters"]
 
     @jax.jit
     def run(batch):
@@ -202,6 +200,7 @@ def test_the_loss_counts_the_codes_of_regions_alone(markov, layout):  # noqa: F8
     column, row = np.argwhere(inside[b])[0]
     batch["codes"][b, column, row] = (batch["codes"][b, column, row] + 1) % CODES
     assert abs(loss(batch) - unread) > 1e-6
+    state = {"model": {"parameters": parameters, "buffers": {}, "ema": {}}}
     scores = task.aggregate(jax.device_get(jax.jit(task.eval_step)(state, frozen, batch)), 1)
     assert 0 < scores["infill_cross_entropy"] < 20 and 0 < scores["infill_left_to_right_cross_entropy"] < 20
 
@@ -264,7 +263,7 @@ def test_trainings_that_cannot_fill_in_are_refused(markov, tmp_path):  # noqa: F
 @functools.cache
 def editor(infill_fraction=0.5, layout="depth"):
     """The small composer of the codec's tests, as if it had been trained to fill in."""
-    stages = test_codec.composer().components
+    stages = tiny.drawn_codec().components
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16, "row_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()}
     changes |= {
@@ -275,11 +274,7 @@ def editor(infill_fraction=0.5, layout="depth"):
         "loss.infill_fraction": str(infill_fraction),
     }
     config = load_config("language_model:tiny", changes)
-    language_model = (
-        component.init_random(config, jax.random.key(0))
-        if infill_fraction
-        else Component(config, stages["vocoder"].weights)
-    )
+    language_model = tiny.drawn_component(config) if infill_fraction else Component(config, stages["vocoder"].weights)
     return MelCodec(stages["tokenizer"], stages["vocoder"], language_model, chunk_columns=8)
 
 
@@ -337,7 +332,7 @@ def test_edit():
     for other, message in (
         (editor(infill_fraction=0.0), "trained without infilling .* train one with --config.loss.infill_fraction=0.5"),
         (editor(infill_fraction=0.0, layout="delay"), 'has the layout "delay".*train one with'),
-        (test_codec.create(), "no language model"),
+        (tiny.drawn_codec(), "no language model"),
         (levels, "residual levels, not bands of frequency"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -348,6 +343,12 @@ def test_edit():
         codec.edit(codes + 1024, regions)
     with pytest.raises(ValueError, match="temperature is -1"):
         codec.edit(codes, regions, temperature=-1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    with kept_programs.loaded_once():
+        yield
 
 
 @pytest.fixture(scope="module")

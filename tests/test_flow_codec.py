@@ -15,9 +15,9 @@ import pytest
 from bandtok_jax.audio import spectral, waveform
 from bandtok_jax.audio.half_rate import halve_rate
 from bandtok_jax.audio.mel_bands import AUDIOLDM_48KHZ
-from bandtok_jax.codecs.component import Component, init_random
 from bandtok_jax.codecs.registry import assemble
 from bandtok_jax.codecs.streams import through
+from tests import tiny
 
 RATE, COLUMN, WINDOW, SHARED = 48_000, 1920, 16, 4
 CHUNK, CONTEXT = 12, 2  # of the encoder
@@ -46,17 +46,8 @@ def create():
     shared = {"dtype": "float32", "mel": dataclasses.asdict(MEL), "data": {"sample_rate_hz": RATE}}
     sampling = {"steps": 2, "method": "euler", "guidance": 1.5}
     configs = [ConfigDict(shared | {"sampling": sampling, "model": model}) for model in (TOKENIZER, VOCODER)]
-    tokenizer, vocoder = (init_random(config, jax.random.key(0)) for config in configs)
-    weights = jax.tree_util.tree_map_with_path(_louder, tokenizer.weights)
-    return assemble({"tokenizer": Component(configs[0], weights), "vocoder": vocoder})
-
-
-def _louder(path, leaf):
-    """Zeros at the start of training, such as gates, become numbers."""
-    name = "/".join(key.key for key in path)
-    if "flow/transformer" in name and leaf.ndim and not np.any(leaf):
-        return 0.5 * jax.random.normal(jax.random.key(len(name)), leaf.shape)
-    return leaf
+    tokenizer, vocoder = map(tiny.drawn_component, configs)
+    return assemble({"tokenizer": tokenizer, "vocoder": vocoder})
 
 
 def music(seconds, seed=0):

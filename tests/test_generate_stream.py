@@ -52,7 +52,7 @@ def test_blocks_of_any_length_are_together_the_whole(layout, monkeypatch):
 @functools.cache
 def composer(end_scale=1.0):
     """The small composer of the codec's tests, which may end its tracks more often."""
-    stages = test_codec.composer().components
+    stages = tiny.with_language_model(tiny.drawn_codec()).components
     language_model = stages["language_model"]
     weights = jax.tree.map(np.asarray, language_model.weights)
     kernel = weights["parameters"]["head"]["kernel"].copy()
@@ -118,7 +118,7 @@ def test_the_call_refuses_before_any_audio():
         with pytest.raises(ValueError, match=message):
             composer().generate_stream("slow piano", **wrong)
     with pytest.raises(ValueError, match="no language model"):
-        test_codec.create().generate_stream()
+        tiny.drawn_codec().generate_stream()
     stages = composer().components
     with pytest.raises(ValueError, match="no vocoder"):
         MelCodec(stages["tokenizer"], None, stages["language_model"]).generate_stream()

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-import bandtok_jax
 from bandtok_jax import tasks
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.config.load import load_config
@@ -17,7 +16,7 @@ from bandtok_jax.pretrained import export_folder, model_folder
 from bandtok_jax.training import sharding
 from bandtok_jax.training.run import resolve
 from tests import tiny
-from tests.small_language_model import CODES, ROWS, grid
+from tests.small_language_model import CODES, ROWS, drawn, grid
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +85,11 @@ def test_learns_more_than_the_unigrams(markov):
 @pytest.mark.parametrize("layout", tiny.fast("flat", "delay", among=LAYOUTS))
 def test_the_loss_counts_what_is_there(markov, layout):
     task = task_of(markov, **{"model.layout": layout})
-    state, batch = task.init(jax.random.key(0)), batches(task, 1)[0]
+    batch = batches(task, 1)[0]
     padding = np.arange(12) >= batch["columns"][:, None]
     assert padding.any() and batch["ended"].any()
     garbage = {**batch, "codes": np.where(padding[..., None], 7, batch["codes"])}
-    losses = losses_of(task, state["model"]["parameters"])
+    losses = losses_of(task, drawn(task.network))
     expected = losses(batch, jax.random.key(0))
     assert set(expected) == {"cross_entropy", "end_cross_entropy"} and min(expected.values()) > 0
     assert losses(garbage, jax.random.key(0)) == pytest.approx(expected, rel=1e-6)
@@ -100,11 +99,11 @@ def test_the_loss_counts_what_is_there(markov, layout):
 
 def test_dropout_is_keyed_by_example_and_only_in_training(markov):
     plain, dropping = (task_of(markov, **{"model.text": "none", "model.dropout": rate}) for rate in (0.0, 0.5))
-    state, batch = plain.init(jax.random.key(0)), batches(plain, 1)[0]
-    frozen = plain.load_frozen()
+    parameters, batch, frozen = drawn(plain.network), batches(plain, 1)[0], plain.load_frozen()
+    state = {"model": {"parameters": parameters, "buffers": {}, "ema": {}}}
     scores = [jax.jit(task.eval_step)(state, frozen, batch)["row_cross_entropy"] for task in (plain, dropping)]
     np.testing.assert_array_equal(*scores)
-    losses = losses_of(dropping, state["model"]["parameters"])
+    losses = losses_of(dropping, parameters)
 
     def loss(batch, key):
         return losses(batch, jax.random.key(key))["cross_entropy"]
@@ -177,7 +176,7 @@ def test_every_weight_has_a_place(variant, changes):
 
 
 def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
-    codec = bandtok_jax.create("bandtok:tiny")
+    codec = tiny.drawn_codec()
     export_folder.save_codec(codec, tmp_path / "model")
     export_folder.save_codec(MelCodec(codec.components["tokenizer"]), tmp_path / "tokenizer")
     folder = {"mine": codec.weight_hash, "other": "0" * 64}
@@ -197,7 +196,8 @@ def test_samples_hold_new_music_where_a_codec_is_named(tmp_path):
         return tasks.create(config, model_folder.read_components)
 
     language_model = task("mine", "model", vocoder=tmp_path / "model")
-    state, frozen = language_model.init(jax.random.key(0)), language_model.load_frozen()
+    state = {"model": {"parameters": drawn(language_model.network), "buffers": {}, "ema": {}}}
+    frozen = language_model.load_frozen()
     shown = language_model.summaries(state, frozen, batches(language_model, 1)[0])
     waveforms = {name: (np.asarray(audio), rate) for name, (kind, audio, rate) in shown.items() if kind == "audio"}
     assert set(waveforms) == {"0/generated", "1/generated"}

@@ -30,7 +30,7 @@ ADAPTERS = {"lora.rank": 2, "lora.alpha": 4.0}
 
 
 def _random_model(config, seed=0):
-    model = component.init_random(tasks.resolve_config(config), jax.random.key(0))
+    model = component.Component(tasks.resolve_config(config), {}, source_path="random weights")
     model.weights = {"parameters": tiny.random_weights(model.network, seed), "buffers": {}}
     return model
 
@@ -99,7 +99,7 @@ def test_every_adapter_has_a_place(variant, layout, monkeypatch):
 def base(tmp_path_factory):
     """An export with a language model, and the folder of tokens of its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = bandtok_jax.create("bandtok:tiny")
+    tokenizer = tiny.drawn_codec()
     writer = TokenWriter(
         folder / "tokens", codebook_size=1024, rows=16, columns_per_second=10.77, row_kind="band", tokenizer="",
         weight_hash=tokenizer.weight_hash, samples_per_column=4096,
@@ -199,6 +199,6 @@ def test_a_base_that_does_not_fit_is_named(base, tmp_path):
         train(tmp_path / "earlier")
     settings = registry.arguments(tasks.resolve_config(_config(base, **{"model.scale_embeddings": False})))
     assert adapters.check_base(earlier, settings, earlier.tokenizer_hash) is earlier
-    export_folder.save_codec(bandtok_jax.create("bandtok:tiny"), tmp_path / "tokenizer")
+    export_folder.save_codec(tiny.drawn_codec(), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="holds no language model: start from a run or export that has one"):
         train(tmp_path / "tokenizer")

@@ -324,7 +324,7 @@ def with_language_model(codec: Codec, **overrides) -> Codec:
     changes = {f"model.{name}": size for name, size in sizes.items()}
     changes |= {"data.columns": 8, "data.caption_bytes": 16} | overrides
     config = load_config("language_model:tiny", {key: str(value) for key, value in changes.items()})
-    return assemble(codec.components | {"language_model": component.init_random(config, jax.random.key(0))})
+    return assemble(codec.components | {"language_model": drawn_component(config)})
 
 
 def token_records(folder: pathlib.Path) -> pathlib.Path:
