@@ -26,15 +26,15 @@ def weights():
     return drawn(network())
 
 
-def drawn(model, seed=0):
-    """Weights whose logits differ from code to code, which those of the start hardly do, drawn by NumPy."""
-    rng = np.random.default_rng(seed)
+def drawn(model, gain=8):
+    """Weights drawn by NumPy, by default so great that logits differ from code to code; with a gain of 1 fresh ones."""
+    rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         if leaf.ndim == 1 or path[-1].key == "scale":
             return np.ones(leaf.shape, leaf.dtype)
-        scale = 0.07 if {"out", "down"} & {key.key for key in path} else 0.14  # eight times that of the start
-        return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+        scale = 0.00875 if {"out", "down"} & {key.key for key in path} else 0.0175
+        return (gain * scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, model.shapes()[0]))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bandtok_jax.generation import autoregressive, decoding
+from tests import tiny
 from tests.small_language_model import CODES, ROWS, SETTINGS, captions, forward, grid, weights
 
 
@@ -47,7 +48,7 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
     # One that would end tracks: before every second column END is far likelier than all codes together.
     eager = autoregressive.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(-100)}})
     text = dict(caption=captions(*[b"slow"] * 6), guidance=3.0)
-    for more in (text, dict(prefix=grid(6, 3)), dict(temperature=0.0)):
+    for more in (dict(prefix=grid(6, 3), **text), dict(temperature=0.0)):
         options = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
         codes, lengths = eager.generate(**options)
         assert (lengths == 14).all() and codes.max() < CODES and (codes[:, -1] != 0).any()
@@ -67,7 +68,7 @@ def test_the_compiler_knows_how_many_steps_a_column_takes():
     assert f'"known_trip_count":{{"n":"{ROWS}"}}' in program.compile().as_text().replace(" ", "")
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("stacked", tiny.fast(True, among=(False, True)))
 def test_decoding_in_16_bits_keeps_norms_wide(stacked):
     parameters = weights()
     if stacked:

@@ -67,7 +67,9 @@ def losses_of(task, parameters):
 
 def test_learns_more_than_the_unigrams(markov):
     task = task_of(markov, **{"model.text": "none"})
-    frozen, state = task.load_frozen(), task.init(jax.random.key(0))
+    frozen, shapes = task.load_frozen(), jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    state["model"]["parameters"] = drawn(task.network, gain=1)
     step = jax.jit(task.train_step, donate_argnums=0)
     for number, batch in enumerate(batches(task, 120)):
         state, metrics = step(state, frozen, batch, jax.random.key(number))
