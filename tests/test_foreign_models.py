@@ -60,12 +60,12 @@ def known_networks(monkeypatch):
     monkeypatch.setattr(registry, "build", once(registry.build))
 
 
-@pytest.fixture(params=tiny.fast("a third", among=("a third", "all")))
+@pytest.fixture(params=tiny.fast("a tenth", among=("a tenth", "all")))
 def check(request):
-    """Checks a third of the cases, or all of them."""
+    """Checks a tenth of the cases, or all of them."""
 
     def checked(*arguments, cases=200, **options):
-        return fuzz.check(*arguments, cases=cases if request.param == "all" else cases // 3, **options)
+        return fuzz.check(*arguments, cases=cases if request.param == "all" else cases // 10, **options)
 
     return checked
 
@@ -122,7 +122,7 @@ def test_weights_of_vocos(tmp_path, check):
     check(lambda path: import_vocos.read_vocos(str(path)), tmp_path / "pytorch_model.bin", valid, torch_weights)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", tiny.fast(2, among=(1, 2)))
 def test_weights_of_meltok(stage, tmp_path, check):
     sizes = meltok_state.Sizes(
         stem=32, widths=(64,), blocks=1, resamplings=1, attention=(0,), latent=8, code_dim=4, codes=8, mels=8, dim=8,
@@ -238,7 +238,7 @@ def dac_codes(random, valid):
     return fuzz.binary(random, valid) if random.random() < 0.4 else valid[:begin] + pickled(random, valid[begin:])
 
 
-@pytest.mark.parametrize("name", ["song", "chunks"])
+@pytest.mark.parametrize("name", tiny.fast("song", among=("song", "chunks")))
 def test_dac_files(name, tmp_path, check):
     valid = (GOLDEN / "dac" / f"{name}.dac").read_bytes()
     check(lambda path: dac_file.read_dac(str(path)), tmp_path / "a.dac", valid, dac_codes, cases=400)
