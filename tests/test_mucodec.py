@@ -39,8 +39,13 @@ def weights():
     return parameters, buffers
 
 
-def apply(*arguments, method, **keywords):
-    return jit_once(functools.partial(network().apply, method=method))(*weights(), *arguments, **keywords)
+@functools.cache
+def program(method):
+    return jit_once(functools.partial(network().apply, method=method))
+
+
+def apply(*arguments, method):
+    return program(method)(*weights(), *arguments)
 
 
 def draw(*shape, seed=0):
@@ -58,12 +63,12 @@ def test_encoder_and_decoder_are_frozen():
 
 def test_the_encoder_is_a_copy_of_the_first_blocks_of_another():
     whole = Network(lambda rngs: MuEncoder(**ENCODER, num_layers=3, codebook_size=8, rngs=rngs))
-    parameters, buffers = whole.init(jax.random.key(3))
+    parameters, buffers = tiny.scaled_weights(whole)
     copied = copy_weights(network().shapes()[1]["encoder"], {"parameters": parameters, "buffers": buffers}, "it")
     log_mel = draw(1, 32, 128)
     expected = jit_once(functools.partial(whole.apply, method="encode"))(parameters, buffers, log_mel)
     mine = {**weights()[1], "encoder": copied}
-    features = jit_once(functools.partial(network().apply, method="features"))(weights()[0], mine, log_mel)
+    features = program("features")(weights()[0], mine, log_mel)
     np.testing.assert_allclose(features, expected, atol=1e-5)
     del parameters["blocks"]["0"]
     with pytest.raises(ValueError, match="blocks/0/.* of runs/x is missing"):
