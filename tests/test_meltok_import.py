@@ -22,7 +22,7 @@ from bandtok_jax.config.load import load_config
 from bandtok_jax.formats import safetensors
 from bandtok_jax.models import registry
 from bandtok_jax.pretrained import import_meltok, meltok_names
-from tests import meltok_reference, meltok_state
+from tests import meltok_reference, meltok_state, tiny
 from tests.meltok_state import Sizes
 from tests.torch_files import write_torch
 
@@ -101,9 +101,9 @@ def run(component, method, x):
     return np.asarray(apply(weights["parameters"], weights["buffers"], x))
 
 
-@pytest.mark.parametrize("activation", MODELS)
+@pytest.mark.parametrize("activation", tiny.fast("tanh", among=MODELS))
 def test_every_array_has_the_effect_of_the_published_networks(activation, components):
-    """Latents, codes, log-mel (of one of them) and audio of an image that is wider than high agree."""
+    """Codes and audio of an image that is wider than high, latents with one activation, log-mel with the other."""
     stage1, stage2 = states(activation)
     reference, parts = meltok_reference.Tokenizer(stage1, activation), components(activation)
     image = np.random.default_rng(3).uniform(-3, 1, (2, 1, 32, 80)).astype(np.float32)
@@ -114,9 +114,10 @@ def test_every_array_has_the_effect_of_the_published_networks(activation, compon
     # [B, D, F, T] and [B, F, T] there, [B, T, F, D] and [B, T, F] here.
     grid = codes.swapaxes(1, 2)
     np.testing.assert_array_equal(run(parts["tokenizer"], "encode", log_mel), grid)
-    if activation == "tanh":
+    if activation == "silu":
         ours = run(parts["tokenizer"], "row_latents", log_mel)
         np.testing.assert_allclose(ours, latents.transpose(0, 3, 2, 1), atol=1e-4)
+    else:
         expected = meltok_reference.codes_to_log_mel(stage1, stage1, codes, activation, meltok_state.STAGE1_DECODER)
         np.testing.assert_allclose(run(parts["tokenizer"], "decode", grid).swapaxes(1, 2), expected, atol=1e-4)
     expected = meltok_reference.codes_to_log_mel(stage1, stage2, codes, activation)
