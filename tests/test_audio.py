@@ -226,7 +226,7 @@ def reference_mel(audio, definition):
     [
         MelDefinition(),
         MELTOK,
-        MelDefinition(padding="none"),
+        pytest.param(MelDefinition(padding="none"), marks=pytest.mark.slow),
         MelDefinition(RATE_HZ, 1024, 441, 64, 40.0, 16_000.0, padding="center"),
         dataclasses.replace(MELTOK, power=2, floor=1e-10, epsilon=0.0),
     ],
@@ -276,7 +276,9 @@ def test_transform_as_matrix_product(fft_samples, hop_samples):
 
 
 @pytest.mark.parametrize("padding", ["center", "same", "none"])
-@pytest.mark.parametrize("window_samples, hop_samples", [(None, 64), (128, 32), (None, 60)])
+@pytest.mark.parametrize(
+    "window_samples, hop_samples", [(128, 32), *(pytest.param(None, hop, marks=pytest.mark.slow) for hop in (60, 64))]
+)
 def test_inverse_stft_returns_the_audio(padding, window_samples, hop_samples):
     audio = signals()[:3, :5_000]
     spectrum = spectral.stft(audio, 256, hop_samples, window_samples, padding)
@@ -313,7 +315,9 @@ def assert_gradient(function, at):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("samples, method", [(500, "fft"), (500, "matmul"), (5_000, "fft")])
+@pytest.mark.parametrize(
+    "samples, method", [pytest.param(500, "fft", marks=pytest.mark.slow), (500, "matmul"), (5_000, "fft")]
+)
 def test_gradient_of_log_mel(samples, method):
     target = np.linspace(-5, 0, SMALL.mels)
     assert_gradient(
@@ -369,7 +373,7 @@ def test_griffin_lim_is_no_worse_than_librosas():
     assert np.array_equal(ours, again) and not np.allclose(ours, other)
 
 
-@pytest.mark.parametrize("padding", mel_bands.PADDINGS)
+@pytest.mark.parametrize("padding", tiny.fast("same", among=mel_bands.PADDINGS))
 @pytest.mark.parametrize("hop_samples", tiny.fast(256, among=(128, 256)))
 def test_griffin_lim_has_quiet_ends(padding, hop_samples):
     definition = MelDefinition(fft_samples=512, hop_samples=hop_samples, mels=40, padding=padding)

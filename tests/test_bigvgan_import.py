@@ -92,10 +92,10 @@ def test_an_imported_vocoder_decodes_a_tokenizer_of_its_mel(tmp_path, capsys):
     mel, config = vocoder("v2").mel, load_config("bandtok:tiny")
     with config.unlocked():
         config.mel.update(vocoder("v2").config.mel)
-        config.model.update(mels=mel.mels, patch=3, channels=(8,), codebook_size=16, codebook_dim=4)
+        config.model.update(mels=mel.mels, patch=2, channels=(8,), codebook_size=16, codebook_dim=4)
         config.data.clip_samples = 24 * mel.hop_samples
     codec = MelCodec(tiny.drawn_component(config), vocoder("v2"), chunk_columns=3)
-    codes = np.random.default_rng(0).integers(0, 16, (11, 2)).astype(np.int32)
+    codes = np.random.default_rng(0).integers(0, 16, (20, 3)).astype(np.int32)
     whole = np.asarray(apply("v2")(codec.decode_mel(codes)[None])[0])
     np.testing.assert_allclose(codec.decode(codes)[: len(whole)], whole, atol=2e-5)
 
