@@ -11,32 +11,61 @@ import bandtok_jax
 from bandtok_jax import cli
 from bandtok_jax.commands import tokenize_corpus
 from bandtok_jax.data_pipelines import full_tracks
+from bandtok_jax.data_pipelines.token_source import TokenSource
+from bandtok_jax.evaluation.report import figures
 from bandtok_jax.formats import bt_file
-from tests import toy_tokenizer
+from bandtok_jax.pretrained import export_folder
+from tests import tiny, toy_tokenizer
 
 CONFIG = pathlib.Path(toy_tokenizer.__file__)
 RATE = 44_100
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Returns the export of a toy tokenizer, trained for four steps, with a language model of its codes."""
-    folder = tmp_path_factory.mktemp("toy")
-    run, tokens, language_model = folder / "run", folder / "tokens", folder / "lm"
-    assert cli.main(["train", f"--config={CONFIG}", f"--workdir={run}"]) == 0
+def run(tmp_path_factory):
+    """Returns the run of a toy tokenizer, trained for four steps."""
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    assert cli.main(["train", f"--config={CONFIG}", f"--workdir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(run, tmp_path_factory):
+    """Returns the codes of three tracks."""
+    folder = tmp_path_factory.mktemp("toy") / "tokens"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(full_tracks, "SYNTHETIC_SECONDS", 1.0)
         tokenize_corpus.tokenize(
-            bandtok_jax.load(run), "synthetic", str(tokens), synthetic_tracks=3, offsets=1, tokenizer=str(run)
+            bandtok_jax.load(run), "synthetic", str(folder), synthetic_tracks=3, offsets=1, tokenizer=str(run)
         )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run, tmp_path_factory):
+    """Returns the export of that run, with a language model of random weights."""
+    folder = tmp_path_factory.mktemp("toy") / "model"
+    export_folder.save_codec(tiny.with_language_model(bandtok_jax.load(run)), folder)
+    return folder
+
+
+def test_tokenize(tokens):
+    source = TokenSource(tokens, "train")
+    assert {name: source.manifest[name] for name in ("rows", "codebook_size")} == {"rows": 2, "codebook_size": 16}
+    assert len(source) and source[0]["codes"].shape == (-(-RATE // toy_tokenizer.HOP_SAMPLES), 2)
+
+
+@pytest.mark.slow
+def test_a_language_model_of_the_codes_is_trained_and_exported(run, tokens, tmp_path):
+    language_model = tmp_path / "lm"
     sizes = {"rows": 2, "codebook_size": 16, "dim": 16, "num_layers": 1, "num_heads": 1, "feed_forward_dim": 16}
     flags = [f"--config.model.{name}={value}" for name, value in (sizes | {"text": "none"}).items()]
     steps = ["total_steps=2", "evaluate_every=2", "checkpoint_every=2", "evaluation_batches=1", "batch_size=2"]
     flags += [f"--config.{setting}" for setting in (*steps, f"data.tokens={tokens}", "data.columns=8")]
     assert cli.main(["train", "--config=language_model:tiny", f"--workdir={language_model}", *flags]) == 0
-    command = ["export", str(run), f"--language-model={language_model}", "-o", str(folder / "model")]
+    command = ["export", str(run), f"--language-model={language_model}", "-o", str(tmp_path / "model")]
     assert cli.main(command) == 0
-    return folder / "model"
+    assert bandtok_jax.load(tmp_path / "model").generate(seconds=0.2).shape[1] == 2
 
 
 def test_encode_and_decode(model, tmp_path):
@@ -58,7 +87,9 @@ def test_generate(model, tmp_path):
     assert soundfile.info(tmp_path / "new.wav").frames == round(0.2 * RATE)
 
 
-def test_evaluate(model, tmp_path):
+def test_evaluate(model, tmp_path, monkeypatch):
+    for name in ("draw_excerpt", "draw_quality"):  # slow, with tests of their own
+        monkeypatch.setattr(figures, name, lambda output, content: [])
     (tmp_path / "music").mkdir()
     soundfile.write(tmp_path / "music" / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
     flags = ["--workers=1", "--rows=1", "--without=visqol", f"--codec=toy={model}", "-o", f"{tmp_path}/report"]
