@@ -73,7 +73,7 @@ def test_use_needs_no_extra_and_other_verbs_name_theirs(model, music, tmp_path):
         ["encode", song, chosen, "-o", tmp_path / "song.bt"],
         ["decode", tmp_path / "song.bt", chosen, "-o", tmp_path / "song.wav"],
         ["reconstruct", song, chosen, "-o", tmp_path / "copy.wav"],
-        ["generate", chosen, "--seconds=1", "-o", tmp_path / "new.wav"],
+        ["generate", chosen, "--seconds=0.2", "-o", tmp_path / "new.wav"],
     ]
     refused = [
         ("data", ["prepare", music, "-o", tmp_path / "records"]),

@@ -1,14 +1,15 @@
 """Imports at the start of the command line: slow packages are imported only when they are needed."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import soundfile
 
-import bandtok_jax
 from bandtok_jax.pretrained import export_folder
+from tests import tiny
 
 # Packages that take a quarter of a second or more.
 SLOW = ("jax", "flax", "optax", "orbax", "grain", "scipy.signal", "scipy.stats", "scipy.fft", "sklearn", "matplotlib",
@@ -54,31 +55,35 @@ def test_data_needs_no_jax():
     assert _imported(program) <= {"numpy", "soundfile"}
 
 
-# All packages that encoding may import, but for those of Python itself; flax imports optax, rich and treescope,
-# treescope IPython, and jax filelock and flatbuffers, where they are installed.
-OF_ENCODE = {
+# All packages that encoding and decoding may import, but for those of Python itself; flax imports optax, rich and
+# treescope, treescope IPython, and jax filelock and flatbuffers, where they are installed.
+OF_CODEC = {
     "absl", "etils", "flax", "jax", "jaxlib", "ml_collections", "ml_dtypes", "msgpack", "numpy", "opt_einsum", "optax",
     "pygments", "rich", "safetensors", "scipy", "soundfile", "soxr", "tqdm", "treescope", "yaml",
     "IPython", "_cffi_backend", "_cyutility", "_soundfile", "_soundfile_data", "cloudpickle", "filelock", "flatbuffers",
     "traitlets", "typing_extensions",
 }  # fmt: skip
-NOT_OF_ENCODE = {"commands.evaluate", "evaluation", "losses", "planning", "plotting", "tasks", "training"}
+NOT_OF_CODEC = {"commands.evaluate", "evaluation", "losses", "planning", "plotting", "tasks", "training"}
 
 
-def test_encode_imports_what_it_needs(tmp_path):
-    export_folder.save_codec(bandtok_jax.create("bandtok:tiny"), tmp_path / "model")
+def test_encode_and_decode_import_what_they_need(tmp_path):
+    """No loss, discriminator or training is among it."""
+    export_folder.save_codec(tiny.drawn_codec(), tmp_path / "model")
     soundfile.write(tmp_path / "song.wav", np.zeros(22_050), 44_100)
     program = (
         "import json, sys\n"
         "from bandtok_jax import cli\n"
-        f"code = cli.main(['encode', {str(tmp_path / 'song.wav')!r}, {f'--model={tmp_path}/model'!r}])\n"
+        "folder = sys.argv[1]\n"
+        "commands = ['encode', f'{folder}/song.wav'], ['decode', f'{folder}/song.bt', f'--output={folder}/copy.wav']\n"
+        "code = sum(cli.main([*command, f'--model={folder}/model']) for command in commands)\n"
         "files = {name: getattr(module, '__file__', None) or '' for name, module in sys.modules.items()}\n"
         "print(json.dumps([code, [name for name, file in files.items() if 'site-packages' in file], list(files)]))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     code, packages, modules = json.loads(run.stdout.splitlines()[-1])
-    assert code == 0, run.stderr
+    assert code == 0 and (tmp_path / "copy.wav").exists(), run.stderr
     imported = {name.partition(".")[0] for name in packages}
-    assert {name for name in imported if not name.startswith(("__editable", "_distutils_hack", "bandtok"))} <= OF_ENCODE
+    assert {name for name in imported if not name.startswith(("__editable", "_distutils_hack", "bandtok"))} <= OF_CODEC
     assert not {"scipy.signal", "scipy.stats", "scipy.fft"} & set(modules)
-    assert not [name for name in NOT_OF_ENCODE if f"bandtok_jax.{name}" in modules]
+    assert not [name for name in NOT_OF_CODEC if f"bandtok_jax.{name}" in modules]
+    assert not [name for name in modules if re.match(r"bandtok_jax\.models\..*(discriminator|patchgan)", name)]

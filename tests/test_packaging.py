@@ -34,11 +34,20 @@ def source(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*build, "--wheel-dir", str(folder), str(source)], check=True)
-    (path,) = folder.glob("*.whl")
+def archives(source, tmp_path_factory):
+    """Returns a folder with the wheel and the source archive."""
+    folder = tmp_path_factory.mktemp("archives")
+    program = (
+        f"from setuptools import build_meta; folder = {str(folder)!r}\n"
+        "build_meta.build_wheel(folder); build_meta.build_sdist(folder)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(archives):
+    (path,) = archives.glob("*.whl")
     return path
 
 
@@ -89,10 +98,8 @@ def test_the_wheel_asks_for_what_setup_cfg_lists(wheel):
     assert core == {line.name for line in requirements()[""]}
 
 
-def test_the_source_archive_holds_every_file_once(source, tmp_path):
-    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
-    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
-    (path,) = tmp_path.glob("*.tar.gz")
+def test_the_source_archive_holds_every_file_once(archives):
+    (path,) = archives.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert len(names) == len(set(names))
