@@ -9,17 +9,16 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file, torch_checkpoint
 from bandtok_jax.layers.network import Network
 from bandtok_jax.models.encodec import EnCodec
 from bandtok_jax.pretrained import hub, import_encodec, importers
-from tests import tiny
 from tests.torch_files import write_torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "encodec"
@@ -67,7 +66,8 @@ def test_a_network_computes_a_whole_file_without_a_state():
     assert set(losses) == {"commitment"}
 
 
-@pytest.mark.parametrize("columns", tiny.fast(5, among=(1, 5)))
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", (1, 5))
 def test_streams_have_the_codes_and_the_audio_of_the_file(columns):
     model, audio = codec("official", 16), golden()["audio"]
     encoder, blocks = model.encoder_stream(chunk_columns=columns), np.split(audio, range(100, len(audio), 100))
@@ -88,6 +88,7 @@ def test_the_state_reaches_further_than_a_window():
     assert difference[60] > 1e-3 and np.isfinite(difference).all()
 
 
+@pytest.mark.slow
 def test_latents_are_those_that_the_codes_are_nearest_to():
     model, audio = codec("official", 16), golden()["audio"]
     latents, codes = model.latents(audio, 24_000), golden()["official_codes_3001"]
@@ -111,15 +112,13 @@ def test_an_import_on_the_command_line(tmp_path, capsys):
     assert "CC BY-NC 4.0" in output and "3 rows of 32 codes at 24000 Hz, 15.00 kbit/s" in output
     card = (tmp_path / "encodec" / "README.md").read_text()
     assert "license: cc-by-nc-4.0" in card and "weights imported from official.th, whose licence holds" in card
-    waveform.write(song, 0.9 * golden()["audio"][None], 24_000)
+    soundfile.write(song, golden()["audio"], 24_000, subtype="FLOAT")
     assert cli.main(["encode", song, f"--model={export}", "-o", str(tmp_path / "a.bt"), "--levels=2"]) == 0
     codes, header = bt_file.read_codes(str(tmp_path / "a.bt"))
-    assert codes.shape == (126, 2) and header.samples == 3001 and header.row_kind == "residual"
-    assert cli.main(["decode", str(tmp_path / "a.bt"), f"--model={export}", "-o", str(tmp_path / "a.wav")]) == 0
-    assert waveform.probe(tmp_path / "a.wav") == (24_000, 1, 3001)
-    capsys.readouterr()
+    np.testing.assert_array_equal(codes, golden()["official_codes_3001"][:, :2])
+    assert header.samples == 3001 and header.row_kind == "residual"
     model = bandtok_jax.load(export)
-    np.testing.assert_array_equal(model.encode(golden()["audio"], 24_000), golden()["official_codes_3001"])
+    assert model.weight_hash == codec("official").weight_hash
     assert model.row_kind == "residual" and model.bits_per_second == 15_000
 
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
-from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file
@@ -62,15 +62,15 @@ def test_codes_and_audio_are_those_of_the_package_moshi(length):
     check("moshi", None, golden()["audio"][:length], length)
 
 
+@pytest.mark.parametrize("levels", tiny.fast(1, among=(1, 2)))
 @pytest.mark.parametrize("name", tiny.fast("hf", among=FILES))
-def test_silence_and_few_levels(name):
+def test_silence_and_few_levels(name, levels):
     chunk = 7 if name == "hf" else None
     check(name, chunk, np.zeros(SILENCE, np.float32), "silence")
     codes = golden()[f"{name}_codes_{HF_LENGTHS[0] if name == 'hf' else MOSHI_LENGTHS[0]}"].astype(np.int32)
     assert all(len(np.unique(level)) > 20 for level in codes.T)
-    for levels in (1, 2):
-        decoded = codec(name, chunk).decode(codes[:, :levels])
-        np.testing.assert_allclose(decoded, golden()[f"{name}_levels_{levels}"], atol=5e-5)
+    decoded = codec(name, chunk).decode(codes[:, :levels])
+    np.testing.assert_allclose(decoded, golden()[f"{name}_levels_{levels}"], atol=5e-5)
 
 
 def test_a_network_computes_a_batch_of_whole_files_without_a_state():
@@ -110,6 +110,7 @@ def test_the_state_reaches_further_than_a_window_and_no_further_than_attention()
     assert difference[20 + reach + 1 :].max() < 1e-5
 
 
+@pytest.mark.slow
 def test_latents_are_those_that_the_codes_are_nearest_to():
     model, codes = codec("hf", 7), golden()["hf_codes_3001"]
     latents = model.latents(golden()["audio"][:3001], 8000)
@@ -136,15 +137,12 @@ def test_an_import_on_the_command_line(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "CC BY 4.0" in output and "4 rows of 32 codes at 8000 Hz" in output
     assert "license: cc-by-4.0" in (tmp_path / "mimi" / "README.md").read_text()
-    waveform.write(song, golden()["audio"][None, :3001], 8000)
+    soundfile.write(song, golden()["audio"][:3001], 8000, subtype="FLOAT")
     assert cli.main(["encode", song, f"--model={export}", "-o", str(tmp_path / "a.bt"), "--levels=2"]) == 0
     codes, header = bt_file.read_codes(str(tmp_path / "a.bt"))
-    assert codes.shape == (251, 2) and header.samples == 3001 and header.row_kind == "residual"
-    assert cli.main(["decode", str(tmp_path / "a.bt"), f"--model={export}", "-o", str(tmp_path / "a.wav")]) == 0
-    assert waveform.probe(tmp_path / "a.wav") == (8000, 1, 3001)
-    capsys.readouterr()
-    model = bandtok_jax.load(export)
-    np.testing.assert_array_equal(model.encode(golden()["audio"][:3001], 8000), golden()["hf_codes_3001"])
+    np.testing.assert_array_equal(codes, golden()["hf_codes_3001"][:, :2])
+    assert header.samples == 3001 and header.row_kind == "residual"
+    assert bandtok_jax.load(export).weight_hash == tokenizer("hf").weight_hash
 
 
 def refused(path, tmp_path, capsys) -> str:
