@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
@@ -55,7 +56,7 @@ def run(name, method, *arguments):
     return np.asarray(program(name, method)(tokenizer(name).weights["parameters"], *arguments))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiny.fast("plain", among=MODELS))
 def test_codes_and_audio_are_the_published_ones(name):
     """The published program makes codes up to the end of the last window of attention."""
     codec, expected = create(name), codes(name)
@@ -88,10 +89,11 @@ def test_chunks_have_the_codes_and_the_audio_of_the_whole_file(name):
     audio, encoded = golden()["audio"], codes(name)
     encoded = encoded[: math.ceil(len(audio) / create(name).samples_per_column)]
     decoded = create(name).decode(encoded, seed=2)
-    np.testing.assert_allclose(decoded, create(name, 64).decode(encoded, seed=2), atol=1e-5)
     (stage,) = WaveformCodec._chunked_decoders(create(name), 16).values()
     silent = np.concatenate(list(stage(create(name).parameters["tokenizer"], [codes(name)])))
-    np.testing.assert_allclose(silent, run(name, "decode", codes(name)[None])[0], atol=1e-5)
+    whole = run(name, "decode", codes(name)[None])[0]
+    np.testing.assert_allclose(silent, whole, atol=1e-5)
+    np.testing.assert_allclose(whole, golden()[f"{name}_audio"], atol=1e-5)
     assert (np.abs(silent[: len(decoded)] - decoded).max() > 0.05) == (name != "dense")
     encoder, decoder = create(name).encoder_stream(8000, chunk_columns=4), create(name).decoder_stream(2)
     blocks = [encoder.push(audio[start : start + 50]) for start in range(0, len(audio), 50)]
@@ -115,7 +117,8 @@ def test_noise_depends_on_the_seed_and_the_place_alone():
         codec.decode(grid, seed=-1)
 
 
-@pytest.mark.parametrize("name", tiny.fast("windows", among=MODELS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_receptive_fields_are_no_wider_than_stated(name):
     network, columns, middle = tokenizer(name).network, 96, 48
     grid = codes(name, columns)
@@ -170,10 +173,9 @@ def test_an_imported_model_on_the_command_line(tmp_path, capsys):
     assert "7 rows of 32 codes at 8000 Hz, 11.67 kbit/s" in capsys.readouterr().out
     assert "weights imported from plain, whose licence holds" in (tmp_path / "export" / "README.md").read_text()
     loaded = bandtok_jax.load(export)
-    np.testing.assert_array_equal(loaded.encode(golden()["audio"], 8000), codes("plain"))
-    waveform.write(song, golden()["audio"][None], 8000)
+    soundfile.write(song, golden()["audio"], 8000, subtype="FLOAT")
     assert cli.main(["encode", song, f"--model={export}", "-o", coded, "--levels=3"]) == 0
-    assert bt_file.read_codes(coded)[0].shape == (167, 3)
+    np.testing.assert_array_equal(bt_file.read_codes(coded)[0], codes("plain")[:, :3])
     assert cli.main(["decode", coded, f"--model={export}", "-o", copy, "--seed=5"]) == 0
     assert waveform.probe(copy) == (8000, 1, 4001)
     decoded = waveform.read(copy)[0][0]
@@ -189,6 +191,7 @@ def test_an_imported_model_on_the_command_line(tmp_path, capsys):
         assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_programs_for_other_runtimes_decode_without_noise(tmp_path):
     """A program has no seed; its decoder is checked against that without noise."""
     config = tokenizer("plain").config.copy_and_resolve_references().unlock()
