@@ -63,8 +63,8 @@ def test_every_verb_takes_it_and_says_so(codec, song, tmp_path, capsys):
     assert bt_file.Reader(tmp_path / "song.bt").header.weight_hash == codec.weight_hash[: bt_file.HASH_DIGITS]
     run("decode", tmp_path / "song.bt", "-o", tmp_path / "song.wav")
     assert "log-mel distance" in run("reconstruct", song, "-o", tmp_path / "copy.wav")
-    run("generate", "--seconds=1", "-o", tmp_path / "new.wav")
-    run("edit", tmp_path / "song.bt", "--time=1:2", "-o", tmp_path / "edited.bt")
+    run("generate", "--seconds=0.3", "-o", tmp_path / "new.wav")
+    run("edit", tmp_path / "song.bt", "--time=1:1.3", "-o", tmp_path / "edited.bt")
     np.testing.assert_array_equal(*(soundfile.read(tmp_path / name)[0] for name in ("song.wav", "copy.wav")))
 
 
