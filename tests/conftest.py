@@ -27,6 +27,17 @@ def few_memory_maps():
         jax.clear_caches()
 
 
+@pytest.fixture(params=["a tenth", pytest.param("all", marks=pytest.mark.slow)])
+def check(request):
+    """Checks a tenth of the cases of `fuzz.check`, or all of them."""
+    from tests import fuzz
+
+    def checked(*arguments, cases=200, **options):
+        return fuzz.check(*arguments, cases=cases if request.param == "all" else cases // 10, **options)
+
+    return checked
+
+
 @pytest.fixture
 def full_disk():
     """A context in which no file may grow beyond the given number of bytes."""

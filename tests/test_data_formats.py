@@ -28,8 +28,6 @@ from tests.test_iterator import config
 from tests.test_tokens import METADATA, make_record
 from tests.test_tracks import write_tfds
 
-CASES = 200
-
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -86,13 +84,13 @@ def read_tokens(folder):
 @pytest.mark.parametrize(
     "name, mutate", [("manifest.json", fuzz.json_text), ("tracks.jsonl", fuzz.lines(fuzz.json_text))]
 )
-def test_manifests_and_lists_of_tracks(data, name, mutate):
+def test_manifests_and_lists_of_tracks(data, name, mutate, check):
     path = data / name
-    fuzz.check(lambda _: read_records(data), path, path.read_bytes(), mutate, cases=CASES, named=str(data))
+    check(lambda _: read_records(data), path, path.read_bytes(), mutate, named=str(data))
 
 
 @pytest.mark.parametrize("begin, end", [(0, 200), (0, 100_000), (-65_536, -60_000)])
-def test_shards_of_records(data, begin, end):
+def test_shards_of_records(data, begin, end, check):
     path = sorted(data.glob("music-train.*"))[0]
     valid = path.read_bytes()
 
@@ -100,32 +98,32 @@ def test_shards_of_records(data, begin, end):
         part = slice(begin % len(valid), end % len(valid) if end < 0 else end)
         return valid[: part.start] + fuzz.binary(random, valid[part]) + valid[part.stop :]
 
-    fuzz.check(lambda _: read_records(data), path, valid, mutate, cases=CASES // 2, named=str(path))
+    check(lambda _: read_records(data), path, valid, mutate, cases=100, named=str(path))
 
 
-def test_what_is_said_of_finished_tasks(tmp_path):
+def test_what_is_said_of_finished_tasks(tmp_path, check):
     (tmp_path / "tasks").mkdir()
     soundfile.write(tmp_path / "a.wav", make_audio(0, 2.0), RATE)
     settings = {"sample_rate_hz": RATE, "channels": None, "clip_seconds": 6.0}
     prepare_shards.run_task(0, discovery.find_tracks([tmp_path / "a.wav"])[0], settings, str(tmp_path / "tasks"))
     (path,) = (tmp_path / "tasks").glob("*.json")
-    fuzz.check(lambda _: prepare_shards.read_reports(path.parent), path, path.read_bytes(), fuzz.json_text, cases=CASES)
+    check(lambda _: prepare_shards.read_reports(path.parent), path, path.read_bytes(), fuzz.json_text)
 
 
-def test_manifests_of_tokens(coded):
+def test_manifests_of_tokens(coded, check):
     path = coded / token_manifest.MANIFEST
-    fuzz.check(lambda _: read_tokens(coded), path, path.read_bytes(), fuzz.json_text, cases=CASES, named=str(coded))
+    check(lambda _: read_tokens(coded), path, path.read_bytes(), fuzz.json_text, named=str(coded))
 
 
-def test_shards_of_tokens(coded):
+def test_shards_of_tokens(coded, check):
     path = coded / "tokens-train-00000.array_record"
-    fuzz.check(lambda _: read_tokens(coded), path, path.read_bytes(), cases=CASES, named=str(path))
+    check(lambda _: read_tokens(coded), path, path.read_bytes(), named=str(path))
 
 
 def test_token_records():
     """The bytes of a record alone, which no checksum protects in a bucket."""
     whole = token_record.encode_token_record(make_record(1, 9, embedding=np.ones((2, 4))))
-    for case in range(2 * CASES):
+    for case in range(400):
         data = fuzz.binary(fuzz.random_of(0, case), whole)
         try:
             record = token_record.decode_token_record(data)
@@ -135,7 +133,7 @@ def test_token_records():
 
 
 @pytest.mark.parametrize("name", ["token_header.json", "tokens-train-00000.counts.json"])
-def test_tokens_that_are_being_written(tmp_path, name):
+def test_tokens_that_are_being_written(tmp_path, name, check):
     writer = TokenWriter(tmp_path, **METADATA)
     writer.write("train", 0, [make_record(0)])
     path = tmp_path / name
@@ -150,7 +148,7 @@ def test_tokens_that_are_being_written(tmp_path, name):
             for kept_name, content in kept.items():
                 (tmp_path / kept_name).write_bytes(content)
 
-    fuzz.check(resume, path, path.read_bytes(), fuzz.json_text, cases=CASES)
+    check(resume, path, path.read_bytes(), fuzz.json_text)
 
 
 @pytest.fixture(scope="module", params=["audio", "tensor"])
@@ -168,13 +166,13 @@ def read_foreign(root):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt", "gtzan-train.*"])
-def test_data_sets_of_tfds(foreign, tmp_path, name):
+def test_data_sets_of_tfds(foreign, tmp_path, name, check):
     root = shutil.copytree(foreign, tmp_path / "tfds")
     paths = sorted((root / "gtzan" / "1.0.0").glob(name))
     if not paths:
         pytest.skip("this kind has no such file")
     mutate = {".json": fuzz.json_text, ".txt": fuzz.text}.get(paths[0].suffix, fuzz.binary)
-    fuzz.check(lambda _: read_foreign(root), paths[0], paths[0].read_bytes(), mutate, cases=CASES, named=str(root))
+    check(lambda _: read_foreign(root), paths[0], paths[0].read_bytes(), mutate, named=str(root))
 
 
 @pytest.mark.parametrize("key, value", [

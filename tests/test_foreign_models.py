@@ -60,16 +60,6 @@ def known_networks(monkeypatch):
     monkeypatch.setattr(registry, "build", once(registry.build))
 
 
-@pytest.fixture(params=tiny.fast("a tenth", among=("a tenth", "all")))
-def check(request):
-    """Checks a tenth of the cases, or all of them."""
-
-    def checked(*arguments, cases=200, **options):
-        return fuzz.check(*arguments, cases=cases if request.param == "all" else cases // 10, **options)
-
-    return checked
-
-
 def torch_weights(random, valid):
     """Mutates a file of torch.save: its bytes, or one file of the zip, mostly its pickle."""
     if random.random() < 0.3:
