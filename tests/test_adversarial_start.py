@@ -1,7 +1,6 @@
 """The beginning of adversarial training and its effect on the reconstruction."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,25 +27,22 @@ def test_the_discriminators_part_of_the_gradient_is_ramped_up_and_limited(tmp_pa
         return np.sqrt((x**2).sum((1, 2)))
 
     ratio = length(theirs["c"]) / length(ours["a"] + ours["b"])
+    limit = jax.jit(task.limit_adversarial)
     for step, ramp in ((START, 0.1), (START + 4, 0.5), (START + 9, 1.0), (START + 50, 1.0)):
-        scaled, metrics = task.limit_adversarial(ours, theirs, jnp.asarray(step))
+        scaled, metrics = limit(ours, theirs, step)
         expected = ramp * np.minimum(1, 0.5 / ratio)
         np.testing.assert_allclose(length(scaled["c"]) / length(theirs["c"]), expected, rtol=1e-5)
         assert metrics["adversarial_ratio"] == pytest.approx(ratio.mean(), rel=1e-5)
         assert metrics["adversarial_scale"] == pytest.approx(expected.mean(), rel=1e-5)
         # An example by itself is scaled alike, independently of the others in the batch.
-        alone, _ = task.limit_adversarial(
-            *({n: x[2:] for n, x in side.items()} for side in (ours, theirs)), jnp.asarray(step)
-        )
+        alone, _ = limit(*({n: x[2:] for n, x in side.items()} for side in (ours, theirs)), step)
         np.testing.assert_allclose(alone["c"], scaled["c"][2:], rtol=1e-6)
-    free, metrics = _task(tmp_path, adversarial_ramp=0, adversarial_limit=0).limit_adversarial(
-        ours, theirs, jnp.asarray(START)
+    free, metrics = jax.jit(_task(tmp_path, adversarial_ramp=0, adversarial_limit=0).limit_adversarial)(
+        ours, theirs, START
     )
     np.testing.assert_array_equal(free["c"], theirs["c"])
     assert metrics["adversarial_scale"] == 1
-    silent, metrics = task.limit_adversarial(
-        {"a": np.zeros((1, 2), np.float32)}, {"c": np.zeros((1, 2), np.float32)}, jnp.asarray(START)
-    )
+    silent, metrics = limit({"a": np.zeros((1, 2), np.float32)}, {"c": np.zeros((1, 2), np.float32)}, START)
     assert np.isfinite(silent["c"]).all() and all(np.isfinite(value) for value in metrics.values())
 
 

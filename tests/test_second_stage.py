@@ -113,10 +113,11 @@ def test_without_lyrics_their_losses_are_off_and_the_training_says_so(tmp_path):
 
 
 def test_micro_batches_make_the_loss_of_a_token_over_the_batch():
-    tokens = jnp.array([[1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 1, 1]])  # the last one has no alignment of 4 columns
-    whole = second_stage.lyrics_weights(tokens, tokens, 4, 1)
+    tokens = np.array([[1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 1, 1]])  # the last one has no alignment of 4 columns
+    weights = jax.jit(second_stage.lyrics_weights, static_argnums=(2, 3))
+    whole = weights(tokens, tokens, 4, 1)
     np.testing.assert_allclose(whole, [0.25, 0.25, 0, 0])
-    parts = [second_stage.lyrics_weights(tokens, tokens[i::2], 4, 2) for i in range(2)]
+    parts = [weights(tokens, tokens[i::2], 4, 2) for i in range(2)]
     np.testing.assert_allclose(parts, [[0.5, 0], [0.5, 0]])  # sums of two parts have half the weight each
 
 
