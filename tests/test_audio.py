@@ -266,7 +266,9 @@ def test_chunks_do_not_change_the_mel():
         np.testing.assert_allclose(whole[:, start : start + 50], part, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("fft_samples, hop_samples", [(256, 64), (256, 100), (255, 50)])
+@pytest.mark.parametrize(
+    "fft_samples, hop_samples", [pytest.param(256, 64, marks=pytest.mark.slow), (256, 100), (255, 50)]
+)
 def test_transform_as_matrix_product(fft_samples, hop_samples):
     sizes = {"fft_samples": fft_samples, "hop_samples": hop_samples}
     spectrum = spectral.stft(signals()[:, :2_000], **sizes, method="fft")
@@ -327,7 +329,7 @@ def test_gradient_of_log_mel(samples, method):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("hop_samples", [16, 20])
+@pytest.mark.parametrize("hop_samples", tiny.fast(20, among=(16, 20)))
 def test_gradient_of_inverse(hop_samples):
     weights = np.random.default_rng(2).standard_normal(500)
 
