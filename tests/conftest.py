@@ -6,6 +6,8 @@ import pathlib
 import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Each core has a process of tests. With threads of their own OpenMP's loops wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from absl import flags
 import pytest
