@@ -63,14 +63,13 @@ def test_a_grid_names_its_channels(monkeypatch):
 
 
 def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
-    codecs = {"with": SmallCodec(), "without": SmallCodec(0.7)}
-    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: codecs[path])
+    monkeypatch.setattr(model_folder, "load", lambda path, vocoder=None: SmallCodec())
     monkeypatch.setattr(catalogue, "installed", lambda package: False)
     (tmp_path / "music").mkdir()
     for name, seed in (("a", 0), ("c", 1)):
         soundfile.write(tmp_path / "music" / f"{name}.wav", music_files.make_audio(seed, 1.1, 2, 16_000), 16_000)
     output = tmp_path / "report"
-    arguments = ["evaluate", "--workers=1", "--codec=a=with", "--codec=b=without", "--rows=1", f"--output={output}"]
+    arguments = ["evaluate", "--workers=1", "--codec=a=x", "--rows=1", f"--output={output}"]
     assert cli.main([*arguments, "--data", str(tmp_path / "music"), "--figure-piece=c.wav"]) == 0
     page = (output / "index.html").read_text()
     for name in NAMES:
@@ -80,10 +79,9 @@ def test_a_report_has_the_figures_on_its_page(tmp_path, monkeypatch, capsys):
         assert xml.etree.ElementTree.parse(output / "figures" / f"{name}.svg").getroot().tag.endswith("}svg")
     assert "c.wav, from 0.0 to 1.1 s" in page and "Chosen by --figure-piece" in page
     report = json.loads((output / "report.json").read_text())
-    assert report["excerpt"]["segment"] == "c.wav" and set(report["excerpt"]["mean_level_db"]) == {
-        "original", "a", "a-1", "b", "b-1",
-    }  # fmt: skip
-    assert [system["family"] for system in report["systems"].values()] == ["a", "a", "b", "b"]
+    assert report["excerpt"]["segment"] == "c.wav"
+    assert set(report["excerpt"]["mean_level_db"]) == {"original", "a", "a-1"}
+    assert [system["family"] for system in report["systems"].values()] == ["a", "a"]
 
 
 def test_the_loss_of_high_frequencies_is_in_the_titles():

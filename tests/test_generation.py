@@ -48,7 +48,7 @@ def test_tracks_last_as_long_as_asked_unless_they_may_end():
     # One that would end tracks: before every second column END is far likelier than all codes together.
     eager = autoregressive.Generator(SETTINGS, {**weights(), "head": {"kernel": kernel.at[CODES].multiply(-100)}})
     text = dict(caption=captions(*[b"slow"] * 6), guidance=3.0)
-    for more in (dict(prefix=grid(6, 3), **text), dict(temperature=0.0)):
+    for more in (dict(prefix=grid(6, 3), **text), dict(temperature=0.0, **text)):
         options = dict(columns=14, window_columns=8, batch=6, key=jax.random.key(0), **more)
         codes, lengths = eager.generate(**options)
         assert (lengths == 14).all() and codes.max() < CODES and (codes[:, -1] != 0).any()
