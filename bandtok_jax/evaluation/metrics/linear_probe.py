@@ -100,4 +100,5 @@ def _fit(features: Any, classes: np.ndarray, tracks: np.ndarray, inverse_strengt
     with warnings.catch_warnings():
         # A weak penalty converges late, and another is chosen then.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return make_pipeline(*steps).fit(features[tracks], classes[tracks])
+        pipeline: Any = make_pipeline(*steps)  # a type checker would analyse scikit-learn for the class
+        return pipeline.fit(features[tracks], classes[tracks])
