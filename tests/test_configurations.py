@@ -57,7 +57,7 @@ def _last_kinds() -> list[str]:
 def _changes(name: str) -> dict:
     """Returns the settings that make a fast case shorter."""
     has_spectra = "stft_windows" in load_config(name).to_dict().get("discriminator", {})
-    return {"discriminator.stft_windows": ()} if has_spectra and name in _last_kinds() and "dac" not in name else {}
+    return {"discriminator.stft_windows": ()} if has_spectra and name in _last_kinds() and "vocos" not in name else {}
 
 
 def _program(config) -> Program:
@@ -87,7 +87,7 @@ def _check(config, accumulation_steps=(1, 2), every_phase=True) -> None:
 
 
 # Only one of the fast ones has all phases, because the last phase has all losses. tests/test_vocoder.py has gradient
-# accumulation. Only DAC has discriminators of the STFT there, whose many convolutions are most of a step.
+# accumulation. Only Vocos has discriminators of the STFT there, whose many convolutions are most of a step.
 @pytest.mark.parametrize("name", tiny.fast(*_last_kinds(), among=NAMES))
 def test_every_step_can_be_repeated_and_every_number_is_wide(name, tmp_path):
     _check(tiny.shrunk(name, tmp_path, **_changes(name)), (1,), every_phase=name == "bandtok:small")
