@@ -190,8 +190,8 @@ def test_the_features_are_frozen_weights_of_the_task(file, tmp_path):
         spec, frozen = task.frozen_spec(), task.load_frozen()
         assert len(frozen["features"]["blocks"]) == blocks
         assert jax.tree.map(lambda x: (x.shape, x.dtype), spec) == jax.tree.map(lambda x: (x.shape, x.dtype), frozen)
-        program = Program(task, sharding.create_mesh(config.mesh, jax.devices()[:1]), config.seed)
-        assert {"perceptual", "gram"} <= program.check_train_step(spec, task.batch_spec(), **task.phase(0)).keys()
+    program = Program(task, sharding.create_mesh(config.mesh, jax.devices()[:1]), config.seed)
+    assert {"perceptual", "gram"} <= program.check_train_step(spec, task.batch_spec(), **task.phase(0)).keys()
     assert tasks.create(tiny.config("mel_tokenizer", tmp_path)).load_frozen() == {}
 
 
