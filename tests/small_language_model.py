@@ -26,9 +26,9 @@ def weights():
     return drawn(network())
 
 
-def drawn(model, gain=8):
+def drawn(model, gain=8, seed=0):
     """Weights drawn by NumPy, by default so great that logits differ from code to code; with a gain of 1 fresh ones."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         if leaf.ndim == 1 or path[-1].key == "scale":
