@@ -286,6 +286,7 @@ def test_missing_stages_name_the_cure():
 def composer(text="bytes"):
     """The codec with a small language model that knows nothing."""
     sizes = {"dim": 32, "num_layers": 1, "num_heads": 2, "feed_forward_dim": 32, "text_dim": 16}
+    sizes |= {"row_layers": 1, "row_dim": 16}
     changes = {f"model.{name}": str(size) for name, size in sizes.items()}
     changes |= {"data.columns": "8", "data.caption_bytes": "16", "model.text": text}
     config = load_config("language_model:tiny", changes)

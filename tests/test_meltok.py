@@ -170,6 +170,7 @@ def test_a_gradient_trained_codebook_starts_as_published():
         assert codes.shape == (2, 6, 4) and set(terms) == losses and ("counts" in statistics) == (rule == "ema")
 
 
+@pytest.mark.slow
 def test_decoded_log_mel_is_never_below_the_floor():
     apply, _ = small()
     codes = np.random.default_rng(0).integers(0, 32, (2, 6, 4), np.int32)
