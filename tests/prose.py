@@ -7,6 +7,7 @@ The terms are those of docs/glossary.md.
 
 import ast
 from collections.abc import Iterator
+import functools
 import io
 import pathlib
 import re
@@ -59,8 +60,7 @@ def faults(path: pathlib.Path) -> Iterator[str]:
         return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in _READ:
-            spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(_FLAGS, "", token.string))
-            for word in _WORD.findall(spaced.replace("_", " ") if token.type == tokenize.NAME else spaced):
+            for word in _banned(token.string, token.type == tokenize.NAME):
                 yield f"{shown}:{token.start[0]}: {word!r}"
         if token.type == tokenize.NAME and _SOUND.search(token.string):
             yield f"{shown}:{token.start[0]}: {token.string!r}, where the data is called audio"
@@ -82,6 +82,13 @@ def faults(path: pathlib.Path) -> Iterator[str]:
                 yield f"{shown}:{number}: {fault}"
             if (fault := _first_word(node, docstring)) and path.parts[-2] != "tests":
                 yield f"{shown}:{number}: {fault}"
+
+
+@functools.cache  # most names come again and again
+def _banned(text: str, is_name: bool) -> list[str]:
+    """Returns the banned words of a token."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(_FLAGS, "", text))
+    return _WORD.findall(spaced.replace("_", " ") if is_name else spaced)
 
 
 def _first_word(node: ast.AST, docstring: str) -> str:
@@ -134,6 +141,7 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(block.split()) for block in re.split(r"\n\s*\n|\n(?=[-*] )", text) if block.strip()]
 
 
+@functools.cache
 def places() -> dict[str, list[pathlib.Path]]:
     """Returns the files that are read, by room; the rest by their folder."""
     result: dict[str, list[pathlib.Path]] = {}
@@ -166,4 +174,5 @@ if __name__ == "__main__":
     for name, paths in places().items():
         if not sys.argv[1:] or name in sys.argv[1:]:
             for path in paths:
-                print(*faults(path), sep="\n", end="\n" * any(True for _ in faults(path)))
+                for fault in faults(path):
+                    print(fault)
