@@ -52,7 +52,7 @@ def _initialize(config, folder, origin):
 
 
 def _config(task, folder, **changes):
-    """A configuration of the trainings in this file, with less of what their steps compute."""
+    """A configuration of the trainings in this file, whose steps compute less."""
     smaller = {"language_model": {"model.text": "none"}, "mel_tokenizer": {"data.clip_samples": 8192}}
     return tiny.config(task, folder, **smaller.get(task, {}), **changes)
 
