@@ -135,4 +135,4 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="dim is 24.*5 heads"):
         network(num_heads=5).shapes()
     with pytest.raises(ValueError, match="5 frames of 4 bins.*multiple of 2 frames, and 4 bins"):
-        network().apply(*network().init(jax.random.key(0)), *inputs(5))
+        network().apply(*tiny.scaled_weights(network()), *inputs(5))

@@ -116,7 +116,7 @@ def base(tmp_path_factory):
 
 def _config(folder, **changes):
     changes = {"model.codebook_size": 1024, "model.rows": 16, "data.columns": 4, "total_steps": 4, **changes}
-    changes |= {"evaluate_every": 2, "checkpoint_every": 2, "evaluation_batches": 1, "data.tokens": folder / "tokens"}
+    changes |= {"evaluate_every": 4, "checkpoint_every": 2, "evaluation_batches": 1, "data.tokens": folder / "tokens"}
     return load_config("language_model:tiny", tiny.settings("language_model", **changes))
 
 
