@@ -24,7 +24,7 @@ from bandtok_jax.runs.weights import load_part, load_weights
 from bandtok_jax.tasks import adapters
 from bandtok_jax.training import loop, sharding
 from bandtok_jax.training.run import resolve
-from tests import tiny
+from tests import kept_programs, tiny
 
 ADAPTERS = {"lora.rank": 2, "lora.alpha": 4.0}
 
@@ -93,6 +93,12 @@ def test_every_adapter_has_a_place(variant, layout, monkeypatch):
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept():
+    with kept_programs.kept():
+        yield
 
 
 @pytest.fixture(scope="module")

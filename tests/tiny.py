@@ -378,6 +378,10 @@ def random_weights(network, seed=0):
 
 def scaled_weights(network, seed=0):
     """Parameters and buffers of a network, drawn by NumPy; kernels keep the power of their input."""
+    return _scaled(network.shapes(), seed)
+
+
+def _scaled(shapes, seed):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -391,17 +395,17 @@ def scaled_weights(network, seed=0):
         power = np.prod(leaf.shape[:-1]) if name == "kernel" else 100 if name == "bias" else 1
         return (own.normal(size=leaf.shape) / power**0.5).astype(leaf.dtype)
 
-    return tuple(jax.device_put(jax.tree_util.tree_map_with_path(draw, tree)) for tree in network.shapes())
+    return tuple(jax.device_put(jax.tree_util.tree_map_with_path(draw, tree)) for tree in shapes)
 
 
 def drawn_state(task, seed=0):
     """A state such as `task.init` returns, with `scaled_weights`; there is no program to compile."""
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(task.init, jax.random.key(seed)))
-    for part, network in (("model", task.network), ("discriminator", getattr(task, "discriminator", None))):
-        if part in state:
-            drawn = dict(zip(("parameters", "buffers"), scaled_weights(network, seed)))
-            ema = drawn["parameters"] if state[part].get("ema") else {}
-            state[part] |= {name: leaf for name, leaf in (drawn | {"ema": ema}).items() if name in state[part]}
+    for part in {"model", "discriminator"} & set(state):
+        names = [name for name in ("parameters", "buffers") if name in state[part]]
+        state[part] |= zip(names, _scaled([state[part][name] for name in names], seed))
+        if state[part].get("ema"):
+            state[part]["ema"] = state[part]["parameters"]
     return jax.device_put(state)
 
 
