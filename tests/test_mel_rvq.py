@@ -49,7 +49,7 @@ def test_the_reconstruction_is_weighted_as_in_normalised_decibels():
 def test_training_halves_the_error_of_a_batch():
     task = tasks.create(config(**{"optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.01}))
     batch, key = tiny.batch(task.config), jax.random.key(0)
-    state = task.warm_start(tiny.drawn_state(task), {}, [batch], key)
+    state = task.warm_start(task.init(key), {}, [batch], key)
     step = jax.jit(functools.partial(task.train_step, **task.phase(0)))
     evaluate = jax.jit(task.eval_step)
     before = evaluate(state, {}, batch)["mel_distance"]
