@@ -57,6 +57,10 @@ def _config(task, folder, **changes):
     return tiny.config(task, folder, **smaller.get(task, {}), **changes)
 
 
+def _create(config):
+    return tasks.create(config, model_folder.read_components)
+
+
 def _untimed(line):
     return {name: value for name, value in line.items() if "second" not in name and "share" not in name}
 
@@ -491,13 +495,14 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(straight, tmp_path, 
     assert load_weights(run)["step"] == 4
 
 
+# The batch norms of masked prediction use the moments of a micro-batch. tests/test_masked_prediction.py has its sums.
 @pytest.mark.slow  # tests/test_flow_matching.py has a fast one
-@pytest.mark.parametrize("task", tiny.TASKS)
+@pytest.mark.parametrize("task", [task for task in tiny.TASKS if task != "masked_prediction"])
 def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
     outcomes = []
     for steps in (1, 2):
         config = tiny.config(task, tmp_path, **{"optimizer.accumulation_steps": str(steps), "dtype": "float64"})
-        created = tasks.create(config)
+        created = _create(config)
         state = tiny.in_float64(created.init(jax.random.key(0)))
         batch = tiny.batch(config)
         if task == "language_model":  # parts of a batch differ in their number of codes
@@ -513,15 +518,13 @@ def test_micro_batches_add_up_to_the_batch(task, tmp_path, float64):
 def test_sixteen_bits_are_close_to_thirty_two(task, tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        created = tasks.create(tiny.config(task, tmp_path, dtype=dtype))
+        created = _create(tiny.config(task, tmp_path, dtype=dtype))
         state, batch = tiny.drawn_state(created), tiny.batch(created.config)
-        arguments = state, created.load_frozen(), batch, jax.random.key(1)
-        step = functools.partial(created.train_step, **created.phase(0))
-        shapes, metrics = jax.eval_shape(step, *arguments)
-        assert {x.dtype for x in jax.tree.leaves(shapes) if x.dtype.kind == "f"} == {np.dtype("float32")}
+        train_step = jax.jit(functools.partial(created.train_step, **created.phase(0)))
+        state, metrics = train_step(state, created.load_frozen(), batch, jax.random.key(1))
+        assert {x.dtype for x in jax.tree.leaves(state) if x.dtype.kind == "f"} == {np.dtype("float32")}
         assert metrics["loss"].dtype == np.float32
-        # The loss alone, without the gradient, is a fifth of the program.
-        losses[dtype] = float(jax.jit(lambda *inputs, step=step: step(*inputs)[1]["loss"])(*arguments))
+        losses[dtype] = float(metrics["loss"])
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
 
