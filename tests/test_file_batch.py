@@ -1,7 +1,6 @@
 """Verbs on folders: the tree, resuming, files that cannot be read, and refusals before the work."""
 
 import errno
-import functools
 import os
 import pathlib
 
@@ -13,19 +12,17 @@ from bandtok_jax import cli
 from bandtok_jax.codecs.mel import MelCodec
 from bandtok_jax.commands import code_files, file_batch
 from bandtok_jax.formats import bt_file
-from bandtok_jax.pretrained import export_folder, model_folder
+from bandtok_jax.pretrained import export_folder
 from bandtok_jax.runtime import file_tree
-from tests import tiny
+from tests import kept_programs, tiny
 from tests.test_cli import failure
 
 RATE = 44_100
 
 
 @pytest.fixture(scope="module", autouse=True)
-def models_loaded_once():
-    """Loads equal parts of a model once, because a codec traces its programs again after it is loaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_folder, "load", functools.cache(model_folder.load))
+def loaded_once():
+    with kept_programs.loaded_once():
         yield
 
 

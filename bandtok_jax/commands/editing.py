@@ -67,5 +67,5 @@ def edit(
             bar.update(done - bar.n)
 
         codes = codec.edit(codes, regions, prompt, seed, report=report, **sampling)
-    _, _, clipped = music_files.write(codec, target, [codes], samples, gain, seed)
+    _, clipped = music_files.write(codec, target, [codes], samples, gain, seed)
     return Edit(samples, len(codes), new_columns, int(cells.sum()), clipped)

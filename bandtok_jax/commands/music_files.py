@@ -1,6 +1,6 @@
 """Audio and codes of a codec with a language model, which was trained at one loudness."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 import os
 
 import numpy as np
@@ -43,7 +43,7 @@ def check_target(codec: Codec, target: str) -> None:
 
 def write(
     codec: Codec, target: str, blocks: Iterable[np.ndarray], samples: int, gain: float, seed: int, *, show: bool = True
-) -> tuple[int, int, int]:
+) -> tuple[int, int]:
     """Writes blocks of codes `[any, F]` as `.bt` file, or as audio without the gain.
 
     Args:
@@ -52,26 +52,18 @@ def write(
       show: show the progress of the decoding.
 
     Returns:
-      The numbers of samples, of columns, and of clipped samples.
+      The numbers of samples, and of clipped ones.
     """
-    columns = 0
-
-    def counted() -> Iterator[np.ndarray]:
-        nonlocal columns
-        for codes in blocks:
-            columns += len(codes)
-            yield codes
-
     if files.ending(target) == ".bt":
-        codes = np.concatenate(list(counted()))
-        samples = min(samples, columns * codec.samples_per_column)
+        codes = np.concatenate(list(blocks))
+        samples = min(samples, len(codes) * codec.samples_per_column)
         bt_file.write_codes(target, codes, codec.header, samples)
-        return samples, columns, 0
+        return samples, 0
     with waveform.Writer(target, codec.sample_rate_hz, codec.channels) as writer:
         remaining = samples
-        blocks_of_audio = codec.decode_stream(counted(), seed)
+        blocks_of_audio = codec.decode_stream(blocks, seed)
         for audio in files.progress(blocks_of_audio, samples, codec.sample_rate_hz, show=show):
             audio = audio[..., :remaining]  # the last column may be longer
             remaining -= audio.shape[-1]
             writer.write(audio / np.float32(gain))
-    return samples - remaining, columns, writer.clipped_samples
+    return samples - remaining, writer.clipped_samples

@@ -89,9 +89,9 @@ def generate(
         with contextlib.closing(prefetch(stream, BLOCKS_AHEAD)) as blocks:
             for number, (path, own) in enumerate(zip(paths, itertools.tee(blocks, count))):
                 codes, show = _codes_of(own, number), number > 0
-                written = music_files.write(codec, path, codes, wanted, gain, seed, show=show)
+                samples, clipped = music_files.write(codec, path, codes, wanted, gain, seed, show=show)
                 bar.close()  # all codes are made
-                yield NewMusic(path, *written, samples_of_prefix)
+                yield NewMusic(path, samples, -(-samples // codec.samples_per_column), clipped, samples_of_prefix)
 
 
 def stream(
