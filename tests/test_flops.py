@@ -134,6 +134,7 @@ def test_a_discriminator_counts_from_its_start(tmp_path):
     task = tasks.create(tiny.config("mel_tokenizer", tmp_path))
     alone, together = (flops.training_flops(task, 4, **task.phase(step)) for step in (0, LATE))
     assert 0 < alone < together
+    assert flops.training_flops(task, 8, **task.phase(0)) == 2 * alone
 
 
 def test_padding_and_gaps_do_not_count():

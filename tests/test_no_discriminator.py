@@ -28,8 +28,8 @@ def _without(config: ConfigDict, **loss) -> ConfigDict:
     return config.lock()
 
 
-def _step(config: ConfigDict) -> tuple[set, str]:
-    """The parts of a state, and the program of a step that returns the generator and the metrics."""
+def _step(config: ConfigDict) -> tuple[set, set, str]:
+    """The parts of a state, the names of the metrics, and the program of a step that returns generator and metrics."""
     task = tasks.create(config)
     assert [*map(task.phase, (0, 10**6))] == [{"update_discriminator": False, "adversarial_active": False}] * 2
     state = jax.eval_shape(task.init, jax.random.key(0))
@@ -39,17 +39,19 @@ def _step(config: ConfigDict) -> tuple[set, str]:
         after, metrics = task.train_step({**zeros, "model": model}, {}, batch, key, **task.phase(0))
         return after["model"], metrics
 
-    program = jax.make_jaxpr(step)(state["model"], task.batch_spec(), jax.random.key(0))
+    arguments = state["model"], task.batch_spec(), jax.random.key(0)
+    program, (_, metrics) = jax.make_jaxpr(step, return_shape=True)(*arguments)
     assert len(program.eqns) > 100
-    return set(state), re.sub("0x[0-9a-f]+", "", str(program))  # without addresses of functions
+    return set(state), set(metrics), re.sub("0x[0-9a-f]+", "", str(program))  # without addresses of functions
 
 
 def test_it_trains_as_before_a_discriminator_begins(tmp_path):
     """The programs are the same, and so are the metrics and the weights of each step."""
     config = tiny.shrunk("bandtok:tiny", tmp_path, **{"loss.adversarial_start": -1})
-    (parts, program), (all_parts, expected) = _step(_without(config)), _step(config)
+    (parts, metrics, program), (all_parts, _, expected) = _step(_without(config)), _step(config)
+    assert metrics and not any("discriminator" in name or "adversarial" in name for name in metrics)
     assert parts == {"step", "model"} and all_parts == {"step", "model", "discriminator"}
-    assert program == expected != _step(_without(config, reconstruction=2.0))[1]
+    assert program == expected != _step(_without(config, reconstruction=2.0))[-1]
 
 
 def test_placement_checks_and_files_do_without_it(tmp_path):
