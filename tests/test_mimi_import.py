@@ -13,6 +13,7 @@ import soundfile
 
 import bandtok_jax
 from bandtok_jax import cli
+from bandtok_jax.audio import waveform
 from bandtok_jax.codecs.component import Component
 from bandtok_jax.codecs.waveform import WaveformCodec
 from bandtok_jax.formats import bt_file
@@ -142,6 +143,8 @@ def test_an_import_on_the_command_line(tmp_path, capsys):
     codes, header = bt_file.read_codes(str(tmp_path / "a.bt"))
     np.testing.assert_array_equal(codes, golden()["hf_codes_3001"][:, :2])
     assert header.samples == 3001 and header.row_kind == "residual"
+    assert cli.main(["decode", str(tmp_path / "a.bt"), f"--model={export}", "-o", str(tmp_path / "a.wav")]) == 0
+    assert waveform.probe(tmp_path / "a.wav") == (8000, 1, 3001)
     assert bandtok_jax.load(export).weight_hash == tokenizer("hf").weight_hash
 
 
